@@ -1,0 +1,63 @@
+# Headway's commands. `make demo` and `make test` need nothing set up first.
+#
+#   make demo    export, fleet, two devices, a new defect learned and shared; writes demo-out/report.html
+#   make test    everything the tests need, then the tests
+#   make lint    ruff and strict mypy
+#   make bench   benchmarks (see benchmarks/README.md)
+#
+# Variables:
+#   TORCH_INDEX_URL   where pip takes torch from. Without a GPU, the CPU wheels save about 5 GB:
+#                     make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+#   PYTHON            the Python to make the environment with (3.10 or newer)
+#   DEMO_ARGS         passed to `headway demo`
+#   PYTEST_ARGS       passed to pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX_URL ?=
+DEMO_ARGS ?= --out demo-out
+PYTEST_ARGS ?= -n 2 --cov --cov-report=term:skip-covered
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:
+	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
+
+demo: $(VENV)/.demo
+	@scripts/system-packages mosquitto
+	$(BIN)/headway demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev
+	@scripts/system-packages mosquitto chromium
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage* demo-out
+
+$(VENV)/bin/python:
+	@scripts/system-packages python-venv $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+# torch first where an index is named, so that the extras find it installed and leave it alone.
+$(VENV)/.torch: | $(VENV)/bin/python
+	$(if $(TORCH_INDEX_URL),$(PIP) install torch torchvision --index-url $(TORCH_INDEX_URL))
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+	$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,135 @@
+"""Features of the real image sets from a frozen backbone, computed once and kept in `.bench/`; drawn ones too.
+
+The backbone is mobilenetv2_100 at 224 px with ImageNet weights, run as the exporter's own ONNX file one frame at a
+time, so what is measured is what a device would compute. Nothing of the sets is copied into the repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sdk.codes import Codes, Features, encode, fit_scale
+from sdk.head import Ints
+from sdk.splits import Part, split
+
+Rows = npt.NDArray[np.int64]
+"""Indices of samples."""
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+CACHE: Final = ROOT / ".bench"
+BACKBONE: Final = "mobilenetv2_100"
+INPUT_SIZE_PX: Final = 224
+DRAWN_SIZE: Final = 48
+
+
+class NoImageSets(Exception):
+    """The image sets or the weights are not on this machine; the message says where they were looked for."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A labelled set as features.
+
+    Attributes:
+        name: Of the set.
+        classes: k class names, sorted.
+        features: (n, d) float32, non-negative.
+        labels: (n,) int64, index into `classes`.
+        groups: (n,) str; the image itself where the set has no groups.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    features: Features
+    labels: Ints
+    groups: npt.NDArray[np.str_]
+
+    def halves(self, seed: int) -> tuple[Rows, Rows]:
+        """Return the rows to learn from and those held out: half of each class's groups, by `sdk.splits`."""
+        parts = split(self.groups.tolist(), [self.classes[y] for y in self.labels], seed)
+        learned = np.array([part in (Part.TRAIN, Part.VALIDATION) for part in parts])
+        return np.flatnonzero(learned), np.flatnonzero(~learned)
+
+    def codes(self, base: Rows) -> Codes:
+        """Return all codes (n, d), with the code scale of a release that was trained on the rows `base`."""
+        return encode(self.features, fit_scale(self.features[base]))
+
+
+def shared_folder() -> Path:
+    """Return the folder with `data/` and `weights/`: HEADWAY_SHARED, or `../shared` beside the checkout."""
+    return Path(os.environ.get("HEADWAY_SHARED") or ROOT.parent / "shared")
+
+
+def real(name: str, say: Callable[[str], None] = lambda _: None) -> Sample:
+    """Return the features of the image set `name`, from the cache where it has them.
+
+    Cost: one to two minutes for a set, once.
+
+    Raises:
+        NoImageSets: the set or the weights are missing.
+    """
+    shared = shared_folder()
+    folder, weights = shared / "data" / name, shared / "weights" / BACKBONE
+    for needed in (folder / "index.csv", weights / "model.safetensors"):
+        if not needed.is_file():
+            raise NoImageSets(f"{needed} is missing; set HEADWAY_SHARED to the folder with data/ and weights/")
+    key = hashlib.sha256((folder / "index.csv").read_bytes() + (weights / "model.safetensors").read_bytes())
+    file = CACHE / f"{name}-{BACKBONE}-{INPUT_SIZE_PX}-{key.hexdigest()[:12]}.npz"
+    if not file.is_file():
+        _compute(name, folder, weights, file, say)
+    with np.load(file) as kept:
+        return Sample(name, tuple(kept["classes"].tolist()), kept["features"], kept["labels"], kept["groups"])
+
+
+def _compute(name: str, folder: Path, weights: Path, file: Path, say: Callable[[str], None]) -> None:
+    from export.backbones import load_backbone  # torch: only when there is something to compute
+    from export.finetune import resized_frames
+    from export.forms import features_of
+    from export.graph import to_onnx
+    from sdk.images import open_images
+
+    say(f"computing the features of {name}, once; kept in {file.relative_to(ROOT)}")
+    images = open_images(folder)
+    backbone = load_backbone(BACKBONE, str(weights), input_size_px=INPUT_SIZE_PX)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [image.path for image in images.images]
+        frames = resized_frames(paths, backbone.preprocess, Path(scratch))
+        features = features_of(to_onnx(backbone), frames, backbone.preprocess, lambda: None)
+    classes = images.classes
+    labels = np.array([classes.index(label) for label in images.labels], np.int64)
+    file.parent.mkdir(exist_ok=True)
+    unfinished = file.with_suffix(".part.npz")
+    np.savez(
+        unfinished, features=features, labels=labels, groups=np.array(images.groups), classes=np.array(classes)
+    )
+    unfinished.replace(file)
+
+
+def drawn(name: str) -> Sample:
+    """Return a small set of random features that stands for `name`: to try the benchmarks, never to measure.
+
+    As in the real sets, `magnetic_tile` has several images of a group that look alike, and few groups.
+    """
+    grouped = name == "magnetic_tile"
+    rng = np.random.default_rng(len(name))
+    classes = tuple(f"class {i}" for i in range(3))
+    features, labels, groups = [], [], []
+    common = rng.gamma(1.0, 1.0, DRAWN_SIZE)
+    for label in range(len(classes)):
+        centre = common * rng.gamma(6.0, 1 / 6.0, DRAWN_SIZE)
+        for part in range(10 if grouped else 32):
+            own = centre * rng.gamma(3.0, 1 / 3.0, DRAWN_SIZE)
+            for _ in range(4 if grouped else 1):
+                features.append(own * rng.gamma(6.0 if grouped else 2.0, 0.3, DRAWN_SIZE))
+                labels.append(label)
+                groups.append(f"{label}-{part}")
+    return Sample(name, classes, np.array(features, np.float32), np.array(labels, np.int64), np.array(groups))

@@ -1,0 +1,420 @@
+"""The agent: camera to station to fleet, with the page beside it. The only module that knows the others.
+
+One frame's way is `_inspect`; docs/one-frame.md follows it. Rules kept here:
+
+- The loop never ends by itself: a frame that fails is counted and the next one taken; a lost source is tried
+  again, waiting longer each time. Its broad catch is the only one on this path.
+- The page answers from the first moment, before there is a release and after the source has ended.
+- A release changes between two frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from device_agent.camera import Camera, CameraState, Shot, open_camera
+from device_agent.config import Site
+from device_agent.queue import QueuePolicy
+from device_agent.report import MqttReport, State, UpdateReport, camera_report, station_state
+from device_agent.runtime import Runtime, check_golden, open_runtime
+from device_agent.station import Station
+from device_agent.store import Store, StoreLimits
+from device_agent.update import Release, Updater
+from sdk.bundle import Bundle
+from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError
+from sdk.labels import Record
+from sdk.wire import DeviceState, HeadState, ReleaseRef, Result, UpdateEvent
+
+if TYPE_CHECKING:
+    from device_agent.sync import Sync
+    from sdk.chunks import ChunkFetcher
+
+_log = logging.getLogger(__name__)
+
+RUNNING_NAME: Final = "agent.json"
+"""In the data folder while an agent runs: where its page is."""
+POLL_S: Final = 0.5
+RETRY_S: Final = 1.0
+RETRY_MAX_S: Final = 30.0
+FAILURES_IN_A_ROW: Final = 3
+"""After so many frames in a row that could not be inspected the loop waits between tries, and a release that is
+still provisional is rolled back."""
+FRAMES_TO_COMMIT: Final = 50
+"""So many frames in service commit a provisional release, before its time of watch is over."""
+
+
+def agent_version() -> str:
+    """Return the installed version of Headway."""
+    try:
+        return version("headway-edge")
+    except PackageNotFoundError:
+        return "0+uninstalled"
+
+
+class Agent:
+    """One device, composed from its settings. Use it in a `with` block.
+
+    Opening it takes the store's lock, binds the page's port and checks the first release, so that whatever is
+    wrong with the settings is told before anything runs.
+
+    Args:
+        site: The settings.
+        clock: UTC seconds, for records only.
+
+    Raises:
+        ConfigError: a folder, port or file that the settings name cannot be used.
+        BundleError: the bundle they name is none, or not for this device.
+        DeviceError: the store is damaged, or the runtime does not compute what it should.
+    """
+
+    def __init__(self, site: Site, *, clock: Callable[[], float] = time.time) -> None:
+        from device_agent.page import PageServer
+
+        self.site = site
+        self.started_utc = clock()
+        self.errors = 0
+        self._fault: str | None = None
+        self._sync: Sync | None = None
+        self._fetcher: ChunkFetcher | None = None
+        self._fetched_bytes = 0
+        self._proven = 0  # frames decided in a row by the release that serves
+        self._proving: str | None = None
+        self._own_bundle: Bundle | None = None
+        # An update that goes on from before the last stop may take over while the first release is still chosen.
+        self._serve_lock = threading.RLock()
+        with contextlib.ExitStack() as undo:
+            self.camera: Camera = open_camera(site.camera, site.device, clock=clock)
+            limits = StoreLimits(keep_samples=site.store.keep_samples, queue=site.queue.limit)
+            self.store = Store.open(site.data_dir, site.device, clock=clock, limits=limits)
+            undo.callback(self.store.close)
+            policy = QueuePolicy(site.queue.ask_below, site.queue.spot_check_share)
+            self.station = Station(
+                self.store, policy=policy, on_change=self._head_changed, on_saved=self._log_grew
+            )
+            undo.callback(self.station.close)
+            self._server = PageServer(site.page.host, site.page.port)
+            undo.callback(self._server.stop)
+            self._updater = self._make_updater()
+            undo.callback(self._updater.stop)
+            if site.mqtt is not None:
+                self._join_fleet()
+            self._first_release()
+            undo.pop_all()
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop everything; what is not learned or sent yet is at the next start."""
+        self._server.stop()
+        self._updater.stop()
+        if self._sync is not None:
+            self._sync.stop()
+        self.station.close()
+        self.store.close()
+        (self.site.data_dir / RUNNING_NAME).unlink(missing_ok=True)
+
+    @property
+    def page_url(self) -> str:
+        """Where the page is."""
+        return self._server.url
+
+    # -- the fleet -------------------------------------------------------------------------------------------
+
+    def _join_fleet(self) -> None:
+        """Make what moves labels and releases; nothing connects yet."""
+        from device_agent.sync import Sync
+        from sdk.chunks import ChunkFetcher
+        from sdk.mqtt import MqttSettings
+
+        assert self.site.mqtt is not None
+        settings = MqttSettings(**msgspec.structs.asdict(self.site.mqtt))
+        self._sync = Sync(
+            settings,
+            self.store,
+            self.site.channel,
+            on_records=self._records_came,
+            on_desired=self._updater.start,
+            state=self._device_state,
+            on_online=self._updater.say_again,
+        )
+        chunks = self.site.data_dir / "chunks"
+        self._fetcher = ChunkFetcher(settings, self.site.device, self.site.channel, chunks)
+
+    def _records_came(self, records: list[Record]) -> None:
+        """Labels from elsewhere are in the store."""
+        serving = self.station.serving
+        if serving is not None:
+            serving.learner.received(records)
+
+    def _log_grew(self) -> None:
+        if self._sync is not None:
+            self._sync.notify_outbox()
+
+    def _head_changed(self) -> None:
+        if self._sync is not None:
+            self._sync.notify_state()
+
+    def _device_state(self) -> DeviceState:
+        """Return what the fleet should know of this device."""
+        serving = self.station.serving
+        status = None if serving is None else serving.learner.status()
+        return DeviceState(
+            device=self.site.device,
+            channel=self.site.channel,
+            online=True,
+            agent_version=agent_version(),
+            release_id=None if serving is None else serving.release_id,
+            space=None if serving is None else serving.pipeline.space,
+            live_set_digest=None if status is None else status.live_set_digest,
+            live_samples=0 if status is None else status.live_samples,
+            head_state=HeadState.NONE if status is None else status.state,
+            outbox=self.store.outbox_depth(),
+            log_position=self.store.log_position(self.site.channel),
+        )
+
+    # -- releases --------------------------------------------------------------------------------------------
+
+    def _first_release(self) -> None:
+        """Serve the release that was in service, else the bundle that the settings name, else nothing yet.
+
+        Raises:
+            BundleError: that bundle is none, and nothing else serves. A line does not stop for a folder that it
+                no longer needs.
+        """
+        fault: BundleError | None = None
+        if self.site.bundle is not None:
+            try:
+                self._own_bundle = Bundle.open(self.site.bundle)
+            except BundleError as error:
+                fault = error
+        self._updater.boot()
+        with self._serve_lock:
+            if self.station.serving is None and fault is not None:
+                raise fault
+            if self.station.serving is None and self._own_bundle is not None:
+                self._serve(None)
+        if fault is not None:
+            _log.warning("%s (%s)", fault, fault.hint)
+
+    def _make_updater(self) -> Updater:
+        return Updater(
+            self.store,
+            self.site.data_dir,
+            channel=self.site.channel,
+            precision=self.site.precision,
+            fetch=self._fetch,
+            admit=self._admit,
+            serve=self._serve,
+            on_event=self._tell_update,
+            on_records=self._codes_carried,
+            incumbent=lambda: self._own_bundle,
+        )
+
+    def _admit(self, bundle: Bundle) -> Runtime:
+        """Return a runtime for a bundle that computes its golden inputs right on this device.
+
+        Raises:
+            Incompatible: the bundle lacks the precision that the settings ask for.
+            InferenceFailed: the backbone does not run here, or not rightly.
+        """
+        runtime = open_runtime(bundle, self.site.precision, self.site.runtime)
+        check_golden(runtime, bundle, self.site.precision)
+        return runtime
+
+    def _serve(self, release: Release | None) -> None:
+        """Let a release take over; with None the bundle that the settings name, if they name one."""
+        with self._serve_lock:
+            if release is not None:
+                self.station.serve(release.bundle, self.site.precision, release.runtime, release.release_id)
+            elif self._own_bundle is not None:
+                self.station.serve(self._own_bundle, self.site.precision, self._admit(self._own_bundle))
+            else:
+                self.station.serve_nothing()
+
+    def _fetch(
+        self,
+        ref: ReleaseRef,
+        target: Path,
+        *,
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+        stop: threading.Event | None = None,
+    ) -> object | None:
+        if self._fetcher is None:
+            raise BrokerError(
+                f"release {ref.name!r} cannot be fetched without a broker",
+                hint="Give site.toml its [mqtt] table back.",
+            )
+        fetched = self._fetcher.fetch(ref, target, progress=progress, stop=stop)
+        if fetched is not None:
+            self._fetched_bytes += fetched.traffic.release_bytes
+        return fetched
+
+    def _tell_update(self, event: UpdateEvent) -> None:
+        if self._sync is not None:
+            self._sync.publish_event(event)
+
+    def _codes_carried(self) -> None:
+        self._log_grew()
+        self._records_came([])
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event, *, on_ready: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Inspect until `stop` is set.
+
+        Args:
+            stop: Set it from anywhere to end.
+            on_ready: Called once, when the page answers and inspection begins, with what to tell the starter.
+        """
+        from device_agent.page import create_app
+
+        self._server.start(create_app(self.station, self.state, host=self.site.page.host))
+        if self._sync is not None:
+            self._sync.start()
+        self._say_ready(on_ready)
+        retry_s = RETRY_S
+        while not stop.is_set():
+            if not self.station.wait_for_release(POLL_S):
+                continue
+            before = self.camera.tally.frames
+            try:
+                self._inspect_all(stop)
+                stop.wait()  # the source has ended; labelling goes on
+            except CameraLost as error:
+                self._failed(error)
+                self.camera.tally.state = CameraState.LOST
+                retry_s = RETRY_S if self.camera.tally.frames > before else min(2 * retry_s, RETRY_MAX_S)
+                stop.wait(retry_s)
+
+    def _say_ready(self, on_ready: Callable[[dict[str, Any]], None] | None) -> None:
+        serving = self.station.serving
+        ready = {
+            "ready": True,
+            "page": self.page_url,
+            "device": self.site.device,
+            "release": None if serving is None else serving.bundle.manifest.name,
+            "release_id": None if serving is None else serving.release_id,
+            "pid": os.getpid(),
+        }
+        (self.site.data_dir / RUNNING_NAME).write_text(json.dumps(ready))
+        if on_ready is not None:
+            on_ready(ready)
+
+    def _inspect_all(self, stop: threading.Event) -> None:
+        """Inspect frames until the source ends or `stop` is set.
+
+        Raises:
+            CameraLost: the source cannot be read.
+        """
+        in_a_row = 0
+        for shot in self.camera.shots(stop):
+            try:
+                self._inspect(shot)
+                in_a_row, self._fault = 0, None
+                self._proves_itself()
+            except Exception as error:  # noqa: BLE001 - the line must not stop for one frame, whatever is wrong
+                in_a_row += 1
+                self._failed(error)
+                if in_a_row >= FAILURES_IN_A_ROW:
+                    self._fails(error)
+                    stop.wait(min(RETRY_S * 2 ** (in_a_row - FAILURES_IN_A_ROW), RETRY_MAX_S))
+
+    def _inspect(self, shot: Shot) -> None:
+        seen = self.station.see(shot)
+        if self._sync is not None:
+            decision = seen.decision
+            self._sync.publish_result(
+                Result(
+                    sample=seen.sample_id.hex(),
+                    decision=decision.shown,
+                    probability=decision.probability,
+                    novelty=decision.novelty,
+                    unknown=decision.unknown,
+                    captured_utc=seen.captured_utc,
+                    latency_ms=seen.latency_ms,
+                )
+            )
+
+    def _proves_itself(self) -> None:
+        """Count frames that the serving release has decided; enough of them commit it."""
+        serving = self.station.serving
+        release_id = None if serving is None else serving.release_id
+        if release_id != self._proving:
+            self._proving, self._proven = release_id, 0
+        self._proven += 1
+        if release_id is not None and self._proven == FRAMES_TO_COMMIT:
+            self._updater.confirm(release_id)
+
+    def _fails(self, error: Exception) -> None:
+        serving = self.station.serving
+        if serving is not None and serving.release_id is not None:
+            self._updater.fail(serving.release_id, f"it decided no frame: {error}")
+
+    def _failed(self, error: Exception) -> None:
+        self.errors += 1
+        fault = f"{error}" if isinstance(error, HeadwayError) else f"{type(error).__name__}: {error}"
+        if fault != self._fault:
+            _log.error("%s", fault, exc_info=not isinstance(error, HeadwayError))
+        self._fault = fault
+
+    # -- what it says of itself ------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Return everything the device says of itself."""
+        sync = None if self._sync is None else self._sync.status()
+        update = self._updater.status()
+        faults = [self._fault, update.fault, None if sync is None else sync.fault]
+        return station_state(
+            self.station,
+            channel=self.site.channel,
+            version=agent_version(),
+            started_utc=self.started_utc,
+            camera=camera_report(self.camera),
+            mqtt=self._mqtt_report(),
+            update=None
+            if update.release_id is None or update.state is None
+            else UpdateReport(
+                release_id=update.release_id,
+                name=update.name,
+                state=update.state.value,
+                reason=update.reason,
+                done_bytes=update.done_bytes,
+                total_bytes=update.total_bytes,
+            ),
+            errors=self.errors,
+            faults=tuple(fault for fault in faults if fault is not None),
+        )
+
+    def _mqtt_report(self) -> MqttReport | None:
+        if self._sync is None or self.site.mqtt is None:
+            return None
+        traffic = self._sync.traffic()
+        return MqttReport(
+            address=f"{self.site.mqtt.host}:{self.site.mqtt.port}",
+            connected=self._sync.status().connected,
+            release_bytes=traffic.release_bytes + self._fetched_bytes,
+            head_bytes=traffic.head_bytes,
+        )
+
+
+def running_page(data_dir: Path) -> str | None:
+    """Return where the page of the agent on this data folder is; None if none has said so."""
+    try:
+        return str(json.loads((data_dir / RUNNING_NAME).read_text())["page"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

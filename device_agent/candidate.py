@@ -1,0 +1,139 @@
+"""A release before it serves: this device's own labels carried into its feature space, and its score on them.
+
+A new backbone changes every code and no label. So the pictures that operators labelled here are embedded anew and
+their codes written to the log, from where the whole fleet learns them; then the candidate is scored on exactly
+these samples beside the release that serves now, each on groups left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from device_agent.pipeline import BATCH_FRAMES, Pipeline
+from device_agent.store import Sample, Store
+from device_agent.trial import Base
+from sdk.bundle import Bundle
+from sdk.codes import Code, code_digest
+from sdk.errors import BadImages, HeadwayError
+from sdk.head import Calibration
+from sdk.images import decode
+from sdk.labels import Body, CodeRecord
+from sdk.preprocess import Frame
+from sdk.score import LeftOut, calibrate
+from sdk.verdict import Verdict, trial
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What became of this device's labels in a new feature space: codes written, and pictures that were lost."""
+
+    written: int = 0
+    lost: int = 0
+
+
+def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> Carried:
+    """Write a code record for every own labelled sample that has none in a pipeline's feature space.
+
+    May be repeated at will: what is written is not written again.
+
+    Raises:
+        InferenceFailed: the runtime failed.
+        StoreFull: no room; what was written before stays.
+        InterruptedError: `stop` said so.
+    """
+    written = lost = 0
+    waiting = store.labelled_without_code(pipeline.space)
+    for start in range(0, len(waiting), BATCH_FRAMES):
+        if stop():
+            raise InterruptedError("embedding was asked to stop")
+        samples, frames = _readable(store, waiting[start : start + BATCH_FRAMES])
+        lost += len(waiting[start : start + BATCH_FRAMES]) - len(samples)
+        if not samples:
+            continue
+        codes = pipeline.codes(frames)
+        space = bytes.fromhex(pipeline.space)
+        bodies: list[Body] = [
+            CodeRecord(space, sample.sample_id, sample.group, code_digest(code))
+            for sample, code in zip(samples, codes, strict=True)
+        ]
+        by_sample: dict[bytes, Code] = {s.sample_id: code for s, code in zip(samples, codes, strict=True)}
+        store.append(bodies, by_sample)
+        written += len(samples)
+    if lost:
+        log.warning("%d labelled pictures are gone or damaged: their labels do not count in this release", lost)
+    return Carried(written, lost)
+
+
+def _readable(store: Store, samples: list[Sample]) -> tuple[list[Sample], list[Frame]]:
+    kept: list[Sample] = []
+    frames: list[Frame] = []
+    for sample in samples:
+        image = store.image(sample.sample_id)
+        if image is None:
+            continue
+        try:
+            frames.append(decode(image))
+        except BadImages:
+            continue
+        kept.append(sample)
+    return kept, frames
+
+
+def compare(
+    store: Store, old: tuple[Bundle, str | None], new: tuple[Bundle, str | None], stop: Callable[[], bool]
+) -> Verdict | None:
+    """Return whether a candidate knows this device's own labels as well as the release that serves now.
+
+    Args:
+        store: Whose log both are folded with.
+        old: The release that serves, and its precision.
+        new: The candidate, and its precision.
+        stop: Asked between groups; true ends the work.
+
+    Returns:
+        None where there is nothing to compare: no own labels, or too few groups.
+
+    Raises:
+        BadFormat: a bundle's samples are not those its head was made from.
+        InterruptedError: `stop` said so.
+    """
+    names: dict[bytes, str] = {}
+    sides = [_own_score(store, bundle, precision, names, stop) for bundle, precision in (old, new)]
+    before, after = sides
+    if before is None or after is None:
+        return None
+    return trial(before, after, names=lambda class_id: names.get(class_id, f"class {class_id.hex()[:6]}"))
+
+
+def _own_score(
+    store: Store, bundle: Bundle, precision: str | None, names: dict[bytes, str], stop: Callable[[], bool]
+) -> tuple[LeftOut, Calibration] | None:
+    """Return left-out scores of own samples only, with the calibration that all samples give."""
+    base = Base.of(bundle, precision)
+    for record in store.records():
+        with contextlib.suppress(HeadwayError):  # it contradicts itself; the learner counts these
+            base.fold.apply(record)
+    names |= base.fold.class_names()
+    live = base.fold.live_set()
+    left_out = base.left_out(live, stop)
+    scorable = np.array(base.scorable(live), bool)
+    rows = np.array([device == store.device for device in live.devices], bool)[scorable]
+    if left_out is None or not rows.any():
+        return None
+    own = replace(
+        left_out,
+        truth=left_out.truth[rows],
+        groups=left_out.groups[rows],
+        scores=left_out.scores[rows],
+        novelty=left_out.novelty[rows],
+        orphan=left_out.orphan[rows],
+        samples=tuple(sample for sample, own in zip(left_out.samples, rows, strict=True) if own),
+    )
+    return own, calibrate(left_out, base.calibration.false_alarm_rate)

@@ -1,0 +1,527 @@
+"""`headway agent`, `headway evaluate`, `headway rehearse`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import click
+
+from sdk.errors import ConfigError
+from sdk.stopping import stop_on_signals
+
+if TYPE_CHECKING:
+    from device_agent.evaluate import Acceptance, Accuracy, Evaluation
+    from device_agent.rehearse import Measure, PolicyResult, Rehearsal
+
+_SITE = click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
+_BUNDLE = click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
+_DATA = click.option(
+    "--data",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Labelled images: class folders, or an index.csv.",
+)
+_PRECISION = click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Default: the bundle's first."
+)
+_THREADS = click.option(
+    "--threads", type=click.IntRange(0, 256), default=0, help="Processor threads; 0 is all of them."
+)
+_JSON = click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write the figures there; - prints them instead.",
+)
+STATUS_TIMEOUT_S: Final = 5.0
+_STDOUT: Final = Path("-")
+_ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def _learn_on_one_core() -> None:
+    """Keep the solver's matrix library to one thread; call it before numpy is imported.
+
+    Measured on two busy cores (MobileNetV2, d = 1280, 900 samples): from label to live in 180 to 220 ms with one
+    thread, in 640 to 3200 ms with two, which wait for each other while inspection has the cores. The backbone's
+    threads are the runtime's own.
+    """
+    for name in _ONE_THREAD:
+        os.environ.setdefault(name, "1")
+
+
+@click.group()
+def agent() -> None:
+    """Inspect, label and learn on this device."""
+
+
+@agent.command()
+@click.argument("file", metavar="[SITE.TOML]", type=click.Path(path_type=Path), default=Path("site.toml"))
+@click.option("--force", is_flag=True, help="Replace the file.")
+def init(file: Path, force: bool) -> None:
+    """Write a commented site.toml to start from."""
+    from device_agent.config import TEMPLATE
+
+    try:
+        with file.open("w" if force else "x", encoding="utf-8") as out:
+            out.write(TEMPLATE)
+    except FileExistsError as error:
+        raise ConfigError(f"{file} exists", hint="Edit it, or --force to replace it.") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
+    click.echo(f"wrote {file}; edit it, then: headway agent run {file}")
+
+
+@agent.command()
+@_SITE
+@click.option("--verbose", is_flag=True, help="Log every step.")
+def run(site_file: Path, verbose: bool) -> None:
+    """Run the agent until it is stopped (Ctrl-C, SIGTERM).
+
+    Prints one line of JSON when it is ready: the page's address, the device, the release. Logs go to stderr.
+    """
+    _learn_on_one_core()
+    from device_agent.agent import Agent
+    from device_agent.config import load_site
+
+    site = load_site(site_file)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    with stop_on_signals() as stop:
+        with Agent(site) as running:
+            running.run(stop.event, on_ready=lambda ready: click.echo(json.dumps(ready)))
+        if stop.interrupted:
+            raise KeyboardInterrupt
+
+
+@agent.command()
+@_SITE
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status(site_file: Path, as_json: bool) -> None:
+    """Say what the agent of this site.toml is doing."""
+    import urllib.error
+    import urllib.request
+
+    from device_agent.agent import running_page
+    from device_agent.config import load_site
+
+    site = load_site(site_file)
+    page = running_page(site.data_dir)
+    try:
+        if page is None:
+            raise FileNotFoundError
+        with urllib.request.urlopen(f"{page}api/state", timeout=STATUS_TIMEOUT_S) as answer:
+            state = json.load(answer)
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise ConfigError(
+            f"no agent answers for {site.data_dir}", hint=f"Start it: headway agent run {site_file}"
+        ) from error
+    if as_json:
+        click.echo(json.dumps(state, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    release, head, score = state["release"], state["head"], state["score"]
+    console.print(f"[bold]{state['device']}[/]  {page}")
+    console.print("release   " + (f"{release['name']} ({release['precision']})" if release else "none yet"))
+    if head:
+        console.print(f"head      {head['number']}, {head['state']}, {head['samples']} samples. {head['reason']}")
+    if score:
+        console.print(f"score     {score['balanced_accuracy']:.1%} ({score['low']:.0%} to {score['high']:.0%})")
+    counts = (
+        f"{state['frames']} inspected, {state['unknown']} unknown, {state['queue_depth']} waiting for an operator"
+    )
+    console.print(f"frames    {counts}")
+    console.print(f"camera    {state['camera']['state']}: {state['camera']['name']}")
+    console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
+    for fault in state["faults"]:
+        console.print(f"[yellow]fault[/]     {fault}")
+
+
+@click.command()
+@_BUNDLE
+@_DATA
+@click.option(
+    "--part",
+    type=click.Choice(["test", "stream", "all"]),
+    default="test",
+    help="Which of the images that it did not learn from. Images it never saw are always evaluated.",
+)
+@click.option(
+    "--good", multiple=True, metavar="CLASS", help="A class that is no defect: reports escapes and overkill."
+)
+@click.option(
+    "--escape-rate",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="With --good: reject from a threshold that lets at most this share of defects pass.",
+)
+@_PRECISION
+@_THREADS
+@_JSON
+def evaluate(
+    bundle_path: Path,
+    data: Path,
+    part: str,
+    good: tuple[str, ...],
+    escape_rate: float | None,
+    precision: str | None,
+    threads: int,
+    json_file: Path | None,
+) -> None:
+    """Measure a bundle on images that it did not learn from.
+
+    \b
+    How often is each class recognised?
+      headway evaluate bundle --data parts/
+    How many good parts are rejected, if at most one defect in fifty may pass?
+      headway evaluate bundle --data parts/ --good free --escape-rate 0.02
+    """
+    if escape_rate is not None and not good:
+        raise click.UsageError("--escape-rate needs --good: which class is no defect?")
+    _learn_on_one_core()
+    from device_agent.config import RuntimeSettings
+    from device_agent.evaluate import evaluate as measure
+    from device_agent.runtime import check_golden, open_runtime
+    from sdk.bundle import Bundle
+    from sdk.images import open_images
+
+    bundle = Bundle.open(bundle_path)
+    with _progress("reading images") as step:
+        images = open_images(data, progress=step)
+    runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))
+    check_golden(runtime, bundle, precision)
+    with _progress("evaluating") as step:
+        result = measure(
+            bundle,
+            images,
+            runtime,
+            precision=precision,
+            part=part,
+            good=good,
+            escape_rate=escape_rate,
+            progress=step,
+        )
+    _write_json(json_file, result)
+    if json_file != _STDOUT:
+        _print_evaluation(result)
+
+
+def _station(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, list[str]] | None:
+    if value is None:
+        return None
+    column, equals, rest = value.partition("=")
+    values = [each.strip() for each in rest.split(",") if each.strip()]
+    if not (column.strip() and equals and values):
+        raise click.BadParameter("say COLUMN=VALUE or COLUMN=VALUE,VALUE, as in camera=3,4")
+    return column.strip(), values
+
+
+@click.command()
+@_BUNDLE
+@_DATA
+@click.option(
+    "--labels",
+    required=True,
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="Labels that the operator will give in a shift.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Choice(["queue", "random", "all"]),
+    help="Which images get them: what the agent asks about (default), as many at random, or every one in order. "
+    "May be repeated, to compare.",
+)
+@click.option("--compare", is_flag=True, help="Short for all three policies.")
+@click.option("--hold-back", metavar="CLASS", help="A class that the device does not know at first.")
+@click.option(
+    "--station",
+    metavar="COLUMN=VALUES",
+    callback=_station,
+    help="Only images with these values in this column of index.csv pass and judge, and the device has learned "
+    "from none of them.",
+)
+@click.option(
+    "--noise",
+    metavar="RATE",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Share of labels that are wrong, such as 0.05.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Another order of the shift.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 1000), default=1, metavar="N", help="So many shifts, from --seed on."
+)
+@click.option(
+    "--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw the curves there, as .png or .svg."
+)
+@_PRECISION
+@_THREADS
+@_JSON
+def rehearse(
+    bundle_path: Path,
+    data: Path,
+    labels: int,
+    policies: tuple[str, ...],
+    compare: bool,
+    hold_back: str | None,
+    station: tuple[str, list[str]] | None,
+    noise: float,
+    seed: int,
+    seeds: int,
+    plot: Path | None,
+    precision: str | None,
+    threads: int,
+    json_file: Path | None,
+) -> None:
+    """Replay images through a real agent, with an oracle for the operator: how many labels will be needed?
+
+    The images pass as on a shift. Some of them are labelled with what they are, the head learns each label, and is
+    judged on other images, which nothing learns from, at 0, 1, 2, 3, 5, 10, ... labels. Beside it stands what
+    labelling the whole shift would give.
+
+    \b
+    Forty labels, on what the agent asks about:
+      headway rehearse bundle --data parts/ --labels 40
+    What do its questions buy over labels at random? Five shifts of each, and a picture:
+      headway rehearse bundle --data parts/ --labels 40 --policy queue --policy random \\
+          --seeds 5 --plot curve.png
+    How fast is a defect learned that the device has never seen?
+      headway rehearse bundle --data parts/ --labels 40 --hold-back scratch
+    Trained on other cameras, adapted on cameras 3 and 4 (a column of index.csv):
+      headway rehearse bundle --data parts/ --labels 40 --station camera=3,4
+    What if one label in twenty is wrong?
+      headway rehearse bundle --data parts/ --labels 40 --noise 0.05
+    """
+    _learn_on_one_core()
+    from device_agent.config import RuntimeSettings
+    from device_agent.plot import check_plot, draw
+    from device_agent.rehearse import Plan, StationImages
+    from device_agent.rehearse import rehearse as replay
+    from device_agent.runtime import check_golden, open_runtime
+    from device_agent.shift import Policy
+    from sdk.bundle import Bundle
+    from sdk.images import open_images
+
+    chosen = ("queue", "random", "all") if compare else dict.fromkeys(policies or ("queue",))
+    plan = Plan(
+        labels=labels,
+        policies=[Policy(name) for name in chosen],
+        seeds=range(seed, seed + seeds),
+        hold_back=hold_back,
+        station=None if station is None else StationImages(*station),
+        noise=noise,
+    )
+    if plot is not None:
+        check_plot(plot)
+    _check_json(json_file)
+    bundle = Bundle.open(bundle_path)
+    with _progress("reading images") as step:
+        images = open_images(data, progress=step)
+    runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))
+    check_golden(runtime, bundle, precision)
+    with _progress("computing codes") as step:
+        result = replay(
+            bundle,
+            images,
+            runtime,
+            plan,
+            precision=precision,
+            coding=step,
+            progress=lambda what, done, total: step(done, total, what),
+        )
+    _write_json(json_file, result)
+    if plot is not None:
+        draw(result, plot)
+    if json_file != _STDOUT:
+        _print_rehearsal(result)
+
+
+class _Step(Protocol):
+    def __call__(self, done: int, total: int, what: str = ..., /) -> None: ...
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[_Step]:
+    """Give a function (done, in all, what is done now) that draws a bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task, shown = bars.add_task(what, total=None), what
+
+        def step(done: int, total: int, now: str = what, /) -> None:
+            nonlocal task, shown
+            if now != shown and shown == what:  # another kind of work: its own count and time
+                bars.remove_task(task)
+                task = bars.add_task(now, total=total)
+            shown = now
+            bars.update(task, description=now, completed=done, total=total)
+
+        yield step
+
+
+def _check_json(file: Path | None) -> None:
+    """Refuse a file that could not be written, before the work and not after it."""
+    if file is not None and file != _STDOUT and not file.parent.is_dir():
+        raise ConfigError(f"{file}: no such folder", hint="Name a file in a folder that exists.")
+
+
+def _write_json(file: Path | None, result: Any) -> None:
+    if file is None:
+        return
+    import msgspec
+
+    encoded = msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
+    if file == _STDOUT:
+        click.echo(encoded, nl=False)
+        return
+    try:
+        file.write_bytes(encoded)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
+
+
+def _print_evaluation(result: Evaluation) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{result.bundle}[/] ({result.precision}, {result.runtime}), {result.digest[:12]}")
+    console.print(
+        f"{result.accuracy.images} images in {result.accuracy.groups} groups, part {result.part}; left out: "
+        f"{result.left_out_learned} it learned from, {result.left_out_other_part} of other parts"
+    )
+    if result.unknown_to_the_bundle:
+        console.print(f"{result.unknown_to_the_bundle} of the evaluated images are new to the bundle")
+    if result.refused:
+        console.print(f"[yellow]{len(result.refused)} files could not be used[/]")
+    _print_accuracy(console, result.accuracy)
+    if result.acceptance is not None:
+        _print_acceptance(console, result.acceptance)
+    console.print(f"{result.frames_per_s:.0f} images a second, reading included")
+
+
+def _print_accuracy(console: Any, accuracy: Accuracy) -> None:
+    from rich.table import Table
+
+    if accuracy.classes:
+        table = Table("class", "images", "recall (95 %)", "forced choice", "called instead")
+        for c in accuracy.classes:
+            other = ", ".join(f"{name} {n}" for name, n in c.called.items() if name != c.name)
+            table.add_row(c.name, str(c.images), str(c.recall), f"{c.forced_recall.share:.1%}", other)
+        console.print(table)
+    if accuracy.novel:
+        table = Table("class it never heard of", "images", "noticed as unknown (95 %)", "called instead")
+        for n in accuracy.novel:
+            other = ", ".join(f"{name} {count}" for name, count in n.called.items() if name != "unknown")
+            table.add_row(n.name, str(n.images), str(n.noticed), other)
+        console.print(table)
+    if accuracy.balanced_accuracy is not None:
+        forced = accuracy.forced_balanced_accuracy
+        beside = "" if forced is None else f"; {forced:.1%} with forced choice"
+        console.print(f"balanced accuracy {accuracy.balanced_accuracy}{beside}")
+    if accuracy.unknown_rate is not None:
+        console.print(f"called unknown although known: {accuracy.unknown_rate}")
+    if accuracy.calibration_error is not None:
+        console.print(f"the probability shown is off by {accuracy.calibration_error:.1%} on average")
+
+
+def _print_acceptance(console: Any, acceptance: Acceptance) -> None:
+    good = " or ".join(acceptance.good)
+    if acceptance.threshold is None:
+        console.print(f"a part passes when it is called {good}:")
+    else:
+        console.print(
+            f"a part is rejected from {acceptance.threshold:.1%} probability of a defect, or when unknown; "
+            f"chosen on the bundle's own left-out parts for escapes of {acceptance.target:.1%}, "
+            f"expecting {acceptance.expected_escapes} escapes and {acceptance.expected_overkill} overkill"
+        )
+        if not acceptance.reachable:
+            console.print("[yellow]no threshold reaches the target on those parts[/]")
+    console.print(f"escapes, defects that passed: {acceptance.escapes or 'no defects here'}")
+    console.print(f"overkill, good parts rejected: {acceptance.overkill or 'no good parts here'}")
+
+
+def _print_rehearsal(result: Rehearsal) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    where = "" if result.station is None else f", station {result.station}"
+    console.print(
+        f"[bold]{result.bundle}[/] ({result.precision}){where}: {result.stream_images} images as a shift, "
+        f"judged on {result.test_images} others"
+    )
+    for each in result.policies:
+        console.print(_rehearsal_table(result, each))
+        shifts = each.shifts
+        asked: Counter[str] = Counter()
+        for shift in shifts:
+            asked.update(shift.labels_by_class)
+        given = ", ".join(f"{name} {n}" for name, n in asked.most_common())
+        back = sum(shift.taken_back for shift in shifts)
+        in_all = f" in {len(shifts)} shifts" if len(shifts) > 1 else ""
+        console.print(
+            f"{each.policy.value}: {asked.total()} labels{in_all} ({given}); {back} heads taken back", markup=False
+        )
+    if result.label_to_live_ms is not None:
+        console.print(f"from label to live: {result.label_to_live_ms:.0f} ms (median)")
+    for note in result.notes:
+        console.print(f"[yellow]note[/] {note}")
+    console.print(f"[bold]{result.advice}[/]")
+
+
+def _rehearsal_table(result: Rehearsal, each: PolicyResult) -> Any:
+    from rich.table import Table
+
+    several = len(each.shifts) > 1
+    about = {
+        "queue": "what the agent asks about",
+        "random": "images picked at random",
+        "all": "every image in order",
+    }[each.policy.value]
+    title = f"{about}, mean (range) of {len(each.shifts)} shifts" if several else about
+    columns: list[tuple[str, Measure]] = [("balanced accuracy", lambda p: p.balanced_accuracy)]
+    if result.new_classes:
+        columns.append((f"new: {', '.join(result.new_classes)}", lambda p: p.new_class_recall))
+    columns.append(("classes it knew", lambda p: p.old_class_recall))
+    if result.elsewhere_images:
+        columns.append(("elsewhere", lambda p: p.elsewhere_balanced_accuracy))
+    columns.append(("the device's own score", lambda p: p.trial_balanced_accuracy))
+    table = Table("labels", *(name for name, _ in columns), title=title, title_justify="left")
+    for mean, low, high in zip(each.curve, each.low, each.high, strict=True):
+        cells = [
+            _share(measure(mean)) + (_range(measure(low), measure(high)) if several else "")
+            for _, measure in columns
+        ]
+        table.add_row(str(mean.labels), *cells)
+    joint = result.joint
+    table.add_row(f"all {joint.labels} at once", *(_share(measure(joint)) for _, measure in columns))
+    return table
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -1,0 +1,342 @@
+"""One device's settings: `site.toml` into a frozen tree, checked once at start.
+
+Every key, its unit and its default stand here and in `TEMPLATE`, which `headway agent init` writes. Unknown keys
+are refused with the nearest known name; a wrong value is named with its file and key. Relative paths are
+relative to the folder of `site.toml`. Secrets stand in files of their own, never here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from sdk.errors import ConfigError
+from sdk.labels import DeviceId
+from sdk.wire import DEFAULT_PREFIX, ChannelName
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SITE_NAME = "site.toml"
+MAX_SITE_BYTES = 1024 * 1024
+
+Rate = Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One table of `site.toml`."""
+
+
+class _Grouping(_Section, frozen=True, kw_only=True):
+    """How frames without a part id are put into groups: pictures of one part must not be told apart by score.
+
+    Attributes:
+        burst_gap_s: A frame this long after the one before starts a new group.
+        burst_max_s: A group without a gap ends here, so that a camera that never pauses has groups at all.
+            Set it above the time one part stays in view.
+    """
+
+    burst_gap_s: Seconds = 2.0
+    burst_max_s: PositiveSeconds = 30.0
+
+
+class FolderCamera(_Grouping, frozen=True, kw_only=True, tag="folder", tag_field="kind"):
+    """Image files of a folder, sorted by path; an `index.csv` (path[,group]) may say which and in what order.
+
+    Attributes:
+        path: The folder.
+        rate_fps: Frames a second; 0 is as fast as they can be inspected.
+        loop: Start again at the end.
+    """
+
+    path: Path
+    rate_fps: Rate = 0.0
+    loop: bool = False
+
+
+class VideoCamera(_Grouping, frozen=True, kw_only=True, tag="video", tag_field="kind"):
+    """A video file, sampled at `rate_fps` of its own time; 0 takes every frame as fast as it can be inspected."""
+
+    path: Path
+    rate_fps: Rate = 0.0
+    loop: bool = False
+
+
+class OpenCvCamera(_Grouping, frozen=True, kw_only=True, tag="opencv", tag_field="kind"):
+    """A live camera that OpenCV opens, by index or by URL (RTSP, HTTP, a device path).
+
+    Attributes:
+        index: Number of a local camera; 0 is the first.
+        url: Address of a network camera.
+        rate_fps: Frames a second at most; 0 takes every frame that inspection keeps up with.
+        retry_s: Wait before the first reconnection; doubles up to `retry_max_s`.
+    """
+
+    index: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    url: Name | None = None
+    rate_fps: Rate = 0.0
+    retry_s: PositiveSeconds = 0.5
+    retry_max_s: PositiveSeconds = 30.0
+
+    def __post_init__(self) -> None:
+        if (self.index is None) == (self.url is None):
+            raise ValueError("give either index or url")
+
+
+CameraSettings = FolderCamera | VideoCamera | OpenCvCamera
+
+
+class RuntimeSettings(_Section, frozen=True, kw_only=True):
+    """How the backbone runs. `threads` 0 lets ONNX Runtime use every core."""
+
+    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+
+
+class PageSettings(_Section, frozen=True, kw_only=True):
+    """Where the operator's page is. There are no accounts yet: bind beyond loopback only on a trusted network."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 8080
+
+
+class MqttTable(_Section, frozen=True, kw_only=True):
+    """The fleet's broker. Without this table the device works alone. `sdk.mqtt.MqttSettings` says it in full.
+
+    `ca_file` turns TLS on; `cert_file` and `key_file` are this device's own certificate. `password_file` holds
+    nothing but the password.
+    """
+
+    host: Name
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1883
+    prefix: Name = DEFAULT_PREFIX
+    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    username: Name | None = None
+    password_file: Path | None = None
+
+
+class QueueSettings(_Section, frozen=True, kw_only=True):
+    """Which samples an operator is asked about.
+
+    Attributes:
+        ask_below: Ask when the best class has less than this probability.
+        spot_check_share: Share of all other samples that is asked about, so that confident mistakes show too.
+        limit: At most this many wait; the least urgent give way.
+    """
+
+    ask_below: Share = 0.8
+    spot_check_share: Share = 0.01
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 200
+
+
+class StoreSettings(_Section, frozen=True, kw_only=True):
+    """What is kept. `keep_samples` unlabelled samples with their images; labelled ones are kept for ever."""
+
+    keep_samples: Annotated[int, msgspec.Meta(ge=10, le=1_000_000)] = 2000
+
+
+class Site(_Section, frozen=True, kw_only=True):
+    """All settings of one device.
+
+    Attributes:
+        device: This device's id in the fleet: small letters, digits and '-'.
+        camera: Where frames come from.
+        data_dir: Labels, images, releases. Back it up; never copy it to a second device.
+        channel: The product line whose releases and labels this device shares.
+        bundle: Release to start with. Without it the device waits for one over MQTT.
+        precision: fp32, fp16 or int8; by default the bundle's first.
+    """
+
+    device: DeviceId
+    camera: CameraSettings
+    data_dir: Path = Path("headway-data")
+    channel: ChannelName = "default"
+    bundle: Path | None = None
+    precision: Literal["fp32", "fp16", "int8"] | None = None
+    runtime: RuntimeSettings = RuntimeSettings()
+    page: PageSettings = PageSettings()
+    mqtt: MqttTable | None = None
+    queue: QueueSettings = QueueSettings()
+    store: StoreSettings = StoreSettings()
+
+
+_CAMERAS: Mapping[str, type[_Section]] = {"folder": FolderCamera, "video": VideoCamera, "opencv": OpenCvCamera}
+_SECTIONS: Mapping[str, type[_Section]] = {
+    "runtime": RuntimeSettings,
+    "page": PageSettings,
+    "mqtt": MqttTable,
+    "queue": QueueSettings,
+    "store": StoreSettings,
+}
+
+
+def load_site(file: Path) -> Site:
+    """Return the settings in a `site.toml`.
+
+    Raises:
+        ConfigError: it cannot be read, or a key or value in it is wrong.
+    """
+    try:
+        size_bytes = file.stat().st_size
+        text = file.read_text(encoding="utf-8") if size_bytes <= MAX_SITE_BYTES else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{file}: {reason}", hint="`headway agent init` writes one to start from.") from error
+    if size_bytes > MAX_SITE_BYTES:
+        raise ConfigError(f"{file}: {size_bytes} bytes are too many", hint="Is this really a settings file?")
+    return parse_site(text, file)
+
+
+def parse_site(text: str, file: Path) -> Site:
+    """Return the settings that the text of `file` says; paths are relative to the file's folder.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{file}: {error}", hint='Strings stand in quotes: name = "value"; tables in brackets: [camera].'
+        ) from error
+    _refuse_unknown(raw, file)
+    folder = file.resolve().parent
+
+    def to_path(kind: type, value: Any) -> Any:
+        if kind is Path and isinstance(value, str) and value:
+            return folder / Path(value).expanduser()
+        raise ValueError("expected a path in quotes")
+
+    try:
+        site = msgspec.convert(raw, Site, dec_hook=to_path)
+    except msgspec.ValidationError as error:
+        message, key = _explain(str(error))
+        raise ConfigError(
+            f"{file}: {key}{message}", hint=f"docs/agent.md lists every key; {_hint_for(key, raw)}"
+        ) from error
+    return msgspec.structs.replace(site, data_dir=folder / site.data_dir)
+
+
+def _explain(message: str) -> tuple[str, str]:
+    """Return msgspec's message in plain words, and "key: " for where it is, if it says."""
+    text, _, where = message.partition(" - at `$")
+    key = where.rstrip("`").removeprefix(".")
+    if not key and text.startswith("Object missing required field"):
+        return f"{text.split('`')[1]} is missing", ""
+    if text.startswith("Object missing required field"):
+        return f"{text.split('`')[1]} is missing in [{key}]", ""
+    plain = text.replace("Expected `", "expected ").replace("`, got `", ", got ").replace("`", "")
+    return plain[:1].lower() + plain[1:], f"{key}: " if key else ""
+
+
+def _hint_for(key: str, raw: Mapping[str, Any]) -> str:
+    if key.startswith("device"):
+        return "a device id has small letters, digits and '-' only, for example line-3."
+    if key.startswith("camera") or "camera" not in raw:
+        return f"kind is one of {', '.join(_CAMERAS)}."
+    return "`headway agent init` writes an example."
+
+
+def _known(kind: type[_Section]) -> list[str]:
+    names = [field.encode_name for field in msgspec.structs.fields(kind)]
+    return ["kind", *names] if kind in _CAMERAS.values() else names
+
+
+def _refuse_unknown(raw: Mapping[str, Any], file: Path) -> None:
+    _refuse_in(raw, "", _known(Site), file)
+    for name, table in raw.items():
+        if not isinstance(table, Mapping):
+            continue
+        if name == "camera":
+            kind = _CAMERAS.get(str(table.get("kind")))
+            if kind is not None:
+                _refuse_in(table, "camera", _known(kind), file)
+        elif name in _SECTIONS:
+            _refuse_in(table, name, _known(_SECTIONS[name]), file)
+
+
+def _refuse_in(table: Mapping[str, Any], section: str, known: list[str], file: Path) -> None:
+    for key in table:
+        if key not in known:
+            raise ConfigError(
+                f"{file}: unknown key {key!r}" + (f" in [{section}]" if section else ""),
+                hint=_nearest(key, section, known),
+            )
+
+
+def _nearest(key: str, section: str, known: list[str]) -> str:
+    here = difflib.get_close_matches(key, known, n=1)
+    if here:
+        return f"Did you mean {here[0]!r}?"
+    tables: dict[str, type[_Section]] = {**_SECTIONS, "": Site}
+    tables.update((f"camera ({kind})", struct) for kind, struct in _CAMERAS.items())
+    for name, kind in tables.items():
+        if key in _known(kind) and name != section:
+            return f"{key!r} belongs in [{name}]." if name else f"{key!r} belongs before the first [table]."
+    return f"Known here: {', '.join(sorted(known))}."
+
+
+TEMPLATE = """\
+# Settings of one Headway device. Paths are relative to this file. docs/agent.md explains every key.
+
+device = "line-1"             # this device's id in the fleet: small letters, digits and '-'
+data_dir = "headway-data"     # labels, images, releases: back it up, never copy it to a second device
+channel = "default"           # the product line whose releases and labels this device shares
+# bundle = "bundle"           # release to start with; without it the device waits for one over MQTT
+# precision = "int8"          # fp32, fp16 or int8; by default the bundle's first
+
+[camera]
+kind = "folder"               # folder, video or opencv
+path = "images"               # folder and video: where the files are
+rate_fps = 1.0                # frames a second; 0 is as fast as they can be inspected
+loop = false                  # folder and video: start again at the end
+burst_gap_s = 2.0             # frames without a part id: this long a pause starts a new group
+burst_max_s = 30.0            # and a group ends after this long even without a pause
+
+# [camera]                    # a live camera instead
+# kind = "opencv"
+# index = 0                   # or: url = "rtsp://192.0.2.7/stream"
+# retry_s = 0.5               # wait before the first reconnection; doubles up to retry_max_s
+# retry_max_s = 30.0
+
+[runtime]
+threads = 0                   # processor threads for the backbone; 0 is all of them
+
+[page]
+host = "127.0.0.1"            # there are no accounts yet: bind beyond loopback only on a trusted network
+port = 8080                   # 0 takes a free one; the agent prints its address
+
+# [mqtt]                      # without this table the device works alone
+# host = "broker.example"
+# port = 1883
+# prefix = "headway/v1"
+# keepalive_s = 30
+# ca_file = "ca.pem"          # turns TLS on
+# cert_file = "line-1.pem"
+# key_file = "line-1.key"
+# username = "line-1"
+# password_file = "mqtt-password"
+
+[queue]
+ask_below = 0.8               # ask an operator when the best class has less than this probability
+spot_check_share = 0.01       # and about this share of all others
+limit = 200                   # at most this many samples wait; the least urgent give way
+
+[store]
+keep_samples = 2000           # unlabelled samples kept with their images; labelled ones stay for ever
+"""
+"""What `headway agent init` writes."""

@@ -1,0 +1,193 @@
+"""One SQLite file that is ours, whole and of a version we know; short transactions from any thread; plain errors.
+
+Rules this module keeps:
+
+- WAL, and `synchronous=FULL` for what must survive a power cut when the call returns. Other transactions are only
+  written: the next durable one takes them along.
+- A transaction happens whole or not at all, also when the disk fills in the middle of it.
+- What SQLite and the file system say becomes `StoreFull` (no write is possible now; it may be later) or
+  `StoreCorrupt` (the file is damaged, another program's, or from a newer version).
+- One process per folder: a lock file refuses the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
+
+LOCK_NAME: Final = "store.lock"
+APPLICATION_ID: Final = 0x48575931
+"""Tells our SQLite files from other programs'."""
+BUSY_TIMEOUT_S: Final = 5.0
+_PAGE_BYTES: Final = 4096
+_RESTORE: Final = "Move the file away and start again: the device fetches its log from the fleet."
+
+
+class Database:
+    """An SQLite file. Hold `lock` where several calls must not be interleaved with other threads'.
+
+    Args:
+        path: The file; made where it is missing, in a folder that exists.
+        migrations: Statements from schema n to n + 1. `PRAGMA user_version` says how many have been run.
+        max_bytes: Its largest size.
+
+    Raises:
+        ConfigError: another process has the folder's lock.
+        StoreCorrupt: the file is damaged, another program's, or has a newer schema.
+        StoreFull: the disk takes no writes.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], *, max_bytes: int) -> None:
+        self.lock = threading.RLock()
+        self._path = path
+        with disk(path.parent):
+            self._lock_file = _take_lock(path.parent)
+            try:
+                self._db = _connect(path, migrations, max_bytes)
+            except BaseException:
+                self._lock_file.close()
+                raise
+
+    def close(self) -> None:
+        """Write everything back into the one file and let go of it. Closing twice is harmless."""
+        with self.lock:
+            if self._lock_file.closed:
+                return
+            with contextlib.suppress(sqlite3.Error):  # a full disk must not keep us from stopping
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+            self._lock_file.close()
+
+    @contextlib.contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """Commit at the end, or change nothing. Durable ones, and all before them, survive a power cut."""
+        with self.lock, disk(self._path.parent):
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
+        with self.lock, disk(self._path.parent):
+            return self._db.execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        """Return the first row of a query; None where there is none."""
+        rows = self.rows(sql, *values)
+        return rows[0] if rows else None
+
+    def value(self, sql: str, *values: object) -> Any:
+        """Return the first column of the first row; None where there is none."""
+        row = self.row(sql, *values)
+        return None if row is None else row[0]
+
+
+def damaged(what: str) -> StoreCorrupt:
+    """Return the error for something in the store that is not what it was."""
+    return StoreCorrupt(what, hint=_RESTORE)
+
+
+def _take_lock(folder: Path) -> IO[bytes]:
+    lock = (folder / LOCK_NAME).open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ConfigError(
+            f"another agent has the store in {folder} open",
+            hint="Stop it, or give this one another data folder.",
+        ) from error
+    return lock
+
+
+def _connect(path: Path, migrations: Sequence[Sequence[str]], max_bytes: int) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
+    try:
+        _check(db, path, len(migrations))
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute(f"PRAGMA max_page_count = {max(1, max_bytes // _PAGE_BYTES)}")
+        _migrate(db, migrations)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check(db: sqlite3.Connection, path: Path, newest: int) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise StoreCorrupt(f"{path} is another program's", hint="Give the agent a data folder of its own.")
+    if version > newest:
+        raise StoreCorrupt(
+            f"{path} has schema {version}, this Headway knows {newest}",
+            hint="Install the version of Headway that last ran here, or a newer one.",
+        )
+    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise damaged(f"{path} is damaged: {str(verdict)[:100]}")
+
+
+def _migrate(db: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    for number, statements in enumerate(migrations[version:], version + 1):
+        db.execute("BEGIN IMMEDIATE")
+        for statement in statements:
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+
+
+_NO_WRITES: Final = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file may not grow",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "the disk reports an error",
+}
+_NO_WRITES_SQLITE: Final = ("is full", "disk I/O error", "readonly database", "unable to open", "is locked")
+
+
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system say about a folder into our errors."""
+    try:
+        yield
+    except (sqlite3.ProgrammingError, sqlite3.IntegrityError, HeadwayError):
+        raise  # our own mistakes, and what is translated already
+    except sqlite3.DatabaseError as error:
+        # Python 3.10 does not tell SQLite's error codes, only their texts.
+        text = str(error)
+        if any(part in text for part in _NO_WRITES_SQLITE):
+            raise _full(folder, text) from error
+        raise damaged(f"the store in {folder} is damaged: {text}") from error
+    except OSError as error:
+        if error.errno not in _NO_WRITES:
+            raise
+        raise _full(folder, _NO_WRITES[error.errno]) from error
+
+
+def _full(folder: Path, what: str) -> StoreFull:
+    return StoreFull(
+        f"nothing can be stored in {folder}: {what}",
+        hint="Free space there, or check the disk and its permissions; then try again, no restart is needed.",
+    )

@@ -1,0 +1,334 @@
+"""How good a bundle is on images that it did not train on. Figures only; `cli.py` prints them.
+
+Recall counts the decision shown, so "unknown" is a miss; forced-choice recall is reported beside it. Classes that
+the bundle never heard of are no errors of its head: of them it is asked whether they were noticed. Every share
+comes with a 95 % interval that counts groups, since images of one part are no independent evidence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from device_agent.pipeline import Pipeline
+from device_agent.runtime import Runtime, base_head
+from sdk.bundle import Bundle
+from sdk.errors import BadImages, UnknownClassError
+from sdk.head import Head
+from sdk.images import ImageSet, LabelledImage, read
+from sdk.operating import Rate, defect_probability, operating_point
+from sdk.preprocess import Frame
+from sdk.score import LeftOut, calibration_error, decisions_right, leave_one_group_out, score, share
+from sdk.splits import Part
+
+UNKNOWN: Final = "unknown"
+"""What is shown for a frame unlike anything the head knows."""
+LEARNED: Final = (Part.TRAIN, Part.VALIDATION)
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A share in [0, 1] with its 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.share:.1%} ({self.low:.0%} to {self.high:.0%})"
+
+    @classmethod
+    def of(cls, right: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) -> Share | None:
+        """Return the share that is right; None of nothing."""
+        return cls(*(float(x) for x in share(right, groups))) if len(right) else None
+
+
+class ClassResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One class that the bundle knows.
+
+    Attributes:
+        recall: Of the decision shown.
+        forced_recall: Of the best class, unknown or not.
+        called: How often each decision was shown for this class.
+    """
+
+    name: str
+    images: int
+    groups: int
+    recall: Share
+    forced_recall: Share
+    called: dict[str, int]
+
+
+class NovelResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One class that the bundle never heard of: how often it was noticed, and what it was called otherwise."""
+
+    name: str
+    images: int
+    groups: int
+    noticed: Share
+    called: dict[str, int]
+
+
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """What would pass as good, and what would not.
+
+    Attributes:
+        good: Classes that are no defects.
+        target: Escape rate asked for; None: a part passes when its decision is one of the good classes.
+        threshold: Probability of a defect from which on a part is rejected; unknown parts always are.
+        expected_escapes, expected_overkill: On left-out samples of the bundle, where the threshold was chosen.
+        reachable: The target could be met there.
+        escapes: Defects that passed, here; classes the bundle never heard of are defects.
+        overkill: Good parts that were rejected, here.
+    """
+
+    good: list[str]
+    target: float | None
+    threshold: float | None
+    expected_escapes: Share | None
+    expected_overkill: Share | None
+    reachable: bool | None
+    escapes: Share | None
+    overkill: Share | None
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a head makes of labelled images."""
+
+    images: int
+    groups: int
+    balanced_accuracy: Share | None
+    forced_balanced_accuracy: float | None
+    unknown_rate: Share | None
+    """Of images of known classes: false alarms."""
+    classes: list[ClassResult]
+    novel: list[NovelResult]
+    novel_noticed: Share | None
+    calibration_error: float | None
+    """Expected, of the probabilities shown for images of known classes."""
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle's figures on a set of images. Images it learned from are left out and counted."""
+
+    bundle: str
+    digest: str
+    precision: str
+    runtime: str
+    part: str
+    left_out_learned: int
+    left_out_other_part: int
+    unknown_to_the_bundle: int
+    """Evaluated images that were not in the exporter's set."""
+    refused: dict[str, str]
+    frames_per_s: float
+    accuracy: Accuracy
+    acceptance: Acceptance | None
+
+
+def judge(
+    head: Head,
+    names: Callable[[bytes], str],
+    codes: npt.NDArray[np.int8],
+    labels: Sequence[str],
+    groups: Sequence[str],
+) -> Accuracy:
+    """Return what a head makes of codes (n, d) whose true class names and groups are given."""
+    column = {names(class_id): i for i, class_id in enumerate(head.class_ids)}
+    truth = np.array([column.get(label, -1) for label in labels], np.int64)
+    group = np.unique(np.array(groups, object).astype(str), return_inverse=True)[1].astype(np.int64)
+    scores, novelty = head.scores(codes), head.novelty(codes)
+    decided = head.decide(codes)
+    shown = [
+        UNKNOWN if unknown else names(head.class_ids[i])
+        for i, unknown in zip(decided.class_index, decided.unknown, strict=True)
+    ]
+    known = truth >= 0
+    left = LeftOut(
+        head.class_ids, truth[known], group[known], scores[known], novelty[known], np.zeros(known.sum(), bool)
+    )
+    right = decisions_right(left, head.calibration)
+    forced = decisions_right(left, head.calibration, unknown_is_miss=False)
+
+    def called(rows: npt.NDArray[np.bool_]) -> dict[str, int]:
+        return dict(Counter(shown[i] for i in np.flatnonzero(rows)).most_common())
+
+    classes: list[ClassResult] = []
+    for name, i in sorted(column.items()):
+        of_class = left.truth == i
+        recall, forced_recall = Share.of(right[of_class], left.groups[of_class]), None
+        if recall is not None:
+            forced_recall = Share.of(forced[of_class], left.groups[of_class])
+        if recall is not None and forced_recall is not None:
+            count, parts = int(of_class.sum()), len(np.unique(left.groups[of_class]))
+            classes.append(
+                ClassResult(
+                    name=name,
+                    images=count,
+                    groups=parts,
+                    recall=recall,
+                    forced_recall=forced_recall,
+                    called=called(truth == i),
+                )
+            )
+    novel: list[NovelResult] = []
+    for name in sorted({label for label, t in zip(labels, truth, strict=True) if t < 0}):
+        rows = np.array([label == name for label in labels])
+        noticed = Share.of(decided.unknown[rows], group[rows])
+        if noticed is not None:
+            count, parts = int(rows.sum()), len(np.unique(group[rows]))
+            novel.append(NovelResult(name=name, images=count, groups=parts, noticed=noticed, called=called(rows)))
+    overall = score(left, head.calibration) if known.any() else None
+    return Accuracy(
+        images=len(labels),
+        groups=len(np.unique(group)),
+        balanced_accuracy=None
+        if overall is None
+        else Share(float(overall.balanced_accuracy), float(overall.low), float(overall.high)),
+        forced_balanced_accuracy=float(np.mean([c.forced_recall.share for c in classes])) if classes else None,
+        unknown_rate=Share.of(decided.unknown[known], group[known]),
+        classes=classes,
+        novel=novel,
+        novel_noticed=Share.of(decided.unknown[~known], group[~known]),
+        calibration_error=calibration_error(decided.probabilities[known], truth[known]) if known.any() else None,
+    )
+
+
+def accept(
+    bundle: Bundle,
+    head: Head,
+    precision: str | None,
+    images: Sequence[LabelledImage],
+    codes: npt.NDArray[np.int8],
+    good: Sequence[str],
+    escape_rate: float | None,
+) -> Acceptance:
+    """Return what passes as good of images with codes (n, d).
+
+    Args:
+        bundle: Its own left-out samples choose the threshold; the images do not.
+        head: Of the bundle.
+        precision: Of the codes.
+        images: n labelled images.
+        codes: Their codes.
+        good: Names of the classes that are no defects.
+        escape_rate: Target; None judges by the decision shown.
+
+    Raises:
+        UnknownClassError: the bundle has no such class.
+        HeadError: too few left-out samples to choose a threshold.
+    """
+    names = bundle.class_names()
+    ids = {name: class_id for class_id, name in names.items()}
+    missing = [name for name in good if name not in ids]
+    if missing:
+        raise UnknownClassError(
+            f"the bundle has no class {missing[0]!r}", hint=f"It has: {', '.join(sorted(ids))}."
+        )
+    is_good = np.array([names[class_id] in good for class_id in head.class_ids])
+    decided = head.decide(codes)
+    point = None
+    if escape_rate is None:
+        rejected = decided.unknown | ~is_good[decided.class_index]
+    else:
+        base = bundle.base(precision)
+        only = ~base.fitted if base.fitted.any() and not base.fitted.all() else None
+        left_out = leave_one_group_out(base.codes, base.class_ids, base.groups, knobs=head.knobs, only=only)
+        point = operating_point(left_out, head.calibration, [ids[name] for name in good], escape_rate=escape_rate)
+        p = defect_probability(head.scores(codes), is_good, head.calibration.temperature)
+        rejected = decided.unknown | (p >= point.threshold)
+    truly_good = np.array([image.label in good for image in images])
+    group = np.unique([image.group for image in images], return_inverse=True)[1].astype(np.int64)
+
+    def rate(found: Rate | None) -> Share | None:
+        return None if found is None else Share(found.share, found.low, found.high)
+
+    return Acceptance(
+        good=list(good),
+        target=escape_rate,
+        threshold=None if point is None else point.threshold,
+        expected_escapes=rate(None if point is None else point.escapes),
+        expected_overkill=rate(None if point is None else point.overkill),
+        reachable=None if point is None else point.reachable,
+        escapes=Share.of(~rejected[~truly_good], group[~truly_good]),
+        overkill=Share.of(rejected[truly_good], group[truly_good]),
+    )
+
+
+def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], None] | None) -> Iterator[Frame]:
+    """Yield the images' frames, saying how many are done."""
+    for i, image in enumerate(images):
+        yield read(image.path)[1]
+        if progress is not None:
+            progress(i + 1, len(images))
+
+
+def evaluate(
+    bundle: Bundle,
+    images: ImageSet,
+    runtime: Runtime,
+    *,
+    precision: str | None = None,
+    part: str = Part.TEST.value,
+    good: Sequence[str] = (),
+    escape_rate: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Return a bundle's figures on the images that it did not learn from.
+
+    Args:
+        bundle: Its recorded split says which images it learned from, by sample id.
+        images: Labelled images; ones that the bundle has never seen are evaluated whatever the part.
+        runtime: Runs the bundle's backbone.
+        precision: The channel's own by default.
+        part: test, stream, or all that was not learned from.
+        good: Names of the classes that are no defects; escapes and overkill are reported with them.
+        escape_rate: Target for a threshold, see `accept`.
+        progress: Called with (images done, images in all).
+
+    Raises:
+        BadImages: no image is left.
+        UnknownClassError: the bundle has no such good class.
+    """
+    part_of = bundle.parts()
+    wanted = {Part.TEST, Part.STREAM} if part == "all" else {Part(part)}
+    chosen = [i for i in images.images if part_of.get(i.sample_id) in (*wanted, None)]
+    learned = sum(part_of.get(i.sample_id) in LEARNED for i in images.images)
+    if not chosen:
+        raise BadImages(
+            f"{images.folder}: none of {len(images.images)} images are left to evaluate, "
+            f"the bundle learned from {learned} of them",
+            hint="Name images that the bundle has not seen, or another --part.",
+        )
+    pipeline = Pipeline(bundle, precision, runtime)
+    began_s = time.monotonic()
+    codes = pipeline.codes(frames_of(chosen, progress))
+    took_s = time.monotonic() - began_s
+    class_names = bundle.class_names()
+    head = base_head(bundle, precision)
+    return Evaluation(
+        bundle=bundle.manifest.name,
+        digest=bundle.digest(),
+        precision=pipeline.precision,
+        runtime=runtime.name,
+        part=part,
+        left_out_learned=learned,
+        left_out_other_part=len(images.images) - learned - len(chosen),
+        unknown_to_the_bundle=sum(i.sample_id not in part_of for i in chosen),
+        refused={str(r.path): r.reason for r in images.refused},
+        frames_per_s=len(chosen) / max(took_s, 1e-9),
+        accuracy=judge(
+            head,
+            lambda class_id: class_names[class_id],
+            codes,
+            [i.label for i in chosen],
+            [i.group for i in chosen],
+        ),
+        acceptance=accept(bundle, head, precision, chosen, codes, good, escape_rate) if good else None,
+    )

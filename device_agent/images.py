@@ -1,0 +1,75 @@
+"""Pictures on the device's disk, one file per sample, named by its digest.
+
+A picture is written when its sample is seen and made durable (`sync`) only when the sample is labelled: syncing
+each frame would wear flash storage out for pictures nobody will ever look at. What a power cut leaves half
+written is told apart by its digest and counts as not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class ImageFolder:
+    """Pictures under `folder/ab/<sha256>`. Errors are OSError: the store translates them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, sample_id: bytes, image: bytes) -> None:
+        """Write a picture, by one rename; not yet durable. Does nothing where it is there already."""
+        path = self._path(sample_id)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == len(image):
+                return
+        path.parent.mkdir(exist_ok=True)
+        draft = path.with_suffix(".partial")
+        try:
+            draft.write_bytes(image)
+            draft.rename(path)
+        except OSError:
+            draft.unlink(missing_ok=True)  # a full disk needs the room
+            raise
+
+    def get(self, sample_id: bytes) -> bytes | None:
+        """Return the picture; None where it is not there, or not what its name says."""
+        try:
+            image = self._path(sample_id).read_bytes()
+        except FileNotFoundError:
+            return None
+        return image if hashlib.sha256(image).digest() == sample_id else None
+
+    def sync(self, sample_id: bytes) -> None:
+        """Make a picture durable: file, folder, and folder of folders. Does nothing where it is not there."""
+        path = self._path(sample_id)
+        if path.exists():
+            for each in (path, path.parent, self.folder):
+                sync_path(each)
+
+    def drop(self, sample_ids: Iterable[bytes]) -> None:
+        """Delete pictures."""
+        for sample_id in sample_ids:
+            self._path(sample_id).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Delete half-written pictures, left by a crash."""
+        for path in self.folder.glob("??/*.partial"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, sample_id: bytes) -> Path:
+        name = sample_id.hex()
+        return self.folder / name[:2] / name
+
+
+def sync_path(path: Path) -> None:
+    """Return when a file's contents, or a folder's names, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,863 @@
+"""The head that serves on this device: learned at every label, tried on groups left out, kept or taken back.
+
+A head is a function of the live set, so nothing of one is stored but a row of its history. Two threads:
+
+- *learning* folds new records, lets the head updated by them serve at once as provisional, then updates the exact
+  moments, solves, and swaps the canonical head in;
+- *trial* scores the provisional head on left-out groups against the confirmed one, then confirms it or takes it
+  back. A label that comes meanwhile ends the trial: the next one tries the newer head.
+
+Rules this module keeps:
+
+- A label is on disk before `label` returns; learning starts from the store, never from memory, so what was
+  acknowledged is learned exactly once, after a crash too.
+- Neither labels nor inference wait for a solve or a trial: `head` is one reference, swapped whole.
+- Taken back means that the confirmed head serves again. The labels stay, and the next one makes a new provisional
+  head. Withdrawing a label brings the earlier head back, bit for bit.
+
+How a trial judges is `trial`'s, which samples are asked about `queue`'s, what is kept where `store`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from device_agent.queue import QueuePolicy, ask
+from device_agent.store import HeadRow, Outcome, Sample, Store
+from device_agent.trial import Base, judge, meanwhile
+from sdk.audit import Suspect, suspects
+from sdk.bundle import Bundle
+from sdk.codes import Code, code_digest
+from sdk.errors import HeadwayError, LabelError, StoreFull, UnknownClassError
+from sdk.head import Calibration, Head, Moments, solve
+from sdk.labels import (
+    Body,
+    CodeRecord,
+    DefineClass,
+    Label,
+    LiveRow,
+    LiveSet,
+    MergeClasses,
+    Record,
+    RenameClass,
+    new_class_id,
+)
+from sdk.score import LeftOut, Score
+from sdk.wire import HeadState
+
+RESERVED_NAMES: Final = frozenset({"unknown"})
+"""What the page shows for "none of these"; no class may be called so."""
+QUIET_S: Final = 0.3
+"""A trial begins when no label has come for this long: about as long as one solve."""
+_AT_ONCE: Final = 4
+"""More changes than this at a time, as a fleet's log brings them, are as quickly solved as updated."""
+_STOPPED: Final = "The agent stopped before its trial had ended."
+_SUPERSEDED: Final = "A newer label came before its trial had ended."
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ActiveHead:
+    """The head that decides, and what goes with it.
+
+    Attributes:
+        head: Decides.
+        names: Class names, in column order.
+        state: Whether its trial has confirmed it.
+        digest: Digest of the live set it was solved from.
+        number: Its number in the device's history.
+        samples: Size of that live set.
+    """
+
+    head: Head
+    names: tuple[str, ...]
+    state: HeadState
+    digest: str
+    number: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `label` made durable: the entries of the device's log, first to last."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def seq(self) -> int:
+        """Number of the last entry."""
+        return self.records[-1].entry.seq
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class that exists, with its labels in the live set: from operators on this device, and all of them."""
+
+    class_id: bytes
+    name: str
+    own_labels: int
+    labels: int
+
+
+@dataclass(frozen=True)
+class LearnerStatus:
+    """What people want to know of the learning.
+
+    Attributes:
+        state: Of the head that serves.
+        number: Of the head that serves.
+        live_set_digest: Digest of all that is labelled now; the head that serves may be of an earlier set.
+        live_samples: Size of that set.
+        own_labels: Samples in it that operators labelled on this device.
+        label_to_live_ms: From the last label being durable to its head serving; None before the first.
+        outcome: How the newest head's trial ended.
+        reason: Why, in words for the page.
+        score: The honest score of the newest head that was tried; None before the first trial.
+        busy: Something is being learned or tried.
+        fault: What last went wrong, None if nothing.
+        refused: Records in the log that contradict themselves and are not learned from.
+    """
+
+    state: HeadState
+    number: int
+    live_set_digest: str
+    live_samples: int
+    own_labels: int
+    label_to_live_ms: float | None
+    outcome: Outcome
+    reason: str
+    score: Score | None
+    busy: bool
+    fault: str | None
+    refused: int
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A head with the live set it is of, and its left-out scores once they were needed."""
+
+    head: Head
+    live: LiveSet
+    row: HeadRow
+    left_out: LeftOut | None = None
+
+
+_Changes = dict[bytes, tuple[LiveRow | None, LiveRow | None]]
+"""Rows of the live set, before and after, by sample."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is learned in one round: changes since the last, and the live set they lead to."""
+
+    changes: _Changes
+    digest: str
+    samples: int
+    through: int
+    canonical: dict[bytes, bytes]
+
+
+class Reference(NamedTuple):
+    """How known samples look to the confirmed head when their group is left out."""
+
+    number: int
+    left_out: LeftOut
+    calibration: Calibration
+
+
+class Learner:
+    """Learns one release's head from one store.
+
+    The constructor folds the log and solves, so `head` is there at once; `start` begins learning and trials.
+
+    Args:
+        bundle: The release.
+        precision: Which of its precisions runs here.
+        store: Where labels are.
+        policy: Which samples are asked about again after a new head.
+        embed: Code (d,) of a picture in this release's space; for labelling samples of an earlier release.
+        clock: Seconds since 1970, for the history.
+        on_change: Called from the threads after the head or its state has changed.
+
+    Raises:
+        BadFormat: the bundle's samples are not those its head was made from.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str | None,
+        store: Store,
+        *,
+        policy: QueuePolicy | None = None,
+        embed: Callable[[bytes], Code] | None = None,
+        clock: Callable[[], float] = time.time,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._policy = policy or QueuePolicy()
+        self._embed = embed
+        self._clock = clock
+        self._on_change = on_change or (lambda: None)
+        self._base = Base.of(bundle, precision)
+        self._fold = self._base.fold
+        self.space = self._fold.space
+        # Guards everything below; notified when there is work, and when work is done.
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._stopping = False
+        self._through = 0  # arrival number of the last record folded
+        self._refused = 0
+        self._fault: str | None = None
+        self._changes: _Changes = {}  # folded, not yet in the moments
+        self._dirty = True  # there may be something to learn
+        self._learning = False
+        self._durable_at: float | None = None  # monotonic time of the first label not yet learned
+        self._label_to_live_ms: float | None = None
+        self._latest: Head | None = None  # of the live set last learned, whatever became of it; None: not at hand
+        self._candidate: _Solved | None = None  # provisional, waiting for its trial or in it
+        self._trying = False
+        self._unscorable = False  # the confirmed head has too few groups for left-out scores
+        self._restore()
+
+    # -- start: the confirmed head as it was, then everything since ------------------------------------------
+
+    def _restore(self) -> None:
+        last = self._store.last_head(self.space, [Outcome.CONFIRMED])
+        calibration = self._base.calibration
+        if last is None:
+            last = HeadRow(
+                number=self._store.next_head_number(),
+                created_utc=self._clock(),
+                space=self.space,
+                digest=self._fold.digest(),
+                through=0,
+                samples=len(self._fold.live_set()),
+                outcome=Outcome.CONFIRMED,
+                reason="It came with the release.",
+            )
+            self._put_head(last)
+        elif last.calibration is not None:
+            calibration = msgspec.msgpack.decode(last.calibration, type=Calibration)
+        unfinished = self._store.last_head(self.space, [Outcome.PROVISIONAL])
+        if unfinished is not None:
+            self._put_head(replace(unfinished, outcome=Outcome.SUPERSEDED, reason=_STOPPED))
+        self._catch_up(through=last.through)
+        self._changes.clear()
+        live = self._fold.live_set()
+        # Owned by the learning thread from here on; all sums of `live` after the changes are applied.
+        self._moments = Moments(self._fold.feature_size)
+        rows = list(self._fold.rows())
+        self._moments.add(live.codes, [row.class_id for row in rows])
+        head = solve(
+            self._moments, canonical=self._fold.canonical, knobs=self._base.knobs, calibration=calibration
+        )
+        confirmed = _Solved(head, live, last)
+        self._latest = head
+        self._learned_digest = live.digest
+        self._live = live
+        self._last = last  # the newest head's row, whatever became of it
+        self._confirmed = confirmed
+        self._active = self._activate(confirmed, HeadState.CONFIRMED)
+        if live.digest != last.digest:
+            # A code was erased since, or another version's fold said otherwise: its score is no longer its own.
+            self._provisional(head, live, self._row(live.digest, len(live), self._through))
+        self._catch_up()
+        newest = self._store.last_head(self.space, [Outcome.CONFIRMED, Outcome.TAKEN_BACK])
+        if newest is not None and newest.outcome is Outcome.TAKEN_BACK and newest.digest == self._fold.digest():
+            self._apply(self._changes)
+            self._changes = {}
+            self._live = self._fold.live_set()
+            self._learned_digest = self._live.digest
+            self._latest = None
+            self._last = newest
+        else:
+            self._learn()
+
+    # -- what the agent and the page call ----------------------------------------------------------------------
+
+    @property
+    def head(self) -> ActiveHead:
+        """The head that decides now. Takes no lock: read it once per decision."""
+        return self._active
+
+    def label(self, sample_id: bytes, class_id: bytes | None, operator: str) -> Saved:
+        """Store an operator's label; it is on disk when this returns, and learned soon after.
+
+        Args:
+            sample_id: A sample kept in the store.
+            class_id: Its class; None withdraws the label.
+            operator: Who says so.
+
+        Raises:
+            LabelError: no such sample, or its picture is needed and gone.
+            UnknownClassError: no such class.
+            StoreFull: it could not be stored; nothing was.
+        """
+        sample = self._store.sample(sample_id)
+        if sample is None:
+            raise LabelError(
+                f"sample {sample_id.hex()[:12]} is not kept here",
+                hint="Only the newest unlabelled pictures are kept; label one of those.",
+            )
+        code = None if class_id is None else self._code_of(sample)
+        with self._changed:
+            self._catch_up()
+            if class_id is not None and self._fold.canonical(class_id) not in self._fold.class_names():
+                raise UnknownClassError(
+                    f"there is no class {class_id.hex()[:12]}", hint="Define the class first, then label with it."
+                )
+            bodies: list[Body] = [Label(sample_id, class_id, operator)]
+            codes: dict[bytes, Code] = {}
+            if code is not None and not self._store.has_code(sample_id, self.space):
+                space = bytes.fromhex(self.space)
+                bodies.append(CodeRecord(space, sample_id, sample.group, code_digest(code)))
+                codes[sample_id] = code
+            records = self._store.append(bodies, codes)
+            if self._durable_at is None:
+                self._durable_at = time.monotonic()
+            self._wake()
+        return Saved(tuple(records))
+
+    def _code_of(self, sample: Sample) -> Code:
+        if sample.space == self.space:
+            return sample.code
+        image = self._store.image(sample.sample_id)
+        if self._embed is None or image is None:
+            raise LabelError(
+                f"sample {sample.sample_id.hex()[:12]} was seen with an earlier release and its picture is gone",
+                hint="Label a newer picture of the same kind.",
+            )
+        return self._embed(image)
+
+    def define_class(self, name: str, operator: str) -> bytes:
+        """Return the id of a new class of this name, made durable.
+
+        Raises:
+            LabelError: the name is empty, too long, reserved, or another class has it.
+        """
+        class_id = new_class_id()
+        self._append_named(name, None, lambda checked: DefineClass(class_id, checked, operator))
+        return class_id
+
+    def rename_class(self, class_id: bytes, name: str, operator: str) -> None:
+        """Give a class another name.
+
+        Raises:
+            UnknownClassError: no such class.
+            LabelError: as `define_class`.
+        """
+        self._append_named(name, class_id, lambda checked: RenameClass(class_id, checked, operator))
+
+    def _append_named(self, name: str, owner: bytes | None, body: Callable[[str], Body]) -> None:
+        name = " ".join(name.split())
+        if not name or not name.isprintable() or name.casefold() in RESERVED_NAMES:
+            raise LabelError(f"{name[:64]!r} is no name for a class", hint="Call it what people call the defect.")
+        with self._changed:
+            self._catch_up()
+            names = self._fold.class_names()
+            if owner is not None:
+                self._check_class(owner)
+            for class_id, taken in names.items():
+                if taken.casefold() == name.casefold() and class_id != (owner and self._fold.canonical(owner)):
+                    raise LabelError(f"there is a class {taken!r} already", hint="Use it, or choose another name.")
+            self._store.append([body(name)])
+            self._wake()
+
+    def merge_classes(self, one: bytes, other: bytes, operator: str) -> None:
+        """Make two classes one; it goes by the name given last, and cannot be undone.
+
+        Raises:
+            UnknownClassError: no such class.
+            LabelError: they are one already.
+        """
+        with self._changed:
+            self._catch_up()
+            for class_id in (one, other):
+                self._check_class(class_id)
+            if self._fold.canonical(one) == self._fold.canonical(other):
+                raise LabelError("these are one class already", hint="Nothing needs to be done.")
+            self._store.append([MergeClasses(one, other, operator)])
+            self._wake()
+
+    def _check_class(self, class_id: bytes) -> None:
+        if self._fold.canonical(class_id) not in self._fold.class_names():
+            raise UnknownClassError(
+                f"there is no class {class_id.hex()[:12]}", hint="Look at the list of classes."
+            )
+
+    def classes(self) -> list[ClassInfo]:
+        """Return the classes that exist, by name."""
+        with self._changed:
+            self._catch_up()
+            rows = [(self._fold.canonical(row.class_id), row.device) for row in self._fold.rows()]
+            names = self._fold.class_names()
+        labels = Counter(class_id for class_id, _ in rows)
+        own = Counter(class_id for class_id, device in rows if device == self._store.device)
+        infos = [ClassInfo(class_id, name, own[class_id], labels[class_id]) for class_id, name in names.items()]
+        return sorted(infos, key=lambda each: (each.name.casefold(), each.class_id))
+
+    def label_of(self, sample_id: bytes) -> bytes | None:
+        """Return the class a sample is labelled as, after merges; None if it is not."""
+        with self._changed:
+            self._catch_up()
+            return self._fold.label_of(sample_id)
+
+    def received(self, _records: Sequence[Record]) -> None:
+        """Records from the fleet are in the store: learn them."""
+        with self._changed:
+            self._wake()
+
+    def status(self) -> LearnerStatus:
+        """Return how the learning stands."""
+        with self._changed:
+            active, last, live = self._active, self._last, self._live
+            return LearnerStatus(
+                state=active.state,
+                number=active.number,
+                live_set_digest=live.digest,
+                live_samples=len(live),
+                own_labels=live.devices.count(self._store.device),
+                label_to_live_ms=self._label_to_live_ms,
+                outcome=last.outcome,
+                reason=last.reason,
+                score=score_of(last),
+                busy=not self._idle(),
+                fault=self._fault,
+                refused=self._refused,
+            )
+
+    @property
+    def reference(self) -> Reference | None:
+        """Left-out scores of the confirmed head; None until the trial thread has made them."""
+        confirmed = self._confirmed
+        if confirmed.left_out is None:
+            return None
+        return Reference(confirmed.row.number, confirmed.left_out, confirmed.head.calibration)
+
+    def suspects(self, limit: int = 50) -> list[Suspect]:
+        """Return labels that do not fit what all other groups say, most suspicious first; empty before a score."""
+        reference = self.reference
+        return [] if reference is None else suspects(reference.left_out, reference.calibration, limit=limit)
+
+    def history(self, limit: int = 50) -> list[HeadRow]:
+        """Return the device's heads, newest first; `score_of` reads a row's score."""
+        return self._store.heads(limit=limit)
+
+    def live_set(self) -> LiveSet:
+        """Return the live set as it was last learned."""
+        with self._changed:
+            return self._live
+
+    def moments_digest(self) -> str:
+        """Return the digest of the exact moments; call it while idle."""
+        return self._moments.digest()
+
+    # -- threads ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin learning and trials."""
+        if self._threads:
+            return
+        self._threads = [
+            threading.Thread(target=self._run, args=(step,), name=name, daemon=True)
+            for name, step in (("learning", self._learning_step), ("trial", self._trial_step))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End both threads; what is not learned or tried yet will be at the next start."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def run_until_idle(self, *, trials: bool = True) -> None:
+        """Learn and try on this thread what there is, for programs that run without the two threads."""
+        if self._threads:
+            raise ValueError("the learner's own threads are running; use wait_until_idle")
+        while self._dirty or (trials and self._candidate is not None):
+            if self._dirty:
+                self._learning_step()
+            else:
+                self._trial_step()
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait until all labels are learned and tried; return whether that came true in time."""
+        with self._changed:
+            return self._changed.wait_for(self._idle, timeout_s)
+
+    def _idle(self) -> bool:
+        return not (self._dirty or self._learning or self._candidate is not None or self._trying)
+
+    def _wake(self) -> None:
+        self._dirty = True
+        self._changed.notify_all()
+
+    def _run(self, step: Callable[[], None]) -> None:
+        while not self._stopping:
+            try:
+                step()
+            except HeadwayError as error:
+                self._note_fault(str(error))
+            except Exception as error:  # a thread's outermost loop: the head must go on serving
+                log.exception("%s failed", threading.current_thread().name)
+                self._note_fault(f"{type(error).__name__}: {error}")
+
+    def _note_fault(self, fault: str) -> None:
+        with self._changed:
+            self._fault = fault
+
+    def _learning_step(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._dirty or self._stopping)
+            if self._stopping:
+                return
+            self._dirty = False
+            self._learning = True
+            self._catch_up()
+        try:
+            self._learn()
+            self._on_change()
+        finally:
+            with self._changed:
+                self._learning = False
+                self._changed.notify_all()
+
+    # -- learning -----------------------------------------------------------------------------------------------
+
+    def _catch_up(self, through: int | None = None) -> None:
+        """Fold what the store has and we have not seen, and remember whose rows changed. Needs the lock."""
+        while batch := self._store.records_after(self._through):
+            for arrival, record in batch:
+                if through is not None and arrival > through:
+                    return
+                self._fold_one(record)
+                self._through = arrival
+
+    def _fold_one(self, record: Record) -> None:
+        sample = getattr(record.entry.body, "sample", None)
+        before = None if sample is None else self._fold.live(sample)
+        try:
+            self._fold.apply(record)
+        except HeadwayError as error:
+            # The fleet should not have taken it. Everybody refuses it alike, so live sets still agree.
+            self._refused += 1
+            self._fault = str(error)
+            return
+        if sample is None:
+            return
+        after = self._fold.live(sample)
+        first = self._changes[sample][0] if sample in self._changes else before
+        self._changes[sample] = (first, after)
+
+    def _apply(self, changes: _Changes) -> None:
+        """Bring the moments up to the fold, without the lock: only one thread at a time ever learns."""
+        real = [(before, after) for before, after in changes.values() if not _same(before, after)]
+        for change, rows in (
+            (self._moments.add, [after for _, after in real]),
+            (self._moments.subtract, [before for before, _ in real]),
+        ):
+            present = [row for row in rows if row is not None]
+            if present:
+                change(np.stack([row.code for row in present]), [row.class_id for row in present])
+
+    def _learn(self) -> None:
+        """Learn what was folded: a head updated in milliseconds serves at once, then the canonical one."""
+        with self._changed:
+            durable_at, self._durable_at = self._durable_at, None
+            work = self._take({})
+            before = self._active, self._last
+        row = self._new_row(work)
+        quick = None if row is None else self._serve_at_once(row, work)
+        if quick is not None and durable_at is not None:
+            self._label_to_live_ms, durable_at = (time.monotonic() - durable_at) * 1000, None
+        with self._changed:
+            if self._changes:  # more came meanwhile: the canonical head is of all there is
+                work = self._take(work.changes)
+            live = self._live = self._fold.live_set()
+            confirmed = self._confirmed
+            learned, undone = work.digest == self._learned_digest, work.digest == confirmed.live.digest
+            if learned:
+                if quick is not None and self._active is quick:  # undone while it was being served
+                    self._active, self._last = before
+                self._active = replace(self._active, names=self._names(self._active.head))
+        row = self._new_row(work, row)
+        self._apply(work.changes)
+        if learned:
+            return
+        # Undone is as if it had never been learned: the head from before is there already.
+        head = (
+            confirmed.head
+            if undone
+            else solve(self._moments, canonical=work.canonical.__getitem__, knobs=self._base.knobs)
+        )
+        self._latest = head
+        with self._changed:
+            self._learned_digest = live.digest
+            self._fault = None
+            superseded, self._candidate = self._candidate, None
+            if row is None or live.digest == self._confirmed.live.digest:
+                self._last = self._confirmed.row
+                self._active = self._activate(self._confirmed, HeadState.CONFIRMED)
+            else:
+                self._provisional(head, live, row)
+            if durable_at is not None:
+                self._label_to_live_ms = (time.monotonic() - durable_at) * 1000
+            active, last = self._active, self._last
+            self._changed.notify_all()
+        if superseded is not None:
+            self._put_head(replace(superseded.row, outcome=Outcome.SUPERSEDED, reason=_SUPERSEDED))
+        if last.outcome is Outcome.PROVISIONAL:
+            self._put_head(last)
+        self._ask_again(active)
+
+    def _take(self, earlier: _Changes) -> _Work:
+        """Return what there is to learn, after changes taken earlier. Needs the lock."""
+        changes, self._changes = _joined(earlier, self._changes), {}
+        classes = {row.class_id for rows in changes.values() for row in rows if row is not None}
+        return _Work(
+            changes=changes,
+            digest=self._fold.digest(),
+            samples=self._fold.live_samples(),
+            through=self._through,
+            canonical={c: self._fold.canonical(c) for c in classes | set(self._moments.counts())},
+        )
+
+    def _new_row(self, work: _Work, same: HeadRow | None = None) -> HeadRow | None:
+        """Return the history's row of a head to be, or `same` for more labels; None where it is there already."""
+        if work.digest in (self._learned_digest, self._confirmed.live.digest):
+            return None
+        if same is None:
+            return self._row(work.digest, work.samples, work.through)
+        return replace(same, digest=work.digest, samples=work.samples, through=work.through)
+
+    def _row(self, digest: str, samples: int, through: int) -> HeadRow:
+        return HeadRow(
+            number=self._store.next_head_number(),
+            created_utc=self._clock(),
+            space=self.space,
+            digest=digest,
+            through=through,
+            samples=samples,
+            outcome=Outcome.PROVISIONAL,
+        )
+
+    def _serve_at_once(self, row: HeadRow, work: _Work) -> ActiveHead | None:
+        """Let the latest head, updated by these few changes, serve while the canonical one is solved.
+
+        Return it; None where it cannot be had by an update.
+        """
+        head, canonical = self._latest, work.canonical
+        real = [rows for rows in work.changes.values() if not _same(*rows)]
+        if head is None or not head.updatable or not 0 < len(real) <= _AT_ONCE:
+            return None
+        if any(canonical.get(class_id, class_id) != class_id for class_id in head.class_ids):
+            return None  # a merge: two columns become one
+        try:
+            for before, after in real:
+                if after is not None:
+                    head = head.with_sample(after.code, canonical[after.class_id])
+                if before is not None:
+                    head = head.without_sample(before.code, canonical[before.class_id])
+        except HeadwayError:
+            return None
+        head = head.recalibrated(meanwhile(self._confirmed.head.calibration, head))
+        with self._changed:
+            names = self._names(head)
+            quick = ActiveHead(head, names, HeadState.PROVISIONAL, row.digest, row.number, row.samples)
+            self._active, self._last = quick, row
+        return quick
+
+    def _provisional(self, head: Head, live: LiveSet, row: HeadRow) -> None:
+        """Let a head serve until its trial. Needs the lock."""
+        head = head.recalibrated(meanwhile(self._confirmed.head.calibration, head))
+        self._candidate = _Solved(head, live, row)
+        self._last = row
+        self._active = self._activate(self._candidate, HeadState.PROVISIONAL)
+
+    def _activate(self, solved: _Solved, state: HeadState) -> ActiveHead:
+        return ActiveHead(
+            head=solved.head,
+            names=self._names(solved.head),
+            state=state,
+            digest=solved.live.digest,
+            number=solved.row.number,
+            samples=len(solved.live),
+        )
+
+    def _names(self, head: Head) -> tuple[str, ...]:
+        names = self._fold.class_names()
+        # A merge that this head has not learned yet: go by the merged class's name.
+        return tuple(self._name(names, class_id) for class_id in head.class_ids)
+
+    def _name(self, names: dict[bytes, str], class_id: bytes) -> str:
+        # Labels may arrive before the definition of their class: device logs come one after the other.
+        return names.get(self._fold.canonical(class_id), f"class {class_id.hex()[:6]}")
+
+    # -- trial --------------------------------------------------------------------------------------------------
+
+    def _unscored(self) -> bool:
+        return self._confirmed.left_out is None and not self._unscorable and self._idle()
+
+    def _trial_step(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._candidate is not None or self._unscored() or self._stopping)
+            candidate, confirmed = self._candidate, self._confirmed
+            if self._stopping:
+                return
+        if candidate is None:
+            self._score_confirmed(confirmed)
+            return
+        with self._changed:
+            # In a burst of labels each trial would be in vain, and slow the next head down.
+            newer = self._changed.wait_for(
+                lambda: self._stopping or self._candidate is not candidate, QUIET_S if self._threads else 0.0
+            )
+            if newer:
+                return
+            self._trying = True
+            names = self._fold.class_names()
+
+        try:
+            judged = self._try(candidate, confirmed, names)
+            if judged is not None and self._settle(candidate, judged):
+                self._on_change()
+        except BaseException:
+            with self._changed:
+                if self._candidate is candidate:
+                    self._candidate = None  # it stays provisional; the next label brings the next trial
+            raise
+        finally:
+            with self._changed:
+                self._trying = False
+                self._changed.notify_all()
+
+    def _try(self, candidate: _Solved, confirmed: _Solved, names: dict[bytes, str]) -> _Solved | None:
+        """Return the candidate with its outcome; None when a newer head has made its trial obsolete."""
+
+        def obsolete() -> bool:
+            return self._stopping or self._candidate is not candidate
+
+        try:
+            confirmed = self._with_left_out(confirmed, obsolete)
+            left_out = self._base.left_out(candidate.live, obsolete)
+        except InterruptedError:
+            return None
+        end = judge(
+            (confirmed.left_out, confirmed.head.calibration),
+            (left_out, candidate.head.calibration),
+            names=lambda class_id: self._name(names, class_id),
+        )
+        row = replace(
+            candidate.row,
+            outcome=Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK,
+            reason=end.reason,
+            score=None if end.score is None else _pack(end.score),
+            calibration=_pack(end.calibration),
+        )
+        head = candidate.head.recalibrated(end.calibration)
+        return replace(candidate, head=head, row=row, left_out=left_out)
+
+    def _score_confirmed(self, confirmed: _Solved) -> None:
+        """Score the head that serves while there is nothing to try: its next trial and the drift watch need it."""
+        try:
+            self._with_left_out(confirmed, lambda: self._stopping or self._dirty or self._candidate is not None)
+        except InterruptedError:
+            pass  # a label came first
+        except BaseException:
+            self._unscorable = True  # told once, not tried for ever
+            raise
+
+    def _with_left_out(self, confirmed: _Solved, obsolete: Callable[[], bool]) -> _Solved:
+        """Return a confirmed head with its left-out scores, and remember them for the next trial.
+
+        Raises:
+            InterruptedError: `obsolete` said so.
+        """
+        if confirmed.left_out is None:
+            confirmed = replace(confirmed, left_out=self._base.left_out(confirmed.live, obsolete))
+            with self._changed:
+                if self._confirmed.row is confirmed.row:
+                    self._confirmed = confirmed
+                    self._unscorable = confirmed.left_out is None
+        return confirmed
+
+    def _settle(self, candidate: _Solved, judged: _Solved) -> bool:
+        """Confirm the candidate or take it back; return false where a newer head is there already."""
+        with self._changed:
+            if self._candidate is not candidate:
+                return False
+            self._candidate = None
+            self._last = judged.row
+            if judged.row.outcome is Outcome.CONFIRMED:
+                self._confirmed = judged
+                self._unscorable = judged.left_out is None
+            self._active = self._activate(self._confirmed, HeadState.CONFIRMED)
+            active = self._active
+        self._put_head(judged.row)
+        self._ask_again(active)
+        return True
+
+    # -- what goes along with a new head ------------------------------------------------------------------------
+
+    def _put_head(self, row: HeadRow) -> None:
+        try:
+            self._store.put_head(row)
+        except StoreFull as error:
+            # History is a record. Without it the next start tries the head once more.
+            self._fault = str(error)
+
+    def _ask_again(self, active: ActiveHead) -> None:
+        """Ask the waiting questions anew: what this head knows need not be asked any more."""
+        waiting = [each for each in self._store.queue(self._store.limits.queue) if each.space == self.space]
+        if not waiting:
+            return
+        decisions = active.head.decide(np.stack([each.code for each in waiting]))
+        threshold = active.head.calibration.novelty_threshold
+        questions = {
+            each.sample_id: ask(
+                self._policy, each.sample_id, decisions, i, names=active.names, threshold=threshold
+            )
+            for i, each in enumerate(waiting)
+        }
+        try:
+            self._store.requeue(questions)
+        except StoreFull as error:
+            self._fault = str(error)
+
+
+def score_of(row: HeadRow) -> Score | None:
+    """Return the honest score in a row of the heads' history; None where there was none."""
+    return None if row.score is None else msgspec.msgpack.decode(row.score, type=Score)
+
+
+def _pack(value: Score | Calibration) -> bytes:
+    return msgspec.msgpack.encode(value)  # not JSON, which has no infinity
+
+
+def _joined(earlier: _Changes, later: _Changes) -> _Changes:
+    """Return changes of rows, each (before, after), one after the other, as one."""
+    joined = dict(earlier)
+    for sample, (before, after) in later.items():
+        joined[sample] = (joined[sample][0] if sample in joined else before, after)
+    return joined
+
+
+def _same(one: LiveRow | None, other: LiveRow | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.class_id == other.class_id and (one.code is other.code or np.array_equal(one.code, other.code))

@@ -1,0 +1,284 @@
+"""What a device says of itself, to the page and to whoever asks over HTTP: plain values, ids in hex.
+
+The dataclasses are the HTTP interface's schema (docs/agent.md); names are kept, members may be added.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from device_agent.camera import Camera
+from device_agent.learner import LearnerStatus
+from device_agent.station import Serving, Station
+from sdk.drift import Drift
+from sdk.score import Score
+
+
+@dataclass(frozen=True)
+class ReleaseReport:
+    """The release in operation. `id` is None for a bundle that did not come over MQTT."""
+
+    id: str | None
+    name: str
+    digest: str
+    space: str
+    precision: str
+    feature_size: int
+    runtime: str
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """The head that decides.
+
+    Attributes:
+        number: Its number in this device's history.
+        state: provisional or confirmed.
+        digest: Digest of the live set it was solved from.
+        samples: Size of that set.
+        trial: How the newest head's trial ended: provisional, confirmed, taken_back or superseded.
+        reason: Why, in an operator's words.
+        busy: Something is being learned or tried just now.
+    """
+
+    number: int
+    state: str
+    digest: str
+    samples: int
+    trial: str
+    reason: str
+    busy: bool
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """A class, with its live labels: this device's operators' own, and all, the release's samples included."""
+
+    id: str
+    name: str
+    own_labels: int
+    labels: int
+
+
+@dataclass(frozen=True)
+class ClassScoreReport:
+    """Recall of a class on left-out groups; `scored` is false where only one group has it."""
+
+    id: str
+    name: str
+    recall: float
+    low: float
+    high: float
+    samples: int
+    groups: int
+    scored: bool
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """The honest score of the newest head that was tried."""
+
+    balanced_accuracy: float
+    low: float
+    high: float
+    classes: list[ClassScoreReport]
+    samples: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class CameraReport:
+    """The source of frames."""
+
+    name: str
+    state: str
+    frames: int
+    bad: int
+    dropped: int
+    outages: int
+
+
+@dataclass(frozen=True)
+class MqttReport:
+    """The fleet's broker, and bytes of topic and payload moved since the start, both ways."""
+
+    address: str
+    connected: bool
+    release_bytes: int
+    head_bytes: int
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """The newest attempt to bring a release here."""
+
+    release_id: str
+    name: str
+    state: str
+    reason: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """Whether parts still look as they did when the head was scored.
+
+    Attributes:
+        alarm: They do not; the stated rate of false alarms is one in `threshold` parts or less often.
+        evidence: 1 is none, `threshold` an alarm.
+        parts: Parts watched since this head was confirmed.
+        strangest: Sample ids of the parts behind it, strangest first.
+    """
+
+    alarm: bool
+    evidence: float
+    threshold: float
+    parts: int
+    strangest: list[str]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything at once."""
+
+    device: str
+    channel: str
+    version: str
+    started_utc: float
+    release: ReleaseReport | None
+    head: HeadReport | None
+    classes: list[ClassReport]
+    score: ScoreReport | None
+    label_to_live_ms: float | None
+    own_labels: int
+    live_set_digest: str | None
+    live_samples: int
+    queue_depth: int
+    outbox: int
+    frames: int
+    unknown: int
+    unstored: int
+    errors: int
+    latency_ms: float | None
+    """Median from frame to decision, of the newest few hundred frames."""
+    drift: DriftReport | None
+    camera: CameraReport
+    mqtt: MqttReport | None
+    update: UpdateReport | None
+    faults: list[str]
+    """What is wrong just now, in words."""
+
+
+def camera_report(camera: Camera) -> CameraReport:
+    """Return what a source says of itself."""
+    tally = camera.tally
+    return CameraReport(camera.name, tally.state.value, tally.frames, tally.bad, tally.dropped, tally.outages)
+
+
+def station_state(
+    station: Station,
+    *,
+    channel: str,
+    version: str,
+    started_utc: float,
+    camera: CameraReport,
+    mqtt: MqttReport | None = None,
+    update: UpdateReport | None = None,
+    errors: int = 0,
+    faults: tuple[str, ...] = (),
+) -> State:
+    """Return the state of a device. Cheap enough to be asked every second."""
+    serving, counts, store = station.serving, station.counts, station.store
+    status = None if serving is None else serving.learner.status()
+    latencies = list(station.latencies_ms)
+    wrong = list(faults)
+    if status is not None and status.fault is not None:
+        wrong.append(status.fault)
+    if counts.unstored:
+        wrong.append(f"{counts.unstored} samples could not be stored: the disk is full or was")
+    return State(
+        device=store.device,
+        channel=channel,
+        version=version,
+        started_utc=started_utc,
+        release=None if serving is None else _release(serving),
+        head=None if serving is None or status is None else _head(serving, status),
+        classes=[ClassReport(c.class_id.hex(), c.name, c.own_labels, c.labels) for c in station.classes()],
+        score=None if serving is None or status is None else _score(status.score, station),
+        label_to_live_ms=None if status is None else status.label_to_live_ms,
+        own_labels=0 if status is None else status.own_labels,
+        live_set_digest=None if status is None else status.live_set_digest,
+        live_samples=0 if status is None else status.live_samples,
+        queue_depth=store.queue_depth(),
+        outbox=store.outbox_depth(),
+        frames=counts.frames,
+        unknown=counts.unknown,
+        unstored=counts.unstored,
+        errors=errors,
+        latency_ms=statistics.median(latencies) if latencies else None,
+        drift=_drift(station.drift()),
+        camera=camera,
+        mqtt=mqtt,
+        update=update,
+        faults=wrong,
+    )
+
+
+def _drift(drift: Drift | None) -> DriftReport | None:
+    if drift is None:
+        return None
+    strangest = [key.hex() for key in drift.strangest if isinstance(key, bytes)]
+    return DriftReport(drift.alarm, min(drift.evidence, 1e9), drift.threshold, drift.parts, strangest)
+
+
+def _release(serving: Serving) -> ReleaseReport:
+    return ReleaseReport(
+        id=serving.release_id,
+        name=serving.bundle.manifest.name,
+        digest=serving.digest,
+        space=serving.pipeline.space,
+        precision=serving.pipeline.precision,
+        feature_size=serving.pipeline.feature_size,
+        runtime=serving.pipeline.runtime.name,
+    )
+
+
+def _head(serving: Serving, status: LearnerStatus) -> HeadReport:
+    active = serving.learner.head
+    return HeadReport(
+        number=active.number,
+        state=active.state.value,
+        digest=active.digest,
+        samples=active.samples,
+        trial=status.outcome.value,
+        reason=status.reason,
+        busy=status.busy,
+    )
+
+
+def _score(score: Score | None, station: Station) -> ScoreReport | None:
+    if score is None:
+        return None
+    names = {c.class_id: c.name for c in station.classes()}
+    return ScoreReport(
+        balanced_accuracy=float(score.balanced_accuracy),
+        low=float(score.low),
+        high=float(score.high),
+        classes=[
+            ClassScoreReport(
+                id=c.class_id.hex(),
+                name=names.get(c.class_id, c.class_id.hex()[:8]),
+                recall=float(c.recall),
+                low=float(c.low),
+                high=float(c.high),
+                samples=c.samples,
+                groups=c.groups,
+                scored=c.class_id not in score.one_group,
+            )
+            for c in sorted(score.classes, key=lambda c: names.get(c.class_id, "").casefold())
+        ],
+        samples=score.samples,
+        groups=score.groups,
+    )

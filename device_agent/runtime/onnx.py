@@ -1,0 +1,98 @@
+"""ONNX Runtime: the backbone's ONNX bytes as a `Runtime`. The only importer of onnxruntime on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from device_agent.config import RuntimeSettings
+from sdk.codes import Features
+from sdk.errors import InferenceFailed
+
+_FATAL_ONLY = 4
+_ORT_ERRORS = (
+    ort_state.EPFail,
+    ort_state.EngineError,
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NoModel,
+    ort_state.NoSuchFile,
+    ort_state.NotFound,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+"""What ONNX Runtime raises; most derive from nothing of its own."""
+
+
+class OnnxRuntime:
+    """A backbone in ONNX Runtime on the processor.
+
+    Args:
+        model: The ONNX file. From bytes, so that a model with external data finds none.
+        what: Its name, for messages.
+        shape: (3, H, W) of one preprocessed frame.
+        feature_size: d that its output must have.
+        settings: Threads.
+
+    Raises:
+        InferenceFailed: it does not load, or takes or gives other shapes.
+    """
+
+    def __init__(
+        self, model: bytes, what: str, shape: tuple[int, int, int], feature_size: int, settings: RuntimeSettings
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = settings.threads
+        options.log_severity_level = _FATAL_ONLY  # what goes wrong is raised; the rest is not for operators
+        # Between frames the processor belongs to the learner and the page, not to a spinning thread pool.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        except _ORT_ERRORS as error:
+            raise InferenceFailed(
+                f"{what} does not load in ONNX Runtime {onnxruntime.__version__}: {_one_line(error)}",
+                hint="Export the bundle again, or update onnxruntime on this device.",
+            ) from error
+        self.name = f"ONNX Runtime {onnxruntime.__version__} on CPU"
+        self.feature_size = feature_size
+        self._what = what
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
+            raise InferenceFailed(
+                f"{what} has {len(inputs)} inputs and {len(outputs)} outputs, not one float tensor each",
+                hint="Export the bundle again with this version of Headway.",
+            )
+        self._input, self._output = inputs[0].name, outputs[0].name
+        # A fixed batch size is legal ONNX; frames then go through one call each.
+        self._one_by_one = isinstance(inputs[0].shape[0], int)
+        self.features(np.zeros((1, *shape), np.float32))  # wrong shapes, and the slow first call, end here
+
+    def features(self, batch: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Features:
+        """Return the features (n, d) float32 of preprocessed frames (n, 3, H, W) float32."""
+        parts = [batch[i : i + 1] for i in range(len(batch))] if self._one_by_one else [batch]
+        try:
+            outputs = [self._session.run([self._output], {self._input: part})[0] for part in parts]
+        except _ORT_ERRORS as error:
+            raise InferenceFailed(
+                f"{self._what} failed in {self.name}: {_one_line(error)}",
+                hint="Check the bundle with `headway bundle verify`.",
+            ) from error
+        features = np.concatenate(outputs) if outputs else np.zeros((0, self.feature_size), np.float32)
+        if features.shape != (len(batch), self.feature_size):
+            raise InferenceFailed(
+                f"{self._what} gives {features.shape} for {len(batch)} frames, not "
+                f"({len(batch)}, {self.feature_size})",
+                hint="The backbone is not the one that the manifest describes: export the bundle again.",
+            )
+        if not np.isfinite(features).all():
+            raise InferenceFailed(f"{self._what} gives features that are not finite", hint="Check the frame.")
+        return np.asarray(features, np.float32)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

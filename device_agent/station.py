@@ -1,0 +1,370 @@
+"""The release in operation on this device: frames to decisions, questions and labels. No camera, network or page.
+
+The agent's loop, the page and a rehearsal all work through one `Station`, so a rehearsal is the real thing.
+Rules kept here:
+
+- A decision is stored with its picture before it counts as seen; where the disk is full it is counted and
+  decided all the same. Frames may be lost, labels never.
+- A release is swapped whole (`serve`): a frame is decided by the old one or the new one, never by parts of both.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from device_agent.camera import Shot
+from device_agent.learner import ActiveHead, ClassInfo, Learner, Saved
+from device_agent.pipeline import Pipeline
+from device_agent.queue import Question, QueuePolicy, ask
+from device_agent.runtime import Runtime
+from device_agent.store import Sample, SampleStatus, Store
+from sdk.audit import Suspect
+from sdk.bundle import Bundle
+from sdk.codes import Code, Codes
+from sdk.drift import Drift, DriftWatch
+from sdk.errors import LabelError, NoRelease, StoreFull, UnknownClassError
+from sdk.head import Decisions
+from sdk.images import decode, sample_id
+
+_log = logging.getLogger(__name__)
+
+UNKNOWN: Final = "unknown"
+"""The decision shown for a frame that is unlike anything the head knows."""
+DRIFT_RATE: Final = 1e-4
+"""An unchanged line gives a false drift alarm once in 10,000 parts or less often."""
+LATENCIES_KEPT: Final = 500
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A release in operation, as one reference."""
+
+    release_id: str | None
+    bundle: Bundle
+    digest: str
+    pipeline: Pipeline
+    learner: Learner
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the head says of one frame.
+
+    Attributes:
+        shown: A class name, or "unknown".
+        class_id: Of the class shown; None for unknown.
+        forced: The best class's name, unknown or not.
+        forced_id: Its id.
+        probability: Of the best class.
+        novelty: Higher is stranger; on the head's own scale.
+        threshold: Novelty above it is unknown.
+        unknown: Whether it is.
+        scores: Score by class id; empty for frames of the camera, where nobody looks at them.
+        head: Number of the head that decided.
+        question: Why an operator should be asked, if so.
+    """
+
+    shown: str
+    class_id: bytes | None
+    forced: str
+    forced_id: bytes
+    probability: float
+    novelty: float
+    threshold: float
+    unknown: bool
+    scores: dict[bytes, float]
+    head: int
+    question: Question | None
+
+
+class Seen(NamedTuple):
+    """A frame's decision, and what became of it."""
+
+    sample_id: bytes
+    captured_utc: float
+    decision: Decision
+    status: SampleStatus
+    latency_ms: float
+
+
+@dataclass
+class Counts:
+    """What the station has done since it started.
+
+    Attributes:
+        frames: Decided.
+        unknown: Of those, decided as unknown.
+        unstored: Decided but not stored, because the disk was full.
+    """
+
+    frames: int = 0
+    unknown: int = 0
+    unstored: int = 0
+
+
+class Station:
+    """One device's release, head, questions and labels.
+
+    Args:
+        store: What survives.
+        policy: Which samples operators are asked about.
+        on_change: Called, from any thread, after the release, the head or its state has changed.
+        on_saved: Called, from any thread, after this device's log has grown.
+        threads: False leaves learning to the caller, by `learner.run_until_idle`: a rehearsal then needs no
+            waiting, and gives the same figures every time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        policy: QueuePolicy | None = None,
+        on_change: Callable[[], None] | None = None,
+        on_saved: Callable[[], None] | None = None,
+        threads: bool = True,
+    ) -> None:
+        self.store = store
+        self.policy = policy or QueuePolicy()
+        self.counts = Counts()
+        self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._on_change = on_change or (lambda: None)
+        self._on_saved = on_saved or (lambda: None)
+        self._threads = threads
+        self._serving: Serving | None = None
+        self._watch: tuple[object, DriftWatch] | None = None
+        self._last_group = ""
+        self._has_release = threading.Event()
+        self._swap = threading.Lock()
+
+    # -- the release -----------------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> Serving | None:
+        """The release in operation; None before the first. Read it once per piece of work."""
+        return self._serving
+
+    def require(self) -> Serving:
+        """Return the release in operation.
+
+        Raises:
+            NoRelease: there is none yet.
+        """
+        serving = self._serving
+        if serving is None:
+            raise NoRelease(
+                "no release is installed on this device yet",
+                hint="Name a bundle in site.toml, or publish one: headway fleet publish BUNDLE.",
+            )
+        return serving
+
+    def serve(
+        self, bundle: Bundle, precision: str | None, runtime: Runtime, release_id: str | None = None
+    ) -> None:
+        """Let a release take over. Its learner folds the store's log, so the head has all labels at once.
+
+        Raises:
+            BadFormat: the bundle's samples are not those its head was made from.
+        """
+        pipeline = Pipeline(bundle, precision, runtime)
+
+        def embed(image: bytes) -> Code:
+            return np.asarray(pipeline.code(decode(image))[0], np.int8)
+
+        with self._swap:
+            learner = Learner(
+                bundle, precision, self.store, policy=self.policy, embed=embed, on_change=self._on_change
+            )
+            old, self._serving = self._serving, Serving(release_id, bundle, bundle.digest(), pipeline, learner)
+            if self._threads:
+                learner.start()
+            if old is not None:
+                old.learner.stop()
+        self._has_release.set()
+        _log.info("serving %s (%s)", bundle.manifest.name, pipeline.precision)
+        self._on_change()
+
+    def serve_nothing(self) -> None:
+        """Let no release serve: the only one there was has been rolled back."""
+        with self._swap:
+            self._has_release.clear()
+            old, self._serving = self._serving, None
+            if old is not None:
+                old.learner.stop()
+        self._on_change()
+
+    def wait_for_release(self, timeout_s: float) -> bool:
+        """Wait until a release serves; return whether one does."""
+        return self._has_release.wait(timeout_s)
+
+    def close(self) -> None:
+        """Stop learning. The store stays open; it is its owner's."""
+        with self._swap:
+            if self._serving is not None:
+                self._serving.learner.stop()
+
+    # -- frames ------------------------------------------------------------------------------------------------
+
+    def see(self, shot: Shot, code: Codes | None = None) -> Seen:
+        """Decide about a frame, store it, and ask the operator where that helps.
+
+        Args:
+            shot: The frame as the camera gave it.
+            code: Its code (1, d), where it is known already.
+
+        Raises:
+            NoRelease: none serves yet.
+            InferenceFailed: the runtime failed; nothing was stored.
+        """
+        serving = self.require()
+        began_s = time.perf_counter()
+        if code is None:
+            code = serving.pipeline.code(shot.frame)
+        decision = _decide(serving.learner.head, self.policy, shot.sample_id, code)
+        latency_ms = (time.perf_counter() - began_s) * 1000
+        status = self._keep(serving, shot, code, decision)
+        self.counts.frames += 1
+        self.counts.unknown += decision.unknown
+        self.latencies_ms.append(latency_ms)
+        self._watch_drift(serving, shot, decision)
+        return Seen(shot.sample_id, shot.captured_utc, decision, status, latency_ms)
+
+    def _watch_drift(self, serving: Serving, shot: Shot, decision: Decision) -> None:
+        """Count the first frame of each part against the left-out scores of the confirmed head."""
+        reference = serving.learner.reference
+        if reference is None or reference.number != decision.head or shot.group == self._last_group:
+            return  # a provisional head: its trial is the judge
+        self._last_group = shot.group
+        key = (serving.digest, reference.number)
+        if self._watch is None or self._watch[0] != key:
+            self._watch = key, DriftWatch(reference.left_out, rate=DRIFT_RATE)
+        self._watch[1].see(decision.novelty, decision.forced_id, shot.sample_id)
+
+    def drift(self) -> Drift | None:
+        """Return whether parts look as they did when the head was scored; None before it was."""
+        return None if self._watch is None else self._watch[1].now()
+
+    def suspects(self, limit: int = 50) -> list[Suspect]:
+        """Return labels to look at again. See `Learner.suspects`."""
+        return self.require().learner.suspects(limit)
+
+    def inspect(self, data: bytes, *, keep: bool = False, part: str = "", source: str = "inspect") -> Seen:
+        """Decide about an encoded image that somebody sends.
+
+        Args:
+            data: JPEG, PNG, BMP, TIFF or WebP.
+            keep: Store it as a sample, so that it can be labelled.
+            part: What must not be told apart by score; the image by itself where it is empty.
+            source: For people.
+
+        Raises:
+            BadImages: it is no usable image.
+            NoRelease: none serves yet.
+            StoreFull: it was to be kept and could not be.
+        """
+        frame, sample = decode(data), sample_id(data)
+        serving = self.require()
+        began_s = time.perf_counter()
+        code = serving.pipeline.code(frame)
+        active = serving.learner.head
+        scores = dict(zip(active.head.class_ids, map(float, active.head.scores(code)[0]), strict=True))
+        decision = replace(_decide(active, self.policy, sample, code), scores=scores)
+        latency_ms = (time.perf_counter() - began_s) * 1000
+        captured_utc, status = time.time(), SampleStatus.SEEN
+        if keep:
+            group = f"{self.store.device}/{part or sample.hex()[:32]}"[:200]
+            shot = Shot(frame, data, sample, captured_utc, group, source)
+            status = self.store.put_sample(_sample(serving, shot, code, decision), data)
+        return Seen(sample, captured_utc, decision, status, latency_ms)
+
+    def _keep(self, serving: Serving, shot: Shot, code: Codes, decision: Decision) -> SampleStatus:
+        try:
+            return self.store.put_sample(_sample(serving, shot, code, decision), shot.data)
+        except StoreFull as error:
+            if self.counts.unstored == 0:
+                _log.warning("samples are not kept: %s (%s)", error, error.hint)
+            self.counts.unstored += 1
+            return SampleStatus.SEEN
+
+    # -- labels ------------------------------------------------------------------------------------------------
+
+    def label(self, sample: bytes, class_id: bytes | None, operator: str) -> Saved:
+        """Store a label; it is on disk when this returns. See `Learner.label`."""
+        saved = self.require().learner.label(sample, class_id, operator)
+        self._on_saved()
+        return saved
+
+    def define_class(self, name: str, operator: str) -> bytes:
+        """Define a class and return its id. See `Learner.define_class`."""
+        class_id = self.require().learner.define_class(name, operator)
+        self._on_saved()
+        return class_id
+
+    def classes(self) -> list[ClassInfo]:
+        """Return the classes that exist, by name; none before the first release."""
+        serving = self._serving
+        return [] if serving is None else serving.learner.classes()
+
+    def class_named(self, name: str) -> bytes:
+        """Return the id of the class that people call so, in whatever case.
+
+        Raises:
+            UnknownClassError: nobody does.
+            LabelError: two classes are called so (two devices invented them).
+        """
+        wanted = " ".join(name.split()).casefold()
+        found = [c.class_id for c in self.classes() if c.name.casefold() == wanted]
+        if not found:
+            raise UnknownClassError(f"there is no class {name[:64]!r}", hint="Define it first: POST /api/classes.")
+        if len(found) > 1:
+            raise LabelError(
+                f"{len(found)} classes are called {name[:64]!r}", hint="Name it by its id, or merge them."
+            )
+        return found[0]
+
+
+def _decide(active: ActiveHead, policy: QueuePolicy, sample: bytes, code: Codes) -> Decision:
+    decided: Decisions = active.head.decide(code)
+    best, unknown = int(decided.class_index[0]), bool(decided.unknown[0])
+    threshold = active.head.calibration.novelty_threshold
+    ids = active.head.class_ids
+    return Decision(
+        shown=UNKNOWN if unknown else active.names[best],
+        class_id=None if unknown else ids[best],
+        forced=active.names[best],
+        forced_id=ids[best],
+        probability=float(decided.probability[0]),
+        novelty=float(decided.novelty[0]),
+        threshold=float(threshold),
+        unknown=unknown,
+        scores={},
+        head=active.number,
+        question=ask(policy, sample, decided, 0, names=active.names, threshold=threshold),
+    )
+
+
+def _sample(serving: Serving, shot: Shot, code: Codes, decision: Decision) -> Sample:
+    question = decision.question
+    return Sample(
+        sample_id=shot.sample_id,
+        captured_utc=shot.captured_utc,
+        group=shot.group,
+        space=serving.pipeline.space,
+        code=code[0],
+        decision=decision.shown,
+        class_id=decision.forced_id,
+        probability=decision.probability,
+        novelty=decision.novelty,
+        unknown=decision.unknown,
+        status=SampleStatus.SEEN if question is None else SampleStatus.QUEUED,
+        reason="" if question is None else question.reason,
+        priority=0.0 if question is None else question.priority,
+        source=shot.source,
+    )

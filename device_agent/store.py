@@ -1,0 +1,751 @@
+"""What must survive on the device: label log, outbox, samples with their pictures, heads, updates.
+
+One SQLite file (`store.sqlite3`, WAL) and a folder of pictures, in the agent's data folder.
+
+Rules this module keeps:
+
+- A label is on disk before `append` returns (`synchronous=FULL`), and its code record, the sample's status and
+  the picture are on disk with it: one transaction, whole or not at all.
+- The device's own log is one hash chain without gaps, and its Lamport counter is above every counter seen. Both
+  move in memory only after the commit.
+- When the disk is full, or the store at its size limit, writing raises `StoreFull` and changes nothing; it works
+  again without a restart as soon as there is room. Samples are refused earlier than labels (`reserve_bytes`), so
+  that what an operator types finds room longest.
+- A picture that operators may have labelled is never deleted, not even where nothing here knows it any more.
+
+SQLite itself is `database`'s; what the records mean is the learner's; what goes over the wire is `sync`'s. Any
+thread may call.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from device_agent.database import Database, damaged, disk
+from device_agent.images import ImageFolder, sync_path
+from device_agent.queue import Question
+from sdk.codes import Code
+from sdk.errors import ConfigError, LabelError, StoreFull
+from sdk.labels import (
+    MAX_COUNTER_JUMP,
+    Body,
+    Chain,
+    CodeRecord,
+    Entry,
+    Label,
+    Record,
+    check_record,
+    entry_hash,
+)
+from sdk.wire import UpdateState
+
+STORE_NAME: Final = "store.sqlite3"
+_BATCH: Final = 500  # records read per query, so that no reader holds the lock long
+
+_MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
+        # `arrival` counts every record, own and received, in the order they were committed here.
+        """CREATE TABLE records (
+            arrival INTEGER PRIMARY KEY AUTOINCREMENT,
+            device TEXT NOT NULL, seq INTEGER NOT NULL, counter INTEGER NOT NULL,
+            sample BLOB, space BLOB, entry BLOB NOT NULL, code BLOB,
+            UNIQUE (device, seq))""",
+        "CREATE INDEX records_by_counter ON records (counter)",
+        "CREATE INDEX codes_of_sample ON records (sample, space) WHERE space IS NOT NULL",
+        """CREATE TABLE samples (
+            arrival INTEGER PRIMARY KEY, sample BLOB NOT NULL UNIQUE, captured_utc REAL NOT NULL,
+            part TEXT NOT NULL, space TEXT NOT NULL, code BLOB NOT NULL, decision TEXT NOT NULL, class_id BLOB,
+            probability REAL NOT NULL, novelty REAL NOT NULL, unknown INTEGER NOT NULL, status TEXT NOT NULL,
+            reason TEXT NOT NULL, priority REAL NOT NULL, source TEXT NOT NULL)""",
+        "CREATE INDEX samples_by_status ON samples (status, arrival)",
+        "CREATE INDEX queue_by_group ON samples (part) WHERE status != 'seen'",
+        """CREATE TABLE heads (
+            number INTEGER PRIMARY KEY, created_utc REAL NOT NULL, space TEXT NOT NULL, digest TEXT NOT NULL,
+            through INTEGER NOT NULL, samples INTEGER NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+            score BLOB, calibration BLOB)""",
+        """CREATE TABLE updates (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, at_utc REAL NOT NULL, release_id TEXT NOT NULL,
+            job BLOB NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, starts INTEGER NOT NULL)""",
+    ),
+)
+"""Statements from schema n to n + 1; `PRAGMA user_version` says how many have been run."""
+
+
+class SampleStatus(str, Enum):
+    """What the operator has had to do with a sample. Values are stored."""
+
+    SEEN = "seen"
+    QUEUED = "queued"
+    LABELLED = "labelled"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image-level decision made on this device.
+
+    Attributes:
+        sample_id: SHA-256 of the picture's bytes.
+        captured_utc: Seconds since 1970 by the device's clock.
+        group: What must not be divided between training and scoring: `device/part`, or `device/first frame`.
+        space: Feature space of the code, 64 hex digits.
+        code: (d,) int8.
+        decision: The class name shown, or "unknown".
+        class_id: The class chosen if it had to be one; None where there was no head.
+        probability: Of that class.
+        novelty: By the head that decided.
+        unknown: Whether novelty was above the threshold.
+        status: What the operator has had to do with it.
+        reason: Why the operator is asked, in words for the page.
+        priority: Order of the queue, higher first.
+        source: The file or camera it came from.
+    """
+
+    sample_id: bytes
+    captured_utc: float
+    group: str
+    space: str
+    code: Code = field(compare=False)
+    decision: str
+    class_id: bytes | None
+    probability: float
+    novelty: float
+    unknown: bool
+    status: SampleStatus = SampleStatus.SEEN
+    reason: str = ""
+    priority: float = 0.0
+    source: str = ""
+
+
+class Outcome(str, Enum):
+    """How a head's trial ended. Values are stored."""
+
+    PROVISIONAL = "provisional"
+    CONFIRMED = "confirmed"
+    TAKEN_BACK = "taken_back"
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """One head that served on this device. The head itself is a function of the records up to `through`.
+
+    Attributes:
+        number: Counts the device's heads from 1.
+        created_utc: When it began to serve.
+        space: Feature space id.
+        digest: Digest of the live set it was solved from.
+        through: Arrival number of the last record in that live set.
+        samples: Size of the live set.
+        outcome: How its trial ended.
+        reason: Why, in words for the page.
+        score: MessagePack of its honest score, once it has one.
+        calibration: MessagePack of its calibration, once it has its own.
+    """
+
+    number: int
+    created_utc: float
+    space: str
+    digest: str
+    through: int
+    samples: int
+    outcome: Outcome
+    reason: str = ""
+    score: bytes | None = None
+    calibration: bytes | None = None
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """One attempt to bring a release onto this device. `job` is the assignment as JSON; `starts` counts how
+    often the agent has started while the release was provisional."""
+
+    number: int
+    at_utc: float
+    release_id: str
+    job: bytes
+    state: UpdateState
+    reason: str = ""
+    starts: int = 0
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """How much the store keeps.
+
+    Attributes:
+        keep_samples: Unlabelled samples with pictures; the oldest go first. Labelled ones stay.
+        queue: Questions waiting for the operator; beyond it the least important one falls out.
+        queue_per_group: Of one part or burst: more of the same teaches little.
+        outbox: Own records the fleet has not acknowledged; beyond it labels are refused.
+        keep_heads: Rows of the heads' history.
+        max_store_bytes: Size of the SQLite file, pictures not counted.
+        reserve_bytes: Samples are refused while less than this is free on the disk. Labels are not.
+    """
+
+    keep_samples: int = 2000
+    queue: int = 200
+    queue_per_group: int = 2
+    outbox: int = 200_000
+    keep_heads: int = 2000
+    max_store_bytes: int = 4 * 1024**3
+    reserve_bytes: int = 64 * 1024**2
+
+
+class Store:
+    """The device's durable state. Use `Store.open`; close it or use it in a `with` block."""
+
+    def __init__(
+        self, folder: Path, device: str, db: Database, *, clock: Callable[[], float], limits: StoreLimits
+    ) -> None:
+        self.folder = folder
+        self.device = device
+        self.limits = limits
+        self._db = db
+        self._clock = clock
+        self._images = ImageFolder(folder / "images")
+        # Under the database's lock, as everything that belongs to several calls.
+        self._chain = Chain(device)
+        self._counter = 0
+        self._head_number = 0
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        device: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        limits: StoreLimits | None = None,
+    ) -> Store:
+        """Return the store in a folder, made or brought to this version's schema where needed.
+
+        Args:
+            folder: The agent's data folder; made where it is missing.
+            device: This device's id.
+            clock: Seconds since 1970; only ever a record, never an order.
+            limits: How much to keep.
+
+        Raises:
+            ConfigError: another agent has it open, or it is another device's.
+            StoreCorrupt: it is damaged, from a newer version, or not ours.
+            StoreFull: the disk takes no writes.
+        """
+        limits = limits or StoreLimits()
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            db = Database(folder / STORE_NAME, _MIGRATIONS, max_bytes=limits.max_store_bytes)
+            try:
+                store = cls(folder, device, db, clock=clock, limits=limits)
+                store._load()
+            except BaseException:
+                db.close()
+                raise
+        return store
+
+    def close(self) -> None:
+        """Let go of the store. Closing twice is harmless."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self) -> None:
+        owner = self._get("device")
+        if owner is None:
+            with self._db.transaction() as db:
+                _set(db, "device", self.device)
+            sync_path(self.folder)
+        elif owner != self.device:
+            raise ConfigError(
+                f"the store in {self.folder} belongs to device {owner!r}, not {self.device!r}",
+                hint="Use that device id, or another data folder.",
+            )
+        last = self._db.value("SELECT entry FROM records WHERE device = ? ORDER BY seq DESC LIMIT 1", self.device)
+        if last is not None:
+            entry = _decode_entry(last)
+            self._chain = Chain(self.device, entry.seq, entry_hash(entry))
+        self._counter = self._db.value("SELECT coalesce(max(counter), 0) FROM records")
+        self._head_number = self._db.value("SELECT coalesce(max(number), 0) FROM heads")
+        self._images.sweep()
+
+    # -- the label log ------------------------------------------------------------------------------------
+
+    def append(self, bodies: Sequence[Body], codes: Mapping[bytes, Code] | None = None) -> list[Record]:
+        """Write entries to this device's own log; when it returns they are on disk, with all that goes with them.
+
+        A label also sets its sample's status and makes its picture durable.
+
+        Args:
+            bodies: What the entries say, in order.
+            codes: Code (d,) int8 by sample id, for the code records among them.
+
+        Raises:
+            StoreFull: no room; nothing was written.
+            LabelError: a text in it is too long or empty; nothing was written.
+            ValueError: a code record without its code.
+        """
+        if not bodies:
+            return []
+        codes = codes or {}
+        with self._db.lock:
+            self._check_outbox(len(bodies))
+            chain, counter, records = self._chain, self._counter, []
+            wall_time_us = int(self._clock() * 1_000_000)
+            with self._db.transaction() as db:
+                for body in bodies:
+                    counter += 1
+                    chain, entry = chain.write(body, counter=counter, wall_time_us=wall_time_us)
+                    code = None
+                    if isinstance(body, CodeRecord):
+                        if body.sample not in codes:
+                            raise ValueError(f"no code for {body.sample.hex()}")
+                        code = np.ascontiguousarray(codes[body.sample], np.int8).tobytes()
+                    record = Record(entry, code)
+                    check_record(record)
+                    _check_readable(entry)
+                    _insert(db, record)
+                    if isinstance(body, Label):
+                        self._mark_labelled(db, body)
+                    records.append(record)
+            self._chain, self._counter = chain, counter
+            return records
+
+    def _mark_labelled(self, db: sqlite3.Connection, label: Label) -> None:
+        status = SampleStatus.SEEN if label.class_id is None else SampleStatus.LABELLED
+        db.execute("UPDATE samples SET status = ? WHERE sample = ?", (status.value, label.sample))
+        self._images.sync(label.sample)
+
+    def _check_outbox(self, more: int) -> None:
+        depth = self.outbox_depth()
+        if depth + more > self.limits.outbox:
+            raise StoreFull(
+                f"{depth} entries wait for the fleet, at most {self.limits.outbox} may",
+                hint="Connect the device to its broker, or raise the store's outbox limit.",
+            )
+
+    def receive(self, records: Sequence[Record], position: int, channel: str = "") -> list[Record]:
+        """Store entries of the fleet's union and how far this device has read it; return those that were new.
+
+        Where we hold an entry's predecessor it must continue it. Own entries that this store has never seen are
+        taken in as the start of its log: that is how a replaced device finds its earlier labels again.
+
+        Args:
+            records: In the union's order.
+            position: Position in the channel's union of the last of them.
+            channel: Whose union.
+
+        Raises:
+            LabelError: an entry contradicts itself or one we hold; nothing was stored.
+            StoreFull: no room; nothing was stored.
+        """
+        with self._db.lock:
+            chain, counter, new = self._chain, self._counter, []
+            with self._db.transaction() as db:
+                for record in records:
+                    check_record(record)
+                    entry = record.entry
+                    if self._holds(db, entry):
+                        continue
+                    if entry.counter > counter + MAX_COUNTER_JUMP:
+                        raise LabelError(
+                            f"entry {entry.seq} of {entry.device} jumps ahead by {entry.counter - counter}",
+                            hint="Its device is at fault; withdraw its entries on the fleet service.",
+                        )
+                    if entry.device == self.device:
+                        chain = chain.follow(entry)
+                        _set(db, "acknowledged", entry.seq)
+                    _insert(db, record)
+                    counter = max(counter, entry.counter)
+                    new.append(record)
+                key = f"log_position/{channel}"
+                _set(db, key, max(position, int(self._get(key) or 0)))
+            self._chain, self._counter = chain, counter
+            return new
+
+    def _holds(self, db: sqlite3.Connection, entry: Entry) -> bool:
+        """Return whether we have this entry; refuse one that cannot stand beside those we have."""
+        rows = db.execute(
+            "SELECT seq, entry FROM records WHERE device = ? AND seq BETWEEN ? AND ?",
+            (entry.device, entry.seq - 1, entry.seq + 1),
+        )
+        held = {seq: _decode_entry(raw) for seq, raw in rows}
+        same, before, after = held.get(entry.seq), held.get(entry.seq - 1), held.get(entry.seq + 1)
+        if (
+            (same is not None and same != entry)
+            or (before is not None and entry.prev != entry_hash(before))
+            or (after is not None and after.prev != entry_hash(entry))
+        ):
+            raise LabelError(
+                f"entry {entry.seq} of {entry.device} contradicts the log we hold",
+                hint="Two devices share this id, or a store is an old copy: enrol it under a new id.",
+            )
+        return same is not None
+
+    def records(self) -> Iterator[Record]:
+        """Yield all records, own and received, in the order they were committed here."""
+        after = 0
+        while batch := self.records_after(after, _BATCH):
+            yield from (record for _, record in batch)
+            after = batch[-1][0]
+
+    def records_after(self, arrival: int, limit: int = _BATCH) -> list[tuple[int, Record]]:
+        """Return up to `limit` records that were committed after this arrival number, each with its own."""
+        rows = self._db.rows(
+            "SELECT arrival, entry, code FROM records WHERE arrival > ? ORDER BY arrival LIMIT ?", arrival, limit
+        )
+        return [(number, Record(_decode_entry(entry), code)) for number, entry, code in rows]
+
+    def has_code(self, sample_id: bytes, space: str) -> bool:
+        """Return whether any code record for this sample in this feature space is in the log."""
+        row = self._db.row(
+            "SELECT 1 FROM records WHERE sample = ? AND space = ? AND code IS NOT NULL LIMIT 1",
+            sample_id,
+            bytes.fromhex(space),
+        )
+        return row is not None
+
+    def outbox(self, limit: int, *, after: int = 0) -> list[Record]:
+        """Return the first own records that the fleet has not acknowledged, in order, from `after` on."""
+        rows = self._db.rows(
+            "SELECT entry, code FROM records WHERE device = ? AND seq > ? ORDER BY seq LIMIT ?",
+            self.device,
+            max(after, self.acknowledged()),
+            limit,
+        )
+        return [Record(_decode_entry(entry), code) for entry, code in rows]
+
+    def outbox_depth(self) -> int:
+        """Return how many own records the fleet has not acknowledged."""
+        with self._db.lock:
+            return self._chain.seq - self.acknowledged()
+
+    def length(self) -> int:
+        """Return how many entries this device's own log has."""
+        with self._db.lock:
+            return self._chain.seq
+
+    def acknowledged(self) -> int:
+        """Return the sequence number up to which the fleet has committed our log."""
+        return int(self._get("acknowledged") or 0)
+
+    def acknowledge(self, through: int) -> None:
+        """Note that the fleet has committed our log up to `through`. It never goes back.
+
+        Raises:
+            LabelError: we have not written that far: the fleet knows entries of ours that we lost.
+        """
+        with self._db.lock:
+            if through > self._chain.seq:
+                raise LabelError(
+                    f"the fleet holds {through} entries of {self.device}, this store has {self._chain.seq}",
+                    hint="Let the device fetch its log before labelling, or enrol it under a new id.",
+                )
+            if through > self.acknowledged():
+                with self._db.transaction() as db:
+                    _set(db, "acknowledged", through)
+
+    def log_position(self, channel: str = "") -> int:
+        """Return how far this device has read the channel's union; 0 for nothing yet."""
+        return int(self._get(f"log_position/{channel}") or 0)
+
+    # -- samples and pictures -----------------------------------------------------------------------------
+
+    def put_sample(self, sample: Sample, image: bytes | None) -> SampleStatus:
+        """Store a decision and its picture; return the status it now has.
+
+        It is written at once, but a power cut (not a crash) may take the last of them: syncing each frame would
+        wear the disk out. A sample seen before keeps its group, and stays queued or labelled. A question that its
+        group has been asked often enough, or that is the least important of a full queue, is not asked.
+
+        Raises:
+            StoreFull: less than `reserve_bytes` are free, or the store is at its limit; nothing was stored.
+        """
+        with self._db.lock, disk(self.folder):
+            if shutil.disk_usage(self.folder).free < self.limits.reserve_bytes:
+                raise StoreFull(
+                    f"less than {self.limits.reserve_bytes // 1024**2} MiB are free in {self.folder}",
+                    hint="Free space; until then samples are not kept, decisions and labels go on.",
+                )
+            if image is not None:
+                self._images.put(sample.sample_id, image)
+            gone: list[bytes] = []
+            with self._db.transaction(durable=False) as db:
+                status = self._upsert_sample(db, sample)
+                if status is SampleStatus.QUEUED:
+                    self._bound_queue(db)
+                gone = self._prune_samples(db)
+            self._images.drop(gone)
+            row = self._db.row("SELECT status FROM samples WHERE sample = ?", sample.sample_id)
+            return SampleStatus(row[0]) if row else SampleStatus.SEEN
+
+    def _upsert_sample(self, db: sqlite3.Connection, s: Sample) -> SampleStatus:
+        old = self._db.row("SELECT status, part, reason, priority FROM samples WHERE sample = ?", s.sample_id)
+        status, group, reason, priority = s.status, s.group, s.reason, s.priority
+        if old is not None:
+            group = old[1]
+            was = SampleStatus(old[0])
+            if was is SampleStatus.LABELLED or (was is SampleStatus.QUEUED and status is SampleStatus.SEEN):
+                status, _, reason, priority = was, *old[1:]
+        if status is SampleStatus.QUEUED and (old is None or old[0] == SampleStatus.SEEN.value):
+            asked = self._db.value("SELECT count(*) FROM samples WHERE part = ? AND status != 'seen'", group)
+            if asked >= self.limits.queue_per_group:
+                status, reason, priority = SampleStatus.SEEN, "", 0.0
+        db.execute(
+            "REPLACE INTO samples VALUES ((SELECT coalesce(max(arrival), 0) + 1 FROM samples),"
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                s.sample_id,
+                s.captured_utc,
+                group,
+                s.space,
+                np.ascontiguousarray(s.code, np.int8).tobytes(),
+                s.decision,
+                s.class_id,
+                s.probability,
+                s.novelty,
+                s.unknown,
+                status.value,
+                reason,
+                priority,
+                s.source,
+            ),
+        )
+        return status
+
+    def _bound_queue(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            "UPDATE samples SET status = 'seen', reason = '', priority = 0 WHERE sample IN (SELECT sample"
+            " FROM samples WHERE status = 'queued' ORDER BY priority DESC, arrival DESC LIMIT -1 OFFSET ?)",
+            (self.limits.queue,),
+        )
+
+    def _prune_samples(self, db: sqlite3.Connection) -> list[bytes]:
+        rows = db.execute(
+            "DELETE FROM samples WHERE sample IN (SELECT sample FROM samples WHERE status = 'seen'"
+            " ORDER BY arrival DESC LIMIT -1 OFFSET ?) RETURNING sample",
+            (self.limits.keep_samples,),
+        )
+        return [row[0] for row in rows.fetchall()]
+
+    def sample(self, sample_id: bytes) -> Sample | None:
+        """Return a sample; None where it is not, or no longer, kept."""
+        row = self._db.row(f"SELECT {_SAMPLE_COLUMNS} FROM samples WHERE sample = ?", sample_id)
+        return None if row is None else _sample(row)
+
+    def samples(self, *, limit: int, status: SampleStatus | None = None, offset: int = 0) -> list[Sample]:
+        """Return samples, newest first."""
+        if status is None:
+            return self._samples("ORDER BY arrival DESC LIMIT ? OFFSET ?", limit, offset)
+        return self._samples(
+            "WHERE status = ? ORDER BY arrival DESC LIMIT ? OFFSET ?", status.value, limit, offset
+        )
+
+    def queue(self, limit: int) -> list[Sample]:
+        """Return the samples an operator is asked about, most important first."""
+        return self._samples("WHERE status = 'queued' ORDER BY priority DESC, arrival DESC LIMIT ?", limit)
+
+    def queue_depth(self) -> int:
+        """Return how many samples wait for an operator."""
+        return int(self._db.value("SELECT count(*) FROM samples WHERE status = 'queued'"))
+
+    def requeue(self, questions: Mapping[bytes, Question | None]) -> None:
+        """Ask these queued samples' questions anew, by what a newer head thinks; None asks no more."""
+        with self._db.transaction(durable=False) as db:
+            for sample_id, question in questions.items():
+                status = SampleStatus.SEEN if question is None else SampleStatus.QUEUED
+                reason, priority = question or Question("", 0.0)
+                db.execute(
+                    "UPDATE samples SET status = ?, reason = ?, priority = ?"
+                    " WHERE sample = ? AND status = 'queued'",
+                    (status.value, reason, priority, sample_id),
+                )
+
+    def labelled_without_code(self, space: str) -> list[Sample]:
+        """Return this device's labelled samples that have no code in this feature space, oldest first."""
+        return self._samples(
+            "WHERE status = 'labelled' AND NOT EXISTS (SELECT 1 FROM records WHERE records.sample = samples.sample"
+            " AND records.space = ? AND records.code IS NOT NULL) ORDER BY arrival",
+            bytes.fromhex(space),
+        )
+
+    def image(self, sample_id: bytes) -> bytes | None:
+        """Return a sample's picture; None where it is not, or no longer, kept."""
+        with disk(self.folder):
+            return self._images.get(sample_id)
+
+    # -- heads and updates --------------------------------------------------------------------------------
+
+    def next_head_number(self) -> int:
+        """Return a number that no head of this device has had, even where rows could not be stored."""
+        with self._db.lock:
+            self._head_number += 1
+            return self._head_number
+
+    def put_head(self, row: HeadRow) -> None:
+        """Store a head's row, new or with its trial's outcome; superseded ones are forgotten first."""
+        with self._db.transaction(durable=False) as db:
+            db.execute(
+                "REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    row.number,
+                    row.created_utc,
+                    row.space,
+                    row.digest,
+                    row.through,
+                    row.samples,
+                    row.outcome.value,
+                    row.reason,
+                    row.score,
+                    row.calibration,
+                ),
+            )
+            db.execute(
+                "DELETE FROM heads WHERE number IN (SELECT number FROM heads"
+                " ORDER BY outcome = 'superseded', number DESC LIMIT -1 OFFSET ?)",
+                (self.limits.keep_heads,),
+            )
+
+    def heads(self, *, limit: int) -> list[HeadRow]:
+        """Return the heads' history, newest first."""
+        return [_head(row) for row in self._db.rows("SELECT * FROM heads ORDER BY number DESC LIMIT ?", limit)]
+
+    def last_head(self, space: str, outcomes: Sequence[Outcome]) -> HeadRow | None:
+        """Return the newest head of this feature space whose trial ended in one of these ways."""
+        marks = ", ".join("?" * len(outcomes))
+        row = self._db.row(
+            f"SELECT * FROM heads WHERE space = ? AND outcome IN ({marks}) ORDER BY number DESC LIMIT 1",
+            space,
+            *(outcome.value for outcome in outcomes),
+        )
+        return None if row is None else _head(row)
+
+    def begin_update(self, release_id: str, job: bytes) -> UpdateRow:
+        """Store a new attempt to bring a release here, in its first state; durable when it returns."""
+        state = UpdateState.DOWNLOADING
+        at = self._clock()
+        with self._db.transaction() as db:
+            number = db.execute(
+                "INSERT INTO updates (at_utc, release_id, job, state, reason, starts) VALUES (?, ?, ?, ?, '', 0)",
+                (at, release_id, job, state.value),
+            ).lastrowid
+        return UpdateRow(int(number or 0), at, release_id, job, state)
+
+    def put_update(self, row: UpdateRow) -> None:
+        """Store how an attempt stands; durable when it returns."""
+        with self._db.transaction() as db:
+            db.execute(
+                "UPDATE updates SET at_utc = ?, state = ?, reason = ?, starts = ? WHERE number = ?",
+                (self._clock(), row.state.value, row.reason, row.starts, row.number),
+            )
+
+    def updates(self, limit: int = 20) -> list[UpdateRow]:
+        """Return the attempts to bring releases here, newest first."""
+        rows = self._db.rows(
+            "SELECT number, at_utc, release_id, job, state, reason, starts FROM updates"
+            " ORDER BY number DESC LIMIT ?",
+            limit,
+        )
+        return [
+            UpdateRow(n, at, release, job, UpdateState(state), *rest) for n, at, release, job, state, *rest in rows
+        ]
+
+    def _get(self, key: str) -> Any:
+        return self._db.value("SELECT value FROM meta WHERE key = ?", key)
+
+    def _samples(self, tail: str, *values: object) -> list[Sample]:
+        return [_sample(row) for row in self._db.rows(f"SELECT {_SAMPLE_COLUMNS} FROM samples {tail}", *values)]
+
+
+_SAMPLE_COLUMNS: Final = (
+    "sample, captured_utc, part, space, code, decision, class_id, probability, novelty, unknown, status, reason,"
+    " priority, source"
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def _decode_entry(raw: bytes) -> Entry:
+    try:
+        return _entry_decoder.decode(raw)
+    except msgspec.DecodeError as error:
+        raise damaged(f"a stored entry is damaged: {str(error)[:100]}") from error
+
+
+def _check_readable(entry: Entry) -> None:
+    # msgspec checks lengths only when it decodes; what nobody could read again must not enter the log.
+    try:
+        _entry_decoder.decode(_encoder.encode(entry))
+    except msgspec.DecodeError as error:
+        raise LabelError(
+            f"this cannot be stored: {str(error)[:120]}", hint="Use a shorter name; names may not be empty."
+        ) from error
+
+
+def _insert(db: sqlite3.Connection, record: Record) -> None:
+    entry = record.entry
+    db.execute(
+        "INSERT INTO records (device, seq, counter, sample, space, entry, code) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            entry.device,
+            entry.seq,
+            entry.counter,
+            entry.body.sample if isinstance(entry.body, CodeRecord) else None,
+            entry.body.space if isinstance(entry.body, CodeRecord) else None,
+            _encoder.encode(entry),
+            record.code,
+        ),
+    )
+
+
+def _set(db: sqlite3.Connection, key: str, value: object) -> None:
+    db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _sample(row: tuple[Any, ...]) -> Sample:
+    return Sample(
+        sample_id=row[0],
+        captured_utc=row[1],
+        group=row[2],
+        space=row[3],
+        code=np.frombuffer(row[4], np.int8),
+        decision=row[5],
+        class_id=row[6],
+        probability=row[7],
+        novelty=row[8],
+        unknown=bool(row[9]),
+        status=SampleStatus(row[10]),
+        reason=row[11],
+        priority=row[12],
+        source=row[13],
+    )
+
+
+def _head(row: tuple[Any, ...]) -> HeadRow:
+    number, created_utc, space, digest, through, samples, outcome, reason, score, calibration = row
+    return HeadRow(
+        number=number,
+        created_utc=created_utc,
+        space=space,
+        digest=digest,
+        through=through,
+        samples=samples,
+        outcome=Outcome(outcome),
+        reason=reason,
+        score=score,
+        calibration=calibration,
+    )

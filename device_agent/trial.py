@@ -1,0 +1,138 @@
+"""A release's own samples, and the trial of a head on groups left out. No threads, no store, no clock.
+
+What a head is and how it is scored are `sdk.head`'s and `sdk.score`'s. Decided here: which samples may be scored
+(not those that the backbone itself was trained on), what happens where there are too few, and which calibration
+serves meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from sdk.bundle import Bundle
+from sdk.errors import BadFormat, HeadError
+from sdk.head import UNCALIBRATED, Calibration, Head, Knobs
+from sdk.labels import Fold, LiveSet
+from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
+from sdk.verdict import trial
+
+TOO_FEW: Final = "There are too few groups to score it yet."
+FIRST_SCORE: Final = "This is the first score; there was nothing to compare it with."
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a release brings to a device in one precision.
+
+    Attributes:
+        fold: Its own samples and class names, to fold a device's log into.
+        fitted: Those samples that its backbone was trained on: scores on them flatter.
+        knobs: The head's constants.
+        calibration: Of the head of its own samples.
+    """
+
+    fold: Fold
+    fitted: frozenset[bytes]
+    knobs: Knobs
+    calibration: Calibration
+
+    @classmethod
+    def of(cls, bundle: Bundle, precision: str | None) -> Base:
+        """Return what a bundle brings.
+
+        Raises:
+            BadFormat: its samples are not those its head was made from.
+        """
+        entry = bundle.precision(precision)
+        base, head = bundle.base(entry.precision), entry.head
+        fold = Fold(entry.space, entry.feature_size)
+        fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names())
+        if fold.digest() != head.live_set_digest:
+            raise BadFormat(
+                f"{bundle.path}: the samples are not those the head was made from", hint="Export the bundle again."
+            )
+        return cls(
+            fold=fold,
+            fitted=frozenset(sample for sample, was in zip(base.samples, base.fitted, strict=True) if was),
+            knobs=Knobs(rho=head.rho, centre_damping=head.centre_damping, lift_floor=head.lift_floor),
+            calibration=Calibration(
+                temperature=head.temperature,
+                novelty_threshold=head.novelty_threshold,
+                false_alarm_rate=head.false_alarm_rate,
+                classes=len(set(base.class_ids)),
+            ),
+        )
+
+    def scorable(self, live: LiveSet) -> list[bool]:
+        """Return for each sample of a live set whether it may be scored."""
+        return [sample not in self.fitted for sample in live.samples]
+
+    def left_out(self, live: LiveSet, stop: Callable[[], bool]) -> LeftOut | None:
+        """Return the left-out scores of the samples that may be scored; None where nothing can be left out yet.
+
+        Raises:
+            InterruptedError: `stop` said so.
+        """
+        only = np.array(self.scorable(live), bool)
+        if not only.any():
+            return None
+        try:
+            return leave_one_group_out(
+                live.codes,
+                live.class_ids,
+                live.groups,
+                knobs=self.knobs,
+                only=only,
+                samples=live.samples,
+                stop=stop,
+            )
+        except HeadError:
+            return None  # fewer than two groups
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a trial ended: whether the head stays, why, its honest score where it has one, and its calibration."""
+
+    keep: bool
+    reason: str
+    score: Score | None
+    calibration: Calibration
+
+
+def judge(
+    confirmed: tuple[LeftOut | None, Calibration],
+    provisional: tuple[LeftOut | None, Calibration],
+    *,
+    names: Callable[[bytes], str],
+) -> Judgement:
+    """Return whether a provisional head stays, by left-out scores of both heads.
+
+    Args:
+        confirmed: Of the head that would serve again.
+        provisional: Of the head on trial, with the calibration it has served with.
+        names: Class id to the name people use.
+    """
+    (before, confirmed_calibration), (after, meanwhile) = confirmed, provisional
+    if after is None or after.orphan.all():
+        return Judgement(True, TOO_FEW, None, meanwhile)
+    calibration = calibrate(after, confirmed_calibration.false_alarm_rate)
+    old = None if before is None else (before, confirmed_calibration)
+    verdict = trial(old, (after, calibration), names=names)
+    reason = FIRST_SCORE if old is None else verdict.reason
+    return Judgement(verdict.keep, reason, verdict.after, calibration)
+
+
+def meanwhile(calibration: Calibration, head: Head) -> Calibration:
+    """Return the calibration for a head that has none of its own yet, from the head before.
+
+    A distance to one class and a cosine to several are not on one scale. From several to one more the old
+    threshold errs, if at all, towards asking the operator.
+    """
+    if (calibration.classes == 1) == (len(head.class_ids) == 1):
+        return calibration
+    return replace(UNCALIBRATED, false_alarm_rate=calibration.false_alarm_rate, classes=len(head.class_ids))

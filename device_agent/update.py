@@ -1,0 +1,549 @@
+"""Releases onto this device: fetched, verified, tried, taken into service, committed, or rolled back.
+
+    downloading -> verified -> candidate -> provisional -> committed
+         any of these ---------------------------------> rolled back, with a reason
+
+Each release has a slot, `slots/<release id>/`, which is a bundle directory. Rules this module keeps:
+
+- The store says where an update stands; each step is on disk before the next begins. After a crash or a power cut
+  at any point the next start goes on from there; repeating a step does no harm.
+- The release that serves goes on serving until the candidate has been verified, has computed the golden inputs
+  right on this very device, and knows this device's own labels as well as the old one.
+- `current` is a link for people and scripts, swapped by rename. It follows the store, never the other way round.
+- A release that does not stay up is rolled back: by a failure reported while it is provisional, or by the agent
+  starting `MAX_STARTS` times with it without committing it.
+- What may help to try again (a full disk) is tried again; what will not, is rolled back at once, and not tried
+  again for the same assignment.
+
+How chunks are fetched, a runtime opened and a release served are others' business; they come in as callables.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from device_agent.candidate import carry_labels, compare
+from device_agent.database import disk
+from device_agent.images import sync_path
+from device_agent.pipeline import Pipeline
+from device_agent.runtime import Runtime
+from device_agent.store import Store, UpdateRow
+from sdk.bundle import Bundle
+from sdk.errors import BundleError, HeadwayError, InferenceFailed, RemoteWireError
+from sdk.wire import (
+    UPDATE_STEPS,
+    Desired,
+    ReleaseRef,
+    UpdateEvent,
+    UpdateState,
+    decode_json,
+    encode_json,
+)
+
+MAX_STARTS: Final = 3
+"""Starts of the agent with a provisional release: the first may be the power cut's fault, the third is not."""
+RETRY_S: Final = 5.0
+RETRY_MAX_S: Final = 300.0
+WATCH_S: Final = 10.0
+"""A hundred frames of a usual line. What breaks later is the fleet's to see, and to roll back for all."""
+MAX_REASON: Final = 500  # what an `UpdateEvent` carries
+
+log = logging.getLogger(__name__)
+
+
+class Release(NamedTuple):
+    """A release that may serve. `release_id` names its slot and what the fleet calls it."""
+
+    release_id: str
+    bundle: Bundle
+    runtime: Runtime
+
+
+class Fetch(Protocol):
+    """`sdk.chunks.ChunkFetcher.fetch`: bring a release's files into a directory, which appears whole."""
+
+    def __call__(
+        self,
+        ref: ReleaseRef,
+        target: Path,
+        *,
+        progress: Callable[[int, int], None] = ...,
+        stop: threading.Event | None = None,
+    ) -> object | None:
+        """Return None when stopped, anything else when the directory is there."""
+
+
+@dataclass(frozen=True)
+class UpdateStatus:
+    """How the newest update stands; all empty where there was none.
+
+    Attributes:
+        release_id: Which release.
+        name: What people call it.
+        state: Where it stands.
+        reason: Why it was rolled back.
+        done_bytes, total_bytes: Of its download.
+        fault: What it waits for, where it is trying again.
+    """
+
+    release_id: str | None = None
+    name: str = ""
+    state: UpdateState | None = None
+    reason: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    fault: str | None = None
+
+
+class _Unfit(HeadwayError):
+    """The candidate may not serve."""
+
+
+class Updater:
+    """Brings assigned releases onto this device. Call `boot` once, `start` per assignment, `stop` at the end.
+
+    Args:
+        store: Where an update stands, and this device's labels.
+        folder: The agent's data folder: `slots/` and `current` are in it.
+        channel: Assignments for other channels are not for us.
+        precision: Which precision of a release runs here; the release's first by default.
+        fetch: Brings a release's files into a directory.
+        admit: Returns a runtime for a bundle that has computed its golden inputs right on this device.
+        serve: Lets a release take over, or with None what served before there were releases.
+        on_event: Told each state, after it is on disk.
+        on_records: Told that code records were written to the log: the outbox and the learner have news.
+        incumbent: What serves where no release does: the bundle that the settings name.
+        retry_s: First wait before trying again what may help to try again; doubles up to `RETRY_MAX_S`.
+        watch_s: A provisional release is committed when nothing has failed for this long.
+        clock: Seconds since 1970, for deadlines.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        *,
+        channel: str,
+        precision: str | None,
+        fetch: Fetch,
+        admit: Callable[[Bundle], Runtime],
+        serve: Callable[[Release | None], None],
+        on_event: Callable[[UpdateEvent], None],
+        on_records: Callable[[], None] = lambda: None,
+        incumbent: Callable[[], Bundle | None] = lambda: None,
+        retry_s: float = RETRY_S,
+        watch_s: float = WATCH_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._slots = folder / "slots"
+        self._current = folder / "current"
+        self._channel = channel
+        self._precision = precision
+        self._fetch = fetch
+        self._admit = admit
+        self._serve = serve
+        self._on_event = on_event
+        self._on_records = on_records
+        self._incumbent = incumbent
+        self._retry_s = retry_s
+        self._watch_s = watch_s
+        self._clock = clock
+        # Guards what follows; notified on an assignment, a verdict, a stop.
+        self._changed = threading.Condition()
+        self._assigned: Desired | None = None
+        self._halt = threading.Event()  # ends the step that runs: another assignment, or the end
+        self._stopping = False
+        self._verdict: str | None = None  # "" is well
+        self._again: str | None = None  # a release found damaged, which may be fetched anew
+        self._serving: Release | None = None
+        self._status = UpdateStatus()
+        self._thread = threading.Thread(target=self._run, name="update", daemon=True)
+
+    # -- what the agent calls ------------------------------------------------------------------------------------
+
+    def boot(self) -> bool:
+        """Serve the release that was in service, go on with an unfinished update; return whether one serves.
+
+        Raises:
+            StoreFull: the disk takes no writes.
+        """
+        with disk(self._slots):
+            self._slots.mkdir(parents=True, exist_ok=True)
+            for stray in self._slots.glob("*.trash"):
+                shutil.rmtree(stray)
+        serves = self._serve_newest()
+        newest = self._newest()
+        if newest is not None:
+            self._show(newest)
+            self._tidy(newest.release_id)
+        self._thread.start()
+        return serves
+
+    def start(self, desired: Desired) -> None:
+        """Begin an assigned update in the background. The same assignment any number of times is one update."""
+        if desired.channel != self._channel:
+            log.warning("an assignment for channel %s is not for this device", desired.channel)
+            return
+        with self._changed:
+            self._assigned = desired
+            newest = self._newest()
+            if newest is not None and newest.release_id != desired.release.release_id:
+                self._halt.set()
+            self._changed.notify_all()
+
+    def confirm(self, release_id: str) -> bool:
+        """This release does its work: commit it, if it is provisional. Return whether it serves at all."""
+        return self._give(release_id, "")
+
+    def fail(self, release_id: str, reason: str) -> bool:
+        """This release does not do its work: roll it back, if it is provisional. Returns as `confirm`."""
+        return self._give(release_id, reason or "the agent reported a failure")
+
+    def _give(self, release_id: str, verdict: str) -> bool:
+        with self._changed:
+            if self._serving is None or self._serving.release_id != release_id:
+                return False
+            self._verdict = self._verdict or verdict  # a failure stays one
+            self._changed.notify_all()
+            return True
+
+    def say_again(self) -> None:
+        """Tell the newest state once more: the broker may have lost it."""
+        newest = self._newest()
+        if newest is not None:
+            self._tell(newest)
+
+    def status(self) -> UpdateStatus:
+        """Return how the newest update stands."""
+        with self._changed:
+            return self._status
+
+    def wait_until(self, release_id: str, state: UpdateState, timeout_s: float) -> bool:
+        """Wait until the newest update is of this release and in this state; return whether it came to that."""
+
+        def there() -> bool:
+            return (self._status.release_id, self._status.state) == (release_id, state)
+
+        with self._changed:
+            return self._changed.wait_for(there, timeout_s)
+
+    def stop(self) -> None:
+        """End the thread; what is not finished goes on at the next start."""
+        with self._changed:
+            self._stopping = True
+            self._halt.set()
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # -- which release serves ------------------------------------------------------------------------------------
+
+    def _newest(self) -> UpdateRow | None:
+        rows = self._store.updates(1)
+        return rows[0] if rows else None
+
+    def _in_service(self) -> Iterator[UpdateRow]:
+        """Yield the updates that may serve, newest first, a release once."""
+        seen: set[str] = set()
+        for row in self._store.updates(1000):
+            if row.release_id not in seen:
+                seen.add(row.release_id)
+                if row.state in (UpdateState.PROVISIONAL, UpdateState.COMMITTED):
+                    yield row
+
+    def _serve_newest(self) -> bool:
+        """Serve the newest release that can; roll back those that cannot. Return whether one serves."""
+        for row in self._in_service():
+            try:
+                if row.state is UpdateState.PROVISIONAL:
+                    row = self._count_start(row)  # noqa: PLW2901
+                release = self._open(row.release_id)
+                self._take_over(release)
+            except (BundleError, InferenceFailed, _Unfit) as error:
+                if isinstance(error, BundleError) and row.state is UpdateState.COMMITTED:
+                    self._again = row.release_id
+                self._note(row, UpdateState.ROLLED_BACK, str(error))
+                self._discard(row.release_id)
+                continue
+            return True
+        self._point(None)
+        return False
+
+    def _count_start(self, row: UpdateRow) -> UpdateRow:
+        if row.starts >= MAX_STARTS:
+            raise _Unfit(
+                f"the agent had to start {row.starts} times with it", hint="Look at the agent's log of that time."
+            )
+        row = replace(row, starts=row.starts + 1)
+        self._store.put_update(row)
+        return row
+
+    def _open(self, release_id: str) -> Release:
+        bundle = Bundle.open(self._slots / release_id)
+        return Release(release_id, bundle, self._admit(bundle))
+
+    def _take_over(self, release: Release) -> None:
+        self._serve(release)
+        with self._changed:
+            self._verdict = None
+            self._serving = release
+        self._point(release.release_id)
+
+    def _point(self, release_id: str | None) -> None:
+        """Let `current` lead to a slot, or nowhere."""
+        with disk(self._current):
+            draft = self._current.with_name("current.new")
+            draft.unlink(missing_ok=True)
+            if release_id is None:
+                self._current.unlink(missing_ok=True)
+            else:
+                draft.symlink_to(Path(self._slots.name) / release_id)
+                draft.replace(self._current)
+            sync_path(self._current.parent)
+
+    def _discard(self, release_id: str) -> None:
+        slot = self._slots / release_id
+        if slot.is_dir():
+            with disk(self._slots):
+                # By rename first: a slot is whole or not there.
+                trash = slot.with_name(f"{release_id}.trash")
+                shutil.rmtree(trash, ignore_errors=True)
+                slot.rename(trash)
+                shutil.rmtree(trash)
+
+    def _tidy(self, keep: str) -> None:
+        """Keep the slot in service and the one before it; they are what a rollback needs."""
+        kept = [row.release_id for row in self._in_service()][:2]
+        for slot in self._slots.iterdir():
+            if slot.name not in {*kept, keep}:
+                self._discard(slot.name)
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        retry_s = self._retry_s
+        while not self._stopping:
+            try:
+                row = self._next()
+                if row is not None:
+                    self._attempt(row)
+                retry_s = self._retry_s
+                continue
+            except InterruptedError:
+                continue  # `_next` knows why
+            except HeadwayError as error:
+                fault = str(error)
+            except Exception as error:  # the thread's outermost loop: the next assignment must be heard
+                log.exception("an update failed")
+                fault = f"{type(error).__name__}: {error}"
+            self._set(fault=fault)
+            log.warning("update waits %g s: %s", retry_s, fault)
+            self._halt.wait(retry_s)
+            retry_s = min(2 * retry_s, RETRY_MAX_S)
+
+    def _attempt(self, row: UpdateRow) -> None:
+        """Take an update to its end, good or bad.
+
+        Raises:
+            HeadwayError: it may help to try again.
+            InterruptedError: another assignment came, or the end.
+        """
+        try:
+            self._walk(row)
+        except InterruptedError:
+            raise
+        except HeadwayError as error:
+            if error.retryable:
+                raise
+            self._roll_back(row, str(error))
+        except Exception as error:  # a candidate may fail in any way; the release that serves must go on
+            log.exception("release %s failed", row.release_id[:12])
+            self._roll_back(row, f"{type(error).__name__}: {error}")
+
+    def _next(self) -> UpdateRow | None:
+        """Return the update to work on, waiting for one; None at the end."""
+        while True:
+            with self._changed:
+                if self._stopping:
+                    return None
+                self._halt.clear()
+                desired, row = self._assigned, self._newest()
+                unfinished = row is not None and UPDATE_STEPS[row.state] and row.state is not UpdateState.COMMITTED
+                other = desired is not None and row is not None and row.release_id != desired.release.release_id
+                if row is not None and unfinished and not other:
+                    return row
+                if desired is None or not (unfinished or self._is_new(desired, row)):
+                    self._changed.wait()
+                    continue
+            if row is not None and unfinished:
+                self._roll_back(row, f"release {desired.release.name!r} was assigned instead")
+                continue
+            row = self._store.begin_update(desired.release.release_id, encode_json(desired))
+            self._again = None
+            self._tell(row)
+            self._show(row)
+            return row
+
+    def _is_new(self, desired: Desired, newest: UpdateRow | None) -> bool:
+        release_id = desired.release.release_id
+        if release_id == self._again:
+            return True
+        if self._serving is not None and self._serving.release_id == release_id:
+            return False
+        return newest is None or newest.release_id != release_id or newest.job != encode_json(desired)
+
+    def _walk(self, row: UpdateRow) -> None:
+        """Take an update from where it stands to the end.
+
+        Raises:
+            HeadwayError: it cannot go on; retryable or not.
+            InterruptedError: another assignment came, or the end.
+        """
+        desired = _job(row)
+        release: Release | None = None
+        if row.state is UpdateState.DOWNLOADING:
+            self._download(desired)
+            row = self._note(row, UpdateState.VERIFIED)
+        if row.state is UpdateState.VERIFIED:
+            row = self._note(row, UpdateState.CANDIDATE)
+        if row.state is UpdateState.CANDIDATE:
+            self._check_deadline(desired)
+            release = self._open(row.release_id)
+            self._examine(release)
+            row = self._note(row, UpdateState.PROVISIONAL)
+        if self._serving is None or self._serving.release_id != row.release_id:
+            row = self._count_start(row)
+            self._take_over(release or self._open(row.release_id))
+        assert self._serving is not None
+        self._carry(self._serving)  # labels that came while the candidate was examined
+        self._watch()
+        row = self._note(row, UpdateState.COMMITTED)
+        self._tidy(row.release_id)
+
+    def _download(self, desired: Desired) -> None:
+        slot = self._slots / desired.release.release_id
+        if slot.is_dir():
+            try:
+                Bundle.open(slot)
+            except BundleError:
+                self._discard(slot.name)  # left by a power cut, or damaged since
+        self._check_deadline(desired)
+        timer = None
+        if desired.deadline_utc is not None:
+            timer = threading.Timer(max(0.0, desired.deadline_utc - self._clock()), self._halt.set)
+            timer.daemon = True
+            timer.start()
+        try:
+            done = self._fetch(desired.release, slot, progress=self._progress, stop=self._halt)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if done is None:
+            self._check_deadline(desired)
+            raise InterruptedError("the download was stopped")
+        with disk(slot):
+            sync_path(self._slots)
+        Bundle.open(slot)
+
+    def _check_deadline(self, desired: Desired) -> None:
+        if desired.deadline_utc is not None and self._clock() >= desired.deadline_utc:
+            raise _Unfit("its deadline has passed", hint="Assign it again with a later one.")
+
+    def _examine(self, release: Release) -> None:
+        """Carry the device's labels into the candidate's space, and compare.
+
+        Raises:
+            _Unfit: it knows them less well than the release that serves.
+        """
+        self._carry(release)
+        old = self._incumbent() if self._serving is None else self._serving.bundle
+        if old is None:
+            return
+        verdict = compare(
+            self._store, (old, self._precision), (release.bundle, self._precision), self._halt.is_set
+        )
+        if verdict is not None and not verdict.keep:
+            raise _Unfit(verdict.reason, hint="Export a release that has learned this device's labels.")
+
+    def _carry(self, release: Release) -> None:
+        pipeline = Pipeline(release.bundle, self._precision, release.runtime)
+        if carry_labels(self._store, pipeline, self._halt.is_set).written:
+            self._on_records()
+
+    def _watch(self) -> None:
+        """Return when the provisional release has proved itself.
+
+        Raises:
+            _Unfit: it has not.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._verdict is not None or self._halt.is_set(), self._watch_s)
+            if self._verdict:
+                raise _Unfit(self._verdict, hint="Look at the agent's log.")
+            if self._verdict is None and self._halt.is_set():
+                raise InterruptedError("stopped while watching")
+
+    def _roll_back(self, row: UpdateRow, reason: str) -> None:
+        stood = self._newest() or row  # the row as the walk left it
+        self._note(stood, UpdateState.ROLLED_BACK, reason)
+        if stood.state is UpdateState.PROVISIONAL:
+            # It serves, or nobody knows how far it came: let the one before take over from the ground up.
+            self._serving = None
+            if not self._serve_newest():
+                self._serve(None)
+        self._discard(row.release_id)
+
+    # -- saying so -----------------------------------------------------------------------------------------------
+
+    def _note(self, row: UpdateRow, state: UpdateState, reason: str = "") -> UpdateRow:
+        """Make a step durable, then tell of it."""
+        if state not in UPDATE_STEPS[row.state]:
+            raise ValueError(f"{row.state.value} may not become {state.value}")
+        row = replace(row, state=state, reason=reason[:MAX_REASON])
+        self._store.put_update(row)
+        log.info("release %s is %s %s", row.release_id[:12], state.value, reason)
+        self._tell(row)
+        self._show(row)
+        return row
+
+    def _tell(self, row: UpdateRow) -> None:
+        self._on_event(UpdateEvent(release_id=row.release_id, state=row.state, reason=row.reason))
+
+    def _show(self, row: UpdateRow) -> None:
+        self._set(
+            release_id=row.release_id,
+            name=_name(row),
+            state=row.state,
+            reason=row.reason,
+            fault=None,
+        )
+
+    def _progress(self, done_bytes: int, total_bytes: int) -> None:
+        self._set(done_bytes=done_bytes, total_bytes=total_bytes)
+
+    def _set(self, **changes: object) -> None:
+        with self._changed:
+            self._status = replace(self._status, **changes)  # type: ignore[arg-type]
+            self._changed.notify_all()
+
+
+def _job(row: UpdateRow) -> Desired:
+    try:
+        return decode_json(row.job, Desired)
+    except RemoteWireError as error:
+        raise _Unfit("its assignment cannot be read any more", hint="Assign it again.") from error
+
+
+def _name(row: UpdateRow) -> str:
+    try:
+        return _job(row).release.name
+    except _Unfit:
+        return row.release_id[:12]

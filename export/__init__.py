@@ -1,0 +1,8 @@
+"""The server's side: labelled images to a bundle."""
+
+import os
+
+# torch's threads spin while they wait for each other. On a machine that does anything else besides, training
+# then took four times the processor time (mobilenetv2, 2 cores under load: 361 against 86 ms an image). The
+# OpenMP runtime reads this when torch is first imported, which only happens below this package.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,114 @@
+"""The model card that travels in the bundle: what it learned, how well, on what grounds, and what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from export.report import Report
+
+
+def card(report: Report) -> str:
+    """Return the card in Markdown. The bundle's own size and digest are not known yet and not used."""
+    images, backbone, strategy, score = report.images, report.backbone, report.strategy, report.score
+    groups = (
+        f"{images.groups} groups, which the split never divides"
+        if images.grouped
+        else "no groups named: every image counts as a part of its own"
+    )
+    held = f" Held back from everything learned: {', '.join(report.held_back)}." if report.held_back else ""
+    trained = (
+        f"{strategy.trained_weights:,} of {backbone.parameters:,} weights trained, "
+        f"epoch {strategy.best_epoch} of {strategy.epochs} kept"
+        if strategy.epochs
+        else "no weight of the backbone was trained"
+    )
+    lines = [
+        f"# {report.name}",
+        "",
+        f"Made {report.created_utc} by Headway {report.tool_versions.get('headway-edge', '')}. It tells the "
+        "classes below apart on whole frames of a fixed camera, says `unknown` to what looks like none of them, "
+        "and learns further classes on the device. It is meant for inspection where people look at what it is "
+        "unsure of.",
+        "",
+        "## Data",
+        "",
+        f"{images.usable} images, {groups}; {len(images.refused)} refused. Set {images.sha256[:16]}. "
+        f"Split seed {report.seed}; {report.base_samples} images were learned from (train and validation)."
+        f"{held}",
+        "",
+        *_table(
+            ("class", "images", "groups", "train", "validation", "stream", "test"),
+            (
+                (c.name, c.images, c.groups, c.train, c.validation, c.stream, c.test)
+                if c.learned
+                else (f"{c.name} (not learned)", c.images, c.groups, c.train, c.validation, c.stream, c.test)
+                for c in images.classes
+            ),
+        ),
+        "",
+        "## Backbone",
+        "",
+        f"{backbone.name}, {backbone.feature_size} features, {backbone.input_px[0]} x {backbone.input_px[1]} px. "
+        f"Weights: {backbone.weights}; licence: {backbone.licence}; "
+        f"SHA-256: {backbone.weights_sha256 or 'none'}. Strategy `{strategy.strategy}`: {trained}. "
+        f"{strategy.reason}",
+        "",
+        "## Score",
+        "",
+        f"Balanced accuracy {score.balanced_accuracy:.1%} (95 % interval {score.low:.1%} to {score.high:.1%}), "
+        f"on {score.samples} images of {score.groups} groups. Every image is judged by the head that never saw "
+        f"its group; `unknown` counts as a miss, and {report.false_alarm_rate:.0%} of known images may be called "
+        f"so. Best class whatever its novelty: {score.forced_choice:.1%}.",
+        "",
+        *_table(
+            ("class", "recall", "95 % interval", "images", "groups"),
+            (
+                (c.name, f"{c.recall:.1%}", f"{c.low:.1%} to {c.high:.1%}", c.samples, c.groups)
+                if c.scored
+                else (c.name, "not known: one group only", "", c.samples, c.groups)
+                for c in score.classes
+            ),
+        ),
+        "",
+        "## Precisions",
+        "",
+        f"The channel runs {report.precision} unless its devices' own figures say otherwise. "
+        f"{report.precision_reason}",
+        "",
+        *_table(
+            ("precision", "weights", "MB", "ms a frame", "cosine to fp32", "balanced accuracy", "verdict"),
+            (
+                (
+                    p.precision,
+                    p.weights,
+                    f"{p.size_bytes / 1e6:.1f}",
+                    "" if p.latency_ms is None else f"{p.latency_ms:.1f}",
+                    f"{p.feature_cosine:.3f}",
+                    f"{p.balanced_accuracy:.1%}",
+                    p.verdict,
+                )
+                for p in report.precisions
+            ),
+        ),
+        "",
+        "Latency is this machine's, one frame at a time; devices measure their own.",
+        "",
+        "## Limits",
+        "",
+        "- The score says how parts of this set are judged that were not learned. Another line, camera or light "
+        "is another set: measure there with `headway evaluate`.",
+        *(["- " + warning for warning in report.warnings]),
+        "- A head cannot repair features that do not show a defect; a low recall that labels do not lift asks for "
+        "another backbone or strategy.",
+        "- Codes and golden frames show something of the images they were made from. Keep the bundle as "
+        "confidential as the images.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return [line(heads), "|" + "---|" * len(heads), *(line(row) for row in rows)]

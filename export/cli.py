@@ -1,0 +1,264 @@
+"""`headway export`: options in, a bundle and what there is to say about it out. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from sdk.errors import ExportError
+from sdk.preprocess import MAX_INPUT_SIDE_PX
+
+if TYPE_CHECKING:
+    from export.report import Report
+
+STDOUT: Final = "-"
+_PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "int8")}
+
+
+@click.command()
+@click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
+@click.option("--backbone", required=True, metavar="NAME", help="timm architecture, for example mobilenetv2_100.")
+@click.option(
+    "--weights",
+    metavar="PATH",
+    help="A .safetensors file, a timm model folder (config.json, model.safetensors), or `none`: random weights. "
+    "Default: timm's hub.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["frozen", "last", "full"]),
+    help="What is trained besides the head: nothing, the last stages, everything. "
+    "Default: frozen with weights, full without.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(list(_PRECISIONS)),
+    default="both",
+    show_default=True,
+    help="Forms to keep; with both, the one that measures better comes first.",
+)
+@click.option(
+    "--hold-back",
+    metavar="CLASS",
+    multiple=True,
+    help="A class that nothing learns from, to see later how it is learned on a device. May be repeated.",
+)
+@click.option("--out", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Write everything reported as JSON; - is standard output."
+)
+@click.option("--epochs", type=click.IntRange(1, 10_000), help="Of fine-tuning. Default: 12 (last), 40 (full).")
+@click.option("--budget", metavar="MINUTES", type=click.FloatRange(min=0.01), help="Plan training within this.")
+@click.option(
+    "--input-size", metavar="PX", type=click.IntRange(8, MAX_INPUT_SIDE_PX), help="Default: the weights'."
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["avg", "max", "catavgmax"]),
+    help="Global pooling; max keeps defects of a few pixels. Default: the weights'.",
+)
+@click.option(
+    "--levels",
+    metavar="N",
+    type=click.IntRange(1, 12),
+    default=1,
+    show_default=True,
+    help="Read features from the last N levels of the backbone; more see more kinds of new defect.",
+)
+@click.option(
+    "--classes-from", metavar="BUNDLE", type=click.Path(path_type=Path), help="Keep this bundle's ids of classes."
+)
+@click.option("--name", help="What people call the bundle. Default: the directory's name.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of split and training.")
+def export(
+    data: Path,
+    backbone: str,
+    weights: str | None,
+    strategy: str | None,
+    precision: str,
+    hold_back: tuple[str, ...],
+    out: Path,
+    force: bool,
+    json_file: str | None,
+    epochs: int | None,
+    budget: float | None,
+    input_size: int | None,
+    pool: str | None,
+    levels: int,
+    classes_from: Path | None,
+    name: str | None,
+    seed: int,
+) -> None:
+    """Turn labelled images into a bundle: backbone, quantization, head, and an honest score.
+
+    DATA is a folder with one folder of images per class, a folder with an index.csv (path,label[,group,...]), or a
+    folder of good parts only. A group is what must not be divided between training and test, such as a part that
+    was photographed several times.
+
+    \b
+    Pretrained weights from a file or folder, nothing trained but the head (minutes):
+      headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 --out bundle
+    Also train the last stages:
+      headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
+          --strategy last --out bundle
+    A small network from scratch, at most ten minutes:
+      headway export parts/ --backbone resnet10t --weights none --input-size 96 --budget 10 --out bundle
+    """
+    from export.finetune import Strategy
+    from export.pipeline import Request, export_bundle
+    from export.report import encode_report
+
+    if json_file not in (None, STDOUT):
+        _check_json(Path(str(json_file)))
+    request = Request(
+        data=data,
+        backbone=backbone,
+        out=out,
+        weights=weights,
+        strategy=None if strategy is None else Strategy(strategy),
+        precisions=_PRECISIONS[precision],
+        hold_back=tuple(dict.fromkeys(hold_back)),
+        epochs=epochs,
+        seed=seed,
+        budget_s=None if budget is None else budget * 60,
+        input_size_px=input_size,
+        pool=pool,
+        levels=levels,
+        classes_from=classes_from,
+        replace=force,
+        name=name,
+    )
+    with _Terminal(Console(stderr=True)) as terminal:
+        report = export_bundle(request, terminal)
+    # With JSON on standard output, what people read goes to the other one.
+    show(report, Console(stderr=json_file == STDOUT, highlight=False))
+    if json_file == STDOUT:
+        sys.stdout.write(encode_report(report).decode())
+    elif json_file is not None:
+        try:
+            Path(json_file).write_bytes(encode_report(report))
+        except OSError as error:
+            raise ExportError(
+                f"{json_file}: {error.strerror}", hint=f"The bundle is in {out}; only the JSON is missing."
+            ) from error
+
+
+def _check_json(file: Path) -> None:
+    if file.is_dir() or not file.resolve().parent.is_dir():
+        raise ExportError(f"--json {file}: there is no such folder", hint="Name a file in a folder that exists.")
+
+
+class _Terminal:
+    """A listener that draws one bar for the stage at hand, where stderr is a terminal, and lines otherwise."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task: TaskID | None = None
+        self._note = ""
+
+    def __enter__(self) -> _Terminal:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def stage(self, words: str) -> None:
+        """A stage begins."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task, self._note = self._bars.add_task(words, total=None, note=""), ""
+        self.say(f"{words} ...", dim=True)
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """The stage has come this far; a new note is also a line."""
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, total=total, note=note)
+        if note != self._note:
+            self._note = note
+            self.say(f"  {note}", dim=True)
+
+    def say(self, line: str, *, dim: bool = False) -> None:
+        """Something to know now."""
+        self._console.print(escape(line), style="dim" if dim else None, highlight=False, soft_wrap=True)
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report for people."""
+    images, score = report.images, report.score
+    held = f", {', '.join(report.held_back)} held back" if report.held_back else ""
+    refused = f", {len(images.refused)} refused" if images.refused else ""
+    console.print(
+        escape(
+            f"\n{images.usable} images{refused}, {images.groups} groups; "
+            f"{report.base_samples} learned from (train and validation){held}"
+        ),
+        soft_wrap=True,
+    )
+    trained = f", epoch {report.strategy.best_epoch} of {report.strategy.epochs}" if report.strategy.epochs else ""
+    console.print(
+        escape(f"{report.backbone.name}, strategy {report.strategy.strategy}{trained}. {report.strategy.reason}"),
+        soft_wrap=True,
+    )
+    classes = Table("class", title=f"Score on groups left out ({report.precision})", title_justify="left")
+    for head in ("recall", "95 % interval", "images", "groups"):
+        classes.add_column(head, justify="right")
+    for c in score.classes:
+        recall = f"{c.recall:.1%}" if c.scored else "one group only"
+        interval = f"{c.low:.0%} to {c.high:.0%}" if c.scored else ""
+        classes.add_row(escape(c.name), recall, interval, str(c.samples), str(c.groups))
+    classes.add_section()
+    classes.add_row(
+        "balanced accuracy",
+        f"{score.balanced_accuracy:.1%}",
+        f"{score.low:.0%} to {score.high:.0%}",
+        str(score.samples),
+        str(score.groups),
+    )
+    console.print(classes)
+    console.print(
+        f'"unknown" counts as a miss, at {report.false_alarm_rate:.0%} false alarms; best class whatever its '
+        f"novelty: {score.forced_choice:.1%}",
+        soft_wrap=True,
+    )
+    forms = Table("precision", "weights", title="Precisions", title_justify="left")
+    for head in ("MB", "ms a frame", "cosine", "balanced acc."):
+        forms.add_column(head, justify="right")
+    forms.add_column("verdict")
+    for p in report.precisions:
+        forms.add_row(
+            p.precision,
+            p.weights,
+            f"{p.size_bytes / 1e6:.1f}",
+            "" if p.latency_ms is None else f"{p.latency_ms:.1f}",
+            f"{p.feature_cosine:.3f}",
+            f"{p.balanced_accuracy:.1%}",
+            p.verdict,
+        )
+    console.print(forms)
+    console.print(escape(report.precision_reason), soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+    console.print(
+        f"[bold]{escape(report.bundle)}[/]  {report.size_bytes / 1e6:.1f} MB  sha256 {report.bundle_sha256[:16]}  "
+        f"{sum(report.seconds.values()):.0f} s",
+        soft_wrap=True,
+    )

@@ -1,0 +1,418 @@
+"""One export, from a folder of labelled images to a bundle on disk: the order of the steps, and the choices.
+
+    images -> split -> backbone -> fine-tune -> ONNX, int8 -> codes -> head, score -> golden -> bundle
+
+Rules this module keeps:
+
+- What is learned from is decided once, in `export.selection`, before anything is computed.
+- The bundle appears whole or not at all, and what would refuse it at the end is asked at the beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from export.backbones import Backbone, load_backbone
+from export.card import card
+from export.finetune import DEFAULT_EPOCHS, Epoch, Frames, Outcome, Schedule, Strategy, finetune, resized_frames
+from export.forms import FP32, INT8, Form, choose, features_of, make_forms
+from export.progress import Listener, Log
+from export.report import (
+    BackboneReport,
+    ClassCounts,
+    ClassScoreReport,
+    EpochReport,
+    Images,
+    RefusedImage,
+    Report,
+    ScoreReport,
+    StrategyReport,
+)
+from export.selection import Selection, data_digest, golden_rows, select
+from sdk.bundle import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    BaseSamples,
+    ClassEntry,
+    Golden,
+    HeadEntry,
+    Lineage,
+    Manifest,
+    PrecisionEntry,
+    SplitEntry,
+    golden_bytes,
+    split_bytes,
+    write_bundle,
+)
+from sdk.codes import code_digest, encode, feature_space_id
+from sdk.errors import ExportError
+from sdk.images import open_images
+from sdk.labels import live_set_digest
+from sdk.preprocess import Preprocess
+from sdk.splits import Part
+
+GOLDEN_FILE: Final = "golden.safetensors"
+SPLIT_FILE: Final = "splits.safetensors"
+_TOOLS: Final = ("headway-edge", "torch", "timm", "onnx", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export.
+
+    Attributes:
+        data: Folder of labelled images.
+        backbone, weights: See `export.backbones.load_backbone`.
+        out: The bundle's directory.
+        strategy: None is `frozen` with pretrained weights and `full` without.
+        precisions: Which to keep, of `fp32` and `int8`.
+        hold_back: Classes that nothing learns from.
+        epochs: None is the strategy's own number.
+        seed: Of split, initial weights and training.
+        budget_s: See `export.finetune.Schedule`.
+        input_size_px: Side of the input; None is the weights' own.
+        pool: Global pooling; None is the weights' own.
+        levels: How many of the backbone's levels the features are read from.
+        classes_from: An earlier bundle whose class ids are kept for classes of the same name.
+        replace: An older bundle at `out` may go.
+        name: Of the bundle; None is the directory's.
+    """
+
+    data: Path
+    backbone: str
+    out: Path
+    weights: str | None = None
+    strategy: Strategy | None = None
+    precisions: tuple[str, ...] = (FP32, INT8)
+    hold_back: tuple[str, ...] = ()
+    epochs: int | None = None
+    seed: int = 0
+    budget_s: float | None = None
+    input_size_px: int | None = None
+    pool: str | None = None
+    levels: int = 1
+    classes_from: Path | None = None
+    replace: bool = False
+    name: str | None = None
+
+
+def export_bundle(request: Request, listener: Listener) -> Report:
+    """Make a bundle and return what there is to say about it.
+
+    Raises:
+        ExportError: images, backbone or weights that cannot be used, or two forms of the backbone that disagree.
+        BadFormat: `out` exists, or `classes_from` is no bundle.
+    """
+    log = Log(listener)
+    _check_out(request)
+    with log.stage("images", "Checking images"):
+        images = open_images(request.data, progress=listener.step)
+    learned = select(
+        images, seed=request.seed, hold_back=request.hold_back, classes_from=request.classes_from, log=log
+    )
+    with log.stage("backbone", f"Loading {request.backbone}"):
+        backbone = load_backbone(
+            request.backbone,
+            request.weights,
+            input_size_px=request.input_size_px,
+            pool=request.pool,
+            levels=request.levels,
+            seed=request.seed,
+        )
+    listener.say(f"Weights: {backbone.origin.source}; licence: {backbone.origin.licence}.")
+    strategy, reason = _strategy(request, backbone, learned, log)
+    with tempfile.TemporaryDirectory(prefix="headway-export-") as scratch:
+        paths = [images.images[row].path for row in learned.rows]
+        with log.stage("decode", "Decoding images", len(paths)) as step:
+            frames = resized_frames(paths, backbone.preprocess, Path(scratch), step)
+        outcome = _train(request, strategy, backbone, frames, learned, log)
+        fitted = np.zeros(len(frames), bool) if outcome is None else ~learned.validation
+        difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log)
+        kept, reason_first, precisions = choose(
+            request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
+        )
+        golden_frames = frames[golden_rows(learned)]
+    report = Report(
+        bundle=str(request.out),
+        bundle_sha256="",
+        size_bytes=0,
+        name=request.name or request.out.resolve().name,
+        created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        images=_images_report(learned),
+        seed=request.seed,
+        held_back=list(request.hold_back),
+        base_samples=len(learned.rows),
+        backbone=BackboneReport(
+            name=backbone.name,
+            weights=backbone.origin.source,
+            weights_sha256=backbone.origin.sha256,
+            licence=backbone.origin.licence,
+            parameters=backbone.parameters(),
+            feature_size=backbone.feature_size,
+            input_px=(backbone.preprocess.width, backbone.preprocess.height),
+        ),
+        strategy=_strategy_report(strategy, reason, outcome),
+        torch_onnx_difference=difference,
+        score=_score_report(kept[0], learned),
+        false_alarm_rate=kept[0].calibration.false_alarm_rate,
+        precision=kept[0].precision,
+        precision_reason=reason_first,
+        precisions=precisions,
+        warnings=log.warnings,
+        seconds=log.seconds,
+        tool_versions=_tool_versions(),
+    )
+    with log.stage("write", f"Writing {request.out}"):
+        files = {"card.md": card(report).encode(errors="replace")}
+        entries, golden = [], {}
+        for form in kept:
+            entry, golden[form.precision] = _entry(form, backbone.preprocess, golden_frames, learned)
+            entries.append(entry)
+            files[entry.backbone] = form.model
+            files[entry.samples] = _base(form, learned, fitted).to_bytes()
+        files[GOLDEN_FILE] = golden_bytes(golden_frames, golden)
+        files[SPLIT_FILE] = split_bytes([image.sample_id for image in images.images], learned.parts)
+        try:
+            bundle = write_bundle(
+                request.out, files, _manifest(report, learned, backbone, entries), replace=request.replace
+            )
+        except OSError as error:
+            raise ExportError(
+                f"{request.out}: {error.strerror}", hint="Free some space, or choose another --out."
+            ) from error
+    size = sum(entry.size_bytes for entry in bundle.manifest.files)
+    return msgspec.structs.replace(report, bundle_sha256=bundle.digest(), size_bytes=size, seconds=log.seconds)
+
+
+def _check_out(request: Request) -> None:
+    """Refuse now what `write_bundle` would refuse after minutes of work."""
+    out = request.out
+    if out.exists() and not (request.replace and (out / MANIFEST_NAME).is_file()):
+        hint = (
+            "Choose another --out." if request.replace else "Choose another --out, or --force to replace a bundle."
+        )
+        raise ExportError(f"{out} exists" + (" and is no bundle" if request.replace else ""), hint=hint)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".headway-", dir=out.parent):
+            pass
+    except OSError as error:
+        raise ExportError(
+            f"{out.parent} cannot be written to: {error.strerror}", hint="Choose another --out."
+        ) from error
+
+
+# --- Training
+
+
+def _strategy(request: Request, backbone: Backbone, learned: Selection, log: Log) -> tuple[Strategy, str]:
+    """Return how to train the backbone, and why so."""
+    pretrained = backbone.origin.pretrained
+    asked = request.strategy or (Strategy.FROZEN if pretrained else Strategy.FULL)
+    reason = (
+        "Asked for."
+        if request.strategy
+        else "The default for pretrained weights."
+        if pretrained
+        else "The default for random weights."
+    )
+    if asked is Strategy.LAST and not pretrained:
+        raise ExportError(
+            "--strategy last trains on top of pretrained stages, and --weights none has none",
+            hint="Use --strategy full to train from scratch, or give weights.",
+        )
+    trainable = {label for label, held in zip(learned.labels, learned.validation, strict=True) if not held}
+    if asked is not Strategy.FROZEN and len(trainable) < 2:
+        asked, reason = Strategy.FROZEN, "There is one class only, so there is nothing to train the backbone on."
+        if request.strategy:
+            log.warn(f"Strategy {request.strategy.value} became frozen: {reason[0].lower()}{reason[1:]}")
+    if asked is Strategy.FROZEN and not pretrained:
+        log.warn(
+            "The backbone is random and stays so: it tells only coarse differences. Give pretrained weights, or "
+            "export again with --strategy full when there are images of a second class."
+        )
+    return asked, reason
+
+
+def _train(
+    request: Request, strategy: Strategy, backbone: Backbone, frames: Frames, learned: Selection, log: Log
+) -> Outcome | None:
+    """Fine-tune the backbone in place as the strategy says; None where it stays as it is."""
+    if strategy is Strategy.FROZEN:
+        return None
+    if not learned.validation.any():
+        log.warn("There are too few groups for validation: the last epoch is kept, and the score flatters.")
+    names = list(learned.class_ids)
+    labels = np.array([names.index(label) for label in learned.labels], np.int64)
+    schedule = Schedule(request.epochs or DEFAULT_EPOCHS[strategy], request.seed, request.budget_s)
+    said = ""
+
+    def on_step(done: int, total: int, epoch: Epoch | None) -> None:
+        nonlocal said
+        if epoch is not None:
+            quality = "" if epoch.balanced_accuracy is None else f", validation {epoch.balanced_accuracy:.1%}"
+            said = f"epoch {epoch.number}, loss {epoch.loss:.3f}{quality}"
+        log.listener.step(done, total, said)
+
+    with log.stage("train", f"Training {backbone.name} ({strategy.value})"):
+        outcome = finetune(backbone, strategy, frames, labels, learned.validation, schedule, on_step)
+    if outcome.epochs < schedule.epochs:
+        log.warn(f"The time budget allowed {outcome.epochs} of {schedule.epochs} epochs.")
+    return outcome
+
+
+# --- The bundle
+
+
+def _base(form: Form, learned: Selection, fitted: npt.NDArray[np.bool_]) -> BaseSamples:
+    return BaseSamples(learned.samples, learned.ids, learned.groups, form.codes, fitted)
+
+
+def _entry(
+    form: Form, preprocess: Preprocess, golden_frames: Frames, learned: Selection
+) -> tuple[PrecisionEntry, Golden]:
+    """Return what the manifest says of one precision, and what its golden inputs must give."""
+    space = feature_space_id(hashlib.sha256(form.model).hexdigest(), preprocess, form.scale)
+    features = features_of(form.model, golden_frames, preprocess, lambda: None)
+    codes = encode(features, form.scale)
+    columns = [form.head.class_ids.index(class_id) for class_id in learned.class_ids.values()]
+    scores = form.head.scores(codes)[:, columns].astype(np.float32)
+    digests = [code_digest(code) for code in form.codes]
+    knobs, calibration = form.head.knobs, form.calibration
+    entry = PrecisionEntry(
+        precision=form.precision,
+        backbone=f"backbone.{form.precision}.onnx",
+        samples=f"samples.{form.precision}.safetensors",
+        feature_size=form.codes.shape[1],
+        code_scale=form.scale,
+        space=space,
+        head=HeadEntry(
+            rho=knobs.rho,
+            centre_damping=knobs.centre_damping,
+            lift_floor=knobs.lift_floor,
+            temperature=calibration.temperature,
+            novelty_threshold=calibration.novelty_threshold,
+            false_alarm_rate=calibration.false_alarm_rate,
+            live_set_digest=live_set_digest(space, zip(learned.samples, learned.ids, digests, strict=True)),
+        ),
+    )
+    return entry, Golden(golden_frames, features, codes, scores)
+
+
+def _manifest(report: Report, learned: Selection, backbone: Backbone, entries: list[PrecisionEntry]) -> Manifest:
+    return Manifest(
+        format=FORMAT_VERSION,
+        name=report.name,
+        classes=[ClassEntry(id=class_id.hex(), name=name) for name, class_id in learned.class_ids.items()],
+        preprocess=backbone.preprocess,
+        precisions=entries,
+        golden=GOLDEN_FILE,
+        split=SplitEntry(seed=report.seed, file=SPLIT_FILE, held_back=report.held_back),
+        lineage=Lineage(
+            backbone=backbone.name,
+            weights_source=backbone.origin.source[:2000],
+            weights_sha256=backbone.origin.sha256,
+            weights_licence=backbone.origin.licence[:2000],
+            strategy=report.strategy.strategy,
+            data_sha256=report.images.sha256,
+            images=report.images.usable,
+            created_utc=report.created_utc,
+            tool_versions=report.tool_versions,
+        ),
+        parents=learned.parents,
+        files=[],
+    )
+
+
+# --- The report
+
+
+def _images_report(learned: Selection) -> Images:
+    images = learned.images
+    counts = Counter(zip(images.labels, learned.parts, strict=True))
+    groups = {name: {image.group for image in images.images if image.label == name} for name in images.classes}
+    return Images(
+        folder=str(images.folder),
+        usable=len(images.images),
+        groups=len(set(images.groups)),
+        grouped=images.has_groups,
+        sha256=data_digest(images),
+        refused=[RefusedImage(path=str(r.path), reason=r.reason) for r in images.refused],
+        classes=[
+            ClassCounts(
+                name=name,
+                images=sum(counts[name, part] for part in Part),
+                groups=len(groups[name]),
+                train=counts[name, Part.TRAIN],
+                validation=counts[name, Part.VALIDATION],
+                stream=counts[name, Part.STREAM],
+                test=counts[name, Part.TEST],
+                learned=name in learned.class_ids,
+            )
+            for name in images.classes
+        ],
+    )
+
+
+def _strategy_report(strategy: Strategy, reason: str, outcome: Outcome | None) -> StrategyReport:
+    history = () if outcome is None else outcome.history
+    return StrategyReport(
+        strategy=strategy.value,
+        reason=reason,
+        epochs=0 if outcome is None else outcome.epochs,
+        best_epoch=0 if outcome is None else outcome.best.number,
+        trained_weights=0 if outcome is None else outcome.trained_weights,
+        history=[
+            EpochReport(number=e.number, loss=e.loss, balanced_accuracy=e.balanced_accuracy) for e in history
+        ],
+    )
+
+
+def _score_report(form: Form, learned: Selection) -> ScoreReport:
+    name_of = {class_id: name for name, class_id in learned.class_ids.items()}
+    found = form.score
+    return ScoreReport(
+        balanced_accuracy=found.balanced_accuracy,
+        low=found.low,
+        high=found.high,
+        forced_choice=form.forced.balanced_accuracy,
+        samples=found.samples,
+        groups=found.groups,
+        classes=sorted(
+            (
+                ClassScoreReport(
+                    name=name_of[c.class_id],
+                    recall=c.recall,
+                    low=c.low,
+                    high=c.high,
+                    samples=c.samples,
+                    groups=c.groups,
+                    scored=c.class_id not in found.one_group,
+                )
+                for c in found.classes
+            ),
+            key=lambda c: c.name,
+        ),
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[tool] = "unknown"
+    return found

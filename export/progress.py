@@ -1,0 +1,50 @@
+"""Who is told how an export goes, and the record of it: stages with their times, steps, warnings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Who is told how the export goes."""
+
+    def stage(self, words: str) -> None:
+        """A stage begins."""
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """The stage has come this far."""
+
+    def say(self, line: str) -> None:
+        """Something to know now, before the end."""
+
+
+@dataclass
+class Log:
+    """Times, warnings and progress of one export."""
+
+    listener: Listener
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, key: str, words: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+        """Time a stage, and give a function to call at each of its `total` steps."""
+        self.listener.stage(words)
+        start, done = time.perf_counter(), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            if total is not None:
+                self.listener.step(done, total)
+
+        yield step
+        self.seconds[key] = round(self.seconds.get(key, 0.0) + time.perf_counter() - start, 3)
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
+        self.listener.say(line)

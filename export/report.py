@@ -1,0 +1,160 @@
+"""What an export came to, as plain values: printed, written as JSON by `--json`, and told on the model card.
+
+Names are kept from version to version; members may be added (docs/export.md lists them).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ClassCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Images of one class, and how the split deals them out. `learned` is false for a class held back."""
+
+    name: str
+    images: int
+    groups: int
+    train: int
+    validation: int
+    stream: int
+    test: int
+    learned: bool
+
+
+class RefusedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was not learned from."""
+
+    path: str
+    reason: str
+
+
+class Images(msgspec.Struct, frozen=True, kw_only=True):
+    """The labelled set. `grouped` says whether it names groups; if not, each image is its own."""
+
+    folder: str
+    usable: int
+    groups: int
+    grouped: bool
+    sha256: str
+    refused: list[RefusedImage]
+    classes: list[ClassCounts]
+
+
+class BackboneReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The network and where its weights come from."""
+
+    name: str
+    weights: str
+    weights_sha256: str | None
+    licence: str
+    parameters: int
+    feature_size: int
+    input_px: tuple[int, int]
+    """Width, height."""
+
+
+class EpochReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One epoch of training the backbone."""
+
+    number: int
+    loss: float
+    balanced_accuracy: float | None
+
+
+class StrategyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How the backbone was trained, and why so."""
+
+    strategy: str
+    reason: str
+    epochs: int
+    best_epoch: int
+    trained_weights: int
+    history: list[EpochReport]
+
+
+class ClassScoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Recall of a class on left-out groups, with its 95 % interval; `scored` is false where one group has it."""
+
+    name: str
+    recall: float
+    low: float
+    high: float
+    samples: int
+    groups: int
+    scored: bool
+
+
+class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The honest score: each sample judged by the head that never saw its group.
+
+    `balanced_accuracy` counts "unknown" as a miss, `forced_choice` asks for the best class all the same.
+    """
+
+    balanced_accuracy: float
+    low: float
+    high: float
+    forced_choice: float
+    samples: int
+    groups: int
+    classes: list[ClassScoreReport]
+
+
+class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One form of the backbone.
+
+    Attributes:
+        precision: fp32 or int8.
+        profile: What the form is made for; `cpu` so far.
+        weights: How its weights are stored.
+        kept: It is in the bundle.
+        size_bytes: Of the ONNX file.
+        latency_ms: Median of one frame on this machine, all cores; None where it was not measured.
+        feature_cosine: Mean cosine of its features to fp32's; 1 for fp32.
+        kernel_difference: Mean difference of a code, of 127, between this processor's integer kernels and the
+            file's exact arithmetic: what another processor may differ by. 0 for fp32.
+        balanced_accuracy: On left-out groups, the head fitted on its own codes.
+        forced_choice: The same without "unknown".
+        verdict: In words.
+    """
+
+    precision: str
+    profile: str
+    weights: str
+    kept: bool
+    size_bytes: int
+    latency_ms: float | None
+    feature_cosine: float
+    kernel_difference: float
+    balanced_accuracy: float
+    forced_choice: float
+    verdict: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an export reports. `seconds` is wall time by stage."""
+
+    bundle: str
+    bundle_sha256: str
+    size_bytes: int
+    name: str
+    created_utc: str
+    images: Images
+    seed: int
+    held_back: list[str]
+    base_samples: int
+    backbone: BackboneReport
+    strategy: StrategyReport
+    torch_onnx_difference: float
+    score: ScoreReport
+    false_alarm_rate: float
+    precision: str
+    precision_reason: str
+    precisions: list[PrecisionReport]
+    warnings: list[str]
+    seconds: dict[str, float]
+    tool_versions: dict[str, str]
+
+
+def encode_report(report: Report) -> bytes:
+    """Return the report as indented JSON with a newline at its end."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"

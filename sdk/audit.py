@@ -1,0 +1,104 @@
+"""Label errors: labels that do not fit what all other groups say, and how well operators and devices agree.
+
+A suspect is a left-out sample whose own label is improbable. Nobody is accused by it: the head may be the one
+that errs. No files, no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax
+
+from sdk.head import Calibration, Floats
+from sdk.score import LeftOut, share
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A label to look at again.
+
+    Attributes:
+        sample: Sample id.
+        labelled: Class id it is labelled as.
+        looks_like: Class id the head without its group says.
+        suspicion: Minus the logarithm of the probability of its label; 0 is beyond doubt. Where its class is in
+            no other group it cannot be judged and is not listed.
+    """
+
+    sample: bytes
+    labelled: bytes
+    looks_like: bytes
+    suspicion: float
+
+
+def suspicion(left_out: LeftOut, calibration: Calibration) -> Floats:
+    """Return how improbable each left-out sample's own label is, (n,): minus log probability; orphans get 0."""
+    logits = np.where(np.isfinite(left_out.scores), calibration.temperature * left_out.scores, -np.inf)
+    if logits.shape[1] < 2:
+        return np.zeros(len(logits))
+    rows = np.arange(len(logits))
+    surprise = -log_softmax(logits, axis=1)[rows, left_out.truth]
+    return np.asarray(np.where(left_out.orphan, 0.0, surprise))
+
+
+def suspects(left_out: LeftOut, calibration: Calibration, *, limit: int = 50) -> list[Suspect]:
+    """Return the labels that fit least, most suspicious first.
+
+    Only samples are listed that the head without their group calls something else.
+
+    Args:
+        left_out: With sample ids.
+        calibration: Its temperature.
+        limit: At most this many.
+    """
+    found = suspicion(left_out, calibration)
+    said = left_out.scores.argmax(1)
+    order = [int(i) for i in np.argsort(-found, kind="stable") if said[i] != left_out.truth[i]]
+    return [
+        Suspect(
+            left_out.samples[i],
+            left_out.class_ids[left_out.truth[i]],
+            left_out.class_ids[said[i]],
+            float(found[i]),
+        )
+        for i in order
+        if not left_out.orphan[i]
+    ][:limit]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the head without a sample's group gives the label that somebody gave.
+
+    Attributes:
+        who: Operator or device.
+        share: In [0, 1], with the 95 % interval `low` to `high`, over groups.
+        labels: How many of theirs could be judged.
+    """
+
+    who: str
+    share: float
+    low: float
+    high: float
+    labels: int
+
+
+def agreement(left_out: LeftOut, who: Sequence[str]) -> list[Agreement]:
+    """Return the agreement of everybody with labels, the lowest first.
+
+    Args:
+        left_out: n samples.
+        who: Operator or device of each, n; empty for nobody.
+    """
+    said = left_out.scores.argmax(1) == left_out.truth
+    names = np.array(who, object)
+    found = []
+    for name in sorted(set(who) - {""}):
+        rows = (names == name) & ~left_out.orphan
+        if rows.any():
+            mean, low, high = share(said[rows], left_out.groups[rows])
+            found.append(Agreement(name, mean, low, high, int(rows.sum())))
+    return sorted(found, key=lambda each: (each.share, each.who))

@@ -1,0 +1,92 @@
+"""Features to int8 codes, and the id of the feature space they live in.
+
+A code is all that learning and prediction ever see of an image (docs/head.md, section 1). It is made by the
+signed square root, scaling to unit length, one constant of the release, and rounding. Codes of different
+feature spaces never mix: every code carries the id, and every border checks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sdk.errors import FeatureSizeError
+from sdk.preprocess import Preprocess
+
+Features = npt.NDArray[np.float32]
+"""(n, d) float32: pooled outputs of the backbone."""
+
+Codes = npt.NDArray[np.int8]
+"""(n, d) int8."""
+Code = npt.NDArray[np.int8]
+"""(d,) int8: one sample's."""
+
+FULL_SCALE = 127
+SCALE_QUANTILE = 0.9999
+"""The code scale is this quantile of |x| over the training set: beyond it codes clip (docs/head.md)."""
+
+MAX_FEATURE_SIZE = 8192
+"""Largest d accepted: the d x d Gram matrix is then 512 MB, past what a small device can hold."""
+
+
+def rooted(features: Features) -> npt.NDArray[np.float32]:
+    """Return sign(f) sqrt|f|, scaled to unit length, for each row: (n, d) float32.
+
+    A row of zeros (a black frame through a ReLU backbone) stays zero.
+    """
+    root = np.sign(features) * np.sqrt(np.abs(features))
+    length = np.linalg.norm(root, axis=1, keepdims=True)
+    return np.asarray(root / np.where(length > 0, length, 1), np.float32)
+
+
+def fit_scale(features: Features) -> float:
+    """Return the code scale of a release from the features (n, d) of its training set.
+
+    Raises:
+        ValueError: no features, or none that are finite and non-zero.
+    """
+    if features.size == 0 or not np.isfinite(features).all():
+        raise ValueError("features are empty or not finite")
+    scale = float(np.quantile(np.abs(rooted(features)), SCALE_QUANTILE))
+    if scale <= 0:
+        raise ValueError("all features are zero")
+    return scale
+
+
+def encode(features: Features, scale: float) -> Codes:
+    """Return the codes (n, d) int8 of features (n, d).
+
+    Raises:
+        FeatureSizeError: not two-dimensional, or a value is not finite.
+
+    >>> import numpy as np
+    >>> encode(np.array([[9.0, 16.0]], np.float32), scale=0.8).tolist()
+    [[95, 127]]
+    """
+    if features.ndim != 2:
+        raise FeatureSizeError(
+            f"features have shape {features.shape}", hint="The backbone must give one row per frame."
+        )
+    if not np.isfinite(features).all():
+        raise FeatureSizeError(
+            "features are not finite", hint="Check the frame and the backbone; the sample is not learned."
+        )
+    code = np.rint(rooted(features) * np.float32(FULL_SCALE / scale))
+    return np.asarray(np.clip(code, -FULL_SCALE, FULL_SCALE), np.int8)
+
+
+def feature_space_id(backbone_sha256: str, preprocess: Preprocess, scale: float) -> str:
+    """Return the id, 64 hex digits, of the space that these three put codes in.
+
+    Any change of backbone file, preprocessing or code scale gives another id.
+    """
+    parts = ("headway-feature-space-1", backbone_sha256, preprocess, scale.hex())
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def code_digest(code: Codes) -> bytes:
+    """Return the SHA-256, 32 bytes, of one code (d,): what the log's hash chain covers."""
+    return hashlib.sha256(np.ascontiguousarray(code).tobytes()).digest()

@@ -1,0 +1,151 @@
+"""`headway demo`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from sdk.demo import report as reports
+from sdk.demo.plant import DemoFailed
+from sdk.demo.story import Plan, Shown, play
+from sdk.surfaces import write_image_set
+
+BUILT_IN_HOLD_BACK: Final = "crack"
+BUILT_IN_PARTS: Final = 260
+"""Parts of each class; each is photographed once to three times."""
+BUILT_IN_EXPORT: Final = (
+    "--backbone", "test_resnet", "--weights", "none", "--levels", "4", "--pool", "catavgmax",
+    "--input-size", "96", "--epochs", "26", "--budget", "4",
+)  # fmt: skip
+"""A small timm architecture, trained from scratch on the demo's own images: no hub, no licence question."""
+MARK: Final = "headway-demo"
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Labelled images of your own; drawn by the demo itself if absent.",
+)
+@click.option("--backbone", help="timm architecture to use with --data, for example mobilenetv2_100.")
+@click.option("--weights", help="Its weights: a safetensors file or a timm model folder; timm's hub if absent.")
+@click.option("--strategy", help="How to train, see `headway export --help`.")
+@click.option("--hold-back", help="The class that nobody knows at first.  [default: crack]")
+@click.option(
+    "--labels", type=click.IntRange(1, 200), default=10, show_default=True, help="Labels given on device A."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for everything.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of images, split and streams.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write report.json's content here."
+)
+@click.option("--stay", is_flag=True, help="Keep the devices and their pages running until Ctrl-C.")
+def demo(
+    data: Path | None,
+    backbone: str | None,
+    weights: str | None,
+    strategy: str | None,
+    hold_back: str | None,
+    labels: int,
+    out: Path,
+    seed: int,
+    json_file: Path | None,
+    stay: bool,
+) -> None:
+    """Show the whole product on this machine: one device learns a defect, another knows it.
+
+    Exports a backbone and a head without one class, starts a broker, the fleet service and two devices, sends the
+    release over MQTT, labels a few images of the missing class on device A as an operator would, and measures on
+    held-out images what A and B know before and after. Writes OUT/report.html and OUT/report.json.
+
+    \b
+    With nothing but the defaults it draws its own images and trains a small backbone on them:
+      headway demo
+    On your own images:
+      headway demo --data parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
+          --hold-back scratches --labels 10 --out demo-parts
+    """
+    console = Console(stderr=True)
+    if data is None and (backbone or weights or strategy):
+        raise click.UsageError("--backbone, --weights and --strategy go with --data.")
+    if data is not None and (backbone is None or hold_back is None):
+        raise click.UsageError("--data needs --backbone and --hold-back too.")
+    signal.signal(signal.SIGTERM, _stop)
+    start = time.monotonic()
+    _prepare(out)
+    export_args = list(BUILT_IN_EXPORT)
+    if data is None:
+        data = _draw(out / "images", seed, console)
+    else:
+        export_args = ["--backbone", str(backbone)]
+        for option, value in (("--weights", weights), ("--strategy", strategy)):
+            if value is not None:
+                export_args += [option, value]
+    plan = Plan(data.resolve(), export_args, hold_back or BUILT_IN_HOLD_BACK, labels, out.resolve(), seed)
+
+    def write(shown: Shown) -> None:
+        result = reports.write(shown)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=2) + "\n")
+        console.print()
+        reports.print_table(result, Console())
+        console.print(f"\n{time.monotonic() - start:.0f} s in all. Open [bold]{out / 'report.html'}[/]")
+        if not result["digests_equal"]:
+            raise DemoFailed("the devices and the fleet hold different live sets", hint=f"See {out / 'logs'}.")
+
+    def linger(shown: Shown, pages: dict[str, str]) -> None:
+        write(shown)
+        for name, url in pages.items():
+            console.print(f"Device {name}: [bold]{url}[/]")
+        console.print("Label something. Ctrl-C ends the demo.")
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            console.print("Stopping.")
+
+    shown = play(plan, lambda line: console.print(f"[cyan]•[/] {line}"), stay=linger if stay else None)
+    if not stay:
+        write(shown)
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _prepare(out: Path) -> None:
+    """Make the folder, or empty one that an earlier demo left; nobody else's."""
+    marker = out / MARK
+    if out.exists() and any(out.iterdir()):
+        if not marker.is_file():
+            raise DemoFailed(
+                f"{out} holds other things than a demo", hint="Name a new or empty folder with --out."
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text("Made by `headway demo`, which empties this folder when it runs again.\n")
+
+
+def _draw(folder: Path, seed: int, console: Console) -> Path:
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("Drawing surfaces and defects", total=None)
+        write_image_set(
+            folder,
+            parts_per_class=BUILT_IN_PARTS,
+            seed=seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    return folder

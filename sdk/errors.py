@@ -1,0 +1,176 @@
+"""Every error Headway raises on purpose, in one tree.
+
+    HeadwayError               .hint: what to do; .retryable: may help to try again
+      BundleError              a bundle or release cannot be used
+        BadFormat              its bytes are not what the format page says
+        BadSignature           a digest or signature does not match
+        OlderVersion           an older version than one already seen
+        Incompatible           well-formed, but not for this device or head
+      HeadError                the head cannot do what was asked
+        FeatureSizeError       codes of another size, or of another feature space
+        UnknownClassError      a class the head or log has never heard of
+      LabelError               a label event that cannot be accepted
+      WireError                a message broke the protocol
+        LocalWireError         ours
+        RemoteWireError        the peer's
+      BrokerError              the MQTT broker cannot be reached or refuses us
+      DeviceError              something on the device
+        CameraLost             no more frames from this source
+        InferenceFailed        the runtime failed, or is out of tolerance
+        StoreFull              no space to keep a label safely
+        StoreCorrupt           the store does not hold what it should
+      ExportError              the exporter cannot make a bundle
+        BadImages              no usable labelled images
+        UnknownBackbone        no such architecture or weights
+        CalibrationFailed      quantization found no usable range
+        ParityFailed           two forms of the backbone disagree
+      FleetError               the fleet service cannot do what was asked
+        UnknownDevice          no such device
+        RolloutHalted          a rollout stopped itself
+      ConfigError              a settings file is wrong
+      MissingExtra             an optional part is not installed
+
+Each message is one line and says what is wrong with which thing; `hint` says what to do about it.
+Wrong use by a programmer stays ValueError or TypeError.
+"""
+
+from __future__ import annotations
+
+
+class HeadwayError(Exception):
+    """Something a user, operator or peer can do something about.
+
+    Args:
+        message: One line: what is wrong, with which thing.
+        hint: One line: what to do about it.
+    """
+
+    retryable: bool = False
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BundleError(HeadwayError):
+    """A bundle or release cannot be used."""
+
+
+class BadFormat(BundleError):
+    """Bytes that are not what docs/bundle.md says."""
+
+
+class BadSignature(BundleError):
+    """A digest or signature that does not match."""
+
+
+class OlderVersion(BundleError):
+    """An older version than one already seen."""
+
+
+class Incompatible(BundleError):
+    """Well-formed, but not for this device, head or version of Headway."""
+
+
+class HeadError(HeadwayError):
+    """The head cannot do what was asked."""
+
+
+class FeatureSizeError(HeadError):
+    """Codes of another size, or of another feature space."""
+
+
+class UnknownClassError(HeadError):
+    """A class the head or the log has never heard of."""
+
+
+class LabelError(HeadwayError):
+    """A label event that cannot be accepted."""
+
+
+class WireError(HeadwayError):
+    """A message broke the protocol of docs/protocol.md."""
+
+
+class LocalWireError(WireError):
+    """We were about to send something the protocol forbids."""
+
+
+class RemoteWireError(WireError):
+    """The peer sent something the protocol forbids."""
+
+
+class BrokerError(HeadwayError):
+    """The MQTT broker cannot be reached or refuses us."""
+
+    retryable = True
+
+
+class DeviceError(HeadwayError):
+    """Something on the device."""
+
+
+class CameraLost(DeviceError):
+    """No more frames from this source."""
+
+    retryable = True
+
+
+class InferenceFailed(DeviceError):
+    """The runtime failed, or its output is out of tolerance."""
+
+
+class NoRelease(DeviceError):
+    """No release serves on this device yet."""
+
+    retryable = True
+
+
+class StoreFull(DeviceError):
+    """No space to keep a label safely."""
+
+    retryable = True
+
+
+class StoreCorrupt(DeviceError):
+    """The store does not hold what it should."""
+
+
+class ExportError(HeadwayError):
+    """The exporter cannot make a bundle."""
+
+
+class BadImages(ExportError):
+    """A folder or image that cannot be learned from."""
+
+
+class UnknownBackbone(ExportError):
+    """No such architecture, or weights that do not fit it."""
+
+
+class CalibrationFailed(ExportError):
+    """Quantization found no usable range."""
+
+
+class ParityFailed(ExportError):
+    """Two forms of the same backbone disagree beyond tolerance."""
+
+
+class FleetError(HeadwayError):
+    """The fleet service cannot do what was asked."""
+
+
+class UnknownDevice(FleetError):
+    """No such device."""
+
+
+class RolloutHalted(FleetError):
+    """A rollout stopped itself."""
+
+
+class ConfigError(HeadwayError):
+    """A settings file is wrong."""
+
+
+class MissingExtra(HeadwayError):
+    """An optional part of Headway is not installed."""

@@ -1,0 +1,285 @@
+"""A Mosquitto of our own on this machine, with the configuration Headway needs.
+
+For the demo, the tests and small plants. The broker is a cache (docs/protocol.md): nothing in it needs to
+survive, so it keeps nothing on disk. It listens on loopback only, because it asks nobody who they are; a broker
+for a plant's network wants TLS, users and an access list, which come with enrolment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sdk.errors import BrokerError
+from sdk.mqtt import MAX_INFLIGHT, MqttSettings
+
+START_TIMEOUT_S: Final = 10.0
+STOP_TIMEOUT_S: Final = 5.0
+PORT_ATTEMPTS: Final = 5
+_SEARCH: Final = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
+"""Debian keeps the broker out of an ordinary user's PATH."""
+
+
+@dataclass(frozen=True)
+class BrokerLimits:
+    """What the broker may use, so that one client cannot take it from the others (docs/protocol.md).
+
+    Attributes:
+        max_packet_bytes: Largest packet from a client.
+        memory_bytes: Of the whole broker; retained chunks live here, so it must hold the current releases.
+        queued_messages: Waiting for one absent or slow client.
+        queued_bytes: The same in bytes.
+        inflight: Sent to one client and not acknowledged.
+    """
+
+    max_packet_bytes: int = 256 * 1024
+    memory_bytes: int = 1024 * 1024 * 1024
+    queued_messages: int = 10_000
+    queued_bytes: int = 32 * 1024 * 1024
+    inflight: int = MAX_INFLIGHT
+
+
+def mosquitto_config(port: int, limits: BrokerLimits = BrokerLimits(), host: str = "127.0.0.1") -> str:
+    """Return the text of a mosquitto.conf.
+
+    >>> "set_tcp_nodelay true" in mosquitto_config(1883)
+    True
+    """
+    lines = [
+        "# Written by Headway; docs/protocol.md says why.",
+        f"listener {port} {host}",
+        "allow_anonymous true",
+        "# Without it chunks wait for delayed acknowledgements: 27.7 s for what takes 0.39 s.",
+        "set_tcp_nodelay true",
+        "persistence false",
+        f"max_packet_size {limits.max_packet_bytes}",
+        f"memory_limit {limits.memory_bytes}",
+        f"max_queued_messages {limits.queued_messages}",
+        f"max_queued_bytes {limits.queued_bytes}",
+        f"max_inflight_messages {limits.inflight}",
+        "persistent_client_expiration 30d",
+        "log_dest stderr",
+        "log_type error",
+        "log_type warning",
+        "connection_messages false",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def find_mosquitto(path: str | None = None) -> Path:
+    """Return the broker's binary, looked for in a search path; this user's and the system folders by default.
+
+    Raises:
+        BrokerError: it is not installed.
+    """
+    found = shutil.which("mosquitto", path=path or os.pathsep.join([os.environ.get("PATH", os.defpath), _SEARCH]))
+    if found is None:
+        raise BrokerError("Mosquitto is not installed on this machine", hint="apt-get install mosquitto")
+    return Path(found)
+
+
+class Mosquitto:
+    """A Mosquitto as a child process on a loopback port, for as long as the `with` block.
+
+    Args:
+        port: Where to listen; 0 takes a free port, the same again after a restart.
+        limits: What it may use.
+        binary: The broker; found by itself where None.
+
+    Raises, on entering:
+        BrokerError: not installed, the port is taken, or it does not come up.
+    """
+
+    def __init__(
+        self, port: int = 0, *, limits: BrokerLimits = BrokerLimits(), binary: Path | None = None
+    ) -> None:
+        self.port = port
+        self._any_port = port == 0
+        self._limits = limits
+        self._binary = binary
+        self._child: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    @property
+    def settings(self) -> MqttSettings:
+        """How to reach it."""
+        return MqttSettings(port=self.port)
+
+    @property
+    def pid(self) -> int:
+        """Process id; only while it runs."""
+        if self._child is None:
+            raise ValueError("the broker does not run")
+        return self._child.pid
+
+    def __enter__(self) -> Mosquitto:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._clear()
+
+    def _clear(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections.
+
+        Raises:
+            BrokerError: as for the class.
+        """
+        binary = self._binary or find_mosquitto()
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="headway-broker-"))
+        # A free port may be taken between our looking and the broker's binding: look again.
+        attempts = PORT_ATTEMPTS if self._any_port else 1
+        for attempt in range(1, attempts + 1):
+            if self._any_port:
+                self.port = _free_port()
+            try:
+                self._start_once(binary, self._folder)
+            except BrokerError:
+                self._clear()
+                raise
+            except _PortTaken as error:
+                if attempt == attempts:
+                    self._clear()
+                    raise BrokerError(
+                        f"port {self.port} of this machine is in use", hint="Choose another port for the broker."
+                    ) from error
+            else:
+                self._any_port = False
+                return
+
+    def _start_once(self, binary: Path, folder: Path) -> None:
+        if not _is_free(self.port):
+            raise _PortTaken
+        config, errors = folder / "mosquitto.conf", folder / "mosquitto.log"
+        config.write_text(mosquitto_config(self.port, self._limits), encoding="utf-8")
+        # As root Mosquitto reads its configuration first and then becomes user `mosquitto`; it opens no other
+        # file, since errors go to a handle we opened.
+        with errors.open("wb") as stream:
+            try:
+                child = subprocess.Popen(
+                    [str(binary), "-c", str(config)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    start_new_session=True,  # Ctrl-C is for us; we stop the broker last
+                )
+            except OSError as error:
+                raise BrokerError(
+                    f"{binary} does not start: {error.strerror}", hint="Install it again."
+                ) from error
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while child.poll() is None:
+            if _accepts(self.port):
+                # Another process may have taken the port just now, and answer for a broker about to give up.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(0.02)
+                if child.returncode is None:
+                    self._child = child
+                    return
+            elif time.monotonic() > deadline:
+                child.kill()
+                child.wait()
+                raise BrokerError(
+                    f"Mosquitto does not accept connections on port {self.port}", hint=_last_line(errors)
+                )
+            else:
+                time.sleep(0.01)
+        if b"Address already in use" in errors.read_bytes():
+            raise _PortTaken
+        raise BrokerError(
+            f"Mosquitto ended with status {child.returncode}: {_last_line(errors)}",
+            hint="Mosquitto 2.0 or newer is needed.",
+        )
+
+    def stop(self) -> None:
+        """Ask it to end, and wait; kill it where it does not."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a power cut would: everything it held is gone."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Kill it and start it again on the same port, empty."""
+        self.kill()
+        self.start()
+
+    def _end(self, how: signal.Signals) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.send_signal(how)
+        try:
+            child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def own_broker(settings: MqttSettings) -> Iterator[MqttSettings]:
+    """Run a broker where the settings point, for the block.
+
+    Raises:
+        BrokerError: they point elsewhere than to this machine, or as for `Mosquitto`.
+    """
+    if settings.host not in ("127.0.0.1", "localhost"):
+        raise BrokerError(
+            f"a broker of our own cannot listen at {settings.host}",
+            hint="--start-broker is for 127.0.0.1 only; run a broker with TLS and users for a network.",
+        )
+    with Mosquitto(settings.port):
+        yield settings
+
+
+class _PortTaken(Exception):
+    pass
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As brokers do: old connections in TIME_WAIT do not matter, somebody who listens does.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen()
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE  # for anything else Mosquitto has the better words
+        return True
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def _last_line(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][-300:] if lines else "it said nothing"

@@ -1,0 +1,422 @@
+"""`headway fleet`: serve a fleet, publish a bundle to it, see its devices and what they learned."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from sdk.errors import FleetError, RolloutHalted
+from sdk.stopping import stop_on_signals
+from sdk.wire import DEFAULT_PREFIX
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sdk.fleet.store import Device, FleetStore, Publication
+    from sdk.labels import LiveSet, Record
+
+DEFAULT_BROKER = "127.0.0.1:1883"
+ONLINE_WORD = {True: "online", False: "offline"}
+
+
+@click.group()
+def fleet() -> None:
+    """Run a fleet: share what its lines learn, and publish releases to them.
+
+    One directory holds a fleet: its devices, their label logs, its releases. A small plant needs two commands:
+
+    \b
+      headway fleet serve --dir fleet --start-broker
+      headway fleet publish my-bundle --dir fleet --wait 120
+
+    Devices register themselves when their agents connect to the same broker.
+    """
+
+
+_dir_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The fleet's directory: database and release chunks.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+@fleet.command()
+@_dir_option
+@click.option(
+    "--broker", default=DEFAULT_BROKER, show_default=True, metavar="HOST:PORT", help="The MQTT 5 broker."
+)
+@click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="First part of every topic.")
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    default=("default",),
+    show_default=True,
+    help="A channel to serve: a product on like hardware. May be given several times.",
+)
+@click.option("--start-broker", is_flag=True, help="Run a Mosquitto of our own there; 127.0.0.1 only.")
+@click.option("--username", help="User name at the broker.")
+@click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="File with the password.")
+@click.option(
+    "--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="Turns TLS on: the authority's PEM."
+)
+@click.option("--cert-file", type=click.Path(path_type=Path, dir_okay=False), help="Our own certificate, PEM.")
+@click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="Its private key, PEM.")
+@_json_option
+def serve(
+    directory: Path,
+    broker: str,
+    prefix: str,
+    channels: Sequence[str],
+    start_broker: bool,
+    username: str | None,
+    password_file: Path | None,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve the fleet until Ctrl-C.
+
+    Stores every device's labels, acknowledges them once they are on disk, and sends each device what the others
+    learned. Announces releases that `headway fleet publish` stores in the same directory.
+
+    Ends with exit code 2 when there is no broker at the start; a broker that goes away later is waited for.
+    """
+    import dataclasses
+
+    from sdk.fleet.broker import own_broker
+    from sdk.fleet.service import FleetService
+    from sdk.fleet.store import FleetStore
+    from sdk.mqtt import MqttSettings
+
+    settings = dataclasses.replace(
+        MqttSettings.at(broker, prefix),
+        username=username,
+        password_file=password_file,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+    )
+    for channel in channels:
+        _check_channel_name(channel)
+    report = _report_json if as_json else _report_text
+    own = own_broker(settings) if start_broker else contextlib.nullcontext()
+    with stop_on_signals() as stop, FleetStore(directory) as store, own:
+        FleetService(store, settings, channels, report).run(stop.event)
+    report("stopped", {"dir": str(directory)})
+
+
+@fleet.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_dir_option
+@click.option("--channel", default="default", show_default=True, help="Whose devices should run it.")
+@click.option("--precision", help="Which precision the channel runs; the bundle's first by default.")
+@click.option(
+    "--wait", "wait_s", type=float, metavar="SECONDS", help="Wait until every device took it or gave up."
+)
+@_json_option
+def publish(
+    bundle: Path, directory: Path, channel: str, precision: str | None, wait_s: float | None, as_json: bool
+) -> None:
+    """Publish BUNDLE to a channel's devices.
+
+    Checks the bundle, stores it in the fleet's directory and assigns it to every device of the channel. A running
+    `headway fleet serve` announces it within a second; without one it is announced when one starts.
+    """
+    from sdk.bundle import Bundle
+    from sdk.fleet.store import FleetStore
+
+    _check_channel_name(channel)
+    opened = Bundle.open(bundle)
+    with FleetStore(directory) as store:
+        publication = store.publish(opened, channel=channel, precision=precision)
+        ref, served = publication.ref, store.served()
+        if not as_json:
+            click.echo(f"published {ref.name} as release {ref.release_id[:12]} on channel {channel}")
+            if not served:
+                click.echo("no fleet service runs on this directory; start one: headway fleet serve --dir ...")
+        rows = [] if wait_s is None else _wait_for_devices(store, publication, wait_s, quiet=as_json)
+        if as_json:
+            _echo_json(
+                {
+                    "release_id": ref.release_id,
+                    "name": ref.name,
+                    "size_bytes": ref.size_bytes,
+                    "channel": channel,
+                    "space": publication.space,
+                    "served": served,
+                    "devices": rows,
+                }
+            )
+    if wait_s is not None:
+        _check_outcome(rows, wait_s)
+
+
+@fleet.command()
+@_dir_option
+@click.option("--channel", help="Of this channel only.")
+@_json_option
+def devices(directory: Path, channel: str | None, as_json: bool) -> None:
+    """Show the fleet's devices and whether their heads rest on the same labels.
+
+    The live-set digest names what a head has learned from. Devices with the same digest as the fleet have learned
+    from exactly the same labels, bit for bit.
+    """
+    with _open(directory) as store:
+        overview = fleet_overview(store, channel)
+    if as_json:
+        _echo_json(overview)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for one in overview["channels"]:
+        digest = (one["live_set_digest"] or "-")[:12]
+        console.print(
+            f"channel {one['channel']}: release {one['release'] or '-'}, {one['log_length']} log records, "
+            f"live set {digest} ({one['live_samples']} samples)",
+            highlight=False,
+        )
+    table = Table("device", "", "channel", "release", "head", "live set", "outbox", "log", "last seen")
+    for one in overview["devices"]:
+        same = {True: " =fleet", False: " behind", None: ""}[one["in_sync"]]
+        table.add_row(
+            one["device"],
+            ONLINE_WORD[one["online"]],
+            one["channel"],
+            one["release"] or "-",
+            one["head_state"],
+            (one["live_set_digest"] or "-")[:12] + same,
+            str(one["outbox"]),
+            str(one["log_position"]),
+            _ago(one["last_seen_utc"]),
+        )
+    console.print(table)
+    for one in overview["devices"]:
+        if one["refused"]:
+            console.print(f"{one['device']}: its next label is refused: {one['refused']}", highlight=False)
+
+
+@fleet.command()
+@_dir_option
+@click.option("--channel", default="default", show_default=True)
+@click.option("--last", type=click.IntRange(1), default=20, show_default=True, help="How many records.")
+@_json_option
+def log(directory: Path, channel: str, last: int, as_json: bool) -> None:
+    """Show the last records of a channel's union of label logs: who said what, in the order of arrival."""
+    with _open(directory) as store, store.read() as ledger:
+        if channel not in ledger.channels():
+            raise FleetError(
+                f"there is no channel {channel}", hint=f"There are: {', '.join(ledger.channels()) or 'none yet'}."
+            )
+        position = max(1, ledger.log_length(channel) - last + 1)
+        while records := ledger.records(channel, position):
+            for i, record in enumerate(records):
+                line = _log_line(position + i, record)
+                if as_json:
+                    _echo_json(line)
+                else:
+                    said = " ".join(f"{name}={str(value)[:12]}" for name, value in line["body"].items())
+                    who = f"{line['device']} #{line['seq']}"
+                    click.echo(
+                        f"{line['position']:>8}  {_utc(line['wall_time_utc'])}  {who}  {line['kind']}  {said}"
+                    )
+            position += len(records)
+
+
+def _log_line(position: int, record: Record) -> dict[str, Any]:
+    entry, body = record.entry, record.entry.body
+    said = {name: getattr(body, name) for name in body.__struct_fields__}
+    withdrawn = "class_id" in said and said["class_id"] is None
+    return {
+        "position": position,
+        "device": entry.device,
+        "seq": entry.seq,
+        "counter": entry.counter,
+        "wall_time_utc": entry.wall_time_us / 1e6,
+        "kind": "withdraw" if withdrawn else body.__struct_config__.tag,
+        "body": {name: value.hex() if isinstance(value, bytes) else value for name, value in said.items()},
+    }
+
+
+def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, Any]:
+    """Return channels and devices with all they say of themselves, ready for JSON."""
+    with store.read() as ledger:
+        channels = [name for name in ledger.channels() if channel in (None, name)]
+        current = {name: ledger.current(name) for name in channels}
+        lengths = {name: ledger.log_length(name) for name in channels}
+        known = ledger.devices(channel)
+        release_names = ledger.release_names()
+    live = {name: store.live_set(name) for name in channels}
+    return {
+        "channels": [_channel_row(name, current[name], live[name], lengths[name]) for name in channels],
+        "devices": [_device_row(device, live.get(device.channel), release_names) for device in known],
+    }
+
+
+def _channel_row(
+    name: str, publication: Publication | None, live_set: LiveSet | None, log_length: int
+) -> dict[str, Any]:
+    return {
+        "channel": name,
+        "release": None if publication is None else publication.ref.name,
+        "release_id": None if publication is None else publication.ref.release_id,
+        "space": None if publication is None else publication.space,
+        "live_set_digest": None if live_set is None else live_set.digest,
+        "live_samples": 0 if live_set is None else len(live_set),
+        "log_length": log_length,
+    }
+
+
+def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[str, str]) -> dict[str, Any]:
+    state = device.state
+    comparable = live_set is not None and state.space == live_set.space
+    return {
+        "device": device.device,
+        "channel": device.channel,
+        "online": state.online,
+        "agent_version": state.agent_version,
+        "release": release_names.get(state.release_id or "", state.release_id),
+        "release_id": state.release_id,
+        "space": state.space,
+        "head_state": state.head_state.value,
+        "live_set_digest": state.live_set_digest,
+        "live_samples": state.live_samples,
+        "in_sync": state.live_set_digest == live_set.digest if live_set and comparable else None,
+        "outbox": state.outbox,
+        "acknowledged": device.acknowledged,
+        "log_position": state.log_position,
+        "last_seen_utc": device.last_seen_utc,
+        "refused": device.refused,
+    }
+
+
+def _wait_for_devices(
+    store: FleetStore, publication: Publication, wait_s: float, *, quiet: bool
+) -> list[dict[str, Any]]:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True, quiet=quiet)
+    deadline = time.monotonic() + wait_s
+    rows = _progress_rows(store, publication)
+    watch = Live(_progress_table(rows), console=console) if console.is_terminal else contextlib.nullcontext()
+    with watch as live:
+        while time.monotonic() < deadline and not (rows and all(row["settled"] for row in rows)):
+            time.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
+            rows = _progress_rows(store, publication)
+            if live is not None:
+                live.update(_progress_table(rows))
+    if not console.is_terminal:
+        console.print(_progress_table(rows))
+    return rows
+
+
+def _progress_rows(store: FleetStore, publication: Publication) -> list[dict[str, Any]]:
+    from sdk.fleet.registry import settled
+
+    with store.read() as ledger:
+        known = {device.device: device for device in ledger.devices(publication.channel)}
+        assignments = ledger.assignments(publication.id)
+    rows = []
+    for one in assignments:
+        device = known[one.device]
+        end = settled(publication.ref.release_id, one.state, device.state.release_id)
+        rows.append(
+            {
+                "device": one.device,
+                "online": device.state.online,
+                "state": "assigned" if one.state is None else one.state.value,
+                "settled": None if end is None else end.value,
+                "reason": one.reason,
+            }
+        )
+    return rows
+
+
+def _progress_table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table("device", "", "update", "reason")
+    for row in rows:
+        table.add_row(row["device"], ONLINE_WORD[row["online"]], row["settled"] or row["state"], row["reason"])
+    return table
+
+
+def _check_outcome(rows: list[dict[str, Any]], wait_s: float) -> None:
+    back = [row for row in rows if row["settled"] == "rolled_back"]
+    if back:
+        raise RolloutHalted(
+            f"{len(back)} of {len(rows)} devices rolled it back, {back[0]['device']}: {back[0]['reason']}",
+            hint="They still run what they ran before. Look at the reason, mend the bundle, publish again.",
+        )
+    later = "They take it when they connect; see `headway fleet devices`."
+    if not rows:
+        raise FleetError(f"no device was registered within {wait_s:g} s", hint=later)
+    waiting = [row["device"] for row in rows if row["settled"] is None]
+    if waiting:
+        raise FleetError(
+            f"{len(waiting)} of {len(rows)} devices did not take it in {wait_s:g} s: {', '.join(waiting[:3])}",
+            hint=later,
+        )
+
+
+def _open(directory: Path) -> FleetStore:
+    from sdk.fleet.store import DATABASE_NAME, FleetStore
+
+    if not (directory / DATABASE_NAME).is_file():
+        raise FleetError(
+            f"{directory} holds no fleet", hint="`headway fleet serve` or `publish` with this --dir makes one."
+        )
+    return FleetStore(directory)
+
+
+def _check_channel_name(channel: str) -> None:
+    from sdk.wire import ChannelName
+
+    try:
+        msgspec.convert(channel, ChannelName)
+    except msgspec.ValidationError as error:
+        raise FleetError(
+            f"{channel[:80]!r} is no channel name", hint="Use up to 64 of a-z, 0-9, '.', '_' and '-'."
+        ) from error
+
+
+def _report_json(kind: str, more: dict[str, Any]) -> None:
+    _echo_json({"event": kind, "utc": time.time(), **more})
+
+
+def _report_text(kind: str, more: dict[str, Any]) -> None:
+    if kind == "ready":
+        click.echo(f"fleet service ready on {more['broker']}; Ctrl-C stops it")
+    elif kind not in ("connected", "reseeding"):
+        words = ", ".join(f"{key} {str(value)[:80]}" for key, value in more.items() if value not in ("", None))
+        click.echo(f"{_utc(time.time())}  {kind}: {words}")
+
+
+def _echo_json(value: dict[str, Any]) -> None:
+    click.echo(msgspec.json.encode(value))
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _ago(seconds_utc: float) -> str:
+    seconds = max(0, int(time.time() - seconds_utc))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

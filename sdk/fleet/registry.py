@@ -1,0 +1,252 @@
+"""The fleet's decisions: which label entries are taken, which chunks are published again, who is up to date.
+
+Values in, values out; no database, socket or clock. `sdk.fleet.store` keeps what is decided here,
+`sdk.fleet.service` carries it to and from the broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from sdk.codes import MAX_FEATURE_SIZE
+from sdk.errors import LabelError
+from sdk.labels import MAX_COUNTER_JUMP, Chain, CodeRecord, Record, check_record, entry_hash
+from sdk.wire import Refusal, UpdateState
+
+SEED_HOLD_S: Final = 1.0
+"""A chunk just published is on its way to everybody who asks: not again within this time."""
+WANT_BURST_CHUNKS: Final = 512
+WANT_CHUNKS_PER_S: Final = 128.0
+"""What one device's wants may make the service publish: a whole small release at once, then 8 MiB/s."""
+LOG_WINDOW_BYTES: Final = 2 * 1024 * 1024
+"""A device asks again every two seconds while it is behind: about 700 records of d = 1280 a second."""
+LOG_RESEND_S: Final = 5.0
+"""A device that still asks for the same position after this long did not get what was sent."""
+
+
+# Labels
+
+
+class Standing(NamedTuple):
+    """Where a device's log ends at the service, and its last counter."""
+
+    chain: Chain
+    counter: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a batch.
+
+    Attributes:
+        accepted: Records to store, in order.
+        standing: Where the device's log ends with them.
+        duplicates: Records that were stored before.
+        refused: The first entry that will never be taken, and why; nothing after it was looked at.
+        gap: The batch begins after entries that have not come yet; the device sends from the acknowledged one.
+    """
+
+    accepted: tuple[Record, ...]
+    standing: Standing
+    duplicates: int = 0
+    refused: Refusal | None = None
+    gap: bool = False
+
+
+def judge(
+    device: str,
+    records: Iterable[Record],
+    *,
+    standing: Standing,
+    hash_at: Callable[[int], bytes | None],
+    highest_counter: int,
+    feature_sizes: Mapping[bytes, int],
+) -> Verdict:
+    """Decide which records of a batch extend a device's log.
+
+    Args:
+        device: Whose topic the batch came on.
+        records: The batch, in its order.
+        standing: Where the device's log ends so far.
+        hash_at: Returns the stored entry's hash for a sequence number.
+        highest_counter: The highest Lamport counter the service has seen from anyone.
+        feature_sizes: Length of a code by feature space, where the service knows the space.
+    """
+    accepted: list[Record] = []
+    duplicates = 0
+    fresh: dict[int, bytes] = {}
+    for record in records:
+        entry = record.entry
+        if entry.device == device and entry.seq <= standing.chain.seq:
+            stored = fresh.get(entry.seq) or hash_at(entry.seq)
+            if stored == entry_hash(entry):
+                duplicates += 1
+                continue
+            reason = f"another entry {entry.seq} of {device} is stored already"
+            return Verdict(tuple(accepted), standing, duplicates, _refusal(entry.seq, reason))
+        if entry.device == device and entry.seq > standing.chain.seq + 1:
+            return Verdict(tuple(accepted), standing, duplicates, gap=True)
+        try:
+            _check_content(record, device, standing, highest_counter, feature_sizes)
+            chain = standing.chain.follow(entry)
+        except LabelError as error:
+            return Verdict(tuple(accepted), standing, duplicates, _refusal(entry.seq, str(error)))
+        standing = Standing(chain, entry.counter)
+        highest_counter = max(highest_counter, entry.counter)
+        fresh[entry.seq] = chain.last_hash
+        accepted.append(record)
+    return Verdict(tuple(accepted), standing, duplicates)
+
+
+def _check_content(
+    record: Record, device: str, standing: Standing, highest_counter: int, feature_sizes: Mapping[bytes, int]
+) -> None:
+    entry, body = record.entry, record.entry.body
+    where = f"entry {entry.seq} of {entry.device}"
+    if entry.device != device:
+        raise LabelError(f"{where} came on the topic of {device}", hint="A device may send its own log only.")
+    check_record(record)
+    if entry.counter <= standing.counter:
+        raise LabelError(
+            f"{where}: counter {entry.counter} does not rise above {standing.counter}", hint="Order would be lost."
+        )
+    if entry.counter > highest_counter + MAX_COUNTER_JUMP:
+        raise LabelError(
+            f"{where}: counter {entry.counter} jumps more than 2^32 ahead of the fleet", hint="Check the device."
+        )
+    if record.code is not None and isinstance(body, CodeRecord):
+        expected = feature_sizes.get(body.space, len(record.code))
+        if len(record.code) != expected or len(record.code) > MAX_FEATURE_SIZE:
+            raise LabelError(
+                f"{where}: a code of {len(record.code)} values is no code of its space", hint="Check it."
+            )
+
+
+def _refusal(seq: int, reason: str) -> Refusal:
+    return Refusal(seq=seq, reason=reason[:500])
+
+
+# Chunks
+
+
+class Seeder:
+    """Decides which chunks to publish, in which order, and how often for whom."""
+
+    def __init__(self) -> None:
+        self._queue: dict[str, None] = {}
+        self._seeded_at: dict[str, float] = {}
+        self._budgets: dict[str, tuple[float, float]] = {}  # device -> (chunks left, as of)
+
+    def announce(self, digests: Iterable[str]) -> None:
+        """Publish these, whenever they were published last."""
+        for digest in digests:
+            self._seeded_at.pop(digest, None)
+            self._queue.setdefault(digest, None)
+
+    def want(self, device: str, digests: Iterable[str], now: float) -> int:
+        """A device asks for these; return how many will be published, within its budget."""
+        left, as_of = self._budgets.get(device, (float(WANT_BURST_CHUNKS), now))
+        left = min(float(WANT_BURST_CHUNKS), left + (now - as_of) * WANT_CHUNKS_PER_S)
+        taken = 0
+        for digest in digests:
+            if digest in self._queue or now - self._seeded_at.get(digest, -SEED_HOLD_S) < SEED_HOLD_S:
+                continue
+            if left < 1.0:
+                break
+            left -= 1.0
+            taken += 1
+            self._queue[digest] = None
+        self._budgets[device] = (left, now)
+        return taken
+
+    def next(self, now: float) -> str | None:
+        """Return the chunk to publish now; None when there is nothing to do."""
+        if not self._queue:
+            return None
+        digest = next(iter(self._queue))
+        del self._queue[digest]
+        self._seeded_at[digest] = now
+        return digest
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to publish."""
+        return not self._queue
+
+
+# The union
+
+
+class LogReader:
+    """How far a device is in the union that it asked for, and what it may be sent now.
+
+    Each `Want` says where the device's copy ends, and so acknowledges what came before. At most `LOG_WINDOW_BYTES`
+    are on their way: a late joiner on a slow line gets a long union page by page, instead of all of it, and that
+    several times, into its queue at the broker.
+
+    Args:
+        log_from: Where the first `Want` says to begin.
+        now: Seconds of a clock that never goes back.
+    """
+
+    def __init__(self, log_from: int, now: float) -> None:
+        self.next = log_from
+        self._log_from = log_from
+        self._moved_at = now
+        self._pages: list[tuple[int, int]] = []  # last position, bytes; sent and not acknowledged
+        self._at_end = False
+
+    def want(self, log_from: int, now: float) -> None:
+        """The device asks again."""
+        if log_from > self._log_from:
+            self._pages = [(last, size) for last, size in self._pages if last >= log_from]
+            self.next = max(self.next, log_from)
+        elif log_from == self._log_from and now - self._moved_at < LOG_RESEND_S:
+            return  # it asks for what is on its way
+        else:
+            self._pages = []
+            self.next = log_from
+        self._log_from = log_from
+        self._moved_at = now
+        self._at_end = False
+
+    @property
+    def may_send(self) -> bool:
+        """Whether there is a page to send, and room for it."""
+        return not self._at_end and sum(size for _, size in self._pages) < LOG_WINDOW_BYTES
+
+    def sent(self, last: int, size_bytes: int, now: float) -> None:
+        """A page up to this position was sent."""
+        self._pages.append((last, size_bytes))
+        self.next = last + 1
+        self._moved_at = now
+
+    def at_end(self) -> None:
+        """All pages are on their way; what is new from now on goes to all devices anyway."""
+        self._at_end = True
+
+
+# Rollouts
+
+
+def next_state(current: UpdateState | None, reported: UpdateState) -> UpdateState | None:
+    """Return where a release stands on a device after it reported a state.
+
+    A device may begin again after a power cut. What is committed is not un-committed by a late message: only a
+    rollback or a new download is news then.
+    """
+    if current is UpdateState.COMMITTED and reported not in (UpdateState.ROLLED_BACK, UpdateState.DOWNLOADING):
+        return current
+    return reported
+
+
+def settled(release_id: str, assigned: UpdateState | None, running: str | None) -> UpdateState | None:
+    """Return how an assignment ended, None while it has not.
+
+    A device that runs the release and sent no word about it has taken it: its word was lost.
+    """
+    if assigned in (UpdateState.COMMITTED, UpdateState.ROLLED_BACK):
+        return assigned
+    return UpdateState.COMMITTED if assigned is None and running == release_id else None

@@ -1,0 +1,543 @@
+"""The fleet service: takes labels in, commits, acknowledges, shares; announces releases.
+
+`FleetCore` is the whole behaviour, turn by turn: messages in, one transaction, publications out. It neither
+waits nor asks the time. `FleetService` is the rim: the MQTT session, one queue, one thread that takes turns.
+
+Rules this module keeps (docs/protocol.md):
+
+- Commit, then acknowledge. An `Ack` speaks only of what a committed transaction holds.
+- Every message may come twice, late, out of order or not at all; every answer may be lost. What the service says
+  can be asked for again, so after a crash at any point the devices' own timers put things right.
+- The broker is a cache: after it forgot, everything retained is published again, and chunks on request.
+- What leaves for the broker is paced, so that acknowledgements never wait behind a release.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from sdk.errors import BrokerError, RemoteWireError, UnknownDevice
+from sdk.fleet.registry import LogReader, Seeder
+from sdk.fleet.store import Device, FleetStore, Ledger, Taken, records_of
+from sdk.fleet.store import Publication as Published
+from sdk.labels import Record
+from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
+from sdk.wire import (
+    WIRE_VERSION,
+    Ack,
+    ChannelMeta,
+    DeviceState,
+    LabelBatch,
+    LogSegment,
+    Topics,
+    UpdateEvent,
+    Want,
+    batches,
+    decode_json,
+    decode_msgpack,
+    encode_json,
+    encode_msgpack,
+)
+
+POLL_S: Final = 0.5
+"""How soon a release published by another process is noticed."""
+META_EVERY_S: Final = 1.0
+"""A channel's metadata follows its log no faster than this: it is for those who missed a segment."""
+PACE_BYTES: Final = 4 * 1024 * 1024
+"""Bulk (chunks, log pages) waits while more than this is on its way to the broker."""
+BUSY_TURN_S: Final = 0.01
+IDLE_S: Final = 0.25
+"""The longest the service sleeps, so that it sees a request to stop."""
+GONE_S: Final = 30 * 24 * 3600.0
+"""A device unseen for this long no longer keeps old chunks on the broker."""
+MAX_TURN_MESSAGES: Final = 256
+MAX_QUEUED_MESSAGES: Final = 1024
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Called with what happened and its particulars, for people and logs."""
+
+log = logging.getLogger(__name__)
+
+
+class FleetCore:
+    """What the service does, turn by turn.
+
+    Args:
+        store: The fleet's directory.
+        topics: Where its messages go.
+        channels: The channels it serves. Devices of others are left to whoever serves those: acknowledging
+            their labels here would lose them there.
+        report: Told what happened.
+    """
+
+    def __init__(
+        self,
+        store: FleetStore,
+        topics: Topics,
+        channels: Sequence[str],
+        report: Report = lambda _kind, _more: None,
+    ) -> None:
+        self._store = store
+        self._topics = topics
+        self._channels = tuple(channels)
+        self._report = report
+        self._seeder = Seeder()
+        self._readers: dict[str, tuple[str, LogReader]] = {}  # device -> its channel, how far it is
+        self._meta_due: dict[str, float] = {}  # channel -> not before
+        self._meta_sent: dict[str, float] = {}
+        self._announcing: dict[str, int] = {}  # channel -> publication that waits for its chunks to be out
+        self._greeted: set[str] = set()  # devices that were told where their log ends since they came online
+        self._strangers: set[str] = set()  # complained about once
+        self._poll_due = 0.0
+        self._newest = 0
+        self._known: frozenset[str] = frozenset()  # chunks of all releases
+        self._tidy = True  # old chunks may be taken off the broker
+        self._sizes: dict[bytes, int] = {}
+        with store.read() as ledger:
+            self._load(ledger)
+
+    def subscriptions(self) -> list[str]:
+        """Return the topics the service listens to."""
+        t = self._topics
+        return [t.state("+"), t.up_label("+"), t.up_want("+"), t.up_event("+")]
+
+    def broker_connected(self, *, remembered: bool) -> list[Publication]:
+        """Return what to publish now that the broker is there; with `remembered` it kept our session."""
+        self._greeted.clear()
+        self._readers.clear()  # what was on its way to them is lost; they ask again
+        out: list[Publication] = []
+        with self._store.read() as ledger:
+            self._load(ledger)
+            for channel in self._channels:
+                current = ledger.current(channel)
+                if current is not None and not current.announced:
+                    self._announce(current)
+                    continue
+                if current is not None and not remembered:
+                    # It may have forgotten the chunks too. Devices that know of the release ask for them anyway.
+                    self._seeder.announce(current.release.digests())
+                out += self._notice(ledger, channel)
+        return out
+
+    def _announce(self, publication: Published) -> None:
+        """Publish a release's chunks first, then who should fetch them: `_bulk` goes on when all are out."""
+        self._seeder.announce(publication.release.digests())
+        self._announcing[publication.channel] = publication.id
+        self._report(
+            "release",
+            {
+                "channel": publication.channel,
+                "release_id": publication.ref.release_id,
+                "name": publication.ref.name,
+            },
+        )
+
+    def _load(self, ledger: Ledger) -> None:
+        self._newest = ledger.newest_publication()
+        self._sizes = ledger.feature_sizes()
+        self._known = frozenset(
+            digest
+            for channel in self._channels
+            for cleared in (False, True)
+            for publication in ledger.publications(channel, cleared=cleared)
+            for digest in publication.release.digests()
+        )
+
+    def turn(
+        self, messages: Sequence[Message], *, now: float, now_utc: float, room_bytes: int
+    ) -> list[Publication]:
+        """Take one turn and return what to publish, in this order.
+
+        Whatever a returned message says is committed. Losing the returned messages loses nothing but time.
+
+        Args:
+            messages: What arrived since the last turn.
+            now: Seconds of a clock that never goes back.
+            now_utc: Seconds since 1970, for records.
+            room_bytes: How much bulk the way to the broker takes now.
+        """
+        states: list[tuple[DeviceState, bool]] = []
+        labels: list[tuple[str, LabelBatch]] = []
+        events: list[tuple[str, UpdateEvent]] = []
+        wants: list[tuple[str, Want]] = []
+        for message in messages:
+            try:
+                device = self._topics.device_of(message.topic)
+                kind = self._topics.kind_of(message.topic)
+                if kind == "state" and message.payload:
+                    states.append((self._state(device, message), message.retained))
+                elif message.retained:
+                    raise RemoteWireError(
+                        f"a retained message on {message.topic}", hint="Only states are retained."
+                    )
+                elif kind == "up/label":
+                    labels.append((device, decode_msgpack(message.payload, LabelBatch)))
+                elif kind == "up/event":
+                    events.append((device, decode_json(message.payload, UpdateEvent)))
+                elif kind == "up/want":
+                    wants.append((device, decode_json(message.payload, Want)))
+            except RemoteWireError as error:
+                self._report("bad_message", {"topic": message.topic[:200], "error": str(error)})
+        out: list[Publication] = []
+        if states or labels or events:
+            out += self._commit(states, labels, events, now=now, now_utc=now_utc)
+        self._note_wants(wants, now)
+        if now >= self._poll_due:
+            self._poll_due = now + POLL_S
+            out += self._poll(now_utc)
+        out += self._due_meta(now)
+        out += self._bulk(room_bytes, now)
+        return out
+
+    def idle_s(self, now: float) -> float:
+        """Return how long the service may wait for messages before the next turn."""
+        pages = any(reader.may_send for _, reader in self._readers.values())
+        if pages or self._announcing or not self._seeder.idle:
+            return BUSY_TURN_S
+        return max(0.0, min([self._poll_due, *self._meta_due.values()]) - now)
+
+    def _state(self, device: str, message: Message) -> DeviceState:
+        state = decode_json(message.payload, DeviceState)
+        if state.device != device:
+            raise RemoteWireError(f"{device} sends the state of {state.device}", hint="Two devices are mixed up.")
+        return state
+
+    # Labels, states, events: one transaction
+
+    def _commit(
+        self,
+        states: list[tuple[DeviceState, bool]],
+        labels: list[tuple[str, LabelBatch]],
+        events: list[tuple[str, UpdateEvent]],
+        *,
+        now: float,
+        now_utc: float,
+    ) -> list[Publication]:
+        out: list[Publication] = []
+        reports: list[tuple[str, dict[str, Any]]] = []
+        taken: list[Taken] = []
+        with self._store.write() as ledger:
+            for state, retained in states:
+                out += self._note_state(ledger, state, None if retained else now_utc, reports)
+            for device, batch in labels:
+                if not self._is_ours(ledger, device):
+                    continue
+                try:
+                    taken.append(ledger.take(device, batch.records, self._sizes))
+                except UnknownDevice as error:
+                    reports.append(("unknown_device", {"device": device, "error": str(error)}))
+            for device, update_event in events:
+                if not self._is_ours(ledger, device):
+                    continue
+                state_now = ledger.note_event(device, update_event, now_utc)
+                self._tidy = True
+                reports.append(
+                    (
+                        "update",
+                        {
+                            "device": device,
+                            "release_id": update_event.release_id,
+                            "state": update_event.state.value,
+                            "reason": update_event.reason,
+                            "assigned": state_now is not None,
+                        },
+                    )
+                )
+        # Committed: from here on it may be told.
+        for one in taken:
+            out.append(self._ack(one))
+            verdict = one.verdict
+            if verdict.refused is not None:
+                reports.append(
+                    (
+                        "refused",
+                        {"device": one.device, "seq": verdict.refused.seq, "reason": verdict.refused.reason},
+                    )
+                )
+        for channel, (first, records) in records_of(taken).items():
+            out += self._segments(self._topics.log(channel), channel, first, records)
+            self._note_meta(channel, now)
+            reports.append(("stored", {"channel": channel, "first": first, "records": len(records)}))
+        for kind, more in reports:
+            self._report(kind, more)
+        return out
+
+    def _note_state(
+        self, ledger: Ledger, state: DeviceState, seen_utc: float | None, reports: list[tuple[str, dict[str, Any]]]
+    ) -> list[Publication]:
+        if state.channel not in self._channels:
+            self._complain(state.device, f"is on channel {state.channel}, which is not served here", reports)
+            return []
+        device, new = ledger.note_state(state, seen_utc=seen_utc)
+        if device.channel != state.channel:
+            self._complain(state.device, f"was on channel {device.channel} and stays there", reports)
+        self._tidy = True
+        out: list[Publication] = []
+        if new:
+            reports.append(("registered", {"device": device.device, "channel": device.channel}))
+            out += self._desired(ledger, [device])
+        if not state.online:
+            self._greeted.discard(device.device)
+            self._readers.pop(device.device, None)
+        elif device.device not in self._greeted:
+            # It may have missed the last acknowledgement; with this it need not wait for its timer.
+            self._greeted.add(device.device)
+            through = Ack(through=device.acknowledged)
+            out.append(Publication(self._topics.ack(device.device), encode_json(through)))
+        return out
+
+    def _complain(self, device: str, what: str, reports: list[tuple[str, dict[str, Any]]]) -> None:
+        if device not in self._strangers:
+            self._strangers.add(device)
+            reports.append(("stranger", {"device": device, "error": f"{device} {what}"}))
+
+    def _is_ours(self, ledger: Ledger, device: str) -> bool:
+        row = ledger.device(device)
+        return row is None or row.channel in self._channels
+
+    def _ack(self, taken: Taken) -> Publication:
+        verdict = taken.verdict
+        ack = Ack(through=verdict.standing.chain.seq, refused=verdict.refused)
+        return Publication(self._topics.ack(taken.device), encode_json(ack))
+
+    def _segments(self, topic: str, channel: str, first: int, records: Sequence[Record]) -> Iterator[Publication]:
+        for batch in batches(records):
+            yield Publication(topic, encode_msgpack(LogSegment(WIRE_VERSION, channel, first, batch)))
+            first += len(batch)
+
+    # What a channel's devices should know
+
+    def _notice(self, ledger: Ledger, channel: str) -> list[Publication]:
+        """Return a channel's metadata and its devices' assignments."""
+        return [self._meta(ledger, channel), *self._desired(ledger, ledger.devices(channel))]
+
+    def _desired(self, ledger: Ledger, devices: Sequence[Device]) -> Iterator[Publication]:
+        for device in devices:
+            desired = ledger.desired(device)
+            if desired is not None:
+                yield Publication(self._topics.desired(device.device), encode_json(desired), retain=True)
+
+    def _meta(self, ledger: Ledger, channel: str) -> Publication:
+        current = ledger.current(channel)
+        meta = ChannelMeta(
+            channel=channel,
+            release=None if current is None else current.ref,
+            log_length=ledger.log_length(channel),
+        )
+        return Publication(self._topics.meta(channel), encode_json(meta), retain=True)
+
+    def _note_meta(self, channel: str, now: float) -> None:
+        self._meta_due.setdefault(channel, max(now, self._meta_sent.get(channel, now) + META_EVERY_S))
+
+    def _due_meta(self, now: float) -> list[Publication]:
+        due = [channel for channel, at in self._meta_due.items() if at <= now and channel not in self._announcing]
+        if not due:
+            return []
+        for channel in due:
+            del self._meta_due[channel]
+            self._meta_sent[channel] = now
+        with self._store.read() as ledger:
+            return [self._meta(ledger, channel) for channel in due]
+
+    def _poll(self, now_utc: float) -> list[Publication]:
+        """Notice what another process published; clear chunks that nobody needs any more."""
+        garbage: list[tuple[Published, list[str]]] = []
+        with self._store.read() as ledger:
+            if ledger.newest_publication() != self._newest:
+                self._load(ledger)
+                self._tidy = True
+                for channel in self._channels:
+                    current = ledger.current(channel)
+                    if current is not None and not current.announced:
+                        self._announce(current)
+            if self._tidy and not self._announcing:
+                self._tidy = False
+                garbage = self._garbage(ledger, now_utc)
+        out: list[Publication] = []
+        if garbage:
+            with self._store.write() as ledger:
+                for publication, digests in garbage:
+                    ledger.mark_cleared(publication.id)
+                    out += [Publication(self._topics.chunk(digest), b"", retain=True) for digest in digests]
+                    self._report("cleared", {"name": publication.ref.name, "chunks": len(digests)})
+        return out
+
+    def _garbage(self, ledger: Ledger, now_utc: float) -> list[tuple[Published, list[str]]]:
+        """Return older publications whose chunks no device needs any more, with those chunks."""
+        garbage: list[tuple[Published, list[str]]] = []
+        current = {channel: ledger.current(channel) for channel in ledger.channels()}
+        needed = {digest for p in current.values() if p is not None for digest in p.release.digests()}
+        for channel in self._channels:
+            now_running = current.get(channel)
+            if now_running is None:
+                continue
+            devices = [d for d in ledger.devices(channel) if d.last_seen_utc > now_utc - GONE_S]
+            if any(d.state.release_id != now_running.ref.release_id for d in devices):
+                needed.update(
+                    digest
+                    for publication in ledger.publications(channel, cleared=False)
+                    for digest in publication.release.digests()
+                )
+        for channel in self._channels:
+            for publication in ledger.publications(channel, cleared=False):
+                digests = [digest for digest in publication.release.digests() if digest not in needed]
+                if digests:
+                    garbage.append((publication, digests))
+        return garbage
+
+    # Bulk
+
+    def _note_wants(self, wants: list[tuple[str, Want]], now: float) -> None:
+        if not wants:
+            return
+        with self._store.read() as ledger:
+            for name, want in wants:
+                device = ledger.device(name)
+                if device is None or device.channel not in self._channels:
+                    continue
+                unknown = [digest for digest in want.chunks if digest not in self._known]
+                if unknown:
+                    self._report("unknown_chunks", {"device": name, "chunks": len(unknown)})
+                seeding = self._seeder.want(name, (d for d in want.chunks if d in self._known), now)
+                if seeding:
+                    self._report("reseeding", {"device": name, "chunks": seeding})
+                if want.log_from is None:
+                    continue
+                length = ledger.log_length(device.channel)
+                if want.log_from > length + 1:
+                    self._report("ahead", {"device": name, "log_from": want.log_from, "log_length": length})
+                elif want.log_from == length + 1:
+                    self._readers.pop(name, None)
+                elif name in self._readers:
+                    self._readers[name][1].want(want.log_from, now)
+                else:
+                    self._readers[name] = (device.channel, LogReader(want.log_from, now))
+
+    def _bulk(self, room_bytes: int, now: float) -> list[Publication]:
+        out: list[Publication] = []
+        sending = {name: known for name, known in self._readers.items() if known[1].may_send}
+        if sending and room_bytes > 0:
+            with self._store.read() as ledger:
+                for name, (channel, reader) in sending.items():
+                    if room_bytes <= 0:
+                        break
+                    # To the end of the queue, so that all readers get their pages in turn.
+                    del self._readers[name]
+                    records = ledger.records(channel, reader.next)
+                    self._readers[name] = (channel, reader)
+                    if not records:
+                        reader.at_end()
+                    for page in self._segments(self._topics.down_log(name), channel, reader.next, records):
+                        out.append(page)
+                        room_bytes -= len(page.payload)
+                        reader.sent(reader.next + len(records) - 1, len(page.payload), now)
+        while room_bytes > 0 and (digest := self._seeder.next(now)) is not None:
+            chunk = self._store.chunks.get(digest)
+            if chunk is None:
+                self._report("damaged_chunk", {"chunk": digest, "error": "publish its bundle again"})
+                continue
+            out.append(Publication(self._topics.chunk(digest), chunk, retain=True))
+            room_bytes -= len(chunk)
+        if self._announcing and self._seeder.idle:
+            with self._store.write() as ledger:
+                for channel, publication_id in self._announcing.items():
+                    out += self._notice(ledger, channel)
+                    # Should the broker not get these after all: notices go out again on every connect, and chunks
+                    # when they are asked for.
+                    ledger.mark_announced(publication_id)
+            self._announcing.clear()
+        return out
+
+
+class FleetService:
+    """Serves a fleet's directory over a broker until told to stop.
+
+    Args:
+        store: The fleet's directory.
+        settings: The broker.
+        channels: The channels it serves.
+        report: Told what happened, on the serving thread.
+    """
+
+    def __init__(
+        self,
+        store: FleetStore,
+        settings: MqttSettings,
+        channels: Sequence[str] = ("default",),
+        report: Report = lambda _kind, _more: None,
+    ) -> None:
+        self._store = store
+        self._report = report
+        self._core = FleetCore(store, Topics(settings.prefix), channels, report)
+        self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)
+        self._connects: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        name = ".".join(["headway-fleet", *settings.prefix.split("/"), *sorted(channels)])
+        self._session = MqttSession(settings, name, on_message=self._arrive, on_connect=self._connected)
+        self._session.subscribe(self._core.subscriptions())
+
+    def run(self, stop: threading.Event, *, connect_timeout_s: float = 5.0) -> None:
+        """Serve until `stop` is set; a broker that goes away later is waited for.
+
+        Raises:
+            BrokerError: there is none at the start.
+            FleetError: another service holds the directory, or the database fails.
+        """
+        with self._store.serving():
+            self._session.connect(connect_timeout_s)
+            self._report("ready", {"broker": self._session.settings.address})
+            try:
+                while not stop.is_set():
+                    self._take_turn()
+            finally:
+                self._session.close()
+
+    def _connected(self, remembered: bool) -> None:
+        self._connects.put(remembered)
+        with contextlib.suppress(queue.Full):
+            self._arrivals.put_nowait(None)  # wakes the serving thread
+
+    def _arrive(self, message: Message) -> None:
+        # Called on the network thread. Waiting here stops reading from the broker, which then queues for us: the
+        # brake when the disk is slow. Beyond that messages are dropped, and come again by their senders' timers.
+        try:
+            self._arrivals.put(message, timeout=5.0)
+        except queue.Full:
+            log.warning("the service cannot keep up; a message was dropped")
+
+    def _take_turn(self) -> None:
+        idle_s = self._core.idle_s(time.monotonic()) if self._session.connected else IDLE_S
+        messages = list(self._next_messages(min(IDLE_S, idle_s)))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                remembered = self._connects.get_nowait()
+                self._report("connected", {"remembered": remembered})
+                self._send(self._core.broker_connected(remembered=remembered))
+        room_bytes = PACE_BYTES - self._session.pending_bytes if self._session.connected else 0
+        self._send(
+            self._core.turn(messages, now=time.monotonic(), now_utc=time.time(), room_bytes=max(0, room_bytes))
+        )
+
+    def _next_messages(self, patience_s: float) -> Iterator[Message]:
+        with contextlib.suppress(queue.Empty):
+            item = self._arrivals.get(timeout=patience_s)
+            for left in reversed(range(MAX_TURN_MESSAGES)):
+                if item is not None:
+                    yield item
+                if left:
+                    item = self._arrivals.get_nowait()
+
+    def _send(self, publications: Sequence[Publication]) -> None:
+        for publication in publications:
+            try:
+                self._session.send(publication)
+            except BrokerError as error:
+                # Not lost for good: retained messages go out again on the next connect, and for all others there
+                # is a device with a timer.
+                log.warning("not sent to %s: %s", publication.topic, error)
+                return

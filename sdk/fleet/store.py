@@ -1,0 +1,670 @@
+"""What the fleet knows, durably: devices, the union of their logs, releases, assignments.
+
+One directory: `fleet.db` (SQLite, WAL, every commit synced) and `chunks/`. The schema is brought up to date when
+the directory is opened. Any SQLAlchemy URL may stand in for the file; only SQLite is tested so far.
+
+Rules this module keeps:
+
+- A label entry is stored once, in the order of its device's log, and gets the next position of its channel's
+  union in the same transaction: positions have no gaps, and what was acknowledged has one.
+- A release is a row only after its chunks are on disk.
+- Writers take the write lock when they begin, so that what they read is what they change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Final
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Double,
+    Engine,
+    ForeignKey,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, decode_manifest
+from sdk.chunks import ChunkStore, Release, describe
+from sdk.errors import BadSignature, FleetError, UnknownDevice
+from sdk.fleet.registry import Standing, Verdict, judge, next_state
+from sdk.labels import GENESIS, Chain, Fold, LiveSet, Record, entry_hash
+from sdk.wire import (
+    MAX_BATCH_RECORDS,
+    Desired,
+    DeviceState,
+    ReleaseRef,
+    UpdateEvent,
+    UpdateState,
+    batches,
+    decode_json,
+    encode_json,
+)
+
+DATABASE_NAME: Final = "fleet.db"
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+SCHEMA_REVISION: Final = "0001"
+"""The newest migration: a database that has it is opened without Alembic."""
+BUSY_TIMEOUT_S: Final = 10.0
+LOCK_PATIENCE_S: Final = 0.5
+"""A command that only asks whether a service runs holds the lock for a moment."""
+
+log = logging.getLogger(__name__)
+
+
+class Base(DeclarativeBase):
+    """All tables of the fleet service; `migrations/` makes them."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
+
+
+class ChannelRow(Base):
+    """A product on like hardware: one release, one union of logs."""
+
+    __tablename__ = "channels"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    log_length: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class ReleaseRow(Base):
+    """A release whose chunks are in the chunk store."""
+
+    __tablename__ = "releases"
+
+    release_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(500))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    descriptor: Mapped[bytes] = mapped_column(LargeBinary)
+    space: Mapped[str] = mapped_column(String(64))
+    feature_size: Mapped[int]
+
+
+class PublicationRow(Base):
+    """A release was published on a channel; the channel's current one is the last."""
+
+    __tablename__ = "publications"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    channel: Mapped[str] = mapped_column(ForeignKey("channels.name"), index=True)
+    release_id: Mapped[str] = mapped_column(ForeignKey("releases.release_id"))
+    published_utc: Mapped[float]
+    announced: Mapped[bool] = mapped_column(default=False)
+    """Its chunks and the assignments that name it have been handed to the broker once."""
+    cleared: Mapped[bool] = mapped_column(default=False)
+    """Its chunks were taken off the broker, because every device had moved on."""
+
+
+class DeviceRow(Base):
+    """A device that has been seen, and where its log ends here."""
+
+    __tablename__ = "devices"
+
+    device: Mapped[str] = mapped_column(String(63), primary_key=True)
+    channel: Mapped[str] = mapped_column(ForeignKey("channels.name"), index=True)
+    registered_utc: Mapped[float]
+    last_seen_utc: Mapped[float]
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+    """Its last `DeviceState`, as JSON."""
+    last_seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    last_hash: Mapped[bytes] = mapped_column(LargeBinary(32), default=GENESIS)
+    last_counter: Mapped[int] = mapped_column(BigInteger, default=0)
+    refused: Mapped[str | None] = mapped_column(Text)
+    """Why its next entry is not taken."""
+
+
+class EntryRow(Base):
+    """One record of the union of logs."""
+
+    __tablename__ = "entries"
+    __table_args__ = (UniqueConstraint("channel", "position"),)
+
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    counter: Mapped[int] = mapped_column(BigInteger, index=True)
+    hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+    channel: Mapped[str] = mapped_column(ForeignKey("channels.name"))
+    position: Mapped[int] = mapped_column(BigInteger)
+    record: Mapped[bytes] = mapped_column(LargeBinary)
+    """MessagePack of `sdk.labels.Record`."""
+    received_utc: Mapped[float]
+
+
+class AssignmentRow(Base):
+    """A device should run a publication's release, and how far it got."""
+
+    __tablename__ = "assignments"
+
+    publication_id: Mapped[int] = mapped_column(ForeignKey("publications.id"), primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device"), primary_key=True, index=True)
+    state: Mapped[str | None] = mapped_column(String(20))
+    reason: Mapped[str] = mapped_column(String(500), default="")
+    updated_utc: Mapped[float | None]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A release on a channel."""
+
+    id: int
+    channel: str
+    release: Release
+    space: str
+    feature_size: int
+    announced: bool
+
+    @property
+    def ref(self) -> ReleaseRef:
+        """What messages call the release."""
+        return self.release.ref
+
+
+@dataclass(frozen=True)
+class Device:
+    """A registered device as it last told of itself."""
+
+    device: str
+    channel: str
+    state: DeviceState
+    last_seen_utc: float
+    acknowledged: int
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """How far a device is with a publication."""
+
+    device: str
+    state: UpdateState | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of one device's batch: the verdict, and where its records went in the channel's union."""
+
+    device: str
+    channel: str
+    first_position: int
+    verdict: Verdict
+
+
+class FleetStore:
+    """The fleet's directory, opened.
+
+    Args:
+        directory: Made if it is not there.
+        url: Another database than the directory's own SQLite file.
+
+    Raises:
+        FleetError: the database cannot be used, or is newer than this Headway.
+    """
+
+    def __init__(self, directory: Path, *, url: str | None = None) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FleetError(
+                f"{directory}: {error.strerror}", hint="Name a directory you may write to."
+            ) from error
+        self.chunks = ChunkStore(directory / "chunks", durable=True)
+        self._engine = _engine(url or f"sqlite:///{directory / DATABASE_NAME}")
+        self._writer = self._engine.execution_options(headway_write=True)
+        with _database(directory):
+            _migrate(self._engine, self._writer)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> FleetStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[None]:
+        """Hold the directory as its one service, for the block.
+
+        Raises:
+            FleetError: another service holds it.
+        """
+        with self._lock_file() as lock:
+            deadline = time.monotonic() + LOCK_PATIENCE_S
+            while not _try_lock(lock, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise FleetError(
+                        f"another fleet service runs on {self.directory}",
+                        hint="Stop it first, or name another --dir.",
+                    )
+                time.sleep(0.02)
+            yield
+
+    def served(self) -> bool:
+        """Return whether a service holds the directory now."""
+        with self._lock_file() as lock:
+            return not _try_lock(lock, fcntl.LOCK_SH)
+
+    def _lock_file(self) -> BinaryIO:
+        return (self.directory / "serve.lock").open("wb")
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Ledger]:
+        """Open one consistent view of the database for the block."""
+        with _database(self.directory), Session(self._engine) as session:
+            yield Ledger(session)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Ledger]:
+        """Open the one write transaction; leaving the block commits it to disk, an exception takes it back."""
+        with _database(self.directory), Session(self._writer) as session, session.begin():
+            yield Ledger(session)
+
+    def publish(self, bundle: Bundle, *, channel: str, precision: str | None = None) -> Publication:
+        """Store a verified bundle as the channel's current release and assign it to the channel's devices.
+
+        A running service announces it by itself. Publishing again what is current already changes nothing for
+        devices that run it.
+
+        Raises:
+            BundleError: the bundle changed meanwhile, or is too large.
+            StoreFull: no space for its chunks.
+        """
+        release = describe(bundle.path, bundle.manifest.name, bundle.file_names(), put=self.chunks.put)
+        listed = {entry.name: entry.sha256 for entry in bundle.manifest.files}
+        for file in release.descriptor.files:
+            if file.name != MANIFEST_NAME and file.sha256 != listed[file.name]:
+                raise BadSignature(f"{file.name} changed while it was published", hint="Publish the bundle again.")
+        self.chunks.sync()
+        entry = bundle.precision(precision)
+        with self.write() as ledger:
+            return ledger.publish(release, channel=channel, space=entry.space, feature_size=entry.feature_size)
+
+    def live_set(self, channel: str) -> LiveSet | None:
+        """Return the live set of the channel's union in its current release's feature space.
+
+        The same fold over the same records that every device of the channel makes; None without a release.
+
+        Cost: the whole union is read.
+        """
+        with self.read() as ledger:
+            publication = ledger.current(channel)
+            if publication is None:
+                return None
+            fold = self._base_fold(publication)
+            position = 1
+            while records := ledger.records(channel, position):
+                for record in records:
+                    fold.apply(record)
+                position += len(records)
+        return fold.live_set()
+
+    def _base_fold(self, publication: Publication) -> Fold:
+        files = {file.name: file for file in publication.release.descriptor.files}
+        manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
+        entry = next(entry for entry in manifest.precisions if entry.space == publication.space)
+        base = BaseSamples.from_bytes(self.chunks.read(files[entry.samples]), entry.samples, entry.feature_size)
+        fold = Fold(publication.space, publication.feature_size)
+        names = {bytes.fromhex(c.id): c.name for c in manifest.classes}
+        fold.add_base(base.samples, base.class_ids, base.groups, base.codes, names)
+        return fold
+
+
+class Ledger:
+    """One transaction on the fleet's database."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # Channels and releases
+
+    def publish(self, release: Release, *, channel: str, space: str, feature_size: int) -> Publication:
+        """Make a release the channel's current one and assign it to all its devices."""
+        ref = release.ref
+        self._channel(channel)
+        if self._session.get(ReleaseRow, ref.release_id) is None:
+            self._session.add(
+                ReleaseRow(
+                    release_id=ref.release_id,
+                    name=ref.name,
+                    size_bytes=ref.size_bytes,
+                    descriptor=release.encoded,
+                    space=space,
+                    feature_size=feature_size,
+                )
+            )
+            self._session.flush()
+        row = PublicationRow(channel=channel, release_id=ref.release_id, published_utc=time.time())
+        self._session.add(row)
+        self._session.flush()
+        for device in self._session.scalars(select(DeviceRow.device).where(DeviceRow.channel == channel)):
+            self._session.add(AssignmentRow(publication_id=row.id, device=device))
+        return Publication(row.id, channel, release, space, feature_size, announced=False)
+
+    def _channel(self, name: str) -> ChannelRow:
+        row = self._session.get(ChannelRow, name, with_for_update=True)
+        if row is None:
+            row = ChannelRow(name=name, log_length=0)
+            self._session.add(row)
+            self._session.flush()
+        return row
+
+    def channels(self) -> list[str]:
+        """Return the names of all channels."""
+        return list(self._session.scalars(select(ChannelRow.name).order_by(ChannelRow.name)))
+
+    def current(self, channel: str) -> Publication | None:
+        """Return the channel's current release."""
+        newest = select(func.max(PublicationRow.id)).where(PublicationRow.channel == channel).scalar_subquery()
+        found = self._publications(PublicationRow.id == newest)
+        return found[0] if found else None
+
+    def publications(self, channel: str, *, cleared: bool) -> list[Publication]:
+        """Return a channel's publications, oldest first, of those whose chunks were cleared or not."""
+        return self._publications((PublicationRow.channel == channel) & PublicationRow.cleared.is_(cleared))
+
+    def _publications(self, where: Any) -> list[Publication]:
+        rows = self._session.execute(
+            select(PublicationRow, ReleaseRow)
+            .join(ReleaseRow, ReleaseRow.release_id == PublicationRow.release_id)
+            .where(where)
+            .order_by(PublicationRow.id)
+        )
+        return [
+            Publication(p.id, p.channel, Release.parse(r.descriptor), r.space, r.feature_size, p.announced)
+            for p, r in rows
+        ]
+
+    def newest_publication(self) -> int:
+        """Return the number of the newest publication of any channel, 0 where there is none."""
+        return self._session.scalar(select(func.max(PublicationRow.id))) or 0
+
+    def mark_announced(self, publication_id: int) -> None:
+        """Note that a publication was announced."""
+        self._session.execute(
+            update(PublicationRow).where(PublicationRow.id == publication_id).values(announced=True)
+        )
+
+    def mark_cleared(self, publication_id: int) -> None:
+        """Note that a publication's chunks are no longer on the broker."""
+        self._session.execute(
+            update(PublicationRow).where(PublicationRow.id == publication_id).values(cleared=True)
+        )
+
+    def release_names(self) -> dict[str, str]:
+        """Return the name of every release, by id."""
+        rows = self._session.execute(select(ReleaseRow.release_id, ReleaseRow.name))
+        return {release_id: name for release_id, name in rows}  # noqa: C416 - rows are no pairs to mypy
+
+    def feature_sizes(self) -> dict[bytes, int]:
+        """Return the length of a code in each feature space of a published release."""
+        rows = self._session.execute(select(ReleaseRow.space, ReleaseRow.feature_size).distinct())
+        return {bytes.fromhex(space): size for space, size in rows}
+
+    # Devices
+
+    def note_state(self, state: DeviceState, *, seen_utc: float | None) -> tuple[Device, bool]:
+        """Store what a device says of itself, registering it on its channel when it is new.
+
+        A registered device stays on its channel whatever it says later: its log is part of that union.
+
+        Args:
+            state: What it said.
+            seen_utc: When; None for a retained message, which may be old.
+
+        Returns:
+            The device, and whether it is new.
+        """
+        row = self._session.get(DeviceRow, state.device)
+        new = row is None
+        if row is None:
+            self._channel(state.channel)
+            row = DeviceRow(
+                device=state.device,
+                channel=state.channel,
+                registered_utc=time.time(),
+                last_seen_utc=time.time(),
+                state=b"",
+                last_seq=0,
+                last_hash=GENESIS,
+                last_counter=0,
+            )
+            self._session.add(row)
+            current = self.current(state.channel)
+            if current is not None:
+                self._session.flush()
+                self._session.add(AssignmentRow(publication_id=current.id, device=state.device))
+        row.state = encode_json(state)
+        if seen_utc is not None:
+            row.last_seen_utc = seen_utc
+        self._session.flush()
+        return _device(row), new
+
+    def device(self, device: str) -> Device | None:
+        """Return one device."""
+        row = self._session.get(DeviceRow, device)
+        return None if row is None else _device(row)
+
+    def devices(self, channel: str | None = None) -> list[Device]:
+        """Return the devices, of one channel or all, by name."""
+        query = select(DeviceRow).order_by(DeviceRow.device)
+        if channel is not None:
+            query = query.where(DeviceRow.channel == channel)
+        return [_device(row) for row in self._session.scalars(query)]
+
+    def desired(self, device: Device) -> Desired | None:
+        """Return what a device should run."""
+        current = self.current(device.channel)
+        return None if current is None else Desired(release=current.ref, channel=device.channel)
+
+    # Assignments
+
+    def note_event(self, device: str, update_event: UpdateEvent, now_utc: float) -> UpdateState | None:
+        """Store how far a device is with a release; return the state it is in then, None if it has no such job."""
+        row = self._session.scalar(
+            select(AssignmentRow)
+            .join(PublicationRow, PublicationRow.id == AssignmentRow.publication_id)
+            .where(AssignmentRow.device == device, PublicationRow.release_id == update_event.release_id)
+            .order_by(PublicationRow.id.desc())
+            .limit(1)
+        )
+        if row is None:
+            return None
+        state = next_state(None if row.state is None else UpdateState(row.state), update_event.state)
+        if state is update_event.state:
+            row.state, row.reason, row.updated_utc = state.value, update_event.reason, now_utc
+        return state
+
+    def assignments(self, publication_id: int) -> list[Assignment]:
+        """Return how far the devices are with a publication, by device."""
+        rows = self._session.scalars(
+            select(AssignmentRow)
+            .where(AssignmentRow.publication_id == publication_id)
+            .order_by(AssignmentRow.device)
+        )
+        return [
+            Assignment(row.device, None if row.state is None else UpdateState(row.state), row.reason)
+            for row in rows
+        ]
+
+    # The union of logs
+
+    def take(self, device: str, records: Sequence[Record], feature_sizes: Mapping[bytes, int]) -> Taken:
+        """Store what a device's batch adds to its log, at the end of its channel's union.
+
+        Raises:
+            UnknownDevice: the device was never registered.
+        """
+        row = self._session.get(DeviceRow, device, with_for_update=True)
+        if row is None:
+            raise UnknownDevice(
+                f"device {device} has sent labels before its state", hint="It will send them again."
+            )
+        channel = self._channel(row.channel)
+        verdict = judge(
+            device,
+            records,
+            standing=Standing(Chain(device, row.last_seq, row.last_hash), row.last_counter),
+            hash_at=lambda seq: self._hash_at(device, seq),
+            highest_counter=self.highest_counter(),
+            feature_sizes=feature_sizes,
+        )
+        first = channel.log_length + 1
+        now_utc = time.time()
+        for i, record in enumerate(verdict.accepted):
+            self._session.add(
+                EntryRow(
+                    device=device,
+                    seq=record.entry.seq,
+                    counter=record.entry.counter,
+                    hash=entry_hash(record.entry),
+                    channel=channel.name,
+                    position=first + i,
+                    record=msgspec.msgpack.encode(record),
+                    received_utc=now_utc,
+                )
+            )
+        channel.log_length += len(verdict.accepted)
+        chain = verdict.standing.chain
+        row.last_seq, row.last_hash, row.last_counter = chain.seq, chain.last_hash, verdict.standing.counter
+        row.refused = None if verdict.refused is None else verdict.refused.reason
+        row.last_seen_utc = now_utc
+        self._session.flush()
+        return Taken(device, channel.name, first, verdict)
+
+    def _hash_at(self, device: str, seq: int) -> bytes | None:
+        return self._session.scalar(select(EntryRow.hash).where(EntryRow.device == device, EntryRow.seq == seq))
+
+    def highest_counter(self) -> int:
+        """Return the highest Lamport counter of any stored entry, 0 where there is none."""
+        return self._session.scalar(select(func.max(EntryRow.counter))) or 0
+
+    def log_length(self, channel: str) -> int:
+        """Return the length of a channel's union."""
+        return self._session.scalar(select(ChannelRow.log_length).where(ChannelRow.name == channel)) or 0
+
+    def records(self, channel: str, first: int) -> list[Record]:
+        """Return the records from a position on that fit one message; empty past the end."""
+        encoded = self._session.scalars(
+            select(EntryRow.record)
+            .where(EntryRow.channel == channel, EntryRow.position >= first)
+            .order_by(EntryRow.position)
+            .limit(MAX_BATCH_RECORDS)
+        )
+        decoded = (msgspec.msgpack.decode(record, type=Record) for record in encoded)
+        return next(batches(decoded), [])
+
+
+def _try_lock(lock: BinaryIO, how: int) -> bool:
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _device(row: DeviceRow) -> Device:
+    return Device(
+        device=row.device,
+        channel=row.channel,
+        state=decode_json(row.state, DeviceState),
+        last_seen_utc=row.last_seen_utc,
+        acknowledged=row.last_seq,
+        refused=row.refused,
+    )
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _prepare(connection: Any, _record: Any) -> None:
+            connection.isolation_level = None  # we begin transactions ourselves, below
+            for pragma in (
+                f"busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
+                "journal_mode = WAL",
+                "synchronous = FULL",
+                "foreign_keys = ON",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            # A writer that began as a reader cannot wait for another writer: SQLite would have to lie to it.
+            write = connection.get_execution_options().get("headway_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _migrate(engine: Engine, writer: Engine) -> None:
+    with engine.connect() as connection:
+        known = inspect(connection).has_table("alembic_version")
+        if known and connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA_REVISION:
+            return
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with writer.begin() as connection:
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise FleetError(
+                "the fleet database was written by a newer Headway", hint="Update Headway on this machine."
+            ) from error
+
+
+@contextlib.contextmanager
+def _database(directory: Path) -> Iterator[None]:
+    """Say what a failing database means."""
+    try:
+        yield
+    except OperationalError as error:
+        raise FleetError(
+            f"the fleet database in {directory} cannot be used: {error.orig}",
+            hint="Check the disk, its space and permissions, and that no other program holds it.",
+        ) from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise  # a constraint or a type: our own mistake, not the disk's
+        raise FleetError(
+            f"the fleet database in {directory} is damaged: {error.orig}", hint="Restore it from a backup."
+        ) from error
+
+
+def records_of(taken: Iterable[Taken]) -> dict[str, tuple[int, list[Record]]]:
+    """Return the new records of one transaction by channel: where they begin in its union, and all of them."""
+    new: dict[str, tuple[int, list[Record]]] = {}
+    for one in taken:
+        if one.verdict.accepted:
+            _, records = new.setdefault(one.channel, (one.first_position, []))
+            records.extend(one.verdict.accepted)
+    return new

@@ -1,0 +1,544 @@
+"""The head: exact integer moments and the closed-form solve. How it is scored is `sdk.score`.
+
+docs/head.md has the equations and their sources; the names here are its letters. Rules this module keeps:
+
+- The state is four sums of small integers per class (count, class sum, squared length) and one Gram matrix, held
+  as exact integers: the same bit for bit whatever the order, the batches or the device.
+- A head is a pure function of the moments, the merges of classes and the knobs. Updating gives a new head.
+
+No files, no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg.lapack import dpotrf, dtrtri
+from scipy.special import softmax  # scipy.stats takes a second to import
+
+from sdk.codes import Code, Codes
+from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+FALSE_ALARM_RATE: Final = 0.02
+"""Share of known samples that may be called unknown, by default. On NEU, 10 labels of a new class, 5 / 2 / 1 %
+show its recall as 92 / 95 / 97 % and flag 89 / 83 / 76 % of a class never seen."""
+MAX_SAMPLES: Final = 100_000_000
+"""Beyond it sums of code products could leave the integers that float64 holds exactly (2^53)."""
+_EXACT_F32_ROWS: Final = 1024
+"""Rows per float32 product: 1024 x 127^2 < 2^24, below which float32 sums of integers are exact."""
+_MIN_REST: Final = 1e-6
+"""A sample's leverage is below 1; taking out one that never was in can reach it."""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Fixed constants of the head's format version (docs/head.md, section 2).
+
+    Attributes:
+        rho: Shrinkage of the within-class scatter, in units of its mean eigenvalue.
+        centre_damping: Labels at which a class counts half in the centre.
+        lift_floor: Smallest share of |v|^2 that the few-label correction may leave.
+    """
+
+    rho: float = 1.0
+    centre_damping: float = 30.0
+    lift_floor: float = 0.25
+
+
+DEFAULT_KNOBS: Final = Knobs()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns scores into probabilities and novelty into "unknown".
+
+    Attributes:
+        temperature: T of softmax(T score).
+        novelty_threshold: Novelty above it is unknown.
+        false_alarm_rate: Share of left-out known samples above the threshold, as asked for.
+        classes: Number of classes it was made with. Cosines of one, two and more classes are on different
+            scales, so a head with another number of classes needs a new calibration.
+    """
+
+    temperature: float
+    novelty_threshold: float
+    false_alarm_rate: float = FALSE_ALARM_RATE
+    classes: int = 0
+
+
+UNCALIBRATED: Final = Calibration(temperature=10.0, novelty_threshold=np.inf)
+"""Nothing is unknown, and probabilities are a guess: for a head that has no left-out scores yet."""
+
+
+class Moments:
+    """Counts, class sums, squared lengths and the Gram matrix of labelled codes, as exact integers.
+
+    Classes are kept apart by id as they were labelled; merging classes is adding their sums, so it happens
+    when solving and can neither lose nor change anything here.
+
+    >>> moments = Moments(2)
+    >>> good, bad = b"g" * 16, b"b" * 16
+    >>> moments.add(np.array([[1, 2], [3, 4]], np.int8), [good, bad])
+    >>> moments.subtract(np.array([[3, 4]], np.int8), [bad])
+    >>> moments.counts()[good], bad in moments.counts(), moments.gram.tolist()
+    (1, False, [[1, 2], [2, 4]])
+    """
+
+    def __init__(self, feature_size: int) -> None:
+        if feature_size < 1:
+            raise ValueError("feature_size must be positive")
+        self.feature_size = feature_size
+        self.gram: Ints = np.zeros((feature_size, feature_size), np.int64)
+        self._counts: dict[bytes, int] = {}
+        self._sums: dict[bytes, Ints] = {}
+        self._squares: dict[bytes, int] = {}
+
+    def add(self, codes: Codes, class_ids: Sequence[bytes]) -> None:
+        """Add samples: codes (n, d) int8 and one class id of 16 bytes for each.
+
+        Cost: O(n d^2), and O(d^2) for one sample.
+
+        Raises:
+            FeatureSizeError: the codes are not (n, d) int8.
+        """
+        self._change(codes, class_ids, +1)
+
+    def subtract(self, codes: Codes, class_ids: Sequence[bytes]) -> None:
+        """Take samples out again: the moments are then as if these had never been added.
+
+        Raises:
+            FeatureSizeError: the codes are not (n, d) int8.
+            UnknownClassError: more samples of a class are taken out than are in; nothing is changed.
+        """
+        codes = self._checked(codes, class_ids)
+        for class_id in set(class_ids):
+            if class_ids.count(class_id) > self._counts.get(class_id, 0):
+                raise UnknownClassError(
+                    f"class {class_id.hex()[:8]} has fewer samples than are taken out",
+                    hint="Fold the log again: the moments do not belong to it.",
+                )
+        self._change(codes, class_ids, -1)
+
+    def _checked(self, codes: Codes, class_ids: Sequence[bytes]) -> Codes:
+        d = self.feature_size
+        if codes.ndim != 2 or codes.shape[1] != d or codes.dtype != np.int8 or len(codes) != len(class_ids):
+            raise FeatureSizeError(
+                f"codes {codes.dtype} {codes.shape} for {len(class_ids)} labels, not int8 (n, {d})",
+                hint="These codes come from another feature space.",
+            )
+        return codes
+
+    def _change(self, codes: Codes, class_ids: Sequence[bytes], sign: int) -> None:
+        codes = self._checked(codes, class_ids)
+        if sum(self._counts.values()) + len(codes) > MAX_SAMPLES:
+            raise HeadError(f"over {MAX_SAMPLES} samples", hint="Ship exemplars instead (docs/head.md).")
+        for start in range(0, len(codes), _EXACT_F32_ROWS):
+            block = codes[start : start + _EXACT_F32_ROWS].astype(np.float32)
+            product = np.outer(block[0], block[0]) if len(block) == 1 else block.T @ block
+            if sign > 0:
+                self.gram += product.astype(np.int64)
+            else:
+                self.gram -= product.astype(np.int64)
+        ids = np.array([int.from_bytes(c, "big") for c in class_ids], object)
+        for class_id in set(class_ids):
+            rows = codes[ids == int.from_bytes(class_id, "big")].astype(np.int64)
+            n = self._counts.get(class_id, 0) + sign * len(rows)
+            if n == 0:
+                del self._counts[class_id], self._sums[class_id], self._squares[class_id]
+                continue
+            old = self._sums.get(class_id)
+            self._counts[class_id] = n
+            self._sums[class_id] = sign * rows.sum(0) + (0 if old is None else old)
+            self._squares[class_id] = self._squares.get(class_id, 0) + sign * int((rows * rows).sum())
+
+    def counts(self) -> dict[bytes, int]:
+        """Return the number of samples of each class that has any."""
+        return dict(self._counts)
+
+    def per_class(self, canonical: Callable[[bytes], bytes]) -> tuple[tuple[bytes, ...], Ints, Ints, Ints]:
+        """Return class ids after merges, sorted, with counts (k,), sums (k, d) and squared lengths (k,)."""
+        ids = sorted({canonical(c) for c in self._counts})
+        column = {class_id: i for i, class_id in enumerate(ids)}
+        n = np.zeros(len(ids), np.int64)
+        s = np.zeros((len(ids), self.feature_size), np.int64)
+        q = np.zeros(len(ids), np.int64)
+        for class_id, count in self._counts.items():
+            i = column[canonical(class_id)]
+            n[i] += count
+            s[i] += self._sums[class_id]
+            q[i] += self._squares[class_id]
+        return tuple(ids), n, s, q
+
+    def copy(self) -> Moments:
+        """Return moments of their own with the same sums."""
+        twin = Moments(self.feature_size)
+        twin.gram = self.gram.copy()
+        twin._counts = dict(self._counts)
+        twin._sums = {c: s.copy() for c, s in self._sums.items()}
+        twin._squares = dict(self._squares)
+        return twin
+
+    def digest(self) -> str:
+        """Return SHA-256 over all sums, 64 hex digits: equal when and only when the moments are."""
+        digest = hashlib.sha256(b"headway-moments-1\0" + self.gram.astype("<i8").tobytes())
+        for class_id in sorted(self._counts):
+            digest.update(class_id + self._counts[class_id].to_bytes(8, "little"))
+            digest.update(self._sums[class_id].astype("<i8").tobytes())
+            digest.update(self._squares[class_id].to_bytes(16, "little"))
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Moments) and self.digest() == other.digest()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+
+def same(class_id: bytes) -> bytes:
+    return class_id
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a head says of n codes; row i of each belongs to code i.
+
+    Attributes:
+        class_index: (n,) int64, the best class, unknown or not (forced choice).
+        probability: (n,) float64, of that class.
+        novelty: (n,) float64, higher is stranger; its scale is the head's own.
+        unknown: (n,) bool, novelty above the threshold: the decision shown is "unknown".
+        probabilities: (n, k) float64.
+    """
+
+    class_index: Ints
+    probability: Floats
+    novelty: Floats
+    unknown: npt.NDArray[np.bool_]
+    probabilities: Floats
+
+
+@dataclass(frozen=True)
+class Head:
+    """A solved head. Columns of all results are in the order of `class_ids`.
+
+    With one class there is nothing to tell apart: its score is minus the Mahalanobis distance to the mean, its
+    probability 1, and novelty that distance, so that the head says known or unknown.
+
+    Attributes:
+        class_ids: k class ids after merges, sorted.
+        counts: Samples per class.
+        feature_size: d.
+        knobs: With which it was solved.
+        calibration: See `Calibration`.
+        delta: How much longer one noisy sample is than its class's mean (docs/head.md, equation 6).
+    """
+
+    class_ids: tuple[bytes, ...]
+    counts: tuple[int, ...]
+    feature_size: int
+    knobs: Knobs
+    calibration: Calibration
+    delta: float
+    _R: npt.NDArray[np.float32]  # (d, d), R' of P = R'R, R the inverse of the Cholesky factor
+    _mu: npt.NDArray[np.float32]  # (d,)
+    _PV: npt.NDArray[np.float32]  # (d, k): P v_c
+    _length: Floats  # (k,): D_c, the corrected |v_c|
+    _m: Floats  # (k, d): class means
+    _PM: Floats  # (d, k): P m_c
+    _steps: tuple[tuple[float, Floats], ...] = ()  # a, u (d,): P = R'R - sum a u u', of samples since the solve
+
+    def _cosines(self, codes: Codes) -> tuple[Floats, Floats]:
+        """Return scores (n, k) and novelty (n,)."""
+        if codes.ndim != 2 or codes.shape[1] != self.feature_size or codes.dtype != np.int8:
+            raise FeatureSizeError(
+                f"codes {codes.dtype} {codes.shape} for a head of int8 (n, {self.feature_size})",
+                hint="The codes come from another feature space; check the release.",
+            )
+        q = codes.astype(np.float32) - self._mu
+        white = q @ self._R
+        squared = np.einsum("nd,nd->n", white, white).astype(np.float64)
+        for a, u in self._steps:
+            squared -= a * (q @ u) ** 2
+        norm = np.sqrt(np.maximum(squared, 0))
+        if len(self.class_ids) == 1:
+            return -norm[:, None], norm
+        scores = (q @ self._PV) / np.where(norm > 0, norm, 1)[:, None] / self._length
+        return scores, 1 - scores.max(1)
+
+    def scores(self, codes: Codes) -> Floats:
+        """Return the score (n, k) of codes (n, d): cosine to each class direction, few-label classes corrected.
+
+        Raises:
+            FeatureSizeError: the codes are not (n, d) int8.
+        """
+        return self._cosines(codes)[0]
+
+    def novelty(self, codes: Codes) -> Floats:
+        """Return the novelty (n,) of codes (n, d): one minus the largest score; with one class, the distance."""
+        return self._cosines(codes)[1]
+
+    def predict_proba(self, codes: Codes) -> Floats:
+        """Return class probabilities (n, k) of codes (n, d), calibrated on left-out scores."""
+        return np.asarray(softmax(self.calibration.temperature * self.scores(codes), axis=1))
+
+    def decide(self, codes: Codes) -> Decisions:
+        """Return the decisions for codes (n, d). Cost: O(d^2 + d k) for each."""
+        scores, novelty = self._cosines(codes)
+        probabilities = softmax(self.calibration.temperature * scores, axis=1)
+        best = scores.argmax(1)
+        return Decisions(
+            class_index=best,
+            probability=probabilities[np.arange(len(best)), best],
+            novelty=novelty,
+            unknown=novelty > self.calibration.novelty_threshold,
+            probabilities=probabilities,
+        )
+
+    def recalibrated(self, calibration: Calibration) -> Head:
+        """Return this head with another calibration."""
+        return replace(self, calibration=calibration)
+
+    @property
+    def updatable(self) -> bool:
+        """Whether `with_sample` and `without_sample` apply: some class has two samples, so there is a scatter."""
+        return self.delta > 0
+
+    def with_sample(self, code: Code, class_id: bytes) -> Head:
+        """Return this head with one more sample of a class, which may be new.
+
+        For serving at once, before `solve` has the canonical head: lambda and delta keep their values, everything
+        else is as exact as float32 allows (docs/head.md, section 6). Cost: O(d^2 + d k), against O(d^3), and O(d)
+        more for each later decision.
+
+        Args:
+            code: (d,) int8.
+            class_id: After merges.
+
+        Raises:
+            FeatureSizeError: the code is not (d,) int8.
+            HeadError: not `updatable`.
+        """
+        x = self._checked(code)
+        if class_id not in self.class_ids:
+            at = bisect_left(self.class_ids, class_id)
+            return self._changed(
+                ids=(*self.class_ids[:at], class_id, *self.class_ids[at:]),
+                n=np.insert(self._n, at, 1.0),
+                m=np.insert(self._m, at, x, 0),
+                PM=np.insert(self._PM, at, self._whitened(x), 1),
+            )
+        c = self.class_ids.index(class_id)
+        n = self._n.copy()
+        share = n[c] / (n[c] + 1)
+        n[c] += 1
+        return self._moved(c, n, x - self._m[c], 1 / n[c], share)
+
+    def without_sample(self, code: Code, class_id: bytes) -> Head:
+        """Return this head without one of its samples; the reverse of `with_sample`, at the same cost.
+
+        Args:
+            code: (d,) int8, of a sample that it was solved with.
+            class_id: After merges.
+
+        Raises:
+            FeatureSizeError: the code is not (d,) int8.
+            UnknownClassError: the head knows no such class.
+            HeadError: not `updatable`, nothing would be left, or the sample was not in.
+        """
+        x = self._checked(code)
+        if class_id not in self.class_ids:
+            raise UnknownClassError(f"the head knows no class {class_id.hex()[:8]}", hint="Solve it anew.")
+        c = self.class_ids.index(class_id)
+        n = self._n.copy()
+        if n[c] == 1:
+            if len(n) == 1:
+                raise HeadError("no sample would be left", hint="Solve the base samples anew.")
+            ids = self.class_ids[:c] + self.class_ids[c + 1 :]
+            keep = np.arange(len(n)) != c
+            return self._changed(ids=ids, n=n[keep], m=self._m[keep], PM=self._PM[:, keep])
+        share = n[c] / (n[c] - 1)
+        n[c] -= 1
+        return self._moved(c, n, x - self._m[c], -1 / n[c], -share)
+
+    @property
+    def _n(self) -> Floats:
+        return np.asarray(self.counts, np.float64)
+
+    def _checked(self, code: Code) -> Floats:
+        if code.shape != (self.feature_size,) or code.dtype != np.int8:
+            raise FeatureSizeError(
+                f"a code {code.dtype} {code.shape} for a head of int8 ({self.feature_size},)",
+                hint="The code comes from another feature space; check the release.",
+            )
+        if not self.updatable:
+            raise HeadError("a head without scatter cannot be updated", hint="Solve it anew.")
+        return np.asarray(code, np.float64)
+
+    def _moved(self, c: int, n: Floats, r: Floats, step: float, share: float) -> Head:
+        """Return the head whose class c has its mean moved by step r, and share r r' more within-class scatter."""
+        Pr = self._whitened(r)
+        rest = 1 + share * float(r @ Pr)  # Sherman and Morrison, 1950
+        if rest <= _MIN_REST:
+            raise HeadError("this sample was not in the head", hint="Solve it anew.")
+        factor = share / rest
+        steps = (*self._steps, (factor, Pr))
+        PM = self._PM - np.outer(factor * Pr, r @ self._PM)
+        m = self._m.copy()
+        m[c] += step * r
+        PM[:, c] += step / rest * Pr
+        return self._changed(ids=self.class_ids, n=n, m=m, PM=PM, steps=steps)
+
+    def _whitened(self, x: Floats) -> Floats:
+        """Return P x."""
+        found = np.asarray(self._R @ (x.astype(np.float32) @ self._R), np.float64)
+        for a, u in self._steps:
+            found -= a * float(u @ x) * u
+        return found
+
+    def _changed(
+        self,
+        *,
+        ids: tuple[bytes, ...],
+        n: Floats,
+        m: Floats,
+        PM: Floats,
+        steps: tuple[tuple[float, Floats], ...] | None = None,
+    ) -> Head:
+        w = centre_weights(n, self.knobs.centre_damping)
+        mu, V = w @ m, m - w @ m
+        PV = PM - (PM @ w)[:, None]
+        plain = np.maximum(np.einsum("kd,dk->k", V, PV), TINY)
+        return replace(
+            self,
+            class_ids=ids,
+            counts=tuple(int(c) for c in n),
+            _steps=self._steps if steps is None else steps,
+            _mu=mu.astype(np.float32),
+            _PV=PV.astype(np.float32),
+            _length=np.sqrt(corrected(plain, n, w, self.delta, self.knobs.lift_floor)),
+            _m=m,
+            _PM=PM,
+        )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The solved quantities that both serving and scoring start from."""
+
+    n: Floats  # (k,)
+    m: Floats  # (k, d)
+    L: Floats  # (d, d) lower Cholesky factor of W + lambda I
+    delta: float
+
+
+def geometry_of(n: Ints, s: Ints, squares: Ints, gram: Ints, rho: float) -> tuple[Geometry, Floats]:
+    """Return the geometry and R = L^-1, lower triangular (d, d), so that (W + lambda I)^-1 = R'R."""
+    d = len(gram)
+    count = n.astype(np.float64)
+    m = s / count[:, None]
+    spread = squares - (m * s).sum(1)  # tr W_c, exact up to one rounding
+    trace = float(spread.sum())
+    if trace <= 0:  # each class one sample, or all samples of a class alike: no scatter to whiten by
+        return Geometry(count, m, np.eye(d), 0.0), np.eye(d)
+    W = gram.astype(np.float64)
+    W -= s.T.astype(np.float64) @ m
+    W[np.diag_indices(d)] += rho * trace / d
+    # LAPACK works in place on column order; W is symmetric, so its transpose is W in that order.
+    L, failed = dpotrf(W.T, lower=1, clean=1, overwrite_a=1)
+    if failed:
+        raise HeadError(
+            "the scatter matrix is not positive definite",
+            hint="The moments are damaged: fold the label log again.",
+        )
+    R, _ = dtrtri(L, lower=1)
+    return Geometry(count, m, L, _delta(count, spread, R, rho * trace / d)), R
+
+
+def _delta(n: Floats, spread: Floats, R: Floats, ridge: float) -> float:
+    """Return delta (docs/head.md, equation 6), from the moments alone.
+
+    tr(P W) = d - lambda tr P is the sum of all samples' leverages h; classes share it as they share tr W.
+    """
+    total = len(R) - ridge * float(np.vdot(R, R))  # tr R'R
+    many = n > 1
+    h = (total * spread / spread.sum() / n)[many]
+    return float(np.mean(h / np.maximum(1 - 1 / n[many] - h, 0.1)))
+
+
+def centre_weights(n: Floats, damping: float) -> Floats:
+    w = n / (n + damping)
+    return np.asarray(w / w.sum(axis=-1, keepdims=True))
+
+
+def corrected(plain: Floats, n: Floats, w: Floats, delta: float, floor: float) -> Floats:
+    """Return D_c^2 (k,) from |v_c|^2: the excess length of noisy means taken off, down to the floor."""
+    k = len(n)
+    off = np.eye(k) - w
+    excess = delta * (off**2 / n).sum(1)
+    return np.asarray(np.maximum(plain - excess, floor * plain))
+
+
+TINY: Final = 1e-30
+
+
+def solve(
+    moments: Moments,
+    *,
+    canonical: Callable[[bytes], bytes] = same,
+    knobs: Knobs = DEFAULT_KNOBS,
+    calibration: Calibration = UNCALIBRATED,
+) -> Head:
+    """Return the head of these moments.
+
+    Cost: one Cholesky factorisation and the inverse of its factor, O(d^3), whatever the number of samples.
+
+    Args:
+        moments: Exact sums; unchanged.
+        canonical: The class id that stands for an id after merges (`Fold.canonical`).
+        knobs: Constants of the format version.
+        calibration: From left-out scores; without one nothing is unknown.
+
+    Raises:
+        HeadError: no samples, or moments that no set of samples has.
+
+    >>> moments = Moments(3)
+    >>> moments.add(np.array([[9, 1, 0], [8, 2, 0], [0, 1, 9]], np.int8), [b"g" * 16, b"g" * 16, b"b" * 16])
+    >>> head = solve(moments)
+    >>> head.class_ids[head.decide(np.array([[1, 0, 9]], np.int8)).class_index[0]]
+    b'bbbbbbbbbbbbbbbb'
+    """
+    ids, n, s, squares = moments.per_class(canonical)
+    if not ids:
+        raise HeadError("there are no labelled samples to learn from", hint="Label at least one image.")
+    if (n < 0).any() or (np.diag(moments.gram) < 0).any():
+        raise HeadError("the moments have negative counts", hint="They are damaged: fold the log again.")
+    geometry, R = geometry_of(n, s, squares, moments.gram, knobs.rho)
+    w = centre_weights(geometry.n, knobs.centre_damping)
+    mu = w @ geometry.m
+    V = geometry.m - mu
+    PM = R.T @ (R @ geometry.m.T)
+    PV = PM - (PM @ w)[:, None]
+    plain = np.maximum(np.einsum("kd,dk->k", V, PV), TINY)
+    squared = corrected(plain, geometry.n, w, geometry.delta, knobs.lift_floor)
+    return Head(
+        class_ids=ids,
+        counts=tuple(int(c) for c in n),
+        feature_size=moments.feature_size,
+        knobs=knobs,
+        calibration=calibration,
+        delta=geometry.delta,
+        _R=R.T.astype(np.float32),
+        _mu=mu.astype(np.float32),
+        _PV=PV.astype(np.float32),
+        _length=np.sqrt(squared),
+        _m=geometry.m,
+        _PM=PM,
+    )

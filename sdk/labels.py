@@ -1,0 +1,468 @@
+"""What a line has learned: label events and code records, their log, and the fold to the live set.
+
+A *label event* says: this sample is of this class, by this operator, on this device. A *code record* says: this
+sample, in this feature space, has this code, in this group. They are separate because a new backbone changes
+every code and no label. Each device appends both, and its class definitions, renames and merges, to one log.
+
+Rules this module keeps (docs/labels.md):
+
+- Entries are append-only and numbered per device from 1 without gaps. Each carries the hash of the one before.
+- The chain covers a code's digest, not its bytes, so a code can be erased without breaking the chain.
+- Order is (Lamport counter, device id). Wall time is only a record. The last event on a sample wins; an event
+  without a class withdraws the sample.
+- Merging logs is the union of their entries, folded again: idempotent, order-free, overlaps counted once.
+
+Nothing here opens a file or asks the time; the store and the wire bring entries in and take them out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sdk.codes import Codes, code_digest
+from sdk.errors import FeatureSizeError, LabelError
+
+RELEASE_DEVICE = "release"
+"""Device id of the samples that come with a release; their counter is 0."""
+
+MAX_COUNTER = 2**62
+MAX_COUNTER_JUMP = 2**32
+"""A counter may run ahead of what its reader has seen by at most this much (T12: a wild clock or an attack)."""
+
+DEVICE_ID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
+GENESIS = bytes(32)
+"""`prev` of a device's first entry."""
+
+_BYTES_32 = msgspec.Meta(min_length=32, max_length=32)
+SampleId = Annotated[bytes, _BYTES_32]
+"""SHA-256 of the stored image bytes."""
+SpaceId = Annotated[bytes, _BYTES_32]
+Digest = Annotated[bytes, _BYTES_32]
+ClassId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+"""128 random bits, minted where the class is invented."""
+DeviceId = Annotated[str, msgspec.Meta(pattern=DEVICE_ID_PATTERN)]
+ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Operator = Annotated[str, msgspec.Meta(max_length=64)]
+GroupId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+def new_class_id() -> bytes:
+    """Return 128 fresh random bits for a class invented here."""
+    return secrets.token_bytes(16)
+
+
+class Label(msgspec.Struct, frozen=True, tag="label", array_like=True, forbid_unknown_fields=True):
+    """This sample is of this class, says this operator. `class_id` None withdraws the sample."""
+
+    sample: SampleId
+    class_id: ClassId | None
+    operator: Operator
+
+
+class CodeRecord(msgspec.Struct, frozen=True, tag="code", array_like=True, forbid_unknown_fields=True):
+    """This sample, in this feature space, has the code with this digest, in this group."""
+
+    space: SpaceId
+    sample: SampleId
+    group: GroupId
+    code_sha256: Digest
+
+
+class DefineClass(msgspec.Struct, frozen=True, tag="define", array_like=True, forbid_unknown_fields=True):
+    """A class exists and has this name."""
+
+    class_id: ClassId
+    name: ClassName
+    operator: Operator
+
+
+class RenameClass(msgspec.Struct, frozen=True, tag="rename", array_like=True, forbid_unknown_fields=True):
+    """A class is called this from now on."""
+
+    class_id: ClassId
+    name: ClassName
+    operator: Operator
+
+
+class MergeClasses(msgspec.Struct, frozen=True, tag="merge", array_like=True, forbid_unknown_fields=True):
+    """These two are one class; the smaller id stands for both."""
+
+    one: ClassId
+    other: ClassId
+    operator: Operator
+
+
+Body = Label | CodeRecord | DefineClass | RenameClass | MergeClasses
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One line of a device's log.
+
+    Attributes:
+        device: Who wrote it.
+        seq: Its number in that device's log, from 1, without gaps.
+        counter: Lamport counter: above every counter the device had seen when it wrote this.
+        wall_time_us: Microseconds since 1970 UTC by the device's clock. A record, never an order.
+        prev: `entry_hash` of the device's entry before, 32 zero bytes for the first.
+        body: What it says.
+    """
+
+    device: DeviceId
+    seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNTER)]
+    counter: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNTER)]
+    wall_time_us: Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+    prev: Digest
+    body: Body
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An entry as it is stored and sent: with the code's bytes where it is a code record.
+
+    `code` is (d,) int8 as bytes; None for other entries and where the code was erased.
+    """
+
+    entry: Entry
+    code: bytes | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def entry_hash(entry: Entry) -> bytes:
+    """Return SHA-256 of the entry's canonical MessagePack: the next entry's `prev`."""
+    return hashlib.sha256(b"headway-entry-1\0" + _encoder.encode(entry)).digest()
+
+
+def check_record(record: Record) -> None:
+    """Check that a record agrees with itself.
+
+    Raises:
+        LabelError: a code that does not match its digest, or one on an entry that has none.
+    """
+    body, code = record.entry.body, record.code
+    where = f"entry {record.entry.seq} of {record.entry.device}"
+    if record.entry.device == RELEASE_DEVICE:
+        raise LabelError(
+            f"{where}: the name {RELEASE_DEVICE!r} is kept for a release's own samples",
+            hint="Give the device another id.",
+        )
+    if code is None:
+        return
+    if not isinstance(body, CodeRecord):
+        raise LabelError(f"{where} carries a code but is no code record", hint="The sender is at fault.")
+    if hashlib.sha256(code).digest() != body.code_sha256:
+        raise LabelError(f"{where}: the code does not match its digest", hint="Fetch the entry again.")
+
+
+class Chain(NamedTuple):
+    """Where one device's log ends: what its next entry must follow."""
+
+    device: str
+    seq: int = 0
+    last_hash: bytes = GENESIS
+
+    def write(self, body: Body, *, counter: int, wall_time_us: int) -> tuple[Chain, Entry]:
+        """Return the chain after one more entry, and that entry."""
+        entry = Entry(self.device, self.seq + 1, counter, wall_time_us, self.last_hash, body)
+        return Chain(self.device, entry.seq, entry_hash(entry)), entry
+
+    def follow(self, entry: Entry) -> Chain:
+        """Return the chain after an entry that somebody else wrote.
+
+        Raises:
+            LabelError: it is not this log's next entry.
+        """
+        if entry.device != self.device or entry.seq != self.seq + 1:
+            raise LabelError(
+                f"entry {entry.seq} of {entry.device} does not follow {self.seq} of {self.device}",
+                hint="Send the log from the entry after the acknowledged one.",
+            )
+        if entry.prev != self.last_hash:
+            raise LabelError(
+                f"entry {entry.seq} of {entry.device} does not continue the log we hold",
+                hint="Two devices share this id, or the device's store was restored from an old copy: "
+                "enrol it under a new id.",
+            )
+        return Chain(self.device, entry.seq, entry_hash(entry))
+
+
+class Order(NamedTuple):
+    """The total order of entries."""
+
+    counter: int
+    device: str
+
+
+class LiveRow(NamedTuple):
+    """One sample of the live set, its class before merges are applied."""
+
+    sample: bytes
+    class_id: bytes
+    group: str
+    device: str
+    code: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class LiveSet:
+    """The labelled codes of one feature space, sorted by sample id.
+
+    Attributes:
+        space: Feature space id, 64 hex digits.
+        samples: Sample ids, n of 32 bytes.
+        class_ids: Class per sample after merges, n of 16 bytes.
+        groups: Group id per sample.
+        devices: Who labelled each sample; `release` for base samples.
+        codes: (n, d) int8.
+        digest: Names this state; `live_set_digest` of the rows.
+    """
+
+    space: str
+    samples: tuple[bytes, ...]
+    class_ids: tuple[bytes, ...]
+    groups: tuple[str, ...]
+    devices: tuple[str, ...]
+    codes: Codes
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def live_set_digest(space: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> str:
+    """Return the digest, 64 hex digits, of rows (sample id, class id after merges, SHA-256 of the code).
+
+    SHA-256 over the sorted rows of 32 + 32 + 16 + 32 bytes, the feature space first; one row per sample.
+    """
+    head = bytes.fromhex(space)
+    return _digest_of(live_row_bytes(head, *row) for row in sorted(rows))
+
+
+def live_row_bytes(space: bytes, sample: bytes, class_id: bytes, code_sha256: bytes) -> bytes:
+    """Return one row as it is digested: 112 bytes."""
+    return space + sample + class_id + code_sha256
+
+
+def _digest_of(rows: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"headway-live-set-1\0" + b"".join(rows)).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    order: Order
+    class_id: bytes | None
+
+
+@dataclass(frozen=True)
+class _Coded:
+    order: Order
+    group: str
+    code: npt.NDArray[np.int8] | None
+    code_sha256: bytes
+
+
+class Fold:
+    """The state that a union of logs folds to, for one feature space.
+
+    Entries may come in any order, any number of times; the state is the same. Code records of other feature
+    spaces are remembered by nobody here: fold them in a `Fold` of that space.
+
+    >>> fold = Fold(space="00" * 32, feature_size=2)
+    >>> good, code = bytes(16), np.array([1, 2], np.int8)
+    >>> fold.add_base([b"s" * 32], [good], ["g"], code[None], names={good: "good"})
+    >>> len(fold.live_set()), fold.class_names()[good]
+    (1, 'good')
+    """
+
+    def __init__(self, space: str, feature_size: int) -> None:
+        self.space = space
+        self.feature_size = feature_size
+        self.counter = 0  # the highest Lamport counter seen; the next own entry is above it
+        self._space_bytes = bytes.fromhex(space)
+        self._seen: dict[str, set[int]] = {}
+        self._labels: dict[bytes, _Labelled] = {}
+        self._codes: dict[bytes, _Coded] = {}
+        self._names: dict[bytes, tuple[Order, str]] = {}
+        self._parent: dict[bytes, bytes] = {}
+        # The live set as it is digested, kept up so that a label costs no walk over all samples.
+        self._live: dict[bytes, bytes] = {}
+        self._order: list[bytes] = []
+
+    def add_base(
+        self,
+        samples: Iterable[bytes],
+        class_ids: Iterable[bytes],
+        groups: Iterable[str],
+        codes: Codes,
+        names: dict[bytes, str],
+    ) -> None:
+        """Add a release's own samples: events of the device `release`, counter 0.
+
+        Any device's event on the same sample wins over them.
+
+        Raises:
+            FeatureSizeError: codes are not (n, feature_size).
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.feature_size or codes.dtype != np.int8:
+            raise FeatureSizeError(
+                f"base codes have shape {codes.shape}, not (n, {self.feature_size}) int8",
+                hint="The samples file belongs to another backbone.",
+            )
+        order = Order(0, RELEASE_DEVICE)
+        for sample, class_id, group, code in zip(samples, class_ids, groups, codes, strict=True):
+            if sample not in self._labels:
+                self._labels[sample] = _Labelled(order, class_id)
+            if sample not in self._codes:
+                self._codes[sample] = _Coded(order, group, code, code_digest(code))
+        for class_id, name in names.items():
+            self._name(class_id, order, name)
+        self._relive()
+
+    def apply(self, record: Record) -> bytes | None:
+        """Fold in one record; return the sample it may have changed, None where it concerns none.
+
+        Raises:
+            LabelError: the record contradicts itself.
+            FeatureSizeError: a code of this space with another size.
+        """
+        check_record(record)
+        entry, body = record.entry, record.entry.body
+        seen = self._seen.setdefault(entry.device, set())
+        if entry.seq in seen:
+            return None
+        order = Order(entry.counter, entry.device)
+        sample: bytes | None = None
+        if isinstance(body, Label):
+            sample = body.sample
+            old = self._labels.get(sample)
+            if old is None or old.order < order:
+                self._labels[sample] = _Labelled(order, body.class_id)
+        elif isinstance(body, CodeRecord):
+            if body.space == self._space_bytes:
+                sample = body.sample
+                self._code(order, body, record.code)
+        elif isinstance(body, MergeClasses):
+            self._merge(body.one, body.other)
+        else:
+            self._name(body.class_id, order, body.name)
+        if sample is not None:
+            self._enliven(sample)
+        seen.add(entry.seq)
+        self.counter = max(self.counter, entry.counter)
+        return sample
+
+    def _enliven(self, sample: bytes) -> None:
+        """Bring one sample of the live set up to its label and code."""
+        row = self._digested(sample)
+        if row is None:
+            if self._live.pop(sample, None) is not None:
+                del self._order[bisect_left(self._order, sample)]
+            return
+        if sample not in self._live:
+            insort(self._order, sample)
+        self._live[sample] = row
+
+    def _relive(self) -> None:
+        """Bring the whole live set up to labels, codes and merges."""
+        rows = ((sample, self._digested(sample)) for sample in sorted(self._labels))
+        self._live = {sample: row for sample, row in rows if row is not None}
+        self._order = list(self._live)
+
+    def _digested(self, sample: bytes) -> bytes | None:
+        row = self.live(sample)
+        if row is None:
+            return None
+        return live_row_bytes(
+            self._space_bytes, sample, self.canonical(row.class_id), self._codes[sample].code_sha256
+        )
+
+    def _code(self, order: Order, body: CodeRecord, raw: bytes | None) -> None:
+        code = None if raw is None else np.frombuffer(raw, np.int8)
+        if code is not None and code.shape != (self.feature_size,):
+            raise FeatureSizeError(
+                f"a code of {code.size} values came for a space of {self.feature_size}",
+                hint="The sender's feature space id is wrong; its release should be checked.",
+            )
+        old = self._codes.get(body.sample)
+        if old is None or old.order < order:
+            self._codes[body.sample] = _Coded(order, body.group, code, body.code_sha256)
+
+    def _name(self, class_id: bytes, order: Order, name: str) -> None:
+        old = self._names.get(class_id)
+        if old is None or old[0] < order:
+            self._names[class_id] = (order, name)
+
+    def _merge(self, one: bytes, other: bytes) -> None:
+        low, high = sorted((self.canonical(one), self.canonical(other)))
+        if low != high:
+            self._parent[high] = low
+            self._relive()
+
+    def canonical(self, class_id: bytes) -> bytes:
+        """Return the id that stands for this class after merges: the smallest of those merged."""
+        while class_id in self._parent:
+            class_id = self._parent[class_id]
+        return class_id
+
+    def live(self, sample: bytes) -> LiveRow | None:
+        """Return the sample's row of the live set, with its class before merges; None if it has none."""
+        label, coded = self._labels.get(sample), self._codes.get(sample)
+        if label is None or label.class_id is None or coded is None or coded.code is None:
+            return None
+        return LiveRow(sample, label.class_id, coded.group, label.order.device, coded.code)
+
+    def label_of(self, sample: bytes) -> bytes | None:
+        """Return the sample's class after merges; None if it is not labelled."""
+        label = self._labels.get(sample)
+        return None if label is None or label.class_id is None else self.canonical(label.class_id)
+
+    def rows(self) -> Iterator[LiveRow]:
+        """Yield the live set's rows in order of sample id, classes before merges."""
+        for sample in self._order:
+            row = self.live(sample)
+            if row is not None:
+                yield row
+
+    def live_samples(self) -> int:
+        """Return the size of the live set."""
+        return len(self._order)
+
+    def live_set(self) -> LiveSet:
+        """Return the live set, classes after merges."""
+        rows = list(self.rows())
+        class_ids = tuple(self.canonical(row.class_id) for row in rows)
+        codes = np.array([row.code for row in rows], np.int8).reshape(len(rows), self.feature_size)
+        return LiveSet(
+            space=self.space,
+            samples=tuple(row.sample for row in rows),
+            class_ids=class_ids,
+            groups=tuple(row.group for row in rows),
+            devices=tuple(row.device for row in rows),
+            codes=codes,
+            digest=self.digest(),
+        )
+
+    def digest(self) -> str:
+        """Return the digest of the live set, 64 hex digits."""
+        return _digest_of(self._live[sample] for sample in self._order)
+
+    def class_names(self) -> dict[bytes, str]:
+        """Return the name of every class that stands for itself after merges.
+
+        A merged class goes by the last name given to any of its members.
+        """
+        latest: dict[bytes, tuple[Order, str]] = {}
+        for class_id, named in self._names.items():
+            root = self.canonical(class_id)
+            if root not in latest or latest[root] < named:
+                latest[root] = named
+        return {class_id: name for class_id, (_, name) in latest.items()}

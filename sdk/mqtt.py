@@ -1,0 +1,526 @@
+"""One MQTT 5 session that reconnects for ever. The only module that imports paho.
+
+Rules this module keeps (docs/protocol.md):
+
+- A session opens with `clean_start` false and an expiry, so the broker keeps our subscriptions and queued
+  messages while we are away; with `session_expiry_s` 0 it opens clean and leaves nothing behind.
+- All topics are subscribed again on every connect, whatever the broker says it remembers.
+- No call waits for the network. Outgoing messages are bounded in number and bytes and refused beyond that.
+- A callback that raises is logged and counted; the network thread lives on.
+
+Left to others: what the messages mean (`sdk.wire`), and durability. A message handed to `publish` is lost when
+this process ends before the broker has it, and an acknowledgement by the broker is no proof of a commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from sdk.errors import BrokerError, ConfigError, LocalWireError
+from sdk.wire import DEFAULT_PREFIX, MAX_MESSAGE_BYTES, Topics
+
+MAX_PENDING_MESSAGES: Final = 4096
+MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
+"""What may wait for the broker in memory. Labels wait on disk and chunks on the server's, so this stays small."""
+MAX_INCOMING_BYTES: Final = 256 * 1024
+"""The broker may send no larger packet: twice our own limit, so that a wrong one is seen and reported."""
+MAX_INFLIGHT: Final = 64
+TOPICS_PER_PACKET: Final = 256
+RECONNECT_MIN_S: Final = 0.5
+RECONNECT_MAX_S: Final = 30.0
+_TAKEN_OVER: Final = 0x8E
+
+RELEASE_KINDS: Final = frozenset({"chunk", "meta", "down/desired", "up/want", "up/event"})
+HEAD_KINDS: Final = frozenset({"log", "down/log", "down/ack", "up/label"})
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MqttSettings:
+    """Where the broker is and how to speak with it.
+
+    Attributes:
+        host: Name or address of the broker.
+        port: TCP port; 1883 without TLS, 8883 with, by custom.
+        prefix: First part of every topic.
+        keepalive_s: After one and a half times this without a sign of life a connection counts as lost.
+        session_expiry_s: How long the broker keeps our session while we are away; 0 opens clean sessions.
+        ca_file: PEM file of the authority that signed the broker's certificate. Turns TLS on.
+        cert_file: Our own certificate, PEM.
+        key_file: Its private key, PEM.
+        username: User name, where the broker wants one.
+        password_file: File whose first line is the password.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    prefix: str = DEFAULT_PREFIX
+    keepalive_s: int = 30
+    session_expiry_s: int = 7 * 24 * 3600
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    username: str | None = None
+    password_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        Topics(self.prefix)
+        try:
+            self.host.encode("idna")
+        except UnicodeError as error:
+            raise ConfigError(
+                f"broker host {self.host[:80]!r} is no host name", hint="Give a name or address."
+            ) from error
+        if not self.host:
+            raise ConfigError("the broker's host is empty", hint="Give a name or address, such as 127.0.0.1.")
+        if not 1 <= self.port <= 65535:
+            raise ConfigError(f"broker port {self.port} is not in 1..65535", hint="MQTT's usual port is 1883.")
+        if not 5 <= self.keepalive_s <= 3600:
+            raise ConfigError(f"keepalive_s {self.keepalive_s} is not in 5..3600", hint="30 suits most networks.")
+        if not 0 <= self.session_expiry_s < 2**32 - 1:
+            raise ConfigError(f"session_expiry_s {self.session_expiry_s} is out of range", hint="Use 604800.")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ConfigError(
+                "a client certificate needs its key", hint="Give cert_file and key_file, or neither."
+            )
+        if self.cert_file is not None and self.ca_file is None:
+            raise ConfigError("a client certificate needs TLS", hint="Give ca_file too.")
+
+    @classmethod
+    def at(cls, address: str, prefix: str = DEFAULT_PREFIX) -> MqttSettings:
+        """Return settings for a `host:port`, `host` or `[ipv6]:port`.
+
+        >>> MqttSettings.at("broker.plant:8883").port, MqttSettings.at("[::1]").host
+        (8883, '::1')
+
+        Raises:
+            ConfigError: it is none of these.
+        """
+        host, colon, port = address.rpartition(":")
+        if not colon or address.endswith("]"):
+            host, port = address, "1883"
+        if not port.isascii() or not port.isdigit():
+            raise ConfigError(f"{address!r} is no broker address", hint="Write host:port, such as 127.0.0.1:1883.")
+        return cls(host=host.removeprefix("[").removesuffix("]"), port=int(port), prefix=prefix)
+
+    @property
+    def address(self) -> str:
+        """`host:port`, for messages."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that arrived. `retained` says that the broker kept it from earlier."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A message to send. `expiry_s` lets the broker drop it when nobody fetched it in time."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    expiry_s: int | None = None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of topic and payload by kind of topic (`Topics.kind_of`), since the session was made."""
+
+    received: Mapping[str, int] = field(default_factory=dict)
+    sent: Mapping[str, int] = field(default_factory=dict)
+
+    def total(self, kinds: Iterable[str]) -> int:
+        """Return the bytes of these kinds, both ways."""
+        return sum(self.received.get(kind, 0) + self.sent.get(kind, 0) for kind in kinds)
+
+    @property
+    def release_bytes(self) -> int:
+        """What releases cost: chunks, channel metadata, assignments, wants, update events."""
+        return self.total(RELEASE_KINDS)
+
+    @property
+    def head_bytes(self) -> int:
+        """What learning cost: label batches, their acknowledgements, the union's records."""
+        return self.total(HEAD_KINDS)
+
+    def plus(self, other: Traffic) -> Traffic:
+        """Return the sum of two sessions' traffic."""
+        return Traffic(
+            dict(Counter(self.received) + Counter(other.received)), dict(Counter(self.sent) + Counter(other.sent))
+        )
+
+
+class MqttSession:
+    """A connection to the broker that comes back by itself.
+
+    Callbacks run on the network thread: they should hand over and return. Use `connect` where a missing broker
+    is an error to report, `start` where it is weather.
+
+    Args:
+        settings: Where and how.
+        client_id: Names the session at the broker; two sessions with one id throw each other off.
+        on_message: Called with each `Message`.
+        on_connect: Called on every connect, after our topics were subscribed again, with whether the broker
+            remembered the session. Where it did not, it may have lost everything else too.
+        last_will: What the broker publishes for us when we vanish.
+    """
+
+    def __init__(
+        self,
+        settings: MqttSettings,
+        client_id: str,
+        *,
+        on_message: Callable[[Message], None],
+        on_connect: Callable[[bool], None] | None = None,
+        last_will: Publication | None = None,
+    ) -> None:
+        self.settings = settings
+        self.client_id = client_id
+        self.callback_errors = 0
+        self._on_message = on_message
+        self._on_connect = on_connect
+        self._topics = Topics(settings.prefix)
+        # Guards everything below. Never held while calling paho: paho calls back with its own locks held.
+        self._changed = threading.Condition()
+        self._connected = False
+        self._failure: BrokerError | None = None
+        self._started = False
+        self._closed = False
+        self._wanted: dict[str, int] = {}
+        self._pending: dict[int, tuple[int, int]] = {}  # message id -> (bytes, qos)
+        self._early: set[int] = set()  # acknowledged before `publish` could note them as pending
+        self._entering_bytes = 0  # of publishes that are inside paho just now
+        self._pending_bytes = 0
+        self._received: Counter[str] = Counter()
+        self._sent: Counter[str] = Counter()
+        self._client = self._make_client(last_will)
+
+    def _make_client(self, last_will: Publication | None) -> paho.Client:
+        settings = self.settings
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=self.client_id, protocol=paho.MQTTv5, reconnect_on_failure=True
+        )
+        client.suppress_exceptions = True
+        client.connect_timeout = 10.0
+        client.max_inflight_messages_set(MAX_INFLIGHT)
+        client.max_queued_messages_set(MAX_PENDING_MESSAGES)
+        # A factor per client spreads a plant's devices when a broker comes back to all of them at once.
+        # paho's types say int; it only adds and doubles.
+        spread = random.uniform(0.7, 1.3)
+        client.reconnect_delay_set(RECONNECT_MIN_S * spread, RECONNECT_MAX_S * spread)  # type: ignore[arg-type]
+        client.on_connect = self._connect_came
+        client.on_connect_fail = self._connect_failed
+        client.on_disconnect = self._disconnect_came
+        client.on_message = self._message_came
+        client.on_publish = self._publish_done
+        client.on_subscribe = self._subscribe_done
+        client.on_socket_open = _set_nodelay
+        if last_will is not None:
+            client.will_set(last_will.topic, last_will.payload, last_will.qos, last_will.retain)
+        if settings.ca_file is not None:
+            try:
+                client.tls_set(
+                    str(settings.ca_file),
+                    certfile=None if settings.cert_file is None else str(settings.cert_file),
+                    keyfile=None if settings.key_file is None else str(settings.key_file),
+                )
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"TLS files for the broker cannot be used: {error}",
+                    hint="Check ca_file, cert_file and key_file.",
+                ) from error
+        if settings.username is not None:
+            client.username_pw_set(settings.username, _read_password(settings.password_file))
+        return client
+
+    def start(self) -> None:
+        """Begin connecting in the background and keep at it for ever; never fails for an absent broker."""
+        with self._changed:
+            if self._started:
+                return
+            self._started = True
+        settings = self.settings
+        properties = _properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = settings.session_expiry_s
+        properties.MaximumPacketSize = MAX_INCOMING_BYTES
+        self._client.connect_async(
+            settings.host,
+            settings.port,
+            keepalive=settings.keepalive_s,
+            clean_start=settings.session_expiry_s == 0,
+            properties=properties,
+        )
+        self._client.loop_start()
+
+    def connect(self, timeout_s: float = 5.0) -> None:
+        """Connect, or say why not. Afterwards the session reconnects by itself as after `start`.
+
+        Raises:
+            BrokerError: nobody there, refused, or no answer in time. The session is closed then.
+        """
+        self.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._connected or self._failure is not None, timeout_s)
+            if self._connected:
+                return
+            failure = self._failure
+        self.close(flush_s=0.0)
+        raise failure or BrokerError(
+            f"{self.settings.address} did not answer as an MQTT 5 broker within {timeout_s:g} s",
+            hint="Check host, port and TLS settings; the broker must speak MQTT 5.",
+        )
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted us and the connection was not seen to break."""
+        return self._connected
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes handed to `publish` that the broker has not taken yet."""
+        with self._changed:
+            return self._pending_bytes + self._entering_bytes
+
+    def traffic(self) -> Traffic:
+        """Return the bytes moved so far."""
+        with self._changed:
+            return Traffic(dict(self._received), dict(self._sent))
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        """Wait until connected; return whether that came true in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._connected, timeout_s)
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        """Hand a message to the network thread and return at once.
+
+        While there is no connection, QoS 1 messages wait in memory and QoS 0 messages are dropped.
+
+        Raises:
+            LocalWireError: the payload is over the wire's limit.
+            BrokerError: too much is waiting for the broker already; retryable.
+        """
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise LocalWireError(
+                f"a message of {len(payload)} bytes for {topic} is over {MAX_MESSAGE_BYTES}",
+                hint="Send it in smaller parts.",
+            )
+        size = len(payload) + len(topic)
+        full = BrokerError(
+            f"too much is waiting for the broker at {self.settings.address}", hint="Wait for it to come back."
+        )
+        with self._changed:
+            if self._pending_bytes + self._entering_bytes + size > MAX_PENDING_BYTES:
+                raise full
+            self._entering_bytes += size
+        properties = _properties(PacketTypes.PUBLISH)
+        if expiry_s is not None:
+            properties.MessageExpiryInterval = expiry_s
+        try:
+            sent = self._client.publish(topic, payload, qos, retain, properties)
+        finally:
+            with self._changed:
+                self._entering_bytes -= size
+        if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+            raise full
+        if qos == 0 and sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return
+        with self._changed:
+            self._sent[self._topics.kind_of(topic)] += size
+            if sent.mid in self._early:
+                self._early.discard(sent.mid)
+            else:
+                self._pending[sent.mid] = (size, qos)
+                self._pending_bytes += size
+
+    def send(self, publication: Publication) -> None:
+        """`publish` for a value."""
+        p = publication
+        self.publish(p.topic, p.payload, qos=p.qos, retain=p.retain, expiry_s=p.expiry_s)
+
+    def subscribe(self, topics: Iterable[str], qos: int = 1) -> None:
+        """Subscribe to topics, now and on every later connect. Retained messages come each time."""
+        wanted = dict.fromkeys(topics, qos)
+        with self._changed:
+            self._wanted |= wanted
+        # Without a connection this comes to nothing; the next connect makes up for it.
+        self._send_subscribe(wanted)
+
+    def unsubscribe(self, topics: Iterable[str]) -> None:
+        """Take topics back, now and for later connects."""
+        names = list(topics)
+        with self._changed:
+            for name in names:
+                self._wanted.pop(name, None)
+        for i in range(0, len(names), TOPICS_PER_PACKET):
+            self._client.unsubscribe(names[i : i + TOPICS_PER_PACKET])
+
+    def _send_subscribe(self, wanted: Mapping[str, int]) -> None:
+        pairs = [(topic, SubscribeOptions(qos=qos)) for topic, qos in wanted.items()]
+        for i in range(0, len(pairs), TOPICS_PER_PACKET):
+            self._client.subscribe(pairs[i : i + TOPICS_PER_PACKET])
+
+    def close(self, flush_s: float = 2.0) -> None:
+        """Say goodbye (no last will) after waiting at most `flush_s` for the broker to take what is pending."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            if not self._started:
+                return
+            self._changed.wait_for(lambda: not self._pending_bytes or not self._connected, flush_s)
+        self._client.disconnect()
+        with self._changed:
+            # A broker that stopped reading would keep the network thread until the keepalive runs out.
+            gone = self._changed.wait_for(lambda: not self._connected, max(flush_s, 0.5))
+        stuck = self._client.socket()
+        if not gone and isinstance(stuck, socket.socket):
+            try:
+                stuck.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                log.debug("socket was closed meanwhile")
+        self._client.loop_stop()
+
+    def __enter__(self) -> MqttSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # From here on: called by paho, on its thread.
+
+    def _connect_came(
+        self, _client: paho.Client, _data: Any, flags: paho.ConnectFlags, reason: ReasonCode, _p: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            with self._changed:
+                self._failure = BrokerError(
+                    f"the broker at {self.settings.address} refuses {self.client_id!r}: {reason}",
+                    hint="Check user name, password file, certificates and the broker's access list.",
+                )
+                self._changed.notify_all()
+            log.warning("%s", self._failure)
+            return
+        with self._changed:
+            wanted = dict(self._wanted)
+        self._send_subscribe(wanted)
+        with self._changed:
+            self._connected = True
+            self._failure = None
+            self._changed.notify_all()
+        log.info(
+            "%s connected to %s, session present: %s", self.client_id, self.settings.address, flags.session_present
+        )
+        if self._on_connect is not None:
+            self._guarded(self._on_connect, bool(flags.session_present))
+
+    def _connect_failed(self, _client: paho.Client, _data: Any) -> None:
+        error = sys.exc_info()[1]  # paho calls this while it handles the error, and does not pass it
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        with self._changed:
+            self._failure = BrokerError(
+                f"no MQTT broker at {self.settings.address}: {reason}",
+                hint="Start one (`headway fleet serve --start-broker`, or apt-get install mosquitto), "
+                "or correct the address.",
+            )
+            self._changed.notify_all()
+        log.debug("%s", self._failure)
+
+    def _disconnect_came(
+        self, _client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, _p: Properties | None
+    ) -> None:
+        with self._changed:
+            self._connected = False
+            for mid in [mid for mid, (_, qos) in self._pending.items() if qos == 0]:
+                self._pending_bytes -= self._pending.pop(mid)[0]  # lost with the connection
+            self._early.clear()
+            closed = self._closed
+            self._changed.notify_all()
+        if reason.value == _TAKEN_OVER:
+            log.warning(
+                "another client connected as %r and took its session; are two devices named alike?", self.client_id
+            )
+        elif not closed:
+            log.info("%s lost its connection to %s: %s", self.client_id, self.settings.address, reason)
+
+    def _message_came(self, _client: paho.Client, _data: Any, raw: paho.MQTTMessage) -> None:
+        self._guarded(self._deliver, raw)
+
+    def _deliver(self, raw: paho.MQTTMessage) -> None:
+        message = Message(raw.topic, bytes(raw.payload), bool(raw.retain))
+        with self._changed:
+            self._received[self._topics.kind_of(message.topic)] += len(message.topic) + len(message.payload)
+        self._on_message(message)
+
+    def _publish_done(
+        self, _client: paho.Client, _data: Any, mid: int, reason: ReasonCode, _p: Properties | None
+    ) -> None:
+        with self._changed:
+            entry = self._pending.pop(mid, None)
+            if entry is None:
+                self._early.add(mid)
+            else:
+                self._pending_bytes -= entry[0]
+            self._changed.notify_all()
+        if reason.is_failure:
+            log.warning("the broker refused a message of %s: %s", self.client_id, reason)
+
+    def _subscribe_done(
+        self, _client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _p: Properties | None
+    ) -> None:
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        if refused:
+            log.warning("the broker refused %d topics to %s: %s", len(refused), self.client_id, refused[0])
+
+    def _guarded(self, callback: Callable[..., None], *args: object) -> None:
+        try:
+            callback(*args)
+        except Exception:  # the outermost loop of the network thread, which must not die of one message
+            self.callback_errors += 1
+            log.exception("a callback of MQTT session %s failed", self.client_id)
+
+
+def _properties(packet_type: int) -> Properties:
+    return Properties(packet_type)  # type: ignore[no-untyped-call]
+
+
+def _set_nodelay(_client: paho.Client, _data: Any, sock: Any) -> None:
+    # Without it small messages wait for the delayed acknowledgement of the one before: 40 ms each.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _read_password(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").split("\n", 1)[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"password file {file} cannot be read", hint="Check the path; this process must be able to read it."
+        ) from error

@@ -1,0 +1,114 @@
+"""The operating point: from which probability of a defect on a part is rejected, chosen for a target escape rate.
+
+An *escape* is a defect that passes as good, *overkill* a good part that is rejected. Both are estimated on samples
+whose group was never learned (`sdk.score`), and groups count, not images. No files, no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from sdk.errors import HeadError
+from sdk.head import Calibration, Floats
+from sdk.score import LeftOut, share
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share in [0, 1] with its 95 % interval, and the samples and groups it rests on."""
+
+    share: float
+    low: float
+    high: float
+    samples: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where accepting ends.
+
+    Attributes:
+        threshold: A part is rejected when its probability of a defect is at least this, or when it is unknown.
+        target: The escape rate that was asked for.
+        escapes: Defects that would pass, of left-out defects, each class weighing the same.
+        overkill: Good parts that would be rejected, of left-out good parts; unknown ones among them.
+        reachable: The target is met. If not, this threshold rejects all it can: every part.
+    """
+
+    threshold: float
+    target: float
+    escapes: Rate
+    overkill: Rate
+    reachable: bool
+
+
+def defect_probability(scores: Floats, good: npt.NDArray[np.bool_], temperature: float) -> Floats:
+    """Return the probability (n,) of any class but the good ones, from scores (n, k).
+
+    Args:
+        scores: `Head.scores` or left-out scores; minus infinity is no class.
+        good: (k,) bool.
+        temperature: Of the calibration.
+    """
+    probabilities = softmax(temperature * scores, axis=1)
+    return np.asarray(probabilities[:, ~good].sum(1))
+
+
+def operating_point(
+    left_out: LeftOut, calibration: Calibration, good: Collection[bytes], *, escape_rate: float = 0.01
+) -> OperatingPoint:
+    """Return the highest threshold whose escapes on left-out defects stay within the target.
+
+    Args:
+        left_out: Of the head.
+        calibration: Its temperature and novelty threshold; an unknown part never passes.
+        good: Ids of the classes that are not defects.
+        escape_rate: Target share of defects that may pass, in [0, 1).
+
+    Raises:
+        HeadError: there is no good class or no defect among the left-out samples.
+    """
+    if not 0 <= escape_rate < 1:
+        raise ValueError("escape_rate is a share in [0, 1)")
+    is_good = np.array([class_id in good for class_id in left_out.class_ids])
+    truly_good = is_good[left_out.truth]
+    if not truly_good.any() or truly_good.all():
+        raise HeadError(
+            "an operating point needs good parts and defects of more than one group",
+            hint="Name the good class, and label defects of two parts or more.",
+        )
+    # A class in no other group cannot be recognised: where its sample passes as good, that is an honest escape.
+    scores = np.where(np.isfinite(left_out.scores), left_out.scores, -np.inf)
+    p = defect_probability(scores, is_good, calibration.temperature)
+    p = np.where(left_out.novelty > calibration.novelty_threshold, np.inf, p)  # unknown: always rejected
+    defect = ~truly_good
+    per_class = np.bincount(left_out.truth[defect], minlength=len(is_good)).astype(float)
+    weight = 1 / per_class[left_out.truth[defect]]
+    weight /= weight.sum()
+    order = np.argsort(p[defect])
+    passing = np.cumsum(weight[order])  # share that passes when the threshold is just above each
+    allowed = int(np.searchsorted(passing, escape_rate + 1e-12, side="right"))
+    values = p[defect][order]
+    threshold = float(values[allowed]) if allowed < len(values) else float("inf")
+    if not np.isfinite(threshold):  # every defect that counts is unknown anyway
+        finite = p[np.isfinite(p)]
+        threshold = float(np.nextafter(finite.max(), np.inf)) if finite.size else 1.0
+    rejected = p >= threshold
+    escapes = _rate(~rejected[defect], left_out.groups[defect], weight)
+    overkill = _rate(rejected[truly_good], left_out.groups[truly_good])
+    return OperatingPoint(threshold, escape_rate, escapes, overkill, escapes.share <= escape_rate + 1e-9)
+
+
+def _rate(hit: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64], weight: Floats | None = None) -> Rate:
+    mean, low, high = share(hit, groups)
+    found = Rate(mean, low, high, len(hit), len(np.unique(groups)))
+    if weight is None:
+        return found
+    balanced = float(weight @ hit)
+    return replace(found, share=balanced, low=min(low, balanced), high=max(high, balanced))

@@ -1,0 +1,376 @@
+"""What goes over MQTT: topics, messages, limits and state tables. Bytes in, values out; no sockets, no clock.
+
+JSON where people read along with `mosquitto_sub`, MessagePack for batches of log records, raw bytes for chunks.
+docs/protocol.md is the prose. Whatever bytes arrive, decoding ends in a value or in `RemoteWireError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+
+from sdk.errors import LocalWireError, RemoteWireError
+from sdk.labels import DEVICE_ID_PATTERN, DeviceId, Record
+
+WIRE_VERSION: Final = 1
+DEFAULT_PREFIX: Final = "headway/v1"
+
+DEFAULT_CHUNK_BYTES: Final = 64 * 1024
+MAX_CHUNK_BYTES: Final = 120 * 1024
+"""Brokers and proxies commonly cap packets at 128 KiB; the topic needs some of it."""
+MAX_MESSAGE_BYTES: Final = 120 * 1024
+MAX_BATCH_RECORDS: Final = 256
+MAX_RELEASE_BYTES: Final = 2 * 1024**3
+
+# \Z and not $, which a trailing newline would get past.
+_NAME = r"^[a-z0-9._-]{1,64}\Z"
+_HEX_64 = r"^[0-9a-f]{64}\Z"
+Sha256Hex = Annotated[str, msgspec.Meta(pattern=_HEX_64)]
+FileName = Annotated[str, msgspec.Meta(pattern=_NAME)]
+ChannelName = Annotated[str, msgspec.Meta(pattern=_NAME)]
+Text = Annotated[str, msgspec.Meta(max_length=500)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Version = Annotated[int, msgspec.Meta(ge=WIRE_VERSION, le=WIRE_VERSION)]
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Topic names below one configurable prefix.
+
+    >>> Topics().up_label("line-3")
+    'headway/v1/dev/line-3/up/label'
+    >>> Topics().device_of("headway/v1/dev/line-3/up/label")
+    'line-3'
+    """
+
+    prefix: str = DEFAULT_PREFIX
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}(/[A-Za-z0-9_.-]{1,40}){0,5}", self.prefix):
+            raise LocalWireError(
+                f"MQTT prefix {self.prefix!r} is not a plain topic",
+                hint="Use letters, digits, '_', '.', '-' and '/' only, for example headway/v1.",
+            )
+
+    def chunk(self, sha256: str) -> str:
+        """Server to devices, QoS 1, retained: one raw chunk."""
+        return f"{self.prefix}/chunk/{sha256}"
+
+    def meta(self, channel: str) -> str:
+        """Server to devices, QoS 1, retained: `ChannelMeta`."""
+        return f"{self.prefix}/meta/{channel}"
+
+    def log(self, channel: str) -> str:
+        """Server to devices, QoS 1: `LogSegment`, each new stretch of the union once, to all."""
+        return f"{self.prefix}/log/{channel}"
+
+    def desired(self, device: str) -> str:
+        """Server to device, QoS 1, retained: `Desired`."""
+        return f"{self.prefix}/dev/{device}/down/desired"
+
+    def ack(self, device: str) -> str:
+        """Server to device, QoS 1: `Ack`, what the server's own commit holds."""
+        return f"{self.prefix}/dev/{device}/down/ack"
+
+    def down_log(self, device: str) -> str:
+        """Server to device, QoS 1: `LogSegment` that this device asked for."""
+        return f"{self.prefix}/dev/{device}/down/log"
+
+    def up_label(self, device: str) -> str:
+        """Device to server, QoS 1: `LabelBatch`."""
+        return f"{self.prefix}/dev/{device}/up/label"
+
+    def up_event(self, device: str) -> str:
+        """Device to server, QoS 1: `UpdateEvent`."""
+        return f"{self.prefix}/dev/{device}/up/event"
+
+    def up_result(self, device: str) -> str:
+        """Device to server, QoS 0: `Result`."""
+        return f"{self.prefix}/dev/{device}/up/result"
+
+    def up_want(self, device: str) -> str:
+        """Device to server, QoS 1: `Want`."""
+        return f"{self.prefix}/dev/{device}/up/want"
+
+    def state(self, device: str) -> str:
+        """Device to all, QoS 1, retained, and its last will: `DeviceState`."""
+        return f"{self.prefix}/dev/{device}/state"
+
+    def device_of(self, topic: str) -> str:
+        """Return the device id in a device topic.
+
+        Raises:
+            RemoteWireError: the topic has none, or not a well-formed one.
+        """
+        parts = topic.removeprefix(f"{self.prefix}/dev/").split("/")
+        if not topic.startswith(f"{self.prefix}/dev/") or not re.match(DEVICE_ID_PATTERN, parts[0]):
+            raise RemoteWireError(f"topic {topic[:80]!r} names no device", hint="Check the sender's prefix.")
+        return parts[0]
+
+    def kind_of(self, topic: str) -> str:
+        """Return what a topic carries, without its ids: the row of docs/protocol.md it belongs to.
+
+        >>> Topics().kind_of("headway/v1/dev/line-3/up/label"), Topics().kind_of("headway/v1/log/default")
+        ('up/label', 'log')
+        >>> Topics().kind_of("somebody/else")
+        'other'
+        """
+        parts = topic.removeprefix(f"{self.prefix}/").split("/")
+        if not topic.startswith(f"{self.prefix}/"):
+            return "other"
+        if parts[0] == "dev":
+            return "/".join(parts[2:]) or "other"
+        return parts[0]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    v: Version = WIRE_VERSION
+
+
+class ReleaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which release: the SHA-256 of its descriptor, itself a chunk, and what people call it."""
+
+    release_id: Sha256Hex
+    name: Text
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_RELEASE_BYTES)]
+
+
+class ReleaseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One file of a release and the chunks it is cut into, in order."""
+
+    name: FileName
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_RELEASE_BYTES)]
+    sha256: Sha256Hex
+    chunks: list[Sha256Hex]
+
+
+class ReleaseDescriptor(_Message, frozen=True, kw_only=True):
+    """The files of a release. Encoded by `encode_json`, its SHA-256 is the release id.
+
+    Kept within one chunk: at 64 KiB a chunk, 120 KiB of descriptor name about 110 MiB of release; larger
+    releases are cut with larger chunks.
+    """
+
+    name: Text
+    files: Annotated[list[ReleaseFile], msgspec.Meta(min_length=1, max_length=64)]
+
+
+class ChannelMeta(_Message, frozen=True, kw_only=True):
+    """What a channel's devices should know: the current release, and how long the union of logs is."""
+
+    channel: ChannelName
+    release: ReleaseRef | None
+    log_length: Count
+
+
+class Desired(_Message, frozen=True, kw_only=True):
+    """A device's assignment. `deadline_utc` is seconds since 1970; past it the job has failed."""
+
+    release: ReleaseRef
+    channel: ChannelName
+    deadline_utc: float | None = None
+
+
+class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An entry the server will not take, and why."""
+
+    seq: Count
+    reason: Text
+
+
+class Ack(_Message, frozen=True, kw_only=True):
+    """Every entry of the device up to `through` is committed by the server."""
+
+    through: Count
+    refused: Refusal | None = None
+
+
+class LabelBatch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Consecutive records of one device's log, MessagePack."""
+
+    v: Version
+    records: Annotated[list[Record], msgspec.Meta(min_length=1, max_length=MAX_BATCH_RECORDS)]
+
+
+class LogSegment(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Records at positions `first`, `first` + 1, ... of a channel's union of logs, MessagePack."""
+
+    v: Version
+    channel: ChannelName
+    first: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+    records: Annotated[list[Record], msgspec.Meta(min_length=1, max_length=MAX_BATCH_RECORDS)]
+
+
+class Want(_Message, frozen=True, kw_only=True):
+    """Chunks the device cannot find on the broker, and where its copy of the union ends."""
+
+    channel: ChannelName
+    chunks: Annotated[list[Sha256Hex], msgspec.Meta(max_length=256)] = []
+    log_from: Annotated[int, msgspec.Meta(ge=1, le=2**62)] | None = None
+
+
+class HeadState(str, Enum):
+    """How far the head that serves has been confirmed."""
+
+    NONE = "none"
+    PROVISIONAL = "provisional"
+    CONFIRMED = "confirmed"
+
+
+class DeviceState(_Message, frozen=True, kw_only=True):
+    """What a device is doing; retained, and sent by the broker as its last will with `online` false."""
+
+    device: DeviceId
+    channel: ChannelName
+    online: bool
+    agent_version: Text = ""
+    release_id: Sha256Hex | None = None
+    space: Sha256Hex | None = None
+    live_set_digest: Sha256Hex | None = None
+    live_samples: Count = 0
+    head_state: HeadState = HeadState.NONE
+    outbox: Count = 0
+    log_position: Count = 0
+
+
+class UpdateState(str, Enum):
+    """Where a release stands on one device."""
+
+    DOWNLOADING = "downloading"
+    VERIFIED = "verified"
+    CANDIDATE = "candidate"
+    PROVISIONAL = "provisional"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+
+
+UPDATE_STEPS: Final[dict[UpdateState | None, frozenset[UpdateState]]] = {
+    None: frozenset({UpdateState.DOWNLOADING}),
+    UpdateState.DOWNLOADING: frozenset({UpdateState.VERIFIED, UpdateState.ROLLED_BACK}),
+    UpdateState.VERIFIED: frozenset({UpdateState.CANDIDATE, UpdateState.ROLLED_BACK}),
+    UpdateState.CANDIDATE: frozenset({UpdateState.PROVISIONAL, UpdateState.ROLLED_BACK}),
+    UpdateState.PROVISIONAL: frozenset({UpdateState.COMMITTED, UpdateState.ROLLED_BACK}),
+    UpdateState.COMMITTED: frozenset({UpdateState.ROLLED_BACK}),
+    UpdateState.ROLLED_BACK: frozenset(),
+}
+"""Which state may follow which; the update of docs/design is a walk through this table."""
+
+
+class UpdateEvent(_Message, frozen=True, kw_only=True):
+    """A release changed its state on a device."""
+
+    release_id: Sha256Hex
+    state: UpdateState
+    reason: Text = ""
+
+
+class Result(_Message, frozen=True, kw_only=True):
+    """One decision, for whoever listens on the line."""
+
+    sample: Sha256Hex
+    decision: Text
+    probability: float
+    novelty: float
+    unknown: bool
+    captured_utc: float
+    latency_ms: float
+
+
+_BATCH_OVERHEAD_BYTES: Final = 128
+"""MessagePack around a batch's records: version, channel name of up to 64 bytes, position, array headers."""
+
+MAX_RECORD_BYTES: Final = 64 * 1024
+"""An encoded record; a code of the largest feature size takes an eighth of it."""
+
+
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield the records in order, cut into lists that fit one `LabelBatch` or `LogSegment`.
+
+    Raises:
+        LocalWireError: a record is over `MAX_RECORD_BYTES`.
+    """
+    batch: list[Record] = []
+    room = MAX_MESSAGE_BYTES - _BATCH_OVERHEAD_BYTES
+    used = 0
+    for record in records:
+        size = len(msgspec.msgpack.encode(record))
+        if size > MAX_RECORD_BYTES:
+            raise LocalWireError(
+                f"entry {record.entry.seq} of {record.entry.device} takes {size} bytes",
+                hint=f"At most {MAX_RECORD_BYTES}; the code is too long.",
+            )
+        if batch and (used + size > room or len(batch) == MAX_BATCH_RECORDS):
+            yield batch
+            batch, used = [], 0
+        batch.append(record)
+        used += size
+    if batch:
+        yield batch
+
+
+_M = TypeVar("_M", bound=msgspec.Struct)
+
+
+def encode_json(message: msgspec.Struct) -> bytes:
+    """Return a message as JSON with sorted keys.
+
+    Raises:
+        LocalWireError: it is over `MAX_MESSAGE_BYTES`.
+    """
+    return _checked(msgspec.json.encode(message, order="sorted"), message)
+
+
+def encode_msgpack(message: LabelBatch | LogSegment) -> bytes:
+    """Return a batch as MessagePack.
+
+    Raises:
+        LocalWireError: it is over `MAX_MESSAGE_BYTES`.
+    """
+    return _checked(msgspec.msgpack.encode(message), message)
+
+
+def _checked(payload: bytes, message: msgspec.Struct) -> bytes:
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise LocalWireError(
+            f"{type(message).__name__} of {len(payload)} bytes is over {MAX_MESSAGE_BYTES}",
+            hint="Send fewer records at a time.",
+        )
+    return payload
+
+
+def decode_json(payload: bytes, kind: type[_M]) -> _M:
+    """Return the message of this kind that the JSON bytes say.
+
+    Raises:
+        RemoteWireError: they say none.
+    """
+    return _decode(payload, kind, msgspec.json.decode)
+
+
+def decode_msgpack(payload: bytes, kind: type[_M]) -> _M:
+    """Return the batch of this kind that the MessagePack bytes say.
+
+    Raises:
+        RemoteWireError: they say none.
+    """
+    return _decode(payload, kind, msgspec.msgpack.decode)
+
+
+def _decode(payload: bytes, kind: type[_M], decode: object) -> _M:
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise RemoteWireError(
+            f"a {kind.__name__} of {len(payload)} bytes is over {MAX_MESSAGE_BYTES}",
+            hint="The sender must split it.",
+        )
+    try:
+        return decode(payload, type=kind)  # type: ignore[no-any-return, operator]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteWireError(
+            f"not a {kind.__name__}: {str(error)[:200]}",
+            hint="The sender speaks another version, or is not Headway.",
+        ) from error

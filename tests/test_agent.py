@@ -1,0 +1,446 @@
+"""The agent goes on: without a release, with bad frames, a lost camera, no broker, after kill -9."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from device_agent.agent import Agent, running_page
+from device_agent.config import FolderCamera, MqttTable, PageSettings, Site, load_site
+from device_agent.runtime import open_runtime
+from device_agent.store import Store
+from sdk.bundle import Bundle
+from sdk.codes import Features
+from sdk.errors import BadSignature, ConfigError, HeadwayError, Incompatible, InferenceFailed
+from sdk.fleet.broker import Mosquitto
+from sdk.fleet.service import FleetService
+from sdk.fleet.store import FleetStore
+from sdk.images import sample_id
+from sdk.labels import Label
+from sdk.mqtt import Message, MqttSession
+from sdk.wire import DeviceState, LabelBatch, Result, Topics, decode_json, decode_msgpack
+from tests.commands import headway
+from tests.simulators import wait_for
+from tests.tiny import FEATURE_SIZE, class_id, picture, tiny_bundle
+
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("agent") / "bundle")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(COUNT):
+        (folder / f"{i}.png").write_bytes(picture("pit" if i % 2 else "rings", 700 + i))
+    return folder
+
+
+def site_of(images: Path, bundle: Path | None, **more: Any) -> Site:
+    camera = FolderCamera(path=images, rate_fps=more.pop("rate_fps", 0.0), loop=more.pop("loop", False))
+    page = PageSettings(port=0)
+    return Site(device="line-1", camera=camera, data_dir=images.parent / "data", bundle=bundle, page=page, **more)
+
+
+@contextlib.contextmanager
+def running(agent: Agent) -> Iterator[list[dict[str, Any]]]:
+    """Run the agent's loop on a thread; at the end stop it and check that it stops."""
+    stop, ready = threading.Event(), list[dict[str, Any]]()
+    thread = threading.Thread(target=agent.run, args=(stop,), kwargs={"on_ready": ready.append})
+    thread.start()
+    try:
+        wait_for(lambda: ready, what="ready")
+        yield ready
+    finally:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_every_picture_of_the_folder_is_decided_and_stored(images: Path, bundle: Bundle) -> None:
+    with Agent(site_of(images, bundle.path)) as agent, running(agent) as ready:
+        wait_for(lambda: agent.state().camera.state == "ended")
+        state = agent.state()
+        assert ready[0]["device"] == "line-1"
+        assert ready[0]["release"] == "tiny"
+        assert state.frames == COUNT
+        assert state.errors == 0
+        assert {s.sample_id for s in agent.store.samples(limit=50)} == {
+            sample_id((images / f"{i}.png").read_bytes()) for i in range(COUNT)
+        }
+        with urllib.request.urlopen(f"{ready[0]['page']}api/state", timeout=10) as answer:
+            assert json.load(answer)["frames"] == COUNT
+        assert running_page(agent.site.data_dir) == ready[0]["page"]
+    assert running_page(agent.site.data_dir) is None
+
+
+def test_without_a_release_no_picture_is_taken_until_one_serves(images: Path, bundle: Bundle) -> None:
+    with Agent(site_of(images, None)) as agent, running(agent) as ready:
+        assert ready[0]["release"] is None
+        assert agent.state().release is None
+        assert agent.state().camera.frames == 0
+        agent.station.serve(bundle, None, open_runtime(bundle, None))
+        wait_for(lambda: agent.state().frames == COUNT)
+
+
+def test_a_release_changes_between_two_frames(images: Path, bundle: Bundle, tmp_path: Path) -> None:
+    other = tiny_bundle(tmp_path / "other", name="other", backbone_seed=1)
+    with Agent(site_of(images, bundle.path, loop=True)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames > COUNT)
+        agent.station.serve(other, None, open_runtime(other, None), "ab" * 32)
+        seen = agent.state().frames
+        wait_for(lambda: agent.state().frames > seen + COUNT)
+        state = agent.state()
+        assert state.release is not None
+        assert (state.release.name, state.release.id) == ("other", "ab" * 32)
+        assert state.errors == 0
+        assert {s.space for s in agent.store.samples(limit=COUNT)} == {other.space()}
+
+
+class Failing:
+    """A runtime that fails on frames it is told to."""
+
+    name = "failing"
+    feature_size = FEATURE_SIZE
+
+    def __init__(self, bundle: Bundle, error: Exception) -> None:
+        self.inner = open_runtime(bundle, None)
+        self.error = error
+        self.calls = 0
+
+    def features(self, batch: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Features:
+        self.calls += 1
+        if self.calls % 2 == 0:
+            raise self.error
+        return self.inner.features(batch)
+
+
+@pytest.mark.parametrize(
+    "error", [InferenceFailed("out of order", hint="-"), KeyError("a bug"), MemoryError()], ids=type
+)
+def test_a_frame_that_fails_is_counted_and_the_next_one_taken(
+    images: Path, bundle: Bundle, error: Exception
+) -> None:
+    with Agent(site_of(images, None)) as agent, running(agent):
+        agent.station.serve(bundle, None, Failing(bundle, error))
+        wait_for(lambda: agent.state().camera.state == "ended")
+        assert agent.state().errors == COUNT // 2
+        assert agent.state().frames == COUNT // 2
+
+
+def test_bad_files_are_passed_over(images: Path, bundle: Bundle) -> None:
+    (images / "1.png").write_bytes(picture("pit", 701)[:100])
+    with Agent(site_of(images, bundle.path)) as agent, running(agent):
+        wait_for(lambda: agent.state().camera.state == "ended")
+        assert agent.state().frames == COUNT - 1
+        assert agent.state().camera.bad == 1
+
+
+def test_a_lost_source_is_tried_again(images: Path, bundle: Bundle) -> None:
+    with Agent(site_of(images, bundle.path, loop=True, rate_fps=50.0)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames > 0)
+        away = images.rename(images.with_name("away"))
+        wait_for(lambda: agent.state().camera.state == "lost")
+        assert "is not a folder" in agent.state().faults[0]
+        away.rename(images)
+        seen = agent.state().frames
+        wait_for(lambda: agent.state().frames > seen)
+        wait_for(lambda: agent.state().faults == [])
+
+
+def test_no_broker_is_weather(images: Path, bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    site = site_of(images, bundle.path, mqtt=MqttTable(host="127.0.0.1", port=port))
+    with Agent(site) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == COUNT)
+        agent.station.label(agent.store.samples(limit=1)[0].sample_id, class_id("pit"), "ann")
+        mqtt = agent.state().mqtt
+        assert mqtt is not None
+        assert not mqtt.connected
+        assert agent.state().outbox == 2
+
+
+@pytest.mark.broker
+def test_decisions_labels_and_state_go_to_the_broker(images: Path, bundle: Bundle, mosquitto: Mosquitto) -> None:
+    topics, heard = Topics(), list[Message]()
+    listener = MqttSession(mosquitto.settings, "listener", on_message=heard.append)
+    listener.subscribe([topics.up_result("line-1"), topics.up_label("line-1"), topics.state("line-1")])
+    listener.connect()
+    site = site_of(images, None, mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
+
+    def payloads(topic: str) -> list[bytes]:
+        return [message.payload for message in heard if message.topic == topic]
+
+    with Agent(site) as agent, running(agent):
+        wait_for(lambda: (mqtt := agent.state().mqtt) is not None and mqtt.connected)
+        agent.station.serve(bundle, None, open_runtime(bundle, None))
+        wait_for(lambda: len(payloads(topics.up_result("line-1"))) == COUNT)
+        result = decode_json(payloads(topics.up_result("line-1"))[0], Result)
+        assert agent.store.sample(bytes.fromhex(result.sample)) is not None
+        agent.station.label(bytes.fromhex(result.sample), class_id("pit"), "ann")
+        wait_for(lambda: payloads(topics.up_label("line-1")))
+        batch = decode_msgpack(payloads(topics.up_label("line-1"))[0], LabelBatch)
+        assert isinstance(batch.records[0].entry.body, Label)
+
+        def newest() -> DeviceState:
+            return decode_json(payloads(topics.state("line-1"))[-1], DeviceState)
+
+        wait_for(lambda: newest().live_set_digest == agent.state().live_set_digest)
+        assert newest().online
+        assert newest().space == bundle.space()
+    wait_for(lambda: not newest().online)
+    listener.close()
+
+
+@contextlib.contextmanager
+def fleet_of(folder: Path, broker: Mosquitto) -> Iterator[FleetStore]:
+    """Run a real fleet service on a thread."""
+    stop = threading.Event()
+    with FleetStore(folder) as fleet:
+        thread = threading.Thread(target=FleetService(fleet, broker.settings).run, args=(stop,))
+        thread.start()
+        try:
+            yield fleet
+        finally:
+            stop.set()
+            thread.join(20)
+
+
+def device_of(folder: Path, images: Path, device: str, broker: Mosquitto) -> Agent:
+    return Agent(
+        Site(
+            device=device,
+            camera=FolderCamera(path=images),
+            data_dir=folder / device,
+            page=PageSettings(port=0),
+            mqtt=MqttTable(host="127.0.0.1", port=broker.port),
+        )
+    )
+
+
+@pytest.mark.broker
+def test_a_release_over_mqtt_serves_and_what_one_device_learned_the_other_knows(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    with (
+        fleet_of(tmp_path / "fleet", mosquitto) as fleet,
+        device_of(tmp_path, images, "line-1", mosquitto) as one,
+        device_of(tmp_path, images, "line-2", mosquitto) as two,
+        running(one),
+        running(two),
+    ):
+        published = fleet.publish(bundle, channel="default", precision=None)
+        wait_for(lambda: one.state().frames == two.state().frames == COUNT)
+        for state in (one.state(), two.state()):
+            assert state.release is not None
+            assert state.release.id == published.ref.release_id
+        rings = one.station.define_class("rings", "ann")
+        for i in range(0, COUNT, 2):
+            one.station.label(sample_id(picture("rings", 700 + i)), rings, "ann")
+        wait_for(lambda: "rings" in {c.name for c in two.station.classes()}, what="the class on line-2")
+        wait_for(lambda: two.state().live_set_digest == one.state().live_set_digest)
+        wait_for(lambda: one.state().outbox == 0)
+        assert two.state().own_labels == 0
+        assert two.station.inspect(picture("rings", 999)).decision.forced == "rings"
+        mqtt = two.state().mqtt
+        assert mqtt is not None
+        assert mqtt.release_bytes > sum(f.size_bytes for f in bundle.manifest.files)
+        assert 0 < mqtt.head_bytes < mqtt.release_bytes
+        update = two.state().update
+        assert update is not None
+        assert update.state in {"provisional", "committed"}
+
+
+@pytest.mark.broker
+def test_a_release_that_serves_is_there_again_after_a_restart_without_the_broker(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    with fleet_of(tmp_path / "fleet", mosquitto) as fleet:
+        fleet.publish(bundle, channel="default", precision=None)
+        with device_of(tmp_path, images, "line-1", mosquitto) as agent, running(agent):
+            wait_for(lambda: agent.state().frames == COUNT)
+    mosquitto.kill()
+    with device_of(tmp_path, images, "line-1", mosquitto) as agent:
+        release = agent.state().release
+        assert release is not None
+        assert release.digest == bundle.digest()
+
+
+@pytest.mark.broker
+def test_a_release_that_lacks_our_precision_is_rolled_back_and_the_old_one_serves_on(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    other = tiny_bundle(tmp_path / "other", name="other", precision="fp16", backbone_seed=1)
+    site = site_of(images, bundle.path, precision="fp32", mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
+    with fleet_of(tmp_path / "fleet", mosquitto) as fleet, Agent(site) as agent, running(agent):
+        fleet.publish(other, channel="default", precision=None)
+        wait_for(lambda: (update := agent.state().update) is not None and update.state == "rolled_back")
+        update, release = agent.state().update, agent.state().release
+        assert update is not None
+        assert "no fp32" in update.reason
+        assert release is not None
+        assert release.name == "tiny"
+
+
+# The same as a process
+
+
+def site_file(images: Path, bundle: Bundle) -> Path:
+    file = images.parent / "site.toml"
+    file.write_text(
+        f'device = "line-1"\ndata_dir = "data"\nbundle = "{bundle.path}"\n'
+        '[camera]\nkind = "folder"\npath = "images"\n[page]\nport = 0\n'
+    )
+    return file
+
+
+@contextlib.contextmanager
+def process(file: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdk.cli", "agent", "run", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as child:
+        assert child.stdout is not None
+        try:
+            line = child.stdout.readline()
+            assert line, child.stderr and child.stderr.read()
+            yield child, json.loads(line)
+        finally:
+            child.kill()
+
+
+def call(page: str, path: str, body: object = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{page}{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_a_label_that_was_acknowledged_survives_kill_9(images: Path, bundle: Bundle) -> None:
+    file = site_file(images, bundle)
+    with process(file) as (child, ready):
+        wait_for(lambda: call(ready["page"], "api/state")["frames"] == COUNT)
+        sample = call(ready["page"], "api/samples?limit=1")[0]["sample"]
+        new = call(ready["page"], "api/classes", {"name": "rings"})["class_id"]
+        saved = call(ready["page"], "api/labels", {"sample": sample, "class_id": new, "operator": "ann"})
+        child.send_signal(signal.SIGKILL)
+        child.wait(20)
+        assert saved["saved"] is True
+    with process(file) as (_, ready):
+        state = call(ready["page"], "api/state")
+        assert state["own_labels"] == 1
+        assert "rings" in [c["name"] for c in state["classes"]]
+        wait_for(lambda: not call(ready["page"], "api/state")["head"]["busy"])
+        assert call(ready["page"], f"api/samples/{sample}")["label"] == "rings"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_is_clean_and_quiet(images: Path, bundle: Bundle, number: signal.Signals, code: int) -> None:
+    with process(site_file(images, bundle)) as (child, ready):
+        assert ready["ready"] is True
+        child.send_signal(number)
+        assert child.wait(20) == code
+        assert child.stderr is not None
+        assert "Traceback" not in child.stderr.read()
+    with Store.open(images.parent / "data", "line-1"):
+        assert running_page(images.parent / "data") is None
+
+
+def test_init_writes_settings_that_are_understood_and_never_over_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "site.toml"
+    assert headway(capsys, "agent", "init", file).code == 0
+    told = headway(capsys, "agent", "status", file)
+    assert told.code == 2
+    assert "no agent answers" in told.err
+    again = headway(capsys, "agent", "init", file)
+    assert again.code == 2
+    assert "exists" in again.err
+
+
+def test_status_tells_what_the_agent_does(
+    images: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = site_file(images, bundle)
+    with Agent(load_site(file)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == COUNT)
+        assert "8 inspected" in headway(capsys, "agent", "status", file).out
+        assert json.loads(headway(capsys, "agent", "status", file, "--json").out)["frames"] == COUNT
+
+
+# What is refused at the start
+
+
+def flipped(bundle: Bundle, tmp_path: Path) -> Path:
+    copy = tmp_path / "flipped"
+    shutil.copytree(bundle.path, copy)
+    file = copy / "backbone.fp32.onnx"
+    raw = bytearray(file.read_bytes())
+    raw[1000] ^= 1
+    file.write_bytes(raw)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda _, tmp: {"bundle": tmp / "nothing"}, HeadwayError, "is not a bundle"),
+        (lambda b, tmp: {"bundle": flipped(b, tmp)}, BadSignature, "is not what the manifest says"),
+        (lambda _, __: {"precision": "int8"}, Incompatible, "no int8"),
+        (lambda _, tmp: {"camera": FolderCamera(path=tmp / "none")}, ConfigError, "is not a folder"),
+        (lambda _, __: {"page": PageSettings(host="192.0.2.1")}, ConfigError, "cannot be served"),
+        (
+            lambda _, __: {"mqtt": MqttTable(host="x", prefix="a b")},
+            HeadwayError,
+            "is not a plain topic",
+        ),
+    ],
+    ids=["no-bundle", "flipped-byte", "precision", "no-folder", "page", "prefix"],
+)
+def test_what_cannot_work_is_refused_at_the_start_and_leaves_nothing_open(
+    images: Path, bundle: Bundle, tmp_path: Path, change: Any, error: type[Exception], message: str
+) -> None:
+    site = site_of(images, bundle.path)
+    wrong = {**{f: getattr(site, f) for f in site.__struct_fields__}, **change(bundle, tmp_path)}
+    with pytest.raises(error, match=message):
+        Agent(Site(**wrong))
+    with Agent(site):
+        pass
+
+
+def test_a_second_agent_on_the_same_data_is_refused(images: Path, bundle: Bundle) -> None:
+    site = site_of(images, bundle.path)
+    with Agent(site), pytest.raises(ConfigError, match="another agent has"):
+        Agent(site)
+
+
+def test_an_agent_that_cannot_start_says_why_in_two_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = headway(capsys, "agent", "run", tmp_path / "site.toml")
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 2

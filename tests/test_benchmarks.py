@@ -1,0 +1,84 @@
+"""Every benchmark runs on drawn features, and the measures themselves are right: what nobody runs, rots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", reason="needs the dev extra")
+pytest.importorskip("torch", reason="needs the export extra")
+
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.features import drawn
+from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
+from benchmarks.report import Target
+from sdk.score import calibration_error
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_a_benchmark_answers_in_a_quick_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    assert main([name, "--quick", "--json", str(file)]) == 0
+    (report,) = json.loads(file.read_bytes())
+    assert report["name"] == name
+    assert report["tables"]
+    assert "mean nothing" in capsys.readouterr().out
+
+
+def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fast"])
+    assert "no benchmark 'fast'" in capsys.readouterr().err
+
+
+def test_without_image_sets_one_line_says_where_they_were_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADWAY_SHARED", str(tmp_path))
+    assert main(["few"]) == 2
+    assert "set HEADWAY_SHARED" in capsys.readouterr().err
+
+
+def test_halves_share_no_group_and_no_class_is_missing() -> None:
+    sample = drawn("magnetic_tile")
+    learn, test = sample.halves(0)
+    assert not set(sample.groups[learn]) & set(sample.groups[test])
+    assert set(sample.labels[learn]) == set(sample.labels[test]) == set(range(len(sample.classes)))
+
+
+def test_folds_keep_groups_together() -> None:
+    sample = drawn("magnetic_tile")
+    fold = group_folds(sample.labels, sample.groups)
+    for group in set(sample.groups.tolist()):
+        assert len(set(fold[sample.groups == group])) == 1
+
+
+@pytest.mark.parametrize("learner", [Ours(), Ridge(), Logistic()], ids=lambda learner: learner.name)
+def test_a_learner_beats_chance_and_never_names_a_class_it_has_not_seen(learner: Ours | Ridge | Logistic) -> None:
+    sample = drawn("neu_det")
+    learn, test = sample.halves(0)
+    learn = learn[sample.labels[learn] != 1]
+    codes, k = sample.codes(learn), len(sample.classes)
+    scores = learner.fit(codes[learn], sample.labels[learn], sample.groups[learn], k).scores(codes[test])
+    assert scores.shape == (len(test), k)
+    assert not (scores.argmax(1) == 1).any()
+    known = sample.labels[test] != 1
+    assert mean_recall(scores[known], sample.labels[test][known]) > 0.5
+
+
+def test_calibration_error_of_a_perfect_and_of_a_boasting_method() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.uniform(0.5, 1, 30_000)
+    right = rng.random(30_000) < sure
+    probabilities = np.stack([sure, 1 - sure], 1)
+    assert calibration_error(probabilities, np.where(right, 0, 1)) < 0.01
+    boasting = np.tile([1.0, 0.0], (1000, 1))
+    assert calibration_error(boasting, np.arange(1000) % 2) == pytest.approx(0.5)
+
+
+def test_a_target_says_on_which_side_it_was_missed() -> None:
+    assert Target("recall", 85.0, 85.0).met
+    assert not Target("error", 0.07, 0.06, at_least=False).met

@@ -1,0 +1,299 @@
+"""The bundle format: one way to be right, and every other way refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from sdk.bundle import (
+    BaseSamples,
+    Bundle,
+    decode_manifest,
+    encode_manifest,
+    write_bundle,
+)
+from sdk.errors import BadFormat, BadSignature, BundleError, Incompatible
+from sdk.splits import Part
+from tests.builders import make_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+def test_a_bundle_gives_back_what_was_written(bundle: Bundle) -> None:
+    base, golden = bundle.base(), bundle.golden()
+    assert base.codes.shape == (24, 32)
+    assert len(set(base.samples)) == 24
+    assert set(base.class_ids) == set(bundle.class_names())
+    assert golden.codes.shape == (len(golden.frames), 32)
+    assert set(bundle.parts().values()) <= set(Part)
+    assert len(bundle.space()) == 64
+
+
+def test_samples_survive_a_round_trip_whatever_their_groups() -> None:
+    groups = ["a", "größer/teil-1", "x" * 100]
+    base = BaseSamples(
+        [bytes([i]) * 32 for i in range(3)],
+        [bytes(16)] * 3,
+        groups,
+        np.arange(6, dtype=np.int8).reshape(3, 2),
+        np.array([True, False, True]),
+    )
+    again = BaseSamples.from_bytes(base.to_bytes(), "samples", 2)
+    assert again.groups == groups
+    assert again.samples == base.samples
+    assert (again.codes == base.codes).all()
+    assert again.fitted.tolist() == [True, False, True]
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(bundle: Bundle) -> None:
+    """60 places of each file: nothing opens. A manifest that still reads has another digest."""
+    rng = np.random.default_rng(0)
+    digest = bundle.digest()
+    for name in bundle.file_names():
+        file = bundle.path / name
+        whole = file.read_bytes()
+        for position in rng.integers(0, len(whole), 60):
+            broken = bytearray(whole)
+            broken[position] ^= 1 << int(rng.integers(8))
+            file.write_bytes(broken)
+            try:
+                opened = Bundle.open(bundle.path)
+            except BundleError:
+                continue
+            assert name == "manifest.json"
+            assert opened.digest() != digest
+        file.write_bytes(whole)
+    assert Bundle.open(bundle.path).digest() == digest
+
+
+def test_a_file_changed_after_opening_is_not_used(bundle: Bundle) -> None:
+    file = bundle.path / "backbone.fp32.onnx"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BadSignature):
+        bundle.backbone()
+
+
+def remove(path: Path) -> None:
+    (path / "golden.safetensors").unlink()
+
+
+def add(path: Path) -> None:
+    (path / "extra.bin").write_bytes(b"x")
+
+
+def link(path: Path) -> None:
+    file = path / "golden.safetensors"
+    target = path.parent / "elsewhere"
+    file.rename(target)
+    file.symlink_to(target)
+
+
+def folder(path: Path) -> None:
+    (path / "golden.safetensors").unlink()
+    (path / "golden.safetensors").mkdir()
+
+
+def shorten(path: Path) -> None:
+    with (path / "golden.safetensors").open("r+b") as file:
+        file.truncate(10)
+
+
+def pipe(path: Path) -> None:
+    (path / "golden.safetensors").unlink()
+    os.mkfifo(path / "golden.safetensors")
+
+
+def no_manifest(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def empty_manifest(path: Path) -> None:
+    (path / "manifest.json").write_bytes(b"")
+
+
+def huge_manifest(path: Path) -> None:
+    (path / "manifest.json").write_bytes(b" " * (1024 * 1024 + 1))
+
+
+@pytest.mark.parametrize(
+    "damage", [remove, add, link, folder, shorten, pipe, no_manifest, empty_manifest, huge_manifest]
+)
+def test_a_directory_that_is_not_exactly_the_bundle_is_refused(
+    bundle: Bundle, damage: Callable[[Path], None]
+) -> None:
+    damage(bundle.path)
+    with pytest.raises(BadFormat) as caught:
+        Bundle.open(bundle.path)
+    assert caught.value.hint
+
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+def edited(bundle: Bundle, edit: Edit) -> bytes:
+    tree = json.loads(encode_manifest(bundle.manifest))
+    edit(tree)
+    return msgspec.json.encode(tree, order="sorted")
+
+
+EDITS: dict[str, Edit] = {
+    "a name that climbs": lambda t: t["files"][0].update(name="../x"),
+    "a dot name": lambda t: t["files"][0].update(name=".."),
+    "an absolute name": lambda t: t["files"][0].update(name="/etc/passwd"),
+    "a look-alike name": lambda t: t["files"][0].update(name="bаckbone"),
+    "an upper-case name": lambda t: t["files"][0].update(name="A.onnx"),
+    "a name twice": lambda t: t["files"].append(t["files"][0]),
+    "the manifest itself": lambda t: t["files"][0].update(name="manifest.json"),
+    "no files": lambda t: t.update(files=[]),
+    "too many files": lambda t: t.update(files=t["files"] * 40),
+    "a negative size": lambda t: t["files"][0].update(size_bytes=-1),
+    "a huge size": lambda t: t["files"][0].update(size_bytes=2**40),
+    "sizes huge together": lambda t: [f.update(size_bytes=2**31) for f in t["files"]],
+    "a float for a version": lambda t: t.update(format=1.0),
+    "a text for a version": lambda t: t.update(format="1"),
+    "an integer beyond 64 bits": lambda t: t["split"].update(seed=2**70),
+    "an unknown member": lambda t: t.update(surprise=1),
+    "a missing member": lambda t: t.pop("classes"),
+    "a class id twice": lambda t: t["classes"].append({"id": t["classes"][0]["id"], "name": "other"}),
+    "a class name twice": lambda t: t["classes"].append({"id": "f" * 32, "name": t["classes"][0]["name"]}),
+    "an unnamed class": lambda t: t["classes"][0].update(name=""),
+    "no classes": lambda t: t.update(classes=[]),
+    "another code scale": lambda t: t["precisions"][0].update(code_scale=0.123),
+    "a zero code scale": lambda t: t["precisions"][0].update(code_scale=0.0),
+    "another preprocessing": lambda t: t["preprocess"].update(height=32),
+    "a giant input": lambda t: t["preprocess"].update(height=100_000),
+    "a zero deviation": lambda t: t["preprocess"].update(std=[0.0, 1.0, 1.0]),
+    "an unknown precision": lambda t: t["precisions"][0].update(precision="int3"),
+    "no precision": lambda t: t.update(precisions=[]),
+    "a precision twice": lambda t: t["precisions"].append(t["precisions"][0]),
+    "a backbone not listed": lambda t: t["precisions"][0].update(backbone="other.onnx"),
+    "a digest too short": lambda t: t["files"][0].update(sha256="00"),
+    "an upper-case digest": lambda t: t["files"][0].update(sha256="A" * 64),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_a_manifest_that_breaks_the_format_is_refused(bundle: Bundle, case: str) -> None:
+    with pytest.raises(BadFormat) as caught:
+        decode_manifest(edited(bundle, EDITS[case]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("format_version", [0, 2, 2**31])
+def test_another_format_version_says_to_update(bundle: Bundle, format_version: int) -> None:
+    with pytest.raises(Incompatible, match="format"):
+        decode_manifest(edited(bundle, lambda t: t.update(format=format_version)))
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: data + b"\n",
+        lambda data: data.replace(b'"format":1', b'"format": 1'),
+        lambda data: data.replace(b'"format":1', b'"format":1,"format":1'),
+        lambda data: data.replace(b'"seed":0', b'"seed":0,"seed":0'),
+        lambda data: data.replace(b'"good"', b'"\\u0067ood"'),
+        lambda data: data.decode().encode("utf-16"),
+        lambda _: b"[" * 100_000,
+        lambda data: b"\xff" + data,
+    ],
+    ids=[
+        "byte-order mark",
+        "newline",
+        "space",
+        "format twice",
+        "seed twice",
+        "escape",
+        "UTF-16",
+        "depth bomb",
+        "not UTF-8",
+    ],
+)
+def test_only_the_canonical_spelling_is_read(bundle: Bundle, spell: Callable[[bytes], bytes]) -> None:
+    data = encode_manifest(bundle.manifest)
+    assert decode_manifest(data) == bundle.manifest
+    with pytest.raises(BadFormat):
+        decode_manifest(spell(data))
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_no_manifest(data: bytes) -> None:
+    with pytest.raises(BundleError):
+        decode_manifest(data)
+
+
+def tensors(**changes: np.ndarray[Any, Any] | None) -> bytes:
+    whole: dict[str, np.ndarray[Any, Any] | None] = {
+        "sample_ids": np.arange(64, dtype=np.uint8).reshape(2, 32),
+        "class_ids": np.zeros((2, 16), np.uint8),
+        "groups": np.full((2, 1), 97, np.uint8),
+        "codes": np.zeros((2, 4), np.int8),
+        "fitted": np.zeros(2, np.uint8),
+        **changes,
+    }
+    return save({name: value for name, value in whole.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tensors(codes=None),
+        tensors(codes=np.zeros((2, 5), np.int8)),
+        tensors(codes=np.zeros((2, 4), np.float32)),
+        tensors(codes=np.zeros((3, 4), np.int8)),
+        tensors(sample_ids=np.zeros((2, 32), np.uint8)),
+        tensors(sample_ids=np.zeros((2, 31), np.uint8)),
+        tensors(class_ids=np.zeros((1, 16), np.uint8)),
+        tensors(groups=np.full((2, 1), 255, np.uint8)),
+        tensors(groups=np.full((2, 201), 97, np.uint8)),
+        tensors(fitted=np.zeros((2, 1), np.uint8)),
+        b"",
+        b"\xff" * 40,
+        tensors()[:-3],
+    ],
+)
+def test_a_samples_file_that_does_not_add_up_is_refused(data: bytes) -> None:
+    with pytest.raises(BadFormat):
+        BaseSamples.from_bytes(data, "samples", 4)
+
+
+def test_an_existing_folder_is_not_overwritten(bundle: Bundle) -> None:
+    files = {name: (bundle.path / name).read_bytes() for name in bundle.file_names() if name != "manifest.json"}
+    with pytest.raises(BadFormat, match="exists"):
+        write_bundle(bundle.path, files, bundle.manifest)
+    foreign = bundle.path.parent / "holiday-pictures"
+    foreign.mkdir()
+    with pytest.raises(BadFormat, match="exists"):
+        write_bundle(foreign, files, bundle.manifest, replace=True)
+    write_bundle(bundle.path, files, bundle.manifest, replace=True)
+
+
+def test_a_refused_bundle_leaves_nothing_behind(bundle: Bundle) -> None:
+    target = bundle.path.parent / "new"
+    with pytest.raises(BadFormat):
+        write_bundle(target, {"Not A Name": b""}, bundle.manifest)
+    with pytest.raises(BadFormat):
+        write_bundle(target, {"golden.safetensors": b""}, bundle.manifest)
+    assert [p.name for p in bundle.path.parent.iterdir()] == ["bundle"]
+
+
+def test_a_precision_it_does_not_have_is_named(bundle: Bundle) -> None:
+    with pytest.raises(Incompatible, match="only fp32"):
+        bundle.base("int8")

@@ -1,0 +1,228 @@
+"""Sources give frames with time, bytes and group; bad files and lost cameras stop nothing."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
+from device_agent.config import CameraSettings, FolderCamera, OpenCvCamera, VideoCamera
+from sdk.errors import CameraLost, ConfigError
+from sdk.images import decode, sample_id
+from sdk.preprocess import Frame
+
+
+def frame_of(grey: int, size: int = 16) -> Frame:
+    return np.full((size, size, 3), grey, np.uint8)
+
+
+def write_video(file: Path, frames: int = 20, fps: float = 10.0) -> Path:
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), fps, (64, 48))
+    for i in range(frames):
+        writer.write(np.full((48, 64, 3), 10 * i, np.uint8))
+    writer.release()
+    return file
+
+
+def take(settings: CameraSettings, n: int | None = None) -> tuple[list[Shot], Camera]:
+    camera = open_camera(settings, "line-1")
+    stop = threading.Event()
+    shots = camera.shots(stop)
+    taken = list(itertools.islice(shots, n))
+    stop.set()
+    if n is not None:
+        assert next(shots, None) is None, "a stopped source gives no more"
+    return taken, camera
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i, name in enumerate(["b.png", "a.png", "c/d.png"]):
+        file = tmp_path / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode_png(frame_of(40 * i + 20)))
+    return tmp_path / "images"
+
+
+def test_a_folder_is_read_sorted_and_its_bytes_kept_as_delivered(folder: Path) -> None:
+    shots, camera = take(FolderCamera(path=folder))
+    assert [shot.source for shot in shots] == ["a.png", "b.png", "c/d.png"]
+    assert shots[0].data == (folder / "a.png").read_bytes()
+    assert shots[0].sample_id == sample_id(shots[0].data)
+    assert np.array_equal(decode(shots[0].data), shots[0].frame)
+    assert camera.tally.state is CameraState.ENDED
+    assert camera.tally.frames == 3
+
+
+def test_each_file_of_a_folder_is_a_part_of_its_own(folder: Path) -> None:
+    shots, _ = take(FolderCamera(path=folder))
+    assert [shot.group for shot in shots] == ["line-1/a.png", "line-1/b.png", "line-1/c/d.png"]
+
+
+def test_an_index_says_order_and_parts(folder: Path) -> None:
+    (folder / "index.csv").write_text("path,label,group\nc/d.png,good,part 7\na.png,bad,part 7\n")
+    shots, _ = take(FolderCamera(path=folder))
+    assert [(shot.source, shot.group) for shot in shots] == [
+        ("c/d.png", "line-1/part 7"),
+        ("a.png", "line-1/part 7"),
+    ]
+
+
+def test_a_very_long_part_name_still_gives_a_valid_group(folder: Path) -> None:
+    (folder / "index.csv").write_text("path,group\na.png," + "x" * 500 + "\n")
+    shots, _ = take(FolderCamera(path=folder))
+    assert len(shots[0].group) <= 200
+    assert shots[0].group.startswith("line-1/")
+
+
+def test_bad_files_are_quarantined_and_logged_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = (folder / "a.png").read_bytes()
+    (folder / "aa-truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "ab-empty.jpg").write_bytes(b"")
+    (folder / "ac-text.jpg").write_bytes(b"not an image at all")
+    with caplog.at_level(logging.WARNING):
+        shots, camera = take(FolderCamera(path=folder, loop=True), 7)
+    assert {shot.source for shot in shots} == {"a.png", "b.png", "c/d.png"}
+    assert camera.tally.bad == 3
+    assert sorted(camera.tally.quarantined) == ["aa-truncated.png", "ab-empty.jpg", "ac-text.jpg"]
+    assert len([r for r in caplog.records if "quarantined" in r.message]) == 3
+
+
+def test_a_looping_folder_sees_files_that_came_later(folder: Path) -> None:
+    camera = open_camera(FolderCamera(path=folder, loop=True), "line-1")
+    shots = camera.shots(threading.Event())
+    first = [next(shots).source for _ in range(3)]
+    (folder / "0-new.png").write_bytes(encode_png(frame_of(200)))
+    assert next(shots).source == "0-new.png"
+    assert first == ["a.png", "b.png", "c/d.png"]
+
+
+def test_a_rate_is_kept_and_a_stop_is_noticed_while_waiting(folder: Path) -> None:
+    camera = open_camera(FolderCamera(path=folder, rate_fps=20), "line-1")
+    stop = threading.Event()
+    shots = camera.shots(stop)
+    began_s = time.monotonic()
+    assert len(list(itertools.islice(shots, 3))) == 3
+    assert time.monotonic() - began_s >= 2 / 20
+    slow = open_camera(FolderCamera(path=folder, rate_fps=0.01), "line-1").shots(stop)
+    next(slow)
+    threading.Timer(0.05, stop.set).start()
+    assert next(slow, None) is None
+    assert time.monotonic() - began_s < 10
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda _: None, "is not a folder"),
+        (lambda folder: folder.mkdir(), "holds no images"),
+        (lambda folder: (folder.mkdir(), (folder / "index.csv").write_text("file\na.png\n")), "no column path"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "index.csv").write_text("path\n../../etc/passwd\n")),
+            "not a path below the folder",
+        ),
+        (
+            lambda folder: (folder.mkdir(), (folder / "index.csv").write_bytes(b"path\n\xff\xfe\n")),
+            "index.csv: ",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_serve_is_refused_at_start(
+    tmp_path: Path, prepare: Callable[[Path], object], message: str
+) -> None:
+    prepare(tmp_path / "images")
+    with pytest.raises(ConfigError, match=message):
+        open_camera(FolderCamera(path=tmp_path / "images"), "line-1")
+
+
+def test_a_looping_folder_of_only_bad_files_is_lost_not_spun_on(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    camera = open_camera(FolderCamera(path=tmp_path, loop=True), "line-1")
+    with pytest.raises(CameraLost, match="none of 1 files"):
+        next(camera.shots(threading.Event()))
+
+
+def test_a_video_gives_every_frame_losslessly(tmp_path: Path) -> None:
+    shots, camera = take(VideoCamera(path=write_video(tmp_path / "v.avi")))
+    assert len(shots) == 20
+    assert camera.tally.state is CameraState.ENDED
+    assert all(np.array_equal(decode(shot.data), shot.frame) for shot in shots[:3])
+    assert shots[3].source == "v.avi #4"
+
+
+def test_a_video_is_sampled_by_its_own_time(tmp_path: Path) -> None:
+    shots, _ = take(VideoCamera(path=write_video(tmp_path / "v.avi", fps=200.0), rate_fps=100))
+    assert [shot.source for shot in shots] == [f"v.avi #{n}" for n in range(1, 21, 2)]
+
+
+def test_frames_without_parts_are_grouped_by_burst(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "v.avi", fps=10.0)
+    together, _ = take(VideoCamera(path=video))
+    assert len({shot.group for shot in together}) == 1
+    assert together[0].group == f"line-1/{together[0].sample_id.hex()[:32]}"
+    apart, _ = take(VideoCamera(path=video, burst_gap_s=0.05))
+    assert len({shot.group for shot in apart}) == 20
+    capped, _ = take(VideoCamera(path=video, burst_max_s=0.45))
+    assert len({shot.group for shot in capped}) == 4
+
+
+def test_a_file_that_is_no_video_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "v.mp4").write_bytes(b"no video" * 100)
+    with pytest.raises(CameraLost, match="no frame can be decoded"):
+        take(VideoCamera(path=tmp_path / "v.mp4"))
+
+
+def test_a_missing_video_is_refused_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a file"):
+        open_camera(VideoCamera(path=tmp_path / "v.mp4"), "line-1")
+
+
+def test_a_pipeline_is_refused_where_opencv_has_no_gstreamer() -> None:
+    if "GStreamer:                   NO" not in cv2.getBuildInformation():
+        pytest.skip("this OpenCV has GStreamer")
+    with pytest.raises(ConfigError, match="without GStreamer"):
+        open_camera(OpenCvCamera(url="v4l2src ! videoconvert ! appsink"), "line-1")
+
+
+def live_at(address: Path) -> OpenCvCamera:
+    return OpenCvCamera(url=str(address), retry_s=0.01, retry_max_s=0.02)
+
+
+def test_a_camera_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    address = tmp_path / "camera.avi"
+    camera = open_camera(live_at(address), "line-1")
+    shots = camera.shots(stop := threading.Event())
+    appears = threading.Timer(0.3, lambda: write_video(tmp_path / "x.avi").rename(address))
+    appears.start()
+    shot = next(shots)
+    stop.set()
+    assert shot.frame.shape == (48, 64, 3)
+    assert camera.tally.outages >= 1
+    shots.close()  # type: ignore[attr-defined]  # a generator
+
+
+def test_a_lost_camera_is_reconnected_for_ever_and_unread_frames_are_counted(tmp_path: Path) -> None:
+    """A video file as the address: it ends, is opened again, ends again."""
+    address = write_video(tmp_path / "camera.avi")
+    camera = open_camera(live_at(address), "line-1")
+    shots = camera.shots(stop := threading.Event())
+    deadline_s = time.monotonic() + 20
+    while camera.tally.outages < 3:
+        assert time.monotonic() < deadline_s
+        next(shots)
+    stop.set()
+    assert camera.tally.frames + camera.tally.dropped >= 20
+    assert next(shots, None) is None
+
+
+def test_the_password_of_a_camera_is_in_no_name() -> None:
+    camera = open_camera(OpenCvCamera(url="rtsp://admin:secret@192.0.2.1/1"), "line-1")
+    assert camera.name == "rtsp://192.0.2.1/1"

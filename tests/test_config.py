@@ -1,0 +1,102 @@
+"""site.toml is read whole, or refused in one line that names file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from device_agent.config import TEMPLATE, FolderCamera, OpenCvCamera, Site, load_site, parse_site
+from sdk.errors import ConfigError
+
+LEAST = 'device = "line-1"\n[camera]\nkind = "folder"\npath = "images"\n'
+
+
+def site_of(text: str, folder: Path = Path("/plant")) -> Site:
+    return parse_site(text, folder / "site.toml")
+
+
+def test_least_settings_get_every_default() -> None:
+    site = site_of(LEAST)
+    assert site.device == "line-1"
+    assert site.page.host == "127.0.0.1"
+    assert site.mqtt is None
+    assert site.bundle is None
+    assert isinstance(site.camera, FolderCamera)
+    assert site.camera.burst_gap_s == 2.0
+
+
+def test_paths_are_relative_to_the_file() -> None:
+    site = site_of('bundle = "b"\ndata_dir = "/var/lib/headway"\n' + LEAST)
+    assert site.bundle == Path("/plant/b")
+    assert site.data_dir == Path("/var/lib/headway")
+    assert isinstance(site.camera, FolderCamera)
+    assert site.camera.path == Path("/plant/images")
+
+
+def test_default_data_folder_lies_beside_the_file() -> None:
+    assert site_of(LEAST).data_dir == Path("/plant/headway-data")
+
+
+def test_the_template_says_exactly_the_defaults() -> None:
+    text = TEMPLATE.replace("rate_fps = 1.0", "rate_fps = 0.0")
+    assert site_of(text) == site_of(LEAST)
+
+
+def test_every_line_commented_out_in_the_template_is_valid_too() -> None:
+    lines = TEMPLATE.splitlines()
+    live = lines.index("# [camera]                    # a live camera instead")
+    opencv = [line.removeprefix("# ") for line in lines[live : live + 6]]
+    mqtt = next(i for i, line in enumerate(lines) if line.startswith("# [mqtt]"))
+    broker = [line.removeprefix("# ") for line in lines[mqtt : mqtt + 10]]
+    top = [line.removeprefix("# ") for line in lines if line.startswith(("# bundle", "# precision"))]
+    site = site_of("\n".join(['device = "a"', *top, *opencv, *broker]))
+    assert isinstance(site.camera, OpenCvCamera)
+    assert site.camera.index == 0
+    assert site.mqtt is not None
+    assert site.mqtt.password_file == Path("/plant/mqtt-password")
+    assert site.precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (LEAST + "[page]\nprot = 1\n", "unknown key 'prot' in [page]", "Did you mean 'port'?"),
+        ("devise = 'a'\n" + LEAST, "unknown key 'devise'", "Did you mean 'device'?"),
+        (LEAST + "retry_s = 1.0\n", "unknown key 'retry_s' in [camera]", "belongs in [camera (opencv)]"),
+        ("port = 1\n" + LEAST, "unknown key 'port'", "belongs in [page]"),
+        (LEAST + "[page]\nzzz = 1\n", "unknown key 'zzz'", "Known here: host, port."),
+        (LEAST + "[page]\nport = 'x'\n", "page.port: expected int, got str", "docs/agent.md"),
+        (LEAST + "[page]\nport = 70000\n", "page.port: expected int <= 65535", "docs/agent.md"),
+        (LEAST + "rate_fps = -1\n", "camera.rate_fps: expected float >= 0.0", "docs/agent.md"),
+        (LEAST.replace("line-1", "Line 1"), "device: expected str matching", "small letters"),
+        (LEAST.replace("folder", "webcam"), "camera.kind: invalid value 'webcam'", "folder, video, opencv"),
+        (LEAST.replace('"images"', "7"), "camera.path: expected a path in quotes", "docs/agent.md"),
+        ('device = "a"\n', "camera is missing", "kind is one of"),
+        ('device = "a"\n[camera]\nkind = "folder"\n', "path is missing in [camera]", "docs/agent.md"),
+        ('device = "a"\n[camera]\nkind = "opencv"\n', "camera: give either index or url", "docs/agent.md"),
+        ('precision = "int4"\n' + LEAST, "precision: invalid enum value 'int4'", "docs/agent.md"),
+        (LEAST + "[mqtt]\nport = 1883\n", "host is missing in [mqtt]", "docs/agent.md"),
+        ("device = line-1\n", "site.toml: ", "Strings stand in quotes"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line_with_the_key(text: str, message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        site_of(text)
+    assert message in str(refusal.value)
+    assert str(refusal.value).startswith("/plant/site.toml: ")
+    assert "\n" not in str(refusal.value)
+    assert hint in refusal.value.hint
+
+
+def test_a_missing_file_points_to_init(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load_site(tmp_path / "site.toml")
+    assert "headway agent init" in refusal.value.hint
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_site(file)

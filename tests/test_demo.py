@@ -1,0 +1,72 @@
+"""The demo, whole: real export, broker, service and two agents, on small pictures and a random backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands import headway
+from tests.tiny import write_pictures
+
+pytestmark = [pytest.mark.broker, pytest.mark.torch]
+
+CLASSES = ("good", "pit", "rings", "scratch")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("parts"), CLASSES, per_class=28)
+
+
+def test_one_device_learns_a_defect_and_the_other_knows_it(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, figures = tmp_path / "demo", tmp_path / "figures.json"
+    ended = headway(
+        capfd, "demo", "--data", data, "--backbone", "test_resnet", "--weights", "none", "--strategy", "frozen",
+        "--hold-back", "rings", "--labels", "4", "--out", out, "--json", figures,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    report = json.loads(figures.read_text())
+    assert report == json.loads((out / "report.json").read_text())
+    a, b = report["devices"]
+    assert (a["labels_given"], b["labels_given"]) == (4, 0)
+    for device in (a, b):
+        assert device["new_class_recall_before"] == 0
+        assert device["new_class_recall_after"] >= 0.5
+        assert 0 < device["mqtt_bytes_head"] < device["mqtt_bytes_release"]
+    assert a["recall_after"] == b["recall_after"]
+    assert len(set(report["live_set_digests"].values())) == 1
+    assert set(report["live_set_digests"]) == {"a", "b", "fleet"}
+    assert 0 < a["label_to_live_ms"] < 5000
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 4 + len(CLASSES)
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "The digests are equal." in ended.out
+
+    # It runs again over its own folder, and over nobody else's.
+    (out / "headway-demo").unlink()
+    again = headway(
+        capfd, "demo", "--data", data, "--backbone", "test_resnet", "--hold-back", "rings", "--out", out
+    )
+    assert again.code == 2
+    assert "holds other things" in again.err
+    assert (out / "report.json").is_file()
+
+
+def test_wrong_use_is_said_before_any_work(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    no_backbone = headway(capfd, "demo", "--data", data, "--out", out)
+    assert no_backbone.code == 2
+    assert "--backbone" in no_backbone.err
+    no_data = headway(capfd, "demo", "--backbone", "test_resnet", "--out", out)
+    assert no_data.code == 2
+    assert "--data" in no_data.err
+    assert not out.exists()
+    unknown = headway(
+        capfd, "demo", "--data", data, "--backbone", "test_resnet", "--hold-back", "dent", "--out", out
+    )
+    assert unknown.code == 2
+    assert "rings" in unknown.err

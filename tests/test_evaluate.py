@@ -1,0 +1,195 @@
+"""A bundle is judged by images it did not learn from, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_agent.evaluate import Evaluation, evaluate, judge
+from device_agent.runtime import base_head, open_runtime
+from sdk.bundle import Bundle
+from sdk.errors import BadImages, UnknownClassError
+from sdk.images import ImageSet, open_images
+from tests.commands import headway
+from tests.tiny import CLASSES, picture, tiny_bundle, write_pictures
+
+EVERY = (*CLASSES, "rings")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("evaluate") / "images", EVERY)
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    return tiny_bundle(folder.parent / "bundle", classes=EVERY, held_back=["rings"])
+
+
+def run(bundle: Bundle, images: ImageSet, part: str = "test") -> Evaluation:
+    return evaluate(bundle, images, open_runtime(bundle, None), part=part)
+
+
+def test_only_the_test_part_is_evaluated_and_the_rest_counted(bundle: Bundle, folder: Path) -> None:
+    result = run(bundle, open_images(folder))
+    assert result.accuracy.images == 4 * 6
+    assert result.left_out_learned == 4 * 12
+    assert result.left_out_other_part == 4 * 6
+    assert result.unknown_to_the_bundle == 0
+
+
+def test_all_means_all_that_was_not_learned(bundle: Bundle, folder: Path) -> None:
+    result = run(bundle, open_images(folder), part="all")
+    assert result.accuracy.images == 4 * 12
+    assert result.left_out_other_part == 0
+
+
+def test_images_new_to_the_bundle_are_evaluated_whatever_the_part(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "pit").mkdir()
+    for i in range(100, 104):
+        (tmp_path / "pit" / f"{i}.png").write_bytes(picture("pit", i))
+    result = run(bundle, open_images(tmp_path), part="stream")
+    assert result.unknown_to_the_bundle == result.accuracy.images == 4
+    assert [c.name for c in result.accuracy.classes] == ["pit"]
+
+
+def test_the_classes_it_knows_are_recognised(bundle: Bundle, folder: Path) -> None:
+    accuracy = run(bundle, open_images(folder)).accuracy
+    assert [c.name for c in accuracy.classes] == list(CLASSES)
+    assert accuracy.balanced_accuracy is not None
+    assert accuracy.balanced_accuracy.share > 0.7
+    assert accuracy.balanced_accuracy.low <= accuracy.balanced_accuracy.share <= accuracy.balanced_accuracy.high
+    for result in accuracy.classes:
+        assert sum(result.called.values()) == result.images
+        assert result.recall.share == result.called.get(result.name, 0) / result.images
+        assert result.forced_recall.share >= result.recall.share
+
+
+def test_a_held_back_class_is_reported_apart_as_noticed_or_not(bundle: Bundle, folder: Path) -> None:
+    accuracy = run(bundle, open_images(folder)).accuracy
+    (novel,) = accuracy.novel
+    assert novel.name == "rings"
+    assert novel.images == 6
+    assert novel.noticed.share == novel.called.get("unknown", 0) / 6
+    assert accuracy.novel_noticed == novel.noticed
+
+
+def test_only_unknown_classes_have_no_accuracy(bundle: Bundle) -> None:
+    codes = bundle.base().codes[:3]
+    accuracy = judge(base_head(bundle), lambda _: "x", codes, ["new"] * 3, ["a", "b", "c"])
+    assert accuracy.balanced_accuracy is None
+    assert accuracy.unknown_rate is None
+    assert accuracy.classes == []
+    assert accuracy.novel_noticed is not None
+
+
+def test_images_of_one_group_widen_the_interval(bundle: Bundle) -> None:
+    base, names = bundle.base(), bundle.class_names()
+    head, labels = base_head(bundle), [bundle.class_names()[c] for c in base.class_ids]
+    apart = judge(head, names.__getitem__, base.codes, labels, base.groups)
+    together = judge(head, names.__getitem__, base.codes, labels, [f"{x}{i % 2}" for i, x in enumerate(labels)])
+    for a, b in zip(apart.classes, together.classes, strict=True):
+        assert a.recall.share == b.recall.share
+        assert b.recall.high - b.recall.low > a.recall.high - a.recall.low
+        assert (a.groups, b.groups) == (12, 2)
+
+
+def test_a_first_day_bundle_says_known_or_unknown(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "images", ["good", "rings"])
+    bundle = tiny_bundle(tmp_path / "bundle", classes=["good"])
+    accuracy = run(bundle, open_images(folder)).accuracy
+    assert [c.name for c in accuracy.classes] == ["good"]
+    assert accuracy.novel_noticed is not None
+    assert np.isclose(accuracy.classes[0].forced_recall.share, 1)
+
+
+@pytest.mark.parametrize("part", ["test", "stream", "all"])
+def test_nothing_left_is_refused(bundle: Bundle, folder: Path, part: str) -> None:
+    learned = set(bundle.base().samples)
+    images = open_images(folder)
+    only = ImageSet(folder, tuple(i for i in images.images if i.sample_id in learned), (), False)
+    with pytest.raises(BadImages, match="none of 36 images are left to evaluate") as refusal:
+        run(bundle, only, part)
+    assert "--part" in refusal.value.hint
+
+
+def test_an_unknown_part_is_a_programmers_mistake(bundle: Bundle, folder: Path) -> None:
+    with pytest.raises(ValueError, match="validate"):
+        run(bundle, open_images(folder), part="validate")
+
+
+def test_the_command_prints_tables_and_writes_json(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.json"
+    result = headway(capsys, "evaluate", bundle.path, "--data", folder, "--json", out)
+    assert result.code == 0, result.err
+    assert "balanced accuracy" in result.out
+    figures = json.loads(out.read_text())
+    assert figures["accuracy"]["images"] == 24
+    assert figures["accuracy"]["novel"][0]["name"] == "rings"
+    printed = json.loads(headway(capsys, "evaluate", bundle.path, "--data", folder, "--json", "-").out)
+    assert printed["accuracy"] == figures["accuracy"]
+
+
+def test_the_command_passes_over_bad_files_and_refuses_an_empty_folder(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images" / "pit"
+    folder.mkdir(parents=True)
+    empty = headway(capsys, "evaluate", bundle.path, "--data", folder.parent)
+    assert empty.code == 2
+    assert "holds no images" in empty.err
+    (folder / "whole.png").write_bytes(picture("pit", 400))
+    (folder / "truncated.png").write_bytes(picture("pit", 401)[:300])
+    result = headway(capsys, "evaluate", bundle.path, "--data", folder.parent)
+    assert result.code == 0, result.err
+    assert "1 files could not be used" in result.out
+    nowhere = tmp_path / "none" / "figures.json"
+    assert headway(capsys, "evaluate", bundle.path, "--data", folder.parent, "--json", nowhere).code == 2
+    (folder / "whole.png").unlink()
+    only_bad = headway(capsys, "evaluate", bundle.path, "--data", folder.parent)
+    assert only_bad.code == 2
+    assert "Traceback" not in only_bad.err
+
+
+def test_escapes_and_overkill_follow_the_target(bundle: Bundle, folder: Path) -> None:
+    images, runtime = open_images(folder), open_runtime(bundle, None)
+    shown = evaluate(bundle, images, runtime, good=["good"]).acceptance
+    strict = evaluate(bundle, images, runtime, good=["good"], escape_rate=0.0).acceptance
+    loose = evaluate(bundle, images, runtime, good=["good"], escape_rate=0.5).acceptance
+    assert shown is not None
+    assert strict is not None
+    assert loose is not None
+    assert (shown.threshold, shown.target) == (None, None)
+    assert strict.threshold is not None
+    assert loose.threshold is not None
+    assert strict.threshold < loose.threshold
+    for each in (shown, strict, loose):
+        assert each.escapes is not None
+        assert each.overkill is not None
+    assert strict.escapes is not None
+    assert loose.escapes is not None
+    assert strict.escapes.share <= loose.escapes.share  # rings, which the bundle never heard of, are defects too
+    assert strict.expected_escapes is not None
+    assert strict.expected_escapes.share == 0
+
+
+def test_a_good_class_must_be_known(bundle: Bundle, folder: Path) -> None:
+    with pytest.raises(UnknownClassError, match="fine"):
+        evaluate(bundle, open_images(folder), open_runtime(bundle, None), good=["fine"])
+
+
+def test_the_command_reports_escapes_and_calibration(
+    bundle: Bundle, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = headway(capsys, "evaluate", bundle.path, "--data", folder, "--good", "good", "--escape-rate", "0.05")
+    assert ended.code == 0
+    for words in ("escapes", "overkill", "probability shown is off"):
+        assert words in ended.out
+    refused = headway(capsys, "evaluate", bundle.path, "--data", folder, "--escape-rate", "0.05")
+    assert refused.code == 2
+    assert "--good" in refused.err

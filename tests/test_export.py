@@ -1,0 +1,435 @@
+"""`headway export`, whole: what a bundle learned from, what it did not, and every refusal in two lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+from export.backbones import load_backbone
+from export.cli import export
+from export.forms import Form, first_form
+from export.graph import OnnxBackbone
+from export.pipeline import Request, export_bundle
+from export.report import Report
+from export.selection import data_digest
+from sdk.bundle import Bundle
+from sdk.codes import encode
+from sdk.errors import BadImages, ExportError, HeadwayError, UnknownBackbone
+from sdk.head import Calibration, Knobs, Moments, solve
+from sdk.images import open_images
+from sdk.labels import Fold
+from sdk.score import Score
+from sdk.splits import Part, split
+from tests.tiny import picture, write_pictures
+
+pytestmark = pytest.mark.torch
+torch.set_num_threads(1)  # tests run side by side; spinning threads cost more than they give
+
+CLASSES = ("good", "pit", "scratch")
+SIDE = 64
+
+
+class Silent:
+    """A listener that only remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, words: str) -> None: ...
+
+    def step(self, done: int, total: int, note: str = "") -> None: ...
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def write_set(folder: Path, classes: Sequence[str] = CLASSES, per_class: int = 20) -> Path:
+    """Write pictures with an index in which two of them in a row show one part, and return the folder."""
+    write_pictures(folder, classes, per_class)
+    with (folder / "index.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "group"])
+        for name in classes:
+            rows.writerows([f"{name}/{i:03}.png", name, f"{name}-{i // 2}"] for i in range(per_class))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_set(tmp_path_factory.mktemp("export") / "set")
+    (folder / "good" / "020.png").write_bytes(picture("good", 20)[:300])
+    with (folder / "index.csv").open("a") as file:
+        file.write("good/020.png,good,good-10\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    save_file(load_backbone("test_resnet", "none").module.state_dict(), file)
+    return str(file)
+
+
+Made = tuple[Report, Bundle]
+
+
+def make(request: Request) -> Made:
+    return export_bundle(request, Silent()), Bundle.open(request.out)
+
+
+@pytest.fixture(scope="module")
+def frozen(pictures: Path, weights: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A bundle of frozen features in both precisions, `scratch` held back."""
+    out = tmp_path_factory.mktemp("bundles") / "frozen"
+    return make(Request(pictures, "test_resnet", out, weights, input_size_px=SIDE, hold_back=("scratch",)))
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A bundle whose backbone was trained from scratch, for two epochs."""
+    out = tmp_path_factory.mktemp("bundles") / "trained"
+    return make(
+        Request(pictures, "test_vit", out, "none", input_size_px=32, epochs=2, precisions=("fp32",), seed=3)
+    )
+
+
+def test_codes_and_golden_outputs_come_from_the_onnx_file_as_a_device_runs_it(frozen: Made) -> None:
+    _, bundle = frozen
+    for entry in bundle.manifest.precisions:
+        golden = bundle.golden(entry.precision)
+        runner = OnnxBackbone(bundle.backbone(entry.precision))
+        features = np.concatenate([runner.features(bundle.manifest.preprocess.apply(f)) for f in golden.frames])
+        np.testing.assert_allclose(features, golden.features, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(encode(golden.features, entry.code_scale), golden.codes)
+        known = {code.tobytes() for code in bundle.base(entry.precision).codes}
+        assert {code.tobytes() for code in golden.codes} <= known  # golden inputs are training images
+
+
+def test_a_device_solves_the_exporters_head(frozen: Made) -> None:
+    _, bundle = frozen
+    for entry in bundle.manifest.precisions:
+        base, golden = bundle.base(entry.precision), bundle.golden(entry.precision)
+        fold = Fold(entry.space, entry.feature_size)
+        fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names())
+        assert fold.digest() == entry.head.live_set_digest
+        moments = Moments(entry.feature_size)
+        moments.add(base.codes, base.class_ids)
+        h = entry.head
+        head = solve(
+            moments,
+            knobs=Knobs(h.rho, h.centre_damping, h.lift_floor),
+            calibration=Calibration(h.temperature, h.novelty_threshold, h.false_alarm_rate),
+        )
+        columns = [head.class_ids.index(class_id) for class_id in bundle.class_names()]
+        np.testing.assert_allclose(head.scores(golden.codes)[:, columns], golden.scores, atol=1e-5)
+
+
+def test_a_class_held_back_leaves_no_trace_but_its_part_of_the_split(frozen: Made, pictures: Path) -> None:
+    report, bundle = frozen
+    images = open_images(pictures)
+    held = {image.sample_id for image in images.images if image.label == "scratch"}
+    assert sorted(bundle.class_names().values()) == ["good", "pit"]
+    for entry in bundle.manifest.precisions:
+        assert not held & set(bundle.base(entry.precision).samples)
+    assert held <= set(bundle.parts())
+    assert bundle.manifest.split.held_back == ["scratch"] == report.held_back
+    assert [c.name for c in report.images.classes if not c.learned] == ["scratch"]
+
+
+def test_the_split_is_recorded_for_all_images_and_can_be_repeated(frozen: Made, pictures: Path) -> None:
+    _, bundle = frozen
+    images = open_images(pictures)
+    again = split(images.groups, images.labels, bundle.manifest.split.seed)
+    recorded = bundle.parts()
+    assert [recorded[image.sample_id] for image in images.images] == list(again)
+    base = set(bundle.base().samples)
+    learned = {s for s, part in recorded.items() if part in (Part.TRAIN, Part.VALIDATION)}
+    assert base == {i.sample_id for i in images.images if i.sample_id in learned and i.label != "scratch"}
+
+
+def test_no_group_stands_in_two_parts(frozen: Made, pictures: Path) -> None:
+    _, bundle = frozen
+    parts = bundle.parts()
+    seen: dict[str, set[Part]] = {}
+    for image in open_images(pictures).images:
+        seen.setdefault(image.group, set()).add(parts[image.sample_id])
+    assert all(len(found) == 1 for found in seen.values())
+    assert Counter(part for found in seen.values() for part in found)[Part.TEST] >= 3
+
+
+def test_a_truncated_image_is_refused_by_name_and_nothing_else_is(frozen: Made) -> None:
+    report, bundle = frozen
+    assert [(Path(r.path).name, "damaged" in r.reason) for r in report.images.refused] == [("020.png", True)]
+    assert any("020.png" in warning for warning in report.warnings)
+    assert report.images.usable == 60 == bundle.manifest.lineage.images
+
+
+def test_both_precisions_are_reported_and_the_first_is_chosen_by_figures(frozen: Made) -> None:
+    report, bundle = frozen
+    kept = {p.precision: p for p in report.precisions if p.kept}
+    assert set(kept) == {"fp32", "int8"} == {entry.precision for entry in bundle.manifest.precisions}
+    assert bundle.manifest.precisions[0].precision == report.precision
+    fp32, int8 = kept["fp32"], kept["int8"]
+    assert int8.size_bytes < 0.4 * fp32.size_bytes
+    assert int8.feature_cosine > 0.95
+    assert fp32.latency_ms is not None
+    assert int8.latency_ms is not None
+    good = int8.balanced_accuracy >= fp32.balanced_accuracy - 0.01 and int8.kernel_difference <= 2
+    assert (report.precision == "int8") == (good and int8.latency_ms <= 0.95 * fp32.latency_ms)
+    assert str(round(int8.latency_ms, 1)) in report.precision_reason
+
+
+def test_the_manifest_says_where_it_comes_from(frozen: Made, pictures: Path) -> None:
+    report, bundle = frozen
+    lineage = bundle.manifest.lineage
+    assert lineage.data_sha256 == data_digest(open_images(pictures)) == report.images.sha256
+    assert lineage.weights_sha256 is not None
+    assert (lineage.backbone, lineage.strategy, lineage.weights_licence) == ("test_resnet", "frozen", "unknown")
+    assert lineage.tool_versions["torch"]
+    texts = [(bundle.path / name).read_bytes() for name in ("manifest.json", "card.md")]
+    assert not any(str(pictures.parent).encode() in text for text in texts)
+
+
+def test_the_card_tells_the_score_with_its_interval_and_what_was_held_back(frozen: Made) -> None:
+    report, bundle = frozen
+    text = (bundle.path / "card.md").read_text()
+    assert f"{report.score.balanced_accuracy:.1%}" in text
+    assert "95 % interval" in text
+    assert "scratch (not learned)" in text
+    assert "licence: unknown" in text
+
+
+def test_the_score_judges_only_what_the_backbone_was_not_trained_on(trained: Made) -> None:
+    report, bundle = trained
+    base, parts = bundle.base(), bundle.parts()
+    expected = [parts[sample] is Part.TRAIN for sample in base.samples]
+    assert base.fitted.tolist() == expected
+    assert report.score.samples == expected.count(False)
+    assert report.strategy.strategy == "full"
+    assert [e.number for e in report.strategy.history] == [1, 2]
+
+
+def test_the_same_seed_gives_the_same_codes_under_other_class_ids(
+    trained: Made, pictures: Path, tmp_path: Path
+) -> None:
+    _, first = trained
+    request = Request(
+        pictures, "test_vit", tmp_path / "again", "none", input_size_px=32, epochs=2, precisions=("fp32",), seed=3
+    )
+    _, again = make(request)
+    assert again.space() == first.space()
+    assert np.array_equal(again.base().codes, first.base().codes)
+    assert not set(again.class_names()) & set(first.class_names())
+
+
+def test_class_ids_can_be_kept_from_an_earlier_bundle(
+    frozen: Made, pictures: Path, weights: str, tmp_path: Path
+) -> None:
+    _, earlier = frozen
+    request = Request(
+        pictures, "test_resnet", tmp_path / "later", weights, None, ("fp32",),
+        input_size_px=SIDE, classes_from=earlier.path,
+    )  # fmt: skip
+    _, later = make(request)
+    old, new = earlier.class_names(), later.class_names()
+    assert {name: i for i, name in old.items()}.items() <= {name: i for i, name in new.items()}.items()
+    assert sorted(new.values()) == ["good", "pit", "scratch"]
+    assert later.manifest.parents == [earlier.digest()]
+
+
+def test_good_parts_only_give_a_bundle_that_says_known_or_unknown(weights: str, tmp_path: Path) -> None:
+    folder = tmp_path / "first-day"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i}.png").write_bytes(picture("good", i))
+    listener = Silent()
+    request = Request(folder, "test_resnet", tmp_path / "bundle", "none", input_size_px=SIDE)
+    report = export_bundle(request, listener)
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert list(bundle.class_names().values()) == ["good"]
+    assert report.strategy.strategy == "frozen"
+    assert any("random" in line for line in listener.said)
+    assert any("No groups" in line for line in listener.said)
+    assert bundle.golden().scores.shape[1] == 1
+    base, entry = bundle.base(), bundle.precision()
+    moments = Moments(base.codes.shape[1])
+    moments.add(base.codes, base.class_ids)
+    h = entry.head
+    head = solve(moments, calibration=Calibration(h.temperature, h.novelty_threshold, h.false_alarm_rate))
+    assert head.decide(base.codes).unknown.mean() < 0.2
+    strange = np.random.default_rng(0).integers(-127, 128, base.codes.shape, dtype=np.int8)
+    assert head.decide(strange).unknown.all()
+
+
+def one_image(folder: Path) -> None:
+    (folder / "good").mkdir(parents=True)
+    (folder / "good" / "0.png").write_bytes(picture("good", 0))
+
+
+def only_truncated(folder: Path) -> None:
+    (folder / "good").mkdir(parents=True)
+    (folder / "good" / "0.png").write_bytes(picture("good", 0)[:200])
+
+
+def one_group(folder: Path) -> None:
+    write_pictures(folder, ("good", "pit"), 3)
+    rows = [f"{name}/{i:03}.png,{name},same" for name in ("good", "pit") for i in range(3)]
+    (folder / "index.csv").write_text("\n".join(["path,label,group", *rows]))
+
+
+def long_class(folder: Path) -> None:
+    write_pictures(folder, ("x" * 65, "good"), 4)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "error", "says", "hint"),
+    [
+        (lambda _: None, {}, BadImages, "not a folder", "folder"),
+        (Path.mkdir, {}, BadImages, "no images", "index.csv"),
+        (one_image, {}, BadImages, "one group", "two"),
+        (one_group, {}, BadImages, "one group", "two"),
+        (only_truncated, {}, BadImages, "damaged", "Replace"),
+        (long_class, {}, BadImages, "class name", "64"),
+        (write_set, {"hold_back": ("scrach",)}, BadImages, "hold back", "scratch"),
+        (write_set, {"hold_back": CLASSES}, BadImages, "left to learn", "Hold fewer"),
+        (write_set, {"backbone": "tst_resnet"}, UnknownBackbone, "no architecture", "test_resnet"),
+        (write_set, {"weights": "missing.safetensors"}, UnknownBackbone, "no such file", "--weights none"),
+        (write_set, {"weights": "none", "out": "set/good"}, ExportError, "exists", "--out"),
+        (write_set, {"weights": "none", "out": "set/index.csv/b"}, ExportError, "cannot be written", "--out"),
+        (write_set, {"weights": "none", "strategy": "last"}, ExportError, "none has none", "--strategy full"),
+        (write_set, {"weights": "none", "input_size_px": 8}, ExportError, "pixels", "--input-size"),
+        (write_set, {"weights": "none", "classes_from": Path("set")}, HeadwayError, "not a bundle", "export"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[Path], object],
+    options: dict[str, object],
+    error: type[HeadwayError],
+    says: str,
+    hint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare(Path("set"))
+    before = sorted(tmp_path.rglob("*"))
+    asked = {"backbone": "test_vit", "weights": "none", "out": "bundle", **options}
+    with pytest.raises(error, match=says) as caught:
+        run_in_process(asked)
+    assert "\n" not in str(caught.value)
+    assert hint in caught.value.hint
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def run_in_process(asked: dict[str, object]) -> None:
+    """Run the command with these options, an error coming out as it is."""
+    names = {"hold_back": "hold-back", "input_size_px": "input-size", "classes_from": "classes-from"}
+    args = ["set"]
+    for name, value in asked.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            args += [f"--{names.get(name, name)}", str(each)]
+    result = CliRunner().invoke(export, args)
+    if result.exception is not None:
+        raise result.exception
+
+
+def test_a_bundle_is_replaced_only_when_asked(frozen: Made, pictures: Path, weights: str, tmp_path: Path) -> None:
+    def again(*more: str) -> Result:
+        args = ["--backbone", "test_resnet", "--weights", weights, "--input-size", "32", "--precision", "fp32"]
+        return CliRunner().invoke(export, [str(pictures), *args, "--out", str(tmp_path / "bundle"), *more])
+
+    first = again("--json", "-")
+    assert first.exit_code == 0
+    report = json.loads(first.stdout)  # standard output is JSON and nothing else
+    assert report["bundle_sha256"] == Bundle.open(tmp_path / "bundle").digest()
+    assert [p["precision"] for p in report["precisions"]] == ["fp32"]
+    assert "balanced accuracy" in first.stderr
+    second = again()
+    assert isinstance(second.exception, ExportError)
+    assert "--force" in second.exception.hint
+    third = again("--force", "--json", str(tmp_path / "report.json"))
+    assert third.exit_code == 0
+    assert "balanced accuracy" in third.stdout
+    replaced = json.loads((tmp_path / "report.json").read_text())
+    assert replaced["bundle_sha256"] == Bundle.open(tmp_path / "bundle").digest() != report["bundle_sha256"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "report.json"]
+
+
+def figures(accuracy: float, kernel_difference: float = 0.0) -> Form:
+    """Return a form of which only these figures matter."""
+    moments = Moments(2)
+    moments.add(np.array([[3, 4], [4, 3]], np.int8), [b"g" * 16, b"b" * 16])
+    codes = np.zeros((2, 2), np.int8)
+    score = Score(accuracy, 0.0, 1.0, (), (), 2, 2)
+    features = codes.astype(np.float32)
+    return Form(
+        "", "", b"", features, 1.0, codes, solve(moments), score, score, kernel_difference=kernel_difference
+    )
+
+
+@pytest.mark.parametrize(
+    ("int8_accuracy", "int8_ms", "kernel_difference", "int8_first", "because"),
+    [
+        (0.90, 6.0, 0.5, True, "faster"),
+        (0.895, 6.0, 0.5, True, "faster"),
+        (0.88, 6.0, 0.5, False, "costs 2.0 points"),
+        (0.95, 9.8, 0.5, False, "not faster"),
+        (0.95, 20.0, 0.5, False, "not faster"),
+        (0.95, 6.0, 5.0, False, "one kind of processor"),
+    ],
+)
+def test_int8_comes_first_only_when_it_is_faster_as_good_and_the_same_everywhere(
+    int8_accuracy: float, int8_ms: float, kernel_difference: float, int8_first: bool, because: str
+) -> None:
+    fp32, int8 = figures(0.90), figures(int8_accuracy, kernel_difference)
+    first, reason = first_form(fp32, int8, {"fp32": 10.0, "int8": int8_ms})
+    assert first is (int8 if int8_first else fp32)
+    assert because in reason
+
+
+def test_interrupting_leaves_nothing_behind(pictures: Path, weights: str, tmp_path: Path) -> None:
+    class Impatient(Silent):
+        def stage(self, words: str) -> None:
+            if words.startswith("Computing"):
+                raise KeyboardInterrupt
+
+    request = Request(pictures, "test_resnet", tmp_path / "new" / "bundle", weights, input_size_px=32)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(request, Impatient())
+    assert not (tmp_path / "new" / "bundle").exists()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_json_that_cannot_be_written_is_refused_before_anything_is_done(pictures: Path, tmp_path: Path) -> None:
+    args = [str(pictures), "--backbone", "test_resnet", "--out", str(tmp_path / "b"), "--json"]
+    result = CliRunner().invoke(export, [*args, str(tmp_path / "no" / "report.json")])
+    assert isinstance(result.exception, ExportError)
+
+
+def test_without_a_network_the_command_says_so_in_two_lines_and_exits_2(pictures: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "sdk.cli", "export", str(pictures),
+            "--backbone", "test_resnet", "--out", str(tmp_path / "bundle"),
+        ],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    error, hint = result.stderr.strip().splitlines()[-2:]
+    assert error.startswith("error: the weights timm/test_resnet")
+    assert "--weights" in hint
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,143 @@
+"""The ONNX file: what torch gives, whole and anonymous; int8 near it; and refusals where either is not so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.backbones import Backbone, load_backbone
+from export.graph import OnnxBackbone, Pixels, check_onnx, latencies_ms, to_onnx
+from export.parity import code_difference, feature_cosine, fp32_difference
+from export.quantize import Weights, stratified, to_int8
+from sdk.codes import encode, fit_scale
+from sdk.errors import CalibrationFailed, ExportError, ParityFailed
+from sdk.images import decode
+from tests.tiny import picture
+
+pytestmark = pytest.mark.torch
+torch.set_num_threads(1)  # tests run side by side; spinning threads cost more than they give
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("test_resnet", "none", input_size_px=SIDE)
+
+
+@pytest.fixture(scope="module")
+def model(backbone: Backbone) -> bytes:
+    return to_onnx(backbone)
+
+
+@pytest.fixture(scope="module")
+def pixels(backbone: Backbone) -> Pixels:
+    frames = [decode(picture(name, i)) for i in range(8) for name in ("good", "pit", "scratch")]
+    return np.concatenate([backbone.preprocess.apply(frame) for frame in frames])
+
+
+def test_onnx_gives_what_torch_gives_at_any_batch(backbone: Backbone, model: bytes, pixels: Pixels) -> None:
+    runner = OnnxBackbone(model)
+    with torch.inference_mode():
+        expected = backbone.module(torch.from_numpy(pixels)).numpy()
+    for batch in (1, 3, len(pixels)):
+        np.testing.assert_allclose(runner.features(pixels[:batch]), expected[:batch], rtol=1e-4, atol=1e-6)
+    assert fp32_difference(backbone, model, pixels) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "levels"), [("test_vit", 1), ("test_vit", 2), ("test_resnet", 4)])
+def test_transformers_and_lower_levels_are_exported_too(name: str, levels: int) -> None:
+    vit = load_backbone(name, "none", input_size_px=SIDE, levels=levels)
+    pixels = np.random.default_rng(0).normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
+    model = to_onnx(vit)
+    assert fp32_difference(vit, model, pixels) < 1e-4
+    int8 = to_int8(model, [pixels[:1], pixels[1:2]], Weights.NARROW, vit.feature_size)
+    assert feature_cosine(OnnxBackbone(model).features(pixels), OnnxBackbone(int8).features(pixels)) > 0.9
+
+
+def test_the_same_backbone_gives_the_same_bytes(backbone: Backbone, model: bytes) -> None:
+    assert to_onnx(backbone) == model
+
+
+def test_the_file_says_nothing_of_the_machine(model: bytes) -> None:
+    assert str(Path(__file__).parents[1]).encode() not in model
+    assert b"site-packages" not in model
+    assert b"stack_trace" not in model
+
+
+def test_parity_refuses_another_networks_onnx(model: bytes, pixels: Pixels) -> None:
+    other = load_backbone("test_resnet", "none", input_size_px=SIDE, seed=1)
+    with pytest.raises(ParityFailed, match="differ"):
+        fp32_difference(other, model, pixels)
+
+
+def external(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+
+
+def no_dynamic_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def other_output(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 95
+
+
+def half_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+
+
+def unknown_operator(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "Conjure"
+
+
+@pytest.mark.parametrize("harm", [external, no_dynamic_batch, other_output, half_input, unknown_operator])
+def test_a_graph_that_is_not_ours_is_refused(model: bytes, harm: Callable[[onnx.ModelProto], None]) -> None:
+    harmed = onnx.load_from_string(model)
+    harm(harmed)
+    with pytest.raises(ExportError):
+        check_onnx(harmed.SerializeToString(), 96)
+
+
+@pytest.mark.parametrize("weights", list(Weights))
+def test_int8_is_near_fp32_smaller_and_the_same_everywhere(model: bytes, pixels: Pixels, weights: Weights) -> None:
+    int8 = to_int8(model, np.split(pixels, len(pixels)), weights, 96)
+    fp32_features = OnnxBackbone(model).features(pixels)
+    features = OnnxBackbone(int8).features(pixels)
+    assert len(int8) < 0.35 * len(model)
+    assert feature_cosine(fp32_features, features) > 0.98
+    scale = fit_scale(features)
+    exact = OnnxBackbone(int8, exact=True).features(pixels)
+    # Integer kernels of this processor against the arithmetic of the file: rounding, no overflow.
+    assert code_difference(encode(features, scale), encode(exact, scale)) < 2.0
+    assert set(latencies_ms({"fp32": model, "int8": int8}, pixels[:1], rounds=2)) == {"fp32", "int8"}
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ([], "no images"),
+        ([np.full((1, 3, SIDE, SIDE), np.nan, np.float32)], "quantization failed|no usable range"),
+        ([np.zeros((1, 1, SIDE, SIDE), np.float32)], "quantization failed"),
+    ],
+)
+def test_calibration_that_finds_no_range_is_refused(model: bytes, images: list[Pixels], says: str) -> None:
+    with pytest.raises(CalibrationFailed, match=says) as caught:
+        to_int8(model, images, Weights.NARROW, 96)
+    assert "--precision fp32" in caught.value.hint
+
+
+def test_calibration_images_are_stratified() -> None:
+    labels = ["good"] * 900 + ["crack"] * 5 + ["fray"] * 40
+    rows = stratified(labels, 60)
+    counts = {name: sum(labels[row] == name for row in rows) for name in ("good", "crack", "fray")}
+    assert counts == {"crack": 5, "fray": 27, "good": 28}
+    assert max(rows) > 940  # spread over each class, not its first ones

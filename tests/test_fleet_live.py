@@ -1,0 +1,440 @@
+"""The fleet with real processes and a real broker: kill -9 of each, and the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdk.bundle import Bundle
+from sdk.chunks import ChunkFetcher, Fetched, FetchLimits, Release
+from sdk.cli import main
+from sdk.errors import BrokerError
+from sdk.fleet.broker import Mosquitto, find_mosquitto, mosquitto_config
+from sdk.fleet.cli import fleet_overview
+from sdk.fleet.service import FleetService
+from sdk.fleet.store import FleetStore
+from sdk.labels import Record
+from sdk.mqtt import Message, MqttSession, MqttSettings
+from sdk.wire import Desired, DeviceState, Topics, UpdateEvent, UpdateState, decode_json, encode_json
+from tests.builders import make_bundle
+from tests.simulators import LiveDevice, make_release, same_files, wait_for
+
+pytestmark = pytest.mark.broker
+TOPICS = Topics()
+
+
+HEADWAY = (sys.executable, "-m", "sdk.cli")
+
+
+def headway(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    """Run the command line in this process; return exit code, output and errors."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+class Served:
+    """`headway fleet serve` as a process."""
+
+    def __init__(self, directory: Path, broker: MqttSettings, *more: str) -> None:
+        self.command = [*HEADWAY, "fleet", "serve", "--dir", str(directory)]
+        self.command += ["--broker", broker.address, "--json", *more]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        first = self.process.stdout.readline()
+        assert json.loads(first)["event"] == "ready", first
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def stop(self) -> str:
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=20)
+        assert self.process.returncode == 0
+        return out
+
+
+@contextmanager
+def serving(directory: Path, settings: MqttSettings) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Run the service on a thread; yield what it reports."""
+    events: list[tuple[str, dict[str, Any]]] = []
+    stop = threading.Event()
+    with FleetStore(directory) as store:
+        service = FleetService(store, settings, report=lambda kind, more: events.append((kind, more)))
+        thread = threading.Thread(target=service.run, args=(stop,))
+        thread.start()
+        try:
+            wait_for(lambda: ("ready" in [kind for kind, _ in events]) or not thread.is_alive())
+            yield events
+        finally:
+            stop.set()
+            thread.join()
+
+
+def stored(directory: Path) -> list[Record]:
+    with FleetStore(directory) as store, store.read() as ledger:
+        records: list[Record] = []
+        while page := ledger.records("default", len(records) + 1):
+            records += page
+        return records
+
+
+def publish(directory: Path, release: Release, chunks: dict[str, bytes]) -> None:
+    """Publish a release that is no bundle: the service does not look inside."""
+    with FleetStore(directory) as store:
+        for digest, chunk in chunks.items():
+            store.chunks.put(digest, chunk)
+        with store.write() as ledger:
+            ledger.publish(release, channel="default", space="0" * 64, feature_size=8)
+
+
+def check_all_arrived(devices: list[LiveDevice], directory: Path) -> None:
+    """Every label made is stored once, in its device's order, and every device has the whole union."""
+    total = sum(len(device.log) for device in devices)
+    wait_for(lambda: not any(device.outbox for device in devices), what="all labels acknowledged")
+    wait_for(lambda: all(len(device.union) == total for device in devices), what="the union everywhere")
+    union = stored(directory)
+    for device in devices:
+        assert [r for r in union if r.entry.device == device.device] == device.log
+        assert device.union == union
+    assert len(union) == total
+    assert len({device.digest() for device in devices}) == 1
+
+
+# Kill -9
+
+
+def test_broker_killed_under_label_load_no_label_is_lost_or_doubled(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    with serving(tmp_path, mosquitto.settings):
+        devices = [LiveDevice(mosquitto.settings, name) for name in ("a", "b")]
+        with devices[0], devices[1]:
+            for number in range(120):
+                devices[number % 2].label(number)
+                if number % 40 == 20:
+                    wait_for(lambda: any(device.acknowledged for device in devices))
+                    mosquitto.restart()
+                time.sleep(0.005)  # the pace of the load, not a wait for anything
+            began = time.monotonic()
+            check_all_arrived(devices, tmp_path)
+            assert time.monotonic() - began < 15
+
+
+def test_service_killed_under_label_load_no_label_is_lost_or_doubled(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    served = Served(tmp_path, mosquitto.settings)
+    devices = [LiveDevice(mosquitto.settings, name) for name in ("a", "b")]
+    with devices[0], devices[1]:
+        for kill in range(2):
+            for number in range(60):
+                devices[number % 2].label(100 * kill + number)
+            wait_for(lambda: any(device.outbox < 90 for device in devices))
+            served.kill()
+            served.start()
+        check_all_arrived(devices, tmp_path)
+        served.stop()
+
+
+def test_broker_killed_in_the_middle_of_a_release_it_completes_byte_for_byte(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """The broker keeps nothing: the service seeds the chunks again, and the download goes on where it was."""
+    release, chunks, source = make_release(tmp_path, {"backbone.int8.onnx": 8_000_000, "card.md": 17})
+    publish(tmp_path / "fleet", release, chunks)
+    killed: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        if not killed and done > total // 3:
+            killed.append(done)
+            mosquitto.restart()
+
+    with serving(tmp_path / "fleet", mosquitto.settings), LiveDevice(mosquitto.settings, "a"):
+        fetcher = ChunkFetcher(mosquitto.settings, "a", "default", tmp_path / "chunks")
+        fetched = fetcher.fetch(release.ref, tmp_path / "slot", progress=progress)
+    assert killed
+    assert same_files(source, tmp_path / "slot")
+    assert fetched is not None
+    assert fetched.received_bytes < 1.5 * release.ref.size_bytes
+
+
+def test_chunks_wiped_from_the_broker_are_seeded_again_on_demand(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    release, chunks, source = make_release(tmp_path, {"backbone.int8.onnx": 6_000_000})
+    publish(tmp_path / "fleet", release, chunks)
+    with serving(tmp_path / "fleet", mosquitto.settings) as events, LiveDevice(mosquitto.settings, "a") as device:
+        wait_for(lambda: "registered" in [kind for kind, _ in events])
+        wait_for(lambda: device.session.traffic().received.get("meta"), what="the announcement")
+        for digest in chunks:
+            device.session.publish(TOPICS.chunk(digest), b"", retain=True)
+        wait_for(lambda: device.session.pending_bytes == 0)
+        limits = FetchLimits(stall_s=0.5, stall_max_s=2.0)
+        fetcher = ChunkFetcher(mosquitto.settings, "a", "default", tmp_path / "chunks", limits=limits)
+        fetched = fetcher.fetch(release.ref, tmp_path / "slot")
+    assert same_files(source, tmp_path / "slot")
+    assert fetched is not None
+    assert fetched.wanted > 0
+    assert "reseeding" in [kind for kind, _ in events]
+
+
+def test_labels_are_acknowledged_while_a_release_is_on_its_way(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    release, chunks, _ = make_release(tmp_path, {"backbone.int8.onnx": 20_000_000})
+    with serving(tmp_path / "fleet", mosquitto.settings), LiveDevice(mosquitto.settings, "a") as device:
+        device.label(0)
+        wait_for(lambda: not device.outbox)
+        publish(tmp_path / "fleet", release, chunks)
+        fetcher = ChunkFetcher(mosquitto.settings, "a", "default", tmp_path / "chunks")
+        done: list[Fetched | None] = []
+        thread = threading.Thread(target=lambda: done.append(fetcher.fetch(release.ref, tmp_path / "slot")))
+        thread.start()
+        waits: list[float] = []
+        while thread.is_alive():
+            began = time.monotonic()
+            device.label(len(waits) + 1)
+            wait_for(lambda: not device.outbox)
+            waits.append(time.monotonic() - began)
+        assert done[0] is not None
+        assert max(waits) < 2.0, waits
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "surfaces")
+
+
+def test_a_fleet_from_the_command_line(
+    mosquitto: Mosquitto, tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Serve, publish, take it on a device, look at devices and log, stop."""
+    directory = tmp_path / "fleet"
+    served = Served(directory, mosquitto.settings)
+    heard: list[Message] = []
+    with (
+        LiveDevice(mosquitto.settings, "line-1") as device,
+        MqttSession(mosquitto.settings, "ear", on_message=heard.append) as ear,
+    ):
+        ear.subscribe([TOPICS.desired("line-1")])
+        ear.connect()
+        device.label(1)
+        wait_for(lambda: not device.outbox)
+        waiting = subprocess.Popen(
+            [*HEADWAY, "fleet", "publish", bundle.path, "--dir", directory, "--wait", "30", "--json"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: heard, what="the assignment")
+        desired = decode_json(heard[0].payload, Desired)
+        fetcher = ChunkFetcher(mosquitto.settings, "line-1", "default", tmp_path / "chunks")
+        fetcher.fetch(desired.release, tmp_path / "slot")
+        assert Bundle.open(tmp_path / "slot").digest() == bundle.digest()
+        for state in (UpdateState.PROVISIONAL, UpdateState.COMMITTED):
+            event = UpdateEvent(release_id=desired.release.release_id, state=state)
+            device.session.publish(TOPICS.up_event("line-1"), encode_json(event))
+        published = json.loads(waiting.communicate(timeout=30)[0])
+        assert waiting.returncode == 0
+        assert published["devices"][0]["settled"] == "committed"
+        assert published["served"]
+        digest = bundle.precision().head.live_set_digest
+        running = DeviceState(
+            device="line-1",
+            channel="default",
+            online=True,
+            release_id=desired.release.release_id,
+            space=bundle.space(),
+            live_set_digest=digest,
+            log_position=3,
+        )
+        ear.publish(TOPICS.state("line-1"), encode_json(running), retain=True)
+
+        with FleetStore(directory) as store:
+            wait_for(lambda: fleet_overview(store)["devices"][0]["in_sync"])
+    _, out, _ = headway(capsys, "fleet", "devices", "--dir", directory, "--json")
+    found = json.loads(out)
+    assert found["channels"][0]["live_set_digest"] == digest
+    assert found["channels"][0]["log_length"] == 3
+    assert (found["devices"][0]["device"], found["devices"][0]["release"]) == ("line-1", "surfaces")
+    _, table, _ = headway(capsys, "fleet", "devices", "--dir", directory)
+    assert "line-1" in table
+    assert digest[:12] in table
+    _, lines, _ = headway(capsys, "fleet", "log", "--dir", directory, "--last", "2", "--json")
+    assert [json.loads(line)["kind"] for line in lines.splitlines()] == ["code", "label"]
+    assert "define" in headway(capsys, "fleet", "log", "--dir", directory)[1]
+    kinds = [json.loads(line)["event"] for line in served.stop().splitlines()]
+    assert {"registered", "stored", "release", "update", "stopped"} <= set(kinds)
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def flipped(bundle: Bundle, folder: Path) -> Path:
+    out = folder / "flipped"
+    out.mkdir()
+    for name in bundle.file_names():
+        raw = bytearray((bundle.path / name).read_bytes())
+        if name.startswith("backbone"):
+            raw[len(raw) // 2] ^= 1
+        (out / name).write_bytes(raw)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["serve", "--dir", "FLEET", "--broker", "FREE"], "no MQTT broker at", "--start-broker"),
+        (["serve", "--dir", "FLEET", "--broker", "h:x"], "no broker address", "host:port"),
+        (["serve", "--dir", "FLEET", "--broker", "10.0.0.1", "--start-broker"], "cannot listen at", "127.0.0.1"),
+        (["serve", "--dir", "FLEET", "--channel", "No!"], "no channel name", "a-z"),
+        (["serve", "--dir", "FLEET", "--prefix", "a/#"], "not a plain topic", "headway/v1"),
+        (["serve", "--dir", "FLEET", "--ca-file", "/none"], "TLS files", "ca_file"),
+        (["publish", "FLIPPED", "--dir", "FLEET"], "not what the manifest says", "Copy the bundle again"),
+        (["publish", "/none", "--dir", "FLEET"], "is not a bundle", "headway export"),
+        (["publish", "BUNDLE", "--dir", "FLEET", "--precision", "int8"], "has no int8", "--precision"),
+        (["publish", "BUNDLE", "--dir", "FLEET", "--wait", "0.1"], "no device was registered", "fleet devices"),
+        (["devices", "--dir", "/none"], "holds no fleet", "fleet serve"),
+        (["log", "--dir", "FLEET", "--channel", "none"], "there is no channel none", "none yet"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_one_line_with_a_hint(
+    tmp_path: Path,
+    bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    error: str,
+    hint: str,
+) -> None:
+    if arguments[0] == "log":
+        FleetStore(tmp_path / "fleet").close()
+    known = {"FLEET": tmp_path / "fleet", "BUNDLE": bundle.path, "FREE": free_address()}
+    known["FLIPPED"] = flipped(bundle, tmp_path)
+    code, _, err = headway(capsys, "fleet", *(known.get(argument, argument) for argument in arguments))
+    told = [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert (code, len(told)) == (2, 2), err
+    assert error in told[0]
+    assert hint in told[1]
+
+
+def test_without_a_broker_serving_ends_with_exit_code_2(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*HEADWAY, "fleet", "serve", "--dir", tmp_path, "--broker", free_address()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no MQTT broker at 127.0.0.1:")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_rollout_that_is_rolled_back_is_an_error(mosquitto: Mosquitto, tmp_path: Path, bundle: Bundle) -> None:
+    with FleetStore(tmp_path) as store:
+        with store.write() as ledger:
+            ledger.note_state(DeviceState(device="a", channel="default", online=True), seen_utc=1.0)
+        publication = store.publish(bundle, channel="default")
+        waiting = subprocess.Popen(
+            [*HEADWAY, "fleet", "publish", bundle.path, "--dir", tmp_path, "--wait", "30"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+        def second() -> bool:
+            with store.read() as ledger:
+                return ledger.newest_publication() > publication.id
+
+        wait_for(second)
+        with store.write() as ledger:
+            event = UpdateEvent(
+                release_id=publication.ref.release_id, state=UpdateState.ROLLED_BACK, reason="recall fell"
+            )
+            ledger.note_event("a", event, 1.0)
+        out, err = waiting.communicate(timeout=30)
+    assert waiting.returncode == 2
+    assert "no fleet service runs" in out
+    assert "1 of 1 devices rolled it back, a: recall fell" in err
+
+
+WITHOUT_VISION = """
+import sys
+for name in ("cv2", "PIL", "onnxruntime", "torch", "fastapi", "uvicorn"):
+    sys.modules[name] = None
+import sdk.fleet.cli, sdk.fleet.service, sdk.fleet.broker, sdk.bundle
+assert not [name for name in sys.modules if name.startswith(("device_agent", "export"))]
+"""
+
+
+def test_a_fleet_needs_no_vision_library() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_VISION], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+# The broker
+
+
+def test_our_own_broker_starts_and_stops_with_the_service(tmp_path: Path) -> None:
+    settings = MqttSettings.at(free_address())
+    served = Served(tmp_path, settings, "--start-broker")
+    with MqttSession(settings, "ear", on_message=lambda _message: None) as ear:
+        ear.connect()
+    served.stop()
+    with pytest.raises(BrokerError), MqttSession(settings, "ear", on_message=lambda _message: None) as ear:
+        ear.connect()
+
+
+def test_the_brokers_configuration_limits_what_one_client_can_take() -> None:
+    config = mosquitto_config(1234)
+    assert "listener 1234 127.0.0.1" in config
+    for line in ("set_tcp_nodelay true", "persistence false", "max_packet_size", "memory_limit", "max_queued_"):
+        assert line in config
+
+
+def test_a_broker_that_cannot_be_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match="does not start"):
+        Mosquitto(binary=tmp_path / "mosquitto").start()
+
+
+def test_a_missing_broker_names_the_package() -> None:
+    with pytest.raises(BrokerError, match="not installed") as caught:
+        find_mosquitto("/none")
+    assert caught.value.hint == "apt-get install mosquitto"
+
+
+def test_a_port_that_is_taken_is_told(mosquitto: Mosquitto) -> None:
+    second = Mosquitto(mosquitto.port)
+    with pytest.raises(BrokerError, match="in use"), second:
+        pass
+    assert second._folder is None
+
+
+def test_a_packet_over_the_limit_is_cut_off(mosquitto: Mosquitto) -> None:
+    raw = socket.create_connection(("127.0.0.1", mosquitto.port))
+    with raw:
+        raw.sendall(bytes.fromhex("101000044d5154540502003c0000037a7a7a"))
+        assert raw.recv(100)[:1] == b"\x20"
+        raw.sendall(b"\x30\xff\xff\xff\x7f\x00\x01a")
+        with contextlib.suppress(ConnectionResetError):
+            while data := raw.recv(1000):
+                assert data[:1] == b"\xe0"  # DISCONNECT

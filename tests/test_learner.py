@@ -1,0 +1,756 @@
+"""A label is learned at once and once, tried on groups left out, and can be taken back bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from device_agent.learner import Learner, score_of
+from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, Question, QueuePolicy, ask
+from device_agent.store import Outcome, Sample, SampleStatus, Store, StoreLimits
+from device_agent.trial import FIRST_SCORE
+from sdk.bundle import Bundle, write_bundle
+from sdk.codes import code_digest
+from sdk.errors import BadFormat, HeadwayError, LabelError, StoreFull, UnknownClassError
+from sdk.head import Decisions, Head, Moments, solve
+from sdk.labels import Body, Chain, CodeRecord, DefineClass, Fold, Label, MergeClasses, Record
+from sdk.wire import HeadState
+from tests.builders import class_id_of, code_of, make_bundle, picture
+from tests.processes import Doomed
+
+GOOD, SCRATCH, PIT = (class_id_of(name) for name in ("good", "scratch", "pit"))
+LIMITS = StoreLimits(reserve_bytes=0)
+NO_SPOT_CHECKS = QueuePolicy(spot_check_share=0.0)
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "two-classes")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as opened:
+        yield opened
+
+
+@pytest.fixture
+def learner(bundle: Bundle, store: Store) -> Learner:
+    return Learner(bundle, None, store)
+
+
+def see(store: Store, bundle: Bundle, name: str, number: int, **changes: object) -> bytes:
+    """Store a picture of this class as a sample of its own group; return its id."""
+    image = picture(name, number)
+    sample = Sample(
+        sample_id=hashlib.sha256(image).digest(),
+        captured_utc=float(number),
+        group=f"line-1/{name}-{number}",
+        space=bundle.space(),
+        code=code_of(bundle, image),
+        decision="good",
+        class_id=GOOD,
+        probability=0.9,
+        novelty=0.1,
+        unknown=False,
+    )
+    store.put_sample(replace(sample, **changes), image)  # type: ignore[arg-type]
+    return sample.sample_id
+
+
+def decide(learner: Learner, bundle: Bundle, name: str, number: int) -> str:
+    active = learner.head
+    decisions = active.head.decide(code_of(bundle, picture(name, number))[None])
+    return "unknown" if decisions.unknown[0] else active.names[decisions.class_index[0]]
+
+
+def assert_exact(learner: Learner, store: Store, bundle: Bundle) -> None:
+    """The moments are those of a fresh fold of all that is in the store, bit for bit."""
+    fold = fold_of(bundle, store.records())
+    fresh = Moments(fold.feature_size)
+    live = fold.live_set()
+    fresh.add(live.codes, [row.class_id for row in fold.rows()])
+    assert learner.moments_digest() == fresh.digest()
+    assert learner.status().live_set_digest == live.digest
+
+
+def fold_of(bundle: Bundle, records: Iterator[Record]) -> Fold:
+    base, entry = bundle.base(), bundle.precision()
+    fold = Fold(entry.space, entry.feature_size)
+    fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names())
+    for record in records:
+        fold.apply(record)
+    return fold
+
+
+# -- the way of a label
+
+
+def test_a_new_class_is_known_after_a_few_labels(learner: Learner, store: Store, bundle: Bundle) -> None:
+    assert decide(learner, bundle, "pit", 99) == "unknown"
+    pit = learner.define_class("pit", "anna")
+    for number in range(3):
+        learner.label(see(store, bundle, "pit", number), pit, "anna")
+    learner.run_until_idle()
+    assert decide(learner, bundle, "pit", 99) == "pit"
+    assert decide(learner, bundle, "good", 99) == "good"
+    status = learner.status()
+    assert (status.state, status.outcome, status.own_labels) == (HeadState.CONFIRMED, Outcome.CONFIRMED, 3)
+    assert status.label_to_live_ms is not None
+    assert status.score is not None
+    assert "pit" in status.reason
+    assert_exact(learner, store, bundle)
+
+
+def test_a_good_parts_only_bundle_becomes_a_classifier_with_the_first_label(tmp_path: Path, store: Store) -> None:
+    first_day = make_bundle(tmp_path / "good-only", ("good",), backbone="seed-7")
+    learner = Learner(first_day, None, store)
+    assert learner.head.names == ("good",)
+    assert decide(learner, first_day, "pit", 1) == "unknown"
+    pit = learner.define_class("pit", "anna")
+    learner.label(see(store, first_day, "pit", 1), pit, "anna")
+    learner.run_until_idle()
+    assert sorted(learner.head.names) == ["good", "pit"]
+    assert decide(learner, first_day, "pit", 2) == "pit"
+    assert decide(learner, first_day, "good", 2) == "good"
+
+
+def test_threads_learn_and_try_without_being_asked(bundle: Bundle, store: Store) -> None:
+    changes = threading.Semaphore(0)
+    learner = Learner(bundle, None, store, on_change=changes.release)
+    learner.start()
+    try:
+        assert learner.wait_until_idle(DEADLINE_S)
+        saved = learner.label(see(store, bundle, "good", 1), GOOD, "anna")
+        assert saved.seq == 2
+        assert learner.wait_until_idle(DEADLINE_S)
+        assert changes.acquire(timeout=DEADLINE_S)
+        assert learner.head.state is HeadState.CONFIRMED
+        assert learner.head.samples == 25
+    finally:
+        learner.stop()
+    assert_exact(learner, store, bundle)
+
+
+def test_a_head_serves_as_provisional_until_its_trial(learner: Learner, store: Store, bundle: Bundle) -> None:
+    before = learner.head
+    learner.label(see(store, bundle, "scratch", 1), SCRATCH, "anna")
+    learner.run_until_idle(trials=False)
+    assert (learner.head.state, learner.head.number) == (HeadState.PROVISIONAL, before.number + 1)
+    assert learner.status().busy
+    learner.run_until_idle()
+    assert (learner.head.state, learner.head.number) == (HeadState.CONFIRMED, before.number + 1)
+    assert not learner.status().busy
+
+
+def test_a_label_is_live_before_the_solve(bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the solve is held up, the updated head decides already, and the canonical one replaces it."""
+    solving, go_on = threading.Event(), threading.Event()
+
+    def held_up(*args: Any, **kwargs: Any) -> Head:
+        solving.set()
+        assert go_on.wait(DEADLINE_S)
+        return solve(*args, **kwargs)
+
+    learner = Learner(bundle, None, store)
+    pit = learner.define_class("pit", "anna")
+    ids = [see(store, bundle, "pit", number) for number in range(2)]
+    learner.run_until_idle()
+    monkeypatch.setattr("device_agent.learner.solve", held_up)
+    learner.start()
+    try:
+        learner.label(ids[0], pit, "anna")
+        assert solving.wait(DEADLINE_S)
+        quick = learner.head
+        assert (quick.state, quick.names.count("pit")) == (HeadState.PROVISIONAL, 1)
+        assert decide(learner, bundle, "pit", 99) == "pit"
+        assert learner.status().label_to_live_ms is not None
+        learner.label(ids[1], pit, "anna")  # another one while the first is being solved
+        go_on.set()
+        assert learner.wait_until_idle(DEADLINE_S)
+    finally:
+        go_on.set()
+        learner.stop()
+    assert learner.head.head.counts[learner.head.names.index("pit")] == 2
+    assert learner.head.head is not quick.head
+    assert_exact(learner, store, bundle)
+
+
+def test_a_label_undone_before_its_solve_leaves_the_earlier_head(
+    learner: Learner, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, sample = learner.head, see(store, bundle, "scratch", 1)
+    serve = learner._serve_at_once
+
+    def serve_and_undo(*args: Any) -> Any:
+        quick = serve(*args)
+        assert learner.head is quick
+        monkeypatch.undo()
+        learner.label(sample, None, "anna")
+        learner.classes()  # folds it
+        return quick
+
+    monkeypatch.setattr(learner, "_serve_at_once", serve_and_undo)
+    learner.label(sample, SCRATCH, "anna")
+    learner.run_until_idle()
+    assert learner.head.head is before.head
+    assert learner.head.state is HeadState.CONFIRMED
+    assert_exact(learner, store, bundle)
+
+
+def test_labels_and_new_heads_do_not_wait_for_the_trial_thread(bundle: Bundle, store: Store) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold_trials() -> None:
+        if threading.current_thread().name == "trial":
+            held.set()
+            release.wait(DEADLINE_S)
+
+    learner = Learner(bundle, None, store, on_change=hold_trials)
+    ids = [see(store, bundle, "good", number) for number in range(2)]
+    learner.start()
+    try:
+        learner.label(ids[0], GOOD, "anna")
+        assert held.wait(DEADLINE_S)
+        number = learner.head.number
+        learner.label(ids[1], GOOD, "anna")
+        deadline = threading.Event()
+        for _ in range(int(DEADLINE_S / 0.01)):
+            if learner.head.number > number:
+                break
+            deadline.wait(0.01)
+        assert learner.head.number == number + 1
+        assert learner.head.state is HeadState.PROVISIONAL
+    finally:
+        release.set()
+        learner.stop()
+
+
+def test_a_newer_label_ends_the_trial_of_the_older_head(learner: Learner, store: Store, bundle: Bundle) -> None:
+    for number in range(2):
+        learner.label(see(store, bundle, "good", number), GOOD, "anna")
+        learner.run_until_idle(trials=number == 1)
+    newest, older, _ = learner.history()
+    assert (newest.outcome, older.outcome) == (Outcome.CONFIRMED, Outcome.SUPERSEDED)
+    assert newest.samples == older.samples + 1
+
+
+def test_a_burst_of_labels_is_learned_in_one_go(learner: Learner, store: Store, bundle: Bundle) -> None:
+    for number in range(6):
+        learner.label(see(store, bundle, "good", number), GOOD, "anna")
+    learner.run_until_idle()
+    assert [row.samples for row in learner.history()] == [30, 24]
+
+
+def test_a_failure_in_a_thread_is_shown_and_the_next_label_is_learned(bundle: Bundle, store: Store) -> None:
+    failing = [True]
+
+    def fail() -> None:
+        if failing[0]:
+            raise RuntimeError("the page is gone")
+
+    learner = Learner(bundle, None, store, on_change=fail)
+    learner.start()
+    try:
+        for number in range(2):
+            learner.label(see(store, bundle, "good", number), GOOD, "anna")
+            assert learner.wait_until_idle(DEADLINE_S)
+            assert learner.head.samples == 25 + number
+            assert learner.status().fault == ("RuntimeError: the page is gone" if failing[0] else None)
+            failing[0] = False
+    finally:
+        learner.stop()
+
+
+def test_samples_that_the_backbone_was_trained_on_are_not_scored(tmp_path: Path, store: Store) -> None:
+    fitted = make_bundle(tmp_path / "fitted", fitted=True)
+    learner = Learner(fitted, None, store)
+    for number in range(2):
+        learner.label(see(store, fitted, "scratch", number), SCRATCH, "anna")
+    learner.run_until_idle()
+    status = learner.status()
+    assert status.score is not None
+    assert (status.score.samples, status.live_samples) == (2, 26)
+    assert status.reason == FIRST_SCORE
+
+
+# -- taken back
+
+
+def spoil(learner: Learner, store: Store, bundle: Bundle, count: int = 30) -> list[bytes]:
+    """Label good parts as scratched, each in a group of its own."""
+    ids = [see(store, bundle, "good", number) for number in range(count)]
+    for sample_id in ids:
+        learner.label(sample_id, SCRATCH, "ben")
+    learner.run_until_idle()
+    return ids
+
+
+KNOWN = 20
+
+
+def know_good_parts(learner: Learner, store: Store, bundle: Bundle) -> None:
+    """Label enough good parts rightly for a trial to see that they are lost."""
+    for number in range(500, 500 + KNOWN):
+        learner.label(see(store, bundle, "good", number), GOOD, "anna")
+    learner.run_until_idle()
+
+
+def test_a_head_that_got_worse_is_taken_back_and_its_labels_stay(
+    learner: Learner, store: Store, bundle: Bundle
+) -> None:
+    know_good_parts(learner, store, bundle)
+    before = learner.head
+    ids = spoil(learner, store, bundle)
+    assert learner.head == before
+    status = learner.status()
+    assert (status.state, status.outcome) == (HeadState.CONFIRMED, Outcome.TAKEN_BACK)
+    assert "good would be recognised only" in status.reason
+    assert status.own_labels == len(ids) + KNOWN
+    assert status.live_set_digest != before.digest
+    assert learner.history()[0].reason == status.reason
+    assert_exact(learner, store, bundle)
+
+
+def test_the_next_label_after_a_take_back_makes_a_new_provisional_head(
+    learner: Learner, store: Store, bundle: Bundle
+) -> None:
+    know_good_parts(learner, store, bundle)
+    ids = spoil(learner, store, bundle)
+    assert learner.status().outcome is Outcome.TAKEN_BACK
+    for sample_id in ids:
+        learner.label(sample_id, GOOD, "anna")
+    learner.run_until_idle(trials=False)
+    assert learner.head.state is HeadState.PROVISIONAL
+    learner.run_until_idle()
+    assert learner.status().outcome is Outcome.CONFIRMED
+    assert_exact(learner, store, bundle)
+
+
+def test_a_taken_back_head_stays_taken_back_after_a_restart(
+    learner: Learner, store: Store, bundle: Bundle
+) -> None:
+    know_good_parts(learner, store, bundle)
+    served = learner.head
+    spoil(learner, store, bundle)
+    again = Learner(bundle, None, store)
+    assert (again.head.digest, again.head.number, again.head.state) == (
+        served.digest,
+        served.number,
+        HeadState.CONFIRMED,
+    )
+    assert again.head.head.calibration == served.head.calibration
+    codes = code_of(bundle, picture("scratch", 3))[None]
+    assert np.array_equal(again.head.head.scores(codes), served.head.scores(codes))
+    assert again.status().outcome is Outcome.TAKEN_BACK
+    again.run_until_idle()
+    assert again.head.number == served.number
+    assert_exact(again, store, bundle)
+
+
+# -- undoing
+
+
+def test_withdrawing_a_label_brings_the_earlier_head_back(learner: Learner, store: Store, bundle: Bundle) -> None:
+    before, moments = learner.head, learner.moments_digest()
+    sample = see(store, bundle, "good", 1)
+    learner.label(sample, SCRATCH, "ben")
+    learner.run_until_idle(trials=False)
+    assert learner.head != before
+    learner.label(sample, None, "anna")
+    learner.run_until_idle()
+    assert learner.head == before
+    assert learner.moments_digest() == moments
+    assert learner.label_of(sample) is None
+
+
+def test_correcting_a_label_moves_the_sample(learner: Learner, store: Store, bundle: Bundle) -> None:
+    sample = see(store, bundle, "scratch", 1)
+    learner.label(sample, GOOD, "ben")
+    learner.run_until_idle()
+    learner.label(sample, SCRATCH, "anna")
+    learner.run_until_idle()
+    assert {info.name: info.own_labels for info in learner.classes()} == {"good": 0, "scratch": 1}
+    assert len([r for r in store.records() if isinstance(r.entry.body, CodeRecord)]) == 1
+    assert_exact(learner, store, bundle)
+
+
+def test_labelling_alike_twice_changes_nothing(learner: Learner, store: Store, bundle: Bundle) -> None:
+    sample = see(store, bundle, "scratch", 1)
+    for _ in range(2):
+        learner.label(sample, SCRATCH, "anna")
+        learner.run_until_idle()
+    assert len(learner.history()) == 2
+
+
+# -- classes
+
+
+def test_a_rename_shows_at_once_and_needs_no_trial(learner: Learner, store: Store, bundle: Bundle) -> None:
+    number = learner.head.number
+    learner.rename_class(SCRATCH, "deep  scratch ", "anna")
+    learner.run_until_idle()
+    assert sorted(learner.head.names) == ["deep scratch", "good"]
+    assert learner.head.number == number
+
+
+def test_merging_two_classes_leaves_the_moments_as_they_are(
+    learner: Learner, store: Store, bundle: Bundle
+) -> None:
+    scrape = learner.define_class("scrape", "anna")
+    for number in range(3):
+        learner.label(see(store, bundle, "scratch", number), scrape, "anna")
+    learner.run_until_idle()
+    moments, digest = learner.moments_digest(), learner.status().live_set_digest
+    learner.merge_classes(scrape, SCRATCH, "anna")
+    learner.run_until_idle()
+    assert learner.moments_digest() == moments
+    assert learner.status().live_set_digest != digest
+    assert len(learner.head.names) == 2
+    assert {info.labels for info in learner.classes()} == {12, 15}
+    assert_exact(learner, store, bundle)
+    assert Learner(bundle, None, store).status().live_set_digest == learner.status().live_set_digest
+
+
+Refused = Callable[[Learner], object]
+
+
+@pytest.mark.parametrize(
+    ("act", "expected", "match"),
+    [
+        (lambda learner: learner.define_class("Good", "x"), LabelError, "'good' already"),
+        (lambda learner: learner.define_class("  ", "x"), LabelError, "no name"),
+        (lambda learner: learner.define_class("Unknown", "x"), LabelError, "no name"),
+        (lambda learner: learner.define_class("a\0b", "x"), LabelError, "no name"),
+        (lambda learner: learner.define_class("x" * 65, "x"), LabelError, "cannot be stored"),
+        (lambda learner: learner.rename_class(GOOD, "scratch", "x"), LabelError, "'scratch' already"),
+        (lambda learner: learner.rename_class(PIT, "pit", "x"), UnknownClassError, "no class"),
+        (lambda learner: learner.merge_classes(GOOD, GOOD, "x"), LabelError, "one class already"),
+        (lambda learner: learner.merge_classes(GOOD, PIT, "x"), UnknownClassError, "no class"),
+        (lambda learner: learner.label(bytes(32), GOOD, "x"), LabelError, "not kept here"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_not_stored(
+    learner: Learner, store: Store, act: Refused, expected: type[HeadwayError], match: str
+) -> None:
+    with pytest.raises(expected, match=match) as caught:
+        act(learner)
+    assert caught.value.hint
+    assert list(store.records()) == []
+
+
+def test_a_label_with_an_unknown_class_is_refused(learner: Learner, store: Store, bundle: Bundle) -> None:
+    sample = see(store, bundle, "pit", 1)
+    with pytest.raises(UnknownClassError):
+        learner.label(sample, PIT, "anna")
+    kept = store.sample(sample)
+    assert kept is not None
+    assert kept.status is SampleStatus.SEEN
+
+
+def test_a_name_becomes_free_for_its_own_class_only(learner: Learner) -> None:
+    learner.rename_class(SCRATCH, "SCRATCH", "anna")
+    assert [info.name for info in learner.classes()] == ["good", "SCRATCH"]
+
+
+# -- what the fleet sends
+
+
+class Peer:
+    """Another device's log."""
+
+    def __init__(self, bundle: Bundle, device: str = "line-2") -> None:
+        self._bundle = bundle
+        self._chain = Chain(device)
+        self._counter = itertools.count(1)
+
+    def write(self, body: Body, code: bytes | None = None) -> Record:
+        self._chain, entry = self._chain.write(body, counter=next(self._counter), wall_time_us=0)
+        return Record(entry, code)
+
+    def label(self, name: str, number: int, class_id: bytes | None) -> list[Record]:
+        image = picture(name, number)
+        sample, code = hashlib.sha256(image).digest(), code_of(self._bundle, image)
+        space = bytes.fromhex(self._bundle.space())
+        group = f"{self._chain.device}/{number}"
+        return [
+            self.write(Label(sample, class_id, "carl")),
+            self.write(CodeRecord(space, sample, group, code_digest(code)), code.tobytes()),
+        ]
+
+
+def test_what_another_device_learned_is_known_here(learner: Learner, store: Store, bundle: Bundle) -> None:
+    peer = Peer(bundle)
+    labels = [record for number in range(3) for record in peer.label("pit", number, PIT)]
+    learner.received(store.receive(labels, position=6))
+    learner.run_until_idle()
+    assert f"class {PIT.hex()[:6]}" in learner.head.names
+    learner.received(store.receive([peer.write(DefineClass(PIT, "pit", "carl"))], position=7))
+    learner.run_until_idle()
+    assert decide(learner, bundle, "pit", 99) == "pit"
+    assert learner.status().own_labels == 0
+
+
+def test_a_record_that_contradicts_the_space_is_counted_and_harms_nothing(
+    learner: Learner, store: Store, bundle: Bundle
+) -> None:
+    peer = Peer(bundle)
+    wrong = np.ones(5, np.int8)
+    body = CodeRecord(bytes.fromhex(bundle.space()), bytes(32), "g", code_digest(wrong))
+    records = [peer.write(body, wrong.tobytes()), *peer.label("scratch", 1, SCRATCH)]
+    learner.received(store.receive(records, position=3))
+    learner.run_until_idle()
+    assert learner.status().refused == 1
+    assert learner.head.samples == 25
+    assert Learner(bundle, None, store).status().refused == 1
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("own"), st.integers(0, 5), st.sampled_from([GOOD, SCRATCH, None])),
+        st.tuples(st.just("peer"), st.integers(0, 5), st.sampled_from([GOOD, SCRATCH, PIT, None])),
+        st.tuples(st.just("merge"), st.just(0), st.just(None)),
+        st.tuples(st.just("receive"), st.integers(0, 30), st.none()),
+        st.tuples(st.just("again"), st.integers(0, 30), st.none()),
+        st.tuples(st.just("learn"), st.just(0), st.none()),
+        st.tuples(st.just("restart"), st.just(0), st.none()),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=steps, data=st.data())
+def test_moments_are_those_of_the_live_set_after_any_history(
+    steps: list[tuple[str, int, bytes | None]],
+    data: st.DataObject,
+    bundle: Bundle,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Own and received records, repeated, out of order, over restarts, corrected, withdrawn and merged."""
+    peer, wire = Peer(bundle), []
+    with Store.open(tmp_path_factory.mktemp("history"), "line-1", limits=LIMITS) as store:
+        learner = Learner(bundle, None, store)
+        for kind, number, class_id in steps:
+            if kind == "own":
+                learner.label(see(store, bundle, "scratch", number), class_id, "anna")
+            elif kind == "peer":
+                wire += peer.label("scratch", number, class_id)
+            elif kind == "merge":
+                wire.append(peer.write(MergeClasses(PIT, SCRATCH, "carl")))
+            elif kind == "receive" and wire:
+                # Any of them in any order, as if several segments were repeated and reordered.
+                some = data.draw(st.lists(st.sampled_from(wire), max_size=6))
+                learner.received(store.receive(some, position=number))
+            elif kind == "again":
+                learner.received(list(store.records())[:number])
+            elif kind == "learn":
+                learner.run_until_idle(trials=False)
+            elif kind == "restart":
+                learner = Learner(bundle, None, store)
+        learner.run_until_idle(trials=False)
+        assert_exact(learner, store, bundle)
+        assert_exact(Learner(bundle, None, store), store, bundle)
+
+
+# -- restarts
+
+
+def test_nothing_is_tried_again_when_nothing_changed(learner: Learner, store: Store, bundle: Bundle) -> None:
+    learner.received(store.receive(Peer(bundle).label("good", 700, GOOD), position=2))
+    learner.label(see(store, bundle, "scratch", 1), SCRATCH, "anna")
+    learner.run_until_idle()
+    again = Learner(bundle, None, store)
+    assert (again.head.state, again.head.number) == (HeadState.CONFIRMED, learner.head.number)
+    assert again.head.head.calibration == learner.head.head.calibration
+    assert again.status().score == learner.status().score == score_of(learner.history()[0])
+    again.run_until_idle()
+    assert len(again.history()) == 2
+
+
+def test_a_trial_that_a_restart_cut_off_is_done_again(learner: Learner, store: Store, bundle: Bundle) -> None:
+    learner.label(see(store, bundle, "scratch", 1), SCRATCH, "anna")
+    learner.run_until_idle(trials=False)
+    again = Learner(bundle, None, store)
+    states = [again.head.state]
+    again.run_until_idle()
+    assert [*states, again.head.state] == [HeadState.PROVISIONAL, HeadState.CONFIRMED]
+    assert [row.outcome for row in again.history()] == [
+        Outcome.CONFIRMED,
+        Outcome.SUPERSEDED,
+        Outcome.CONFIRMED,
+    ]
+
+
+def test_history_that_does_not_fit_the_log_any_more_is_tried_again(
+    learner: Learner, store: Store, bundle: Bundle
+) -> None:
+    """As after a code was erased: what the row says of that head is no longer of the head that is solved now."""
+    learner.label(see(store, bundle, "scratch", 1), SCRATCH, "anna")
+    learner.run_until_idle()
+    row = learner.history()[0]
+    store.put_head(replace(row, digest="0" * 64))
+    again = Learner(bundle, None, store)
+    states = [again.head.state]
+    again.run_until_idle()
+    assert [*states, again.head.state] == [HeadState.PROVISIONAL, HeadState.CONFIRMED]
+    assert again.history()[0].digest == row.digest
+
+
+def label_for_ever(bundle: Path, folder: Path, number: int, tell: Callable[[tuple[int, int]], None]) -> None:
+    opened = Bundle.open(bundle)
+    with Store.open(folder, "line-1", limits=LIMITS) as store:
+        learner = Learner(opened, None, store)
+        learner.start()
+        while True:
+            saved = learner.label(see(store, opened, "scratch", number), SCRATCH, "anna")
+            tell((number, saved.seq))
+            number += 1
+
+
+def test_a_label_acknowledged_before_kill_9_is_learned_exactly_once(bundle: Bundle, tmp_path: Path) -> None:
+    labels = 0
+    for kill_after in (1, 3, 8, 15, 25):
+        child = Doomed(label_for_ever, bundle.path, tmp_path / "data", labels)
+        told = [child.told() for _ in range(kill_after)]
+        number, seq = (told + child.kill())[-1]
+        with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as store:
+            assert store.outbox_depth() >= seq
+            learner = Learner(bundle, None, store)
+            labels = learner.status().own_labels
+            assert labels >= number + 1
+            assert labels * 2 == store.outbox_depth()
+            assert learner.head.samples == 24 + labels
+            assert_exact(learner, store, bundle)
+    assert labels >= 52
+
+
+# -- full disks, old pictures, bad bundles
+
+
+def test_a_full_store_refuses_the_label_and_the_head_goes_on(bundle: Bundle, tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_store_bytes=128 * 1024)
+    with Store.open(tmp_path, "line-1", limits=limits) as store:
+        learner = Learner(bundle, None, store)
+        sample = see(store, bundle, "scratch", 1)
+        with pytest.raises(StoreFull):  # noqa: PT012
+            while True:
+                store.append([DefineClass(PIT, "x" * 64, "y" * 64)] * 8)
+        with pytest.raises(StoreFull):  # noqa: PT012
+            for _ in range(20):
+                learner.label(sample, SCRATCH, "anna")
+        learner.run_until_idle()
+        assert decide(learner, bundle, "good", 99) == "good"
+        assert_exact(learner, store, bundle)
+
+
+def test_a_sample_of_an_earlier_release_is_learned_from_its_picture(
+    bundle: Bundle, store: Store, tmp_path: Path
+) -> None:
+    newer = make_bundle(tmp_path / "newer", backbone="seed-2")
+    sample = see(store, bundle, "scratch", 1)
+    learner = Learner(newer, None, store, embed=lambda image: code_of(newer, image))
+    learner.label(sample, SCRATCH, "anna")
+    learner.run_until_idle()
+    assert learner.status().own_labels == 1
+    assert_exact(learner, store, newer)
+
+
+def test_a_sample_of_an_earlier_release_without_its_picture_is_refused(
+    bundle: Bundle, store: Store, tmp_path: Path
+) -> None:
+    newer = make_bundle(tmp_path / "newer", backbone="seed-2")
+    sample = see(store, bundle, "scratch", 1)
+    for path in (store.folder / "images").glob("??/*"):
+        path.unlink()
+    learner = Learner(newer, None, store, embed=lambda image: code_of(newer, image))
+    with pytest.raises(LabelError, match="its picture is gone"):
+        learner.label(sample, SCRATCH, "anna")
+    assert list(store.records()) == []
+
+
+def test_each_release_has_its_own_head_of_the_same_labels(
+    learner: Learner, store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    learner.label(see(store, bundle, "scratch", 1), SCRATCH, "anna")
+    learner.run_until_idle()
+    newer = make_bundle(tmp_path / "newer", backbone="seed-2")
+    other = Learner(newer, None, store)
+    assert other.head.samples == 24, "a label without a code in this space is not learned from yet"
+    assert Learner(bundle, None, store).head.samples == 25
+
+
+def test_a_bundle_whose_samples_are_not_its_heads_is_refused(bundle: Bundle, store: Store, tmp_path: Path) -> None:
+    (entry,) = bundle.manifest.precisions
+    head = msgspec.structs.replace(entry.head, live_set_digest="0" * 64)
+    manifest = msgspec.structs.replace(bundle.manifest, precisions=[msgspec.structs.replace(entry, head=head)])
+    files = {each.name: (bundle.path / each.name).read_bytes() for each in bundle.manifest.files}
+    with pytest.raises(BadFormat, match="not those the head was made from"):
+        Learner(write_bundle(tmp_path / "odd", files, manifest), None, store)
+
+
+# -- questions
+
+
+def test_a_new_head_asks_no_more_about_what_it_knows(learner: Learner, bundle: Bundle, store: Store) -> None:
+    learner = Learner(bundle, None, store, policy=NO_SPOT_CHECKS)
+    asked = {"status": SampleStatus.QUEUED, "reason": UNLIKE_ANYTHING, "priority": 2.5}
+    for number in range(6):
+        see(store, bundle, "pit", number, **asked)
+    see(store, bundle, "dent", 1, **asked)
+    pit = learner.define_class("pit", "anna")
+    for sample in store.queue(10)[1:4]:
+        learner.label(sample.sample_id, pit, "anna")
+    learner.run_until_idle()
+    assert [sample.sample_id for sample in store.queue(10)] == [hashlib.sha256(picture("dent", 1)).digest()]
+
+
+def decisions_of(*probabilities: float, novelty: float = 0.1, unknown: bool = False) -> Decisions:
+    table = np.array([probabilities])
+    best = table.argmax(1)
+    return Decisions(best, table.max(1), np.array([novelty]), np.array([unknown]), table)
+
+
+@pytest.mark.parametrize(
+    ("decisions", "question"),
+    [
+        (decisions_of(0.99, 0.01), None),
+        (decisions_of(0.75, 0.25), Question("between good and scratch", 1.495)),
+        (decisions_of(0.2, 0.35, 0.45), Question("between pit and scratch", 1.891)),
+        (decisions_of(0.99, 0.01, novelty=1.3, unknown=True), Question(UNLIKE_ANYTHING, 2.5)),
+        (decisions_of(1.0, novelty=2.0), None),
+    ],
+)
+def test_an_operator_is_asked_what_the_head_does_not_know(decisions: Decisions, question: Question | None) -> None:
+    got = ask(NO_SPOT_CHECKS, bytes(32), decisions, 0, names=("good", "scratch", "pit"), threshold=0.3)
+    if question is None:
+        assert got is None
+    else:
+        assert got is not None
+        assert got.reason == question.reason
+        assert got.priority == pytest.approx(question.priority)
+
+
+def test_spot_checks_are_a_stated_share_and_the_same_every_time() -> None:
+    policy, sure = QueuePolicy(spot_check_share=0.1), decisions_of(0.99, 0.01)
+    ids = [hashlib.sha256(b"%d" % number).digest() for number in range(2000)]
+
+    def asked() -> list[Question | None]:
+        return [ask(policy, each, sure, 0, names=("good", "scratch"), threshold=0.3) for each in ids]
+
+    questions = [question for question in asked() if question is not None]
+    assert 150 < len(questions) < 250
+    assert {question.reason for question in questions} == {SPOT_CHECK}
+    assert asked() == asked()

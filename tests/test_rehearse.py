@@ -1,0 +1,442 @@
+"""A rehearsal is a real shift in small: the queue asks, the oracle answers, the head grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from device_agent.learner import Learner
+from device_agent.plot import draw
+from device_agent.rehearse import Plan, PolicyResult, Rehearsal, StationImages, advise, rehearse, together
+from device_agent.runtime import base_head, open_runtime
+from device_agent.shift import DEVICE, WITHDRAWN, Point, Policy, Shift, checkpoints, withdraw
+from device_agent.store import Store
+from sdk.bundle import Bundle
+from sdk.errors import BadImages
+from sdk.images import ImageSet, open_images
+from sdk.wire import HeadState
+from tests.commands import headway
+from tests.simulators import wait_for
+from tests.tiny import picture, tiny_bundle, write_pictures
+
+EVERY = ("good", "pit", "scratch", "rings")
+PER_CLASS = 40
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    return open_images(write_pictures(tmp_path_factory.mktemp("rehearse") / "images", EVERY, PER_CLASS))
+
+
+@pytest.fixture(scope="module")
+def held_back(images: ImageSet) -> Bundle:
+    return tiny_bundle(images.folder.parent / "held", classes=EVERY, per_class=PER_CLASS, held_back=["rings"])
+
+
+@pytest.fixture(scope="module")
+def full(images: ImageSet) -> Bundle:
+    return tiny_bundle(images.folder.parent / "full", classes=EVERY, per_class=PER_CLASS)
+
+
+def run(bundle: Bundle, images: ImageSet, plan: Plan) -> Rehearsal:
+    return rehearse(bundle, images, open_runtime(bundle, None), plan)
+
+
+@pytest.fixture(scope="module")
+def shift(held_back: Bundle, images: ImageSet) -> Rehearsal:
+    return run(held_back, images, Plan(6))
+
+
+def test_a_new_class_is_learned_from_what_the_queue_asks(shift: Rehearsal) -> None:
+    first, last = shift.curve[0], shift.curve[-1]
+    assert shift.new_classes == ["rings"]
+    assert first.labels == 0
+    assert first.new_class_recall == 0
+    assert last.new_class_recall is not None
+    assert last.new_class_recall > 0.8
+    assert last.balanced_accuracy > first.balanced_accuracy
+    assert shift.policies[0].shifts[0].labels_by_class["rings"] >= 1
+
+
+def test_the_curve_has_the_checkpoints_up_to_the_labels_given(shift: Rehearsal) -> None:
+    (only,) = shift.policies[0].shifts
+    expected = [n for n in checkpoints(6) if n < only.labels_given] + [only.labels_given]
+    assert [point.labels for point in shift.curve] == expected
+    assert sum(only.labels_by_class.values()) == only.labels_given <= 6
+    assert shift.label_to_live_ms is not None
+    assert shift.label_to_live_ms > 0
+    assert shift.policies[0].low == shift.policies[0].high == shift.curve == only.curve
+
+
+def test_the_joint_bound_learns_from_every_image_of_the_shift(shift: Rehearsal) -> None:
+    assert shift.joint.labels == shift.stream_images == PER_CLASS
+    assert shift.joint.new_class_recall is not None
+    assert shift.joint.new_class_recall > 0.8
+
+
+def test_stream_and_test_are_those_of_the_recorded_split(shift: Rehearsal, images: ImageSet) -> None:
+    assert shift.stream_images + shift.test_images == len(images.images) // 2
+
+
+def test_a_class_can_be_held_back_from_a_bundle_that_knows_it(full: Bundle, images: ImageSet) -> None:
+    result = run(full, images, Plan(2, hold_back="rings"))
+    assert result.curve[0].new_class_recall == 0
+    assert result.new_classes == ["rings"]
+    assert any("exported with rings" in note for note in result.notes)
+
+
+def test_the_same_seed_gives_the_same_curve(held_back: Bundle, images: ImageSet, shift: Rehearsal) -> None:
+    again = run(held_back, images, Plan(6))
+    assert again.curve == shift.curve
+    assert again.policies[0].shifts[0].labels_by_class == shift.policies[0].shifts[0].labels_by_class
+
+
+def test_images_that_the_bundle_never_saw_are_dealt_out(full: Bundle, tmp_path: Path) -> None:
+    for name in ("good", "pit"):
+        (tmp_path / name).mkdir()
+        for i in range(300, 312):
+            (tmp_path / name / f"{i}.png").write_bytes(picture(name, i))
+    result = run(full, open_images(tmp_path), Plan(3))
+    assert result.stream_images + result.test_images == 24
+    assert result.new_classes == []
+    assert result.curve[0].new_class_recall is None
+
+
+def test_a_class_that_is_not_there_is_refused(full: Bundle, images: ImageSet) -> None:
+    with pytest.raises(BadImages, match="no image of class 'ring'") as refusal:
+        run(full, images, Plan(2, hold_back="ring"))
+    assert "rings" in refusal.value.hint
+
+
+def test_images_that_it_all_learned_from_are_refused(full: Bundle, images: ImageSet) -> None:
+    learned = set(full.base().samples)
+    only = ImageSet(images.folder, tuple(i for i in images.images if i.sample_id in learned), (), False)
+    with pytest.raises(BadImages, match="no image is left for the shift"):
+        run(full, only, Plan(2))
+
+
+def test_the_only_class_of_a_bundle_cannot_be_held_back(tmp_path: Path) -> None:
+    images = open_images(write_pictures(tmp_path / "images", ["good", "rings"], 12))
+    bundle = tiny_bundle(tmp_path / "bundle", classes=["good"], per_class=12)
+    with pytest.raises(BadImages, match="knows nothing but 'good'"):
+        run(bundle, images, Plan(2, hold_back="good"))
+
+
+def test_the_first_defect_turns_a_first_day_bundle_into_a_classifier(tmp_path: Path) -> None:
+    images = open_images(write_pictures(tmp_path / "images", ["good", "rings"], 24))
+    bundle = tiny_bundle(tmp_path / "bundle", classes=["good"], per_class=24)
+    result = run(bundle, images, Plan(4))
+    assert result.curve[0].new_class_recall == 0
+    assert result.curve[-1].new_class_recall is not None
+    assert result.curve[-1].new_class_recall > 0.5
+
+
+def test_every_policy_gives_its_labels_and_several_seeds_a_range(held_back: Bundle, images: ImageSet) -> None:
+    result = run(held_back, images, Plan(5, policies=tuple(Policy), seeds=(0, 1)))
+    assert [each.policy for each in result.policies] == [Policy.QUEUE, Policy.RANDOM, Policy.ALL]
+    assert result.curve == result.policies[0].curve
+    for each in result.policies:
+        assert [shift.seed for shift in each.shifts] == [0, 1]
+        for low, mean, high in zip(each.low, each.curve, each.high, strict=True):
+            assert low.balanced_accuracy <= mean.balanced_accuracy <= high.balanced_accuracy
+    for each in result.policies[1:]:  # these need no question
+        assert each.labels_given == 5
+        assert [point.labels for point in each.curve] == checkpoints(5)
+    assert result.policies[1].shifts[0].curve != result.policies[1].shifts[1].curve
+
+
+def test_labelling_every_image_ends_at_the_upper_bound(held_back: Bundle, images: ImageSet) -> None:
+    result = run(held_back, images, Plan(PER_CLASS + 60, policies=(Policy.ALL,)))
+    last = result.curve[-1]
+    assert last.labels == result.stream_images == PER_CLASS
+    assert last.balanced_accuracy == pytest.approx(result.joint.balanced_accuracy, abs=0.03)
+    assert any("images only" in note for note in result.notes)
+
+
+def test_wrong_labels_are_counted_and_cost_accuracy(held_back: Bundle, images: ImageSet) -> None:
+    right = run(held_back, images, Plan(20, policies=(Policy.ALL,)))
+    wrong = run(held_back, images, Plan(20, policies=(Policy.ALL,), noise=0.7))
+    (shift,) = wrong.policies[0].shifts
+    assert 8 <= shift.wrong_labels < 20
+    assert right.policies[0].shifts[0].wrong_labels == 0
+    assert shift.labels_by_class == right.policies[0].shifts[0].labels_by_class
+    assert wrong.curve[-1].balanced_accuracy < right.curve[-1].balanced_accuracy
+    assert wrong.joint == right.joint
+    assert f"{shift.wrong_labels} of 20 labels were wrong on purpose" in " ".join(wrong.notes)
+
+
+@pytest.fixture(scope="module")
+def stations(images: ImageSet) -> ImageSet:
+    """The same images with a column: every third picture is camera 2's."""
+    lines = ["path,label,group,camera,lot"]
+    for image in images.images:
+        path = image.path.relative_to(images.folder).as_posix()
+        lines.append(f"{path},{image.label},{path},{2 if int(image.path.stem) % 3 == 0 else 1},a")
+    index = images.folder / "index.csv"
+    index.write_text("\n".join(lines) + "\n")
+    try:
+        return open_images(images.folder)
+    finally:
+        index.unlink()
+
+
+def test_a_station_has_its_own_shift_and_test_and_forgets_nothing_elsewhere(
+    full: Bundle, stations: ImageSet
+) -> None:
+    camera = StationImages("camera", ["2"])
+    result = run(full, stations, Plan(4, station=camera))
+    parts, learned = full.parts(), set(full.base().samples)
+    here = [image for image in stations.images if camera.has(image)]
+    assert result.stream_images == sum(parts[image.sample_id].value == "stream" for image in here)
+    assert result.test_images == sum(parts[image.sample_id].value == "test" for image in here)
+    assert result.test_images + result.elsewhere_images == len(images_of(full, "test"))
+    assert result.withdrawn == sum(image.sample_id in learned for image in here) > 0
+    assert all(point.elsewhere_balanced_accuracy is not None for point in [*result.curve, result.joint])
+    assert any("images of this station (camera 2)" in note for note in result.notes)
+
+
+def images_of(bundle: Bundle, part: str) -> list[bytes]:
+    return [sample for sample, each in bundle.parts().items() if each.value == part]
+
+
+def test_pictures_of_a_part_that_the_bundle_learned_are_left_out(
+    full: Bundle, images: ImageSet, tmp_path: Path
+) -> None:
+    lines = ["path,label,group,camera"]
+    for image in images.images:
+        group = f"{image.label}/{image.path.name}"
+        (tmp_path / image.label).mkdir(exist_ok=True)
+        (tmp_path / group).write_bytes(image.path.read_bytes())
+        again = f"{image.label}/again-{image.path.name}"
+        (tmp_path / again).write_bytes(picture(image.label, 500 + int(image.path.stem)))
+        lines += [f"{group},{image.label},{group},1", f"{again},{image.label},{group},2"]
+    (tmp_path / "index.csv").write_text("\n".join(lines) + "\n")
+    result = run(full, open_images(tmp_path), Plan(2, station=StationImages("camera", ["2"])))
+    assert result.stream_images == result.test_images == PER_CLASS
+    assert f"{2 * PER_CLASS} images were left out" in " ".join(result.notes)
+    assert result.withdrawn == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message", "hint"),
+    [
+        ("cam", ["2"], "no column 'cam'", "Columns here: camera, lot."),
+        ("camera", ["2", "7"], "no image has camera 7", "There is: 1, 2."),
+        ("lot", ["a"], "knows nothing but lot a", "Start from a bundle that knows something else as well."),
+    ],
+)
+def test_a_station_that_is_not_there_is_refused(
+    full: Bundle, stations: ImageSet, column: str, values: list[str], message: str, hint: str
+) -> None:
+    with pytest.raises(BadImages, match=message) as refusal:
+        run(full, stations, Plan(2, station=StationImages(column, values)))
+    assert refusal.value.hint == hint
+
+
+def test_class_folders_have_no_stations(full: Bundle, images: ImageSet) -> None:
+    with pytest.raises(BadImages, match="no column 'camera'") as refusal:
+        run(full, images, Plan(2, station=StationImages("camera", ["2"])))
+    assert "index.csv" in refusal.value.hint
+
+
+def test_withdrawn_samples_leave_a_confirmed_head_that_never_knew_them(full: Bundle, tmp_path: Path) -> None:
+    base = full.base()
+    gone = frozenset(base.samples[::2])
+    with Store.open(tmp_path, DEVICE) as store:
+        withdraw(store, full, "fp32", gone)
+        learner = Learner(full, None, store)
+        learner.run_until_idle()
+        status, heads = learner.status(), learner.history()
+    assert (status.state, status.live_samples) == (HeadState.CONFIRMED, len(base.samples) - len(gone))
+    assert learner.head.head.calibration != base_head(full, None).calibration
+    assert [head.reason for head in heads] == [WITHDRAWN]
+
+
+def point(labels: int, balanced: float, trial: float | None = None) -> Point:
+    return Point(
+        labels=labels,
+        balanced_accuracy=balanced,
+        new_class_recall=None,
+        old_class_recall=balanced,
+        trial_balanced_accuracy=trial,
+    )
+
+
+def shifts(policy: Policy, *curves: list[float]) -> PolicyResult:
+    """Return a policy's result from balanced accuracies at the checkpoints of 100 labels."""
+    made = []
+    for seed, balanced in enumerate(curves):
+        points = [point(n, b) for n, b in zip(checkpoints(100), balanced, strict=False)]
+        made.append(
+            Shift(
+                seed=seed,
+                labels_given=points[-1].labels,
+                labels_by_class={},
+                wrong_labels=0,
+                taken_back=0,
+                label_to_live_ms=None,
+                curve=points,
+            )
+        )
+    return together(policy, made, 100)
+
+
+def test_a_shift_without_more_questions_stays_as_it_is_in_the_mean() -> None:
+    result = shifts(Policy.QUEUE, [0.5, 0.6], [0.5, 0.7, 0.9])
+    assert [p.labels for p in result.curve] == [0, 1, 2]
+    assert [p.balanced_accuracy for p in result.curve] == pytest.approx([0.5, 0.65, 0.75])
+    assert [p.balanced_accuracy for p in result.low] == [0.5, 0.6, 0.6]
+    assert [p.balanced_accuracy for p in result.high] == [0.5, 0.7, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("balanced", "joint", "advice"),
+    [
+        ([0.7, 0.9, 0.97], 0.975, "2 labels are enough"),
+        ([0.7, 0.97, 0.97], 0.975, "1 label is enough"),
+        ([0.7, 0.97, 0.9, 0.97], 0.975, "3 labels are enough"),
+        ([0.97, 0.97], 0.975, "label only what the queue asks"),
+        ([0.7, 0.8, 0.9], 0.975, "more shifts will bring more questions"),
+        ([0.7, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.9], 0.975, "plan for more labels"),
+        ([0.5, 0.55], 0.6, "features are the limit"),
+    ],
+)
+def test_the_advice_follows_the_curve(balanced: list[float], joint: float, advice: str) -> None:
+    assert advice in advise([shifts(Policy.QUEUE, balanced)], point(450, joint), wanted=100)
+
+
+@pytest.mark.parametrize(
+    ("other", "advice"),
+    [
+        ([0.7, 0.8, 0.9, 0.97], "with images picked at random it takes 3."),
+        ([0.7, 0.8, 0.9], "2 labels of images picked at random give 90.0%."),
+    ],
+)
+def test_the_advice_says_what_the_queue_buys(other: list[float], advice: str) -> None:
+    results = [shifts(Policy.QUEUE, [0.7, 0.9, 0.97]), shifts(Policy.RANDOM, other)]
+    said = advise(results, point(450, 0.975), wanted=100)
+    assert said.startswith("2 labels are enough")
+    assert said.endswith(advice)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_plot_is_drawn(shift: Rehearsal, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"curve{suffix}"
+    draw(shift, file)
+    begins = b"\x89PNG" if suffix == ".png" else b"<?xml"
+    assert file.read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (("--plot", "curve.pdf"), "error: curve.pdf: a plot is .png or .svg", "hint: Name the file so"),
+        (("--plot", "no/folder/curve.png"), "error: no/folder/curve.png: no such folder", "hint: Name a file in"),
+        (("--json", "no/folder/curve.json"), "error: no/folder/curve.json: no such folder", "hint: Name a file"),
+    ],
+)
+def test_what_could_not_be_written_is_refused_before_the_work(
+    args: tuple[str, str], error: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = headway(capsys, "rehearse", "no-bundle", "--data", "no-images", "--labels", 2, *args)
+    assert ended.code == 2
+    said = ended.err.splitlines()
+    assert (said[0], said[1][: len(hint)]) == (error, hint)
+
+
+def test_without_matplotlib_the_extra_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    args = ("no-bundle", "--data", "no-images", "--labels", 2, "--plot", tmp_path / "curve.png")
+    ended = headway(capsys, "rehearse", *args)
+    assert ended.code == 2
+    assert ended.err.splitlines() == [
+        "error: --plot needs the plot extra: module matplotlib is not installed",
+        "hint: pip install 'headway-edge[plot]'",
+    ]
+
+
+@pytest.mark.parametrize("station", ["camera", "=2", "camera=", "camera=,"])
+def test_a_station_must_be_said_rightly(station: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = headway(capsys, "rehearse", "bundle", "--data", "x", "--labels", 2, "--station", station)
+    assert ended.code == 2
+    assert "COLUMN=VALUE" in ended.err
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(held_back: Bundle, images: ImageSet, tmp_path: Path) -> None:
+    command = [
+        "rehearse",
+        held_back.path,
+        "--data",
+        images.folder,
+        "--labels",
+        40,
+        "--policy",
+        "all",
+        "--seeds",
+        999,
+    ]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "sdk.cli", *map(str, command)],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: list(tmp_path.glob("headway-rehearsal-*/store.sqlite3")), 60, "a shift")
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    assert list(tmp_path.glob("headway-*")) == []  # ONNX Runtime leaves a file of its own
+
+
+def test_the_command_prints_the_curve_and_writes_json(
+    held_back: Bundle, images: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "curve.json"
+    ended = headway(capsys, "rehearse", held_back.path, "--data", images.folder, "--labels", 2, "--json", out)
+    assert ended.code == 0, ended.err
+    assert "new: rings" in ended.out
+    figures = json.loads(out.read_text())
+    assert set(figures["curve"][0]) == {
+        "labels",
+        "balanced_accuracy",
+        "new_class_recall",
+        "old_class_recall",
+        "trial_balanced_accuracy",
+    }
+    assert figures["joint"]["labels"] == figures["stream_images"]
+    assert figures["advice"].endswith(".")
+
+
+def test_the_command_compares_policies(
+    held_back: Bundle, images: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "curve.svg"
+    args = ("--labels", 2, "--policy", "queue", "--policy", "random", "--seeds", 2, "--plot", plot)
+    ended = headway(capsys, "rehearse", held_back.path, "--data", images.folder, *args)
+    assert ended.code == 0, ended.err
+    assert "images picked at random" in ended.out
+    assert "range" in ended.out
+    assert plot.is_file()
+
+
+def test_the_command_says_which_classes_there_are(
+    held_back: Bundle, images: ImageSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = headway(
+        capsys, "rehearse", held_back.path, "--data", images.folder, "--labels", 2, "--hold-back", "ring"
+    )
+    assert ended.code == 2
+    assert ended.err.splitlines()[1] == "hint: Classes here: good, pit, rings, scratch."

@@ -1,0 +1,580 @@
+"""The store keeps what it acknowledged, whole or not at all, and refuses what it cannot keep."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_agent.queue import Question
+from device_agent.store import (
+    HeadRow,
+    Outcome,
+    Sample,
+    SampleStatus,
+    Store,
+    StoreLimits,
+)
+from sdk.codes import code_digest
+from sdk.errors import ConfigError, LabelError, StoreCorrupt, StoreFull
+from sdk.labels import GENESIS, Body, Chain, CodeRecord, DefineClass, Label, Record, entry_hash
+from sdk.wire import UpdateState
+from tests.builders import class_id_of, random_codes
+from tests.processes import Doomed
+
+SPACE = "ab" * 32
+GOOD = class_id_of("good")
+LIMITS = StoreLimits(reserve_bytes=0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data", "line-1", clock=lambda: 1000.0, limits=LIMITS) as opened:
+        yield opened
+
+
+def image_of(number: int) -> bytes:
+    return b"picture %d" % number
+
+
+def sample_of(number: int, **changes: object) -> Sample:
+    sample = Sample(
+        sample_id=hashlib.sha256(image_of(number)).digest(),
+        captured_utc=1000.0 + number,
+        group=f"line-1/part-{number}",
+        space=SPACE,
+        code=random_codes(1, seed=number)[0],
+        decision="good",
+        class_id=GOOD,
+        probability=0.9,
+        novelty=0.1,
+        unknown=False,
+    )
+    return replace(sample, **changes)  # type: ignore[arg-type]
+
+
+def label(store: Store, sample: Sample, class_id: bytes | None = GOOD) -> list[Record]:
+    digest = code_digest(sample.code)
+    bodies: list[Body] = [
+        Label(sample.sample_id, class_id, "anna"),
+        CodeRecord(bytes.fromhex(SPACE), sample.sample_id, sample.group, digest),
+    ]
+    return store.append(bodies, {sample.sample_id: sample.code})
+
+
+def foreign_log(device: str, count: int, *, counter: int = 1, salt: str = "") -> list[Record]:
+    chain, records = Chain(device), []
+    for number in range(count):
+        body = Label(hashlib.sha256(f"{salt}{number}".encode()).digest(), GOOD, "ben")
+        chain, entry = chain.write(body, counter=counter + number, wall_time_us=0)
+        records.append(Record(entry))
+    return records
+
+
+# -- the label log
+
+
+def test_own_entries_are_one_chain_without_gaps(store: Store) -> None:
+    for number in range(3):
+        label(store, sample_of(number))
+    entries = [record.entry for record in store.records()]
+    assert [entry.seq for entry in entries] == [1, 2, 3, 4, 5, 6]
+    assert entries[0].prev == GENESIS
+    assert all(after.prev == entry_hash(before) for before, after in itertools.pairwise(entries))
+
+
+def test_a_reopened_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        label(store, sample_of(1))
+        before = list(store.records())
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        assert list(store.records()) == before
+        (record,) = store.append([DefineClass(GOOD, "good", "anna")])
+    assert record.entry.seq == 3
+    assert record.entry.prev == entry_hash(before[-1].entry)
+
+
+def test_own_counter_is_above_everything_seen(store: Store) -> None:
+    store.receive(foreign_log("line-2", 2, counter=5000), position=2)
+    records = label(store, sample_of(1))
+    assert [record.entry.counter for record in records] == [5002, 5003]
+
+
+def test_order_does_not_depend_on_the_clock(tmp_path: Path) -> None:
+    times = iter([4e9, -1e9])
+    with Store.open(tmp_path, "line-1", clock=lambda: next(times), limits=LIMITS) as store:
+        first = label(store, sample_of(1))
+        second = label(store, sample_of(1), None)
+    assert second[0].entry.wall_time_us < 0 < first[0].entry.wall_time_us
+    assert second[0].entry.counter > first[0].entry.counter
+
+
+def test_a_label_sets_its_samples_status_and_withdrawing_sets_it_back(store: Store) -> None:
+    sample = sample_of(1, status=SampleStatus.QUEUED)
+    store.put_sample(sample, image_of(1))
+    label(store, sample)
+    assert status_of(store, sample) is SampleStatus.LABELLED
+    label(store, sample, None)
+    assert status_of(store, sample) is SampleStatus.SEEN
+
+
+def status_of(store: Store, sample: Sample) -> SampleStatus:
+    kept = store.sample(sample.sample_id)
+    assert kept is not None
+    return kept.status
+
+
+def test_a_code_record_without_its_code_changes_nothing(store: Store) -> None:
+    sample = sample_of(1)
+    store.put_sample(sample, None)
+    bodies: list[Body] = [
+        Label(sample.sample_id, GOOD, "anna"),
+        CodeRecord(bytes.fromhex(SPACE), sample.sample_id, "g", bytes(32)),
+    ]
+    with pytest.raises(ValueError, match="no code"):
+        store.append(bodies)
+    with pytest.raises(LabelError, match="does not match its digest"):
+        store.append(bodies, {sample.sample_id: sample.code})
+    assert list(store.records()) == []
+    assert status_of(store, sample) is SampleStatus.SEEN
+    assert label(store, sample)[0].entry.seq == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        Label(bytes(32), GOOD, "x" * 65),
+        Label(b"short", GOOD, "anna"),
+        DefineClass(GOOD, "", "anna"),
+        DefineClass(GOOD, "x" * 65, "anna"),
+    ],
+)
+def test_what_no_device_could_read_again_does_not_enter_the_log(store: Store, body: Body) -> None:
+    with pytest.raises(LabelError, match="cannot be stored"):
+        store.append([body])
+    assert list(store.records()) == []
+
+
+def test_received_entries_are_stored_once_however_often_they_come(store: Store) -> None:
+    log = foreign_log("line-2", 3)
+    assert store.receive(log[:2], position=2) == log[:2]
+    assert store.receive(log, position=3) == log[2:]
+    assert store.receive(log, position=3) == []
+    assert list(store.records()) == log
+    assert store.log_position() == 3
+
+
+def test_log_positions_are_kept_per_channel_and_never_go_back(store: Store) -> None:
+    store.receive([], position=7, channel="caps")
+    store.receive([], position=3, channel="caps")
+    assert (store.log_position("caps"), store.log_position("lids")) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("case", "match"),
+    [
+        ("another entry of the same number", "contradicts the log we hold"),
+        ("a successor that does not continue it", "contradicts the log we hold"),
+        ("a counter from the far future", "jumps ahead"),
+        ("a code that is not its digest's", "does not match its digest"),
+        ("the name of the release", "kept for a release"),
+    ],
+)
+def test_an_entry_that_cannot_stand_beside_ours_is_refused_with_its_whole_batch(
+    store: Store, case: str, match: str
+) -> None:
+    store.receive(foreign_log("line-2", 1), position=1)
+    other = foreign_log("line-2", 2, salt="forged")
+    code_body = CodeRecord(bytes.fromhex(SPACE), bytes(32), "g", bytes(32))
+    _, code_entry = Chain("line-9").write(code_body, counter=1, wall_time_us=0)
+    bad = {
+        "another entry of the same number": other[0],
+        "a successor that does not continue it": other[1],
+        "a counter from the far future": foreign_log("line-3", 1, counter=2**40)[0],
+        "a code that is not its digest's": Record(code_entry, b"\1" * 32),
+        "the name of the release": foreign_log("release", 1)[0],
+    }[case]
+    with pytest.raises(LabelError, match=match):
+        store.receive([*foreign_log("line-4", 1), bad], position=3)
+    assert len(list(store.records())) == 1
+    assert store.log_position() == 1
+
+
+def test_a_replaced_device_takes_its_earlier_log_from_the_fleet(store: Store, tmp_path: Path) -> None:
+    label(store, sample_of(1))
+    log = list(store.records())
+    with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as fresh:
+        assert fresh.receive(log, position=2) == log
+        assert fresh.outbox(10) == []
+        (record,) = fresh.append([DefineClass(GOOD, "good", "anna")])
+        assert (record.entry.seq, record.entry.prev) == (3, entry_hash(log[-1].entry))
+        assert fresh.outbox(10) == [record]
+
+
+def test_a_device_that_labelled_before_fetching_its_log_is_told_so(store: Store, tmp_path: Path) -> None:
+    label(store, sample_of(1))
+    with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as fresh:
+        label(fresh, sample_of(2))
+        with pytest.raises(LabelError, match="contradicts") as caught:
+            fresh.receive(list(store.records()), position=2)
+    assert "enrol" in caught.value.hint
+
+
+# -- the outbox
+
+
+def test_the_outbox_holds_what_the_fleet_has_not_acknowledged(store: Store) -> None:
+    store.receive(foreign_log("line-2", 1), position=1)
+    own = [*label(store, sample_of(1)), *label(store, sample_of(2))]
+    assert store.outbox(10) == own
+    store.acknowledge(3)
+    store.acknowledge(1)  # late and out of order
+    assert store.outbox(10) == own[3:]
+    assert store.outbox_depth() == 1
+    assert store.outbox(0) == []
+
+
+def test_an_acknowledgement_of_what_we_never_wrote_is_refused(store: Store) -> None:
+    with pytest.raises(LabelError, match="holds 1 entries"):
+        store.acknowledge(1)
+    assert store.outbox_depth() == 0
+
+
+def test_a_full_outbox_refuses_labels_until_the_fleet_acknowledges(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, outbox=3)) as store:
+        label(store, sample_of(1))
+        with pytest.raises(StoreFull, match="2 entries wait"):
+            label(store, sample_of(2))
+        assert store.outbox_depth() == 2
+        store.acknowledge(2)
+        assert len(label(store, sample_of(2))) == 2
+
+
+# -- samples and pictures
+
+
+def test_samples_come_newest_first_with_code_and_picture(store: Store) -> None:
+    for number in range(3):
+        store.put_sample(sample_of(number), image_of(number))
+    kept = store.samples(limit=2)
+    assert [each.captured_utc for each in kept] == [1002.0, 1001.0]
+    assert np.array_equal(kept[0].code, sample_of(2).code)
+    assert store.image(kept[0].sample_id) == image_of(2)
+    assert store.samples(limit=5, offset=2) == [sample_of(0)]
+
+
+def test_a_sample_seen_again_keeps_its_group_and_stays_labelled(store: Store) -> None:
+    store.put_sample(sample_of(1), image_of(1))
+    label(store, sample_of(1))
+    again = sample_of(1, group="line-1/other", decision="scratch", status=SampleStatus.QUEUED, captured_utc=5.0)
+    assert store.put_sample(again, image_of(1)) is SampleStatus.LABELLED
+    kept = store.sample(again.sample_id)
+    assert kept is not None
+    assert (kept.group, kept.decision, kept.captured_utc) == ("line-1/part-1", "scratch", 5.0)
+
+
+def test_only_the_newest_unlabelled_samples_are_kept_and_all_labelled_ones(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=2)) as store:
+        for number in range(5):
+            store.put_sample(sample_of(number), image_of(number))
+            if number == 0:
+                label(store, sample_of(0))
+        assert [each.captured_utc for each in store.samples(limit=10)] == [1004.0, 1003.0, 1000.0]
+        assert store.image(sample_of(0).sample_id) == image_of(0)
+        assert store.image(sample_of(1).sample_id) is None
+        assert len(list((tmp_path / "images").glob("??/*"))) == 3
+
+
+def test_a_damaged_picture_counts_as_lost(store: Store, tmp_path: Path) -> None:
+    sample = sample_of(1)
+    store.put_sample(sample, image_of(1))
+    (path,) = (tmp_path / "data" / "images").glob("??/*")
+    path.write_bytes(b"")
+    assert store.image(sample.sample_id) is None
+
+
+def test_half_written_pictures_are_swept_and_no_others(tmp_path: Path) -> None:
+    """A store that was lost and made anew must not take labelled pictures with it."""
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        store.put_sample(sample_of(1), image_of(1))
+        label(store, sample_of(1))
+    half = tmp_path / "images" / "ab" / ("ab" * 32 + ".partial")
+    half.parent.mkdir(exist_ok=True)
+    half.write_bytes(b"left by a crash")
+    (tmp_path / "store.sqlite3").unlink()
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        assert not half.exists()
+        assert store.image(sample_of(1).sample_id) == image_of(1)
+
+
+def queued(number: int, priority: float, group: str | None = None) -> Sample:
+    return sample_of(
+        number, status=SampleStatus.QUEUED, priority=priority, reason="why", group=group or f"line-1/{number}"
+    )
+
+
+def test_the_queue_is_bounded_and_its_least_important_question_falls_out(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, queue=2)) as store:
+        for number, priority in enumerate([0.5, 2.0, 1.0]):
+            store.put_sample(queued(number, priority), None)
+        assert [each.priority for each in store.queue(10)] == [2.0, 1.0]
+        assert status_of(store, sample_of(0)) is SampleStatus.SEEN
+        assert store.put_sample(queued(9, 0.1), None) is SampleStatus.SEEN
+
+
+def test_a_burst_is_not_asked_about_over_and_over(store: Store) -> None:
+    statuses = [store.put_sample(queued(number, 1.0, "line-1/burst"), None) for number in range(4)]
+    assert statuses == [SampleStatus.QUEUED] * 2 + [SampleStatus.SEEN] * 2
+    label(store, sample_of(0))
+    assert store.put_sample(queued(5, 1.0, "line-1/burst"), None) is SampleStatus.SEEN
+    assert store.queue_depth() == 1
+
+
+def test_questions_are_asked_anew_but_never_of_what_is_labelled(store: Store) -> None:
+    samples = [queued(number, 1.0) for number in range(3)]
+    for sample in samples:
+        store.put_sample(sample, None)
+    label(store, samples[2])
+    ids = [sample.sample_id for sample in samples]
+    store.requeue({ids[0]: None, ids[1]: Question("unlike anything known", 2.5), ids[2]: Question("again", 3.0)})
+    assert [(each.sample_id, each.reason, each.priority) for each in store.queue(10)] == [
+        (ids[1], "unlike anything known", 2.5)
+    ]
+    assert status_of(store, samples[2]) is SampleStatus.LABELLED
+
+
+def test_labelled_samples_without_a_code_in_a_new_space_are_found(store: Store) -> None:
+    for number in range(2):
+        store.put_sample(sample_of(number), image_of(number))
+        label(store, sample_of(number))
+    new = "cd" * 32
+    assert store.labelled_without_code(SPACE) == []
+    first, second = (sample_of(number) for number in range(2))
+    assert [each.sample_id for each in store.labelled_without_code(new)] == [first.sample_id, second.sample_id]
+    body = CodeRecord(bytes.fromhex(new), first.sample_id, first.group, code_digest(first.code))
+    store.append([body], {first.sample_id: first.code})
+    assert [each.sample_id for each in store.labelled_without_code(new)] == [second.sample_id]
+    assert store.has_code(first.sample_id, new)
+    assert not store.has_code(second.sample_id, new)
+
+
+# -- heads and updates
+
+
+def head_row(number: int, outcome: Outcome, space: str = SPACE) -> HeadRow:
+    return HeadRow(number, 1.0, space, "00" * 32, number, 5, outcome)
+
+
+def test_the_heads_history_forgets_superseded_ones_first(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_heads=2)) as store:
+        store.put_head(head_row(1, Outcome.CONFIRMED))
+        store.put_head(head_row(2, Outcome.SUPERSEDED))
+        store.put_head(head_row(3, Outcome.PROVISIONAL))
+        store.put_head(replace(head_row(3, Outcome.TAKEN_BACK), reason="worse on scratch", score=b"{}"))
+        assert [row.number for row in store.heads(limit=5)] == [3, 1]
+        assert store.last_head(SPACE, [Outcome.CONFIRMED]) == head_row(1, Outcome.CONFIRMED)
+        assert store.last_head("cd" * 32, [Outcome.CONFIRMED]) is None
+        (latest, _) = store.heads(limit=5)
+        assert (latest.outcome, latest.reason, latest.score) == (Outcome.TAKEN_BACK, "worse on scratch", b"{}")
+
+
+def test_update_attempts_are_kept_in_order(store: Store) -> None:
+    first = store.begin_update("aa" * 32, b"{}")
+    store.put_update(replace(first, state=UpdateState.ROLLED_BACK, reason="no room"))
+    second = store.begin_update("aa" * 32, b"{}")
+    assert [(row.number, row.state) for row in store.updates()] == [
+        (second.number, UpdateState.DOWNLOADING),
+        (first.number, UpdateState.ROLLED_BACK),
+    ]
+
+
+# -- refusing to open
+
+
+def damage_page(folder: Path) -> None:
+    path = folder / "store.sqlite3"
+    raw = bytearray(path.read_bytes())
+    raw[4096:8192] = os.urandom(4096)
+    path.write_bytes(raw)
+
+
+def overwrite(folder: Path) -> None:
+    (folder / "store.sqlite3").write_bytes(b"this is not a database, it is a letter" * 100)
+
+
+def newer_schema(folder: Path) -> None:
+    db = sqlite3.connect(folder / "store.sqlite3")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+def other_program(folder: Path) -> None:
+    (folder / "store.sqlite3").unlink()
+    db = sqlite3.connect(folder / "store.sqlite3")
+    db.execute("CREATE TABLE photos (name TEXT)")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("harm", "match", "hint"),
+    [
+        (damage_page, "damaged", "fetches its log from the fleet"),
+        (overwrite, "damaged", "fetches its log from the fleet"),
+        (newer_schema, "has schema 99", "Install the version"),
+        (other_program, "another program's", "data folder of its own"),
+    ],
+)
+def test_a_store_that_cannot_be_trusted_is_refused_with_a_hint(
+    tmp_path: Path, harm: Callable[[Path], None], match: str, hint: str
+) -> None:
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        for number in range(50):
+            label(store, sample_of(number))
+    harm(tmp_path)
+    with pytest.raises(StoreCorrupt, match=match) as caught:
+        Store.open(tmp_path, "line-1", limits=LIMITS)
+    assert hint in caught.value.hint
+
+
+def test_another_devices_store_is_refused(tmp_path: Path) -> None:
+    Store.open(tmp_path, "line-1", limits=LIMITS).close()
+    with pytest.raises(ConfigError, match="belongs to device 'line-1'"):
+        Store.open(tmp_path, "line-2", limits=LIMITS)
+
+
+def test_a_second_agent_on_one_store_is_refused(store: Store) -> None:
+    with pytest.raises(ConfigError, match="another agent"):
+        Store.open(store.folder, "line-1", limits=LIMITS)
+
+
+# -- full disks
+
+
+def test_a_full_store_refuses_a_label_whole_and_takes_it_when_there_is_room(tmp_path: Path) -> None:
+    small = replace(LIMITS, max_store_bytes=128 * 1024)
+    sample = sample_of(0)
+    with Store.open(tmp_path, "line-1", limits=small) as store:
+        store.put_sample(sample, image_of(0))
+        done = 0
+        with pytest.raises(StoreFull, match="full") as caught:  # noqa: PT012
+            while True:
+                label(store, sample_of(1000 + done))
+                done += 1
+        assert caught.value.retryable
+        assert done > 10
+        with pytest.raises(StoreFull):
+            label(store, sample)
+        assert status_of(store, sample) is SampleStatus.SEEN
+        assert [record.entry.seq for record in store.records()] == list(range(1, 2 * done + 1))
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        assert label(store, sample)[0].entry.seq == 2 * done + 1
+        assert status_of(store, sample) is SampleStatus.LABELLED
+
+
+def test_samples_are_refused_before_labels_when_the_disk_fills(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=StoreLimits(reserve_bytes=2**60)) as store:
+        with pytest.raises(StoreFull, match="are free"):
+            store.put_sample(sample_of(1), image_of(1))
+        assert store.samples(limit=1) == []
+        assert len(label(store, sample_of(1))) == 2
+
+
+_FILL = """
+import resource, sys
+from pathlib import Path
+from device_agent.store import Store, StoreLimits
+from sdk.errors import StoreFull
+from tests.test_store import image_of, label, sample_of, status_of
+
+store = Store.open(Path(sys.argv[1]), "line-1", limits=StoreLimits(reserve_bytes=0))
+store.put_sample(sample_of(0), image_of(0))
+size = max(path.stat().st_size for path in Path(sys.argv[1]).glob("store.sqlite3*"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40_000, resource.RLIM_INFINITY))
+acknowledged = 0
+try:
+    while True:
+        acknowledged = label(store, sample_of(1000 + acknowledged))[-1].entry.seq
+except StoreFull as error:
+    print("refused:", error)
+try:
+    store.put_sample(sample_of(1), bytes(2_000_000))
+except StoreFull as error:
+    print("refused:", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+before = status_of(store, sample_of(0))
+after = label(store, sample_of(0))[-1].entry.seq
+print(before.value, acknowledged, after, status_of(store, sample_of(0)).value)
+"""
+
+
+def test_a_write_that_the_system_refuses_is_a_full_store_and_heals_without_a_restart(tmp_path: Path) -> None:
+    """The kernel itself refuses to let the files grow: what a full disk does to SQLite and to pictures."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FILL, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    refused, picture_refused, last = done.stdout.splitlines()
+    assert "nothing can be stored" in refused
+    assert "may not grow" in picture_refused
+    before, acknowledged, after, status = last.split()
+    assert (before, status) == ("seen", "labelled")
+    assert int(after) == int(acknowledged) + 2
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        assert [record.entry.seq for record in store.records()] == list(range(1, int(after) + 1))
+    assert not list((tmp_path / "images").glob("??/*.partial"))
+
+
+# -- crashes
+
+
+def label_for_ever(folder: Path, number: int, tell: Callable[[tuple[int, int]], None]) -> None:
+    with Store.open(folder, "line-1", limits=LIMITS) as store:
+        while True:
+            sample = sample_of(number)
+            store.put_sample(sample, image_of(number))
+            tell((number, label(store, sample)[-1].entry.seq))
+            number += 1
+
+
+def test_no_acknowledged_label_is_lost_to_kill_9(tmp_path: Path) -> None:
+    next_number = acknowledged = 0
+    for kill_after in (1, 7, 20, 33, 50):
+        child = Doomed(label_for_ever, tmp_path, next_number)
+        told = [child.told() for _ in range(kill_after)]
+        number, acknowledged = (told + child.kill())[-1]
+        with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+            seqs = [record.entry.seq for record in store.records()]
+            assert seqs == list(range(1, len(seqs) + 1))
+            assert len(seqs) >= acknowledged
+            assert len(seqs) % 2 == 0, "a label without its code record"
+            for labelled in range(number + 1):
+                assert status_of(store, sample_of(labelled)) is SampleStatus.LABELLED
+                assert store.image(sample_of(labelled).sample_id) == image_of(labelled)
+        next_number = len(seqs) // 2
+    assert acknowledged >= 222
+
+
+def test_threads_may_label_and_read_at_once(store: Store) -> None:
+    samples = [sample_of(number) for number in range(40)]
+    workers = [
+        threading.Thread(target=lambda mine=mine: [label(store, each) for each in mine])
+        for mine in (samples[:20], samples[20:])
+    ]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        seqs = [record.entry.seq for record in store.records()]
+        assert seqs == list(range(1, len(seqs) + 1))
+    for worker in workers:
+        worker.join()
+    assert store.outbox_depth() == 80
