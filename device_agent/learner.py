@@ -24,7 +24,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -509,17 +510,25 @@ class Learner:
 
     def _run(self, step: Callable[[], None]) -> None:
         while not self._stopping:
-            try:
-                step()
-            except HeadwayError as error:
-                self._note_fault(str(error))
-            except Exception as error:  # a thread's outermost loop: the head must go on serving
-                log.exception("%s failed", threading.current_thread().name)
-                self._note_fault(f"{type(error).__name__}: {error}")
+            step()
 
-    def _note_fault(self, fault: str) -> None:
-        with self._changed:
-            self._fault = fault
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Note a failure and go on, where a thread of ours runs: the head must go on serving.
+
+        It is noted before the step counts as done, so that whoever waited until idle sees it.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self._threads:
+                raise
+            fault = str(error)
+            if not isinstance(error, HeadwayError):
+                log.exception("%s failed", threading.current_thread().name)
+                fault = f"{type(error).__name__}: {error}"
+            with self._changed:
+                self._fault = fault
 
     def _learning_step(self) -> None:
         with self._changed:
@@ -528,10 +537,12 @@ class Learner:
                 return
             self._dirty = False
             self._learning = True
-            self._catch_up()
         try:
-            self._learn()
-            self._on_change()
+            with self._surviving():
+                with self._changed:
+                    self._catch_up()
+                self._learn()
+                self._on_change()
         finally:
             with self._changed:
                 self._learning = False
@@ -720,7 +731,8 @@ class Learner:
             if self._stopping:
                 return
         if candidate is None:
-            self._score_confirmed(confirmed)
+            with self._surviving():
+                self._score_confirmed(confirmed)
             return
         with self._changed:
             # In a burst of labels each trial would be in vain, and slow the next head down.
@@ -733,6 +745,15 @@ class Learner:
             names = self._fold.class_names()
 
         try:
+            with self._surviving():
+                self._end_trial(candidate, confirmed, names)
+        finally:
+            with self._changed:
+                self._trying = False
+                self._changed.notify_all()
+
+    def _end_trial(self, candidate: _Solved, confirmed: _Solved, names: dict[bytes, str]) -> None:
+        try:
             judged = self._try(candidate, confirmed, names)
             if judged is not None and self._settle(candidate, judged):
                 self._on_change()
@@ -741,10 +762,6 @@ class Learner:
                 if self._candidate is candidate:
                     self._candidate = None  # it stays provisional; the next label brings the next trial
             raise
-        finally:
-            with self._changed:
-                self._trying = False
-                self._changed.notify_all()
 
     def _try(self, candidate: _Solved, confirmed: _Solved, names: dict[bytes, str]) -> _Solved | None:
         """Return the candidate with its outcome; None when a newer head has made its trial obsolete."""
