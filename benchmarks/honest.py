@@ -17,7 +17,7 @@ from benchmarks.features import Rows, Sample
 from benchmarks.learners import Ours, SolvedHead, ids_of, label_of, moments_of, recalls
 from benchmarks.report import Cell, Report, Setup, Table, Target, mean_and_error, percent
 from sdk.codes import Codes
-from sdk.head import DEFAULT_KNOBS, Floats, Ints, Knobs, geometry_of, same
+from sdk.head import DEFAULT_KNOBS, Floats, Ints, Knobs, geometry_of, sums_of
 from sdk.score import calibrate, leave_one_group_out, score, share
 
 QUESTION: Final = "the score shown against the accuracy on parts never seen"
@@ -124,11 +124,9 @@ def _refit_difference(sample: Sample, seed: int) -> float:
     learn, _ = sample.halves(seed)
     codes, labels, groups = sample.codes(learn)[learn], sample.labels[learn], sample.groups[learn]
     left_out = Ours().left_out(codes, labels, groups)
-    moments = moments_of(codes, labels)
-    _, n, s, squares = moments.per_class(same)
-    knobs = DEFAULT_KNOBS
-    geometry, _ = geometry_of(n, s, squares, moments.gram, knobs.rho)
-    ridge = knobs.rho * float((squares - (geometry.m * s).sum(1)).sum()) / codes.shape[1]
+    sums, knobs = sums_of(moments_of(codes, labels)), DEFAULT_KNOBS
+    geometry, _ = geometry_of(sums, knobs.rho)
+    ridge = knobs.rho * float((sums.squares - (geometry.m * sums.s).sum(1)).sum()) / codes.shape[1]
     names = np.unique(groups)
     worst = 0.0
     for name in np.random.default_rng(seed).permutation(names)[:GROUPS_CHECKED]:

@@ -19,7 +19,7 @@ from benchmarks.features import Sample
 from benchmarks.learners import Logistic, Ours, moments_of, scaled
 from benchmarks.report import Cell, Report, Setup, Table, Target, percent
 from sdk.codes import Codes
-from sdk.head import DEFAULT_KNOBS, Floats, Ints, centre_weights, geometry_of, same
+from sdk.head import DEFAULT_KNOBS, Floats, Ints, centre_weights, geometry_of, sums_of
 from sdk.score import calibrate
 
 QUESTION: Final = "images of a class never seen against known ones, and false alarms against the stated rate"
@@ -32,8 +32,7 @@ TARGETS: Final = {"neu_det": 96.0, "magnetic_tile": 74.0}
 
 def mahalanobis(codes: Codes, labels: Ints, test: Codes) -> Floats:
     """Return the distance (n,) of `test` to the nearest class mean under the shared, shrunk scatter (Lee 2018)."""
-    _, n, s, squares = (moments := moments_of(codes, labels)).per_class(same)
-    geometry, R = geometry_of(n, s, squares, moments.gram, rho=1.0)
+    geometry, R = geometry_of(sums_of(moments_of(codes, labels)), rho=1.0)
     P = R.T @ R
     offsets = [test.astype(np.float64) - mean for mean in geometry.m]
     return np.asarray(np.min([np.einsum("nd,nd->n", q @ P, q) for q in offsets], axis=0))
@@ -51,8 +50,7 @@ def cosine_and_distance(codes: Codes, labels: Ints, test: Codes) -> Floats:
     Minus the soft maximum of the plain cosines, and a twentieth of the logarithm of the Mahalanobis distance to
     the nearest mean, under ten times the head's shrinkage. It needs a second factorisation at every solve.
     """
-    _, n, s, squares = (moments := moments_of(codes, labels)).per_class(same)
-    geometry, R = geometry_of(n, s, squares, moments.gram, rho=10.0)
+    geometry, R = geometry_of(sums_of(moments_of(codes, labels)), rho=10.0)
     P = R.T @ R
     mu = centre_weights(geometry.n, DEFAULT_KNOBS.centre_damping) @ geometry.m
     V, q = geometry.m - mu, test.astype(np.float64) - mu

@@ -78,6 +78,7 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             number INTEGER PRIMARY KEY AUTOINCREMENT, at_utc REAL NOT NULL, release_id TEXT NOT NULL,
             job BLOB NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, starts INTEGER NOT NULL)""",
     ),
+    ("ALTER TABLE heads ADD COLUMN adaptation BLOB",),
 )
 """Statements from schema n to n + 1; `PRAGMA user_version` says how many have been run."""
 
@@ -151,6 +152,7 @@ class HeadRow:
         reason: Why, in words for the page.
         score: MessagePack of its honest score, once it has one.
         calibration: MessagePack of its calibration, once it has its own.
+        adaptation: MessagePack of how own samples count in it; None where they count as all others.
     """
 
     number: int
@@ -163,6 +165,7 @@ class HeadRow:
     reason: str = ""
     score: bytes | None = None
     calibration: bytes | None = None
+    adaptation: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -599,7 +602,7 @@ class Store:
         """Store a head's row, new or with its trial's outcome; superseded ones are forgotten first."""
         with self._db.transaction(durable=False) as db:
             db.execute(
-                "REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     row.number,
                     row.created_utc,
@@ -611,6 +614,7 @@ class Store:
                     row.reason,
                     row.score,
                     row.calibration,
+                    row.adaptation,
                 ),
             )
             db.execute(
@@ -736,7 +740,7 @@ def _sample(row: tuple[Any, ...]) -> Sample:
 
 
 def _head(row: tuple[Any, ...]) -> HeadRow:
-    number, created_utc, space, digest, through, samples, outcome, reason, score, calibration = row
+    number, created_utc, space, digest, through, samples, outcome, reason, score, calibration, adaptation = row
     return HeadRow(
         number=number,
         created_utc=created_utc,
@@ -748,4 +752,5 @@ def _head(row: tuple[Any, ...]) -> HeadRow:
         reason=reason,
         score=score,
         calibration=calibration,
+        adaptation=adaptation,
     )

@@ -12,15 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
+from sdk.adaptation import Labelled
 from sdk.bundle import Bundle
 from sdk.errors import BadFormat, HeadError
-from sdk.head import UNCALIBRATED, Calibration, Head, Knobs
+from sdk.head import UNADAPTED, UNCALIBRATED, Adaptation, Calibration, Head, Knobs
 from sdk.labels import Fold, LiveSet
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
 from sdk.verdict import trial
 
 TOO_FEW: Final = "There are too few groups to score it yet."
+OWN_GROUPS: Final = 5
+"""As many own groups of a class judge it alone: fewer are too easily won or lost by chance."""
 FIRST_SCORE: Final = "This is the first score; there was nothing to compare it with."
 
 
@@ -71,8 +75,16 @@ class Base:
         """Return for each sample of a live set whether it may be scored."""
         return [sample not in self.fitted for sample in live.samples]
 
-    def left_out(self, live: LiveSet, stop: Callable[[], bool]) -> LeftOut | None:
+    def left_out(
+        self, live: LiveSet, stop: Callable[[], bool], *, device: str = "", adaptation: Adaptation = UNADAPTED
+    ) -> LeftOut | None:
         """Return the left-out scores of the samples that may be scored; None where nothing can be left out yet.
+
+        Args:
+            live: The live set.
+            stop: Asked between groups.
+            device: Whose labels `adaptation` is about.
+            adaptation: How these count.
 
         Raises:
             InterruptedError: `stop` said so.
@@ -87,11 +99,23 @@ class Base:
                 live.groups,
                 knobs=self.knobs,
                 only=only,
+                own=owned(live, device),
+                adaptation=adaptation,
                 samples=live.samples,
                 stop=stop,
             )
         except HeadError:
             return None  # fewer than two groups
+
+
+def owned(live: LiveSet, device: str) -> npt.NDArray[np.bool_]:
+    """Return (n,) bool: which samples of a live set this device's operators labelled."""
+    return np.array([each == device for each in live.devices], bool)
+
+
+def labelled(live: LiveSet, device: str) -> Labelled:
+    """Return a live set as one station sees it."""
+    return Labelled(live.codes, live.class_ids, live.groups, live.devices, owned(live, device))
 
 
 @dataclass(frozen=True)
@@ -109,22 +133,38 @@ def judge(
     provisional: tuple[LeftOut | None, Calibration],
     *,
     names: Callable[[bytes], str],
+    own: frozenset[bytes] = frozenset(),
 ) -> Judgement:
     """Return whether a provisional head stays, by left-out scores of both heads.
+
+    A station's own labels come first: a class of which it has labelled `OWN_GROUPS` groups or more is judged by
+    these alone, the other classes by everybody's.
 
     Args:
         confirmed: Of the head that would serve again.
         provisional: Of the head on trial, with the calibration it has served with.
         names: Class id to the name people use.
+        own: Samples that the station's own operators labelled.
     """
     (before, confirmed_calibration), (after, meanwhile) = confirmed, provisional
     if after is None or after.orphan.all():
         return Judgement(True, TOO_FEW, None, meanwhile)
     calibration = calibrate(after, confirmed_calibration.false_alarm_rate)
     old = None if before is None else (before, confirmed_calibration)
-    verdict = trial(old, (after, calibration), names=names)
+    verdict = trial(old, (after, calibration), names=names, judged=_judged(after, own) if own else None)
     reason = FIRST_SCORE if old is None else verdict.reason
     return Judgement(verdict.keep, reason, verdict.after, calibration)
+
+
+def _judged(after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes]:
+    """Return the samples that known classes are compared on: the station's own where it has enough of a class."""
+    mine = np.array([sample in own for sample in after.samples], bool)
+    rows = np.ones(len(mine), bool)
+    for column in range(len(after.class_ids)):
+        of_class = after.truth == column
+        if len(np.unique(after.groups[of_class & mine])) >= OWN_GROUPS:
+            rows &= ~of_class | mine
+    return frozenset(sample for sample, stays in zip(after.samples, rows, strict=True) if stays)
 
 
 def meanwhile(calibration: Calibration, head: Head) -> Calibration:

@@ -15,7 +15,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,10 @@ MAX_SAMPLES: Final = 100_000_000
 """Beyond it sums of code products could leave the integers that float64 holds exactly (2^53)."""
 _EXACT_F32_ROWS: Final = 1024
 """Rows per float32 product: 1024 x 127^2 < 2^24, below which float32 sums of integers are exact."""
+MAX_OWN_WEIGHT: Final = 16
+"""One own label in seventeen then has half the say; heavier ones gained little (decision 0019)."""
+_MAX_SHIFT: Final = 254
+"""Codes lie in [-127, 127]."""
 _MIN_REST: Final = 1e-6
 """A sample's leverage is below 1; taking out one that never was in can reach it."""
 
@@ -207,6 +211,126 @@ def same(class_id: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """How a station's own samples enter its head, beside those of the release and of other devices.
+
+    It belongs to one station's head, never to the live set that all devices share. `sdk.adaptation` chooses it.
+
+    Attributes:
+        own_weight: An own sample counts as so many, at least 1. Whole numbers keep the sums exact.
+        shift: d whole numbers, how this station's codes lie beside the release's: taken off every code of its
+            own, learned or decided. Empty is no shift.
+    """
+
+    own_weight: int = 1
+    shift: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.own_weight <= MAX_OWN_WEIGHT:
+            raise HeadError(
+                f"own samples cannot count {self.own_weight} times",
+                hint=f"From 1 to {MAX_OWN_WEIGHT} times can be.",
+            )
+        if any(abs(step) > _MAX_SHIFT for step in self.shift):
+            raise HeadError(
+                f"a shift of over {_MAX_SHIFT} is more than codes can differ by", hint="Estimate it again."
+            )
+
+    def offset(self, feature_size: int) -> Ints:
+        """Return the shift as (feature_size,) int64, zeros where there is none.
+
+        Raises:
+            FeatureSizeError: it is a shift of another feature space.
+        """
+        if not self.shift:
+            return np.zeros(feature_size, np.int64)
+        if len(self.shift) != feature_size:
+            raise FeatureSizeError(
+                f"a shift of {len(self.shift)} numbers for codes of {feature_size}",
+                hint="It was made for another feature space; estimate it again.",
+            )
+        return np.array(self.shift, np.int64)
+
+
+UNADAPTED: Final = Adaptation()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a head is solved from: exact sums per class after merges, weights and shift applied.
+
+    Attributes:
+        class_ids: k ids, sorted.
+        samples: (k,) how many samples there are.
+        n: (k,) their weights added up.
+        s: (k, d) class sums, weighted.
+        squares: (k,) squared lengths, weighted.
+        gram: (d, d), weighted.
+        effective: (k,) float64, equally weighted samples that give a mean as certain: (sum w)^2 / sum w^2
+            (Kish, 1965).
+    """
+
+    class_ids: tuple[bytes, ...]
+    samples: Ints
+    n: Ints
+    s: Ints
+    squares: Ints
+    gram: Ints
+    effective: Floats
+
+
+def sums_of(
+    moments: Moments,
+    *,
+    canonical: Callable[[bytes], bytes] = same,
+    own: Moments | None = None,
+    adaptation: Adaptation = UNADAPTED,
+) -> Sums:
+    """Return the sums of all samples, the station's own among them shifted and weighted.
+
+    Cost: O(d^2) where something is adapted, O(k d) otherwise.
+
+    Args:
+        moments: Of all samples, the own ones too.
+        canonical: The class id that stands for an id after merges.
+        own: Of the station's own samples.
+        adaptation: What is done with these.
+
+    Raises:
+        FeatureSizeError: `own` or the shift is of another size.
+        HeadError: `own` has what `moments` has not.
+    """
+    ids, n, s, squares = moments.per_class(canonical)
+    if own is None or adaptation == UNADAPTED or not own.counts():
+        return Sums(ids, n, n, s, squares, moments.gram, n.astype(np.float64))
+    if own.feature_size != moments.feature_size:
+        raise FeatureSizeError(
+            f"own samples of {own.feature_size} numbers among samples of {moments.feature_size}",
+            hint="They are of another feature space.",
+        )
+    w, shift = adaptation.own_weight, adaptation.offset(own.feature_size)
+    own_ids, own_n, own_s, own_squares = own.per_class(canonical)
+    column = {class_id: i for i, class_id in enumerate(ids)}
+    at = np.array([column.get(class_id, -1) for class_id in own_ids])
+    if (at < 0).any() or (own_n > n[at]).any():
+        raise HeadError("own samples are missing among all samples", hint="Fold the log again.")
+    total = own_s.sum(0)
+    moved_s = own_s - own_n[:, None] * shift
+    moved_squares = own_squares - 2 * (own_s @ shift) + own_n * (shift @ shift)
+    gram = moments.gram + (w - 1) * own.gram
+    if adaptation.shift:
+        cross = np.outer(total, shift)
+        gram -= w * (cross + cross.T - int(own_n.sum()) * np.outer(shift, shift))
+    samples, others = n.copy(), n[at] - own_n
+    n[at] = others + w * own_n
+    s[at] += w * moved_s - own_s
+    squares[at] += w * moved_squares - own_squares
+    effective = n.astype(np.float64)
+    effective[at] = effective[at] ** 2 / (others + w**2 * own_n)
+    return Sums(ids, samples, n, s, squares, gram, effective)
+
+
+@dataclass(frozen=True)
 class Decisions:
     """What a head says of n codes; row i of each belongs to code i.
 
@@ -234,11 +358,12 @@ class Head:
 
     Attributes:
         class_ids: k class ids after merges, sorted.
-        counts: Samples per class.
+        counts: Samples per class, own and others.
         feature_size: d.
         knobs: With which it was solved.
         calibration: See `Calibration`.
         delta: How much longer one noisy sample is than its class's mean (docs/head.md, equation 6).
+        adaptation: How own samples were weighed and shifted; the codes it is asked about are shifted alike.
     """
 
     class_ids: tuple[bytes, ...]
@@ -248,11 +373,14 @@ class Head:
     calibration: Calibration
     delta: float
     _R: npt.NDArray[np.float32]  # (d, d), R' of P = R'R, R the inverse of the Cholesky factor
-    _mu: npt.NDArray[np.float32]  # (d,)
+    _mu: npt.NDArray[np.float32]  # (d,): the centre, and the station's shift: what is taken off a code
     _PV: npt.NDArray[np.float32]  # (d, k): P v_c
     _length: Floats  # (k,): D_c, the corrected |v_c|
     _m: Floats  # (k, d): class means
     _PM: Floats  # (d, k): P m_c
+    _n: Floats  # (k,): weights of the samples, added up
+    _squared_n: Floats  # (k,): their squares, added up
+    adaptation: Adaptation = UNADAPTED
     _steps: tuple[tuple[float, Floats], ...] = ()  # a, u (d,): P = R'R - sum a u u', of samples since the solve
 
     def _cosines(self, codes: Codes) -> tuple[Floats, Floats]:
@@ -306,12 +434,22 @@ class Head:
         """Return this head with another calibration."""
         return replace(self, calibration=calibration)
 
+    def with_shift(self, shift: tuple[int, ...]) -> Head:
+        """Return this head for codes that lie elsewhere by `shift`; what it has learned stays where it is.
+
+        Raises:
+            FeatureSizeError: the shift is of another feature space.
+        """
+        adaptation = Adaptation(self.adaptation.own_weight, shift)
+        step = adaptation.offset(self.feature_size) - self.adaptation.offset(self.feature_size)
+        return replace(self, adaptation=adaptation, _mu=self._mu + step.astype(np.float32))
+
     @property
     def updatable(self) -> bool:
         """Whether `with_sample` and `without_sample` apply: some class has two samples, so there is a scatter."""
         return self.delta > 0
 
-    def with_sample(self, code: Code, class_id: bytes) -> Head:
+    def with_sample(self, code: Code, class_id: bytes, *, own: bool = False) -> Head:
         """Return this head with one more sample of a class, which may be new.
 
         For serving at once, before `solve` has the canonical head: lambda and delta keep their values, everything
@@ -321,58 +459,51 @@ class Head:
         Args:
             code: (d,) int8.
             class_id: After merges.
+            own: Whether the station's own operators labelled it: then it is weighed and shifted as they are.
 
         Raises:
             FeatureSizeError: the code is not (d,) int8.
             HeadError: not `updatable`.
         """
-        x = self._checked(code)
+        x, w = self._checked(code, own)
         if class_id not in self.class_ids:
             at = bisect_left(self.class_ids, class_id)
             return self._changed(
                 ids=(*self.class_ids[:at], class_id, *self.class_ids[at:]),
-                n=np.insert(self._n, at, 1.0),
+                classes=_Classes(self.counts, self._n, self._squared_n).inserted(at, w),
                 m=np.insert(self._m, at, x, 0),
                 PM=np.insert(self._PM, at, self._whitened(x), 1),
             )
-        c = self.class_ids.index(class_id)
-        n = self._n.copy()
-        share = n[c] / (n[c] + 1)
-        n[c] += 1
-        return self._moved(c, n, x - self._m[c], 1 / n[c], share)
+        return self._moved(self.class_ids.index(class_id), x, w)
 
-    def without_sample(self, code: Code, class_id: bytes) -> Head:
+    def without_sample(self, code: Code, class_id: bytes, *, own: bool = False) -> Head:
         """Return this head without one of its samples; the reverse of `with_sample`, at the same cost.
 
         Args:
             code: (d,) int8, of a sample that it was solved with.
             class_id: After merges.
+            own: As it was learned.
 
         Raises:
             FeatureSizeError: the code is not (d,) int8.
             UnknownClassError: the head knows no such class.
             HeadError: not `updatable`, nothing would be left, or the sample was not in.
         """
-        x = self._checked(code)
+        x, w = self._checked(code, own)
         if class_id not in self.class_ids:
             raise UnknownClassError(f"the head knows no class {class_id.hex()[:8]}", hint="Solve it anew.")
         c = self.class_ids.index(class_id)
-        n = self._n.copy()
-        if n[c] == 1:
-            if len(n) == 1:
+        if self.counts[c] == 1:
+            if len(self.counts) == 1:
                 raise HeadError("no sample would be left", hint="Solve the base samples anew.")
             ids = self.class_ids[:c] + self.class_ids[c + 1 :]
-            keep = np.arange(len(n)) != c
-            return self._changed(ids=ids, n=n[keep], m=self._m[keep], PM=self._PM[:, keep])
-        share = n[c] / (n[c] - 1)
-        n[c] -= 1
-        return self._moved(c, n, x - self._m[c], -1 / n[c], -share)
+            keep = np.arange(len(self.counts)) != c
+            classes = _Classes(self.counts, self._n, self._squared_n).kept(keep)
+            return self._changed(ids=ids, classes=classes, m=self._m[keep], PM=self._PM[:, keep])
+        return self._moved(c, x, -w)
 
-    @property
-    def _n(self) -> Floats:
-        return np.asarray(self.counts, np.float64)
-
-    def _checked(self, code: Code) -> Floats:
+    def _checked(self, code: Code, own: bool) -> tuple[Floats, int]:
+        """Return what a code is learned as, and how many times it counts."""
         if code.shape != (self.feature_size,) or code.dtype != np.int8:
             raise FeatureSizeError(
                 f"a code {code.dtype} {code.shape} for a head of int8 ({self.feature_size},)",
@@ -380,10 +511,17 @@ class Head:
             )
         if not self.updatable:
             raise HeadError("a head without scatter cannot be updated", hint="Solve it anew.")
-        return np.asarray(code, np.float64)
+        if not own:
+            return np.asarray(code, np.float64), 1
+        return np.asarray(code - self.adaptation.offset(self.feature_size), np.float64), self.adaptation.own_weight
 
-    def _moved(self, c: int, n: Floats, r: Floats, step: float, share: float) -> Head:
-        """Return the head whose class c has its mean moved by step r, and share r r' more within-class scatter."""
+    def _moved(self, c: int, x: Floats, w: int) -> Head:
+        """Return the head whose class c, which stays, has sample x counted w times more, or -w times less."""
+        classes = _Classes(self.counts, self._n, self._squared_n).counted(c, w)
+        if classes.n[c] <= 0:
+            raise HeadError("this sample was not in the head", hint="Solve it anew.")
+        step, r = w / classes.n[c], x - self._m[c]
+        share = self._n[c] * step  # of r r' in the within-class scatter
         Pr = self._whitened(r)
         rest = 1 + share * float(r @ Pr)  # Sherman and Morrison, 1950
         if rest <= _MIN_REST:
@@ -394,7 +532,7 @@ class Head:
         m = self._m.copy()
         m[c] += step * r
         PM[:, c] += step / rest * Pr
-        return self._changed(ids=self.class_ids, n=n, m=m, PM=PM, steps=steps)
+        return self._changed(ids=self.class_ids, classes=classes, m=m, PM=PM, steps=steps)
 
     def _whitened(self, x: Floats) -> Floats:
         """Return P x."""
@@ -407,49 +545,78 @@ class Head:
         self,
         *,
         ids: tuple[bytes, ...],
-        n: Floats,
+        classes: _Classes,
         m: Floats,
         PM: Floats,
         steps: tuple[tuple[float, Floats], ...] | None = None,
     ) -> Head:
-        w = centre_weights(n, self.knobs.centre_damping)
+        effective = classes.n**2 / classes.squared_n
+        w = centre_weights(effective, self.knobs.centre_damping)
         mu, V = w @ m, m - w @ m
         PV = PM - (PM @ w)[:, None]
         plain = np.maximum(np.einsum("kd,dk->k", V, PV), TINY)
         return replace(
             self,
             class_ids=ids,
-            counts=tuple(int(c) for c in n),
+            counts=classes.counts,
             _steps=self._steps if steps is None else steps,
-            _mu=mu.astype(np.float32),
+            _mu=(mu + self.adaptation.offset(self.feature_size)).astype(np.float32),
             _PV=PV.astype(np.float32),
-            _length=np.sqrt(corrected(plain, n, w, self.delta, self.knobs.lift_floor)),
+            _length=np.sqrt(corrected(plain, effective, w, self.delta, self.knobs.lift_floor)),
             _m=m,
             _PM=PM,
+            _n=classes.n,
+            _squared_n=classes.squared_n,
         )
+
+
+class _Classes(NamedTuple):
+    """How many samples each class has, their weights added up, and the squares of these."""
+
+    counts: tuple[int, ...]
+    n: Floats
+    squared_n: Floats
+
+    def inserted(self, at: int, w: int) -> _Classes:
+        return _Classes(
+            (*self.counts[:at], 1, *self.counts[at:]),
+            np.insert(self.n, at, float(w)),
+            np.insert(self.squared_n, at, float(w * w)),
+        )
+
+    def kept(self, keep: npt.NDArray[np.bool_]) -> _Classes:
+        counts = tuple(count for count, stays in zip(self.counts, keep, strict=True) if stays)
+        return _Classes(counts, self.n[keep], self.squared_n[keep])
+
+    def counted(self, c: int, w: int) -> _Classes:
+        sign = 1 if w > 0 else -1
+        one = np.arange(len(self.n)) == c
+        counts = tuple(count + sign * int(here) for count, here in zip(self.counts, one, strict=True))
+        return _Classes(counts, self.n + w * one, self.squared_n + sign * w * w * one)
 
 
 @dataclass(frozen=True)
 class Geometry:
     """The solved quantities that both serving and scoring start from."""
 
-    n: Floats  # (k,)
+    n: Floats  # (k,) weights of the samples, added up
+    effective: Floats  # (k,) see `Sums`
     m: Floats  # (k, d)
     L: Floats  # (d, d) lower Cholesky factor of W + lambda I
     delta: float
 
 
-def geometry_of(n: Ints, s: Ints, squares: Ints, gram: Ints, rho: float) -> tuple[Geometry, Floats]:
+def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, Floats]:
     """Return the geometry and R = L^-1, lower triangular (d, d), so that (W + lambda I)^-1 = R'R."""
-    d = len(gram)
-    count = n.astype(np.float64)
-    m = s / count[:, None]
-    spread = squares - (m * s).sum(1)  # tr W_c, exact up to one rounding
+    d = len(sums.gram)
+    count = sums.n.astype(np.float64)
+    m = sums.s / count[:, None]
+    spread = sums.squares - (m * sums.s).sum(1)  # tr W_c, exact up to one rounding
     trace = float(spread.sum())
     if trace <= 0:  # each class one sample, or all samples of a class alike: no scatter to whiten by
-        return Geometry(count, m, np.eye(d), 0.0), np.eye(d)
-    W = gram.astype(np.float64)
-    W -= s.T.astype(np.float64) @ m
+        return Geometry(count, sums.effective, m, np.eye(d), 0.0), np.eye(d)
+    W = sums.gram.astype(np.float64)
+    W -= sums.s.T.astype(np.float64) @ m
     W[np.diag_indices(d)] += rho * trace / d
     # LAPACK works in place on column order; W is symmetric, so its transpose is W in that order.
     L, failed = dpotrf(W.T, lower=1, clean=1, overwrite_a=1)
@@ -459,7 +626,7 @@ def geometry_of(n: Ints, s: Ints, squares: Ints, gram: Ints, rho: float) -> tupl
             hint="The moments are damaged: fold the label log again.",
         )
     R, _ = dtrtri(L, lower=1)
-    return Geometry(count, m, L, _delta(count, spread, R, rho * trace / d)), R
+    return Geometry(count, sums.effective, m, L, _delta(count, spread, R, rho * trace / d)), R
 
 
 def _delta(n: Floats, spread: Floats, R: Floats, ridge: float) -> float:
@@ -495,6 +662,8 @@ def solve(
     canonical: Callable[[bytes], bytes] = same,
     knobs: Knobs = DEFAULT_KNOBS,
     calibration: Calibration = UNCALIBRATED,
+    own: Moments | None = None,
+    adaptation: Adaptation = UNADAPTED,
 ) -> Head:
     """Return the head of these moments.
 
@@ -505,9 +674,11 @@ def solve(
         canonical: The class id that stands for an id after merges (`Fold.canonical`).
         knobs: Constants of the format version.
         calibration: From left-out scores; without one nothing is unknown.
+        own, adaptation: The station's own samples among them, and how they count; see `sums_of`.
 
     Raises:
         HeadError: no samples, or moments that no set of samples has.
+        FeatureSizeError: `own` or `adaptation` is of another feature space.
 
     >>> moments = Moments(3)
     >>> moments.add(np.array([[9, 1, 0], [8, 2, 0], [0, 1, 9]], np.int8), [b"g" * 16, b"g" * 16, b"b" * 16])
@@ -515,30 +686,33 @@ def solve(
     >>> head.class_ids[head.decide(np.array([[1, 0, 9]], np.int8)).class_index[0]]
     b'bbbbbbbbbbbbbbbb'
     """
-    ids, n, s, squares = moments.per_class(canonical)
-    if not ids:
+    sums = sums_of(moments, canonical=canonical, own=own, adaptation=adaptation)
+    if not sums.class_ids:
         raise HeadError("there are no labelled samples to learn from", hint="Label at least one image.")
-    if (n < 0).any() or (np.diag(moments.gram) < 0).any():
+    if (sums.n < 0).any() or (np.diag(sums.gram) < 0).any():
         raise HeadError("the moments have negative counts", hint="They are damaged: fold the log again.")
-    geometry, R = geometry_of(n, s, squares, moments.gram, knobs.rho)
-    w = centre_weights(geometry.n, knobs.centre_damping)
+    geometry, R = geometry_of(sums, knobs.rho)
+    w = centre_weights(geometry.effective, knobs.centre_damping)
     mu = w @ geometry.m
     V = geometry.m - mu
     PM = R.T @ (R @ geometry.m.T)
     PV = PM - (PM @ w)[:, None]
     plain = np.maximum(np.einsum("kd,dk->k", V, PV), TINY)
-    squared = corrected(plain, geometry.n, w, geometry.delta, knobs.lift_floor)
+    squared = corrected(plain, geometry.effective, w, geometry.delta, knobs.lift_floor)
     return Head(
-        class_ids=ids,
-        counts=tuple(int(c) for c in n),
+        class_ids=sums.class_ids,
+        counts=tuple(int(c) for c in sums.samples),
         feature_size=moments.feature_size,
         knobs=knobs,
         calibration=calibration,
         delta=geometry.delta,
         _R=R.T.astype(np.float32),
-        _mu=mu.astype(np.float32),
+        _mu=(mu + adaptation.offset(moments.feature_size)).astype(np.float32),
         _PV=PV.astype(np.float32),
         _length=np.sqrt(squared),
         _m=geometry.m,
         _PM=PM,
+        _n=geometry.n,
+        _squared_n=geometry.n**2 / geometry.effective,
+        adaptation=adaptation,
     )

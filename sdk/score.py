@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize_scalar
-from scipy.special import betaincinv, log_softmax, stdtrit  # scipy.stats takes a second to import
+from scipy.special import betaincinv, log_softmax, softmax, stdtrit  # scipy.stats takes a second to import
 
 from sdk.codes import Codes
 from sdk.errors import HeadError
@@ -22,7 +22,9 @@ from sdk.head import (
     DEFAULT_KNOBS,
     FALSE_ALARM_RATE,
     TINY,
+    UNADAPTED,
     UNCALIBRATED,
+    Adaptation,
     Calibration,
     Floats,
     Geometry,
@@ -32,7 +34,7 @@ from sdk.head import (
     centre_weights,
     corrected,
     geometry_of,
-    same,
+    sums_of,
 )
 
 _UPPER: Final = 0.975
@@ -75,6 +77,8 @@ def leave_one_group_out(
     *,
     knobs: Knobs = DEFAULT_KNOBS,
     only: npt.NDArray[np.bool_] | None = None,
+    own: npt.NDArray[np.bool_] | None = None,
+    adaptation: Adaptation = UNADAPTED,
     samples: Sequence[bytes] = (),
     stop: Callable[[], bool] | None = None,
 ) -> LeftOut:
@@ -82,18 +86,22 @@ def leave_one_group_out(
 
     lambda and delta are held at their values for the whole set (docs/head.md, section 4).
 
-    Cost: one solve, one O(n d^2) projection, then O(|g|^2 (d + |g|)) for each group g.
+    Cost: one solve, an O(d^2) projection of each sample whose group is scored, then O(|g|^2 (d + |g|)) for each
+    such group g.
 
     Args:
         codes: (n, d) int8.
         class_ids: Class after merges, n.
         groups: Group id, n. What shares a group is left out together.
         only: (n,) bool, rows to score; the others are learned from all the same.
+        own: (n,) bool, the station's own samples, which `adaptation` is about; None where there are none.
+        adaptation: How these are weighed and shifted.
         samples: Sample id, n, or none; given back with the scored rows.
         stop: Asked between groups; true ends the work with `InterruptedError`.
 
     Raises:
         HeadError: there are no samples, or fewer than two groups.
+        FeatureSizeError: the shift is of another feature space.
     """
     ids = tuple(sorted(set(class_ids)))
     if not ids or len(set(groups)) < 2:
@@ -103,16 +111,22 @@ def leave_one_group_out(
     column = {class_id: i for i, class_id in enumerate(ids)}
     y = np.array([column[c] for c in class_ids], np.int64)
     group_index = np.unique(np.array(groups, object).astype(str), return_inverse=True)[1].astype(np.int64)
-    moments = Moments(codes.shape[1])
-    moments.add(codes, class_ids)
-    _, n, s, squares = moments.per_class(same)
-    geometry, _ = geometry_of(n, s, squares, moments.gram, knobs.rho)
-
     scored = np.ones(len(y), bool) if only is None else only
+    mine = np.zeros(len(y), bool) if own is None else own
+    moments, own_moments = Moments(codes.shape[1]), Moments(codes.shape[1])
+    moments.add(codes, class_ids)
+    own_moments.add(codes[mine], [class_id for class_id, is_own in zip(class_ids, mine, strict=True) if is_own])
+    geometry, _ = geometry_of(sums_of(moments, own=own_moments, adaptation=adaptation), knobs.rho)
+    weight = np.where(mine, float(adaptation.own_weight), 1.0)
+
     # Project every sample once; all that follows lives in the span of a group's samples and the means.
-    Z = solve_triangular(
-        geometry.L, codes.T.astype(np.float64), lower=True, overwrite_b=True, check_finite=False
-    ).T
+    order = np.argsort(group_index, kind="stable")
+    bounds = np.flatnonzero(np.diff(group_index[order])) + 1
+    groups_scored = [members for members in np.split(order, bounds) if scored[members].any()]
+    rows = np.concatenate(groups_scored)
+    x = codes[rows].T.astype(np.float64)
+    x[:, mine[rows]] -= adaptation.offset(codes.shape[1])[:, None]
+    Z = solve_triangular(geometry.L, x, lower=True, overwrite_b=True, check_finite=False).T
     ZM = solve_triangular(geometry.L, geometry.m.T, lower=True, check_finite=False).T
     ZX_M, M_M = Z @ ZM.T, ZM @ ZM.T
 
@@ -120,16 +134,14 @@ def leave_one_group_out(
     scores = np.full((len(y), k), -np.inf)
     novelty = np.full(len(y), np.inf)
     orphan = np.zeros(len(y), bool)
-    order = np.argsort(group_index, kind="stable")
-    bounds = np.flatnonzero(np.diff(group_index[order])) + 1
-    for members in np.split(order, bounds):
+    end = 0
+    for members in groups_scored:
         if stop is not None and stop():
             raise InterruptedError("scoring was asked to stop")
-        if not scored[members].any():
-            continue
-        Zg = Z[members]
-        T = np.block([[Zg @ Zg.T, ZX_M[members]], [ZX_M[members].T, M_M]])
-        left = _without(T, y[members], geometry, knobs)
+        begin, end = end, end + len(members)
+        Zg, Zg_M = Z[begin:end], ZX_M[begin:end]
+        T = np.block([[Zg @ Zg.T, Zg_M], [Zg_M.T, M_M]])
+        left = _without(T, y[members], weight[members], geometry, knobs)
         scores[np.ix_(members, np.flatnonzero(left.kept))] = left.scores
         novelty[members] = left.novelty
         orphan[members] = ~left.kept[y[members]]
@@ -144,23 +156,25 @@ class _Without:
     novelty: Floats  # (|g|,)
 
 
-def _without(T: Floats, y: Ints, geometry: Geometry, knobs: Knobs) -> _Without:
+def _without(T: Floats, y: Ints, weight: Floats, geometry: Geometry, knobs: Knobs) -> _Without:
     """Score a group by the head without it, from T, the Gram of [its samples; all means] under P.
 
-    The letters are those of docs/head.md, section 4.
+    The letters are those of docs/head.md, section 4; `weight` (|g|,) is how many times each sample counts.
     """
     size, k = len(y), len(geometry.n)
     Y = np.zeros((size, k))
     Y[np.arange(size), y] = 1
-    n_left = geometry.n - Y.sum(0)
+    n_left = np.round(geometry.n - weight @ Y)  # whole numbers
+    squared_left = geometry.n**2 / geometry.effective - weight**2 @ Y
     kept = n_left > 0
-    C = np.hstack([np.eye(size), -Y])
-    B_inverse = np.eye(size) - (Y * np.where(kept, 1 / geometry.n, 0)) @ Y.T
+    root = np.sqrt(weight)[:, None]
+    C = root * np.hstack([np.eye(size), -Y])
+    B_inverse = np.eye(size) - (root * Y * np.where(kept, 1 / geometry.n, 0)) @ (root * Y).T
     CT = C @ T
     H = B_inverse - CT @ C.T
     T = T + CT.T @ np.linalg.solve(H, CT)
-    A = np.hstack([-Y.T, np.diag(geometry.n)])[kept] / n_left[kept, None]
-    n = n_left[kept]
+    A = np.hstack([-(weight[:, None] * Y).T, np.diag(geometry.n)])[kept] / n_left[kept, None]
+    n = n_left[kept] ** 2 / squared_left[kept]  # as many samples of like weight
     w = centre_weights(n, knobs.centre_damping)
     centre = w @ A
     Q = np.hstack([np.eye(size), np.zeros((size, k))]) - centre
@@ -197,6 +211,24 @@ def calibrate(left_out: LeftOut, false_alarm_rate: float = FALSE_ALARM_RATE) -> 
         false_alarm_rate=false_alarm_rate,
         classes=len(left_out.class_ids),
     )
+
+
+def quadratic_score(left_out: LeftOut) -> Floats:
+    """Return the quadratic score (n,) of each label, at the temperature that suits the left-out scores best.
+
+    2 p_label - sum_c p_c^2 (Brier, 1950): 1 for certainty, -1 for certainty of the contrary, so that no label
+    weighs more than that. It sees more than the few decisions that change. That of an orphan says nothing.
+    """
+    known = ~left_out.orphan
+    there = np.isfinite(left_out.scores)
+    T = UNCALIBRATED.temperature
+    if known.any():
+        per_group = np.bincount(left_out.groups[known]).astype(float)
+        weight = 1 / per_group[left_out.groups[known]]
+        doubt = 0.5 / (len(np.unique(left_out.groups)) + 2)
+        T = _temperature(left_out.scores[known], left_out.truth[known], weight, doubt)
+    p = softmax(np.where(there, T * np.where(there, left_out.scores, 0), -np.inf), axis=1)
+    return np.asarray(2 * p[np.arange(len(p)), left_out.truth] - (p**2).sum(1))
 
 
 def _temperature(scores: Floats, truth: Ints, weight: Floats, doubt: float) -> float:

@@ -37,6 +37,7 @@ def trial(
     after: tuple[LeftOut, Calibration],
     *,
     names: Callable[[bytes], str],
+    judged: frozenset[bytes] | None = None,
 ) -> Verdict:
     """Compare a provisional head with the confirmed one on left-out groups of both.
 
@@ -53,12 +54,13 @@ def trial(
         before: The confirmed head's left-out scores and calibration; None for a first head.
         after: The provisional head's. Both carry sample ids.
         names: Class id to the name people use.
+        judged: Samples that known classes are compared on; None is all.
     """
     new = score(*after)
     if before is None:
         return Verdict(True, "This is the first head.", None, new)
     old = score(*before)
-    paired = _pair(before, after)
+    paired = _pair(before, after, judged)
     if not paired.classes:
         return Verdict(True, "There was nothing to compare with yet.", old, new)
     change = paired.after - paired.before
@@ -100,7 +102,9 @@ class _Paired:
     gained_groups: int
 
 
-def _pair(before: tuple[LeftOut, Calibration], after: tuple[LeftOut, Calibration]) -> _Paired:
+def _pair(
+    before: tuple[LeftOut, Calibration], after: tuple[LeftOut, Calibration], judged: frozenset[bytes] | None
+) -> _Paired:
     (old, _), (new, _) = before, after
     was_right = dict(zip(old.samples, decisions_right(*before), strict=True))
     was_class = dict(zip(old.samples, (old.class_ids[i] for i in old.truth), strict=True))
@@ -109,7 +113,9 @@ def _pair(before: tuple[LeftOut, Calibration], after: tuple[LeftOut, Calibration
     rows = [
         row
         for row, sample in enumerate(new.samples)
-        if sample not in orphaned and was_class.get(sample) == new.class_ids[new.truth[row]]
+        if sample not in orphaned
+        and was_class.get(sample) == new.class_ids[new.truth[row]]
+        and (judged is None or sample in judged)
     ]
     of_class: dict[bytes, list[tuple[bool, bool]]] = {}
     net: dict[int, int] = {}
