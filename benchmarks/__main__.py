@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import calibration, few, honest, newclass, novelty, speed, wronglabels
+from benchmarks import calibration, few, honest, newclass, novelty, speed, station, wronglabels
 from benchmarks.features import NoImageSets, drawn, real
 from benchmarks.report import Report, Setup, as_json, as_text
 
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "calibration": calibration,
     "novelty": novelty,
     "wronglabels": wronglabels,
+    "station": station,
 }
 
 

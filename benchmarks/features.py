@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from sdk.codes import Codes, Features, encode, fit_scale
 from sdk.head import Ints
+from sdk.images import open_images
+from sdk.preprocess import Frame
 from sdk.splits import Part, split
 
 Rows = npt.NDArray[np.int64]
@@ -29,6 +32,13 @@ CACHE: Final = ROOT / ".bench"
 BACKBONE: Final = "mobilenetv2_100"
 INPUT_SIZE_PX: Final = 224
 DRAWN_SIZE: Final = 48
+CAMERAS: Final[dict[str, Callable[[Frame], Frame]]] = {
+    "blurred": lambda frame: np.asarray(cv2.GaussianBlur(frame, (0, 0), 2.5), np.uint8),
+    "dark": lambda frame: np.asarray(np.rint((frame / 255.0) ** 1.5 * 127), np.uint8),
+    "inverted": lambda frame: np.asarray(255 - frame, np.uint8),
+}
+"""How a station's camera may see what the release's saw, at the backbone's input size: out of focus by 2.5 px, at
+half the light with another gamma, and lit from the other side."""
 
 
 class NoImageSets(Exception):
@@ -72,30 +82,46 @@ def shared_folder() -> Path:
 def real(name: str, say: Callable[[str], None] = lambda _: None) -> Sample:
     """Return the features of the image set `name`, from the cache where it has them.
 
+    `SET+CAMERA` is the set as another camera sees it (`CAMERAS`).
+
     Cost: one to two minutes for a set, once.
 
     Raises:
         NoImageSets: the set or the weights are missing.
     """
     shared = shared_folder()
+    name, _, camera = name.partition("+")
     folder, weights = shared / "data" / name, shared / "weights" / BACKBONE
     for needed in (folder / "index.csv", weights / "model.safetensors"):
         if not needed.is_file():
             raise NoImageSets(f"{needed} is missing; set HEADWAY_SHARED to the folder with data/ and weights/")
     key = hashlib.sha256((folder / "index.csv").read_bytes() + (weights / "model.safetensors").read_bytes())
-    file = CACHE / f"{name}-{BACKBONE}-{INPUT_SIZE_PX}-{key.hexdigest()[:12]}.npz"
+    seen = f"{name}-{camera}" if camera else name
+    file = CACHE / f"{seen}-{BACKBONE}-{INPUT_SIZE_PX}-{key.hexdigest()[:12]}.npz"
     if not file.is_file():
-        _compute(name, folder, weights, file, say)
+        _compute(seen, folder, weights, file, say, CAMERAS[camera] if camera else None)
     with np.load(file) as kept:
         return Sample(name, tuple(kept["classes"].tolist()), kept["features"], kept["labels"], kept["groups"])
 
 
-def _compute(name: str, folder: Path, weights: Path, file: Path, say: Callable[[str], None]) -> None:
+def column(name: str, title: str) -> npt.NDArray[np.str_]:
+    """Return a column (n,) of a set's index.csv, row by row as `real` has them."""
+    images = open_images(shared_folder() / "data" / name)
+    return np.array([image.columns[title] for image in images.images])
+
+
+def _compute(
+    name: str,
+    folder: Path,
+    weights: Path,
+    file: Path,
+    say: Callable[[str], None],
+    camera: Callable[[Frame], Frame] | None,
+) -> None:
     from export.backbones import load_backbone  # torch: only when there is something to compute
     from export.finetune import resized_frames
     from export.forms import features_of
     from export.graph import to_onnx
-    from sdk.images import open_images
 
     say(f"computing the features of {name}, once; kept in {file.relative_to(ROOT)}")
     images = open_images(folder)
@@ -103,6 +129,8 @@ def _compute(name: str, folder: Path, weights: Path, file: Path, say: Callable[[
     with tempfile.TemporaryDirectory() as scratch:
         paths = [image.path for image in images.images]
         frames = resized_frames(paths, backbone.preprocess, Path(scratch))
+        if camera is not None:
+            frames = np.stack([camera(frame) for frame in frames])
         features = features_of(to_onnx(backbone), frames, backbone.preprocess, lambda: None)
     classes = images.classes
     labels = np.array([classes.index(label) for label in images.labels], np.int64)
@@ -119,6 +147,7 @@ def drawn(name: str) -> Sample:
 
     As in the real sets, `magnetic_tile` has several images of a group that look alike, and few groups.
     """
+    name, _, camera = name.partition("+")
     grouped = name == "magnetic_tile"
     rng = np.random.default_rng(len(name))
     classes = tuple(f"class {i}" for i in range(3))
@@ -132,4 +161,7 @@ def drawn(name: str) -> Sample:
                 features.append(own * rng.gamma(6.0 if grouped else 2.0, 0.3, DRAWN_SIZE))
                 labels.append(label)
                 groups.append(f"{label}-{part}")
-    return Sample(name, classes, np.array(features, np.float32), np.array(labels, np.int64), np.array(groups))
+    seen = np.array(features, np.float32)
+    if camera:
+        seen = np.maximum(seen + np.random.default_rng(len(camera)).normal(0, 1, DRAWN_SIZE), 0).astype(np.float32)
+    return Sample(name, classes, seen, np.array(labels, np.int64), np.array(groups))

@@ -237,6 +237,7 @@ class Learner:
         self._latest: Head | None = None  # of the live set last learned, whatever became of it; None: not at hand
         self._candidate: _Solved | None = None  # provisional, waiting for its trial or in it
         self._trying = False
+        self._harm: Harm | None = None  # what the last trial found
         self._unscorable = False  # the confirmed head has too few groups for left-out scores
         self._restore()
 
@@ -446,7 +447,7 @@ class Learner:
                 state=active.state,
                 number=active.number,
                 adaptation=active.head.adaptation,
-                harm=self._confirmed.harm,
+                harm=self._harm,
                 live_set_digest=live.digest,
                 live_samples=len(live),
                 own_labels=live.devices.count(self._store.device),
@@ -810,7 +811,7 @@ class Learner:
             confirmed = self._with_left_out(confirmed, obsolete)
             choice = choose(station, self._stream(), knobs=self._base.knobs, enough=enough)
             left_out = self._base.left_out(live, obsolete, device=device, adaptation=choice.adaptation)
-            harm = harmful_source(station, choice.adaptation, knobs=self._base.knobs, enough=enough)
+            harm = harmful_source(station, choice.adaptation.shift, knobs=self._base.knobs, enough=enough)
         except InterruptedError:
             return None
         end = judge(
@@ -877,6 +878,7 @@ class Learner:
             if self._candidate is not candidate:
                 return False
             self._candidate = None
+            self._harm = judged.harm
             self._last = judged.row
             if judged.row.outcome is Outcome.CONFIRMED:
                 self._confirmed = judged

@@ -29,6 +29,16 @@ class ReleaseReport:
 
 
 @dataclass(frozen=True)
+class HarmReport:
+    """Another device's labels make the head worse here: recall of own left-out labels, with and without them."""
+
+    device: str
+    samples: int
+    recall: float
+    recall_without: float
+
+
+@dataclass(frozen=True)
 class HeadReport:
     """The head that decides.
 
@@ -40,6 +50,9 @@ class HeadReport:
         trial: How the newest head's trial ended: provisional, confirmed, taken_back or superseded.
         reason: Why, in an operator's words.
         busy: Something is being learned or tried just now.
+        own_weight: An own label counts as so many labels from elsewhere.
+        shifted: Whether it allows for this station's pictures looking different from the release's.
+        harm: Another device whose labels do not fit here; None where none does for sure.
     """
 
     number: int
@@ -49,6 +62,9 @@ class HeadReport:
     trial: str
     reason: str
     busy: bool
+    own_weight: int
+    shifted: bool
+    harm: HarmReport | None
 
 
 @dataclass(frozen=True)
@@ -246,7 +262,7 @@ def _release(serving: Serving) -> ReleaseReport:
 
 
 def _head(serving: Serving, status: LearnerStatus) -> HeadReport:
-    active = serving.learner.head
+    active, harm = serving.learner.head, status.harm
     return HeadReport(
         number=active.number,
         state=active.state.value,
@@ -255,6 +271,9 @@ def _head(serving: Serving, status: LearnerStatus) -> HeadReport:
         trial=status.outcome.value,
         reason=status.reason,
         busy=status.busy,
+        own_weight=status.adaptation.own_weight,
+        shifted=bool(status.adaptation.shift),
+        harm=None if harm is None else HarmReport(harm.source, harm.samples, harm.recall, harm.recall_without),
     )
 
 

@@ -10,7 +10,7 @@ unlabelled stream shows without a single label. Rules this module keeps:
   is like the release nothing is gained, and nothing is lost.
 - Everything stays a function of exact sums; labels, codes and the live set's digest know nothing of it.
 
-docs/head.md, section 8, has the measurements. No files, no clock: the caller's `enough` ends the search.
+docs/head.md, section 7, has the measurements. No files, no clock: the caller's `enough` ends the search.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class Harm:
 
 def harmful_source(
     labelled: Labelled,
-    adaptation: Adaptation,
+    shift: tuple[int, ...] = (),
     *,
     knobs: Knobs = DEFAULT_KNOBS,
     enough: Callable[[], bool] = lambda: False,
@@ -238,13 +238,14 @@ def harmful_source(
 
     Args:
         labelled: The live set.
-        adaptation: How own samples count in it.
+        shift: How the station's codes are shifted. Own samples count once here: heavier ones may make up for a
+            source that harms, and it would go unnoticed.
         knobs: The head's constants.
         enough: Asked before each source; true ends the search.
     """
     if labelled.own_groups() < MIN_GROUPS:
         return None
-    devices = np.array(labelled.devices, object)
+    devices, adaptation = np.array(labelled.devices, object), Adaptation(1, shift)
     others = devices[~labelled.own]
     names, counts = np.unique(others.astype(str), return_counts=True)
     sources = [str(name) for name in names[np.argsort(-counts, kind="stable")] if name != RELEASE_DEVICE]

@@ -157,7 +157,7 @@ def weighted_reference(
     ridge: float,
     delta: float,
 ) -> npt.NDArray[np.float64]:
-    """docs/head.md, section 8, written down plainly: no shared code with the head."""
+    """docs/head.md, section 7, written down plainly: no shared code with the head."""
     classes = np.unique(y)
     effective = np.array([w[y == c].sum() ** 2 / (w[y == c] ** 2).sum() for c in classes])
     m = np.stack([np.average(x[y == c], axis=0, weights=w[y == c]) for c in classes])
@@ -321,20 +321,20 @@ def with_source(flipped: bool) -> Labelled:
 
 
 def test_a_source_whose_labels_are_wrong_here_is_named() -> None:
-    harm = harmful_source(with_source(flipped=True), UNADAPTED)
+    harm = harmful_source(with_source(flipped=True))
     assert harm is not None
     assert (harm.source, harm.samples) == ("line-3", 150)
     assert harm.recall_without > harm.recall + 0.1
 
 
 def test_a_source_that_agrees_is_not() -> None:
-    assert harmful_source(with_source(flipped=False), UNADAPTED) is None
+    assert harmful_source(with_source(flipped=False)) is None
 
 
 def test_the_release_is_never_asked_about_and_a_late_trial_asks_nobody() -> None:
     live, _, _, _ = station({A: 6, B: 6, C: 6}, by=far())
-    assert harmful_source(live, UNADAPTED) is None
-    assert harmful_source(with_source(flipped=True), UNADAPTED, enough=lambda: True) is None
+    assert harmful_source(live) is None
+    assert harmful_source(with_source(flipped=True), enough=lambda: True) is None
 
 
 def test_no_single_label_outweighs_the_others() -> None:

@@ -503,6 +503,58 @@ def test_what_another_device_learned_is_known_here(learner: Learner, store: Stor
     assert learner.status().own_labels == 0
 
 
+def test_a_device_whose_labels_do_not_fit_here_is_named(learner: Learner, store: Store, bundle: Bundle) -> None:
+    for number in range(8):
+        learner.label(see(store, bundle, "good", number), GOOD, "anna")
+        learner.label(see(store, bundle, "scratch", number), SCRATCH, "anna")
+    learner.run_until_idle()
+    assert learner.status().harm is None
+    peer, swapped = Peer(bundle, "line-9"), {"good": SCRATCH, "scratch": GOOD}
+    records = [r for n in range(20, 60) for name in swapped for r in peer.label(name, n, swapped[name])]
+    learner.received(store.receive(records, position=len(records)))
+    learner.run_until_idle()
+    status = learner.status()
+    assert status.harm is not None
+    assert (status.harm.source, status.harm.samples) == ("line-9", 80)
+    assert status.adaptation.own_weight > 1, "own labels come first where others contradict them"
+    assert "Labels from line-9 do not fit here" in status.reason
+
+
+def test_a_station_that_looks_different_is_adapted_to_and_stays_so_after_a_restart(
+    store: Store, bundle: Bundle
+) -> None:
+    base = bundle.base()
+    good, scratch = (
+        base.codes[[c == each for c in base.class_ids]].astype(np.float64).mean(0) for each in (GOOD, SCRATCH)
+    )
+
+    def seen(name: str, number: int) -> bytes:
+        code = code_of(bundle, picture(name, number)) + (scratch - good)  # good parts look like scratched ones did
+        return see(store, bundle, name, number, code=np.clip(np.rint(code), -127, 127).astype(np.int8))
+
+    learner = Learner(bundle, None, store)
+    for number in range(30):
+        for name in ("good", "scratch"):
+            seen(name, number)
+    for number in range(4):
+        learner.label(seen("good", number), GOOD, "anna")
+        learner.label(seen("scratch", number), SCRATCH, "anna")
+    learner.run_until_idle()
+    status = learner.status()
+    assert status.adaptation.shift
+    assert "It allows for this station's pictures looking different." in status.reason
+    assert_exact(learner, store, bundle)
+    codes = np.stack([sample.code for sample in store.samples(limit=100)])
+    again = Learner(bundle, None, store)
+    assert again.status().adaptation == status.adaptation
+    assert (again.head.head.scores(codes) == learner.head.head.scores(codes)).all()
+    # The next label is learned in the same way, at once and by the solve behind it.
+    again.label(seen("good", 5), GOOD, "anna")
+    again.run_until_idle(trials=False)
+    assert again.status().adaptation == status.adaptation
+    assert_exact(again, store, bundle)
+
+
 def test_a_record_that_contradicts_the_space_is_counted_and_harms_nothing(
     learner: Learner, store: Store, bundle: Bundle
 ) -> None:
