@@ -28,13 +28,14 @@ from device_agent.config import Site
 from device_agent.queue import QueuePolicy
 from device_agent.report import MqttReport, State, UpdateReport, camera_report, station_state
 from device_agent.runtime import Runtime, check_golden, open_runtime
+from device_agent.runtime.engines import Engines
 from device_agent.station import Station
 from device_agent.store import Store, StoreLimits
 from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
 from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError
 from sdk.labels import Record
-from sdk.wire import DeviceState, HeadState, ReleaseRef, Result, UpdateEvent
+from sdk.wire import DeviceState, HeadState, ReleaseRef, Result, UpdateEvent, UpdateState
 
 if TYPE_CHECKING:
     from device_agent.sync import Sync
@@ -50,6 +51,8 @@ RETRY_MAX_S: Final = 30.0
 FAILURES_IN_A_ROW: Final = 3
 """After so many frames in a row that could not be inspected the loop waits between tries, and a release that is
 still provisional is rolled back."""
+ENGINE_WAIT_S: Final = 1800.0
+"""A candidate waits so long for its TensorRT engine, while the release before it serves."""
 FRAMES_TO_COMMIT: Final = 50
 """So many frames in service commit a provisional release, before its time of watch is over."""
 
@@ -93,7 +96,12 @@ class Agent:
         self._own_bundle: Bundle | None = None
         # An update that goes on from before the last stop may take over while the first release is still chosen.
         self._serve_lock = threading.RLock()
+        tensorrt = site.runtime.tensorrt
+        self._engines = Engines(site.data_dir / "engines", only_if_faster=tensorrt == "auto")
+        if tensorrt == "on":
+            self._engines.require()
         with contextlib.ExitStack() as undo:
+            undo.callback(self._engines.stop)
             self.camera: Camera = open_camera(site.camera, site.device, clock=clock)
             limits = StoreLimits(keep_samples=site.store.keep_samples, queue=site.queue.limit)
             self.store = Store.open(site.data_dir, site.device, clock=clock, limits=limits)
@@ -121,6 +129,7 @@ class Agent:
     def close(self) -> None:
         """Stop everything; what is not learned or sent yet is at the next start."""
         self._server.stop()
+        self._engines.stop()
         self._updater.stop()
         if self._sync is not None:
             self._sync.stop()
@@ -234,7 +243,13 @@ class Agent:
         """
         runtime = open_runtime(bundle, self.site.precision, self.site.runtime)
         check_golden(runtime, bundle, self.site.precision)
-        return runtime
+        if self.site.runtime.tensorrt == "off":
+            return runtime
+        # Only a candidate has somebody that serves in its place. What starts or comes back does not wait.
+        candidate = self._updater.status().state is UpdateState.CANDIDATE
+        return self._engines.upgrade(
+            bundle, self.site.precision, runtime, wait_s=ENGINE_WAIT_S if candidate else 0.0
+        )
 
     def _serve(self, release: Release | None) -> None:
         """Let a release take over; with None the bundle that the settings name, if they name one."""

@@ -99,9 +99,14 @@ CameraSettings = FolderCamera | VideoCamera | OpenCvCamera
 
 
 class RuntimeSettings(_Section, frozen=True, kw_only=True):
-    """How the backbone runs. `threads` 0 lets ONNX Runtime use every core."""
+    """How the backbone runs. `threads` 0 lets ONNX Runtime use every core.
+
+    `tensorrt`: `auto` lets an engine take over where TensorRT is installed and faster here, `on` wherever it is
+    right, and refuses to start without TensorRT; `off` never.
+    """
 
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    tensorrt: Literal["auto", "on", "off"] = "auto"
 
 
 class PageSettings(_Section, frozen=True, kw_only=True):
@@ -315,6 +320,7 @@ burst_max_s = 30.0            # and a group ends after this long even without a 
 
 [runtime]
 threads = 0                   # processor threads for the backbone; 0 is all of them
+tensorrt = "auto"             # an engine takes over: auto where it is faster, on (required), or off
 
 [page]
 host = "127.0.0.1"            # there are no accounts yet: bind beyond loopback only on a trusted network

@@ -19,6 +19,8 @@
         InferenceFailed        the runtime failed, or is out of tolerance
         StoreFull              no space to keep a label safely
         StoreCorrupt           the store does not hold what it should
+      EngineError              a TensorRT engine cannot be built or used
+        TensorRtMissing        TensorRT, CUDA or a GPU is not on this machine
       ExportError              the exporter cannot make a bundle
         BadImages              no usable labelled images
         UnknownBackbone        no such architecture or weights
@@ -134,6 +136,14 @@ class StoreFull(DeviceError):
 
 class StoreCorrupt(DeviceError):
     """The store does not hold what it should."""
+
+
+class EngineError(HeadwayError):
+    """A TensorRT engine cannot be built or used."""
+
+
+class TensorRtMissing(EngineError):
+    """TensorRT, CUDA or a GPU is not on this machine."""
 
 
 class ExportError(HeadwayError):

@@ -1,7 +1,8 @@
 """Preprocessed frames to features, by whatever runtime this device has, and the proof that it computes right.
 
 A runtime is admitted by `check_golden` on the very device it will run on: inputs that travel with the bundle must
-give the exporter's features, codes and decisions. ONNX Runtime is the only one so far (`onnx.py`).
+give the exporter's features, codes and decisions. ONNX Runtime (`onnx.py`) is always there; where TensorRT is too,
+an engine takes over from it (`engines.py`, `tensorrt.py`).
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Runtime(Protocol):
     """Something that runs a backbone. Safe to call from several threads.
 
     Attributes:
-        name: For people: runtime, version, where it runs.
         feature_size: d.
     """
 
-    name: str
     feature_size: int
+
+    @property
+    def name(self) -> str:
+        """For people: runtime, version, where it runs."""
 
     def features(self, batch: Batch) -> Features:
         """Return the features (n, d) float32 of preprocessed frames (n, 3, H, W) float32.
