@@ -77,6 +77,9 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
 @click.option(
     "--classes-from", metavar="BUNDLE", type=click.Path(path_type=Path), help="Keep this bundle's ids of classes."
 )
+@click.option(
+    "--engine", is_flag=True, help="Also build TensorRT engines for this machine's GPU, in BUNDLE.engines."
+)
 @click.option("--name", help="What people call the bundle. Default: the directory's name.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of split and training.")
 def export(
@@ -95,6 +98,7 @@ def export(
     pool: str | None,
     levels: int,
     classes_from: Path | None,
+    engine: bool,
     name: str | None,
     seed: int,
 ) -> None:
@@ -116,6 +120,7 @@ def export(
     from export.finetune import Strategy
     from export.pipeline import Request, export_bundle
     from export.report import encode_report
+    from sdk.tensorrt_api import open_library
 
     if json_file not in (None, STDOUT):
         _check_json(Path(str(json_file)))
@@ -136,6 +141,7 @@ def export(
         classes_from=classes_from,
         replace=force,
         name=name,
+        tensorrt=open_library() if engine else None,
     )
     with _Terminal(Console(stderr=True)) as terminal:
         report = export_bundle(request, terminal)
@@ -255,6 +261,11 @@ def show(report: Report, console: Console) -> None:
         )
     console.print(forms)
     console.print(escape(report.precision_reason), soft_wrap=True)
+    for entry in report.tensorrt:
+        if entry.engine is not None:
+            taken = "kept from before" if entry.kept else f"built in {entry.seconds:.0f} s"
+            line = f"TensorRT {entry.version} engine ({entry.precision}, {entry.gpu}), {taken}: {entry.engine}"
+            console.print(escape(line), soft_wrap=True)
     for warning in report.warnings:
         console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
     console.print(

@@ -41,6 +41,7 @@ from export.report import (
     StrategyReport,
 )
 from export.selection import Selection, data_digest, golden_rows, select
+from export.tensorrt import engines_beside, tensorrt_reports
 from sdk.bundle import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -62,6 +63,7 @@ from sdk.images import open_images
 from sdk.labels import live_set_digest
 from sdk.preprocess import Preprocess
 from sdk.splits import Part
+from sdk.tensorrt_api import Library
 
 GOLDEN_FILE: Final = "golden.safetensors"
 SPLIT_FILE: Final = "splits.safetensors"
@@ -88,6 +90,7 @@ class Request:
         classes_from: An earlier bundle whose class ids are kept for classes of the same name.
         replace: An older bundle at `out` may go.
         name: Of the bundle; None is the directory's.
+        tensorrt: Build engines with it, beside the bundle; None builds none.
     """
 
     data: Path
@@ -106,6 +109,7 @@ class Request:
     classes_from: Path | None = None
     replace: bool = False
     name: str | None = None
+    tensorrt: Library | None = None
 
 
 def export_bundle(request: Request, listener: Listener) -> Report:
@@ -193,7 +197,10 @@ def export_bundle(request: Request, listener: Listener) -> Report:
                 f"{request.out}: {error.strerror}", hint="Free some space, or choose another --out."
             ) from error
     size = sum(entry.size_bytes for entry in bundle.manifest.files)
-    return msgspec.structs.replace(report, bundle_sha256=bundle.digest(), size_bytes=size, seconds=log.seconds)
+    tensorrt = tensorrt_reports(bundle, request.tensorrt, engines_beside(request.out), log)
+    return msgspec.structs.replace(
+        report, bundle_sha256=bundle.digest(), size_bytes=size, seconds=log.seconds, tensorrt=tensorrt
+    )
 
 
 def _check_out(request: Request) -> None:

@@ -130,6 +130,29 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str
 
 
+class TensorRtReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One precision of the bundle, and TensorRT.
+
+    Attributes:
+        precision: Which.
+        problems: What TensorRT would not take; empty where the file keeps to its rules.
+        engine: File name of the engine made on this machine; None where none was asked for or made.
+        gpu, version: What it was made for and by.
+        kept: It was there already.
+        seconds: Its build took.
+        note: Why there is none, where one was asked for.
+    """
+
+    precision: str
+    problems: list[str]
+    engine: str | None = None
+    gpu: str = ""
+    version: str = ""
+    kept: bool = False
+    seconds: float = 0.0
+    note: str = ""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an export reports. `seconds` is wall time by stage."""
 
@@ -153,6 +176,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
     seconds: dict[str, float]
     tool_versions: dict[str, str]
+    tensorrt: list[TensorRtReport] = []
 
 
 def encode_report(report: Report) -> bytes:
