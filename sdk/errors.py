@@ -29,6 +29,7 @@
       FleetError               the fleet service cannot do what was asked
         UnknownDevice          no such device
         RolloutHalted          a rollout stopped itself
+        LicenceRefused         weights under a licence that may not be published
       ConfigError              a settings file is wrong
       MissingExtra             an optional part is not installed
 
@@ -176,6 +177,10 @@ class UnknownDevice(FleetError):
 
 class RolloutHalted(FleetError):
     """A rollout stopped itself."""
+
+
+class LicenceRefused(FleetError):
+    """Weights under a licence that is unknown, or not on the list of those that may be published."""
 
 
 class ConfigError(HeadwayError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -93,8 +94,6 @@ def serve(
 
     Ends with exit code 2 when there is no broker at the start; a broker that goes away later is waited for.
     """
-    import dataclasses
-
     from sdk.fleet.broker import own_broker
     from sdk.fleet.service import FleetService
     from sdk.fleet.store import FleetStore
@@ -125,25 +124,47 @@ def serve(
 @click.option(
     "--wait", "wait_s", type=float, metavar="SECONDS", help="Wait until every device took it or gave up."
 )
+@click.option(
+    "--accept-licence",
+    multiple=True,
+    metavar="ID",
+    help="Publish although the weights' licence is this one, unknown or not on the fleet's list. Recorded.",
+)
 @_json_option
 def publish(
-    bundle: Path, directory: Path, channel: str, precision: str | None, wait_s: float | None, as_json: bool
+    bundle: Path,
+    directory: Path,
+    channel: str,
+    precision: str | None,
+    wait_s: float | None,
+    accept_licence: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Publish BUNDLE to a channel's devices.
 
     Checks the bundle, stores it in the fleet's directory and assigns it to every device of the channel. A running
     `headway fleet serve` announces it within a second; without one it is announced when one starts.
+
+    The licence of the bundle's weights must be one that asks for attribution at most, or one that `licences.txt`
+    in the fleet's directory names: SPDX ids, one a line.
     """
+    from sdk import licences
     from sdk.bundle import Bundle
     from sdk.fleet.store import FleetStore
 
     _check_channel_name(channel)
     opened = Bundle.open(bundle)
+    ruling = licences.rule(opened, licences.read_list(directory), accept_licence)
     with FleetStore(directory) as store:
         publication = store.publish(opened, channel=channel, precision=precision)
+        if ruling.accepted is not None:
+            licences.record(directory, opened, ruling)
         ref, served = publication.ref, store.served()
         if not as_json:
             click.echo(f"published {ref.name} as release {ref.release_id[:12]} on channel {channel}")
+            click.echo(
+                f"weights: {opened.manifest.lineage.weights_source}; licence: {ruling.spdx or ruling.stated}"
+            )
             if not served:
                 click.echo("no fleet service runs on this directory; start one: headway fleet serve --dir ...")
         rows = [] if wait_s is None else _wait_for_devices(store, publication, wait_s, quiet=as_json)
@@ -156,6 +177,7 @@ def publish(
                     "channel": channel,
                     "space": publication.space,
                     "served": served,
+                    "licence": dataclasses.asdict(ruling),
                     "devices": rows,
                 }
             )
