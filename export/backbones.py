@@ -129,6 +129,7 @@ def load_backbone(
     pool: str | None = None,
     levels: int = 1,
     seed: int = 0,
+    licence: str | None = None,
 ) -> Backbone:
     """Return timm's architecture `name` with weights, without its classifier.
 
@@ -142,6 +143,7 @@ def load_backbone(
         levels: 1 takes the network's own features. More adds the averages and maxima of as many levels below: the
             last level knows what training asked of it, those below see other kinds of change as well.
         seed: Of random weights.
+        licence: Of weights that do not state theirs.
 
     Raises:
         UnknownBackbone: no such architecture, or weights that are missing, damaged or do not fit.
@@ -158,6 +160,8 @@ def load_backbone(
             hint=f"Give --backbone {architecture} with --weights, or {name} alone.",
         )
     source = _find(name, weights, seed)
+    if licence is not None:
+        source = replace(source, origin=_with_licence(source.origin, licence))
     if pool is not None:
         source.model_args["global_pool"] = pool
     module = _build(architecture, source, seed)
@@ -170,6 +174,14 @@ def load_backbone(
     if levels > 1:
         described += f", {levels} levels"
     return Backbone(described, module, size, preprocess, source.origin)
+
+
+def _with_licence(origin: Origin, licence: str) -> Origin:
+    """Return the origin of weights whose licence somebody states, because they do not."""
+    if not origin.pretrained or origin.licence.casefold() not in (UNKNOWN_LICENCE, licence.casefold()):
+        said = f"say {origin.licence!r} themselves" if origin.pretrained else "are random"
+        raise UnknownBackbone(f"--licence {licence}: the weights {said}", hint="Leave --licence out.")
+    return replace(origin, licence=licence, source=f"{origin.source}, licence stated at the export")
 
 
 def _find(name: str, weights: str | None, seed: int) -> _Source:
@@ -212,7 +224,9 @@ def _from_hub(name: str, config: PretrainedCfg) -> _Source:
         raise UnknownBackbone(f"{config.hf_hub_id} has no safetensors weights", hint=offline)
     state, sha256 = _read_weights(path)
     licence = config.license or UNKNOWN_LICENCE
-    return _Source(Origin(f"hf-hub:{config.hf_hub_id}", sha256, licence, True), state, config, {})
+    # The hub's cache keeps a file under the commit that it came from.
+    revision = f"@{path.parent.name}" if path.parent.parent.name == "snapshots" else ""
+    return _Source(Origin(f"hf-hub:{config.hf_hub_id}{revision}", sha256, licence, True), state, config, {})
 
 
 _Three = tuple[float, float, float]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from export.papers import INTENDED_USE, LIMITS, NOT_FOR, USERS, Papers
 from export.report import Report
+from sdk.licences import name_of
+from sdk.lineage import Link
 
 
-def card(report: Report) -> str:
+def card(report: Report, papers: Papers) -> str:
     """Return the card in Markdown. The bundle's own size and digest are not known yet and not used."""
     images, backbone, strategy, score = report.images, report.backbone, report.strategy, report.score
     groups = (
@@ -25,10 +28,15 @@ def card(report: Report) -> str:
     lines = [
         f"# {report.name}",
         "",
-        f"Made {report.created_utc} by Headway {report.tool_versions.get('headway-edge', '')}. It tells the "
-        "classes below apart on whole frames of a fixed camera, says `unknown` to what looks like none of them, "
-        "and learns further classes on the device. It is meant for inspection where people look at what it is "
-        "unsure of.",
+        f"Made {report.created_utc} by Headway {report.tool_versions.get('headway-edge', '')}.",
+        "",
+        "## Intended use",
+        "",
+        INTENDED_USE,
+        "",
+        f"Used by {' and '.join(USERS)}.",
+        "",
+        *(f"- {words}" for words in NOT_FOR),
         "",
         "## Data",
         "",
@@ -46,13 +54,19 @@ def card(report: Report) -> str:
             ),
         ),
         "",
-        "## Backbone",
+        f"Licence or owner of the images: {papers.data_licence or 'not stated'}. They stay with the plant; the "
+        "bundle holds codes of those it learned from, and a few golden frames.",
+        "",
+        "## What it learned from",
         "",
         f"{backbone.name}, {backbone.feature_size} features, {backbone.input_px[0]} x {backbone.input_px[1]} px. "
-        f"Weights: {backbone.weights}; licence: {backbone.licence}; "
+        f"Weights: {backbone.weights}; licence: {name_of(backbone.licence)}; "
         f"SHA-256: {backbone.weights_sha256 or 'none'}. Strategy `{strategy.strategy}`: {trained}. "
         f"{strategy.reason}",
         "",
+        "The licence is that of the weights. What they were trained on may carry conditions of its own.",
+        "",
+        *(line for parent in papers.parents for line in _continued(parent)),
         "## Score",
         "",
         f"Balanced accuracy {score.balanced_accuracy:.1%} (95 % interval {score.low:.1%} to {score.high:.1%}), "
@@ -95,16 +109,29 @@ def card(report: Report) -> str:
         "",
         "## Limits",
         "",
-        "- The score says how parts of this set are judged that were not learned. Another line, camera or light "
-        "is another set: measure there with `headway evaluate`.",
+        *(f"- {words}" for words in LIMITS),
         *(["- " + warning for warning in report.warnings]),
-        "- A head cannot repair features that do not show a defect; a low recall that labels do not lift asks for "
-        "another backbone or strategy.",
-        "- Codes and golden frames show something of the images they were made from. Keep the bundle as "
-        "confidential as the images.",
+        "",
+        "## Made with",
+        "",
+        ", ".join(f"{name} {version}" for name, version in sorted(report.tool_versions.items())) + ".",
         "",
     ]
     return "\n".join(lines)
+
+
+def _continued(parent: Link, depth: int = 0) -> list[str]:
+    """Return lines on an earlier bundle whose class ids go on, and on its own."""
+    line = (
+        f"{'  ' * depth}- Continues the class ids of {parent.name} ({parent.bundle_sha256[:16]}, made "
+        f"{parent.created_utc}, {parent.backbone}, weights {parent.weights.source}, licence "
+        f"{name_of(parent.weights.licence)})."
+    )
+    return [
+        line,
+        *(further for older in parent.parents for further in _continued(older, depth + 1)),
+        *[""][depth:],
+    ]
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

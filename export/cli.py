@@ -78,6 +78,10 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
     "--classes-from", metavar="BUNDLE", type=click.Path(path_type=Path), help="Keep this bundle's ids of classes."
 )
 @click.option(
+    "--licence", metavar="ID", help="Licence of weights that do not state theirs, best as SPDX names it."
+)
+@click.option("--data-licence", metavar="TEXT", default="", help="Licence or owner of the images, for the papers.")
+@click.option(
     "--engine", is_flag=True, help="Also build TensorRT engines for this machine's GPU, in BUNDLE.engines."
 )
 @click.option("--name", help="What people call the bundle. Default: the directory's name.")
@@ -98,6 +102,8 @@ def export(
     pool: str | None,
     levels: int,
     classes_from: Path | None,
+    licence: str | None,
+    data_licence: str,
     engine: bool,
     name: str | None,
     seed: int,
@@ -142,6 +148,8 @@ def export(
         replace=force,
         name=name,
         tensorrt=open_library() if engine else None,
+        licence=licence,
+        data_licence=data_licence,
     )
     with _Terminal(Console(stderr=True)) as terminal:
         report = export_bundle(request, terminal)

@@ -28,6 +28,8 @@ from export.backbones import Backbone, load_backbone
 from export.card import card
 from export.finetune import DEFAULT_EPOCHS, Epoch, Frames, Outcome, Schedule, Strategy, finetune, resized_frames
 from export.forms import FP32, INT8, Form, choose, features_of, make_forms
+from export.mlbom import CARD_NAME, mlbom
+from export.papers import Papers
 from export.progress import Listener, Log
 from export.report import (
     BackboneReport,
@@ -46,6 +48,7 @@ from sdk.bundle import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     BaseSamples,
+    Bundle,
     ClassEntry,
     Golden,
     HeadEntry,
@@ -61,6 +64,8 @@ from sdk.codes import code_digest, encode, feature_space_id
 from sdk.errors import ExportError
 from sdk.images import open_images
 from sdk.labels import live_set_digest
+from sdk.licences import allowed, normalise
+from sdk.lineage import MLBOM_NAME, Link, lineage
 from sdk.preprocess import Preprocess
 from sdk.splits import Part
 from sdk.tensorrt_api import Library
@@ -91,6 +96,8 @@ class Request:
         replace: An older bundle at `out` may go.
         name: Of the bundle; None is the directory's.
         tensorrt: Build engines with it, beside the bundle; None builds none.
+        licence: Of weights that do not state theirs.
+        data_licence: Of the images, for the papers.
     """
 
     data: Path
@@ -110,6 +117,8 @@ class Request:
     replace: bool = False
     name: str | None = None
     tensorrt: Library | None = None
+    licence: str | None = None
+    data_licence: str = ""
 
 
 def export_bundle(request: Request, listener: Listener) -> Report:
@@ -134,8 +143,9 @@ def export_bundle(request: Request, listener: Listener) -> Report:
             pool=request.pool,
             levels=request.levels,
             seed=request.seed,
+            licence=request.licence,
         )
-    listener.say(f"Weights: {backbone.origin.source}; licence: {backbone.origin.licence}.")
+    _show_licence(backbone, log)
     strategy, reason = _strategy(request, backbone, learned, log)
     with tempfile.TemporaryDirectory(prefix="headway-export-") as scratch:
         paths = [images.images[row].path for row in learned.rows]
@@ -179,7 +189,8 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         tool_versions=_tool_versions(),
     )
     with log.stage("write", f"Writing {request.out}"):
-        files = {"card.md": card(report).encode(errors="replace")}
+        papers = Papers(request.data_licence, _parents(request))
+        files = {CARD_NAME: card(report, papers).encode(errors="replace")}
         entries, golden = [], {}
         for form in kept:
             entry, golden[form.precision] = _entry(form, backbone.preprocess, golden_frames, learned)
@@ -188,10 +199,10 @@ def export_bundle(request: Request, listener: Listener) -> Report:
             files[entry.samples] = _base(form, learned, fitted).to_bytes()
         files[GOLDEN_FILE] = golden_bytes(golden_frames, golden)
         files[SPLIT_FILE] = split_bytes([image.sample_id for image in images.images], learned.parts)
+        manifest = _manifest(report, learned, backbone, entries)
+        files[MLBOM_NAME] = mlbom(report, papers, manifest, files)
         try:
-            bundle = write_bundle(
-                request.out, files, _manifest(report, learned, backbone, entries), replace=request.replace
-            )
+            bundle = write_bundle(request.out, files, manifest, replace=request.replace)
         except OSError as error:
             raise ExportError(
                 f"{request.out}: {error.strerror}", hint="Free some space, or choose another --out."
@@ -219,6 +230,22 @@ def _check_out(request: Request) -> None:
         raise ExportError(
             f"{out.parent} cannot be written to: {error.strerror}", hint="Choose another --out."
         ) from error
+
+
+def _show_licence(backbone: Backbone, log: Log) -> None:
+    """Say under which licence the weights are, before they are used, and whether a fleet would take it."""
+    origin = backbone.origin
+    log.listener.say(f"Weights: {origin.source}; licence: {origin.licence}.")
+    if origin.pretrained and not allowed(origin.licence):
+        words = normalise(origin.licence) or f"{origin.licence!r}, which SPDX does not name"
+        log.warn(f"The licence of the weights is {words}: read it; `headway fleet publish` asks for that.")
+
+
+def _parents(request: Request) -> tuple[Link, ...]:
+    if request.classes_from is None:
+        return ()
+    earlier = request.classes_from
+    return (lineage(Bundle.open(earlier), [earlier.resolve().parent]),)
 
 
 # --- Training

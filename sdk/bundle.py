@@ -454,6 +454,17 @@ class Bundle:
             raise BadFormat(f"{what}: a part is unknown", hint="Export the bundle again.")
         return {bytes(s): _PARTS[int(p)] for s, p in zip(t["sample_ids"], t["parts"], strict=True)}
 
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file that the manifest lists.
+
+        Raises:
+            BadFormat: it lists none of that name.
+            BadSignature: it changed after the bundle was opened.
+        """
+        if not any(entry.name == name for entry in self.manifest.files):
+            raise BadFormat(f"{self.path} has no {name}", hint="Export the bundle with this version of Headway.")
+        return self._read(name)
+
     def _read(self, name: str) -> bytes:
         # Checked again at each read: what was verified is what is used, even if the disk changed meanwhile.
         entry = next(entry for entry in self.manifest.files if entry.name == name)

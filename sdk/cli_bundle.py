@@ -1,4 +1,4 @@
-"""`headway bundle`: what a bundle says of itself, and whether it is whole. Needs no extra."""
+"""`headway bundle`: what a bundle says of itself, whether it is whole, where it comes from. Needs no extra."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from sdk.bundle import Bundle
+    from sdk.lineage import Link
 
 _BUNDLE = click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -18,7 +19,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def bundle() -> None:
-    """Show or verify a bundle."""
+    """Show or verify a bundle, or say where it comes from."""
 
 
 @bundle.command()
@@ -59,14 +60,16 @@ def show(path: Path, as_json: bool) -> None:
 @_BUNDLE
 @_JSON
 def verify(path: Path, as_json: bool) -> None:
-    """Check every file of a bundle: names, sizes, digests, and what is inside."""
+    """Check every file of a bundle: names, sizes, digests, what is inside, and that its papers agree with it."""
     from sdk.bundle import Bundle
+    from sdk.lineage import lineage as lineage_of
 
     opened = Bundle.open(path)
     for entry in opened.manifest.precisions:
         opened.base(entry.precision)
         opened.golden(entry.precision)
     opened.parts()
+    lineage_of(opened)
     facts = {
         "ok": True,
         "name": opened.manifest.name,
@@ -74,6 +77,116 @@ def verify(path: Path, as_json: bool) -> None:
         "files": len(opened.file_names()),
     }
     click.echo(json.dumps(facts) if as_json else f"whole: {facts['files']} files, digest {facts['digest']}")
+
+
+@bundle.command()
+@_BUNDLE
+@click.option(
+    "--search",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where earlier bundles may be, besides beside this one. May be repeated.",
+)
+@click.option(
+    "--fleet",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Also the heads that a fleet's labels made of it. Needs the fleet extra.",
+)
+@_JSON
+def lineage(path: Path, search: tuple[Path, ...], fleet: Path | None, as_json: bool) -> None:
+    """Say where a bundle comes from: heads, weights with licence, data, and earlier bundles back to the first.
+
+    Earlier bundles are found in the bundle's own papers (mlbom.cdx.json), beside it, and under --search.
+    """
+    import msgspec
+
+    from sdk.bundle import Bundle
+    from sdk.lineage import lineage as lineage_of
+
+    opened = Bundle.open(path)
+    link = lineage_of(opened, [path.resolve().parent, *search])
+    heads: list[dict[str, Any]] = [
+        {
+            "precision": entry.precision,
+            "space": entry.space,
+            "live_set_digest": entry.head.live_set_digest,
+            "samples": len(opened.base(entry.precision).samples),
+        }
+        for entry in opened.manifest.precisions
+    ]
+    channels: list[dict[str, Any]] = [] if fleet is None else _fleet_heads(fleet, opened.digest())
+    if as_json:
+        told = {**msgspec.to_builtins(link), "heads": heads, "fleet_heads": channels}
+        click.echo(json.dumps(told, indent=1))
+        return
+    for line in _lineage_lines(link):
+        click.echo(line)
+    for head in heads:
+        click.echo(
+            f"  head {head['precision']}: live set {head['live_set_digest'][:16]}, {head['samples']} samples, "
+            f"feature space {head['space'][:16]}"
+        )
+    for channel in channels:
+        click.echo(
+            f"  head of channel {channel['channel']}: live set {channel['live_set_digest'][:16]}, "
+            f"{channel['samples']} samples, {channel['log_length']} log records"
+        )
+    for line in _parent_lines(link):
+        click.echo(line)
+
+
+def _lineage_lines(link: Link) -> list[str]:
+    digest = link.weights.sha256
+    return [
+        f"{link.name}  {link.bundle_sha256[:16]}  made {link.created_utc}",
+        f"  backbone {link.backbone}, strategy {link.strategy}",
+        f"  weights {link.weights.source}; licence {link.weights.licence}; sha256 {digest or 'none'}",
+        f"  data {link.data_sha256[:16]}, {link.images} images",
+    ]
+
+
+def _parent_lines(link: Link) -> list[str]:
+    """Return lines on all earlier bundles, each generation further in."""
+    lines = []
+    for parent in link.parents:
+        told = [*_lineage_lines(parent), *_parent_lines(parent)]
+        lines += [f"  continues {told[0]}", *(f"  {line}" for line in told[1:])]
+    return lines + [
+        f"  continues {digest[:16]}, which is not here: name its folder by --search" for digest in link.missing
+    ]
+
+
+def _fleet_heads(directory: Path, digest: str) -> list[dict[str, Any]]:
+    """Return the live set of each channel of a fleet whose current release is this bundle."""
+    from sdk.bundle import MANIFEST_NAME
+    from sdk.errors import MissingExtra
+    from sdk.fleet.cli import open_fleet
+
+    try:
+        import sqlalchemy  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("--fleet needs the fleet extra", hint="pip install 'headway-edge[fleet]'") from error
+    heads = []
+    with open_fleet(directory) as store:
+        with store.read() as ledger:
+            current = {name: (ledger.current(name), ledger.log_length(name)) for name in ledger.channels()}
+        for name, (publication, log_length) in current.items():
+            files = [] if publication is None else publication.release.descriptor.files
+            if {file.sha256 for file in files if file.name == MANIFEST_NAME} != {digest}:
+                continue
+            live = store.live_set(name)
+            if live is not None:
+                heads.append(
+                    {
+                        "channel": name,
+                        "live_set_digest": live.digest,
+                        "samples": len(live),
+                        "log_length": log_length,
+                    }
+                )
+    return heads
 
 
 def _facts(opened: Bundle) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Licences of weights: named as SPDX names them, and held against a list of those that may be published.
 
-Weights carry free text ("apache-2.0", "MIT", "dinov3-license"). `normalise` gives the SPDX expression that it means,
-by the `license-expression` library, and nothing where it means none. What is not on the list, unknown licences
-among it, is published only by an explicit acceptance, which is recorded (`fleet publish --accept-licence`).
+Weights carry free text ("apache-2.0", "dinov3-license"). `normalise` gives the SPDX expression that it means, by
+the `license-expression` library, and nothing where it means none. What is not on the list, unknown licences
+among it, is published only by an explicit acceptance, which is recorded (`headway fleet publish
+--accept-licence`).
 
 Whether a licence allows what a plant does is for people to read: this makes sure that somebody did.
 """
@@ -60,6 +61,14 @@ def normalise(text: str) -> str | None:
     """
     found = _parsed(text)
     return None if found is None else str(found.render())
+
+
+def name_of(text: str) -> str:
+    """Return how people should read a licence: as SPDX names it, with the remark where it does not."""
+    spdx = normalise(text)
+    if spdx is not None:
+        return spdx
+    return text if text == NO_WEIGHTS else f"{text} (no licence that SPDX names: read it before use)"
 
 
 def allowed(text: str, list_: Collection[str] = ALLOWED) -> bool:
@@ -150,7 +159,7 @@ def rule(bundle: Bundle, list_: Collection[str], accept: Iterable[str]) -> Rulin
     name = spdx or stated
     raise LicenceRefused(
         f"{bundle.manifest.name}: the licence {stated!r} of its weights ({lineage.weights_source[:100]}) {words}",
-        hint=f"Read it. Then publish with --accept-licence {_quoted(name)}, or name it in {LIST_NAME} of the fleet.",
+        hint=f"Read it. Then use --accept-licence {_quoted(name)}, or list it in the fleet's {LIST_NAME}.",
     )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.torch import save_file
 
 from export.backbones import load_backbone
@@ -30,6 +32,7 @@ from sdk.errors import BadImages, ExportError, HeadwayError, UnknownBackbone
 from sdk.head import Calibration, Knobs, Moments, solve
 from sdk.images import open_images
 from sdk.labels import Fold
+from sdk.lineage import MLBOM_NAME, lineage
 from sdk.score import Score
 from sdk.splits import Part, split
 from tests.tiny import picture, write_pictures
@@ -198,8 +201,21 @@ def test_the_manifest_says_where_it_comes_from(frozen: Made, pictures: Path) -> 
     assert lineage.weights_sha256 is not None
     assert (lineage.backbone, lineage.strategy, lineage.weights_licence) == ("test_resnet", "frozen", "unknown")
     assert lineage.tool_versions["torch"]
-    texts = [(bundle.path / name).read_bytes() for name in ("manifest.json", "card.md")]
+    texts = [(bundle.path / name).read_bytes() for name in ("manifest.json", "card.md", "mlbom.cdx.json")]
     assert not any(str(pictures.parent).encode() in text for text in texts)
+
+
+def test_its_ml_bom_keeps_to_the_standard_and_to_the_manifest(frozen: Made) -> None:
+    _, bundle = frozen
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bundle.read(MLBOM_NAME).decode()) is None
+    assert lineage(bundle).weights.licence == "unknown"  # and nothing in it contradicts the manifest
+
+
+def test_a_licence_that_a_fleet_would_not_publish_is_told_at_the_export(frozen: Made) -> None:
+    report, _ = frozen
+    assert "The licence of the weights is 'unknown', which SPDX does not name: read it; " in " ".join(
+        report.warnings
+    )
 
 
 def test_the_card_tells_the_score_with_its_interval_and_what_was_held_back(frozen: Made) -> None:

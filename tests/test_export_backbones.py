@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,52 @@ def test_weights_without_a_classifier_are_loaded(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "features.safetensors")
     backbone = load_backbone(NAME, str(tmp_path / "features.safetensors"))
     assert torch.equal(features(backbone.module), features(model))
+
+
+HUB = """
+import torch
+from export.backbones import load_backbone
+backbone = load_backbone("test_resnet")
+pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+with torch.inference_mode():
+    total = float(backbone.module(pixels).sum())
+print(backbone.origin.source, backbone.origin.sha256, backbone.origin.licence, backbone.preprocess.width, total)
+"""
+
+
+def test_hub_weights_are_taken_from_the_hubs_cache_and_named_with_their_commit(tmp_path: Path) -> None:
+    """The real way to timm's hub, in a process that finds the file where a download would have put it."""
+    commit = "c0ffee" + "0" * 34
+    repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    folder = save_weights(repository / "snapshots" / commit, classes=1000)
+    ended = subprocess.run(
+        [sys.executable, "-c", HUB],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    source, sha256, licence, width, total = ended.stdout.split()
+    assert source == f"hf-hub:timm/test_resnet.r160_in1k@{commit}"
+    assert sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (licence, width) == ("apache-2.0", "160")  # as timm says of these weights
+    here = load_backbone(NAME, str(folder / "model.safetensors"))
+    assert float(total) == pytest.approx(float(features(here.module).sum()), rel=1e-5)
+
+
+def test_a_licence_is_stated_for_weights_that_do_not_say(tmp_path: Path) -> None:
+    folder = save_weights(tmp_path)
+    origin = load_backbone(NAME, str(folder / "model.safetensors"), licence="MIT").origin
+    assert (origin.licence, origin.source) == ("MIT", "file model.safetensors, licence stated at the export")
+    assert load_backbone(NAME, str(folder), licence="mit").origin.licence == "mit"  # what they say themselves
+
+
+@pytest.mark.parametrize(("weights", "says"), [("", "say 'mit' themselves"), ("none", "are random")])
+def test_a_licence_that_is_not_for_anybody_to_state_is_refused(weights: str, says: str, tmp_path: Path) -> None:
+    folder = save_weights(tmp_path)
+    with pytest.raises(UnknownBackbone, match=says):
+        load_backbone(NAME, weights or str(folder), licence="Apache-2.0")
 
 
 def test_random_weights_follow_the_seed() -> None:

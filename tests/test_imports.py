@@ -77,6 +77,7 @@ ABOVE = {
     "sdk/bundle.py": {"errors", "codes", "preprocess", "splits"},
     "sdk/cuda.py": {"errors"},
     "sdk/tensorrt_api.py": {"errors", "cuda"},
+    "sdk/lineage.py": {"errors", "bundle"},
     "sdk/licences.py": {"errors", "bundle"},
     "sdk/engine.py": {"errors", "bundle", "tensorrt_api"},
     "sdk/splits.py": set[str](),

@@ -195,7 +195,7 @@ def devices(directory: Path, channel: str | None, as_json: bool) -> None:
     The live-set digest names what a head has learned from. Devices with the same digest as the fleet have learned
     from exactly the same labels, bit for bit.
     """
-    with _open(directory) as store:
+    with open_fleet(directory) as store:
         overview = fleet_overview(store, channel)
     if as_json:
         _echo_json(overview)
@@ -238,7 +238,7 @@ def devices(directory: Path, channel: str | None, as_json: bool) -> None:
 @_json_option
 def log(directory: Path, channel: str, last: int, as_json: bool) -> None:
     """Show the last records of a channel's union of label logs: who said what, in the order of arrival."""
-    with _open(directory) as store, store.read() as ledger:
+    with open_fleet(directory) as store, store.read() as ledger:
         if channel not in ledger.channels():
             raise FleetError(
                 f"there is no channel {channel}", hint=f"There are: {', '.join(ledger.channels()) or 'none yet'}."
@@ -395,7 +395,12 @@ def _check_outcome(rows: list[dict[str, Any]], wait_s: float) -> None:
         )
 
 
-def _open(directory: Path) -> FleetStore:
+def open_fleet(directory: Path) -> FleetStore:
+    """Return the fleet that a directory holds.
+
+    Raises:
+        FleetError: it holds none.
+    """
     from sdk.fleet.store import DATABASE_NAME, FleetStore
 
     if not (directory / DATABASE_NAME).is_file():
