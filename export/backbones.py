@@ -130,6 +130,7 @@ def load_backbone(
     levels: int = 1,
     seed: int = 0,
     licence: str | None = None,
+    hub_cache: Path | None = None,
 ) -> Backbone:
     """Return timm's architecture `name` with weights, without its classifier.
 
@@ -144,6 +145,8 @@ def load_backbone(
             last level knows what training asked of it, those below see other kinds of change as well.
         seed: Of random weights.
         licence: Of weights that do not state theirs.
+        hub_cache: A copy of the hub's cache, on machines without a network: nothing is fetched then. None is the
+            hub's own way, and asks it.
 
     Raises:
         UnknownBackbone: no such architecture, or weights that are missing, damaged or do not fit.
@@ -159,7 +162,7 @@ def load_backbone(
             f"{name!r} names weights of timm's hub, and --weights names others",
             hint=f"Give --backbone {architecture} with --weights, or {name} alone.",
         )
-    source = _find(name, weights, seed)
+    source = _find(name, weights, seed, hub_cache)
     if licence is not None:
         source = replace(source, origin=_with_licence(source.origin, licence))
     if pool is not None:
@@ -184,10 +187,10 @@ def _with_licence(origin: Origin, licence: str) -> Origin:
     return replace(origin, licence=licence, source=f"{origin.source}, licence stated at the export")
 
 
-def _find(name: str, weights: str | None, seed: int) -> _Source:
+def _find(name: str, weights: str | None, seed: int, hub_cache: Path | None) -> _Source:
     config = timm.get_pretrained_cfg(name) or PretrainedCfg()
     if weights is None:
-        return _from_hub(name, config)
+        return _from_hub(name, config, hub_cache)
     if weights == NO_WEIGHTS:
         origin = Origin(f"random initialisation, seed {seed}", None, "not applicable", False)
         return _Source(origin, None, config, {})
@@ -209,13 +212,13 @@ def _find(name: str, weights: str | None, seed: int) -> _Source:
     return _Source(Origin(f"file {path.name}", sha256, UNKNOWN_LICENCE, True), state, config, {})
 
 
-def _from_hub(name: str, config: PretrainedCfg) -> _Source:
+def _from_hub(name: str, config: PretrainedCfg, cache: Path | None) -> _Source:
     offline = "Use --weights with a file or a timm model folder, or --weights none to train from scratch."
     if not config.hf_hub_id:
         raise UnknownBackbone(f"timm's hub has no weights for {name}", hint=offline)
     file = config.hf_hub_filename or WEIGHTS_NAME
     try:
-        path = Path(hf_hub_download(config.hf_hub_id, file))
+        path = Path(hf_hub_download(config.hf_hub_id, file, cache_dir=cache, local_files_only=cache is not None))
     except (RepositoryNotFoundError, EntryNotFoundError, OSError) as error:
         raise UnknownBackbone(
             f"the weights {config.hf_hub_id} cannot be fetched from timm's hub: {_one_line(error)}", hint=offline
