@@ -35,6 +35,7 @@ from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
 from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError
 from sdk.labels import Record
+from sdk.tensorrt_api import Library, open_library
 from sdk.wire import DeviceState, HeadState, ReleaseRef, Result, UpdateEvent, UpdateState
 
 if TYPE_CHECKING:
@@ -74,14 +75,22 @@ class Agent:
     Args:
         site: The settings.
         clock: UTC seconds, for records only.
+        tensorrt: Opens TensorRT, where the settings do not rule it out.
 
     Raises:
+        TensorRtMissing: the settings insist on it.
         ConfigError: a folder, port or file that the settings name cannot be used.
         BundleError: the bundle they name is none, or not for this device.
         DeviceError: the store is damaged, or the runtime does not compute what it should.
     """
 
-    def __init__(self, site: Site, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        clock: Callable[[], float] = time.time,
+        tensorrt: Callable[[], Library] = open_library,
+    ) -> None:
         from device_agent.page import PageServer
 
         self.site = site
@@ -96,9 +105,9 @@ class Agent:
         self._own_bundle: Bundle | None = None
         # An update that goes on from before the last stop may take over while the first release is still chosen.
         self._serve_lock = threading.RLock()
-        tensorrt = site.runtime.tensorrt
-        self._engines = Engines(site.data_dir / "engines", only_if_faster=tensorrt == "auto")
-        if tensorrt == "on":
+        wanted = site.runtime.tensorrt
+        self._engines = Engines(site.data_dir / "engines", library=tensorrt, only_if_faster=wanted == "auto")
+        if wanted == "on":
             self._engines.require()
         with contextlib.ExitStack() as undo:
             undo.callback(self._engines.stop)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from device_agent.agent import Agent, running_page
-from device_agent.config import FolderCamera, MqttTable, PageSettings, Site, load_site
+from device_agent.config import FolderCamera, MqttTable, PageSettings, RuntimeSettings, Site, load_site
 from device_agent.runtime import open_runtime
 from device_agent.store import Store
 from sdk.bundle import Bundle
@@ -36,6 +36,7 @@ from sdk.mqtt import Message, MqttSession
 from sdk.wire import DeviceState, LabelBatch, Result, Topics, decode_json, decode_msgpack
 from tests.commands import headway
 from tests.simulators import wait_for
+from tests.tensorrt_sim import SimTensorRt, sim_library
 from tests.tiny import FEATURE_SIZE, class_id, picture, tiny_bundle
 
 COUNT = 8
@@ -114,6 +115,28 @@ def test_a_release_changes_between_two_frames(images: Path, bundle: Bundle, tmp_
         assert (state.release.name, state.release.id) == ("other", "ab" * 32)
         assert state.errors == 0
         assert {s.space for s in agent.store.samples(limit=COUNT)} == {other.space()}
+
+
+def test_frames_go_on_while_an_engine_is_built_and_after_it_took_over(images: Path, bundle: Bundle) -> None:
+    sim = SimTensorRt()
+    sim.go_on.clear()
+    site = site_of(images, bundle.path, loop=True, runtime=RuntimeSettings(tensorrt="on"))
+    with Agent(site, tensorrt=lambda: sim_library(sim)) as agent, running(agent):
+
+        def runtime() -> str:
+            release = agent.state().release
+            return "" if release is None else release.runtime
+
+        wait_for(lambda: sim.builds == 1)
+        seen = agent.state().frames
+        wait_for(lambda: agent.state().frames > seen + COUNT)
+        assert "(TensorRT engine: " in runtime()
+        sim.go_on.set()
+        wait_for(lambda: runtime() == "TensorRT 10.3.0 on Orin")
+        seen = agent.state().frames
+        wait_for(lambda: agent.state().frames > seen + COUNT)
+        assert agent.state().errors == 0
+        assert len(list((agent.site.data_dir / "engines").glob("*.engine"))) == 1
 
 
 class Failing:
@@ -300,6 +323,43 @@ def test_a_release_that_lacks_our_precision_is_rolled_back_and_the_old_one_serve
         assert "no fp32" in update.reason
         assert release is not None
         assert release.name == "tiny"
+
+
+@pytest.mark.broker
+def test_a_new_release_waits_for_its_engine_while_the_old_one_serves(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    other, sim = tiny_bundle(tmp_path / "other", name="other", backbone_seed=1), SimTensorRt()
+    site = site_of(
+        images,
+        bundle.path,
+        loop=True,
+        runtime=RuntimeSettings(tensorrt="on"),
+        mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port),
+    )
+    with (
+        fleet_of(tmp_path / "fleet", mosquitto) as fleet,
+        Agent(site, tensorrt=lambda: sim_library(sim)) as agent,
+        running(agent),
+    ):
+
+        def serving() -> tuple[str, str]:
+            release = agent.state().release
+            return ("", "") if release is None else (release.name, release.runtime)
+
+        wait_for(lambda: serving() == ("tiny", "TensorRT 10.3.0 on Orin"))
+        sim.go_on.clear()
+        fleet.publish(other, channel="default", precision=None)
+        wait_for(lambda: sim.builds == 2)
+        seen = agent.state().frames
+        wait_for(lambda: agent.state().frames > seen + COUNT)
+        update = agent.state().update
+        assert serving() == ("tiny", "TensorRT 10.3.0 on Orin")
+        assert update is not None
+        assert update.state == "candidate"
+        sim.go_on.set()
+        wait_for(lambda: serving() == ("other", "TensorRT 10.3.0 on Orin"))
+        assert agent.state().errors == 0
 
 
 # The same as a process
