@@ -364,6 +364,7 @@ def build_engine(
     watch = _Watch(on_progress, stop)
     monitor = watch.monitor(trt)
     config.progress_monitor = monitor
+    # NVIDIA's bindings release Python's lock for this call: frames go on meanwhile.
     plan = builder.build_serialized_network(network, config)
     watch.raise_what_ended_it()
     if plan is None:

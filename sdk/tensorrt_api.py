@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import platform
 import re
 import threading
@@ -281,6 +282,11 @@ def _logger(trt: TensorRt, messages: Messages) -> object:
             messages.add(msg)
 
     return type("HeadwayLogger", (trt.ILogger,), {"log": log})()
+
+
+def installed() -> bool:
+    """Return whether TensorRT for Python is there, without loading its gigabytes; it may still refuse to open."""
+    return importlib.util.find_spec("tensorrt") is not None
 
 
 @functools.cache

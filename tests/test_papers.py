@@ -33,6 +33,8 @@ from sdk.lineage import MAX_MLBOM_BYTES, MLBOM_NAME, Link, Weights, lineage, pro
 from tests.commands import headway
 from tests.tiny import tiny_bundle
 
+pytestmark = pytest.mark.torch  # needs the export extra, though not torch itself
+
 HUB = "hf-hub:timm/test_resnet.r160_in1k@" + "c0" * 20
 
 

@@ -20,7 +20,7 @@ from device_agent.runtime.tensorrt import TensorRtRuntime
 from sdk.bundle import Bundle
 from sdk.engine import MAX_BATCH, EngineCache, prepare_engine
 from sdk.errors import ConfigError, InferenceFailed, TensorRtMissing
-from sdk.tensorrt_api import Library, open_library
+from sdk.tensorrt_api import Library, installed, open_library
 from tests.simulators import wait_for
 from tests.tensorrt_sim import DataType, SimCuda, SimTensorRt, sim_library
 from tests.tiny import FEATURE_SIZE, SIDE, tiny_bundle
@@ -329,9 +329,19 @@ def test_without_tensorrt_what_serves_is_left_as_it_is(bundle: Bundle, onnx: Run
         raise TensorRtMissing("TensorRT for Python is not installed", hint="Install it.")
 
     engines = Engines(tmp_path, library=missing)
-    assert engines.upgrade(bundle, None, onnx) is onnx
+    runtime = engines.upgrade(bundle, None, onnx, wait_s=20)
+    assert runtime.name == f"{onnx.name} (no TensorRT: TensorRT for Python is not installed)"
+    assert runtime.features(FRAME).shape == (1, FEATURE_SIZE)
     with pytest.raises(TensorRtMissing):
         engines.require()
+
+
+def test_where_it_is_not_installed_nothing_stands_in_the_way(
+    bundle: Bundle, onnx: Runtime, tmp_path: Path
+) -> None:
+    if installed():
+        pytest.skip("TensorRT is here")
+    assert Engines(tmp_path).upgrade(bundle, None, onnx) is onnx
 
 
 def test_an_agent_that_must_have_tensorrt_refuses_to_start_without(bundle: Bundle, tmp_path: Path) -> None:

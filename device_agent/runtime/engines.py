@@ -23,8 +23,8 @@ from device_agent.runtime.tensorrt import TensorRtRuntime
 from sdk.bundle import Bundle
 from sdk.codes import Features
 from sdk.engine import EngineCache, prepare_engine
-from sdk.errors import HeadwayError, InferenceFailed, TensorRtMissing
-from sdk.tensorrt_api import Library, open_library
+from sdk.errors import HeadwayError, InferenceFailed
+from sdk.tensorrt_api import Library, installed, open_library
 
 TIMED_RUNS: Final = 15
 """Single frames through each runtime, in turns; the medians decide."""
@@ -123,14 +123,12 @@ class Engines:
             first: What serves meanwhile. Has passed its golden inputs.
             wait_s: Wait so long for the engine, where something else serves in the meantime.
         """
-        try:
-            library = self._library()
-        except TensorRtMissing:
+        if self._library is open_library and not installed():
             return first
         upgrading = Upgrading(first)
         upgrading.say("TensorRT engine: waiting")
         thread = threading.Thread(
-            target=self._work, args=(library, bundle, precision, upgrading), name="engine", daemon=True
+            target=self._work, args=(bundle, precision, upgrading), name="engine", daemon=True
         )
         self._threads = [*(t for t in self._threads if t.is_alive()), thread]
         thread.start()
@@ -144,8 +142,9 @@ class Engines:
         for thread in self._threads:
             thread.join(STOP_S)
 
-    def _work(self, library: Library, bundle: Bundle, precision: str | None, upgrading: Upgrading) -> None:
+    def _work(self, bundle: Bundle, precision: str | None, upgrading: Upgrading) -> None:
         try:
+            library = self._library()  # here, since loading it takes seconds
             with self._one:
                 better, note = self._build(library, bundle, precision, upgrading)
             upgrading.settle(better, note)
