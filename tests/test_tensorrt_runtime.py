@@ -15,7 +15,7 @@ from device_agent.agent import Agent
 from device_agent.config import RuntimeSettings, parse_site
 from device_agent.pipeline import BATCH_FRAMES
 from device_agent.runtime import Runtime, check_golden, open_runtime
-from device_agent.runtime.engines import Engines
+from device_agent.runtime.engines import Engines, Upgrading
 from device_agent.runtime.tensorrt import TensorRtRuntime
 from sdk.bundle import Bundle
 from sdk.engine import MAX_BATCH, EngineCache, prepare_engine
@@ -215,6 +215,25 @@ def test_a_candidate_waits_for_its_engine(device: Device, bundle: Bundle, slow: 
     sim, engines = device
     sim.go_on.set()
     assert engines.upgrade(bundle, None, slow, wait_s=20).name == "TensorRT 10.3.0 on Orin"
+
+
+class Mapping(Slow):
+    """Also gives maps, from which heatmaps are drawn."""
+
+    def spatial(self, batch: npt.NDArray[np.float32]) -> str:
+        return f"maps of {len(batch)} frames"
+
+
+def test_what_the_first_offers_beside_features_stays_at_hand(
+    device: Device, bundle: Bundle, onnx: Runtime
+) -> None:
+    sim, engines = device
+    sim.go_on.set()
+    runtime = engines.upgrade(bundle, None, Mapping(onnx), wait_s=20)
+    assert runtime.name == "TensorRT 10.3.0 on Orin"
+    assert isinstance(runtime, Upgrading)
+    assert runtime.spatial(FRAME) == "maps of 1 frames"
+    assert not hasattr(engines.upgrade(bundle, None, Slow(onnx), wait_s=20), "spatial")
 
 
 def test_the_second_start_builds_nothing(device: Device, bundle: Bundle, slow: Slow) -> None:

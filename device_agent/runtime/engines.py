@@ -49,6 +49,10 @@ class Upgrading:
         self._note = ""
         self._settled = threading.Event()
         self.feature_size = first.feature_size
+        # What the first runtime offers beside features, for whoever asks: it stays at hand, whoever decides.
+        spatial = getattr(first, "spatial", None)
+        if spatial is not None:
+            self.spatial = spatial
 
     @property
     def name(self) -> str:
