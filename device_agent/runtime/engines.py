@@ -110,6 +110,7 @@ class Engines:
         self._one = threading.Lock()  # a GPU times kernels for one build at a time
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._upgrading: list[Upgrading] = []
 
     def require(self) -> None:
         """Refuse to start where TensorRT is asked for and missing.
@@ -135,14 +136,17 @@ class Engines:
             target=self._work, args=(bundle, precision, upgrading), name="engine", daemon=True
         )
         self._threads = [*(t for t in self._threads if t.is_alive()), thread]
+        self._upgrading = [*(u for u in self._upgrading if not u.wait(0)), upgrading]
         thread.start()
         if wait_s:
             upgrading.wait(wait_s)
         return upgrading
 
     def stop(self) -> None:
-        """End a build at its next step; it begins anew at the next start, its timings kept."""
+        """End a build at its next step, and the waiting for one at once; it begins anew at the next start."""
         self._stop.set()
+        for upgrading in self._upgrading:
+            upgrading.settle(None)
         for thread in self._threads:
             thread.join(STOP_S)
 
