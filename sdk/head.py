@@ -145,24 +145,31 @@ class Moments:
         codes = self._checked(codes, class_ids)
         if sum(self._counts.values()) + len(codes) > MAX_SAMPLES:
             raise HeadError(f"over {MAX_SAMPLES} samples", hint="Ship exemplars instead (docs/head.md).")
+        index = {class_id: i for i, class_id in enumerate(dict.fromkeys(class_ids))}
+        y = np.fromiter((index[class_id] for class_id in class_ids), np.int64, len(codes))
+        n = np.bincount(y, minlength=len(index))
+        s = np.zeros((len(index), self.feature_size), np.int64)
+        q = np.zeros(len(index), np.int64)
         for start in range(0, len(codes), _EXACT_F32_ROWS):
-            block = codes[start : start + _EXACT_F32_ROWS].astype(np.float32)
+            rows, of = codes[start : start + _EXACT_F32_ROWS], y[start : start + _EXACT_F32_ROWS]
+            block = rows.astype(np.float32)
             product = np.outer(block[0], block[0]) if len(block) == 1 else block.T @ block
             if sign > 0:
                 self.gram += product.astype(np.int64)
             else:
                 self.gram -= product.astype(np.int64)
-        ids = np.array([int.from_bytes(c, "big") for c in class_ids], object)
-        for class_id in set(class_ids):
-            rows = codes[ids == int.from_bytes(class_id, "big")].astype(np.int64)
-            n = self._counts.get(class_id, 0) + sign * len(rows)
-            if n == 0:
+            here = np.unique(of)
+            s[here] += ((here[:, None] == of).astype(np.float32) @ block).astype(np.int64)
+            # One row's squares may pass 2^24 where d is large.
+            np.add.at(q, of, np.einsum("nd,nd->n", rows, rows, dtype=np.int64))
+        for class_id, i in index.items():
+            count = self._counts.get(class_id, 0) + sign * int(n[i])
+            if count == 0:
                 del self._counts[class_id], self._sums[class_id], self._squares[class_id]
                 continue
-            old = self._sums.get(class_id)
-            self._counts[class_id] = n
-            self._sums[class_id] = sign * rows.sum(0) + (0 if old is None else old)
-            self._squares[class_id] = self._squares.get(class_id, 0) + sign * int((rows * rows).sum())
+            self._counts[class_id] = count
+            self._sums[class_id] = sign * s[i] + self._sums.get(class_id, 0)
+            self._squares[class_id] = self._squares.get(class_id, 0) + sign * int(q[i])
 
     def counts(self) -> dict[bytes, int]:
         """Return the number of samples of each class that has any."""

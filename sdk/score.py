@@ -6,7 +6,7 @@ No files, no clock, no random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -37,6 +37,8 @@ from sdk.head import (
     sums_of,
 )
 
+_PROJECTED_ROWS: Final = 2048
+"""Samples projected at a time: 8 d bytes each, 20 MB at d = 1280; more at a time is no faster."""
 _UPPER: Final = 0.975
 """Of a two-sided 95 % interval."""
 _NEW_PARTS: Final = 2.0
@@ -59,6 +61,7 @@ class LeftOut:
         orphan: (n,) bool, the sample's own class is in no other group: it counts as wrong, and says nothing of
             how known samples look.
         samples: n sample ids, by which two heads are compared on what both were scored on.
+        summed: Samples that were learned from besides, known by their sums only, which nothing here covers.
     """
 
     class_ids: tuple[bytes, ...]
@@ -68,6 +71,7 @@ class LeftOut:
     novelty: Floats
     orphan: npt.NDArray[np.bool_]
     samples: tuple[bytes, ...] = ()
+    summed: int = 0
 
 
 def leave_one_group_out(
@@ -80,6 +84,7 @@ def leave_one_group_out(
     own: npt.NDArray[np.bool_] | None = None,
     adaptation: Adaptation = UNADAPTED,
     samples: Sequence[bytes] = (),
+    rest: Moments | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> LeftOut:
     """Return the left-out scores of every sample, exactly as refitting without its group would give.
@@ -87,7 +92,8 @@ def leave_one_group_out(
     lambda and delta are held at their values for the whole set (docs/head.md, section 4).
 
     Cost: one solve, an O(d^2) projection of each sample whose group is scored, then O(|g|^2 (d + |g|)) for each
-    such group g.
+    such group g. Memory besides codes and result: O(d^2), and `_PROJECTED_ROWS` projected samples, or one group
+    where that is larger.
 
     Args:
         codes: (n, d) int8.
@@ -97,56 +103,77 @@ def leave_one_group_out(
         own: (n,) bool, the station's own samples, which `adaptation` is about; None where there are none.
         adaptation: How these are weighed and shifted.
         samples: Sample id, n, or none; given back with the scored rows.
+        rest: Sums of further samples, class ids after merges, of none of these groups: learned from, not scored.
         stop: Asked between groups; true ends the work with `InterruptedError`.
 
     Raises:
         HeadError: there are no samples, or fewer than two groups.
         FeatureSizeError: the shift is of another feature space.
     """
-    ids = tuple(sorted(set(class_ids)))
-    if not ids or len(set(groups)) < 2:
+    moments = Moments(codes.shape[1]) if rest is None else rest.copy()
+    others = sum(moments.counts().values())
+    # The rest is of other groups than these, so one group of these is enough to leave out.
+    if len(set(groups)) + (others > 0) < 2 or not len(codes):
         raise HeadError(
             "a score needs labelled samples of at least two groups", hint="Label parts of another group too."
         )
+    moments.add(codes, class_ids)
+    ids = tuple(sorted(moments.counts()))
     column = {class_id: i for i, class_id in enumerate(ids)}
     y = np.array([column[c] for c in class_ids], np.int64)
-    group_index = np.unique(np.array(groups, object).astype(str), return_inverse=True)[1].astype(np.int64)
+    place = {group: i for i, group in enumerate(sorted(set(groups)))}
+    group_index = np.array([place[group] for group in groups], np.int64)
     scored = np.ones(len(y), bool) if only is None else only
     mine = np.zeros(len(y), bool) if own is None else own
-    moments, own_moments = Moments(codes.shape[1]), Moments(codes.shape[1])
-    moments.add(codes, class_ids)
+    own_moments = Moments(codes.shape[1])
     own_moments.add(codes[mine], [class_id for class_id, is_own in zip(class_ids, mine, strict=True) if is_own])
     geometry, _ = geometry_of(sums_of(moments, own=own_moments, adaptation=adaptation), knobs.rho)
-    weight = np.where(mine, float(adaptation.own_weight), 1.0)
+    weight, offset = np.where(mine, float(adaptation.own_weight), 1.0), adaptation.offset(codes.shape[1])
 
-    # Project every sample once; all that follows lives in the span of a group's samples and the means.
-    order = np.argsort(group_index, kind="stable")
-    bounds = np.flatnonzero(np.diff(group_index[order])) + 1
-    groups_scored = [members for members in np.split(order, bounds) if scored[members].any()]
-    rows = np.concatenate(groups_scored)
-    x = codes[rows].T.astype(np.float64)
-    x[:, mine[rows]] -= adaptation.offset(codes.shape[1])[:, None]
-    Z = solve_triangular(geometry.L, x, lower=True, overwrite_b=True, check_finite=False).T
+    # All that follows lives in the span of a group's samples and the means.
     ZM = solve_triangular(geometry.L, geometry.m.T, lower=True, check_finite=False).T
-    ZX_M, M_M = Z @ ZM.T, ZM @ ZM.T
+    M_M = ZM @ ZM.T
 
     k = len(ids)
     scores = np.full((len(y), k), -np.inf)
     novelty = np.full(len(y), np.inf)
     orphan = np.zeros(len(y), bool)
-    end = 0
-    for members in groups_scored:
-        if stop is not None and stop():
-            raise InterruptedError("scoring was asked to stop")
-        begin, end = end, end + len(members)
-        Zg, Zg_M = Z[begin:end], ZX_M[begin:end]
-        T = np.block([[Zg @ Zg.T, Zg_M], [Zg_M.T, M_M]])
-        left = _without(T, y[members], weight[members], geometry, knobs)
-        scores[np.ix_(members, np.flatnonzero(left.kept))] = left.scores
-        novelty[members] = left.novelty
-        orphan[members] = ~left.kept[y[members]]
+    order = np.argsort(group_index, kind="stable")
+    bounds = np.flatnonzero(np.diff(group_index[order])) + 1
+    for block in _blocks([members for members in np.split(order, bounds) if scored[members].any()]):
+        rows = np.concatenate(block)
+        x = codes[rows].T.astype(np.float64)
+        x[:, mine[rows]] -= offset[:, None]
+        Z = solve_triangular(geometry.L, x, lower=True, overwrite_b=True, check_finite=False).T
+        Z_M = Z @ ZM.T
+        end = 0
+        for members in block:
+            if stop is not None and stop():
+                raise InterruptedError("scoring was asked to stop")
+            of = slice(end, end := end + len(members))
+            T = np.block([[Z[of] @ Z[of].T, Z_M[of]], [Z_M[of].T, M_M]])
+            left = _without(T, y[members], weight[members], geometry, knobs)
+            scores[np.ix_(members, np.flatnonzero(left.kept))] = left.scores
+            novelty[members] = left.novelty
+            orphan[members] = ~left.kept[y[members]]
     kept = tuple(sample for sample, keep in zip(samples, scored, strict=True) if keep) if samples else ()
-    return LeftOut(ids, y[scored], group_index[scored], scores[scored], novelty[scored], orphan[scored], kept)
+    return LeftOut(
+        ids, y[scored], group_index[scored], scores[scored], novelty[scored], orphan[scored], kept, others
+    )
+
+
+def _blocks(groups: list[Ints]) -> Iterator[list[Ints]]:
+    """Yield the groups' rows in turn, as many groups at a time as `_PROJECTED_ROWS` hold, at least one."""
+    block: list[Ints] = []
+    rows = 0
+    for members in groups:
+        if block and rows + len(members) > _PROJECTED_ROWS:
+            yield block
+            block, rows = [], 0
+        block.append(members)
+        rows += len(members)
+    if block:
+        yield block
 
 
 @dataclass(frozen=True)
@@ -285,6 +312,7 @@ class Score:
         classes: Per class, in column order; a class seen in one group only has recall 0 and is reported apart.
         one_group: Classes that only one group has, which therefore cannot be scored yet.
         samples, groups: How many it rests on.
+        summed: Samples that were learned from and are not scored: a release's, known by their sums only.
     """
 
     balanced_accuracy: float
@@ -294,6 +322,7 @@ class Score:
     one_group: tuple[bytes, ...]
     samples: int
     groups: int
+    summed: int = 0
 
 
 def decisions_right(
@@ -337,6 +366,7 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
         one_group=tuple(one_group),
         samples=len(right),
         groups=len(np.unique(left_out.groups)),
+        summed=left_out.summed,
     )
 
 

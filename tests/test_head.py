@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
-from sdk.head import UNCALIBRATED, Calibration, Knobs, Moments, solve
+from sdk.head import UNCALIBRATED, Calibration, Knobs, Moments, same, solve
 from sdk.score import LeftOut, calibrate, leave_one_group_out, score, share
 from sdk.verdict import trial
+from tests.builders import random_codes
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 
@@ -358,7 +361,53 @@ def test_only_scores_the_asked_rows_but_learns_from_all() -> None:
     rows = np.arange(30) % 2 == 0
     part = leave_one_group_out(codes, ids, groups, only=rows)
     whole = leave_one_group_out(codes, ids, groups)
-    np.testing.assert_array_equal(part.scores, whole.scores[rows])
+    np.testing.assert_allclose(part.scores, whole.scores[rows], atol=1e-12)
+
+
+@pytest.mark.parametrize("counts", [{A: 14, B: 9, C: 7}, {A: 14, B: 9, C: 3}])
+def test_samples_known_by_their_sums_are_learned_from_and_not_scored(counts: dict[bytes, int]) -> None:
+    """A class may be among the sums only, as C is in the second case."""
+    codes, ids, groups = clusters(counts, per_group=3)
+    summed = np.isin(groups, sorted(set(groups))[::2])
+    rest = moments_of(codes[summed], list(compress(ids, summed)))
+    before = rest.digest()
+    left = leave_one_group_out(
+        codes[~summed], list(compress(ids, ~summed)), list(compress(groups, ~summed)), rest=rest
+    )
+    whole = leave_one_group_out(codes, ids, groups)
+    assert left.class_ids == whole.class_ids
+    np.testing.assert_allclose(left.scores, whole.scores[~summed], atol=1e-9)
+    np.testing.assert_array_equal(left.orphan, whole.orphan[~summed])
+    assert (left.summed, score(left, UNCALIBRATED).summed) == (summed.sum(), summed.sum())
+    assert rest.digest() == before
+
+
+def test_one_group_is_scored_against_sums_of_others() -> None:
+    codes, ids, groups = clusters({A: 12, B: 12}, per_group=24)
+    left = leave_one_group_out(codes[:4], ids[:4], groups[:4], rest=moments_of(codes[4:], ids[4:]))
+    assert len(left.truth) == 4
+
+
+def test_scoring_holds_few_samples_in_memory_at_a_time() -> None:
+    """All 20,000 projected would take 20.5 MB; with 2048 at a time it is the same scores from a third of it."""
+    codes, ids, groups = clusters({A: 10_000, B: 10_000}, d=128, per_group=50)
+    tracemalloc.start()
+    leave_one_group_out(codes, ids, groups)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 9e6
+
+
+def test_learning_holds_few_samples_in_memory_at_a_time() -> None:
+    """20,000 codes of one class as 64-bit integers would take 20.5 MB."""
+    codes = random_codes(20_000, 128)
+    moments = Moments(128)
+    tracemalloc.start()
+    moments.add(codes, [A] * len(codes))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4e6
+    assert np.array_equal(moments.per_class(same)[2][0], codes.astype(np.int64).sum(0))
 
 
 def test_one_group_cannot_be_scored() -> None:
