@@ -10,6 +10,7 @@
         FeatureSizeError       codes of another size, or of another feature space
         UnknownClassError      a class the head or log has never heard of
       LabelError               a label event that cannot be accepted
+        SummedSample           its code is in the release's sums only
       WireError                a message broke the protocol
         LocalWireError         ours
         RemoteWireError        the peer's
@@ -89,6 +90,10 @@ class UnknownClassError(HeadError):
 
 class LabelError(HeadwayError):
     """A label event that cannot be accepted."""
+
+
+class SummedSample(LabelError):
+    """A sample of the release whose code is in its sums only, so that it cannot be changed or taken out."""
 
 
 class WireError(HeadwayError):

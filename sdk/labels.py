@@ -11,6 +11,8 @@ Rules this module keeps (docs/labels.md):
 - Order is (Lamport counter, device id). Wall time is only a record. The last event on a sample wins; an event
   without a class withdraws the sample.
 - Merging logs is the union of their entries, folded again: idempotent, order-free, overlaps counted once.
+- A release may know samples by their sums only (docs/labels.md, section 4): their rows are in the digest, their
+  codes are nowhere, so no event can change them. Every reader of the release leaves such events out alike.
 
 Nothing here opens a file or asks the time; the store and the wire bring entries in and take them out.
 """
@@ -19,10 +21,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -216,6 +219,8 @@ class LiveRow(NamedTuple):
 class LiveSet:
     """The labelled codes of one feature space, sorted by sample id.
 
+    Its length counts the samples that a release knows by their sums only, too; n does not.
+
     Attributes:
         space: Feature space id, 64 hex digits.
         samples: Sample ids, n of 32 bytes.
@@ -223,7 +228,9 @@ class LiveSet:
         groups: Group id per sample.
         devices: Who labelled each sample; `release` for base samples.
         codes: (n, d) int8.
-        digest: Names this state; `live_set_digest` of the rows.
+        digest: Names this state; `live_set_digest` of all rows.
+        summed: Samples whose codes are in the release's sums only.
+        merged: The id that stands for each class id that was merged away.
     """
 
     space: str
@@ -233,9 +240,11 @@ class LiveSet:
     devices: tuple[str, ...]
     codes: Codes
     digest: str
+    summed: int = 0
+    merged: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.samples) + self.summed
 
 
 def live_set_digest(space: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> str:
@@ -244,29 +253,40 @@ def live_set_digest(space: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> s
     SHA-256 over the sorted rows of 32 + 32 + 16 + 32 bytes, the feature space first; one row per sample.
     """
     head = bytes.fromhex(space)
-    return _digest_of(live_row_bytes(head, *row) for row in sorted(rows))
+    return _digest_of(b"".join(live_row_bytes(head, *row) for row in sorted(rows)))
 
 
 def live_row_bytes(space: bytes, sample: bytes, class_id: bytes, code_sha256: bytes) -> bytes:
-    """Return one row as it is digested: 112 bytes."""
+    """Return one row as it is digested: `_ROW_BYTES` bytes."""
     return space + sample + class_id + code_sha256
 
 
-def _digest_of(rows: Iterable[bytes]) -> str:
-    return hashlib.sha256(b"headway-live-set-1\0" + b"".join(rows)).hexdigest()
+_ROW_BYTES: Final = 32 + 32 + 16 + 32
 
 
-@dataclass(frozen=True)
+def _digest_of(rows: bytes | bytearray) -> str:
+    digest = hashlib.sha256(b"headway-live-set-1\0")
+    digest.update(rows)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class _Labelled:
     order: Order
     class_id: bytes | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Coded:
     order: Order
     group: str
     code: npt.NDArray[np.int8] | None
+    code_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Summed:
+    class_id: bytes
     code_sha256: bytes
 
 
@@ -293,9 +313,13 @@ class Fold:
         self._codes: dict[bytes, _Coded] = {}
         self._names: dict[bytes, tuple[Order, str]] = {}
         self._parent: dict[bytes, bytes] = {}
+        self._summed: dict[bytes, _Summed] = {}
+        self._summed_of: Counter[bytes] = Counter()  # class, before merges
+        self._answered: set[bytes] = set()  # summed samples that devices have labelled
         # The live set as it is digested, kept up so that a label costs no walk over all samples.
-        self._live: dict[bytes, bytes] = {}
         self._order: list[bytes] = []
+        self._rows = bytearray()
+        self._digest: str | None = None
 
     def add_base(
         self,
@@ -304,10 +328,17 @@ class Fold:
         groups: Iterable[str],
         codes: Codes,
         names: dict[bytes, str],
+        summed: Sequence[bytes] = (),
     ) -> None:
         """Add a release's own samples: events of the device `release`, counter 0.
 
-        Any device's event on the same sample wins over them.
+        Any device's event on the same sample wins over them, but for the summed ones, which nothing can change.
+
+        Args:
+            samples, class_ids, groups: Of all n + m samples, those with codes first.
+            codes: (n, d) int8.
+            names: Class names.
+            summed: SHA-256 of each of the m codes that are in the release's sums only.
 
         Raises:
             FeatureSizeError: codes are not (n, feature_size).
@@ -318,11 +349,18 @@ class Fold:
                 hint="The samples file belongs to another backbone.",
             )
         order = Order(0, RELEASE_DEVICE)
-        for sample, class_id, group, code in zip(samples, class_ids, groups, codes, strict=True):
+        digests = iter(summed)
+        for i, (sample, class_id, group) in enumerate(zip(samples, class_ids, groups, strict=True)):
+            if i >= len(codes):
+                self._summed[sample] = _Summed(class_id, next(digests))
+                self._summed_of[class_id] += 1
+                if sample in self._labels:
+                    self._answered.add(sample)
+                continue
             if sample not in self._labels:
                 self._labels[sample] = _Labelled(order, class_id)
             if sample not in self._codes:
-                self._codes[sample] = _Coded(order, group, code, code_digest(code))
+                self._codes[sample] = _Coded(order, group, codes[i], code_digest(codes[i]))
         for class_id, name in names.items():
             self._name(class_id, order, name)
         self._relive()
@@ -346,6 +384,8 @@ class Fold:
             old = self._labels.get(sample)
             if old is None or old.order < order:
                 self._labels[sample] = _Labelled(order, body.class_id)
+            if sample in self._summed:
+                self._answered.add(sample)
         elif isinstance(body, CodeRecord):
             if body.space == self._space_bytes:
                 sample = body.sample
@@ -363,21 +403,26 @@ class Fold:
     def _enliven(self, sample: bytes) -> None:
         """Bring one sample of the live set up to its label and code."""
         row = self._digested(sample)
-        if row is None:
-            if self._live.pop(sample, None) is not None:
-                del self._order[bisect_left(self._order, sample)]
-            return
-        if sample not in self._live:
-            insort(self._order, sample)
-        self._live[sample] = row
+        at = bisect_left(self._order, sample)
+        there = at < len(self._order) and self._order[at] == sample
+        self._order[at : at + there] = [] if row is None else [sample]
+        self._rows[at * _ROW_BYTES : (at + there) * _ROW_BYTES] = row or b""
+        self._digest = None
 
     def _relive(self) -> None:
         """Bring the whole live set up to labels, codes and merges."""
-        rows = ((sample, self._digested(sample)) for sample in sorted(self._labels))
-        self._live = {sample: row for sample, row in rows if row is not None}
-        self._order = list(self._live)
+        self._order, self._rows, self._digest = [], bytearray(), None
+        for sample in sorted(self._labels.keys() | self._summed.keys()):
+            row = self._digested(sample)
+            if row is not None:
+                self._order.append(sample)
+                self._rows += row
 
     def _digested(self, sample: bytes) -> bytes | None:
+        summed = self._summed.get(sample)
+        if summed is not None:
+            class_id = self.canonical(summed.class_id)
+            return live_row_bytes(self._space_bytes, sample, class_id, summed.code_sha256)
         row = self.live(sample)
         if row is None:
             return None
@@ -414,7 +459,9 @@ class Fold:
         return class_id
 
     def live(self, sample: bytes) -> LiveRow | None:
-        """Return the sample's row of the live set, with its class before merges; None if it has none."""
+        """Return the sample's row of the live set, its class before merges; None if it has no row or no code."""
+        if sample in self._summed:
+            return None
         label, coded = self._labels.get(sample), self._codes.get(sample)
         if label is None or label.class_id is None or coded is None or coded.code is None:
             return None
@@ -422,19 +469,44 @@ class Fold:
 
     def label_of(self, sample: bytes) -> bytes | None:
         """Return the sample's class after merges; None if it is not labelled."""
+        summed = self._summed.get(sample)
+        if summed is not None:
+            return self.canonical(summed.class_id)
         label = self._labels.get(sample)
         return None if label is None or label.class_id is None else self.canonical(label.class_id)
 
     def rows(self) -> Iterator[LiveRow]:
-        """Yield the live set's rows in order of sample id, classes before merges."""
+        """Yield the live set's rows that have a code, in order of sample id, classes before merges."""
         for sample in self._order:
             row = self.live(sample)
             if row is not None:
                 yield row
 
     def live_samples(self) -> int:
-        """Return the size of the live set."""
+        """Return the size of the live set, summed samples included."""
         return len(self._order)
+
+    def is_summed(self, sample: bytes) -> bool:
+        """Return whether a sample is in the release's sums only, so that no event can change it."""
+        return sample in self._summed
+
+    def summed_counts(self) -> dict[bytes, int]:
+        """Return the number of summed samples of each class after merges."""
+        counts: Counter[bytes] = Counter()
+        for class_id, n in self._summed_of.items():
+            counts[self.canonical(class_id)] += n
+        return dict(counts)
+
+    def unapplied(self) -> list[bytes]:
+        """Return the summed samples to which devices have given, last, another class than the release, or none.
+
+        The live set keeps the release's class. The same on every reader of the same log and release.
+        """
+        return sorted(s for s in self._answered if self._class_given(s) != self.label_of(s))
+
+    def _class_given(self, sample: bytes) -> bytes | None:
+        given = self._labels[sample].class_id
+        return None if given is None else self.canonical(given)
 
     def live_set(self) -> LiveSet:
         """Return the live set, classes after merges."""
@@ -449,11 +521,15 @@ class Fold:
             devices=tuple(row.device for row in rows),
             codes=codes,
             digest=self.digest(),
+            summed=len(self._summed),
+            merged={class_id: self.canonical(class_id) for class_id in self._parent},
         )
 
     def digest(self) -> str:
         """Return the digest of the live set, 64 hex digits."""
-        return _digest_of(self._live[sample] for sample in self._order)
+        if self._digest is None:
+            self._digest = _digest_of(self._rows)
+        return self._digest
 
     def class_names(self) -> dict[bytes, str]:
         """Return the name of every class that stands for itself after merges.
