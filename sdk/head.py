@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy.linalg.lapack import dpotrf, dtrtri
 from scipy.special import softmax  # scipy.stats takes a second to import
 
-from sdk.codes import Code, Codes
+from sdk.codes import FULL_SCALE, Code, Codes
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
 
 Floats = npt.NDArray[np.float64]
@@ -33,12 +33,15 @@ FALSE_ALARM_RATE: Final = 0.02
 show its recall as 92 / 95 / 97 % and flag 89 / 83 / 76 % of a class never seen."""
 MAX_SAMPLES: Final = 100_000_000
 """Beyond it sums of code products could leave the integers that float64 holds exactly (2^53)."""
+TINY: Final = 1e-30
 _EXACT_F32_ROWS: Final = 1024
 """Rows per float32 product: 1024 x 127^2 < 2^24, below which float32 sums of integers are exact."""
 MAX_OWN_WEIGHT: Final = 16
 """One own label in seventeen then has half the say; heavier ones gained little (decision 0019)."""
 _MAX_SHIFT: Final = 254
 """Codes lie in [-127, 127]."""
+_ROUNDING: Final = 1e-9
+"""Share of the samples' squared lengths by which a scatter may be negative. Rounding is below 1e-12, d 2^-53."""
 _MIN_REST: Final = 1e-6
 """A sample's leverage is below 1; taking out one that never was in can reach it."""
 
@@ -171,6 +174,46 @@ class Moments:
             self._sums[class_id] = sign * s[i] + self._sums.get(class_id, 0)
             self._squares[class_id] = self._squares.get(class_id, 0) + sign * int(q[i])
 
+    @classmethod
+    def of_sums(cls, class_ids: Sequence[bytes], n: Ints, s: Ints, squares: Ints, gram: Ints) -> Moments:
+        """Return the moments that these sums are, as `per_class` and `gram` gave them.
+
+        What no set of codes can have is refused: sums beyond int8, a Gram matrix that is not symmetric or whose
+        diagonal is not the squared lengths, a scatter with an eigenvalue below zero.
+
+        Cost: O(d^3), a Cholesky factorisation.
+
+        Args:
+            class_ids: k ids of 16 bytes, none twice.
+            n: (k,) samples of each class, above 0.
+            s: (k, d) class sums.
+            squares: (k,) squared lengths.
+            gram: (d, d).
+
+        Raises:
+            HeadError: no set of codes has these sums.
+        """
+        moments = cls(len(gram))
+        fault = _impossible(class_ids, n, s, squares, gram)
+        if fault is not None:
+            raise HeadError(f"no samples have these moments: {fault}", hint="Export the bundle again.")
+        moments.gram = gram.copy()
+        for i, class_id in enumerate(class_ids):
+            moments._counts[class_id] = int(n[i])
+            moments._sums[class_id] = s[i].copy()
+            moments._squares[class_id] = int(squares[i])
+        return moments
+
+    def merged(self, canonical: Callable[[bytes], bytes]) -> Moments:
+        """Return moments of the same samples under the class ids that stand for theirs after merges."""
+        twin = Moments(self.feature_size)
+        twin.gram = self.gram.copy()
+        for i, class_id in enumerate((found := self.per_class(canonical))[0]):
+            twin._counts[class_id] = int(found[1][i])
+            twin._sums[class_id] = found[2][i]
+            twin._squares[class_id] = int(found[3][i])
+        return twin
+
     def counts(self) -> dict[bytes, int]:
         """Return the number of samples of each class that has any."""
         return dict(self._counts)
@@ -211,6 +254,34 @@ class Moments:
         return isinstance(other, Moments) and self.digest() == other.digest()
 
     __hash__ = None  # type: ignore[assignment]  # mutable
+
+
+def _impossible(class_ids: Sequence[bytes], n: Ints, s: Ints, squares: Ints, gram: Ints) -> str | None:
+    """Return why no set of codes has these sums; None where one may."""
+    d, most = len(gram), FULL_SCALE**2
+    if len(set(class_ids)) < len(class_ids) or any(len(class_id) != 16 for class_id in class_ids):
+        return "a class stands twice"
+    if (n < 1).any() or int(n.max(initial=0)) > MAX_SAMPLES or int(n.sum()) > MAX_SAMPLES:
+        return f"counts are not from 1 to {MAX_SAMPLES}"
+    # No product below leaves 64 bits. The absolute value of the smallest integer would: two comparisons.
+    bound = FULL_SCALE * n[:, None]
+    if (s > bound).any() or (s < -bound).any() or (squares < 0).any() or (squares > most * d * n).any():
+        return "a sum is larger than so many codes can make it"
+    if (gram > most * n.sum()).any() or (gram < -most * n.sum()).any():
+        return "the Gram matrix is larger than so many codes can make it"
+    if not np.array_equal(gram, gram.T):
+        return "the Gram matrix is not symmetric"
+    if int(np.trace(gram)) != int(squares.sum()):
+        return "the diagonal of the Gram matrix is not the squared lengths"
+    slack = _ROUNDING * float(squares.sum())
+    m = s / n[:, None]
+    if (squares - (m * s).sum(1) < -slack).any():
+        return "a class's mean is longer than its samples"
+    W = gram.astype(np.float64) - s.T.astype(np.float64) @ m
+    W[np.diag_indices(d)] += slack + TINY
+    if dpotrf(W.T, lower=1, overwrite_a=1)[1]:
+        return "the scatter is negative in some direction"
+    return None
 
 
 def same(class_id: bytes) -> bytes:
@@ -658,9 +729,6 @@ def corrected(plain: Floats, n: Floats, w: Floats, delta: float, floor: float) -
     off = np.eye(k) - w
     excess = delta * (off**2 / n).sum(1)
     return np.asarray(np.maximum(plain - excess, floor * plain))
-
-
-TINY: Final = 1e-30
 
 
 def solve(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 
 import numpy as np
@@ -114,6 +114,90 @@ def test_a_copy_does_not_change_with_the_original() -> None:
     moments.subtract(codes[:1], ids[:1])
     assert twin == moments_of(codes, ids)
     assert twin != moments
+
+
+Sums = dict[str, npt.NDArray[np.int64]]
+
+
+def sums_of(moments: Moments) -> tuple[tuple[bytes, ...], Sums]:
+    ids, n, s, squares = moments.per_class(same)
+    return ids, {"n": n, "s": s, "squares": squares, "gram": moments.gram.copy()}
+
+
+@given(per_class=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99), scale=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_moments_are_made_again_from_their_sums(per_class: list[int], seed: int, scale: bool) -> None:
+    """Fewer samples than features, so the scatter has no full rank; at full scale too."""
+    ids = [bytes([c]) * 16 for c, n in enumerate(per_class) for _ in range(n)]
+    codes = random_codes(len(ids), 9, seed)
+    moments = moments_of(np.where(codes < 0, -127, 127).astype(np.int8) if scale else codes, ids)
+    classes, sums = sums_of(moments)
+    assert Moments.of_sums(classes, **sums) == moments
+
+
+def test_merged_moments_are_those_of_merged_classes() -> None:
+    codes, ids, _ = clusters({A: 5, B: 4, C: 3})
+    merged = moments_of(codes, ids).merged(lambda c: A if c == C else c)
+    assert merged == moments_of(codes, [A if c == C else c for c in ids])
+
+
+def changed(sums: Sums, what: str, at: tuple[int, ...], by: int) -> Sums:
+    other = sums[what].copy()
+    other[at] += by
+    return sums | {what: other}
+
+
+def narrowed(sums: Sums) -> Sums:
+    """Squared lengths and diagonal are shorter than the class means allow."""
+    gram = sums["gram"].copy()
+    gram[np.diag_indices(len(gram))] //= 2
+    share = sums["squares"] // 2
+    share[0] += np.trace(gram) - share.sum()
+    return sums | {"gram": gram, "squares": share}
+
+
+def twisted(sums: Sums) -> Sums:
+    """Two features vary together more than each does alone."""
+    gram = sums["gram"].copy()
+    gram[0, 1] = gram[1, 0] = 2 * max(gram[0, 0], gram[1, 1])
+    return sums | {"gram": gram}
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[Sums], Sums], str]] = {
+    "no sample of a class": (lambda s: changed(s, "n", (0,), -int(s["n"][0])), "counts"),
+    "a negative count": (lambda s: changed(s, "n", (1,), -99), "counts"),
+    "more than there may be": (lambda s: changed(s, "n", (0,), 10**8), "counts"),
+    "the largest count": (lambda s: changed(s, "n", (0,), 2**63 - 20), "counts"),
+    "a sum beyond int8": (lambda s: changed(s, "s", (0, 0), 127 * 20), "larger"),
+    "the smallest integer": (lambda s: s | {"s": np.full_like(s["s"], -(2**63))}, "larger"),
+    "a negative squared length": (lambda s: changed(s, "squares", (0,), -(10**9)), "larger"),
+    "a huge squared length": (lambda s: changed(s, "squares", (0,), 10**9), "larger"),
+    "a huge Gram matrix": (lambda s: s | {"gram": np.full_like(s["gram"], 2**62)}, "Gram matrix is larger"),
+    "half of a symmetric pair": (lambda s: changed(s, "gram", (0, 1), 1), "symmetric"),
+    "a trace off by one": (lambda s: changed(s, "gram", (2, 2), 1), "squared lengths"),
+    "squares moved between classes": (
+        lambda s: changed(changed(s, "squares", (0,), -8000), "squares", (1,), 8000),
+        "longer than its samples",
+    ),
+    "too short for their means": (narrowed, "longer than its samples"),
+    "a correlation above one": (twisted, "negative in some direction"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_sums_that_no_codes_have_are_refused(case: str) -> None:
+    codes, ids, _ = clusters({A: 12, B: 9}, d=5, spread=4)
+    change, why = IMPOSSIBLE[case]
+    classes, sums = sums_of(moments_of(codes, ids))
+    with pytest.raises(HeadError, match=why):
+        Moments.of_sums(classes, **change(sums))
+
+
+def test_sums_with_a_class_twice_are_refused() -> None:
+    codes, ids, _ = clusters({A: 12, B: 9}, d=5)
+    _, sums = sums_of(moments_of(codes, ids))
+    with pytest.raises(HeadError, match="twice"):
+        Moments.of_sums((A, A), **sums)
 
 
 @pytest.mark.parametrize(
