@@ -11,8 +11,9 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -23,12 +24,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from sdk.codes import MAX_FEATURE_SIZE, Codes, Features, feature_space_id
-from sdk.errors import BadFormat, BadSignature, Incompatible
+from sdk.codes import MAX_FEATURE_SIZE, Codes, Features, code_digest, feature_space_id
+from sdk.errors import BadFormat, BadSignature, HeadError, Incompatible
+from sdk.head import Moments, same
 from sdk.preprocess import Preprocess
 from sdk.splits import Part
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""The newest that is read and written. A bundle with the codes of all its samples is written as version 1."""
 MANIFEST_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 1024 * 1024
 MAX_FILES: Final = 64
@@ -90,11 +93,15 @@ class HeadEntry(_Part, frozen=True, kw_only=True):
 
 
 class PrecisionEntry(_Part, frozen=True, kw_only=True):
-    """One form of the backbone, and the samples' codes made with exactly that form."""
+    """One form of the backbone, and the samples' codes made with exactly that form.
+
+    `moments` is there, from format 2 on, where the samples file has not the codes of all samples.
+    """
 
     precision: Annotated[str, msgspec.Meta(pattern=r"^(fp32|fp16|int8)\Z")]
     backbone: FileName
     samples: FileName
+    moments: FileName | msgspec.UnsetType = msgspec.UNSET
     feature_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_FEATURE_SIZE)]
     code_scale: Positive
     space: Sha256Hex
@@ -145,12 +152,17 @@ class Manifest(_Part, frozen=True, kw_only=True):
 class BaseSamples:
     """The release's own labelled codes in one precision; row i of each belongs together.
 
+    Of a large release the first e samples come with their codes, the exemplars. The others are *summed*: there are
+    the SHA-256 of each code and the exact moments of them together.
+
     Attributes:
         samples: n sample ids of 32 bytes.
         class_ids: n class ids of 16 bytes.
         groups: n group ids.
-        codes: (n, d) int8.
+        codes: (e, d) int8.
         fitted: (n,) bool: the backbone's own training saw this sample, so scores on it flatter.
+        summed: SHA-256 of the n - e other codes.
+        rest: Moments of the summed samples; None where there are none, or they were not read.
     """
 
     samples: list[bytes]
@@ -158,6 +170,41 @@ class BaseSamples:
     groups: list[str]
     codes: Codes
     fitted: npt.NDArray[np.bool_]
+    summed: list[bytes] = field(default_factory=list)
+    rest: Moments | None = None
+
+    def moments(self) -> Moments:
+        """Return the exact moments of all samples.
+
+        Raises:
+            ValueError: those of the summed samples were not read.
+        """
+        if self.summed and self.rest is None:
+            raise ValueError("the moments of the summed samples were not read: use Bundle.base")
+        moments = Moments(self.codes.shape[1]) if self.rest is None else self.rest.copy()
+        moments.add(self.codes, self.class_ids[: len(self.codes)])
+        return moments
+
+    def with_codes_of(self, rows: Sequence[int]) -> BaseSamples:
+        """Return these samples, all of which have codes, with codes of some only; the others become sums.
+
+        Args:
+            rows: Which keep their codes: all samples of a group, or none.
+        """
+        kept = set(rows)
+        others = [i for i in range(len(self.samples)) if i not in kept]
+        order = [*rows, *others]
+        rest = self.moments()
+        rest.subtract(self.codes[list(rows)], [self.class_ids[i] for i in rows])
+        return BaseSamples(
+            samples=[self.samples[i] for i in order],
+            class_ids=[self.class_ids[i] for i in order],
+            groups=[self.groups[i] for i in order],
+            codes=self.codes[list(rows)],
+            fitted=self.fitted[order],
+            summed=[code_digest(self.codes[i]) for i in others],
+            rest=rest,
+        )
 
     def to_bytes(self) -> bytes:
         """Return the samples file."""
@@ -165,29 +212,47 @@ class BaseSamples:
         encoded = [group.encode() for group in self.groups]
         width = max((len(g) for g in encoded), default=1)
         padded = b"".join(g.ljust(width, b"\0") for g in encoded)
+        tensors: dict[str, npt.NDArray[np.generic]] = {
+            "sample_ids": _rows(b"".join(self.samples), n, 32),
+            "class_ids": _rows(b"".join(self.class_ids), n, 16),
+            "groups": _rows(padded, n, width),
+            "codes": np.ascontiguousarray(self.codes),
+            "fitted": self.fitted.astype(np.uint8),
+        }
+        if self.summed:
+            tensors["code_sha256"] = _rows(b"".join(self.summed), len(self.summed), 32)
+        return save_tensors(tensors)
+
+    def moments_bytes(self) -> bytes:
+        """Return the moments file of the summed samples."""
+        assert self.rest is not None
+        class_ids, n, s, squares = self.rest.per_class(same)
         return save_tensors(
             {
-                "sample_ids": _rows(b"".join(self.samples), n, 32),
-                "class_ids": _rows(b"".join(self.class_ids), n, 16),
-                "groups": _rows(padded, n, width),
-                "codes": np.ascontiguousarray(self.codes),
-                "fitted": self.fitted.astype(np.uint8),
+                "class_ids": _rows(b"".join(class_ids), len(class_ids), 16),
+                "counts": n,
+                "sums": s,
+                "squares": squares,
+                "gram": np.concatenate([row[i:] for i, row in enumerate(self.rest.gram)]),
             }
         )
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str, feature_size: int) -> BaseSamples:
-        """Return the samples that a samples file holds.
+        """Return the samples that a samples file holds, without the moments of those that have no code.
 
         Raises:
             BadFormat: it is not docs/bundle.md section 4.
         """
         t = _load(data, what)
-        n = len(t["codes"]) if "codes" in t and t["codes"].ndim == 2 else -1
-        _expect(t, what, "codes", np.int8, (n, feature_size))
+        n = len(t["sample_ids"]) if "sample_ids" in t and t["sample_ids"].ndim == 2 else -1
+        e = len(t["codes"]) if "codes" in t and t["codes"].ndim == 2 else -1
+        _expect(t, what, "codes", np.int8, (min(e, n), feature_size))
         _expect(t, what, "sample_ids", np.uint8, (n, 32))
         _expect(t, what, "class_ids", np.uint8, (n, 16))
         _expect(t, what, "fitted", np.uint8, (n,))
+        if e < n:
+            _expect(t, what, "code_sha256", np.uint8, (n - e, 32))
         groups = t.get("groups")
         width = groups.shape[1] if groups is not None and groups.ndim == 2 else -1
         _expect(t, what, "groups", np.uint8, (n, min(width, MAX_GROUP_BYTES)))
@@ -198,8 +263,53 @@ class BaseSamples:
         samples = [bytes(row) for row in t["sample_ids"]]
         if len(set(samples)) != n:
             raise BadFormat(f"{what}: a sample stands in it twice", hint="Export the bundle again.")
-        class_ids = [bytes(row) for row in t["class_ids"]]
-        return cls(samples, class_ids, names, np.asarray(t["codes"], np.int8), t["fitted"].astype(bool))
+        divided = set(names[:e]) & set(names[e:])
+        if divided:
+            raise BadFormat(
+                f"{what}: group {min(divided)[:80]!r} has codes of some of its samples only",
+                hint="Export the bundle again.",
+            )
+        shared: dict[bytes, bytes] = {}  # few classes, many samples: one object each
+        return cls(
+            samples=samples,
+            class_ids=[shared.setdefault(row, row) for row in map(bytes, t["class_ids"])],
+            groups=names,
+            codes=np.asarray(t["codes"], np.int8),
+            fitted=t["fitted"].astype(bool),
+            summed=[bytes(row) for row in t["code_sha256"]] if e < n else [],
+        )
+
+    def with_moments(self, data: bytes, what: str) -> BaseSamples:
+        """Return these samples with the moments of the summed ones, which a moments file holds.
+
+        Raises:
+            BadFormat: it is not docs/bundle.md section 4, or of other samples.
+        """
+        t, d = _load(data, what), self.codes.shape[1]
+        k = len(t["counts"]) if "counts" in t and t["counts"].ndim == 1 else -1
+        _expect(t, what, "class_ids", np.uint8, (k, 16))
+        _expect(t, what, "counts", np.int64, (k,))
+        _expect(t, what, "sums", np.int64, (k, d))
+        _expect(t, what, "squares", np.int64, (k,))
+        _expect(t, what, "gram", np.int64, (d * (d + 1) // 2,))
+        gram = np.empty((d, d), np.int64)
+        end = 0
+        for i in range(d):
+            row = t["gram"][end : (end := end + d - i)]
+            gram[i, i:] = gram[i:, i] = row
+        try:
+            rest = Moments.of_sums(
+                [bytes(row) for row in t["class_ids"]],
+                np.asarray(t["counts"], np.int64),
+                np.asarray(t["sums"], np.int64),
+                np.asarray(t["squares"], np.int64),
+                gram,
+            )
+        except HeadError as error:
+            raise BadFormat(f"{what}: {error}", hint=error.hint) from error
+        if rest.counts() != Counter(self.class_ids[len(self.codes) :]):
+            raise BadFormat(f"{what}: not of the samples that have no code", hint="Export the bundle again.")
+        return replace(self, rest=rest)
 
 
 @dataclass(frozen=True)
@@ -286,9 +396,9 @@ def decode_manifest(data: bytes) -> Manifest:
     again = "Copy or export the bundle again."
     try:
         version = msgspec.json.decode(data, type=_FormatOnly).format
-        if version != FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             raise Incompatible(
-                f"the bundle's format is {version}, this Headway reads {FORMAT_VERSION}",
+                f"the bundle's format is {version}, this Headway reads 1 to {FORMAT_VERSION}",
                 hint="Update Headway on this machine, or export the bundle with this version.",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -298,6 +408,11 @@ def decode_manifest(data: bytes) -> Manifest:
         raise BadFormat(f"{MANIFEST_NAME} is not in canonical form", hint=again)
     _check_manifest(manifest)
     return manifest
+
+
+def format_of(precisions: Sequence[PrecisionEntry]) -> int:
+    """Return the one format version that these are written in: the oldest that can say them."""
+    return 1 if all(entry.moments is msgspec.UNSET for entry in precisions) else 2
 
 
 class _FormatOnly(msgspec.Struct):
@@ -314,6 +429,8 @@ def _check_manifest(manifest: Manifest) -> None:
     needed = {manifest.golden, manifest.split.file}
     for entry in manifest.precisions:
         needed |= {entry.backbone, entry.samples}
+        if entry.moments is not msgspec.UNSET:
+            needed.add(entry.moments)
     if not needed <= set(names):
         raise BadFormat(f"the manifest does not list {min(needed - set(names))}", hint=again)
     for values in (
@@ -323,6 +440,8 @@ def _check_manifest(manifest: Manifest) -> None:
     ):
         if len(set(values)) != len(values):
             raise BadFormat(f"the manifest names {values} with one twice", hint=again)
+    if manifest.format != format_of(manifest.precisions):
+        raise BadFormat(f"the manifest is not what format {manifest.format} says", hint=again)
     digest_of = {entry.name: entry.sha256 for entry in manifest.files}
     for entry in manifest.precisions:
         space = feature_space_id(digest_of[entry.backbone], manifest.preprocess, entry.code_scale)
@@ -403,18 +522,23 @@ class Bundle:
         return {bytes.fromhex(entry.id): entry.name for entry in self.manifest.classes}
 
     def base(self, precision: str | None = None) -> BaseSamples:
-        """Return the release's own labelled codes.
+        """Return the release's own labelled codes, and the moments of those samples that have none.
 
         Raises:
-            BadFormat: the samples file does not hold them.
+            BadFormat: the samples file or the moments file does not hold them.
         """
         entry = self.precision(precision)
         base = BaseSamples.from_bytes(self._read(entry.samples), entry.samples, entry.feature_size)
+        if bool(base.summed) != (entry.moments is not msgspec.UNSET):
+            state = "no moments of the samples without code" if base.summed else "moments of no samples"
+            raise BadFormat(f"{self.path}: there are {state}", hint="Export again.")
         unknown = set(base.class_ids) - set(self.class_names())
         if unknown:
             raise BadFormat(
                 f"{entry.samples}: class {min(unknown).hex()} is not in the manifest", hint="Export again."
             )
+        if entry.moments is not msgspec.UNSET:
+            base = base.with_moments(self._read(entry.moments), entry.moments)
         return base
 
     def golden(self, precision: str | None = None) -> Golden:
@@ -495,7 +619,7 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
     Args:
         out: The directory to make. It appears by one rename, after everything is on disk.
         files: Contents by name, without the manifest.
-        manifest: Its `files` are filled in here.
+        manifest: Its `files` and `format` are filled in here.
         replace: Put it in place of an older bundle of that name.
 
     Raises:
@@ -510,7 +634,8 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
         FileEntry(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         for name, data in sorted(files.items())
     ]
-    encoded = encode_manifest(msgspec.structs.replace(manifest, files=entries))
+    version = format_of(manifest.precisions)
+    encoded = encode_manifest(msgspec.structs.replace(manifest, files=entries, format=version))
     decode_manifest(encoded)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}.partial")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -89,6 +90,7 @@ def make_bundle(
     backbone: str = "seed-1",
     class_ids: Mapping[str, bytes] | None = None,
     fitted: bool = False,
+    max_base_codes: int | None = None,
 ) -> Bundle:
     """Write and return a small bundle whose classes look like `picture(name, number)`.
 
@@ -101,7 +103,9 @@ def make_bundle(
         backbone: Another text is another backbone, so another feature space.
         class_ids: Where a class should not have the id of `class_id_of`.
         fitted: Whether the backbone counts as trained on the pictures.
+        max_base_codes: Beyond it the bundle has exemplars and moments; None keeps all codes.
     """
+    from export.exemplars import exemplars
     from sdk.head import Moments, solve
     from sdk.score import calibrate, leave_one_group_out
 
@@ -141,10 +145,13 @@ def make_bundle(
     )
     files = {
         "backbone.fp32.onnx": backbone_file,
-        "samples.fp32.safetensors": base.to_bytes(),
         "golden.safetensors": golden_bytes(golden.frames, {"fp32": golden}),
         "splits.safetensors": split_bytes(base.samples, list(split(base.groups, owners))),
     }
+    if max_base_codes is not None and max_base_codes < len(codes):
+        base = base.with_codes_of(exemplars(owners, base.groups, base.fitted, max_base_codes))
+        files["moments.fp32.safetensors"] = base.moments_bytes()
+    files["samples.fp32.safetensors"] = base.to_bytes()
     manifest = Manifest(
         format=1,
         name=out.name,
@@ -155,6 +162,7 @@ def make_bundle(
                 precision="fp32",
                 backbone="backbone.fp32.onnx",
                 samples="samples.fp32.safetensors",
+                moments="moments.fp32.safetensors" if base.summed else msgspec.UNSET,
                 feature_size=feature_size,
                 code_scale=scale,
                 space=space,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from sdk.bundle import (
     BaseSamples,
@@ -22,7 +22,9 @@ from sdk.bundle import (
     encode_manifest,
     write_bundle,
 )
+from sdk.codes import code_digest
 from sdk.errors import BadFormat, BadSignature, BundleError, Incompatible
+from sdk.head import Moments
 from sdk.splits import Part
 from tests.builders import make_bundle
 
@@ -194,7 +196,7 @@ def test_a_manifest_that_breaks_the_format_is_refused(bundle: Bundle, case: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("format_version", [0, 2, 2**31])
+@pytest.mark.parametrize("format_version", [0, 3, 2**31])
 def test_another_format_version_says_to_update(bundle: Bundle, format_version: int) -> None:
     with pytest.raises(Incompatible, match="format"):
         decode_manifest(edited(bundle, lambda t: t.update(format=format_version)))
@@ -272,6 +274,185 @@ def tensors(**changes: np.ndarray[Any, Any] | None) -> bytes:
 def test_a_samples_file_that_does_not_add_up_is_refused(data: bytes) -> None:
     with pytest.raises(BadFormat):
         BaseSamples.from_bytes(data, "samples", 4)
+
+
+# Exemplars and moments: more samples than codes
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Bundle:
+    """24 samples in groups of two, codes of 8."""
+    return make_bundle(tmp_path / "large", max_base_codes=8)
+
+
+def test_moments_and_exemplars_are_the_bundle_with_all_codes(bundle: Bundle, large: Bundle) -> None:
+    full, base = bundle.base(), large.base()
+    assert (len(base.codes), len(base.summed), len(base.samples)) == (8, 16, 24)
+    assert base.moments() == full.moments()
+    assert large.precision().head == bundle.precision().head
+    assert (large.manifest.format, bundle.manifest.format) == (2, 1)
+    row_of = dict(zip(full.samples, zip(full.class_ids, full.groups, full.fitted, strict=True), strict=True))
+    assert row_of == dict(
+        zip(base.samples, zip(base.class_ids, base.groups, base.fitted, strict=True), strict=True)
+    )
+    codes = dict(zip(full.samples, full.codes, strict=True))
+    for sample, code in zip(base.samples[:8], base.codes, strict=True):
+        assert np.array_equal(code, codes[sample])
+    assert base.summed == [code_digest(codes[sample]) for sample in base.samples[8:]]
+
+
+def test_a_moments_file_is_read_as_the_format_page_says() -> None:
+    """The example of docs/bundle.md, section 4.7: the file's layout cannot change in silence."""
+    good, pit = b"g" * 16, b"p" * 16
+    base = BaseSamples(
+        samples=[b"1" * 32, b"2" * 32, b"3" * 32],
+        class_ids=[good, good, pit],
+        groups=["a", "a", "b"],
+        codes=np.zeros((0, 2), np.int8),
+        fitted=np.zeros(3, bool),
+        summed=[bytes(32)] * 3,
+    )
+    example = {
+        "class_ids": np.frombuffer(good + pit, np.uint8).reshape(2, 16),
+        "counts": np.array([2, 1]),
+        "sums": np.array([[4, -2], [-5, 6]]),
+        "squares": np.array([30, 61]),
+        "gram": np.array([35, -40, 56]),
+    }
+    moments = Moments(2)
+    moments.add(np.array([[1, 2], [3, -4], [-5, 6]], np.int8), base.class_ids)
+    whole = base.with_moments(save(example), "moments")
+    assert whole.rest == moments
+    written = load(whole.moments_bytes())
+    assert {name: tensor.tolist() for name, tensor in written.items()} == {
+        name: tensor.tolist() for name, tensor in example.items()
+    }
+
+
+def test_moments_that_were_not_read_are_not_made_up(large: Bundle) -> None:
+    file = large.path / large.precision().samples
+    unread = BaseSamples.from_bytes(file.read_bytes(), "samples", 32)
+    assert unread.rest is None
+    with pytest.raises(ValueError, match="not read"):
+        unread.moments()
+
+
+def forged(large: Bundle, name: str, data: bytes | None, **entry: object) -> Bundle:
+    """Return a bundle whose file of that name holds other bytes, or is gone, every digest right."""
+    files = {n: (large.path / n).read_bytes() for n in large.file_names() if n != "manifest.json"}
+    files.pop(name)
+    if data is not None:
+        files[name] = data
+    precision = msgspec.structs.replace(large.precision(), **entry)
+    manifest = msgspec.structs.replace(large.manifest, precisions=[precision])
+    return write_bundle(large.path.parent / "forged", files, manifest, replace=True)
+
+
+MISFITS: dict[str, Edit] = {
+    "moments in format 1": lambda t: t.update(format=1),
+    "format 2 without moments": lambda t: t["precisions"][0].pop("moments"),
+    "null for moments": lambda t: t["precisions"][0].update(moments=None),
+    "moments not listed": lambda t: t["precisions"][0].update(moments="gone.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_format_and_moments_go_together(large: Bundle, case: str) -> None:
+    with pytest.raises(BadFormat):
+        decode_manifest(edited(large, MISFITS[case]))
+
+
+def test_a_bundle_with_all_codes_stays_format_1(bundle: Bundle) -> None:
+    """Devices of an earlier version go on reading it."""
+    assert b"moments" not in encode_manifest(bundle.manifest)
+    assert bundle.manifest.format == 1
+    with pytest.raises(BadFormat):
+        decode_manifest(edited(bundle, lambda t: t.update(format=2)))
+
+
+def test_samples_without_code_need_their_moments(bundle: Bundle, large: Bundle) -> None:
+    with pytest.raises(BadFormat, match="no moments"):
+        forged(large, "moments.fp32.safetensors", None, moments=msgspec.UNSET).base()
+    samples = (bundle.path / "samples.fp32.safetensors").read_bytes()
+    with pytest.raises(BadFormat, match="moments of no samples"):
+        forged(large, "samples.fp32.safetensors", samples).base()
+
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+def plus(tensors: Tensors, name: str, by: int) -> Tensors:
+    """The first value, changed."""
+    changed = tensors[name].copy()
+    changed.flat[0] += by
+    return tensors | {name: changed}
+
+
+MOMENTS: dict[str, Callable[[Tensors], Tensors]] = {
+    "no Gram matrix": lambda t: {name: tensor for name, tensor in t.items() if name != "gram"},
+    "no counts": lambda t: {name: tensor for name, tensor in t.items() if name != "counts"},
+    "a negative count": lambda t: plus(t, "counts", -100),
+    "one sample too many": lambda t: plus(t, "counts", 1),
+    "one sample too few": lambda t: plus(t, "counts", -1),
+    "counts of floats": lambda t: t | {"counts": t["counts"].astype(np.float64)},
+    "a Gram matrix of NaN": lambda t: t | {"gram": np.full(t["gram"].shape, np.nan)},
+    "32-bit sums": lambda t: t | {"sums": t["sums"].astype(np.int32)},
+    "sums of another d": lambda t: t | {"sums": t["sums"][:, 1:]},
+    "the Gram matrix of another d": lambda t: t | {"gram": t["gram"][:-1]},
+    "a square Gram matrix": lambda t: t | {"gram": np.zeros((32, 32), np.int64)},
+    "a column of counts": lambda t: t | {"counts": t["counts"][:, None]},
+    "a diagonal off by one": lambda t: plus(t, "gram", 1),
+    "a class twice": lambda t: t | {"class_ids": t["class_ids"][[0, 0]]},
+    "a class nobody has": lambda t: plus(t, "class_ids", 1),
+    "a class left out": lambda t: t | {name: t[name][1:] for name in ("class_ids", "counts", "sums", "squares")},
+    "classes changed about": lambda t: t | {"class_ids": t["class_ids"][::-1].copy()},
+    "a count of half of all integers": lambda t: plus(t, "counts", 2**62),
+    "the largest Gram matrix": lambda t: t | {"gram": np.full_like(t["gram"], 2**63 - 1)},
+    "the smallest sums": lambda t: t | {"sums": np.full_like(t["sums"], -(2**63))},
+}
+
+
+@pytest.mark.parametrize("case", MOMENTS)
+def test_moments_of_no_samples_are_refused(tmp_path: Path, case: str) -> None:
+    large = make_bundle(tmp_path / "large", per_class={"good": 12, "scratch": 16}, max_base_codes=8)
+    tensors = load((large.path / "moments.fp32.safetensors").read_bytes())
+    with pytest.raises(BadFormat) as caught:
+        forged(large, "moments.fp32.safetensors", save(MOMENTS[case](tensors))).base()
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 64, b"\x08" + bytes(7) + b"[" * 8])
+def test_any_bytes_are_no_moments(large: Bundle, data: bytes) -> None:
+    with pytest.raises(BadFormat):
+        forged(large, "moments.fp32.safetensors", data).base()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"code_sha256": None},
+        {"code_sha256": np.zeros((2, 32), np.uint8)},
+        {"code_sha256": np.zeros((1, 31), np.uint8)},
+        {"code_sha256": np.zeros((1, 32), np.int8)},
+        {"codes": np.zeros((3, 4), np.int8), "code_sha256": np.zeros((1, 32), np.uint8)},
+        {"groups": np.full((2, 1), 97, np.uint8), "code_sha256": np.zeros((1, 32), np.uint8)},
+    ],
+    ids=[
+        "no digest",
+        "two digests",
+        "a short digest",
+        "signed digests",
+        "more codes than rows",
+        "a divided group",
+    ],
+)
+def test_rows_without_code_that_do_not_add_up_are_refused(changes: dict[str, Any]) -> None:
+    one_code = {"codes": np.zeros((1, 4), np.int8), "groups": np.array([[97], [98]], np.uint8)}
+    whole = BaseSamples.from_bytes(tensors(**one_code, code_sha256=np.zeros((1, 32), np.uint8)), "samples", 4)
+    assert (len(whole.codes), whole.summed) == (1, [bytes(32)])
+    with pytest.raises(BadFormat):
+        BaseSamples.from_bytes(tensors(**{**one_code, **changes}), "samples", 4)
 
 
 def test_an_existing_folder_is_not_overwritten(bundle: Bundle) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from export.report import Report
 from sdk import bundle
 from sdk.codes import MAX_FEATURE_SIZE, feature_space_id
+from sdk.head import MAX_SAMPLES
 from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -30,11 +31,11 @@ def test_every_member_of_the_manifest_is_described() -> None:
 def test_the_limits_are_the_codes() -> None:
     limits = (
         bundle.MAX_MANIFEST_BYTES, bundle.MAX_FILES, bundle.MAX_BUNDLE_BYTES, bundle.MAX_CLASSES,
-        bundle.MAX_GROUP_BYTES, MAX_FEATURE_SIZE, MAX_INPUT_SIDE_PX,
+        bundle.MAX_GROUP_BYTES, MAX_FEATURE_SIZE, MAX_INPUT_SIDE_PX, MAX_SAMPLES,
     )  # fmt: skip
     for limit in limits:
         assert f"{limit:,}" in TEXT or str(limit) in TEXT
-    assert bundle.FORMAT_VERSION == 1
+    assert f"versions 1 and {bundle.FORMAT_VERSION}\n" in TEXT
 
 
 def test_the_worked_example_of_a_feature_space_id_holds() -> None:

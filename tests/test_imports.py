@@ -74,7 +74,7 @@ ABOVE = {
     "sdk/operating.py": {"errors", "head", "score"},
     "sdk/audit.py": {"head", "score"},
     "sdk/drift.py": {"score"},
-    "sdk/bundle.py": {"errors", "codes", "preprocess", "splits"},
+    "sdk/bundle.py": {"errors", "codes", "head", "preprocess", "splits"},
     "sdk/cuda.py": {"errors"},
     "sdk/tensorrt_api.py": {"errors", "cuda"},
     "sdk/lineage.py": {"errors", "bundle"},
