@@ -411,6 +411,10 @@ def _print_evaluation(result: Evaluation) -> None:
         f"{result.accuracy.images} images in {result.accuracy.groups} groups, part {result.part}; left out: "
         f"{result.left_out_learned} it learned from, {result.left_out_other_part} of other parts"
     )
+    if result.summed:
+        console.print(
+            f"{result.summed} images that the bundle learned from are in its sums only: no score leaves them out"
+        )
     if result.unknown_to_the_bundle:
         console.print(f"{result.unknown_to_the_bundle} of the evaluated images are new to the bundle")
     if result.refused:
@@ -454,7 +458,8 @@ def _print_acceptance(console: Any, acceptance: Acceptance) -> None:
         console.print(
             f"a part is rejected from {acceptance.threshold:.1%} probability of a defect, or when unknown; "
             f"chosen on the bundle's own left-out parts for escapes of {acceptance.target:.1%}, "
-            f"expecting {acceptance.expected_escapes} escapes and {acceptance.expected_overkill} overkill"
+            f"expecting {acceptance.expected_escapes} escapes and {acceptance.expected_overkill} overkill "
+            f"({acceptance.expected_on} images)"
         )
         if not acceptance.reachable:
             console.print("[yellow]no threshold reaches the target on those parts[/]")

@@ -83,6 +83,7 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
         target: Escape rate asked for; None: a part passes when its decision is one of the good classes.
         threshold: Probability of a defect from which on a part is rejected; unknown parts always are.
         expected_escapes, expected_overkill: On left-out samples of the bundle, where the threshold was chosen.
+        expected_on: So many samples; those that are in the bundle's sums only are not among them.
         reachable: The target could be met there.
         escapes: Defects that passed, here; classes the bundle never heard of are defects.
         overkill: Good parts that were rejected, here.
@@ -93,6 +94,7 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None
     expected_escapes: Share | None
     expected_overkill: Share | None
+    expected_on: int | None
     reachable: bool | None
     escapes: Share | None
     overkill: Share | None
@@ -124,6 +126,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     part: str
     left_out_learned: int
     left_out_other_part: int
+    summed: int
+    """Samples that the bundle learned from and has in its sums only, so that nothing here could leave them out."""
     unknown_to_the_bundle: int
     """Evaluated images that were not in the exporter's set."""
     refused: dict[str, str]
@@ -233,13 +237,22 @@ def accept(
         )
     is_good = np.array([names[class_id] in good for class_id in head.class_ids])
     decided = head.decide(codes)
-    point = None
+    point, expected_on = None, None
     if escape_rate is None:
         rejected = decided.unknown | ~is_good[decided.class_index]
     else:
         base = bundle.base(precision)
-        only = ~base.fitted if base.fitted.any() and not base.fitted.all() else None
-        left_out = leave_one_group_out(base.codes, base.class_ids, base.groups, knobs=head.knobs, only=only)
+        e = len(base.codes)
+        fitted = base.fitted[:e]
+        left_out = leave_one_group_out(
+            base.codes,
+            base.class_ids[:e],
+            base.groups[:e],
+            knobs=head.knobs,
+            only=~fitted if fitted.any() and not fitted.all() else None,
+            rest=base.rest,
+        )
+        expected_on = len(left_out.truth)
         point = operating_point(left_out, head.calibration, [ids[name] for name in good], escape_rate=escape_rate)
         p = defect_probability(head.scores(codes), is_good, head.calibration.temperature)
         rejected = decided.unknown | (p >= point.threshold)
@@ -255,6 +268,7 @@ def accept(
         threshold=None if point is None else point.threshold,
         expected_escapes=rate(None if point is None else point.escapes),
         expected_overkill=rate(None if point is None else point.overkill),
+        expected_on=expected_on,
         reachable=None if point is None else point.reachable,
         escapes=Share.of(~rejected[~truly_good], group[~truly_good]),
         overkill=Share.of(rejected[truly_good], group[truly_good]),
@@ -320,6 +334,7 @@ def evaluate(
         part=part,
         left_out_learned=learned,
         left_out_other_part=len(images.images) - learned - len(chosen),
+        summed=len(bundle.base(precision).summed),
         unknown_to_the_bundle=sum(i.sample_id not in part_of for i in chosen),
         refused={str(r.path): r.reason for r in images.refused},
         frames_per_s=len(chosen) / max(took_s, 1e-9),

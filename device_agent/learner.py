@@ -34,12 +34,12 @@ import numpy as np
 
 from device_agent.queue import QueuePolicy, ask
 from device_agent.store import HeadRow, Outcome, Sample, Store
-from device_agent.trial import Base, judge, labelled, meanwhile, owned
+from device_agent.trial import Base, judge, meanwhile, owned
 from sdk.adaptation import MAX_STREAM, Choice, Harm, choose, harmful_source
 from sdk.audit import Suspect, suspects
 from sdk.bundle import Bundle
 from sdk.codes import Code, Codes, code_digest
-from sdk.errors import HeadwayError, LabelError, StoreFull, UnknownClassError
+from sdk.errors import HeadwayError, LabelError, StoreFull, SummedSample, UnknownClassError
 from sdk.head import UNADAPTED, Adaptation, Calibration, Head, Moments, solve
 from sdk.labels import (
     Body,
@@ -133,6 +133,7 @@ class LearnerStatus:
         busy: Something is being learned or tried.
         fault: What last went wrong, None if nothing.
         refused: Records in the log that contradict themselves and are not learned from.
+        unapplied: Labels in the log that cannot be learned, because the release has the sample in its sums only.
     """
 
     state: HeadState
@@ -149,6 +150,7 @@ class LearnerStatus:
     busy: bool
     fault: str | None
     refused: int
+    unapplied: int
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ class Learner:
                 space=self.space,
                 digest=self._fold.digest(),
                 through=0,
-                samples=len(self._fold.live_set()),
+                samples=self._fold.live_samples(),
                 outcome=Outcome.CONFIRMED,
                 reason="It came with the release.",
             )
@@ -270,7 +272,7 @@ class Learner:
         self._changes.clear()
         live = self._fold.live_set()
         # Owned by the learning thread from here on; all sums of `live` after the changes are applied.
-        self._moments = Moments(self._fold.feature_size)
+        self._moments = self._base.rest.copy()
         self._own = Moments(self._fold.feature_size)  # of the rows that operators labelled on this device
         classes, own = [row.class_id for row in self._fold.rows()], owned(live, self._store.device)
         self._moments.add(live.codes, classes)
@@ -322,6 +324,7 @@ class Learner:
 
         Raises:
             LabelError: no such sample, or its picture is needed and gone.
+            SummedSample: the release has learned from it, and knows it by its sums only.
             UnknownClassError: no such class.
             StoreFull: it could not be stored; nothing was.
         """
@@ -334,6 +337,11 @@ class Learner:
         code = None if class_id is None else self._code_of(sample)
         with self._changed:
             self._catch_up()
+            if self._fold.is_summed(sample_id):
+                raise SummedSample(
+                    f"sample {sample_id.hex()[:12]} is one that the release was made from, without its code",
+                    hint="Correct it where the release is made, or export with a larger --max-base-codes.",
+                )
             if class_id is not None and self._fold.canonical(class_id) not in self._fold.class_names():
                 raise UnknownClassError(
                     f"there is no class {class_id.hex()[:12]}", hint="Define the class first, then label with it."
@@ -422,8 +430,8 @@ class Learner:
         with self._changed:
             self._catch_up()
             rows = [(self._fold.canonical(row.class_id), row.device) for row in self._fold.rows()]
-            names = self._fold.class_names()
-        labels = Counter(class_id for class_id, _ in rows)
+            names, summed = self._fold.class_names(), self._fold.summed_counts()
+        labels = Counter(class_id for class_id, _ in rows) + Counter(summed)
         own = Counter(class_id for class_id, device in rows if device == self._store.device)
         infos = [ClassInfo(class_id, name, own[class_id], labels[class_id]) for class_id, name in names.items()]
         return sorted(infos, key=lambda each: (each.name.casefold(), each.class_id))
@@ -458,6 +466,7 @@ class Learner:
                 busy=not self._idle(),
                 fault=self._fault,
                 refused=self._refused,
+                unapplied=len(self._fold.unapplied()),
             )
 
     @property
@@ -806,7 +815,7 @@ class Learner:
             return obsolete() or time.monotonic() > deadline
 
         live, device = candidate.live, self._store.device
-        station = labelled(live, device)
+        station = self._base.labelled(live, device)
         try:
             confirmed = self._with_left_out(confirmed, obsolete)
             choice = choose(station, self._stream(), knobs=self._base.knobs, enough=enough)
@@ -831,7 +840,7 @@ class Learner:
         head = candidate.head
         if head.adaptation != choice.adaptation:
             head = solve(
-                station.moments(np.ones(len(live), bool)),
+                station.with_rest(np.ones(len(station.own), bool)),
                 knobs=self._base.knobs,
                 own=station.moments(station.own),
                 adaptation=choice.adaptation,

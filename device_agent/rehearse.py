@@ -228,7 +228,7 @@ def rehearse(
         curve=policies[0].curve,
         joint=joint,
         policies=policies,
-        notes=_notes(bundle, plan, parts, len(withdrawn), policies),
+        notes=_notes(bundle, plan, parts, len(withdrawn), policies, summed=len(base.summed)),
         advice=advise(policies, joint, plan.labels),
         seconds=time.monotonic() - began_s,
     )
@@ -317,11 +317,17 @@ def _withdrawn(bundle: Bundle, precision: str, images: ImageSet, plan: Plan) -> 
         for sample, class_id in zip(base.samples, base.class_ids, strict=True)
         if sample in here or names[class_id] == plan.hold_back
     )
-    if len(gone) < len(base.samples):
-        return gone
     what = " and ".join(
         [*([repr(plan.hold_back)] if plan.hold_back else []), *([str(plan.station)] if plan.station else [])]
     )
+    stuck = gone.intersection(base.samples[len(base.codes) :])
+    if stuck:
+        raise BadImages(
+            f"the bundle cannot forget {what}: it has {len(stuck)} of these {len(gone)} samples in its sums only",
+            hint="Export without them (--hold-back, or without this station), or with a larger --max-base-codes.",
+        )
+    if len(gone) < len(base.samples):
+        return gone
     raise BadImages(
         f"the bundle knows nothing but {what}", hint="Start from a bundle that knows something else as well."
     )
@@ -372,7 +378,7 @@ def _joint(line: Line) -> Point:
     """Return what the device would know if every image of the shift had been labelled."""
     precision, names, stream = line.pipeline.precision, line.bundle.class_names(), line.stream
     base, entry = line.bundle.base(precision), line.bundle.precision(precision).head
-    kept = [i for i, sample in enumerate(base.samples) if sample not in line.withdrawn]
+    kept = [i for i, sample in enumerate(base.samples[: len(base.codes)]) if sample not in line.withdrawn]
     id_of = {name: class_id for class_id, name in names.items()}
     for name in stream.labels:
         id_of.setdefault(name, new_class_id())
@@ -380,8 +386,9 @@ def _joint(line: Line) -> Point:
     class_ids = [base.class_ids[i] for i in kept] + [id_of[name] for name in stream.labels]
     groups = [base.groups[i] for i in kept] + [f"{DEVICE}/{group}" for group in stream.groups]
     knobs = Knobs(rho=entry.rho, centre_damping=entry.centre_damping, lift_floor=entry.lift_floor)
-    calibration = calibrate(leave_one_group_out(codes, class_ids, groups, knobs=knobs), entry.false_alarm_rate)
-    moments = Moments(codes.shape[1])
+    left_out = leave_one_group_out(codes, class_ids, groups, knobs=knobs, rest=base.rest)
+    calibration = calibrate(left_out, entry.false_alarm_rate)
+    moments = Moments(codes.shape[1]) if base.rest is None else base.rest.copy()
     moments.add(codes, class_ids)
     head = solve(moments, knobs=knobs, calibration=calibration)
     name_of = {class_id: name for name, class_id in id_of.items()}
@@ -392,9 +399,13 @@ def _joint(line: Line) -> Point:
 
 
 def _notes(
-    bundle: Bundle, plan: Plan, parts: _Parts, withdrawn: int, policies: Sequence[PolicyResult]
+    bundle: Bundle, plan: Plan, parts: _Parts, withdrawn: int, policies: Sequence[PolicyResult], *, summed: int
 ) -> list[str]:
     notes: list[str] = []
+    if summed:
+        notes.append(
+            f"The bundle has {summed} of its samples in sums only: learned from, and not scored by trials."
+        )
     known = plan.hold_back is not None and plan.hold_back not in bundle.manifest.split.held_back
     if withdrawn:
         what = [f"with {plan.hold_back}"] if known else []

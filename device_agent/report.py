@@ -101,6 +101,8 @@ class ScoreReport:
     classes: list[ClassScoreReport]
     samples: int
     groups: int
+    summed: int
+    """Of the release's samples, those that are in its sums only: learned from, and not covered by the score."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,10 @@ def station_state(
     wrong = list(faults)
     if status is not None and status.fault is not None:
         wrong.append(status.fault)
+    if status is not None and status.unapplied:
+        wrong.append(
+            f"{status.unapplied} labels change nothing here: the release has their samples in its sums only"
+        )
     if counts.unstored:
         wrong.append(f"{counts.unstored} samples could not be stored: the disk is full or was")
     return State(
@@ -300,4 +306,5 @@ def _score(score: Score | None, station: Station) -> ScoreReport | None:
         ],
         samples=score.samples,
         groups=score.groups,
+        summed=score.summed,
     )

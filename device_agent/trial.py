@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from sdk.adaptation import Labelled
 from sdk.bundle import Bundle
 from sdk.errors import BadFormat, HeadError
-from sdk.head import UNADAPTED, UNCALIBRATED, Adaptation, Calibration, Head, Knobs
+from sdk.head import UNADAPTED, UNCALIBRATED, Adaptation, Calibration, Head, Knobs, Moments
 from sdk.labels import Fold, LiveSet
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
 from sdk.verdict import trial
@@ -34,12 +35,14 @@ class Base:
 
     Attributes:
         fold: Its own samples and class names, to fold a device's log into.
+        rest: Moments of those samples that are in the release's sums only; empty where all have codes.
         fitted: Those samples that its backbone was trained on: scores on them flatter.
         knobs: The head's constants.
         calibration: Of the head of its own samples.
     """
 
     fold: Fold
+    rest: Moments
     fitted: frozenset[bytes]
     knobs: Knobs
     calibration: Calibration
@@ -54,14 +57,15 @@ class Base:
         entry = bundle.precision(precision)
         base, head = bundle.base(entry.precision), entry.head
         fold = Fold(entry.space, entry.feature_size)
-        fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names())
+        fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names(), base.summed)
         if fold.digest() != head.live_set_digest:
             raise BadFormat(
                 f"{bundle.path}: the samples are not those the head was made from", hint="Export the bundle again."
             )
         return cls(
             fold=fold,
-            fitted=frozenset(sample for sample, was in zip(base.samples, base.fitted, strict=True) if was),
+            rest=base.rest or Moments(entry.feature_size),
+            fitted=frozenset(compress(base.samples, base.fitted[: len(base.codes)])),
             knobs=Knobs(rho=head.rho, centre_damping=head.centre_damping, lift_floor=head.lift_floor),
             calibration=Calibration(
                 temperature=head.temperature,
@@ -72,13 +76,24 @@ class Base:
         )
 
     def scorable(self, live: LiveSet) -> list[bool]:
-        """Return for each sample of a live set whether it may be scored."""
+        """Return for each sample with a code of a live set whether it may be scored."""
         return [sample not in self.fitted for sample in live.samples]
+
+    def rest_of(self, live: LiveSet) -> Moments | None:
+        """Return the moments of a live set's summed samples, class ids after merges; None where it has none."""
+        return self.rest.merged(lambda c: live.merged.get(c, c)) if live.summed else None
+
+    def labelled(self, live: LiveSet, device: str) -> Labelled:
+        """Return a live set as one station sees it."""
+        own = owned(live, device)
+        return Labelled(live.codes, live.class_ids, live.groups, live.devices, own, self.rest_of(live))
 
     def left_out(
         self, live: LiveSet, stop: Callable[[], bool], *, device: str = "", adaptation: Adaptation = UNADAPTED
     ) -> LeftOut | None:
         """Return the left-out scores of the samples that may be scored; None where nothing can be left out yet.
+
+        Summed samples are learned from and cannot be left out: `LeftOut.summed` says how many.
 
         Args:
             live: The live set.
@@ -102,6 +117,7 @@ class Base:
                 own=owned(live, device),
                 adaptation=adaptation,
                 samples=live.samples,
+                rest=self.rest_of(live),
                 stop=stop,
             )
         except HeadError:
@@ -111,11 +127,6 @@ class Base:
 def owned(live: LiveSet, device: str) -> npt.NDArray[np.bool_]:
     """Return (n,) bool: which samples of a live set this device's operators labelled."""
     return np.array([each == device for each in live.devices], bool)
-
-
-def labelled(live: LiveSet, device: str) -> Labelled:
-    """Return a live set as one station sees it."""
-    return Labelled(live.codes, live.class_ids, live.groups, live.devices, owned(live, device))
 
 
 @dataclass(frozen=True)

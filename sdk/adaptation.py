@@ -58,6 +58,7 @@ class Labelled:
         groups: Group id, n.
         devices: Who labelled it, n; `release` for the release's own.
         own: (n,) bool, labelled by the station's own operators.
+        rest: Moments of the release's summed samples, class ids after merges; None where it has none.
     """
 
     codes: Codes
@@ -65,6 +66,7 @@ class Labelled:
     groups: Sequence[str]
     devices: Sequence[str]
     own: Mask
+    rest: Moments | None = None
 
     def own_groups(self) -> int:
         """Return how many groups the station's own labels are of."""
@@ -78,11 +80,18 @@ class Labelled:
         """
         own = {(c, g) for c, g, mine in zip(self.class_ids, self.groups, self.own, strict=True) if mine}
         counts = Counter(class_id for class_id, _ in own)
-        return all(counts[class_id] >= MIN_CLASS_GROUPS for class_id in set(self.class_ids))
+        classes = set(self.class_ids) | set(() if self.rest is None else self.rest.counts())
+        return all(counts[class_id] >= MIN_CLASS_GROUPS for class_id in classes)
 
     def moments(self, rows: Mask) -> Moments:
         """Return the moments of some rows."""
-        moments = Moments(self.codes.shape[1])
+        return self._added(Moments(self.codes.shape[1]), rows)
+
+    def with_rest(self, rows: Mask) -> Moments:
+        """Return the moments of some rows and of the release's summed samples."""
+        return self._added(Moments(self.codes.shape[1]) if self.rest is None else self.rest.copy(), rows)
+
+    def _added(self, moments: Moments, rows: Mask) -> Moments:
         moments.add(self.codes[rows], [c for c, there in zip(self.class_ids, rows, strict=True) if there])
         return moments
 
@@ -98,6 +107,7 @@ class Labelled:
             only=self.own[rows],
             own=self.own[rows],
             adaptation=adaptation,
+            rest=self.rest,
         )
 
 
@@ -142,7 +152,7 @@ def choose(
     Raises:
         HeadError: there are no samples.
     """
-    if labelled.own_groups() < MIN_GROUPS or labelled.own.all():
+    if labelled.own_groups() < MIN_GROUPS or (labelled.own.all() and labelled.rest is None):
         return Choice()
     try:
         plain = _Judged.of(labelled.left_out(UNADAPTED, knobs))
@@ -176,7 +186,7 @@ def stream_shifts(labelled: Labelled, stream: Codes, knobs: Knobs = DEFAULT_KNOB
         stream: (m, d) int8, m > 0.
         knobs: The head's constants.
     """
-    others = labelled.moments(~labelled.own)
+    others = labelled.with_rest(~labelled.own)
     sums = sums_of(others)
     means = sums.s / sums.n[:, None]
     mean = stream.astype(np.float64).mean(0)

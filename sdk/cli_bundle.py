@@ -41,10 +41,17 @@ def show(path: Path, as_json: bool) -> None:
     console.print(f"[bold]{facts['name']}[/]  digest {facts['digest']}")
     console.print(f"{lineage['backbone']} ({lineage['strategy']}), made {lineage['created_utc']}", highlight=False)
     console.print(f"{facts['size_bytes'] / 1e6:.1f} MB in {len(facts['files'])} files", highlight=False)
-    classes = Table("class", "samples", "groups", "id")
+    classes = Table("class", "samples", "with code", "groups", "id")
     for entry in facts["classes"]:
-        classes.add_row(entry["name"], str(entry["samples"]), str(entry["groups"]), entry["id"])
+        counts = (str(entry[what]) for what in ("samples", "codes", "groups"))
+        classes.add_row(entry["name"], *counts, entry["id"])
     console.print(classes)
+    summed = sum(entry["samples"] - entry["codes"] for entry in facts["classes"])
+    if summed:
+        console.print(
+            f"{summed} samples are in sums only: devices learn from them, and can neither correct nor score them",
+            highlight=False,
+        )
     forms = Table("precision", "d", "backbone MB", "feature space")
     for entry in facts["precisions"]:
         size = f"{entry['backbone_bytes'] / 1e6:.1f}"
@@ -60,13 +67,18 @@ def show(path: Path, as_json: bool) -> None:
 @_BUNDLE
 @_JSON
 def verify(path: Path, as_json: bool) -> None:
-    """Check every file of a bundle: names, sizes, digests, what is inside, and that its papers agree with it."""
+    """Check every file of a bundle: names, sizes, digests, what is inside, and that its papers agree with it.
+
+    Where samples are in sums only, these are checked against what codes can give. The codes are not there to be
+    added up again.
+    """
     from sdk.bundle import Bundle
     from sdk.lineage import lineage as lineage_of
 
     opened = Bundle.open(path)
+    summed = 0
     for entry in opened.manifest.precisions:
-        opened.base(entry.precision)
+        summed = max(summed, len(opened.base(entry.precision).summed))
         opened.golden(entry.precision)
     opened.parts()
     lineage_of(opened)
@@ -75,8 +87,14 @@ def verify(path: Path, as_json: bool) -> None:
         "name": opened.manifest.name,
         "digest": opened.digest(),
         "files": len(opened.file_names()),
+        "summed_samples": summed,
     }
-    click.echo(json.dumps(facts) if as_json else f"whole: {facts['files']} files, digest {facts['digest']}")
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"whole: {facts['files']} files, digest {facts['digest']}")
+    if summed:
+        click.echo(f"{summed} samples are in sums only: their codes cannot be checked one by one")
 
 
 @bundle.command()
@@ -196,7 +214,8 @@ def _facts(opened: Bundle) -> dict[str, Any]:
     base = opened.base()
     sizes = {entry.name: entry.size_bytes for entry in manifest.files}
     count = Counter(base.class_ids)
-    groups = {c: len({g for g, x in zip(base.groups, base.class_ids, strict=True) if x == c}) for c in count}
+    exemplars = Counter(base.class_ids[: len(base.codes)])
+    groups = Counter(class_id for class_id, _ in set(zip(base.class_ids, base.groups, strict=True)))
     return {
         "name": manifest.name,
         "digest": opened.digest(),
@@ -204,7 +223,7 @@ def _facts(opened: Bundle) -> dict[str, Any]:
         "size_bytes": sum(sizes.values()),
         "files": sizes,
         "classes": [
-            {"id": c.hex(), "name": name, "samples": count[c], "groups": groups.get(c, 0)}
+            {"id": c.hex(), "name": name, "samples": count[c], "codes": exemplars[c], "groups": groups[c]}
             for c, name in opened.class_names().items()
         ],
         "precisions": [

@@ -230,6 +230,7 @@ class LiveSet:
         codes: (n, d) int8.
         digest: Names this state; `live_set_digest` of all rows.
         summed: Samples whose codes are in the release's sums only.
+        unapplied: How many of them devices have labelled otherwise, to no effect.
         merged: The id that stands for each class id that was merged away.
     """
 
@@ -241,6 +242,7 @@ class LiveSet:
     codes: Codes
     digest: str
     summed: int = 0
+    unapplied: int = 0
     merged: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -522,6 +524,7 @@ class Fold:
             codes=codes,
             digest=self.digest(),
             summed=len(self._summed),
+            unapplied=len(self.unapplied()),
             merged={class_id: self.canonical(class_id) for class_id in self._parent},
         )
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk.bundle import (
+    MANIFEST_NAME,
     BaseSamples,
     Bundle,
     ClassEntry,
@@ -90,7 +91,6 @@ def make_bundle(
     backbone: str = "seed-1",
     class_ids: Mapping[str, bytes] | None = None,
     fitted: bool = False,
-    max_base_codes: int | None = None,
 ) -> Bundle:
     """Write and return a small bundle whose classes look like `picture(name, number)`.
 
@@ -103,9 +103,7 @@ def make_bundle(
         backbone: Another text is another backbone, so another feature space.
         class_ids: Where a class should not have the id of `class_id_of`.
         fitted: Whether the backbone counts as trained on the pictures.
-        max_base_codes: Beyond it the bundle has exemplars and moments; None keeps all codes.
     """
-    from export.exemplars import exemplars
     from sdk.head import Moments, solve
     from sdk.score import calibrate, leave_one_group_out
 
@@ -145,13 +143,10 @@ def make_bundle(
     )
     files = {
         "backbone.fp32.onnx": backbone_file,
+        "samples.fp32.safetensors": base.to_bytes(),
         "golden.safetensors": golden_bytes(golden.frames, {"fp32": golden}),
         "splits.safetensors": split_bytes(base.samples, list(split(base.groups, owners))),
     }
-    if max_base_codes is not None and max_base_codes < len(codes):
-        base = base.with_codes_of(exemplars(owners, base.groups, base.fitted, max_base_codes))
-        files["moments.fp32.safetensors"] = base.moments_bytes()
-    files["samples.fp32.safetensors"] = base.to_bytes()
     manifest = Manifest(
         format=1,
         name=out.name,
@@ -162,7 +157,6 @@ def make_bundle(
                 precision="fp32",
                 backbone="backbone.fp32.onnx",
                 samples="samples.fp32.safetensors",
-                moments="moments.fp32.safetensors" if base.summed else msgspec.UNSET,
                 feature_size=feature_size,
                 code_scale=scale,
                 space=space,
@@ -194,6 +188,22 @@ def make_bundle(
         files=[FileEntry(name="to-be-filled", size_bytes=0, sha256="0" * 64)],
     )
     return write_bundle(out, files, manifest)
+
+
+def with_exemplars(bundle: Bundle, out: Path, max_base_codes: int) -> Bundle:
+    """Write and return the same bundle with codes of at most so many samples, and exact moments of the others."""
+    from export.exemplars import exemplars
+
+    files = {name: (bundle.path / name).read_bytes() for name in bundle.file_names() if name != MANIFEST_NAME}
+    entries, names = [], bundle.class_names()
+    for entry in bundle.manifest.precisions:
+        base = bundle.base(entry.precision)
+        labels = [names[class_id] for class_id in base.class_ids]
+        base = base.with_codes_of(exemplars(labels, base.groups, base.fitted, max_base_codes))
+        moments = f"moments.{entry.precision}.safetensors"
+        files |= {entry.samples: base.to_bytes(), moments: base.moments_bytes()}
+        entries.append(msgspec.structs.replace(entry, moments=moments))
+    return write_bundle(out, files, msgspec.structs.replace(bundle.manifest, precisions=entries))
 
 
 def _features(backbone: bytes, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

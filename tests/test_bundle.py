@@ -26,7 +26,7 @@ from sdk.codes import code_digest
 from sdk.errors import BadFormat, BadSignature, BundleError, Incompatible
 from sdk.head import Moments
 from sdk.splits import Part
-from tests.builders import make_bundle
+from tests.builders import make_bundle, with_exemplars
 
 
 @pytest.fixture
@@ -280,9 +280,9 @@ def test_a_samples_file_that_does_not_add_up_is_refused(data: bytes) -> None:
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Bundle:
+def large(bundle: Bundle, tmp_path: Path) -> Bundle:
     """24 samples in groups of two, codes of 8."""
-    return make_bundle(tmp_path / "large", max_base_codes=8)
+    return with_exemplars(bundle, tmp_path / "large", 8)
 
 
 def test_moments_and_exemplars_are_the_bundle_with_all_codes(bundle: Bundle, large: Bundle) -> None:
@@ -414,7 +414,8 @@ MOMENTS: dict[str, Callable[[Tensors], Tensors]] = {
 
 @pytest.mark.parametrize("case", MOMENTS)
 def test_moments_of_no_samples_are_refused(tmp_path: Path, case: str) -> None:
-    large = make_bundle(tmp_path / "large", per_class={"good": 12, "scratch": 16}, max_base_codes=8)
+    uneven = make_bundle(tmp_path / "uneven", per_class={"good": 12, "scratch": 16})
+    large = with_exemplars(uneven, tmp_path / "large", 8)
     tensors = load((large.path / "moments.fp32.safetensors").read_bytes())
     with pytest.raises(BadFormat) as caught:
         forged(large, "moments.fp32.safetensors", save(MOMENTS[case](tensors))).base()

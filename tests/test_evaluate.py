@@ -13,6 +13,7 @@ from device_agent.runtime import base_head, open_runtime
 from sdk.bundle import Bundle
 from sdk.errors import BadImages, UnknownClassError
 from sdk.images import ImageSet, open_images
+from tests.builders import with_exemplars
 from tests.commands import headway
 from tests.tiny import CLASSES, picture, tiny_bundle, write_pictures
 
@@ -176,6 +177,25 @@ def test_escapes_and_overkill_follow_the_target(bundle: Bundle, folder: Path) ->
     assert strict.escapes.share <= loose.escapes.share  # rings, which the bundle never heard of, are defects too
     assert strict.expected_escapes is not None
     assert strict.expected_escapes.share == 0
+
+
+def test_what_is_in_sums_only_chooses_no_threshold_and_the_command_says_so(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = with_exemplars(bundle, tmp_path / "large", 12)
+    images, runtime = open_images(folder), open_runtime(bundle, None)
+    whole = evaluate(bundle, images, runtime, good=["good"], escape_rate=0.5)
+    some = evaluate(large, images, runtime, good=["good"], escape_rate=0.5)
+    assert some.accuracy == whole.accuracy
+    assert whole.acceptance is not None
+    assert some.acceptance is not None
+    assert (whole.summed, whole.acceptance.expected_on) == (0, 36)
+    assert (some.summed, some.acceptance.expected_on) == (24, 12)
+    arguments = ("--data", folder, "--good", "good", "--escape-rate", "0.05")
+    assert "24 images that the bundle learned from are in its sums only" in headway(
+        capsys, "evaluate", large.path, *arguments
+    ).out.replace("\n", " ")
+    assert "sums only" not in headway(capsys, "evaluate", bundle.path, *arguments).out
 
 
 def test_a_good_class_must_be_known(bundle: Bundle, folder: Path) -> None:

@@ -21,6 +21,7 @@ from sdk.bundle import Bundle
 from sdk.errors import BadImages
 from sdk.images import ImageSet, open_images
 from sdk.wire import HeadState
+from tests.builders import with_exemplars
 from tests.commands import headway
 from tests.simulators import wait_for
 from tests.tiny import picture, tiny_bundle, write_pictures
@@ -256,6 +257,28 @@ def test_withdrawn_samples_leave_a_confirmed_head_that_never_knew_them(full: Bun
     assert (status.state, status.live_samples) == (HeadState.CONFIRMED, len(base.samples) - len(gone))
     assert learner.head.head.calibration != base_head(full, None).calibration
     assert [head.reason for head in heads] == [WITHDRAWN]
+
+
+def test_a_bundle_cannot_forget_what_it_has_in_sums_only(
+    full: Bundle, images: ImageSet, stations: ImageSet, tmp_path: Path
+) -> None:
+    large = with_exemplars(full, tmp_path / "large", 24)
+    for set_of, plan in (
+        (images, Plan(3, hold_back="rings")),
+        (stations, Plan(3, station=StationImages("camera", ["2"]))),
+    ):
+        with pytest.raises(BadImages, match="in its sums only") as refusal:
+            run(large, set_of, plan)
+        assert "--max-base-codes" in refusal.value.hint
+
+
+def test_a_shift_with_sums_starts_where_one_with_all_codes_does(
+    held_back: Bundle, images: ImageSet, shift: Rehearsal, tmp_path: Path
+) -> None:
+    large = run(with_exemplars(held_back, tmp_path / "large", 24), images, Plan(2))
+    assert large.curve[0].balanced_accuracy == shift.curve[0].balanced_accuracy
+    assert large.joint.labels == shift.joint.labels
+    assert any("36 of its samples" in note for note in large.notes)
 
 
 def point(labels: int, balanced: float, trial: float | None = None) -> Point:

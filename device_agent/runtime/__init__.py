@@ -16,7 +16,7 @@ from device_agent.config import RuntimeSettings
 from sdk.bundle import Bundle
 from sdk.codes import Features, encode
 from sdk.errors import InferenceFailed
-from sdk.head import Calibration, Head, Knobs, Moments, solve
+from sdk.head import Calibration, Head, Knobs, solve
 
 Batch = npt.NDArray[np.float32]
 """(n, 3, H, W) float32: frames after `sdk.preprocess`."""
@@ -74,10 +74,8 @@ def base_head(bundle: Bundle, precision: str | None = None) -> Head:
         BadFormat: the samples file does not hold them.
     """
     base, entry = bundle.base(precision), bundle.precision(precision).head
-    moments = Moments(base.codes.shape[1])
-    moments.add(base.codes, base.class_ids)
     return solve(
-        moments,
+        base.moments(),
         knobs=Knobs(entry.rho, entry.centre_damping, entry.lift_floor),
         calibration=Calibration(
             entry.temperature, entry.novelty_threshold, entry.false_alarm_rate, len(set(base.class_ids))

@@ -211,6 +211,11 @@ def devices(directory: Path, channel: str | None, as_json: bool) -> None:
             f"live set {digest} ({one['live_samples']} samples)",
             highlight=False,
         )
+        if one["unapplied_labels"]:
+            console.print(
+                f"{one['unapplied_labels']} labels change nothing: the release has their samples in its sums only",
+                highlight=False,
+            )
     table = Table("device", "", "channel", "release", "head", "live set", "outbox", "log", "last seen")
     for one in overview["devices"]:
         same = {True: " =fleet", False: " behind", None: ""}[one["in_sync"]]
@@ -298,6 +303,7 @@ def _channel_row(
         "space": None if publication is None else publication.space,
         "live_set_digest": None if live_set is None else live_set.digest,
         "live_samples": 0 if live_set is None else len(live_set),
+        "unapplied_labels": 0 if live_set is None else live_set.unapplied,
         "log_length": log_length,
     }
 

@@ -329,7 +329,7 @@ class FleetStore:
         base = BaseSamples.from_bytes(self.chunks.read(files[entry.samples]), entry.samples, entry.feature_size)
         fold = Fold(publication.space, publication.feature_size)
         names = {bytes.fromhex(c.id): c.name for c in manifest.classes}
-        fold.add_base(base.samples, base.class_ids, base.groups, base.codes, names)
+        fold.add_base(base.samples, base.class_ids, base.groups, base.codes, names, base.summed)
         return fold
 
 

@@ -213,8 +213,9 @@ function drawHead() {
   $("figures").replaceChildren(...figures.map(([value, what]) =>
     element("div", {}, element("span", {}, what), element("b", {}, value))));
   $("score").hidden = !score;
-  $("no-score").textContent = score || !head ? ""
-    : "A score appears after the first label: every part is judged by a head that never learned it.";
+  $("no-score").textContent = score
+    ? score.summed ? `${score.samples} pictures are judged. ${score.summed} more of the release are learned from only: it came without their codes.` : ""
+    : head ? "A score appears after the first label: every part is judged by a head that never learned it." : "";
   if (score) $("score").tBodies[0].replaceChildren(...score.classes.map(scoreRow));
 }
 
