@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from export.exemplars import MAX_BASE_CODES
 from sdk.errors import ExportError
 from sdk.preprocess import MAX_INPUT_SIDE_PX
 
@@ -84,6 +85,14 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
 @click.option(
     "--engine", is_flag=True, help="Also build TensorRT engines for this machine's GPU, in BUNDLE.engines."
 )
+@click.option(
+    "--max-base-codes",
+    metavar="N",
+    type=click.IntRange(2),
+    default=MAX_BASE_CODES,
+    show_default=True,
+    help="Of more images than this the bundle has exact sums; devices can then score and correct N of them.",
+)
 @click.option("--name", help="What people call the bundle. Default: the directory's name.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of split and training.")
 def export(
@@ -105,6 +114,7 @@ def export(
     licence: str | None,
     data_licence: str,
     engine: bool,
+    max_base_codes: int,
     name: str | None,
     seed: int,
 ) -> None:
@@ -145,6 +155,7 @@ def export(
         pool=pool,
         levels=levels,
         classes_from=classes_from,
+        max_base_codes=max_base_codes,
         replace=force,
         name=name,
         tensorrt=open_library() if engine else None,
@@ -220,10 +231,11 @@ def show(report: Report, console: Console) -> None:
     images, score = report.images, report.score
     held = f", {', '.join(report.held_back)} held back" if report.held_back else ""
     refused = f", {len(images.refused)} refused" if images.refused else ""
+    summed = f", {report.base_codes} of them with codes" if report.base_codes < report.base_samples else ""
     console.print(
         escape(
             f"\n{images.usable} images{refused}, {images.groups} groups; "
-            f"{report.base_samples} learned from (train and validation){held}"
+            f"{report.base_samples} learned from (train and validation){summed}{held}"
         ),
         soft_wrap=True,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,7 +20,23 @@ import numpy.typing as npt
 from sdk.errors import ExportError
 
 MAX_BASE_CODES: Final = 10_000
-"""Codes of base samples in a bundle, by default. A trial scores the exemplars twice (docs/head.md, section 8)."""
+"""Codes of base samples in a bundle, by default. A trial scores the exemplars twice (docs/head.md, section 9)."""
+
+
+def check_limit(groups: Sequence[str], limit: int) -> None:
+    """Refuse a limit that would leave nothing to score, before the work is done.
+
+    Raises:
+        ExportError: fewer than two groups are at most half of it, and there are more images than it.
+    """
+    sizes = sorted(Counter(groups).values())
+    if len(groups) > limit and (len(sizes) < 2 or sizes[1] > limit // 2):
+        raise ExportError(
+            f"--max-base-codes {limit} leaves no two whole groups to score a head by",
+            hint=f"The set needs {2 * sizes[1]} at least, or finer groups."
+            if len(sizes) > 1
+            else "All images are one group: name finer ones.",
+        )
 
 
 def exemplars(
@@ -37,24 +53,17 @@ def exemplars(
     precision.
 
     Raises:
-        ExportError: fewer than two groups are so small, so there would be nothing to score.
+        ExportError: as `check_limit`.
 
     >>> exemplars(["a", "a", "a", "b", "b"], ["1", "1", "2", "3", "4"], np.zeros(5, bool), 4)
     [0, 1, 3, 4]
     """
+    check_limit(groups, limit)
     if len(labels) <= limit:
         return list(range(len(labels)))
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         rows_of[group].append(row)
-    sizes = sorted(map(len, rows_of.values()))
-    if len(sizes) < 2 or sizes[1] > limit // 2:
-        raise ExportError(
-            f"--max-base-codes {limit} leaves no two whole groups to score a head by",
-            hint=f"The set needs {2 * sizes[1]} at least, or finer groups."
-            if len(sizes) > 1
-            else "All images are one group: name finer ones.",
-        )
     order = sorted(
         rows_of, key=lambda g: (bool(fitted[rows_of[g]].all()), hashlib.sha256(g.encode()).digest()), reverse=True
     )
@@ -81,3 +90,16 @@ def exemplars(
                 heapq.heappush(heap, (counts[label], label))
                 break
     return [row for row, group in enumerate(groups) if group in taken]
+
+
+def said(labels: Sequence[str], rows: Sequence[int]) -> str | None:
+    """Return what the user should know of a bundle whose rows keep their codes; None where all do."""
+    if len(rows) == len(labels):
+        return None
+    without = sorted(set(labels) - {labels[row] for row in rows})
+    none = f" No image of {', '.join(without)} has a code: its groups are too large." if without else ""
+    return (
+        f"{len(labels) - len(rows)} of {len(labels)} images are in the bundle as sums, without their codes. "
+        "Devices learn from them as from the others, to the same head; they cannot correct or withdraw them, and "
+        f"their scores do not cover them.{none} A larger --max-base-codes keeps more codes."
+    )

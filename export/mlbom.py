@@ -177,6 +177,7 @@ def _procedure(report: Report, manifest: Manifest) -> dict[str, str]:
         "split_seed": str(report.seed),
         "held_back": ", ".join(report.held_back),
         "base_samples": str(report.base_samples),
+        "base_codes": str(report.base_codes),
         "strategy_reason": strategy.reason,
         "epochs": f"{strategy.best_epoch} of {strategy.epochs}",
         "trained_weights": str(strategy.trained_weights),

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from export.backbones import Backbone, load_backbone
 from export.card import card
+from export.exemplars import MAX_BASE_CODES, check_limit, exemplars, said
 from export.finetune import DEFAULT_EPOCHS, Epoch, Frames, Outcome, Schedule, Strategy, finetune, resized_frames
 from export.forms import FP32, INT8, Form, choose, features_of, make_forms
 from export.mlbom import CARD_NAME, mlbom
@@ -93,6 +94,7 @@ class Request:
         pool: Global pooling; None is the weights' own.
         levels: How many of the backbone's levels the features are read from.
         classes_from: An earlier bundle whose class ids are kept for classes of the same name.
+        max_base_codes: Of more images only so many have their codes in the bundle, and the others exact sums.
         replace: An older bundle at `out` may go.
         name: Of the bundle; None is the directory's.
         tensorrt: Build engines with it, beside the bundle; None builds none.
@@ -114,6 +116,7 @@ class Request:
     pool: str | None = None
     levels: int = 1
     classes_from: Path | None = None
+    max_base_codes: int = MAX_BASE_CODES
     replace: bool = False
     name: str | None = None
     tensorrt: Library | None = None
@@ -135,6 +138,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
     learned = select(
         images, seed=request.seed, hold_back=request.hold_back, classes_from=request.classes_from, log=log
     )
+    check_limit(learned.groups, request.max_base_codes)
     with log.stage("backbone", f"Loading {request.backbone}"):
         backbone = load_backbone(
             request.backbone,
@@ -158,6 +162,10 @@ def export_bundle(request: Request, listener: Listener) -> Report:
             request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
         )
         golden_frames = frames[golden_rows(learned)]
+    coded = exemplars(learned.labels, learned.groups, fitted, request.max_base_codes)
+    summed = said(learned.labels, coded)
+    if summed is not None:
+        log.warn(summed)
     report = Report(
         bundle=str(request.out),
         bundle_sha256="",
@@ -168,6 +176,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         seed=request.seed,
         held_back=list(request.hold_back),
         base_samples=len(learned.rows),
+        base_codes=len(coded),
         backbone=BackboneReport(
             name=backbone.name,
             weights=backbone.origin.source,
@@ -196,7 +205,13 @@ def export_bundle(request: Request, listener: Listener) -> Report:
             entry, golden[form.precision] = _entry(form, backbone.preprocess, golden_frames, learned)
             entries.append(entry)
             files[entry.backbone] = form.model
-            files[entry.samples] = _base(form, learned, fitted).to_bytes()
+            base = _base(form, learned, fitted)
+            if summed is not None:
+                base = base.with_codes_of(coded)
+                moments = f"moments.{form.precision}.safetensors"
+                files[moments] = base.moments_bytes()
+                entries[-1] = msgspec.structs.replace(entry, moments=moments)
+            files[entry.samples] = base.to_bytes()
         files[GOLDEN_FILE] = golden_bytes(golden_frames, golden)
         files[SPLIT_FILE] = split_bytes([image.sample_id for image in images.images], learned.parts)
         manifest = _manifest(report, learned, backbone, entries)

@@ -165,6 +165,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     held_back: list[str]
     base_samples: int
+    base_codes: int
+    """Of them, those whose codes are in the bundle; of the others it has exact sums."""
     backbone: BackboneReport
     strategy: StrategyReport
     torch_onnx_difference: float

@@ -108,6 +108,39 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     )
 
 
+def test_a_large_set_has_exemplars_and_sums_and_the_same_head(
+    pictures: Path, weights: str, frozen: Made, tmp_path: Path
+) -> None:
+    report, full = frozen
+    said, large = make(
+        Request(
+            pictures,
+            "test_resnet",
+            tmp_path / "large",
+            weights,
+            input_size_px=SIDE,
+            hold_back=("scratch",),
+            precisions=("fp32",),
+            classes_from=full.path,
+            max_base_codes=8,
+        )
+    )
+    base, whole = large.base(), full.base("fp32")
+    assert (said.base_samples, said.base_codes) == (report.base_samples, 8)
+    assert (report.base_codes, len(base.codes)) == (report.base_samples, 8)
+    assert base.moments() == whole.moments()
+    assert large.precision().head == full.precision("fp32").head
+    (warning,) = [w for w in said.warnings if "as sums, without their codes" in w]
+    assert warning in (large.path / "card.md").read_text()
+    assert not [w for w in report.warnings if "sums" in w]
+
+
+def test_a_limit_that_leaves_nothing_to_score_is_refused_before_the_work(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="max-base-codes 3") as refusal:
+        make(Request(pictures, "nothing", tmp_path / "x", "none", max_base_codes=3))
+    assert "needs 4" in refusal.value.hint
+
+
 def test_codes_and_golden_outputs_come_from_the_onnx_file_as_a_device_runs_it(frozen: Made) -> None:
     _, bundle = frozen
     for entry in bundle.manifest.precisions:

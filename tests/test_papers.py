@@ -63,6 +63,7 @@ def report_on(bundle: Bundle, licence: str = "apache-2.0") -> Report:
         seed=3,
         held_back=["stain"],
         base_samples=36,
+        base_codes=36,
         backbone=BackboneReport(
             name=made.backbone,
             weights=made.weights_source,
