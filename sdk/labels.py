@@ -479,7 +479,8 @@ class Fold:
 
     def rows(self) -> Iterator[LiveRow]:
         """Yield the live set's rows that have a code, in order of sample id, classes before merges."""
-        for sample in self._order:
+        # Where samples are summed most are: do not walk over them.
+        for sample in sorted(self._codes) if self._summed else self._order:
             row = self.live(sample)
             if row is not None:
                 yield row
