@@ -144,8 +144,10 @@ def make(folder: Path, n: int, d: int, k: int, limit: int) -> Figures:
     rows = exemplars([f"class {label:03}" for label in labels], base.groups, base.fitted, limit)
     some = base.with_codes_of(rows) if len(rows) < n else base
     e = len(some.codes)
-    calibration = calibrate(leave_one_group_out(some.codes, some.class_ids[:e], some.groups[:e], rest=some.rest))
-    head = solve(base.moments(), calibration=calibration)
+    moments = some.moments()
+    left_out = leave_one_group_out(some.codes, some.class_ids[:e], some.groups[:e], learned=moments)
+    calibration = calibrate(left_out)
+    head = solve(moments, calibration=calibration)
     frames = np.stack([decode(picture(i)) for i in range(4)])
     runtime = OnnxRuntime(model, "backbone", (3, SIDE_PX, SIDE_PX), d, RuntimeSettings())
     features = runtime.features(np.concatenate([preprocess.apply(frame) for frame in frames]))
@@ -255,7 +257,7 @@ def _compute(bundle: Bundle, steps: Steps) -> None:
     e = len(base.codes)
     steps.run(
         "leave one group out",
-        lambda: leave_one_group_out(base.codes, base.class_ids[:e], base.groups[:e], rest=base.rest),
+        lambda: leave_one_group_out(base.codes, base.class_ids[:e], base.groups[:e], learned=moments),
     )
 
 

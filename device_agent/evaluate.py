@@ -250,7 +250,7 @@ def accept(
             base.groups[:e],
             knobs=head.knobs,
             only=~fitted if fitted.any() and not fitted.all() else None,
-            rest=base.rest,
+            learned=base.moments(),
         )
         expected_on = len(left_out.truth)
         point = operating_point(left_out, head.calibration, [ids[name] for name in good], escape_rate=escape_rate)

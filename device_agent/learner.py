@@ -819,7 +819,9 @@ class Learner:
         try:
             confirmed = self._with_left_out(confirmed, obsolete)
             choice = choose(station, self._stream(), knobs=self._base.knobs, enough=enough)
-            left_out = self._base.left_out(live, obsolete, device=device, adaptation=choice.adaptation)
+            left_out = self._base.left_out(
+                live, obsolete, device=device, adaptation=choice.adaptation, learned=station.everything
+            )
             harm = harmful_source(station, choice.adaptation.shift, knobs=self._base.knobs, enough=enough)
         except InterruptedError:
             return None
@@ -840,7 +842,7 @@ class Learner:
         head = candidate.head
         if head.adaptation != choice.adaptation:
             head = solve(
-                station.with_rest(np.ones(len(station.own), bool)),
+                station.everything,
                 knobs=self._base.knobs,
                 own=station.moments(station.own),
                 adaptation=choice.adaptation,

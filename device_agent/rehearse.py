@@ -386,10 +386,10 @@ def _joint(line: Line) -> Point:
     class_ids = [base.class_ids[i] for i in kept] + [id_of[name] for name in stream.labels]
     groups = [base.groups[i] for i in kept] + [f"{DEVICE}/{group}" for group in stream.groups]
     knobs = Knobs(rho=entry.rho, centre_damping=entry.centre_damping, lift_floor=entry.lift_floor)
-    left_out = leave_one_group_out(codes, class_ids, groups, knobs=knobs, rest=base.rest)
-    calibration = calibrate(left_out, entry.false_alarm_rate)
     moments = Moments(codes.shape[1]) if base.rest is None else base.rest.copy()
     moments.add(codes, class_ids)
+    left_out = leave_one_group_out(codes, class_ids, groups, knobs=knobs, learned=moments)
+    calibration = calibrate(left_out, entry.false_alarm_rate)
     head = solve(moments, knobs=knobs, calibration=calibration)
     name_of = {class_id: name for name, class_id in id_of.items()}
     return line.test.point(len(stream.images), head, name_of.__getitem__, None)

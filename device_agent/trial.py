@@ -89,7 +89,13 @@ class Base:
         return Labelled(live.codes, live.class_ids, live.groups, live.devices, own, self.rest_of(live))
 
     def left_out(
-        self, live: LiveSet, stop: Callable[[], bool], *, device: str = "", adaptation: Adaptation = UNADAPTED
+        self,
+        live: LiveSet,
+        stop: Callable[[], bool],
+        *,
+        device: str = "",
+        adaptation: Adaptation = UNADAPTED,
+        learned: Moments | None = None,
     ) -> LeftOut | None:
         """Return the left-out scores of the samples that may be scored; None where nothing can be left out yet.
 
@@ -100,6 +106,7 @@ class Base:
             stop: Asked between groups.
             device: Whose labels `adaptation` is about.
             adaptation: How these count.
+            learned: Moments of the live set, class ids after merges, where they are at hand.
 
         Raises:
             InterruptedError: `stop` said so.
@@ -117,7 +124,7 @@ class Base:
                 own=owned(live, device),
                 adaptation=adaptation,
                 samples=live.samples,
-                rest=self.rest_of(live),
+                learned=learned or self.labelled(live, device).everything,
                 stop=stop,
             )
         except HeadError:

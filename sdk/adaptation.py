@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -87,6 +89,11 @@ class Labelled:
         """Return the moments of some rows."""
         return self._added(Moments(self.codes.shape[1]), rows)
 
+    @cached_property
+    def everything(self) -> Moments:
+        """Moments of all rows and of the summed samples, not to be changed: made once for all that is tried."""
+        return self.with_rest(np.ones(len(self.own), bool))
+
     def with_rest(self, rows: Mask) -> Moments:
         """Return the moments of some rows and of the release's summed samples."""
         return self._added(Moments(self.codes.shape[1]) if self.rest is None else self.rest.copy(), rows)
@@ -98,6 +105,10 @@ class Labelled:
     def left_out(self, adaptation: Adaptation, knobs: Knobs, learned: Mask | None = None) -> LeftOut:
         """Return the own samples' left-out scores, by a head of the rows `learned`; all of them by default."""
         rows = np.ones(len(self.own), bool) if learned is None else learned
+        moments = self.everything
+        if not rows.all():
+            moments = moments.copy()
+            moments.subtract(self.codes[~rows], list(compress(self.class_ids, ~rows)))
         kept = np.flatnonzero(rows)
         return leave_one_group_out(
             self.codes[rows],
@@ -107,7 +118,7 @@ class Labelled:
             only=self.own[rows],
             own=self.own[rows],
             adaptation=adaptation,
-            rest=self.rest,
+            learned=moments,
         )
 
 

@@ -6,6 +6,7 @@ No files, no clock, no random numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -84,7 +85,7 @@ def leave_one_group_out(
     own: npt.NDArray[np.bool_] | None = None,
     adaptation: Adaptation = UNADAPTED,
     samples: Sequence[bytes] = (),
-    rest: Moments | None = None,
+    learned: Moments | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> LeftOut:
     """Return the left-out scores of every sample, exactly as refitting without its group would give.
@@ -103,22 +104,26 @@ def leave_one_group_out(
         own: (n,) bool, the station's own samples, which `adaptation` is about; None where there are none.
         adaptation: How these are weighed and shifted.
         samples: Sample id, n, or none; given back with the scored rows.
-        rest: Sums of further samples, class ids after merges, of none of these groups: learned from, not scored.
+        learned: Moments of all there is to learn from, class ids after merges, where they are at hand: of these
+            samples, and of others of other groups, which are learned from and not scored. None: of these.
         stop: Asked between groups; true ends the work with `InterruptedError`.
 
     Raises:
-        HeadError: there are no samples, or fewer than two groups.
+        HeadError: there are no samples, or fewer than two groups, or some that are not in `learned`.
         FeatureSizeError: the shift is of another feature space.
     """
-    moments = Moments(codes.shape[1]) if rest is None else rest.copy()
-    others = sum(moments.counts().values())
-    # The rest is of other groups than these, so one group of these is enough to leave out.
+    if learned is None:
+        learned = Moments(codes.shape[1])
+        learned.add(codes, class_ids)
+    if not Counter(class_ids) <= Counter(learned.counts()):
+        raise HeadError("samples are scored that are not learned", hint="Fold the log again.")
+    others = sum(learned.counts().values()) - len(codes)
+    # Others are of other groups, so one group of these is enough to leave out.
     if len(set(groups)) + (others > 0) < 2 or not len(codes):
         raise HeadError(
             "a score needs labelled samples of at least two groups", hint="Label parts of another group too."
         )
-    moments.add(codes, class_ids)
-    ids = tuple(sorted(moments.counts()))
+    ids = tuple(sorted(learned.counts()))
     column = {class_id: i for i, class_id in enumerate(ids)}
     y = np.array([column[c] for c in class_ids], np.int64)
     place = {group: i for i, group in enumerate(sorted(set(groups)))}
@@ -127,7 +132,7 @@ def leave_one_group_out(
     mine = np.zeros(len(y), bool) if own is None else own
     own_moments = Moments(codes.shape[1])
     own_moments.add(codes[mine], [class_id for class_id, is_own in zip(class_ids, mine, strict=True) if is_own])
-    geometry, _ = geometry_of(sums_of(moments, own=own_moments, adaptation=adaptation), knobs.rho)
+    geometry, _ = geometry_of(sums_of(learned, own=own_moments, adaptation=adaptation), knobs.rho)
     weight, offset = np.where(mine, float(adaptation.own_weight), 1.0), adaptation.offset(codes.shape[1])
 
     # All that follows lives in the span of a group's samples and the means.

@@ -453,23 +453,29 @@ def test_samples_known_by_their_sums_are_learned_from_and_not_scored(counts: dic
     """A class may be among the sums only, as C is in the second case."""
     codes, ids, groups = clusters(counts, per_group=3)
     summed = np.isin(groups, sorted(set(groups))[::2])
-    rest = moments_of(codes[summed], list(compress(ids, summed)))
-    before = rest.digest()
+    learned = moments_of(codes, ids)
+    before = learned.digest()
     left = leave_one_group_out(
-        codes[~summed], list(compress(ids, ~summed)), list(compress(groups, ~summed)), rest=rest
+        codes[~summed], list(compress(ids, ~summed)), list(compress(groups, ~summed)), learned=learned
     )
     whole = leave_one_group_out(codes, ids, groups)
     assert left.class_ids == whole.class_ids
     np.testing.assert_allclose(left.scores, whole.scores[~summed], atol=1e-9)
     np.testing.assert_array_equal(left.orphan, whole.orphan[~summed])
     assert (left.summed, score(left, UNCALIBRATED).summed) == (summed.sum(), summed.sum())
-    assert rest.digest() == before
+    assert learned.digest() == before
 
 
 def test_one_group_is_scored_against_sums_of_others() -> None:
     codes, ids, groups = clusters({A: 12, B: 12}, per_group=24)
-    left = leave_one_group_out(codes[:4], ids[:4], groups[:4], rest=moments_of(codes[4:], ids[4:]))
+    left = leave_one_group_out(codes[:4], ids[:4], groups[:4], learned=moments_of(codes, ids))
     assert len(left.truth) == 4
+
+
+def test_scoring_what_was_not_learned_is_refused() -> None:
+    codes, ids, groups = clusters({A: 4, B: 4})
+    with pytest.raises(HeadError, match="not learned"):
+        leave_one_group_out(codes, ids, groups, learned=moments_of(codes[1:], ids[1:]))
 
 
 def test_scoring_holds_few_samples_in_memory_at_a_time() -> None:
