@@ -166,7 +166,7 @@ def test_labelling_a_summed_sample_is_refused_and_stores_nothing(
 
 
 def test_a_fleet_label_on_a_summed_sample_is_counted_and_every_digest_agrees(
-    large: Bundle, store: Store, tmp_path: Path
+    large: Bundle, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     number = numbers_of(large, "good", summed=True)[0]
     records = written(large, "good", number, SCRATCH)
@@ -186,6 +186,8 @@ def test_a_fleet_label_on_a_summed_sample_is_counted_and_every_digest_agrees(
         live = fleet.live_set("default")
     assert live is not None
     assert (live.digest, len(live), live.unapplied) == (before, 24, 1)
+    told = headway(capsys, "fleet", "devices", "--dir", tmp_path / "fleet")
+    assert "1 labels change nothing" in told.out
 
 
 def test_the_same_log_counts_again_where_the_release_has_the_codes(
