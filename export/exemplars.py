@@ -20,7 +20,8 @@ import numpy.typing as npt
 from sdk.errors import ExportError
 
 MAX_BASE_CODES: Final = 10_000
-"""Codes of base samples in a bundle, by default. A trial scores the exemplars twice (docs/head.md, section 9)."""
+"""Codes of base samples in a bundle, by default. A trial scores all of them, and then takes some seconds of a
+core at d = 1280 (docs/head.md, section 9)."""
 
 
 def check_limit(groups: Sequence[str], limit: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the dev extra")
 pytest.importorskip("torch", reason="needs the export extra")
 
+from benchmarks import scale
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.features import drawn
 from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
@@ -26,6 +27,13 @@ def test_a_benchmark_answers_in_a_quick_run(name: str, tmp_path: Path, capsys: p
     assert report["name"] == name
     assert report["tables"]
     assert "mean nothing" in capsys.readouterr().out
+
+
+def test_a_large_release_is_made_and_measured_step_by_step(tmp_path: Path) -> None:
+    assert scale.make(tmp_path, 400, 16, 4, 100)["exemplars"] == 100
+    found = scale.device(tmp_path / "exemplars")
+    assert found["scored"] == 100 + scale.LABELS["exemplars"]
+    assert {"solve", "leave one group out", "start the learner"} <= set(found["steps"])
 
 
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
