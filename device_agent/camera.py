@@ -30,8 +30,9 @@ import numpy.typing as npt
 
 from device_agent.config import CameraSettings, FolderCamera, OpenCvCamera, VideoCamera
 from sdk.errors import BadImages, CameraLost, ConfigError
-from sdk.images import IMAGE_SUFFIXES, INDEX_NAME, read, sample_id
+from sdk.images import read, sample_id
 from sdk.labels import GroupId
+from sdk.layouts import IMAGE_SUFFIXES, INDEX_NAME
 from sdk.preprocess import Frame
 
 _log = logging.getLogger(__name__)

@@ -24,8 +24,9 @@ from device_agent.shift import DEVICE, Coded, Line, Point, Policy, Shift, Test, 
 from sdk.bundle import Bundle
 from sdk.errors import BadImages
 from sdk.head import Knobs, Moments, solve
-from sdk.images import INDEX_NAME, ImageSet, LabelledImage
+from sdk.images import ImageSet, LabelledImage
 from sdk.labels import new_class_id
+from sdk.layouts import INDEX_NAME
 from sdk.score import calibrate, leave_one_group_out
 from sdk.splits import Part, split
 

@@ -4,18 +4,21 @@ Exporter, agent, evaluation and rehearsal read image files through `decode`, so 
 everywhere. Decoding is Pillow's (strict about truncation, tells modes, sizes and animation apart before
 decoding); frames from cameras come from OpenCV and do not pass here.
 
-A set is a folder of class folders, a folder with an `index.csv` (`path,label[,group,...]`), or a flat folder of
-good parts, the usual first day. Bad files are refused one by one with a reason; only an empty rest is an error.
+How a set is kept on disk is the business of `sdk.layouts`. Bad files are refused one by one with a reason; only an
+empty rest is an error. Nothing that needs a choice is converted silently: 16-bit, CMYK, transparent and animated
+pictures are refused, and so is a picture of one colour, which shows no part.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
+import stat
+import struct
+import unicodedata
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +26,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdk.errors import BadImages
+from sdk.layouts import Entry, Layout, Refused, listing
 from sdk.preprocess import Frame
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _MODES = frozenset({"L", "RGB", "RGBA", "P", "1", "LA"})
 """8-bit modes that convert to colour without a choice somebody should make (CMYK and 16-bit need one)."""
@@ -34,9 +37,19 @@ MAX_PIXELS = 50_000_000
 """A 50-megapixel frame is 150 MB of pixels: no line camera in scope sends more, bombs declare more."""
 MIN_SIDE_PX = 8
 MAX_IMAGE_BYTES = 200 * 1024 * 1024
-FIRST_DAY_LABEL = "good"
-"""Label of a flat folder's images: on the first day there are only good parts."""
-INDEX_NAME = "index.csv"
+_BITS_PER_SAMPLE = 258
+"""TIFF 6.0, section 8. Pillow reads 16 bits of red, green and blue as 8, and says nothing."""
+_FORMAT_OF = {
+    "jpg": "JPEG",
+    "jpeg": "JPEG",
+    "png": "PNG",
+    "bmp": "BMP",
+    "tif": "TIFF",
+    "tiff": "TIFF",
+    "webp": "WEBP",
+}
+_NAMED = 3
+"""This many examples are named in a note."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,8 @@ class LabelledImage:
             where the set names no groups.
         sample_id: SHA-256 of the file's bytes, 32 bytes.
         columns: The index's other columns, such as camera, shift, lot.
+        mask: A picture, of the image's own size, of where the defect is; None where the set has none.
+        also: Further classes that the image shows, as COCO can say.
     """
 
     path: Path
@@ -57,24 +72,27 @@ class LabelledImage:
     group: str
     sample_id: bytes
     columns: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A file that will not be learned from, and why."""
-
-    path: Path
-    reason: str
+    mask: Path | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The usable images of a folder, in index or path order, and the refused ones."""
+    """The usable images of a folder, in index or path order, and the refused ones.
+
+    Attributes:
+        has_groups: The set names groups.
+        layout, said: How it is kept, and what of it was found, in words.
+        notes: What somebody should know of it.
+    """
 
     folder: Path
     images: tuple[LabelledImage, ...]
     refused: tuple[Refused, ...]
     has_groups: bool
+    layout: Layout = Layout.FOLDERS
+    said: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -106,22 +124,27 @@ def decode(data: bytes) -> Frame:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_header(image)
+                _check_header(image, data)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
+                _check_opaque(upright)
                 rgb = np.asarray(upright.convert("RGB"), np.uint8)
     except UnidentifiedImageError as error:
         raise BadImages("not a JPEG, PNG, BMP, TIFF or WebP image", hint="Convert or remove it.") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImages("declares far too many pixels", hint="Cut it into tiles, or remove it.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError) as error:
+    except _DAMAGE as error:
         raise BadImages(
             f"the image is damaged: {_one_line(error)}", hint="Copy or take it again, or remove it."
         ) from error
     return np.ascontiguousarray(rgb[:, :, ::-1])
 
 
-def _check_header(image: Image.Image) -> None:
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, MemoryError, struct.error)
+"""What Pillow raises for bytes that are not what their header says."""
+
+
+def _check_header(image: Image.Image, data: bytes) -> None:
     w, h = image.size
     if w * h > MAX_PIXELS:
         raise BadImages(f"{w} x {h} pixels are too many", hint=f"At most {MAX_PIXELS // 10**6} megapixels.")
@@ -129,10 +152,27 @@ def _check_header(image: Image.Image) -> None:
         raise BadImages(f"{w} x {h} pixels are too few", hint=f"At least {MIN_SIDE_PX} on each side.")
     if getattr(image, "n_frames", 1) > 1:
         raise BadImages("holds several pictures", hint="Save each as an image of its own.")
-    if image.mode not in _MODES:
+    if image.mode not in _MODES or _bits(image, data) > 8:
+        kind = image.mode if image.mode not in _MODES else f"{image.mode} with {_bits(image, data)} bits"
         raise BadImages(
-            f"has pixels of kind {image.mode}", hint="Convert it to 8-bit grey or RGB the way you want it seen."
+            f"has pixels of kind {kind}", hint="Convert it to 8-bit grey or RGB the way you want it seen."
         )
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Return how many bits a colour of a pixel has in the file."""
+    if image.format == "PNG":
+        return data[24]  # IHDR, always first: width, height, bit depth
+    tags: dict[int, object] = dict(getattr(image, "tag_v2", {}))
+    bits = tags.get(_BITS_PER_SAMPLE, 8)
+    return max(bits) if isinstance(bits, tuple) else int(str(bits))
+
+
+def _check_opaque(image: Image.Image) -> None:
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        low, _ = image.convert("RGBA").getchannel("A").getextrema()
+        if not isinstance(low, int | float) or low < 255:
+            raise BadImages("is transparent in places", hint="Flatten it: what shows through is for you to say.")
 
 
 def _one_line(error: BaseException) -> str:
@@ -146,6 +186,13 @@ def read(path: Path) -> tuple[bytes, Frame]:
         BadImages: it cannot be read or decoded; the message names the file.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise BadImages(f"{path}: not a regular file", hint="Name image files only.")
+        if found.st_size > MAX_IMAGE_BYTES:
+            raise BadImages(
+                f"{path}: {found.st_size} bytes are too many for an image", hint="Send the image compressed."
+            )
         data = path.read_bytes()
     except OSError as error:
         raise BadImages(f"{path}: {error.strerror}", hint="Check the path and its permissions.") from error
@@ -160,111 +207,132 @@ def sample_id(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def open_images(folder: Path, *, progress: Callable[[int, int], None] | None = None) -> ImageSet:
+def open_images(
+    folder: Path,
+    *,
+    layout: Layout | None = None,
+    unannotated: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    seen: Callable[[bytes, Frame], None] | None = None,
+) -> ImageSet:
     """Return the labelled images of a folder, every one of them decoded once to prove it can be.
 
     The same bytes twice count once; the same bytes under two labels are refused, both of them.
 
     Args:
-        folder: Class folders, an `index.csv`, or a flat folder of good parts.
+        folder: The set, kept in one of the ways of `sdk.layouts`.
+        layout: How it is kept; None finds out.
+        unannotated: Label of COCO images without annotations; None refuses them.
         progress: Called with (images checked, images in all).
+        seen: Called with (sample id, frame) of each picture that may be used, so that nobody need decode it again.
 
     Raises:
-        BadImages: no such folder, an index that cannot be read, or no usable image.
+        BadImages: no such folder, a listing that cannot be read, or no usable image.
     """
-    if not folder.is_dir():
-        raise BadImages(f"{folder} is not a folder", hint="Name a folder with one folder of images per class.")
-    index = folder / INDEX_NAME
-    listed = list(_from_index(folder, index) if index.is_file() else _from_folders(folder))
-    if not listed:
+    listed = listing(folder, layout, unannotated=unannotated)
+    refused = list(listed.refused)
+    if not listed.entries and not refused:
         raise BadImages(
             f"{folder} holds no images",
             hint="Put images into one folder per class (good/, scratch/), or write an index.csv with path,label.",
         )
     images: list[LabelledImage] = []
-    refused: list[Refused] = []
-    by_id: dict[bytes, LabelledImage] = {}
-    contradicted: set[bytes] = set()
-    for i, (path, label, group, columns) in enumerate(listed):
+    misnamed: list[str] = []
+    bad_masks: list[str] = []
+    for i, entry in enumerate(listed.entries):
         try:
-            data, _ = read(path)
+            data, frame = read(entry.path)
+            _check_content(entry.path, frame)
         except BadImages as error:
-            refused.append(Refused(path, str(error).removeprefix(f"{path}: ")))
+            refused.append(Refused(entry.path, str(error).removeprefix(f"{entry.path}: ")))
         else:
-            image = LabelledImage(path, label, group or _relative(path, folder), sample_id(data), columns)
-            twin = by_id.setdefault(image.sample_id, image)
-            if twin is image:
-                images.append(image)
-            else:
-                refused.append(Refused(path, f"the same picture as {_relative(twin.path, folder)}"))
-                if twin.label != label:
-                    contradicted.add(image.sample_id)
+            image = _labelled(entry, folder, data, frame, bad_masks)
+            images.append(image)
+            if seen is not None:
+                seen(image.sample_id, frame)
+            if (kind := _kind(data)) != _FORMAT_OF.get(entry.path.suffix[1:].lower(), kind):
+                misnamed.append(f"{_relative(entry.path, folder)} is {kind}")
         if progress is not None:
-            progress(i + 1, len(listed))
-    for image in images:
-        if image.sample_id in contradicted:
-            refused.append(Refused(image.path, "the same picture stands under another label too"))
-    images = [image for image in images if image.sample_id not in contradicted]
+            progress(i + 1, len(listed.entries))
+    images = _once(images, folder, refused)
     if not images:
         reasons = Counter(r.reason for r in refused).most_common(1)[0][0]
-        raise BadImages(f"{folder}: none of {len(listed)} images can be used: {reasons}", hint="Replace them.")
-    has_groups = any(group for _, _, group, _ in listed)
-    return ImageSet(folder, tuple(images), tuple(refused), has_groups)
+        raise BadImages(f"{folder}: none of {len(refused)} images can be used: {reasons}", hint="Replace them.")
+    notes = [
+        *listed.notes,
+        *_count_note(misnamed, "files are not of the kind their names say"),
+        *_count_note(bad_masks, "masks cannot be used"),
+        *_alike_names(sorted({image.label for image in images})),
+    ]
+    has_groups = any(entry.group for entry in listed.entries)
+    return ImageSet(folder, tuple(images), tuple(refused), has_groups, listed.layout, listed.said, tuple(notes))
+
+
+def _once(images: Sequence[LabelledImage], folder: Path, refused: list[Refused]) -> list[LabelledImage]:
+    """Return each picture once, and none that stands under two labels; what is left out is added to `refused`."""
+    first: dict[bytes, LabelledImage] = {}
+    labels: dict[bytes, set[str]] = defaultdict(set)
+    for image in images:
+        labels[image.sample_id].add(image.label)
+        twin = first.setdefault(image.sample_id, image)
+        if twin is not image:
+            refused.append(Refused(image.path, f"the same picture as {_relative(twin.path, folder)}"))
+    for image in first.values():
+        if len(labels[image.sample_id]) > 1:
+            refused.append(Refused(image.path, "the same picture stands under another label too"))
+    return [image for image in first.values() if len(labels[image.sample_id]) == 1]
+
+
+def _labelled(entry: Entry, folder: Path, data: bytes, frame: Frame, bad_masks: list[str]) -> LabelledImage:
+    where = _relative(entry.path, folder)
+    mask = entry.mask
+    if mask is not None and (reason := _mask_fault(mask, frame)):
+        bad_masks.append(f"that of {where} {reason}")
+        mask = None
+    return LabelledImage(
+        entry.path, entry.label, entry.group or where, sample_id(data), entry.columns, mask, entry.also
+    )
+
+
+def _check_content(path: Path, frame: Frame) -> None:
+    if (frame == frame[0, 0]).all():
+        raise BadImages(f"{path}: one colour all over", hint="Was the lens cap on? Take it again.")
+
+
+def _mask_fault(path: Path, frame: Frame) -> str:
+    """Return what is wrong with a mask; its pixels are not looked at before somebody needs them."""
+    try:
+        with Image.open(path, formats=_FORMATS) as mask:
+            w, h = mask.size
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGE) as error:
+        return f"cannot be read: {_one_line(error)}"
+    return (
+        "" if (h, w) == frame.shape[:2] else f"is {w} x {h} pixels, the image {frame.shape[1]} x {frame.shape[0]}"
+    )
+
+
+def _kind(data: bytes) -> str:
+    """Return the kind of an image that is known to be one, by its first bytes."""
+    marks = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"BM": "BMP", b"II": "TIFF", b"MM": "TIFF", b"RI": "WEBP"}
+    return marks.get(data[:2], "")
+
+
+def _count_note(which: Sequence[str], words: str) -> list[str]:
+    more = f" and {len(which) - _NAMED} more" if len(which) > _NAMED else ""
+    return [f"{len(which)} {words}: {', '.join(which[:_NAMED])}{more}."] if which else []
+
+
+def _alike_names(classes: Sequence[str]) -> list[str]:
+    """Return a note on classes whose names a person would take for one."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        alike["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    return [
+        f"The classes {' and '.join(map(repr, names))} are taken as different ones."
+        for names in alike.values()
+        if len(names) > 1
+    ]
 
 
 def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
-
-
-_Listed = tuple[Path, str, str, dict[str, str]]
-
-
-def _from_folders(folder: Path) -> Iterable[_Listed]:
-    class_folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    flat = sorted(p for p in folder.iterdir() if _is_image(p))
-    if flat and class_folders:
-        raise BadImages(
-            f"{folder} has images beside class folders",
-            hint=f"Move {flat[0].name} and the others into a class folder.",
-        )
-    for path in flat:
-        yield path, FIRST_DAY_LABEL, "", {}
-    for class_folder in class_folders:
-        for path in sorted(p for p in class_folder.rglob("*") if _is_image(p)):
-            yield path, class_folder.name, "", {}
-
-
-def _is_image(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _from_index(folder: Path, index: Path) -> Iterable[_Listed]:
-    root = folder.resolve()
-    try:
-        with index.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames or []
-            missing = {"path", "label"} - set(names)
-            if missing:
-                raise BadImages(
-                    f"{index}: no column {' or '.join(sorted(missing))}",
-                    hint="The first line must be path,label[,group,...].",
-                )
-            for row in reader:
-                yield _index_row(root, folder, index, reader.line_num, row)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise BadImages(f"{index}: {_one_line(error)}", hint="Save it as UTF-8 CSV with commas.") from error
-
-
-def _index_row(root: Path, folder: Path, index: Path, line: int, row: dict[str, str]) -> _Listed:
-    where = f"{index}, line {line}"
-    if None in row or None in row.values():
-        raise BadImages(f"{where}: another number of fields than the first line", hint="Quote commas in values.")
-    path, label = row["path"].strip(), row["label"].strip()
-    if not path or not label:
-        raise BadImages(f"{where}: empty path or label", hint="Give both, or remove the line.")
-    full = folder / path
-    if not full.resolve().is_relative_to(root):
-        raise BadImages(f"{where}: {path} leads out of the folder", hint="Use paths below the index's folder.")
-    rest = {k: v for k, v in row.items() if k not in ("path", "label", "group")}
-    return full, label, (row.get("group") or "").strip(), rest

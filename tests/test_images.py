@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from device_agent.camera import open_camera
+from device_agent.config import FolderCamera
 from sdk.errors import BadImages
 from sdk.images import decode, open_images, read
+from sdk.preprocess import Preprocess
 
 
 def encoded(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (32, 24), value: int = 90) -> bytes:
@@ -61,9 +66,65 @@ def animated() -> bytes:
     return out.getvalue()
 
 
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.random.default_rng(1).integers(0, 255, shape, dtype=np.uint8)
+
+
+def sixteen_bit_colour_png() -> bytes:
+    """Pillow cannot write one, and reads it as 8 bits without a word."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(16 * 3 * 2) for _ in range(16))
+    header = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+def palette_with_a_hole() -> bytes:
+    return saved(Image.fromarray(noise(16, 16, 3)).quantize(8), "PNG", transparency=3)
+
+
+def two_pages(kind: str) -> bytes:
+    pages = [Image.fromarray(noise(16, 16, 3)), Image.new("RGB", (16, 16), "red")]
+    return saved(pages[0], kind, save_all=True, append_images=pages[1:])
+
+
+def test_the_sixteen_bit_colour_picture_is_one_that_pillow_would_cut_down() -> None:
+    with Image.open(io.BytesIO(sixteen_bit_colour_png())) as image:
+        assert image.mode == "RGB"
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
+        (sixteen_bit_colour_png(), "RGB with 16 bits"),
+        (saved(Image.fromarray(noise(16, 16).astype(np.uint16) * 256), "TIFF"), "I;16"),
+        (saved(Image.fromarray(noise(16, 16).astype(np.float32)), "TIFF"), "kind F"),
+        (saved(Image.fromarray(noise(16, 16).astype(np.int32)), "TIFF"), "kind I"),
+        (saved(Image.fromarray(noise(16, 16, 3)).convert("LAB"), "TIFF"), "LAB"),
+        (saved(Image.fromarray(noise(16, 16, 3)).convert("CMYK"), "TIFF"), "CMYK"),
+        (saved(Image.fromarray(noise(16, 16, 4), "RGBA"), "PNG"), "transparent"),
+        (saved(Image.fromarray(noise(16, 16, 2), "LA"), "PNG"), "transparent"),
+        (saved(Image.fromarray(noise(16, 16, 4), "RGBA"), "WEBP"), "transparent"),
+        (palette_with_a_hole(), "transparent"),
+        (two_pages("PNG"), "several pictures"),
+        (two_pages("TIFF"), "several pictures"),
+        (declared(2**31 - 1, 2**31 - 1), "too many pixels"),
+        (declared(0, 10), "damaged|not a JPEG"),
+        (b"BM" + bytes(60), "damaged|not a JPEG"),
+        (b"%PDF-1.7", "not a JPEG"),
+        (b"PK\x03\x04" + bytes(40), "not a JPEG"),
+        (b"\x93NUMPY" + bytes(80), "not a JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "not a JPEG"),
         (b"", "empty"),
         (b"not an image at all", "not a JPEG"),
         (encoded("JPEG")[:-200], "damaged"),
@@ -87,7 +148,7 @@ def test_what_is_no_usable_picture_is_refused(data: bytes, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
 def test_eight_bit_modes_become_colour(mode: str) -> None:
     frame = decode(encoded(mode=mode))
     assert frame.shape == (24, 32, 3)
@@ -106,6 +167,30 @@ def test_pictures_are_turned_upright() -> None:
     exif[0x0112] = 6  # the camera was held on its side
     Image.new("RGB", (32, 24)).save(out, "JPEG", exif=exif)
     assert decode(out.getvalue()).shape == (32, 24, 3)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_way_a_camera_can_be_held_gives_the_same_picture(turn: int) -> None:
+    # EXIF 2.3, 4.6.4 A: how the sensor lay. Pillow's numbers of the ways to turn the upright picture so.
+    ways = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    upright = Image.fromarray(noise(24, 32, 3))
+    held = upright if turn == 1 else upright.transpose(Image.Transpose(ways[turn]))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    frame = decode(saved(held, "PNG", exif=exif))
+    assert (frame[:, :, ::-1] == np.asarray(upright)).all()
+
+
+def test_preprocessing_sees_the_turned_picture_on_server_and_device(tmp_path: Path) -> None:
+    """Both sides decode by the same function, so a release's tensor and a device's are one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(noise(24, 32, 3)), "PNG", exif=exif)
+    preprocess = Preprocess(height=16, width=16)
+    on_server = preprocess.apply(read(write(tmp_path / "a.png", data))[1])
+    camera = open_camera(FolderCamera(path=tmp_path), "line-1")
+    shot = next(camera.shots(threading.Event()))
+    assert (preprocess.apply(shot.frame) == on_server).all()
 
 
 def test_class_folders_give_labels_and_own_groups(tmp_path: Path) -> None:
@@ -181,11 +266,65 @@ def an_index(text: str) -> Callable[[Path], Path]:
         (an_index("path,label\n0.png,\n"), "empty path or label"),
         (an_index("path,label\n0.png,gr\xfcn\n"), "can't decode"),
         (an_index("path,label\nmissing.png,good\n"), "No such file"),
+        (an_index(""), "no column label or path"),
+        (an_index("path;label\n0.png;good\n"), "no column"),
+        (an_index("path,label,label\n0.png,good,pit\n"), "'label' is there twice"),
+        (an_index("path,label\n\0.png,good\n"), "leads out of the folder"),
+        (an_index("path,label\n" + "x" * 5000 + ",good\n"), "File name too long|leads out"),
+        (an_index("path,label\n" + "y" * 200_000 + ",good\n"), "field larger than field limit"),
+        (an_index('path,label\n"0.png,good\n'), "unexpected end of data"),
+        (an_index("path,label\n.,good\n"), "not a regular file"),
+        (an_index("path,label,mask\n0.png,good,/etc/passwd\n"), "its mask '/etc/passwd' leads out"),
+        (an_index("path,label\nindex.csv,good\n"), "not a JPEG"),
+        (lambda root: write(root / "good" / "a.png", saved(Image.new("RGB", (16, 16)), "PNG")).parent.parent,
+         "one colour all over"),
+        (lambda root: write(root / "good" / "notes.txt", b"x").parent.parent, "no image by its name"),
     ],
 )  # fmt: skip
 def test_folders_that_cannot_be_used_say_why(tmp_path: Path, prepare: Callable[[Path], Path], words: str) -> None:
     with pytest.raises(BadImages, match=words):
         open_images(prepare(tmp_path))
+
+
+def test_one_bad_row_does_not_cost_the_others(tmp_path: Path) -> None:
+    for i in range(2):
+        write(tmp_path / f"{i}.png", encoded(value=i))
+    rows = "path,label\n0.png,good\n../1.png,good\n,good\n1.png,\n1.png,pit\n"
+    (tmp_path / "index.csv").write_text(rows)
+    images = open_images(tmp_path)
+    assert images.labels == ["good", "pit"]
+    assert [r.reason.partition(":")[0] for r in images.refused] == ["line 3", "line 4", "line 5"]
+
+
+def test_a_pipe_or_a_circle_of_links_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    os.mkfifo(tmp_path / "good" / "pipe.png")
+    (tmp_path / "good" / "loop.png").symlink_to(tmp_path / "good" / "loop.png")
+    (tmp_path / "good" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "good" / "zero.png").symlink_to("/dev/zero")
+    reasons = {r.path.name: r.reason for r in open_images(tmp_path).refused}
+    assert reasons["pipe.png"] == reasons["zero.png"] == "not a regular file"
+    assert "symbolic links" in reasons["loop.png"]
+    assert "No such file" in reasons["gone.png"]
+
+
+def test_a_file_of_another_kind_than_its_name_is_used_and_noted(tmp_path: Path) -> None:
+    write(class_folders(tmp_path) / "good" / "photo.jpg", encoded("PNG", value=9))
+    images = open_images(tmp_path)
+    assert len(images.images) == 7
+    assert images.notes == ("1 files are not of the kind their names say: good/photo.jpg is PNG.",)
+
+
+def test_classes_that_differ_in_case_only_are_noted(tmp_path: Path) -> None:
+    write(class_folders(tmp_path) / "Good" / "a.png", encoded(value=9))
+    assert open_images(tmp_path).notes == ("The classes 'Good' and 'good' are taken as different ones.",)
+
+
+def test_a_picture_that_is_used_is_seen_once(tmp_path: Path) -> None:
+    write(class_folders(tmp_path) / "good" / "torn.png", encoded()[:60])
+    seen: list[bytes] = []
+    images = open_images(tmp_path, seen=lambda sample, _: seen.append(sample))
+    assert seen == [image.sample_id for image in images.images]
 
 
 def test_reading_names_the_file(tmp_path: Path) -> None:

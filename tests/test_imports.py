@@ -81,7 +81,8 @@ ABOVE = {
     "sdk/licences.py": {"errors", "bundle"},
     "sdk/engine.py": {"errors", "bundle", "tensorrt_api"},
     "sdk/splits.py": set[str](),
-    "sdk/images.py": {"errors", "preprocess"},
+    "sdk/images.py": {"errors", "layouts", "preprocess"},
+    "sdk/layouts.py": {"errors"},
     "sdk/mqtt.py": {"errors", "wire"},
 }
 """What each of these may import of sdk: fleet -> (bundle, head) -> (preprocess, codes, labels, wire) -> errors."""

@@ -117,10 +117,9 @@ def test_an_image_set_opens_with_groups_and_masks(tmp_path: Path) -> None:
     frames_of = defaultdict(list)
     for image in images.images:
         frames_of[image.group].append(image)
-        mask = image.columns["mask"]
-        assert (mask == "") == (image.label == "good")
-        if mask:
-            found = cv2.imread(str(images.folder / mask), cv2.IMREAD_UNCHANGED)
+        assert (image.mask is None) == (image.label == "good")
+        if image.mask is not None:
+            found = cv2.imread(str(image.mask), cv2.IMREAD_UNCHANGED)
             assert found is not None
             assert found.shape == (48, 48)
             assert found.any()

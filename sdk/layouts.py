@@ -1,0 +1,496 @@
+"""The ways in which people keep labelled images, and the listing that each of them comes to.
+
+| layout | is |
+|---|---|
+| `index` | an `index.csv` with `path,label[,group,mask,...]` |
+| `coco` | annotations in COCO's JSON, images beside them |
+| `mvtec` | `train/good`, `test/<defect>`, `ground_truth/<defect>/<image>_mask.png` |
+| `parts` | `train/<class>`, `val/<class>`, `test/<class>`: pooled |
+| `folders` | one folder per class |
+| `flat` | a folder of good parts only, the usual first day |
+
+Rules this module keeps:
+
+- It lists and opens no image. What it cannot list it refuses by name with a reason; only a listing that makes no
+  sense as a whole, such as an index without labels, is an error.
+- A path that leads out of the set's folder is never opened.
+- What is detected is said, in words that a person can check.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from sdk.errors import BadImages
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+FIRST_DAY_LABEL: Final = "good"
+"""Label of a flat folder's images: on the first day there are only good parts."""
+INDEX_NAME: Final = "index.csv"
+MAX_INDEX_BYTES: Final = 256 * 1024 * 1024
+"""A million rows of index are 100 MB, a million annotations about 200 MB."""
+PARTS: Final = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+"""Folders of this name are no classes."""
+_MASKS: Final = "ground_truth"
+_JUNK: Final = frozenset({"thumbs.db", "desktop.ini"})
+"""Left by file managers; a hidden file is passed over too."""
+_NAMED: Final = 3
+"""This many examples are named in a note."""
+
+
+class Layout(str, Enum):
+    """How a set is kept on disk. Values are those of `--format`."""
+
+    INDEX = "index"
+    COCO = "coco"
+    MVTEC = "mvtec"
+    PARTS = "parts"
+    FOLDERS = "folders"
+    FLAT = "flat"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that will not be learned from, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image as it is listed, not yet opened.
+
+    Attributes:
+        path: The file.
+        label: Class name.
+        group: As the set names it; empty where it does not.
+        columns: What else is known of it, by name.
+        mask: A picture of where the defect is.
+        also: Further classes that it shows.
+    """
+
+    path: Path
+    label: str
+    group: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    mask: Path | None = None
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder lists: `said` tells what was found, `notes` what somebody should know of it."""
+
+    layout: Layout
+    said: str
+    entries: list[Entry]
+    refused: list[Refused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | None = None) -> Listing:
+    """Return the images that a folder lists.
+
+    Args:
+        folder: The set.
+        layout: How it is kept; None finds out.
+        unannotated: Label of COCO images without annotations; None refuses them.
+
+    Raises:
+        BadImages: no such folder, or it is not kept as `layout` says.
+    """
+    if not folder.is_dir():
+        raise BadImages(f"{folder} is not a folder", hint="Name a folder with one folder of images per class.")
+    layout = layout or detect(folder)
+    try:
+        if layout is Layout.INDEX:
+            return _from_index(folder)
+        if layout is Layout.COCO:
+            return _from_coco(folder, unannotated)
+        if layout is Layout.MVTEC:
+            return _from_mvtec(folder)
+        if layout is Layout.PARTS:
+            return _from_parts(folder)
+        return _from_flat(folder) if layout is Layout.FLAT else _from_folders(folder)
+    except OSError as error:
+        raise BadImages(
+            f"{error.filename or folder}: {error.strerror}", hint="Check the folder's permissions."
+        ) from error
+
+
+def detect(folder: Path) -> Layout:
+    """Return how a folder is kept: an index wins, then COCO, then the names of folders."""
+    if (folder / INDEX_NAME).is_file():
+        return Layout.INDEX
+    if _coco_files(folder):
+        return Layout.COCO
+    names = {p.name for p in _folders(folder)}
+    if (folder / "train" / "good").is_dir() and {"test", _MASKS} & names:
+        return Layout.MVTEC
+    nested = any(True for name in names & PARTS for _ in _folders(folder / name))
+    if nested and names <= PARTS:
+        return Layout.PARTS
+    return Layout.FOLDERS if names else Layout.FLAT
+
+
+# --- Folders
+
+
+def _folders(folder: Path) -> list[Path]:
+    return (
+        sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")) if folder.is_dir() else []
+    )
+
+
+def _files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+    """Yield the files of a folder that somebody may have meant as images."""
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.name.lower() not in _JUNK and not path.is_dir():
+            yield path
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _not_an_image(path: Path) -> Refused:
+    return Refused(path, f"no image by its name ({path.suffix or 'without a suffix'})")
+
+
+def _class_folder(folder: Path, entries: list[Entry], refused: list[Refused], columns: dict[str, str]) -> None:
+    for path in _files(folder):
+        if _is_image(path):
+            entries.append(Entry(path, folder.name, columns=columns))
+        else:
+            refused.append(_not_an_image(path))
+
+
+def _from_flat(folder: Path) -> Listing:
+    entries, refused = [], []
+    for path in _files(folder, deep=False):
+        if _is_image(path):
+            entries.append(Entry(path, FIRST_DAY_LABEL))
+        else:
+            refused.append(_not_an_image(path))
+    return Listing(Layout.FLAT, f"a folder of images without classes: all are taken as {FIRST_DAY_LABEL}", entries,
+                   refused)  # fmt: skip
+
+
+def _from_folders(folder: Path) -> Listing:
+    loose = [path for path in _files(folder, deep=False) if _is_image(path)]
+    classes = _folders(folder)
+    if not classes:
+        raise BadImages(
+            f"{folder} has no class folders", hint="Put images into one folder per class (good/, scratch/)."
+        )
+    if loose:
+        raise BadImages(
+            f"{folder} has images beside class folders",
+            hint=f"Move {loose[0].name} and the others into a class folder.",
+        )
+    entries: list[Entry] = []
+    refused = [_not_an_image(path) for path in _files(folder, deep=False)]
+    for class_folder in classes:
+        _class_folder(class_folder, entries, refused, {})
+    used = sorted({entry.label for entry in entries})
+    notes = [f"Folders without images: {_some(p.name for p in classes if p.name not in used)}."]
+    return Listing(
+        Layout.FOLDERS,
+        f"class folders: {_some(used, 8)}",
+        entries,
+        refused,
+        notes if len(used) < len(classes) else [],
+    )
+
+
+def _from_parts(folder: Path) -> Listing:
+    entries: list[Entry] = []
+    refused: list[Refused] = []
+    parts = [part for part in _folders(folder) if part.name in PARTS]
+    if not parts:
+        raise BadImages(
+            f"{folder} has no folders train, val or test", hint="Leave --format out, or choose another."
+        )
+    for part in parts:
+        refused += [Refused(path, "in no class folder") for path in _files(part, deep=False)]
+        for class_folder in _folders(part):
+            _class_folder(class_folder, entries, refused, {"folder": part.name})
+    names = " and ".join(part.name for part in parts)
+    return Listing(
+        Layout.PARTS,
+        f"class folders within {names}: {_some(sorted({e.label for e in entries}), 8)}",
+        entries,
+        refused,
+        [f"{names} are pooled: the split is made anew, by group."],
+    )
+
+
+def _from_mvtec(folder: Path) -> Listing:
+    if not (folder / "train" / "good").is_dir():
+        raise BadImages(f"{folder} has no folder train/good", hint="Leave --format out, or choose another.")
+    found = _from_parts(folder)
+    entries, masked, without = [], 0, 0
+    for entry in found.entries:
+        mask = None
+        if entry.columns["folder"] == "test" and entry.label != "good":
+            kept = folder / _MASKS / entry.label
+            names = (f"{entry.path.stem}_mask.png", f"{entry.path.stem}.png")
+            mask = next((kept / name for name in names if (kept / name).is_file()), None)
+            masked, without = masked + (mask is not None), without + (mask is None)
+        entries.append(Entry(entry.path, entry.label, columns=entry.columns, mask=mask))
+    notes = ["train and test are pooled: the split is made anew, by group."]
+    if without:
+        notes.append(f"{without} defect images have no mask in {_MASKS}.")
+    defects = sorted({e.label for e in entries} - {"good"})
+    said = f"MVTec-style folders: train/good, test with {_some(defects, 8)}; {masked} masks"
+    return Listing(Layout.MVTEC, said, entries, found.refused, notes)
+
+
+def _some(names: Iterable[str], most: int = _NAMED) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+# --- index.csv
+
+
+def _from_index(folder: Path) -> Listing:
+    index = folder / INDEX_NAME
+    root = folder.resolve()
+    entries: list[Entry] = []
+    refused: list[Refused] = []
+    try:
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise BadImages(f"{index} is larger than {MAX_INDEX_BYTES // 2**20} MiB", hint="Divide the set.")
+        with index.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            names = _columns(index, reader.fieldnames or [])
+            for row in reader:
+                if None in row or None in row.values():
+                    raise BadImages(
+                        f"{index}, line {reader.line_num}: another number of fields than the first line",
+                        hint="Quote commas in values.",
+                    )
+                one = _index_row(root, folder, reader.line_num, row)
+                if isinstance(one, Entry):
+                    entries.append(one)
+                else:
+                    refused.append(one)
+    except (csv.Error, UnicodeDecodeError) as error:
+        words = " ".join(str(error).split())[:160]
+        raise BadImages(f"{index}: {words}", hint="Save it as UTF-8 CSV with commas.") from error
+    extra = [name for name in names if name not in ("path", "label", "group", "mask")]
+    said = f"{INDEX_NAME}, {len(entries) + len(refused)} rows" + (
+        f", with {', '.join(['group'] * ('group' in names) + extra)}" if extra or "group" in names else ""
+    )
+    return Listing(Layout.INDEX, said, entries, refused)
+
+
+def _columns(index: Path, names: Sequence[str]) -> Sequence[str]:
+    missing = {"path", "label"} - set(names)
+    if missing:
+        other = next((mark for mark in (";", "\t", "|") if any(mark in name for name in names)), None)
+        raise BadImages(
+            f"{index}: no column {' or '.join(sorted(missing))}",
+            hint=f"Fields are divided by {other!r}; save it with commas."
+            if other
+            else "The first line must be path,label[,group,...].",
+        )
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise BadImages(f"{index}: the column {twice[0]!r} is there twice", hint="Remove one of them.")
+    return names
+
+
+def _index_row(root: Path, folder: Path, line: int, row: dict[str, str]) -> Entry | Refused:
+    path, label, mask = row["path"].strip(), row["label"].strip(), (row.get("mask") or "").strip()
+    if not path or not label:
+        return Refused(folder / INDEX_NAME, f"line {line}: empty path or label")
+    full = _inside(root, folder, path)
+    if full is None:
+        return Refused(folder / INDEX_NAME, f"line {line}: {path[:80]!r} leads out of the folder")
+    kept = _inside(root, folder, mask) if mask else None
+    if mask and kept is None:
+        return Refused(full, f"line {line}: its mask {mask[:80]!r} leads out of the folder")
+    rest = {k: v.strip() for k, v in row.items() if k not in ("path", "label", "group", "mask")}
+    return Entry(full, label, (row.get("group") or "").strip(), rest, kept)
+
+
+def _inside(root: Path, folder: Path, relative: str) -> Path | None:
+    """Return a path below the folder, or None where it leads out of it or is no path at all."""
+    try:
+        full = folder / relative
+        return full if full.resolve().is_relative_to(root) else None
+    except (OSError, ValueError, RuntimeError):  # too long; a zero byte; a circle of links
+        return None
+
+
+# --- COCO (cocodataset.org/#format-data, "Object Detection")
+
+
+class _Picture(msgspec.Struct):
+    id: int | str
+    file_name: str
+
+
+class _Annotation(msgspec.Struct):
+    image_id: int | str
+    category_id: int
+    area: float | None = None
+    bbox: list[float] | None = None
+
+    def size(self) -> float:
+        """Return its area in pixels; negative where it makes no sense."""
+        if self.area:
+            return self.area
+        return self.bbox[2] * self.bbox[3] if self.bbox and len(self.bbox) == 4 and min(self.bbox[2:]) >= 0 else -1
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class _Coco(msgspec.Struct):
+    images: list[_Picture]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+class _Head(msgspec.Struct):
+    """Enough to tell a COCO file from another JSON."""
+
+    images: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    """Return the files with COCO annotations of boxes or masks.
+
+    They are looked for in the folder, in `annotations/`, and one level down under Roboflow's name. A file that
+    says by its name that it is one counts though it may be damaged: an error is better than another guess.
+    """
+    near = [*folder.glob("*.json"), *folder.glob("annotations/*.json"), *folder.glob("*/_annotations.coco.json")]
+    files = sorted(path for path in near if path.is_file() and not path.name.startswith("."))
+    named = [path for path in files if any(word in path.name.lower() for word in ("instances", "coco"))]
+    named = named or [path for path in files if "annotation" in path.name.lower()]
+    return named or [path for path in files if _looks_like_coco(path)]
+
+
+def _looks_like_coco(path: Path) -> bool:
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        return False
+    try:
+        msgspec.json.decode(path.read_bytes(), type=_Head)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _read_coco(path: Path) -> _Coco:
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise BadImages(f"{path} is larger than {MAX_INDEX_BYTES // 2**20} MiB", hint="Divide the set.")
+    try:
+        coco = msgspec.json.decode(path.read_bytes(), type=_Coco)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        words = " ".join(str(error).split())[:160]
+        raise BadImages(
+            f"{path} is no COCO file of boxes or masks: {words}",
+            hint="Export the annotations again as COCO, or force another --format.",
+        ) from error
+    for what, ids in (("category", [c.id for c in coco.categories]), ("image", [p.id for p in coco.images])):
+        twice = [one for one, times in Counter(ids).items() if times > 1]
+        if twice:
+            raise BadImages(f"{path}: the {what} id {twice[0]} is there twice", hint="Give every one its own id.")
+    return coco
+
+
+def _from_coco(folder: Path, unannotated: str | None) -> Listing:
+    files = _coco_files(folder)
+    if not files:
+        raise BadImages(
+            f"{folder} has no COCO annotations",
+            hint="Put the JSON into the folder, or into annotations/ in it, with the images beside.",
+        )
+    entries: list[Entry] = []
+    refused: list[Refused] = []
+    notes: list[str] = []
+    several = strays = bare = 0
+    for file in files:
+        coco = _read_coco(file)
+        names = {category.id: category.name.strip() for category in coco.categories}
+        of_image: dict[int | str, list[_Annotation]] = defaultdict(list)
+        for annotation in coco.annotations:
+            of_image[annotation.image_id].append(annotation)
+        for picture in coco.images:
+            path = _coco_image(folder, file, picture.file_name)
+            if path is None:
+                refused.append(Refused(file, f"image {picture.file_name[:80]!r} is not in the folder"))
+                continue
+            label = _coco_label(of_image.pop(picture.id, []), names)
+            if isinstance(label, str):
+                refused.append(Refused(path, label))
+            elif label:
+                several += len(label) > 1
+                entries.append(Entry(path, label[0], also=tuple(label[1:])))
+            elif unannotated is not None:
+                bare += 1
+                entries.append(Entry(path, unannotated))
+            else:
+                refused.append(Refused(path, "no annotation: --unannotated good takes such images as good parts"))
+        strays += sum(map(len, of_image.values()))
+    if several:
+        notes.append(f"{several} images show several categories; each counts as the one of the largest area.")
+    if bare:
+        notes.append(f"{bare} images without annotations are taken as {unannotated}.")
+    if strays:
+        notes.append(f"{strays} annotations belong to no listed image and were passed over.")
+    used = sorted({entry.label for entry in entries})
+    said = f"COCO annotations ({_some(f.relative_to(folder).as_posix() for f in files)}): {_some(used, 8)}"
+    return Listing(Layout.COCO, said, entries, refused, notes)
+
+
+def _coco_image(folder: Path, file: Path, name: str) -> Path | None:
+    root = folder.resolve()
+    subset = file.stem.removeprefix("instances_")
+    homes = (file.parent, folder, folder / "images", folder / "images" / subset, folder / subset)
+    for home in homes:
+        full = _inside(root, home, name)
+        if full is not None and _is_file(full):
+            return full
+    return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system has
+        return False
+
+
+def _coco_label(annotations: Sequence[_Annotation], names: dict[int, str]) -> list[str] | str:
+    """Return category names, the largest area first; none without annotations; or why there is no telling."""
+    areas: dict[str, float] = defaultdict(float)
+    for annotation in annotations:
+        name = names.get(annotation.category_id, "")
+        if not name:
+            return f"an annotation is of category {annotation.category_id}, which has no name"
+        size = annotation.size()
+        if not 0 <= size < float("inf"):
+            return "an annotation has no area"
+        areas[name] += size
+    ranked = sorted(areas, key=lambda name: (-areas[name], name))
+    if len(ranked) > 1 and areas[ranked[0]] == areas[ranked[1]]:
+        return f"{ranked[0]} and {ranked[1]} have the same area on it: there is no telling which it is"
+    return ranked

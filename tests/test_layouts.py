@@ -1,0 +1,210 @@
+"""The ways of keeping labelled images: what each is taken for, what is said of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdk.errors import BadImages
+from sdk.images import open_images
+from sdk.layouts import Layout, detect
+from tests.test_images import class_folders, encoded, write
+
+Coco = dict[str, list[dict[str, Any]]]
+
+
+def coco(root: Path, edit: Callable[[Coco], object] = lambda _: None, name: str = "annotations.json") -> Path:
+    """Four images: a scratch, a pit beside a smaller scratch, an unannotated one, and one of a box only."""
+    for i in range(4):
+        write(root / "images" / f"{i}.png", encoded(value=i))
+    tree: Coco = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 32, "height": 24} for i in range(4)],
+        "categories": [{"id": 7, "name": "scratch"}, {"id": 9, "name": "pit"}],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 7, "area": 12.5, "segmentation": [[1, 2]]},
+            {"id": 2, "image_id": 1, "category_id": 7, "area": 10, "bbox": [0, 0, 5, 5]},
+            {"id": 3, "image_id": 1, "category_id": 9, "area": 11, "bbox": [0, 0, 2, 2]},
+            {"id": 4, "image_id": 3, "category_id": 9, "bbox": [0, 0, 4, 4], "iscrowd": 0},
+        ],
+    }  # fmt: skip
+    edit(tree)
+    write(root / name, json.dumps(tree).encode())
+    return root
+
+
+def test_coco_labels_by_the_category_of_the_largest_area(tmp_path: Path) -> None:
+    images = open_images(coco(tmp_path))
+    assert images.layout is Layout.COCO
+    assert [(image.path.name, image.label, image.also) for image in images.images] == [
+        ("0.png", "scratch", ()),
+        ("1.png", "pit", ("scratch",)),
+        ("3.png", "pit", ()),
+    ]
+    assert images.said == "COCO annotations (annotations.json): pit, scratch"
+    assert images.notes == ("1 images show several categories; each counts as the one of the largest area.",)
+
+
+def test_coco_adds_up_the_areas_of_a_category(tmp_path: Path) -> None:
+    more = {"id": 5, "image_id": 1, "category_id": 7, "area": 2}
+    images = open_images(coco(tmp_path, lambda tree: tree["annotations"].append(more)))
+    assert images.images[1].label == "scratch"
+
+
+def test_coco_images_without_annotations_are_good_only_when_that_is_said(tmp_path: Path) -> None:
+    root = coco(tmp_path)
+    (refused,) = open_images(root).refused
+    assert refused.path.name == "2.png"
+    assert "--unannotated" in refused.reason
+    images = open_images(root, unannotated="good")
+    assert [image.label for image in images.images] == ["scratch", "pit", "good", "pit"]
+    assert not images.refused
+    assert "1 images without annotations are taken as good." in images.notes
+
+
+def in_parts(root: Path) -> Path:
+    """Roboflow's way: a JSON within each part."""
+    for part in ("train", "valid"):
+        coco(root / part, name="_annotations.coco.json")
+        for i in range(4):
+            write(root / part / f"{i}.png", encoded(value=len(part) * 10 + i))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "layout", "said"),
+    [
+        (class_folders, Layout.FOLDERS, "class folders: good, scratch"),
+        (lambda root: coco(root, name="annotations/instances_default.json"), Layout.COCO,
+         "COCO annotations (annotations/instances_default.json): good, pit, scratch"),
+        (in_parts, Layout.COCO, "COCO annotations (train/_annotations.coco.json, valid/_annotations.coco.json)"),
+        (lambda root: class_folders(root / "train").parent, Layout.PARTS, "within train: good, scratch"),
+        (lambda root: write(root / "1.png", encoded()).parent, Layout.FLAT, "all are taken as good"),
+        (lambda root: write(write(root / "a.png", encoded()).parent / "index.csv",
+                            b"path,label,group,lot\na.png,pit,p1,7\n").parent,
+         Layout.INDEX, "index.csv, 1 rows, with group, lot"),
+    ],
+)  # fmt: skip
+def test_what_a_folder_is_taken_for_is_said(
+    tmp_path: Path, make: Callable[[Path], Path], layout: Layout, said: str
+) -> None:
+    images = open_images(make(tmp_path), unannotated="good")
+    assert images.layout is layout
+    assert said in images.said
+
+
+def mvtec(root: Path) -> Path:
+    for i in range(3):
+        write(root / "train" / "good" / f"{i:03}.png", encoded(value=i))
+    write(root / "test" / "good" / "000.png", encoded(value=10))
+    for i in range(4):
+        write(root / "test" / "crack" / f"{i:03}.png", encoded(value=20 + i))
+    for i in range(2):
+        write(root / "ground_truth" / "crack" / f"{i:03}_mask.png", encoded(mode="L"))
+    write(root / "ground_truth" / "crack" / "002_mask.png", encoded(mode="L", size=(9, 9)))
+    return root
+
+
+def test_mvtec_folders_give_labels_and_keep_masks(tmp_path: Path) -> None:
+    images = open_images(mvtec(tmp_path))
+    assert images.layout is Layout.MVTEC
+    assert images.said == "MVTec-style folders: train/good, test with crack; 3 masks"
+    assert sorted(images.labels) == ["crack"] * 4 + ["good"] * 4
+    masks = {image.path.name: image.mask for image in images.images if image.label == "crack"}
+    assert masks["000.png"] == tmp_path / "ground_truth" / "crack" / "000_mask.png"
+    assert masks["002.png"] is masks["003.png"] is None
+    assert any("1 masks cannot be used: that of test/crack/002.png is 9 x 9 pixels" in n for n in images.notes)
+    assert any("1 defect images have no mask" in note for note in images.notes)
+    assert {image.columns["folder"] for image in images.images} == {"train", "test"}
+
+
+def test_an_index_keeps_masks_and_passes_over_those_that_do_not_fit(tmp_path: Path) -> None:
+    for i in range(2):
+        write(tmp_path / f"{i}.png", encoded(value=i))
+    write(tmp_path / "m.png", encoded(mode="L"))
+    write(tmp_path / "index.csv", b"path,label,mask\n0.png,pit,m.png\n1.png,pit,gone.png\n")
+    first, second = open_images(tmp_path).images
+    assert (first.mask, second.mask) == (tmp_path / "m.png", None)
+    assert "mask" not in first.columns
+
+
+def test_a_forced_layout_wins(tmp_path: Path) -> None:
+    root = coco(class_folders(tmp_path / "set"), name="coco.json")
+    assert detect(root) is Layout.COCO
+    images = open_images(root, layout=Layout.FOLDERS)
+    assert set(images.classes) == {"good", "scratch", "images"}
+
+
+@pytest.mark.parametrize("layout", [Layout.COCO, Layout.MVTEC, Layout.PARTS, Layout.INDEX])
+def test_a_layout_that_the_folder_does_not_have_is_refused(tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(BadImages) as caught:
+        open_images(class_folders(tmp_path), layout=layout)
+    assert caught.value.hint
+
+
+def edited(**members: object) -> Callable[[Path], Path]:
+    return lambda root: coco(root, lambda tree: tree.update(members))  # type: ignore[arg-type]
+
+
+def spelled(data: bytes) -> Callable[[Path], Path]:
+    return lambda root: write(coco(root) / "annotations.json", data).parent
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (edited(categories="none"), "no COCO file"),
+        (edited(images=[{"id": 1}]), "missing required field `file_name`"),
+        (edited(annotations=[{"image_id": 0, "category_id": "x"}]), "no COCO file"),
+        (edited(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 is there twice"),
+        (edited(images=[{"id": 1, "file_name": "0.png"}] * 2), "image id 1 is there twice"),
+        (edited(images=[]), "holds no images"),
+        (edited(images=[{"id": 0, "file_name": "../../0.png"}]), "is not in the folder"),
+        (edited(images=[{"id": 0, "file_name": "/etc/passwd"}]), "is not in the folder"),
+        (edited(images=[{"id": 0, "file_name": "a\0b"}]), "is not in the folder"),
+        (edited(images=[{"id": 0, "file_name": "x" * 5000}]), "is not in the folder"),
+        (edited(images=[{"id": 0, "file_name": "gone.png"}]), "is not in the folder"),
+        (edited(images=[{"id": 0, "file_name": "0.png"}], categories=[]), "category 7, which has no name"),
+        (edited(images=[{"id": 0, "file_name": "0.png"}],
+                annotations=[{"image_id": 0, "category_id": 7, "area": -4}]), "no area"),
+        (edited(images=[{"id": 0, "file_name": "0.png"}],
+                annotations=[{"image_id": 0, "category_id": 7, "bbox": [1, 2]}]), "no area"),
+        (edited(images=[{"id": 0, "file_name": "0.png"}],
+                annotations=[{"image_id": 0, "category_id": c, "area": 4} for c in (7, 9)]), "the same area"),
+        (spelled(b""), "no COCO file"),
+        (spelled(b"[" * 100_000), "no COCO file"),
+        (spelled(b'{"images": [], "annotations": []'), "no COCO file"),
+        (spelled('{"images": "größer"}'.encode("latin-1")), "no COCO file"),
+        (spelled(b"\xef\xbb\xbf{}"), "no COCO file"),
+    ],
+)  # fmt: skip
+def test_coco_that_cannot_be_used_says_why(tmp_path: Path, make: Callable[[Path], Path], words: str) -> None:
+    with pytest.raises(BadImages) as caught:
+        open_images(make(tmp_path), layout=Layout.COCO)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_annotations_of_no_listed_image_are_counted(tmp_path: Path) -> None:
+    stray = {"id": 9, "image_id": 99, "category_id": 7, "area": 1}
+    images = open_images(coco(tmp_path, lambda tree: tree["annotations"].append(stray)))
+    assert "1 annotations belong to no listed image and were passed over." in images.notes
+
+
+def test_another_json_beside_class_folders_makes_no_coco_set(tmp_path: Path) -> None:
+    write(class_folders(tmp_path) / "camera.json", b'{"images": 3}')
+    images = open_images(tmp_path)
+    assert images.layout is Layout.FOLDERS
+    assert [(r.path.name, r.reason) for r in images.refused] == [("camera.json", "no image by its name (.json)")]
+
+
+def test_train_and_test_are_never_taken_for_classes(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train")
+    for label in ("good", "scratch"):
+        write(tmp_path / "val" / label / "9.png", encoded(value=500 + len(label)))
+    images = open_images(tmp_path)
+    assert images.classes == ["good", "scratch"]
+    assert "train and val are pooled: the split is made anew, by group." in images.notes
