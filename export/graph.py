@@ -27,7 +27,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from export.backbones import Backbone
 from sdk.codes import Features
-from sdk.errors import ExportError, ParityFailed
+from sdk.errors import BadFormat, ExportError, ParityFailed
+from sdk.onnxfile import check_onnx_file
 
 INPUT: Final = "pixels"
 OUTPUT: Final = "features"
@@ -106,8 +107,10 @@ def check_onnx(data: bytes, feature_size: int) -> None:
         onnx.checker.check_model(model)
     except (ValidationError, ValueError, RuntimeError) as error:
         raise ExportError(f"the ONNX file is not valid: {_one_line(error)}", hint=again) from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
-        raise ExportError("the ONNX file keeps weights elsewhere", hint=again)
+    try:
+        check_onnx_file(data, "the ONNX file")
+    except BadFormat as error:
+        raise ExportError(str(error), hint=again) from error
     found = [
         (value.name, value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim))
         for value in [*model.graph.input, *model.graph.output]
@@ -117,16 +120,6 @@ def check_onnx(data: bytes, feature_size: int) -> None:
     d = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     if d not in (0, feature_size) or model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):
         raise ExportError("the ONNX file has other dimensions than the backbone", hint=again)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from [attribute.t] if attribute.HasField("t") else []
-            yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
 
 
 def _anonymize(model: onnx.ModelProto) -> None:

@@ -127,10 +127,10 @@ def not_finite() -> bytes:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda _: b"", "does not load"),
-        (lambda _: b"not a model" * 50, "does not load"),
-        (lambda _: backbone()[:2000], "does not load"),
-        (with_external_data, "does not load"),
+        (lambda _: b"", "holds no graph"),
+        (lambda _: b"not a model" * 50, "is no ONNX"),
+        (lambda _: backbone()[:2000], "is no ONNX: it ends too early"),
+        (with_external_data, "keeps weights in another file"),
         (lambda _: backbone(feature_size=12), r"gives \(1, 12\) for 1 frames"),
         (lambda _: not_finite(), "not finite|gives"),
     ],

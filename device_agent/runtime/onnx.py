@@ -8,7 +8,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from device_agent.config import RuntimeSettings
 from sdk.codes import Features
-from sdk.errors import InferenceFailed
+from sdk.errors import BadFormat, InferenceFailed
+from sdk.onnxfile import check_onnx_file
 
 _FATAL_ONLY = 4
 _ORT_ERRORS = (
@@ -33,7 +34,7 @@ class OnnxRuntime:
     """A backbone in ONNX Runtime on the processor.
 
     Args:
-        model: The ONNX file. From bytes, so that a model with external data finds none.
+        model: The ONNX file. It is one whole (`sdk.onnxfile`): ONNX Runtime would read other files if told to.
         what: Its name, for messages.
         shape: (3, H, W) of one preprocessed frame.
         feature_size: d that its output must have.
@@ -46,6 +47,10 @@ class OnnxRuntime:
     def __init__(
         self, model: bytes, what: str, shape: tuple[int, int, int], feature_size: int, settings: RuntimeSettings
     ) -> None:
+        try:
+            check_onnx_file(model, what)
+        except BadFormat as error:
+            raise InferenceFailed(str(error), hint=error.hint) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.log_severity_level = _FATAL_ONLY  # what goes wrong is raised; the rest is not for operators
