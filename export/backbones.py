@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -260,6 +262,7 @@ def _from_folder(name: str, folder: Path) -> _Source:
     file = folder / CONFIG_NAME
     again = "Name a timm model folder: config.json and model.safetensors, as timm's save_for_hf writes them."
     try:
+        _check_regular(file, again)
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise UnknownBackbone(f"{file} is too large", hint=again)
         found = msgspec.json.decode(file.read_bytes(), type=_FolderConfig)
@@ -272,6 +275,9 @@ def _from_folder(name: str, folder: Path) -> _Source:
         raise UnknownBackbone(
             f"{folder} holds {architecture}, not {name}", hint=f"Use --backbone {architecture}, or other weights."
         )
+    own = found.model_args.keys() & inspect.signature(timm.create_model).parameters.keys()
+    if own:  # `checkpoint_path` would have timm unpickle any file
+        raise UnknownBackbone(f"{file}: model_args may not set {min(own)}", hint=again)
     state, sha256 = _read_weights(folder / WEIGHTS_NAME)
     described = msgspec.structs.asdict(found.pretrained_cfg)
     usual = timm.get_pretrained_cfg(name) or PretrainedCfg()
@@ -286,10 +292,17 @@ def _from_folder(name: str, folder: Path) -> _Source:
     return _Source(Origin(source, sha256, licence, True), state, config, model_args)
 
 
+def _check_regular(file: Path, hint: str) -> None:
+    """Refuse a pipe or a device, which would be read for ever."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise UnknownBackbone(f"{file} is not a regular file", hint=hint)
+
+
 def _read_weights(path: Path) -> tuple[_STATE, str]:
     """Return the tensors of a safetensors file and the SHA-256 of the very bytes they were read from."""
     again = "Copy or download it again."
     try:
+        _check_regular(path, again)
         if path.stat().st_size > MAX_WEIGHTS_BYTES:
             raise UnknownBackbone(f"{path} is over {MAX_WEIGHTS_BYTES} bytes", hint="Use a smaller backbone.")
         data = path.read_bytes()
@@ -301,6 +314,13 @@ def _read_weights(path: Path) -> tuple[_STATE, str]:
     odd = next((k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
     if odd is not None:
         raise UnknownBackbone(f"{path}: {odd} is not finite", hint="These weights are broken; take others.")
+    whole = next(
+        (k for k, v in state.items() if not v.is_floating_point() and k.endswith((".weight", ".bias"))), None
+    )
+    if whole is not None:
+        raise UnknownBackbone(
+            f"{path}: {whole} is of whole numbers", hint="Give the weights as they were trained, not quantized."
+        )
     return state, hashlib.sha256(data).hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,47 @@ def poison(folder: Path) -> None:
     save_file(state, folder / "model.safetensors")
 
 
+def safetensors_bytes(header: object, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def overwrite(data: bytes) -> Callable[[Path], None]:
+    def harm(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(data)
+
+    return harm
+
+
+def tensor(shape: list[int], begin: int, end: int) -> dict[str, object]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+
+
+def pickle_instead(folder: Path) -> None:
+    torch.save(timm.create_model(NAME, num_classes=5).state_dict(), folder / "model.safetensors")
+
+
+def change(kind: str, edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """Change the first tensor of a name."""
+
+    def harm(folder: Path) -> None:
+        state = timm.create_model(NAME, num_classes=5).state_dict()
+        name = next(name for name in state if kind in name)
+        save_file({**state, name: edit(state[name]).contiguous()}, folder / "model.safetensors")
+
+    return harm
+
+
+def become(make: Callable[[Path], object], name: str = "model.safetensors") -> Callable[[Path], None]:
+    """Put something that is no file where a file should be."""
+
+    def harm(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return harm
+
+
 def edit_config(**members: object) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -173,6 +215,27 @@ def edit_config(**members: object) -> Callable[[Path], None]:
         (edit_config(pretrained_cfg={"mean": "grey"}), "config.json"),
         (edit_config(pretrained_cfg={"mean": [0, 0, 5], "std": [1, 1, 1]}), "colour pictures"),
         (edit_config(model_args={"block": "x"}), "do not fit"),
+        (edit_config(model_args={"checkpoint_path": "/etc/passwd"}), "may not set checkpoint_path"),
+        (edit_config(model_args={"pretrained": True}), "may not set pretrained"),
+        (edit_config(pretrained_cfg={"input_size": [3, 10**9, 10**9]}), "colour pictures"),
+        (lambda folder: (folder / "config.json").write_text("[" * 500_000), "config.json"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"), "config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"architecture": NaN}'), "config.json"),
+        (become(os.mkfifo, "config.json"), "not a regular file"),
+        (pickle_instead, "damaged"),
+        (overwrite(struct.pack("<Q", 2**63) + b"{}"), "damaged"),
+        (overwrite(struct.pack("<Q", 200_000) + b"[" * 200_000), "damaged"),
+        (overwrite(safetensors_bytes({"a": tensor([4], 0, 16), "b": tensor([4], 8, 24)}, bytes(24))), "damaged"),
+        (overwrite(safetensors_bytes({"a": tensor([2**40], 0, 2**42)}, bytes(16))), "damaged"),
+        (overwrite(safetensors_bytes({"a": tensor([2**32, 2**32], 0, 0)})), "damaged"),
+        (overwrite(safetensors_bytes({})), "do not fit"),
+        (change("conv1.weight", lambda t: t.to(torch.int8)), "whole numbers"),
+        (change("conv1.0.weight", lambda t: t.permute(1, 0, 2, 3)), "do not fit"),
+        (change("running_var", lambda t: -torch.ones_like(t)), "no finite numbers"),
+        (become(Path.mkdir), "not a regular file"),
+        (become(os.mkfifo), "not a regular file"),
+        (become(lambda path: path.symlink_to("/dev/zero")), "not a regular file"),
+        (become(lambda path: path.symlink_to(path)), "symbolic links"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path, harm: Callable[[Path], None], says: str) -> None:
