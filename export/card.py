@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from export.papers import INTENDED_USE, LIMITS, NOT_FOR, USERS, Papers
 from export.report import Report
+from export.set_report import LeakReport
 from sdk.licences import name_of
 from sdk.lineage import Link
 
@@ -13,10 +14,12 @@ from sdk.lineage import Link
 def card(report: Report, papers: Papers) -> str:
     """Return the card in Markdown. The bundle's own size and digest are not known yet and not used."""
     images, backbone, strategy, score = report.images, report.backbone, report.strategy, report.score
+    leaks = report.image_set.leaks
+    derived = ", derived from near-duplicates" if leaks.groups_from == "derived" else ""
     groups = (
-        f"{images.groups} groups, which the split never divides"
+        f"{images.groups} groups{derived}, which the split never divides"
         if images.grouped
-        else "no groups named: every image counts as a part of its own"
+        else "no groups: every image counts as a part of its own"
     )
     held = f" Held back from everything learned: {', '.join(report.held_back)}." if report.held_back else ""
     trained = (
@@ -84,6 +87,8 @@ def card(report: Report, papers: Papers) -> str:
             ),
         ),
         "",
+        *_near_duplicates(leaks),
+        *_slices(report),
         "## Precisions",
         "",
         f"The channel runs {report.precision} unless its devices' own figures say otherwise. "
@@ -132,6 +137,29 @@ def _continued(parent: Link, depth: int = 0) -> list[str]:
         *(further for older in parent.parents for further in _continued(older, depth + 1)),
         *[""][depth:],
     ]
+
+
+def _near_duplicates(leaks: LeakReport) -> list[str]:
+    if leaks.score_apart is None or leaks.score_joined is None:
+        return []
+    return [
+        f"{leaks.pairs} pairs of images seem to show one part. Balanced accuracy is {leaks.score_apart:.1%} where "
+        f"they stay in the set's own groups, {leaks.score_joined:.1%} where they are kept together.",
+        "",
+    ]
+
+
+def _slices(report: Report) -> list[str]:
+    lines: list[str] = []
+    for column in report.image_set.columns:
+        scored = [one for one in column.slices if one.score is not None]
+        rows = [
+            (one.value or "(empty)", f"{one.score:.1%}", f"{one.low:.1%} to {one.high:.1%}", one.scored)
+            for one in scored
+        ]
+        if rows:
+            lines += [*_table((column.column, "balanced accuracy", "95 % interval", "images"), rows), ""]
+    return lines
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -15,18 +15,31 @@ from rich.table import Table
 
 from export.exemplars import MAX_BASE_CODES
 from sdk.errors import ExportError
+from sdk.layouts import Layout
 from sdk.preprocess import MAX_INPUT_SIDE_PX
 
 if TYPE_CHECKING:
+    from export.check import Groups
     from export.report import Report
+    from export.set_report import SetReport
 
 STDOUT: Final = "-"
+_REFUSED_SHOWN: Final = 12
 _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "int8")}
 
 
 @click.command()
 @click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
-@click.option("--backbone", required=True, metavar="NAME", help="timm architecture, for example mobilenetv2_100.")
+@click.option("--check", "check_only", is_flag=True, help="Only check the images; needs DATA alone.")
+@click.option("--format", "layout", type=click.Choice([one.value for one in Layout]),
+              help="How the images are kept. Default: found out, and said.")  # fmt: skip
+@click.option("--unannotated", metavar="LABEL", help="Class of COCO images without annotations. Default: refuse.")
+@click.option("--groups", "groups_from", type=click.Choice(["given", "derived", "none"]),
+              help="What the split keeps together: the set's groups, near-duplicates too, or nothing. "
+              "Default: given where the set names groups, else derived.")  # fmt: skip
+@click.option("--images-page", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write what is known of the images, with pictures, as an HTML page.")  # fmt: skip
+@click.option("--backbone", metavar="NAME", help="timm architecture, for example mobilenetv2_100.")
 @click.option(
     "--weights",
     metavar="PATH",
@@ -52,7 +65,7 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
     multiple=True,
     help="A class that nothing learns from, to see later how it is learned on a device. May be repeated.",
 )
-@click.option("--out", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="Directory to make.")
+@click.option("--out", metavar="BUNDLE", type=click.Path(path_type=Path), help="Directory to make.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write everything reported as JSON; - is standard output."
@@ -97,12 +110,17 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of split and training.")
 def export(
     data: Path,
-    backbone: str,
+    check_only: bool,
+    layout: str | None,
+    unannotated: str | None,
+    groups_from: str | None,
+    images_page: Path | None,
+    backbone: str | None,
     weights: str | None,
     strategy: str | None,
     precision: str,
     hold_back: tuple[str, ...],
-    out: Path,
+    out: Path | None,
     force: bool,
     json_file: str | None,
     epochs: int | None,
@@ -120,9 +138,13 @@ def export(
 ) -> None:
     """Turn labelled images into a bundle: backbone, quantization, head, and an honest score.
 
-    DATA is a folder with one folder of images per class, a folder with an index.csv (path,label[,group,...]), or a
-    folder of good parts only. A group is what must not be divided between training and test, such as a part that
-    was photographed several times.
+    DATA is a folder with one folder of images per class, a folder with an index.csv (path,label[,group,...]), COCO
+    annotations with their images, MVTec-style folders, or a folder of good parts only. A group is what must not be
+    divided between training and test, such as a part that was photographed several times.
+
+    \b
+    Only look at the images: what is refused, near-duplicates, groups, slices:
+      headway export --check parts/ --images-page parts.html
 
     \b
     Pretrained weights from a file or folder, nothing trained but the head (minutes):
@@ -133,13 +155,27 @@ def export(
     A small network from scratch, at most ten minutes:
       headway export parts/ --backbone resnet10t --weights none --input-size 96 --budget 10 --out bundle
     """
+    from export.check import Groups
+    from export.images_page import write_page
+
+    for option, file in (("--json", json_file), ("--images-page", images_page)):
+        if file not in (None, STDOUT):
+            _check_file(option, Path(str(file)))
+    kept = None if layout is None else Layout(layout)
+    groups = None if groups_from is None else Groups(groups_from)
+    if check_only:
+        _only_check(data, kept, unannotated, groups, seed, images_page, json_file)
+        return
+    for option, value in (("--backbone", backbone), ("--out", out)):
+        if value is None:
+            raise click.MissingParameter(param_hint=f"'{option}'", param_type="option")
+    assert backbone is not None
+    assert out is not None
     from export.finetune import Strategy
     from export.pipeline import Request, export_bundle
     from export.report import encode_report
     from sdk.tensorrt_api import open_library
 
-    if json_file not in (None, STDOUT):
-        _check_json(Path(str(json_file)))
     request = Request(
         data=data,
         backbone=backbone,
@@ -161,11 +197,16 @@ def export(
         tensorrt=open_library() if engine else None,
         licence=licence,
         data_licence=data_licence,
+        layout=kept,
+        unannotated=unannotated,
+        groups=groups,
     )
     with _Terminal(Console(stderr=True)) as terminal:
         report = export_bundle(request, terminal)
     # With JSON on standard output, what people read goes to the other one.
     show(report, Console(stderr=json_file == STDOUT, highlight=False))
+    if images_page is not None:
+        write_page(report.image_set, images_page)
     if json_file == STDOUT:
         sys.stdout.write(encode_report(report).decode())
     elif json_file is not None:
@@ -177,9 +218,67 @@ def export(
             ) from error
 
 
-def _check_json(file: Path) -> None:
+def _check_file(option: str, file: Path) -> None:
     if file.is_dir() or not file.resolve().parent.is_dir():
-        raise ExportError(f"--json {file}: there is no such folder", hint="Name a file in a folder that exists.")
+        raise ExportError(f"{option} {file}: there is no such folder", hint="Name a file in a folder that exists.")
+
+
+def _only_check(
+    data: Path,
+    layout: Layout | None,
+    unannotated: str | None,
+    groups: Groups | None,
+    seed: int,
+    page: Path | None,
+    json_file: str | None,
+) -> None:
+    """Say what is known of a set, and learn nothing."""
+    import msgspec
+
+    from export.check import check, set_report
+    from export.images_page import write_page
+    from export.progress import Log
+
+    with _Terminal(Console(stderr=True)) as terminal:
+        checked = check(data, layout=layout, unannotated=unannotated, groups=groups, log=Log(terminal))
+    report = set_report(checked, seed=seed)
+    show_set(report, Console(stderr=json_file == STDOUT, highlight=False))
+    if page is not None:
+        write_page(report, page)
+    as_json = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    if json_file == STDOUT:
+        sys.stdout.write(as_json.decode())
+    elif json_file is not None:
+        try:
+            Path(json_file).write_bytes(as_json)
+        except OSError as error:
+            raise ExportError(f"{json_file}: {error.strerror}", hint="Choose another file.") from error
+
+
+def show_set(report: SetReport, console: Console) -> None:
+    """Print what is known of a set."""
+    leaks = report.leaks
+    table = Table("class", title=f"{report.usable} images, {leaks.groups} groups ({leaks.groups_from})",
+                  title_justify="left")  # fmt: skip
+    for head in ("images", "groups", "masks", "brightness", "contrast", "sharpness"):
+        table.add_column(head, justify="right")
+    for c in report.classes:
+        figures = (c.images, c.groups, c.masks, c.brightness, c.contrast, c.sharpness)
+        table.add_row(escape(c.name), *map(str, figures))
+    console.print(table)
+    for column in report.columns:
+        values = ", ".join(f"{one.value or '(empty)'} {one.images}" for one in column.slices)
+        console.print(escape(f"{column.column}: {values}"), soft_wrap=True)
+    for one in report.refused[:_REFUSED_SHOWN]:
+        console.print(escape(f"refused: {one.path}: {one.reason}"), soft_wrap=True)
+    if len(report.refused) > _REFUSED_SHOWN:
+        console.print(f"and {len(report.refused) - _REFUSED_SHOWN} more files refused; --json lists all of them")
+    console.print(
+        f"Near-duplicates: {leaks.pairs} pairs at least {leaks.threshold:.2f} alike (about "
+        f"{leaks.expected_false:.0f} of them false); {leaks.across_groups} in different groups of the set's own, "
+        f"{leaks.across_split} across the split without joining them, {leaks.across_labels} under two labels.",
+        soft_wrap=True,
+    )
 
 
 class _Terminal:
@@ -265,6 +364,20 @@ def show(report: Report, console: Console) -> None:
         f"novelty: {score.forced_choice:.1%}",
         soft_wrap=True,
     )
+    leaks = report.image_set.leaks
+    if leaks.score_joined is not None and leaks.score_apart is not None:
+        console.print(
+            f"Near-duplicates: {leaks.pairs} pairs. Score on groups left out {leaks.score_apart:.1%} with the "
+            f"set's own groups, {leaks.score_joined:.1%} with near-duplicates kept together.",
+            soft_wrap=True,
+        )
+    for column in report.image_set.columns:
+        sliced = [one for one in column.slices if one.score is not None]
+        told = ", ".join(
+            f"{one.value or '(empty)'} {one.score:.0%} ({one.low:.0%} to {one.high:.0%})" for one in sliced
+        )
+        if told:
+            console.print(escape(f"By {column.column}: {told}"), soft_wrap=True)
     forms = Table("precision", "weights", title="Precisions", title_justify="left")
     for head in ("MB", "ms a frame", "cosine", "balanced acc."):
         forms.add_column(head, justify="right")

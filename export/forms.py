@@ -53,6 +53,7 @@ class Form:
     scale: float
     codes: Codes
     head: Head
+    left_out: LeftOut
     score: Score
     forced: Score
     cosine: float = 1.0
@@ -141,7 +142,9 @@ def _with_head(
             hint="Use other weights, or check that the images are not all black.",
         ) from error
     codes = encode(features, scale)
-    left_out: LeftOut = leave_one_group_out(codes, learned.ids, learned.groups, only=judged)
+    left_out: LeftOut = leave_one_group_out(
+        codes, learned.ids, learned.groups, only=judged, samples=learned.samples
+    )
     calibration = calibrate(left_out)
     if not np.isfinite(calibration.novelty_threshold):
         calibration = dataclasses.replace(calibration, novelty_threshold=NEVER)
@@ -155,6 +158,7 @@ def _with_head(
         scale,
         codes,
         solve(moments, calibration=calibration),
+        left_out,
         score(left_out, calibration),
         score(left_out, calibration, unknown_is_miss=False),
     )

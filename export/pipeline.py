@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from export.backbones import Backbone, load_backbone
 from export.card import card
+from export.check import Groups, check, set_report, with_scores
 from export.exemplars import MAX_BASE_CODES, check_limit, exemplars, said
 from export.finetune import DEFAULT_EPOCHS, Epoch, Frames, Outcome, Schedule, Strategy, finetune, resized_frames
 from export.forms import FP32, INT8, Form, choose, features_of, make_forms
@@ -38,12 +39,12 @@ from export.report import (
     ClassScoreReport,
     EpochReport,
     Images,
-    RefusedImage,
     Report,
     ScoreReport,
     StrategyReport,
 )
 from export.selection import Selection, data_digest, golden_rows, select
+from export.set_report import RefusedImage
 from export.tensorrt import engines_beside, tensorrt_reports
 from sdk.bundle import (
     FORMAT_VERSION,
@@ -63,8 +64,8 @@ from sdk.bundle import (
 )
 from sdk.codes import code_digest, encode, feature_space_id
 from sdk.errors import ExportError
-from sdk.images import open_images
 from sdk.labels import live_set_digest
+from sdk.layouts import Layout
 from sdk.licences import allowed, normalise
 from sdk.lineage import MLBOM_NAME, Link, lineage
 from sdk.preprocess import Preprocess
@@ -82,6 +83,7 @@ class Request:
 
     Attributes:
         data: Folder of labelled images.
+        layout, unannotated, groups: See `export.check.check`.
         backbone, weights: See `export.backbones.load_backbone`.
         out: The bundle's directory.
         strategy: None is `frozen` with pretrained weights and `full` without.
@@ -122,6 +124,9 @@ class Request:
     tensorrt: Library | None = None
     licence: str | None = None
     data_licence: str = ""
+    layout: Layout | None = None
+    unannotated: str | None = None
+    groups: Groups | None = None
 
 
 def export_bundle(request: Request, listener: Listener) -> Report:
@@ -133,8 +138,10 @@ def export_bundle(request: Request, listener: Listener) -> Report:
     """
     log = Log(listener)
     _check_out(request)
-    with log.stage("images", "Checking images"):
-        images = open_images(request.data, progress=listener.step)
+    checked = check(
+        request.data, layout=request.layout, unannotated=request.unannotated, groups=request.groups, log=log
+    )
+    images = checked.images
     learned = select(
         images, seed=request.seed, hold_back=request.hold_back, classes_from=request.classes_from, log=log
     )
@@ -166,6 +173,8 @@ def export_bundle(request: Request, listener: Listener) -> Report:
     summed = said(learned.labels, coded)
     if summed is not None:
         log.warn(summed)
+    with log.stage("leaks", "Scoring with and without near-duplicates"):
+        of_set = with_scores(set_report(checked, seed=request.seed), checked, learned, kept[0], log)
     report = Report(
         bundle=str(request.out),
         bundle_sha256="",
@@ -173,6 +182,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         name=request.name or request.out.resolve().name,
         created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         images=_images_report(learned),
+        image_set=of_set,
         seed=request.seed,
         held_back=list(request.hold_back),
         base_samples=len(learned.rows),

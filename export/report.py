@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from export.set_report import RefusedImage, SetReport
+
 
 class ClassCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Images of one class, and how the split deals them out. `learned` is false for a class held back."""
@@ -19,13 +21,6 @@ class ClassCounts(msgspec.Struct, frozen=True, kw_only=True):
     stream: int
     test: int
     learned: bool
-
-
-class RefusedImage(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was not learned from."""
-
-    path: str
-    reason: str
 
 
 class Images(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,6 +157,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     created_utc: str
     images: Images
+    image_set: SetReport
     seed: int
     held_back: list[str]
     base_samples: int

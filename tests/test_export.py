@@ -33,7 +33,7 @@ from sdk.head import Calibration, Knobs, Moments, solve
 from sdk.images import open_images
 from sdk.labels import Fold
 from sdk.lineage import MLBOM_NAME, lineage
-from sdk.score import Score
+from sdk.score import LeftOut, Score
 from sdk.splits import Part, split
 from tests.tiny import picture, write_pictures
 
@@ -423,8 +423,11 @@ def figures(accuracy: float, kernel_difference: float = 0.0) -> Form:
     codes = np.zeros((2, 2), np.int8)
     score = Score(accuracy, 0.0, 1.0, (), (), 2, 2)
     features = codes.astype(np.float32)
+    none = np.zeros(0, np.int64)
+    left_out = LeftOut((), none, none, np.zeros((0, 0)), np.zeros(0), none.astype(bool))
+    head = solve(moments)
     return Form(
-        "", "", b"", features, 1.0, codes, solve(moments), score, score, kernel_difference=kernel_difference
+        "", "", b"", features, 1.0, codes, head, left_out, score, score, kernel_difference=kernel_difference
     )
 
 

@@ -1,0 +1,133 @@
+"""What is said of a labelled set, as plain values: what `export.check` finds, for JSON, page and terminal."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+LISTED_PAIRS: Final = 200
+
+
+class RefusedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was not learned from."""
+
+    path: str
+    reason: str
+
+
+class ClassLook(msgspec.Struct, frozen=True, kw_only=True):
+    """A class of the set: how many images, and medians of how they look (see `ImageLook`)."""
+
+    name: str
+    images: int
+    groups: int
+    masks: int
+    brightness: float
+    contrast: float
+    sharpness: float
+
+
+class SizeCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many images have a size; zero by zero stands for all the rarer ones."""
+
+    width: int
+    height: int
+    images: int
+
+
+class Range(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies between the 1st and the 99th percentile, and the median."""
+
+    low: float
+    median: float
+    high: float
+
+
+class SliceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The images with one value of a column.
+
+    `score` is the balanced accuracy of those that were scored, on groups left out, with its 95 % interval; None
+    before there is a score, and where too little of the slice was scored.
+    """
+
+    value: str
+    images: int
+    classes: dict[str, int]
+    scored: int = 0
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class ColumnReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A column of the set, such as camera, shift or lot, and its values."""
+
+    column: str
+    slices: list[SliceReport]
+
+
+class PairReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Two images that seem to show the same part. Paths are relative to the set."""
+
+    first: str
+    second: str
+    likeness: float
+    hash_distance: int
+    labels: tuple[str, str]
+    across_split: bool
+
+
+class LeakReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Near-duplicates, and what they do to the score.
+
+    Attributes:
+        groups_from: given, derived or none: what the split kept together.
+        groups: How many there are.
+        groups_before: How many there are without near-duplicates being joined.
+        pairs: Near-duplicates found.
+        across_groups: Pairs whose images the set itself keeps in different groups (each in its own, without any).
+        across_split: Pairs that the split would have divided, had nothing been joined.
+        across_labels: Pairs under two labels: one of them may be wrong.
+        threshold: Likeness that makes a pair.
+        expected_false: Pairs of different parts to be expected among them.
+        by_features: Further pairs among the learned images, that features proposed and pixels confirmed.
+        largest: Images in the largest group.
+        score_apart: Left-out balanced accuracy, had nothing been joined, on the same images; None before a score.
+        score_joined: The same where near-duplicates are kept together.
+        listed: At most 200 of the pairs, the most doubtful first: under two labels, in different groups, least
+            alike.
+    """
+
+    groups_from: str
+    groups: int
+    groups_before: int
+    pairs: int
+    across_groups: int
+    across_split: int
+    across_labels: int
+    threshold: float
+    expected_false: float
+    by_features: int = 0
+    largest: int
+    score_apart: float | None = None
+    score_joined: float | None = None
+    listed: list[PairReport]
+
+
+class SetReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is said of a set."""
+
+    folder: str
+    layout: str
+    found: str
+    notes: list[str]
+    usable: int
+    refused: list[RefusedImage]
+    classes: list[ClassLook]
+    sizes: list[SizeCount]
+    brightness: Range
+    contrast: Range
+    sharpness: Range
+    columns: list[ColumnReport]
+    leaks: LeakReport

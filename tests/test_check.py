@@ -1,0 +1,215 @@
+"""What is said of a set before and after it is learned from, and the groups that are settled on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+
+from export.check import Checked, Groups, check, set_report
+from export.images_page import write_page
+from export.progress import Log
+from sdk.errors import BadImages
+from tests.commands import headway
+from tests.test_leaks import texture, under_another_light
+
+PARTS = 12
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, words: str) -> None: ...
+
+    def step(self, done: int, total: int, note: str = "") -> None: ...
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def write_set(folder: Path, *, groups: bool = False) -> Path:
+    """Write two classes of parts, each photographed by day and by night; part 0 stands under both classes."""
+    rows = []
+    folder.mkdir()
+    for label in ("good", "worn"):
+        for part in range(PARTS):
+            seed = part if part == 0 else part + (1000 if label == "worn" else 0)
+            for light in ("day", "night"):
+                frame = texture(seed, 96)
+                if label == "worn":
+                    frame[40:48, 40:48] = 250
+                if light == "night":
+                    frame = under_another_light(frame)
+                path = f"{label}-{part}-{light}.png"
+                cv2.imwrite(str(folder / path), frame)
+                rows.append((path, label, f"{label}-{part}", light))
+    (folder / "torn.png").write_bytes(b"\x89PNG")
+    rows.append(("torn.png", "good", "x", "day"))
+    with (folder / "index.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("path", "label", "group", "light"), *rows]
+            if groups
+            else [("path", "label", "light"), *((path, label, light) for path, label, _, light in rows)]
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ungrouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("sets") / "ungrouped")
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("sets") / "grouped", groups=True)
+
+
+@pytest.fixture(scope="module")
+def derived(ungrouped: Path) -> tuple[Checked, list[str]]:
+    return checked(ungrouped)
+
+
+def checked(folder: Path, groups: Groups | None = None) -> tuple[Checked, list[str]]:
+    listener = Silent()
+    return check(folder, layout=None, unannotated=None, groups=groups, log=Log(listener)), listener.said
+
+
+def test_groups_are_derived_where_the_set_names_none(derived: tuple[Checked, list[str]]) -> None:
+    found, said = derived
+    assert found.groups_from is Groups.DERIVED
+    by_name = {image.path.stem: image.group for image in found.images.images}
+    pairs = [(f"{c}-{p}-day", f"{c}-{p}-night") for c in ("good", "worn") for p in range(PARTS)]
+    assert sum(by_name[day] == by_name[night] for day, night in pairs) >= len(pairs) - 1
+    assert len(set(by_name.values())) >= 2 * PARTS - 2
+    assert any("show the same part, as it seems" in line for line in said)
+
+
+def test_groups_that_are_given_are_kept_and_their_leak_is_told(grouped: Path) -> None:
+    found, said = checked(grouped)
+    assert found.groups_from is Groups.GIVEN
+    assert found.images.groups == found.own_groups
+    assert any("in different groups show the same part" in line for line in said)
+    assert any("under two labels" in line for line in said)
+
+
+def test_derived_groups_join_those_given_and_divide_none(grouped: Path) -> None:
+    found, _ = checked(grouped, Groups.DERIVED)
+    by_own: dict[str, set[str]] = {}
+    for own, used in zip(found.own_groups, found.images.groups, strict=True):
+        by_own.setdefault(own, set()).add(used)
+    assert all(len(used) == 1 for used in by_own.values())
+    assert by_own["good-0"] == by_own["worn-0"]
+
+
+def test_no_groups_at_all_can_be_asked_for(grouped: Path) -> None:
+    found, _ = checked(grouped, Groups.NONE)
+    assert len(set(found.images.groups)) == len(found.images.images)
+    assert not found.images.has_groups
+
+
+def test_given_groups_that_are_not_there_are_refused(ungrouped: Path) -> None:
+    with pytest.raises(BadImages, match="names no groups") as caught:
+        checked(ungrouped, Groups.GIVEN)
+    assert "derived" in caught.value.hint
+
+
+def test_the_report_counts_classes_sizes_slices_and_leaks(derived: tuple[Checked, list[str]]) -> None:
+    found, _ = derived
+    report = set_report(found, seed=0)
+    assert [(c.name, c.images) for c in report.classes] == [("good", 2 * PARTS), ("worn", 2 * PARTS)]
+    assert {(s.width, s.height): s.images for s in report.sizes} == {(96, 96): 2 * PARTS, (87, 91): 2 * PARTS}
+    (column,) = report.columns
+    assert column.column == "light"
+    assert [(s.value, s.images, s.classes) for s in column.slices] == [
+        ("day", 2 * PARTS, {"good": PARTS, "worn": PARTS}),
+        ("night", 2 * PARTS, {"good": PARTS, "worn": PARTS}),
+    ]
+    assert [r.path for r in report.refused] == ["torn.png"]
+    leaks = report.leaks
+    assert leaks.pairs == leaks.across_groups == len(leaks.listed) > leaks.across_split > 0
+    assert leaks.listed[0].labels in {("good", "worn"), ("worn", "good")}  # the most doubtful first
+    assert report.brightness.low < report.brightness.median < report.brightness.high
+
+
+def test_the_page_shows_pairs_and_refusals_and_loads_nothing(
+    derived: tuple[Checked, list[str]], tmp_path: Path
+) -> None:
+    found, _ = derived
+    report = set_report(found, seed=0)
+    write_page(report, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figure>") == min(24, report.leaks.pairs)
+    assert "torn.png" in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_a_class_name_cannot_put_a_script_on_the_page(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(2):
+        cv2.imwrite(str(folder / f"{i}.png"), texture(i, 32))
+    (folder / "index.csv").write_text("path,label\n0.png,<script>alert(1)</script>\n1.png,b\n")
+    found, _ = checked(folder)
+    write_page(set_report(found, seed=0), tmp_path / "page.html")
+    assert "<script" not in (tmp_path / "page.html").read_text()
+
+
+def test_the_command_checks_and_makes_nothing_else(
+    ungrouped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page, figures = tmp_path / "page.html", tmp_path / "set.json"
+    ended = headway(capfd, "export", "--check", ungrouped, "--images-page", page, "--json", figures)
+    assert ended.code == 0, ended.err
+    assert "refused: torn.png" in ended.out
+    assert json.loads(figures.read_text())["leaks"]["groups_from"] == "derived"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "set.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--check", "--format", "coco"), "no COCO annotations"),
+        (("--check", "--format", "mvtec"), "no folder train/good"),
+        (("--check", "--groups", "given"), "names no groups"),
+        (("--check", "--images-page", "/nowhere/page.html"), "no such folder"),
+        (("--check", "--json", "/nowhere/set.json"), "no such folder"),
+        (("--check", "--format", "zip"), "is not one of"),
+        ((), "Missing option '--backbone'"),
+        (("--backbone", "test_resnet"), "Missing option '--out'"),
+    ],
+)
+def test_wrong_options_are_refused(
+    ungrouped: Path, capfd: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    ended = headway(capfd, "export", ungrouped, *options)
+    assert ended.code == 2
+    assert words in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.torch
+def test_an_export_tells_the_score_with_and_without_near_duplicates_and_by_slice(
+    ungrouped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "report.json"
+    ended = headway(
+        capfd, "export", ungrouped, "--backbone", "test_resnet", "--weights", "none", "--strategy", "frozen",
+        "--precision", "fp32", "--input-size", "64", "--out", tmp_path / "bundle", "--json", figures,
+        "--images-page", tmp_path / "page.html",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    report = json.loads(figures.read_text())
+    of_set = report["image_set"]
+    # Parts are textures of their own: what is learned of one tells nothing of another, but for its own copy.
+    assert of_set["leaks"]["score_apart"] is not None
+    assert of_set["leaks"]["score_joined"] == pytest.approx(report["score"]["balanced_accuracy"])
+    slices = of_set["columns"][0]["slices"]
+    assert sum(one["scored"] for one in slices) == report["score"]["samples"]
+    assert all(one["low"] <= one["score"] <= one["high"] for one in slices)
+    assert report["images"]["groups"] == of_set["leaks"]["groups"] < of_set["leaks"]["groups_before"]
+    assert "once near-duplicates are kept together" in (tmp_path / "page.html").read_text()
