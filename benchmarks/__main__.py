@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import calibration, few, honest, newclass, novelty, speed, station, wronglabels
+from benchmarks import calibration, few, honest, leaks, newclass, novelty, speed, station, wronglabels
 from benchmarks.features import NoImageSets, drawn, real
 from benchmarks.report import Report, Setup, as_json, as_text
 
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "few": few,
     "newclass": newclass,
     "honest": honest,
+    "leaks": leaks,
     "calibration": calibration,
     "novelty": novelty,
     "wronglabels": wronglabels,
