@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 from sdk.errors import ConfigError
+from sdk.layouts import Layout
 from sdk.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -28,7 +29,16 @@ _DATA = click.option(
     required=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Labelled images: class folders, or an index.csv.",
+    help="Labelled images: class folders, an index.csv, COCO or MVTec-style folders.",
+)
+_LAYOUT = click.option(
+    "--format",
+    "layout",
+    type=click.Choice([one.value for one in Layout]),
+    help="How the images are kept. Default: found out.",
+)
+_UNANNOTATED = click.option(
+    "--unannotated", metavar="LABEL", help="Class of COCO images without annotations. Default: refuse."
 )
 _PRECISION = click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Default: the bundle's first."
@@ -154,6 +164,8 @@ def status(site_file: Path, as_json: bool) -> None:
 @click.command()
 @_BUNDLE
 @_DATA
+@_LAYOUT
+@_UNANNOTATED
 @click.option(
     "--part",
     type=click.Choice(["test", "stream", "all"]),
@@ -175,6 +187,8 @@ def status(site_file: Path, as_json: bool) -> None:
 def evaluate(
     bundle_path: Path,
     data: Path,
+    layout: str | None,
+    unannotated: str | None,
     part: str,
     good: tuple[str, ...],
     escape_rate: float | None,
@@ -201,7 +215,9 @@ def evaluate(
 
     bundle = Bundle.open(bundle_path)
     with _progress("reading images") as step:
-        images = open_images(data, progress=step)
+        images = open_images(
+            data, layout=None if layout is None else Layout(layout), unannotated=unannotated, progress=step
+        )
     runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))
     check_golden(runtime, bundle, precision)
     with _progress("evaluating") as step:
@@ -233,6 +249,8 @@ def _station(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.command()
 @_BUNDLE
 @_DATA
+@_LAYOUT
+@_UNANNOTATED
 @click.option(
     "--labels",
     required=True,
@@ -277,6 +295,8 @@ def _station(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 def rehearse(
     bundle_path: Path,
     data: Path,
+    layout: str | None,
+    unannotated: str | None,
     labels: int,
     policies: tuple[str, ...],
     compare: bool,
@@ -333,7 +353,9 @@ def rehearse(
     _check_json(json_file)
     bundle = Bundle.open(bundle_path)
     with _progress("reading images") as step:
-        images = open_images(data, progress=step)
+        images = open_images(
+            data, layout=None if layout is None else Layout(layout), unannotated=unannotated, progress=step
+        )
     runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))
     check_golden(runtime, bundle, precision)
     with _progress("computing codes") as step:

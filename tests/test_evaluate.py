@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +214,31 @@ def test_the_command_reports_escapes_and_calibration(
     refused = headway(capsys, "evaluate", bundle.path, "--data", folder, "--escape-rate", "0.05")
     assert refused.code == 2
     assert "--good" in refused.err
+
+
+def test_a_coco_set_is_evaluated_as_the_same_pictures_in_folders(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    classes = sorted({name.partition("/")[0] for name in names} - {"good"})
+    coco = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes)],
+        "annotations": [
+            {"image_id": i, "category_id": classes.index(name.partition("/")[0]), "area": 9}
+            for i, name in enumerate(names)
+            if not name.startswith("good/")
+        ],
+    }
+    data = tmp_path / "data"
+    shutil.copytree(folder, data / "images")
+    (data / "annotations.json").write_text(json.dumps(coco))
+    figures = []
+    for options in (("--data", folder), ("--data", data, "--unannotated", "good")):
+        ended = headway(capsys, "evaluate", bundle.path, *options, "--json", "-")
+        assert ended.code == 0, ended.err
+        figures.append(json.loads(ended.out)["accuracy"])
+    assert figures[0] == figures[1]
+    wrong = headway(capsys, "evaluate", bundle.path, "--data", folder, "--format", "coco")
+    assert wrong.code == 2
+    assert "no COCO annotations" in wrong.err
