@@ -71,6 +71,8 @@ def run(setup: Setup) -> Report:
         targets.append(
             Target(f"{name}, |derived - own|, the same images, points", off, WITHIN_POINTS[name], False)
         )
+        joint = abs(float((columns[2] - columns[3]).mean()))
+        targets.append(Target(f"{name}, |derived - own joined with derived|, points", joint, 1.0, False))
     return Report("leaks", QUESTION, tuple(tables), tuple(targets))
 
 
