@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from export.set_report import ColumnReport, LeakReport, Range, SetReport, SliceReport
 from sdk.bundle import (
     MANIFEST_NAME,
     BaseSamples,
@@ -219,3 +220,45 @@ def frame_of(name: str, number: int = 0) -> Frame:
 def random_codes(n: int, feature_size: int = FEATURE_SIZE, seed: int = 0) -> Codes:
     """Return (n, d) int8 codes of no meaning."""
     return np.random.default_rng(seed).integers(-127, 128, (n, feature_size), dtype=np.int8)
+
+
+def set_report_on(folder: str, images: int) -> SetReport:
+    """Return what could have been said of a set with a column `camera`, and near-duplicates in it."""
+    some = Range(low=40.0, median=90.0, high=200.0)
+    return SetReport(
+        folder=folder,
+        layout="index",
+        found="index.csv",
+        notes=[],
+        usable=images,
+        refused=[],
+        classes=[],
+        sizes=[],
+        brightness=some,
+        contrast=some,
+        sharpness=some,
+        columns=[
+            ColumnReport(
+                column="camera",
+                slices=[
+                    SliceReport(value="left", images=24, classes={}, scored=18, score=0.9, low=0.8, high=0.95),
+                    SliceReport(value="right", images=12, classes={}),
+                ],
+            )
+        ],
+        leaks=LeakReport(
+            groups_from="derived",
+            groups=12,
+            groups_before=images,
+            pairs=40,
+            across_groups=40,
+            across_split=20,
+            across_labels=0,
+            threshold=0.8,
+            expected_false=0.2,
+            largest=6,
+            score_apart=0.93,
+            score_joined=0.57,
+            listed=[],
+        ),
+    )

@@ -30,6 +30,7 @@ from export.report import (
 from sdk.bundle import Bundle, write_bundle
 from sdk.errors import BadFormat
 from sdk.lineage import MAX_MLBOM_BYTES, MLBOM_NAME, Link, Weights, lineage, properties_of
+from tests.builders import set_report_on
 from tests.commands import headway
 from tests.tiny import tiny_bundle
 
@@ -60,6 +61,7 @@ def report_on(bundle: Bundle, licence: str = "apache-2.0") -> Report:
                 for name, n in classes
             ],
         ),
+        image_set=set_report_on("/home/somebody/parts", made.images),
         seed=3,
         held_back=["stain"],
         base_samples=36,
@@ -411,3 +413,10 @@ def test_reading_a_file_that_is_not_listed_is_refused(plain: Bundle) -> None:
     with pytest.raises(BadFormat, match="has no mlbom"):
         plain.read(MLBOM_NAME)
     assert hashlib.sha256(plain.read("golden.safetensors")).hexdigest() in str(plain.manifest.files)
+
+
+def test_the_card_tells_the_score_by_slice_and_with_near_duplicates_together(tmp_path: Path) -> None:
+    text = card(report_on(tiny_bundle(tmp_path / "plain")), Papers())
+    assert "| left | 90.0% | 80.0% to 95.0% | 18 |" in text
+    assert "| right |" not in text  # nothing of it was scored
+    assert "93.0% where they stay in the set's own groups, 57.0% where they are kept together" in text
