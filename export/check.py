@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ from export.set_report import (
     SizeCount,
     SliceReport,
 )
-from sdk.errors import BadImages
+from sdk.errors import BadImages, ExportError
 from sdk.head import Calibration
 from sdk.images import ImageSet, open_images
 from sdk.layouts import Layout
@@ -197,6 +198,26 @@ def _image_look(frame: Frame) -> ImageLook:
     shrink = min(1.0, SHARPNESS_PX / max(h, w))
     small = cv2.resize(grey, (max(1, round(w * shrink)), max(1, round(h * shrink))), interpolation=cv2.INTER_AREA)
     return ImageLook(w, h, float(grey.mean()), float(grey.std()), float(cv2.Laplacian(small, cv2.CV_32F).std()))
+
+
+def write_index(checked: Checked, file: Path) -> None:
+    """Write an index.csv of the usable images in the groups that were settled on, to correct and keep.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    images = checked.images
+    extra = sorted({column for image in images.images for column in image.columns})
+    try:
+        with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out:
+            rows = csv.writer(out)
+            rows.writerow(["path", "label", "group", "mask", *extra])
+            for image in images.images:
+                mask = "" if image.mask is None else _below(images.folder, image.mask)
+                known = [image.columns.get(column, "") for column in extra]
+                rows.writerow([_below(images.folder, image.path), image.label, image.group, mask, *known])
+    except OSError as error:
+        raise ExportError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
 
 
 # --- The report

@@ -39,6 +39,8 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
               "Default: given where the set names groups, else derived.")  # fmt: skip
 @click.option("--images-page", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Write what is known of the images, with pictures, as an HTML page.")  # fmt: skip
+@click.option("--write-index", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="With --check: write an index.csv with the groups found, to correct and use.")  # fmt: skip
 @click.option("--backbone", metavar="NAME", help="timm architecture, for example mobilenetv2_100.")
 @click.option(
     "--weights",
@@ -115,6 +117,7 @@ def export(
     unannotated: str | None,
     groups_from: str | None,
     images_page: Path | None,
+    write_index: Path | None,
     backbone: str | None,
     weights: str | None,
     strategy: str | None,
@@ -158,14 +161,16 @@ def export(
     from export.check import Groups
     from export.images_page import write_page
 
-    for option, file in (("--json", json_file), ("--images-page", images_page)):
+    for option, file in (("--json", json_file), ("--images-page", images_page), ("--write-index", write_index)):
         if file not in (None, STDOUT):
             _check_file(option, Path(str(file)))
     kept = None if layout is None else Layout(layout)
     groups = None if groups_from is None else Groups(groups_from)
     if check_only:
-        _only_check(data, kept, unannotated, groups, seed, images_page, json_file)
+        _only_check(data, kept, unannotated, groups, seed, images_page, write_index, json_file)
         return
+    if write_index is not None:
+        raise click.UsageError("--write-index goes with --check.")
     for option, value in (("--backbone", backbone), ("--out", out)):
         if value is None:
             raise click.MissingParameter(param_hint=f"'{option}'", param_type="option")
@@ -230,12 +235,13 @@ def _only_check(
     groups: Groups | None,
     seed: int,
     page: Path | None,
+    index: Path | None,
     json_file: str | None,
 ) -> None:
     """Say what is known of a set, and learn nothing."""
     import msgspec
 
-    from export.check import check, set_report
+    from export.check import check, set_report, write_index
     from export.images_page import write_page
     from export.progress import Log
 
@@ -245,6 +251,8 @@ def _only_check(
     show_set(report, Console(stderr=json_file == STDOUT, highlight=False))
     if page is not None:
         write_page(report, page)
+    if index is not None:
+        write_index(checked, index)
     as_json = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     if json_file == STDOUT:
         sys.stdout.write(as_json.decode())

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from export.check import Checked, Groups, check, set_report
 from export.images_page import write_page
 from export.progress import Log
+from sdk.codes import encode, fit_scale
 from sdk.errors import BadImages
+from sdk.head import Moments, solve
+from sdk.images import open_images
+from sdk.score import calibrate, leave_one_group_out, score
 from tests.commands import headway
 from tests.test_leaks import texture, under_another_light
 
@@ -170,6 +176,19 @@ def test_the_command_checks_and_makes_nothing_else(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "set.json"]
 
 
+def test_the_index_that_is_written_gives_the_same_groups_again(
+    derived: tuple[Checked, list[str]], ungrouped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    again = Path(shutil.copytree(ungrouped, tmp_path / "again"))
+    ended = headway(capfd, "export", "--check", ungrouped, "--write-index", again / "index.csv")
+    assert ended.code == 0, ended.err
+    images = open_images(again)
+    assert images.groups == derived[0].images.groups
+    assert images.has_groups
+    assert images.images[1].columns == {"light": "night"}
+    assert not images.refused  # what was refused is not listed
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -179,6 +198,8 @@ def test_the_command_checks_and_makes_nothing_else(
         (("--check", "--images-page", "/nowhere/page.html"), "no such folder"),
         (("--check", "--json", "/nowhere/set.json"), "no such folder"),
         (("--check", "--format", "zip"), "is not one of"),
+        (("--check", "--write-index", "/nowhere/index.csv"), "no such folder"),
+        (("--write-index", "/tmp/index.csv"), "goes with --check"),
         ((), "Missing option '--backbone'"),
         (("--backbone", "test_resnet"), "Missing option '--out'"),
     ],
@@ -193,23 +214,37 @@ def test_wrong_options_are_refused(
 
 
 @pytest.mark.torch
-def test_an_export_tells_the_score_with_and_without_near_duplicates_and_by_slice(
-    ungrouped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_the_score_is_told_with_and_without_near_duplicates_and_by_slice(
+    derived: tuple[Checked, list[str]], tmp_path: Path
 ) -> None:
-    figures = tmp_path / "report.json"
-    ended = headway(
-        capfd, "export", ungrouped, "--backbone", "test_resnet", "--weights", "none", "--strategy", "frozen",
-        "--precision", "fp32", "--input-size", "64", "--out", tmp_path / "bundle", "--json", figures,
-        "--images-page", tmp_path / "page.html",
-    )  # fmt: skip
-    assert ended.code == 0, ended.err
-    report = json.loads(figures.read_text())
-    of_set = report["image_set"]
-    # Parts are textures of their own: what is learned of one tells nothing of another, but for its own copy.
-    assert of_set["leaks"]["score_apart"] is not None
-    assert of_set["leaks"]["score_joined"] == pytest.approx(report["score"]["balanced_accuracy"])
-    slices = of_set["columns"][0]["slices"]
-    assert sum(one["scored"] for one in slices) == report["score"]["samples"]
-    assert all(one["low"] <= one["score"] <= one["high"] for one in slices)
-    assert report["images"]["groups"] == of_set["leaks"]["groups"] < of_set["leaks"]["groups_before"]
+    from export.check import with_scores
+    from export.forms import Form
+    from export.selection import select
+
+    found, _ = derived
+    log = Log(Silent())
+    learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=log)
+    # Each part is as it is: what is learned of one tells nothing of another, but all of its own copy.
+    parts = [found.images.images[row].path.stem.rpartition("-")[0] for row in learned.rows]
+    of_part = np.stack([np.random.default_rng([*part.encode()]).gamma(1, 1, 256) for part in parts])
+    features = (of_part + np.random.default_rng(0).random(of_part.shape) / 9).astype(np.float32)
+    codes = encode(features, fit_scale(features))
+    left_out = leave_one_group_out(codes, learned.ids, learned.groups, samples=learned.samples)
+    calibration = calibrate(left_out)
+    moments = Moments(codes.shape[1])
+    moments.add(codes, learned.ids)
+    shown = score(left_out, calibration)
+    head = solve(moments, calibration=calibration)
+    form = Form("fp32", "", b"", features, 1.0, codes, head, left_out, shown, shown)
+    report = with_scores(set_report(found, seed=0), found, learned, form, log)
+
+    leaks = report.leaks
+    assert leaks.score_joined is not None
+    assert leaks.score_apart is not None
+    assert leaks.score_apart > leaks.score_joined + 0.2
+    assert leaks.score_joined == pytest.approx(shown.balanced_accuracy)
+    slices = report.columns[0].slices
+    assert sum(one.scored for one in slices) == len(learned.rows)
+    assert all(one.low is not None and one.score is not None and one.low <= one.score for one in slices)
+    write_page(report, tmp_path / "page.html")
     assert "once near-duplicates are kept together" in (tmp_path / "page.html").read_text()

@@ -408,12 +408,14 @@ def test_a_bundle_is_replaced_only_when_asked(frozen: Made, pictures: Path, weig
     second = again()
     assert isinstance(second.exception, ExportError)
     assert "--force" in second.exception.hint
-    third = again("--force", "--json", str(tmp_path / "report.json"))
+    third = again(
+        "--force", "--json", str(tmp_path / "report.json"), "--images-page", str(tmp_path / "images.html")
+    )
     assert third.exit_code == 0
     assert "balanced accuracy" in third.stdout
     replaced = json.loads((tmp_path / "report.json").read_text())
     assert replaced["bundle_sha256"] == Bundle.open(tmp_path / "bundle").digest() != report["bundle_sha256"]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "report.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle", "images.html", "report.json"]
 
 
 def figures(accuracy: float, kernel_difference: float = 0.0) -> Form:
