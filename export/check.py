@@ -383,7 +383,8 @@ def with_scores(report: SetReport, checked: Checked, learned: Selection, form: F
             found = leave_one_group_out(form.codes, learned.ids, of_rows, only=scored_only)
             return score(found, calibrate(found)).balanced_accuracy
 
-        leaks = msgspec.structs.replace(leaks, score_apart=accuracy(apart), score_joined=accuracy(together))
+        with log.stage("leaks", "Scoring with and without near-duplicates"):
+            leaks = msgspec.structs.replace(leaks, score_apart=accuracy(apart), score_joined=accuracy(together))
     return msgspec.structs.replace(report, columns=columns, leaks=leaks)
 
 

@@ -173,8 +173,6 @@ def export_bundle(request: Request, listener: Listener) -> Report:
     summed = said(learned.labels, coded)
     if summed is not None:
         log.warn(summed)
-    with log.stage("leaks", "Scoring with and without near-duplicates"):
-        of_set = with_scores(set_report(checked, seed=request.seed), checked, learned, kept[0], log)
     report = Report(
         bundle=str(request.out),
         bundle_sha256="",
@@ -182,7 +180,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         name=request.name or request.out.resolve().name,
         created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         images=_images_report(learned),
-        image_set=of_set,
+        image_set=with_scores(set_report(checked, seed=request.seed), checked, learned, kept[0], log),
         seed=request.seed,
         held_back=list(request.hold_back),
         base_samples=len(learned.rows),
