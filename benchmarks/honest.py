@@ -126,7 +126,8 @@ def _refit_difference(sample: Sample, seed: int) -> float:
     left_out = Ours().left_out(codes, labels, groups)
     sums, knobs = sums_of(moments_of(codes, labels)), DEFAULT_KNOBS
     geometry, _ = geometry_of(sums, knobs.rho)
-    ridge = knobs.rho * float((sums.squares - (geometry.m * sums.s).sum(1)).sum()) / codes.shape[1]
+    diagonal = np.diag(sums.gram) - (geometry.m * sums.s).sum(0)
+    ridge = knobs.rho * (diagonal + diagonal.mean()) / 2
     names = np.unique(groups)
     worst = 0.0
     for name in np.random.default_rng(seed).permutation(names)[:GROUPS_CHECKED]:
@@ -137,18 +138,22 @@ def _refit_difference(sample: Sample, seed: int) -> float:
 
 
 def _scores_written_plainly(
-    codes: Codes, labels: Ints, test: Codes, ridge: float, delta: float, knobs: Knobs
+    codes: Codes, labels: Ints, test: Codes, ridge: Floats, delta: float, knobs: Knobs
 ) -> Floats:
-    """docs/head.md, equations 5 to 9, in float64 and by themselves: no code shared with the head."""
+    """docs/head.md, equations 5 to 10, in float64 and by themselves: no code shared with the head."""
     x, q = codes.astype(np.float64), test.astype(np.float64)
     classes, n = np.unique(labels, return_counts=True)
     m = np.stack([x[labels == c].mean(0) for c in classes])
     within = x - m[np.searchsorted(classes, labels)]
-    P = np.linalg.inv(within.T @ within + ridge * np.eye(x.shape[1]))
+    P = np.linalg.inv(within.T @ within + np.diag(ridge))
     w = n / (n + knobs.centre_damping)
     w /= w.sum()
     V, q = m - w @ m, q - w @ m
     plain = np.einsum("kd,de,ke->k", V, P, V, optimize=True)
-    squared = np.maximum(plain - delta * ((np.eye(len(n)) - w) ** 2 / n).sum(1), knobs.lift_floor * plain)
+    shares = np.eye(len(n)) - w
+    own = plain - delta * (shares**2 / n).sum(1)
+    typical = w @ np.maximum(own, knobs.lift_floor * plain)
+    squared = np.maximum((n * np.maximum(own, 0) + delta) / (n + delta / typical), knobs.lift_floor * plain)
     norm = np.sqrt(np.einsum("nd,de,ne->n", q, P, q, optimize=True))
-    return np.asarray(q @ P @ V.T / norm[:, None] / np.sqrt(squared))
+    lost = delta * (shares * w / n).sum(1)
+    return np.asarray((q @ P @ V.T + lost) / norm[:, None] / np.sqrt(squared))

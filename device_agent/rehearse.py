@@ -386,7 +386,7 @@ def _joint(line: Line) -> Point:
     codes = np.concatenate([base.codes[kept], stream.codes])
     class_ids = [base.class_ids[i] for i in kept] + [id_of[name] for name in stream.labels]
     groups = [base.groups[i] for i in kept] + [f"{DEVICE}/{group}" for group in stream.groups]
-    knobs = Knobs(rho=entry.rho, centre_damping=entry.centre_damping, lift_floor=entry.lift_floor)
+    knobs = Knobs(entry.rho, entry.centre_damping, entry.lift_floor, entry.distance_weight)
     moments = Moments(codes.shape[1]) if base.rest is None else base.rest.copy()
     moments.add(codes, class_ids)
     left_out = leave_one_group_out(codes, class_ids, groups, knobs=knobs, learned=moments)

@@ -66,7 +66,7 @@ class Base:
             fold=fold,
             rest=base.rest or Moments(entry.feature_size),
             fitted=frozenset(compress(base.samples, base.fitted[: len(base.codes)])),
-            knobs=Knobs(rho=head.rho, centre_damping=head.centre_damping, lift_floor=head.lift_floor),
+            knobs=Knobs(head.rho, head.centre_damping, head.lift_floor, head.distance_weight),
             calibration=Calibration(
                 temperature=head.temperature,
                 novelty_threshold=head.novelty_threshold,

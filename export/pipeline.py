@@ -359,6 +359,7 @@ def _entry(
             rho=knobs.rho,
             centre_damping=knobs.centre_damping,
             lift_floor=knobs.lift_floor,
+            distance_weight=knobs.distance_weight,
             temperature=calibration.temperature,
             novelty_threshold=calibration.novelty_threshold,
             false_alarm_rate=calibration.false_alarm_rate,

@@ -77,6 +77,7 @@ class HeadEntry(_Part, frozen=True, kw_only=True):
         rho: Shrinkage of the within-class scatter.
         centre_damping: Labels a class needs to count half in the centre.
         lift_floor: Smallest share of |v|^2 the few-label correction may leave.
+        distance_weight: Of the distance in novelty, beside the direction.
         temperature: Softmax temperature T, fitted on left-out scores.
         novelty_threshold: Novelty above it is unknown, at `false_alarm_rate` on left-out known samples.
         false_alarm_rate: The stated rate.
@@ -86,6 +87,7 @@ class HeadEntry(_Part, frozen=True, kw_only=True):
     rho: Positive
     centre_damping: Positive
     lift_floor: Share
+    distance_weight: Share
     temperature: Positive
     novelty_threshold: float
     false_alarm_rate: Share

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dpotrf, dtrtri
+from scipy.linalg.lapack import dpotrf, dpotrs, strtri
 from scipy.special import softmax  # scipy.stats takes a second to import
 
 from sdk.codes import FULL_SCALE, Code, Codes
@@ -51,14 +51,16 @@ class Knobs:
     """Fixed constants of the head's format version (docs/head.md, section 2).
 
     Attributes:
-        rho: Shrinkage of the within-class scatter, in units of its mean eigenvalue.
+        rho: Shrinkage of the within-class scatter, in units of its diagonal and mean eigenvalue.
         centre_damping: Labels at which a class counts half in the centre.
         lift_floor: Smallest share of |v|^2 that the few-label correction may leave.
+        distance_weight: Of the logarithm of the squared distance in novelty.
     """
 
     rho: float = 1.0
-    centre_damping: float = 30.0
+    centre_damping: float = 15.0
     lift_floor: float = 0.25
+    distance_weight: float = 0.05
 
 
 DEFAULT_KNOBS: Final = Knobs()
@@ -453,6 +455,8 @@ class Head:
     _R: npt.NDArray[np.float32]  # (d, d), R' of P = R'R, R the inverse of the Cholesky factor
     _mu: npt.NDArray[np.float32]  # (d,): the centre, and the station's shift: what is taken off a code
     _PV: npt.NDArray[np.float32]  # (d, k): P v_c
+    _offset: Floats  # (k,): b_c, what the noise of the means takes from q' P v_c
+    _plain: Floats  # (k,): v_c' P v_c
     _length: Floats  # (k,): D_c, the corrected |v_c|
     _m: Floats  # (k, d): class means
     _PM: Floats  # (d, k): P m_c
@@ -473,11 +477,9 @@ class Head:
         squared = np.einsum("nd,nd->n", white, white).astype(np.float64)
         for a, u in self._steps:
             squared -= a * (q @ u) ** 2
-        norm = np.sqrt(np.maximum(squared, 0))
-        if len(self.class_ids) == 1:
-            return -norm[:, None], norm
-        scores = (q @ self._PV) / np.where(norm > 0, norm, 1)[:, None] / self._length
-        return scores, 1 - scores.max(1)
+        lengths = Lengths(self._n**2 / self._squared_n, self._plain, self._length, self._offset)
+        along = np.asarray(q @ self._PV, np.float64)
+        return scores_and_novelty(np.maximum(squared, 0), along, lengths, self.delta, self.knobs)
 
     def scores(self, codes: Codes) -> Floats:
         """Return the score (n, k) of codes (n, d): cosine to each class direction, few-label classes corrected.
@@ -488,7 +490,7 @@ class Head:
         return self._cosines(codes)[0]
 
     def novelty(self, codes: Codes) -> Floats:
-        """Return the novelty (n,) of codes (n, d): one minus the largest score; with one class, the distance."""
+        """Return the novelty (n,) of codes (n, d): by direction and distance; with one class, the distance."""
         return self._cosines(codes)[1]
 
     def predict_proba(self, codes: Codes) -> Floats:
@@ -530,7 +532,7 @@ class Head:
     def with_sample(self, code: Code, class_id: bytes, *, own: bool = False) -> Head:
         """Return this head with one more sample of a class, which may be new.
 
-        For serving at once, before `solve` has the canonical head: lambda and delta keep their values, everything
+        For serving at once, before `solve` has the canonical head: Lambda and delta keep their values, everything
         else is as exact as float32 allows (docs/head.md, section 6). Cost: O(d^2 + d k), against O(d^3), and O(d)
         more for each later decision.
 
@@ -632,7 +634,7 @@ class Head:
         w = centre_weights(effective, self.knobs.centre_damping)
         mu, V = w @ m, m - w @ m
         PV = PM - (PM @ w)[:, None]
-        plain = np.maximum(np.einsum("kd,dk->k", V, PV), TINY)
+        lengths = lengths_of(np.einsum("kd,dk->k", V, PV), effective, w, self.delta, self.knobs)
         return replace(
             self,
             class_ids=ids,
@@ -640,7 +642,9 @@ class Head:
             _steps=self._steps if steps is None else steps,
             _mu=(mu + self.adaptation.offset(self.feature_size)).astype(np.float32),
             _PV=PV.astype(np.float32),
-            _length=np.sqrt(corrected(plain, effective, w, self.delta, self.knobs.lift_floor)),
+            _offset=lengths.offset,
+            _plain=lengths.plain,
+            _length=lengths.corrected,
             _m=m,
             _PM=PM,
             _n=classes.n,
@@ -680,22 +684,27 @@ class Geometry:
     n: Floats  # (k,) weights of the samples, added up
     effective: Floats  # (k,) see `Sums`
     m: Floats  # (k, d)
-    L: Floats  # (d, d) lower Cholesky factor of W + lambda I
+    L: Floats  # (d, d) lower Cholesky factor of W + Lambda
     delta: float
 
 
-def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, Floats]:
-    """Return the geometry and R = L^-1, lower triangular (d, d), so that (W + lambda I)^-1 = R'R."""
+def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, npt.NDArray[np.float32]]:
+    """Return the geometry and R = L^-1, lower triangular (d, d), so that (W + Lambda)^-1 = R'R.
+
+    R is float32, as decisions are, and is computed in it: |R q|^2 changed by 6e-9 of itself at d = 1280.
+    """
     d = len(sums.gram)
     count = sums.n.astype(np.float64)
     m = sums.s / count[:, None]
     spread = sums.squares - (m * sums.s).sum(1)  # tr W_c, exact up to one rounding
     trace = float(spread.sum())
     if trace <= 0:  # each class one sample, or all samples of a class alike: no scatter to whiten by
-        return Geometry(count, sums.effective, m, np.eye(d), 0.0), np.eye(d)
+        return Geometry(count, sums.effective, m, np.eye(d), 0.0), np.eye(d, dtype=np.float32)
     W = sums.gram.astype(np.float64)
     W -= sums.s.T.astype(np.float64) @ m
-    W[np.diag_indices(d)] += rho * trace / d
+    diagonal = np.diag_indices(d)
+    ridge = rho * (np.maximum(W[diagonal], 0) + trace / d) / 2
+    W[diagonal] += ridge
     # LAPACK works in place on column order; W is symmetric, so its transpose is W in that order.
     L, failed = dpotrf(W.T, lower=1, clean=1, overwrite_a=1)
     if failed:
@@ -703,16 +712,16 @@ def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, Floats]:
             "the scatter matrix is not positive definite",
             hint="The moments are damaged: fold the label log again.",
         )
-    R, _ = dtrtri(L, lower=1)
-    return Geometry(count, sums.effective, m, L, _delta(count, spread, R, rho * trace / d)), R
+    R, _ = strtri(L.astype(np.float32), lower=1, overwrite_c=1)
+    return Geometry(count, sums.effective, m, L, _delta(count, spread, R, ridge)), R
 
 
-def _delta(n: Floats, spread: Floats, R: Floats, ridge: float) -> float:
+def _delta(n: Floats, spread: Floats, R: npt.NDArray[np.float32], ridge: Floats) -> float:
     """Return delta (docs/head.md, equation 6), from the moments alone.
 
-    tr(P W) = d - lambda tr P is the sum of all samples' leverages h; classes share it as they share tr W.
+    tr(P W) = d - tr(P Lambda) is the sum of all samples' leverages h; classes share it as they share tr W.
     """
-    total = len(R) - ridge * float(np.vdot(R, R))  # tr R'R
+    total = len(R) - float(np.einsum("ij,ij->j", R, R) @ ridge)  # the diagonal of P = R'R
     many = n > 1
     h = (total * spread / spread.sum() / n)[many]
     return float(np.mean(h / np.maximum(1 - 1 / n[many] - h, 0.1)))
@@ -723,12 +732,58 @@ def centre_weights(n: Floats, damping: float) -> Floats:
     return np.asarray(w / w.sum(axis=-1, keepdims=True))
 
 
-def corrected(plain: Floats, n: Floats, w: Floats, delta: float, floor: float) -> Floats:
-    """Return D_c^2 (k,) from |v_c|^2: the excess length of noisy means taken off, down to the floor."""
-    k = len(n)
-    off = np.eye(k) - w
-    excess = delta * (off**2 / n).sum(1)
-    return np.asarray(np.maximum(plain - excess, floor * plain))
+class Lengths(NamedTuple):
+    """What scores need of the class directions v_c beside themselves; (k,) each.
+
+    Attributes:
+        n: Samples of like weight.
+        plain: v_c' P v_c.
+        corrected: D_c, how long v_c is without the noise of the means.
+        offset: b_c, how much smaller that noise makes q' P v_c.
+    """
+
+    n: Floats
+    plain: Floats
+    corrected: Floats
+    offset: Floats
+
+
+def lengths_of(plain: Floats, n: Floats, w: Floats, delta: float, knobs: Knobs) -> Lengths:
+    """Return the corrected lengths (docs/head.md, equations 8 and 9) from v_c' P v_c.
+
+    A class of few labels cannot say itself how long its direction is without noise. As far as its labels do not
+    outweigh that, it is taken to be as long as those of all classes are on average, by their weight in the centre.
+    """
+    plain = np.maximum(plain, TINY)
+    off = np.eye(len(n)) - w
+    own = plain - delta * (off**2 / n).sum(1)
+    least = knobs.lift_floor * plain
+    typical = float(w @ np.maximum(own, least))
+    squared = np.maximum((n * np.maximum(own, 0) + delta) / (n + delta / typical), least)
+    return Lengths(n, plain, np.sqrt(squared), delta * (off * w / n).sum(1))
+
+
+def scores_and_novelty(
+    squared: Floats, along: Floats, lengths: Lengths, delta: float, knobs: Knobs
+) -> tuple[Floats, Floats]:
+    """Return scores (m, k) and novelty (m,) of m samples (docs/head.md, equations 10 and 11).
+
+    Args:
+        squared: (m,), q' P q.
+        along: (m, k), q' P v_c.
+        lengths: Of the k classes.
+        delta: Typical squared distance of a new sample to the true mean of its class.
+        knobs: Of the head.
+    """
+    norm = np.sqrt(squared)
+    if len(lengths.n) == 1:
+        return -norm[:, None], norm
+    scores = (along + lengths.offset) / np.where(norm > 0, norm, 1)[:, None] / lengths.corrected
+    novelty = 1 - scores.max(1)
+    if delta > 0:
+        distance = (squared[:, None] - 2 * along + lengths.plain) / (1 + 1 / lengths.n)
+        novelty += knobs.distance_weight * np.log(np.maximum(distance.min(1) / delta, TINY))
+    return scores, novelty
 
 
 def solve(
@@ -770,10 +825,9 @@ def solve(
     w = centre_weights(geometry.effective, knobs.centre_damping)
     mu = w @ geometry.m
     V = geometry.m - mu
-    PM = R.T @ (R @ geometry.m.T)
+    PM, _ = dpotrs(geometry.L, geometry.m.T, lower=1)
     PV = PM - (PM @ w)[:, None]
-    plain = np.maximum(np.einsum("kd,dk->k", V, PV), TINY)
-    squared = corrected(plain, geometry.effective, w, geometry.delta, knobs.lift_floor)
+    lengths = lengths_of(np.einsum("kd,dk->k", V, PV), geometry.effective, w, geometry.delta, knobs)
     return Head(
         class_ids=sums.class_ids,
         counts=tuple(int(c) for c in sums.samples),
@@ -781,10 +835,12 @@ def solve(
         knobs=knobs,
         calibration=calibration,
         delta=geometry.delta,
-        _R=R.T.astype(np.float32),
+        _R=R.T,
         _mu=(mu + adaptation.offset(moments.feature_size)).astype(np.float32),
         _PV=PV.astype(np.float32),
-        _length=np.sqrt(squared),
+        _offset=lengths.offset,
+        _plain=lengths.plain,
+        _length=lengths.corrected,
         _m=geometry.m,
         _PM=PM,
         _n=geometry.n,

@@ -22,7 +22,6 @@ from sdk.errors import HeadError
 from sdk.head import (
     DEFAULT_KNOBS,
     FALSE_ALARM_RATE,
-    TINY,
     UNADAPTED,
     UNCALIBRATED,
     Adaptation,
@@ -33,8 +32,9 @@ from sdk.head import (
     Knobs,
     Moments,
     centre_weights,
-    corrected,
     geometry_of,
+    lengths_of,
+    scores_and_novelty,
     sums_of,
 )
 
@@ -90,7 +90,7 @@ def leave_one_group_out(
 ) -> LeftOut:
     """Return the left-out scores of every sample, exactly as refitting without its group would give.
 
-    lambda and delta are held at their values for the whole set (docs/head.md, section 4).
+    Lambda and delta are held at their values for the whole set (docs/head.md, section 4).
 
     Cost: one solve, an O(d^2) projection of each sample whose group is scored, then O(|g|^2 (d + |g|)) for each
     such group g. Memory besides codes and result: O(d^2), and `_PROJECTED_ROWS` projected samples, or one group
@@ -212,13 +212,10 @@ def _without(T: Floats, y: Ints, weight: Floats, geometry: Geometry, knobs: Knob
     Q = np.hstack([np.eye(size), np.zeros((size, k))]) - centre
     V = A - centre
     QT = Q @ T
-    norm = np.sqrt(np.maximum(np.einsum("ij,ij->i", QT, Q), 0))
-    if len(n) == 1:
-        return _Without(kept, -norm[:, None], norm)
-    plain = np.maximum(np.einsum("ij,ij->i", V @ T, V), TINY)
-    length = np.sqrt(corrected(plain, n, w, geometry.delta, knobs.lift_floor))
-    scores = QT @ V.T / np.where(norm > 0, norm, 1)[:, None] / length
-    return _Without(kept, scores, 1 - scores.max(1))
+    lengths = lengths_of(np.einsum("ij,ij->i", V @ T, V), n, w, geometry.delta, knobs)
+    squared = np.maximum(np.einsum("ij,ij->i", QT, Q), 0)
+    scores, novelty = scores_and_novelty(squared, QT @ V.T, lengths, geometry.delta, knobs)
+    return _Without(kept, scores, novelty)
 
 
 def calibrate(left_out: LeftOut, false_alarm_rate: float = FALSE_ALARM_RATE) -> Calibration:

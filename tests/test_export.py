@@ -165,7 +165,7 @@ def test_a_device_solves_the_exporters_head(frozen: Made) -> None:
         h = entry.head
         head = solve(
             moments,
-            knobs=Knobs(h.rho, h.centre_damping, h.lift_floor),
+            knobs=Knobs(h.rho, h.centre_damping, h.lift_floor, h.distance_weight),
             calibration=Calibration(h.temperature, h.novelty_threshold, h.false_alarm_rate),
         )
         columns = [head.class_ids.index(class_id) for class_id in bundle.class_names()]

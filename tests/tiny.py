@@ -188,6 +188,7 @@ def tiny_bundle(
                     rho=knobs.rho,
                     centre_damping=knobs.centre_damping,
                     lift_floor=knobs.lift_floor,
+                    distance_weight=knobs.distance_weight,
                     temperature=calibration.temperature,
                     novelty_threshold=calibration.novelty_threshold,
                     false_alarm_rate=calibration.false_alarm_rate,

@@ -76,7 +76,7 @@ def base_head(bundle: Bundle, precision: str | None = None) -> Head:
     base, entry = bundle.base(precision), bundle.precision(precision).head
     return solve(
         base.moments(),
-        knobs=Knobs(entry.rho, entry.centre_damping, entry.lift_floor),
+        knobs=Knobs(entry.rho, entry.centre_damping, entry.lift_floor, entry.distance_weight),
         calibration=Calibration(
             entry.temperature, entry.novelty_threshold, entry.false_alarm_rate, len(set(base.class_ids))
         ),
