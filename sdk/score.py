@@ -221,22 +221,18 @@ def _without(T: Floats, y: Ints, weight: Floats, geometry: Geometry, knobs: Knob
 def calibrate(left_out: LeftOut, false_alarm_rate: float = FALSE_ALARM_RATE) -> Calibration:
     """Return temperature and novelty threshold from left-out scores.
 
-    The threshold is the quantile of novelty over known samples, each class weighing the same, so that a rare
-    class is not called unknown to please a frequent one. T maximises the likelihood, each group weighing the same.
+    The stated rate is that of known parts: groups weigh alike, in the threshold as in T, which maximises the
+    likelihood. So a rare class may be called unknown more often than the rate, and a frequent one less.
     """
     known = ~left_out.orphan
     if not known.any():
         return replace(UNCALIBRATED, false_alarm_rate=false_alarm_rate, classes=len(left_out.class_ids))
     truth, scores, novelty = left_out.truth[known], left_out.scores[known], left_out.novelty[known]
-    per_class = np.bincount(truth, minlength=len(left_out.class_ids)).astype(float)
-    weight = 1 / per_class[truth]
-    weight /= weight.sum()
     per_group = np.bincount(left_out.groups[known]).astype(float)
+    weight, groups = 1 / per_group[left_out.groups[known]], int(np.sum(per_group > 0))
     return Calibration(
-        temperature=_temperature(
-            scores, truth, 1 / per_group[left_out.groups[known]], 0.5 / (np.sum(per_group > 0) + 2)
-        ),
-        novelty_threshold=_upper_quantile(novelty, weight, false_alarm_rate),
+        temperature=_temperature(scores, truth, weight, 0.5 / (groups + 2)),
+        novelty_threshold=_conformal(novelty, weight, false_alarm_rate),
         false_alarm_rate=false_alarm_rate,
         classes=len(left_out.class_ids),
     )
@@ -279,11 +275,20 @@ def _temperature(scores: Floats, truth: Ints, weight: Floats, doubt: float) -> f
     return float(np.exp(minimize_scalar(loss, bounds=(0.0, np.log(1000)), method="bounded").x))
 
 
-def _upper_quantile(values: Floats, weight: Floats, share: float) -> float:
-    """Return the smallest value with at most `share` of the weight above it."""
+def _conformal(values: Floats, weight: Floats, rate: float) -> float:
+    """Return the lowest of the values that a new group is expected to exceed at most at this rate.
+
+    Conformal risk control (Angelopoulos and others, arXiv:2208.02814): the new group may be as bad as can be, so
+    one more is counted. A rate below 1 / (g + 1) cannot be promised; then it is the highest value.
+
+    Args:
+        values: (n,), n > 0.
+        weight: (n,), adding up to the number of groups g.
+        rate: In (0, 1).
+    """
     order = np.argsort(values)[::-1]
-    above = np.cumsum(weight[order])
-    return float(values[order][int(np.searchsorted(above, share + 1e-12, side="right"))])
+    above = (np.cumsum(weight[order]) + 1) / (weight.sum() + 1)
+    return float(values[order][int(np.searchsorted(above[:-1], rate + 1e-12, side="right"))])
 
 
 @dataclass(frozen=True)

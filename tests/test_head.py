@@ -550,6 +550,36 @@ def test_the_threshold_keeps_its_false_alarm_rate_on_new_samples() -> None:
     assert abs(head.decide(codes[~half]).unknown.mean() - 0.1) < 0.05
 
 
+def novelties(values: npt.ArrayLike, groups: npt.ArrayLike) -> LeftOut:
+    novelty = np.asarray(values, np.float64)
+    n = len(novelty)
+    scores = np.tile([1.0, 0.0], (n, 1))
+    return LeftOut((A, B), np.zeros(n, np.int64), np.asarray(groups), scores, novelty, np.zeros(n, bool))
+
+
+def test_a_new_part_is_called_unknown_at_most_at_the_stated_rate() -> None:
+    """Parts are alike but for chance: on average over reference sets and new parts, the promise holds."""
+    rng = np.random.default_rng(2)
+    above = []
+    for _ in range(300):
+        parts, new = rng.normal(size=60), rng.normal(size=50)
+        found = novelties(np.repeat(parts, 3) + rng.normal(0, 0.1, 180), np.repeat(np.arange(60), 3))
+        above.append((new > calibrate(found, 0.05).novelty_threshold).mean())
+    assert 0.03 < np.mean(above) <= 0.055
+
+
+def test_many_pictures_of_one_part_do_not_move_the_threshold() -> None:
+    alone = novelties(np.arange(100.0), np.arange(100))
+    often = novelties([*np.arange(100.0), *[99.0] * 50], [*range(100), *[99] * 50])
+    assert calibrate(alone, 0.05).novelty_threshold == calibrate(often, 0.05).novelty_threshold == 95.0
+
+
+@pytest.mark.parametrize("groups", [2, 10, 18])
+def test_too_few_groups_for_the_rate_call_nothing_unknown_that_was_seen(groups: int) -> None:
+    found = novelties(np.arange(float(groups)), np.arange(groups))
+    assert calibrate(found, 0.05).novelty_threshold == groups - 1
+
+
 def test_an_odd_first_label_is_not_taken_for_a_far_class() -> None:
     """Of a class's first label, half is noise: the direction is corrected to about the length of the others."""
     codes, ids, _ = clusters({A: 60, B: 60, C: 60}, d=64, spread=25.0, seed=4)
