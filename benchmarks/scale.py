@@ -166,6 +166,7 @@ def make(folder: Path, n: int, d: int, k: int, limit: int) -> Figures:
             rho=head.knobs.rho,
             centre_damping=head.knobs.centre_damping,
             lift_floor=head.knobs.lift_floor,
+            distance_weight=head.knobs.distance_weight,
             temperature=calibration.temperature,
             novelty_threshold=calibration.novelty_threshold,
             false_alarm_rate=calibration.false_alarm_rate,

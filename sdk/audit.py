@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_softmax
 
-from sdk.head import Calibration, Floats
+from sdk.head import TINY, Calibration, Floats, probabilities_of
 from sdk.score import LeftOut, share
 
 
@@ -36,12 +35,9 @@ class Suspect:
 
 def suspicion(left_out: LeftOut, calibration: Calibration) -> Floats:
     """Return how improbable each left-out sample's own label is, (n,): minus log probability; orphans get 0."""
-    logits = np.where(np.isfinite(left_out.scores), calibration.temperature * left_out.scores, -np.inf)
-    if logits.shape[1] < 2:
-        return np.zeros(len(logits))
-    rows = np.arange(len(logits))
-    surprise = -log_softmax(logits, axis=1)[rows, left_out.truth]
-    return np.asarray(np.where(left_out.orphan, 0.0, surprise))
+    rows = np.arange(len(left_out.truth))
+    p = probabilities_of(left_out.scores, calibration.temperature)[rows, left_out.truth]
+    return np.asarray(-np.log(np.where(left_out.orphan, 1.0, np.maximum(p, TINY))))
 
 
 def suspects(left_out: LeftOut, calibration: Calibration, *, limit: int = 50) -> list[Suspect]:

@@ -71,7 +71,7 @@ class Calibration:
     """What turns scores into probabilities and novelty into "unknown".
 
     Attributes:
-        temperature: T of softmax(T score).
+        temperature: T of `probabilities_of`.
         novelty_threshold: Novelty above it is unknown.
         false_alarm_rate: Share of left-out known samples above the threshold, as asked for.
         classes: Number of classes it was made with. Cosines of one, two and more classes are on different
@@ -495,12 +495,12 @@ class Head:
 
     def predict_proba(self, codes: Codes) -> Floats:
         """Return class probabilities (n, k) of codes (n, d), calibrated on left-out scores."""
-        return np.asarray(softmax(self.calibration.temperature * self.scores(codes), axis=1))
+        return probabilities_of(self.scores(codes), self.calibration.temperature)
 
     def decide(self, codes: Codes) -> Decisions:
         """Return the decisions for codes (n, d). Cost: O(d^2 + d k) for each."""
         scores, novelty = self._cosines(codes)
-        probabilities = softmax(self.calibration.temperature * scores, axis=1)
+        probabilities = probabilities_of(scores, self.calibration.temperature)
         best = scores.argmax(1)
         return Decisions(
             class_index=best,
@@ -784,6 +784,17 @@ def scores_and_novelty(
         distance = (squared[:, None] - 2 * along + lengths.plain) / (1 + 1 / lengths.n)
         novelty += knobs.distance_weight * np.log(np.maximum(distance.min(1) / delta, TINY))
     return scores, novelty
+
+
+def probabilities_of(scores: Floats, temperature: float) -> Floats:
+    """Return the probabilities (m, k) of scores (m, k), of which minus infinity is no class.
+
+    The softmax of T score, and of 0 for a direction at right angles to all classes, whose probability these share:
+    what is like none of them may be any (docs/head.md, equation 12).
+    """
+    there = np.isfinite(scores)
+    p = softmax(np.hstack([temperature * scores, np.zeros((len(scores), 1))]), axis=1)
+    return np.asarray(p[:, :-1] + p[:, -1:] * there / there.sum(1, keepdims=True))
 
 
 def solve(

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from sdk.errors import HeadError
-from sdk.head import Calibration, Floats
+from sdk.head import Calibration, Floats, probabilities_of
 from sdk.score import LeftOut, share
 
 
@@ -56,8 +55,7 @@ def defect_probability(scores: Floats, good: npt.NDArray[np.bool_], temperature:
         good: (k,) bool.
         temperature: Of the calibration.
     """
-    probabilities = softmax(temperature * scores, axis=1)
-    return np.asarray(probabilities[:, ~good].sum(1))
+    return np.asarray(probabilities_of(scores, temperature)[:, ~good].sum(1))
 
 
 def operating_point(

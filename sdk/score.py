@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize_scalar
-from scipy.special import betaincinv, log_softmax, softmax, stdtrit  # scipy.stats takes a second to import
+from scipy.special import betaincinv, stdtrit  # scipy.stats takes a second to import
 
 from sdk.codes import Codes
 from sdk.errors import HeadError
 from sdk.head import (
     DEFAULT_KNOBS,
     FALSE_ALARM_RATE,
+    TINY,
     UNADAPTED,
     UNCALIBRATED,
     Adaptation,
@@ -34,6 +35,7 @@ from sdk.head import (
     centre_weights,
     geometry_of,
     lengths_of,
+    probabilities_of,
     scores_and_novelty,
     sums_of,
 )
@@ -245,14 +247,13 @@ def quadratic_score(left_out: LeftOut) -> Floats:
     weighs more than that. It sees more than the few decisions that change. That of an orphan says nothing.
     """
     known = ~left_out.orphan
-    there = np.isfinite(left_out.scores)
     T = UNCALIBRATED.temperature
     if known.any():
         per_group = np.bincount(left_out.groups[known]).astype(float)
         weight = 1 / per_group[left_out.groups[known]]
         doubt = 0.5 / (len(np.unique(left_out.groups)) + 2)
         T = _temperature(left_out.scores[known], left_out.truth[known], weight, doubt)
-    p = softmax(np.where(there, T * np.where(there, left_out.scores, 0), -np.inf), axis=1)
+    p = probabilities_of(left_out.scores, T)
     return np.asarray(2 * p[np.arange(len(p)), left_out.truth] - (p**2).sum(1))
 
 
@@ -267,8 +268,9 @@ def _temperature(scores: Floats, truth: Ints, weight: Floats, doubt: float) -> f
     there = np.isfinite(scores)
 
     def loss(log_t: float) -> float:
-        log_p = log_softmax(np.where(there, np.exp(log_t) * scores, -np.inf), axis=1)
-        any_class = np.where(there, log_p, 0).sum(1) / there.sum(1)
+        p = probabilities_of(scores, float(np.exp(log_t)))
+        log_p = np.log(np.where(there, np.maximum(p, TINY), 1))
+        any_class = log_p.sum(1) / there.sum(1)
         return -float(weight @ ((1 - doubt) * log_p[rows, truth] + doubt * any_class)) / float(weight.sum())
 
     # Cosines differ by at most 2: below 1 nothing is ever sure, above 1000 everything is.

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
-from sdk.head import UNCALIBRATED, Calibration, Knobs, Moments, same, solve
+from sdk.head import UNCALIBRATED, Calibration, Knobs, Moments, probabilities_of, same, solve
 from sdk.score import LeftOut, calibrate, leave_one_group_out, score, share
 from sdk.verdict import trial
 from tests.builders import random_codes
@@ -578,6 +578,15 @@ def test_many_pictures_of_one_part_do_not_move_the_threshold() -> None:
 def test_too_few_groups_for_the_rate_call_nothing_unknown_that_was_seen(groups: int) -> None:
     found = novelties(np.arange(float(groups)), np.arange(groups))
     assert calibrate(found, 0.05).novelty_threshold == groups - 1
+
+
+def test_what_is_like_no_class_may_be_any() -> None:
+    p = probabilities_of(np.array([[1.0, 0.0, -np.inf], [-0.8, -0.9, -np.inf], [0.2, 0.2, 0.2]]), 20.0)
+    np.testing.assert_allclose(p.sum(1), 1)
+    assert p[0, 0] > 0.99
+    assert abs(p[1, 0] - 0.5) < 1e-6, "the larger of two bad scores says nothing"
+    assert (p[:2, 2] == 0).all(), "a class that is not there has no share"
+    np.testing.assert_allclose(p[2], 1 / 3)
 
 
 def test_an_odd_first_label_is_not_taken_for_a_far_class() -> None:
