@@ -20,6 +20,7 @@ from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
 from sdk.bundle import Bundle
 from sdk.errors import BadImages, UnknownClassError
+from sdk.grouping import derive_groups
 from sdk.head import Head
 from sdk.images import ImageSet, LabelledImage, read
 from sdk.operating import Rate, defect_probability, operating_point
@@ -244,10 +245,11 @@ def accept(
         base = bundle.base(precision)
         e = len(base.codes)
         fitted = base.fitted[:e]
+        groups = derive_groups(base.codes, base.class_ids[:e], base.groups[:e], knobs=head.knobs).groups
         left_out = leave_one_group_out(
             base.codes,
             base.class_ids[:e],
-            base.groups[:e],
+            groups,
             knobs=head.knobs,
             only=~fitted if fitted.any() and not fitted.all() else None,
             learned=base.moments(),

@@ -23,6 +23,7 @@ from device_agent.runtime import Runtime
 from device_agent.shift import DEVICE, Coded, Line, Point, Policy, Shift, Test, checkpoints, replay
 from sdk.bundle import Bundle
 from sdk.errors import BadImages
+from sdk.grouping import derive_groups
 from sdk.head import Knobs, Moments, solve
 from sdk.images import ImageSet, LabelledImage
 from sdk.labels import new_class_id
@@ -389,7 +390,8 @@ def _joint(line: Line) -> Point:
     knobs = Knobs(entry.rho, entry.centre_damping, entry.lift_floor, entry.distance_weight)
     moments = Moments(codes.shape[1]) if base.rest is None else base.rest.copy()
     moments.add(codes, class_ids)
-    left_out = leave_one_group_out(codes, class_ids, groups, knobs=knobs, learned=moments)
+    together = derive_groups(codes, class_ids, groups, knobs=knobs).groups
+    left_out = leave_one_group_out(codes, class_ids, together, knobs=knobs, learned=moments)
     calibration = calibrate(left_out, entry.false_alarm_rate)
     head = solve(moments, knobs=knobs, calibration=calibration)
     name_of = {class_id: name for name, class_id in id_of.items()}

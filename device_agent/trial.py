@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sdk.adaptation import Labelled
 from sdk.bundle import Bundle
 from sdk.errors import BadFormat, HeadError
+from sdk.grouping import derive_groups
 from sdk.head import UNADAPTED, UNCALIBRATED, Adaptation, Calibration, Head, Knobs, Moments
 from sdk.labels import Fold, LiveSet
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
@@ -99,7 +100,8 @@ class Base:
     ) -> LeftOut | None:
         """Return the left-out scores of the samples that may be scored; None where nothing can be left out yet.
 
-        Summed samples are learned from and cannot be left out: `LeftOut.summed` says how many.
+        Groups that show one part are left out together (`sdk.grouping`). Summed samples are learned from and cannot
+        be left out: `LeftOut.summed` says how many.
 
         Args:
             live: The live set.
@@ -118,7 +120,7 @@ class Base:
             return leave_one_group_out(
                 live.codes,
                 live.class_ids,
-                live.groups,
+                derive_groups(live.codes, live.class_ids, live.groups, knobs=self.knobs, stop=stop).groups,
                 knobs=self.knobs,
                 only=only,
                 own=owned(live, device),

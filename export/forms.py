@@ -26,6 +26,7 @@ from export.report import PrecisionReport
 from export.selection import Selection
 from sdk.codes import Codes, Features, encode, fit_scale
 from sdk.errors import CalibrationFailed, ExportError, ParityFailed
+from sdk.grouping import derive_groups
 from sdk.head import Calibration, Head, Moments, solve
 from sdk.preprocess import Preprocess
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out, score
@@ -58,6 +59,7 @@ class Form:
     forced: Score
     cosine: float = 1.0
     kernel_difference: float = 0.0
+    grouping_note: str | None = None
 
     @property
     def calibration(self) -> Calibration:
@@ -95,6 +97,8 @@ def make_forms(
             return _with_head(precision, weights, onnx, features, learned, judged)
 
     fp32 = form(FP32, "32-bit float", model)
+    if fp32.grouping_note is not None:
+        log.warn(fp32.grouping_note)
     forms, refusals = [fp32], []
     if INT8 in precisions:
         calibration = stratified(learned.labels, CALIBRATION_IMAGES)
@@ -142,8 +146,9 @@ def _with_head(
             hint="Use other weights, or check that the images are not all black.",
         ) from error
     codes = encode(features, scale)
+    grouping = derive_groups(codes, learned.ids, learned.groups)
     left_out: LeftOut = leave_one_group_out(
-        codes, learned.ids, learned.groups, only=judged, samples=learned.samples
+        codes, learned.ids, grouping.groups, only=judged, samples=learned.samples
     )
     calibration = calibrate(left_out)
     if not np.isfinite(calibration.novelty_threshold):
@@ -161,6 +166,7 @@ def _with_head(
         left_out,
         score(left_out, calibration),
         score(left_out, calibration, unknown_is_miss=False),
+        grouping_note=grouping.note(),
     )
 
 

@@ -70,6 +70,7 @@ ABOVE = {
     "sdk/wire.py": {"errors", "labels"},
     "sdk/head.py": {"errors", "codes"},
     "sdk/score.py": {"errors", "codes", "head"},
+    "sdk/grouping.py": {"codes", "head"},
     "sdk/verdict.py": {"head", "score"},
     "sdk/operating.py": {"errors", "head", "score"},
     "sdk/audit.py": {"head", "score"},

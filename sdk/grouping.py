@@ -1,0 +1,299 @@
+"""Groups for a score: those given, joined where codes are so alike that they must show one part.
+
+A score is honest only if what is left out is new to the head. Pictures of one part that carry no common group id
+vouch for each other: on magnetic tile leaving out single images claims 94 % where the truth on parts never seen is
+57 %. docs/head.md, section 4, has the rule and what it measured. Rules this module keeps:
+
+- Computed when scoring, from codes alone; never stored.
+- A given group is never divided. Groups are joined within a class only: a copy under another
+  label flatters no score, and the audit wants to see it.
+- The same result whatever the order of the samples. No files, no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cholesky, solve_triangular
+
+from sdk.codes import Codes
+from sdk.head import DEFAULT_KNOBS, Ints, Knobs
+
+FALSE_JOIN_RATE: Final = 0.005
+"""Share of pairs of unrelated samples that are as alike as the threshold. From 0.002 to 0.01 it matters little
+(decision 0010)."""
+MIN_PAIRS: Final = 200
+"""Fewer unrelated pairs cannot show that share: groups stay as given."""
+MAX_CLASS_GROUPS: Final = 4096
+"""Groups of one class that are compared with each other: 67 MB of similarities."""
+MANY: Final = 0.1
+"""Joining this share of the groups is worth a note."""
+_REFERENCE_SAMPLES: Final = 1024
+"""Samples whose pairs set the threshold, spread evenly over the classes: half a million pairs."""
+_MIN_CLASS: Final = 3
+"""Of two samples the residuals are opposite, however alike they are."""
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups to leave out together, and how they came about.
+
+    Attributes:
+        groups: Group id, n: of each sample the smallest of the given ids that were joined.
+        given: Number of groups given.
+        found: Number of groups after joining.
+        shared_given: Given groups of several samples.
+        joined_shared: Those of them that were joined with another group of several samples.
+        threshold: Mean similarity from which on groups were joined; None where nothing could be compared.
+        skipped: Classes of more than `MAX_CLASS_GROUPS` groups, whose groups stay as given.
+    """
+
+    groups: tuple[str, ...]
+    given: int
+    found: int
+    shared_given: int
+    joined_shared: int
+    threshold: float | None
+    skipped: tuple[bytes, ...]
+
+    def note(self) -> str | None:
+        """Return what people should know of it, in a sentence; None where next to nothing was joined."""
+        if self.joined_shared:
+            return (
+                f"{self.joined_shared} of {self.shared_given} groups of several images look like the same part as "
+                "another group and are left out together: check the group ids."
+            )
+        if self.given - self.found < MANY * self.given:
+            return None
+        what = "single images look like parts that others show" if self.shared_given else "no groups were given"
+        return (
+            f"{what[0].upper()}{what[1:]}: {self.given} groups became {self.found}, by how alike their codes are. "
+            "Give a group id for each part, and the score needs no guess."
+        )
+
+
+def derive_groups(
+    codes: Codes,
+    class_ids: Sequence[bytes],
+    groups: Sequence[str],
+    *,
+    knobs: Knobs = DEFAULT_KNOBS,
+    stop: Callable[[], bool] | None = None,
+) -> Grouping:
+    """Return the groups to leave out together.
+
+    Cost: as much as a solve and the projection of all samples, O(d^3 + n d^2); then O(g^2 d) for each class of g
+    groups.
+
+    Args:
+        codes: (n, d) int8.
+        class_ids: Class after merges, n.
+        groups: Group id, n; an id of its own where nothing is known of a sample.
+        knobs: Of the head that is scored.
+        stop: Asked between steps; true ends the work with `InterruptedError`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> parts = rng.integers(-90, 90, (40, 64))
+    >>> twice = np.concatenate([parts, parts + rng.integers(-9, 9, parts.shape)]).astype(np.int8)
+    >>> found = derive_groups(twice, [b"a" * 16, b"b" * 16] * 40, [f"{i:02}" for i in range(80)])
+    >>> found.given, found.found <= 40, found.groups[0] == found.groups[40]
+    (80, True, True)
+    """
+    if not len(codes) == len(class_ids) == len(groups):
+        raise ValueError(f"{len(class_ids)} classes and {len(groups)} groups for {len(codes)} codes")
+    given = len(set(groups))
+    shared = _shared(groups)
+    names = tuple(str(group) for group in groups)
+    y = np.unique(np.array([int.from_bytes(c, "big") for c in class_ids], object), return_inverse=True)[1]
+    # In one order, whatever the caller's: sums of floats depend on it, and so might a pair at the threshold.
+    order = np.array(
+        sorted(range(len(names)), key=lambda i: (class_ids[i], names[i], codes[i].tobytes())), np.int64
+    )
+    as_given = Grouping(names, given, given, len(shared), 0, None, ())
+    if len(order) < _MIN_CLASS:
+        return as_given
+    x, y = codes[order], y[order].astype(np.int64)
+    white = _whitened_residuals(x, y, knobs)
+    threshold = _threshold(white, y)
+    _ask(stop)
+    if threshold is None:
+        return as_given
+    ids = [names[i] for i in order]
+    joined = _Union(sorted(set(ids)))
+    together: list[tuple[str, str]] = []
+    skipped: list[bytes] = []
+    for c in range(int(y.max()) + 1):
+        rows = np.flatnonzero(y == c)
+        if len(rows) < _MIN_CLASS:
+            continue
+        here = [ids[i] for i in rows]
+        if len(set(here)) > MAX_CLASS_GROUPS:
+            skipped.append(class_ids[order[rows[0]]])
+            continue
+        together += _alike(white[rows], here, shared, threshold)
+        _ask(stop)
+    for one, other in together:
+        joined.join(one, other)
+    found = tuple(joined.root(name) for name in names)
+    of_root: dict[str, int] = {}
+    for name in shared:
+        of_root[joined.root(name)] = of_root.get(joined.root(name), 0) + 1
+    return Grouping(
+        groups=found,
+        given=given,
+        found=len(set(found)),
+        shared_given=len(shared),
+        joined_shared=sum(count for count in of_root.values() if count > 1),
+        threshold=threshold,
+        skipped=tuple(skipped),
+    )
+
+
+def _ask(stop: Callable[[], bool] | None) -> None:
+    if stop is not None and stop():
+        raise InterruptedError("grouping was asked to stop")
+
+
+def _shared(groups: Sequence[str]) -> frozenset[str]:
+    counts: dict[str, int] = {}
+    for group in groups:
+        counts[str(group)] = counts.get(str(group), 0) + 1
+    return frozenset(group for group, count in counts.items() if count > 1)
+
+
+def _whitened_residuals(codes: Codes, y: Ints, knobs: Knobs) -> Float32:
+    """Return rows of length one, (n, d): samples less their class's mean, as the head's metric sees them.
+
+    The ridge is rho mean eigenvalues of the directions that the samples span: with fewer samples than numbers in a
+    code, the head's own would whiten away what two pictures of one part have in common.
+
+    Args:
+        codes: (n, d) int8, sorted by class.
+        y: (n,) class index.
+        knobs: rho.
+    """
+    n, d = codes.shape
+    counts = np.bincount(y)
+    U = codes.astype(np.float64)
+    U -= (np.add.reduceat(U, np.cumsum(counts) - counts, axis=0) / counts[:, None])[y]
+    ridge = knobs.rho * float(np.vdot(U, U)) / max(min(d, n - len(counts)), 1)
+    if ridge <= 0:
+        return np.zeros((n, 1), np.float32)
+    W = U.T @ U
+    W[np.diag_indices(d)] += ridge
+    L = cholesky(W, lower=True, overwrite_a=True, check_finite=False)
+    white = solve_triangular(L, U.T, lower=True, overwrite_b=True, check_finite=False).T
+    length = np.sqrt(np.einsum("nd,nd->n", white, white))
+    return np.ascontiguousarray(white / np.where(length > 0, length, np.inf)[:, None], np.float32)
+
+
+def _threshold(white: Float32, y: Ints) -> float | None:
+    """Return the similarity that `FALSE_JOIN_RATE` of unrelated pairs reach; None where there are too few.
+
+    Pairs of two classes are unrelated. With one class the lower half of all pairs, mirrored, stands for them:
+    pictures of one part are alike, not unlike.
+    """
+    rows = np.flatnonzero(np.abs(white).any(1))
+    if len(rows) > _REFERENCE_SAMPLES:
+        rows = rows[np.linspace(0, len(rows) - 1, _REFERENCE_SAMPLES).astype(np.int64)]
+    if not len(rows):
+        return None
+    upper = np.triu_indices(len(rows), 1)
+    found = (white[rows] @ white[rows].T)[upper]
+    across = (y[rows][:, None] != y[rows][None])[upper]
+    if across.any():
+        pairs = found[across]
+        return None if len(pairs) < MIN_PAIRS else float(np.quantile(pairs, 1 - FALSE_JOIN_RATE))
+    if len(found) < MIN_PAIRS:
+        return None
+    return float(2 * np.median(found) - np.quantile(found, FALSE_JOIN_RATE))
+
+
+def _alike(white: Float32, ids: Sequence[str], shared: frozenset[str], threshold: float) -> list[tuple[str, str]]:
+    """Return pairs of group ids of one class to join.
+
+    Two groups of several samples each say that they are all of their part: they are joined only where their
+    samples are as alike across as given groups are inside (the median of this class).
+
+    Args:
+        white: (n_c, d), sorted by group.
+        ids: Group id of each.
+        shared: Group ids of several samples, of any class.
+        threshold: Mean similarity from which on two groups are joined.
+    """
+    names, starts, counts = np.unique(np.array(ids, object).astype(str), return_index=True, return_counts=True)
+    total = np.add.reduceat(white, starts, axis=0)
+    size = counts.astype(np.float32)
+    S = total @ total.T
+    inside = (np.diag(S) - size)[size > 1] / (size * (size - 1))[size > 1]
+    S /= size
+    S /= size[:, None]
+    trusted = np.array([name in shared for name in names])
+    strict = max(threshold, float(np.median(inside))) if len(inside) else np.inf
+    S[np.outer(trusted, trusted) & (strict > S)] = -np.inf
+    np.fill_diagonal(S, -np.inf)
+    return [(str(names[a]), str(names[b])) for a, b in _average_linkage(S, size, threshold)]
+
+
+def _average_linkage(S: Float32, size: Float32, threshold: float) -> list[tuple[int, int]]:
+    """Return the pairs of clusters joined while their mean similarity is at least `threshold`, (kept, gone).
+
+    By chains of nearest neighbours: joining two clusters makes neither more alike to a third, so whatever the
+    order, the result is one (Murtagh, 1983).
+
+    Args:
+        S: (m, m) similarity, minus infinity on the diagonal and where two must not be joined. Overwritten.
+        size: (m,) samples of each. Overwritten.
+    """
+    joins: list[tuple[int, int]] = []
+    alive = np.ones(len(S), bool)
+    chain: list[int] = []
+
+    def remove(cluster: int) -> None:
+        alive[cluster] = False
+        S[cluster], S[:, cluster] = -np.inf, -np.inf
+
+    while alive.any():
+        if not chain:
+            chain.append(int(alive.argmax()))
+        end, before = chain[-1], chain[-2] if len(chain) > 1 else -1
+        nearest = int(S[end].argmax())
+        if before >= 0 and S[end, before] >= S[end, nearest]:
+            nearest = before
+        if S[end, nearest] < threshold:  # nothing nearer can come: this one is complete
+            remove(chain.pop())
+        elif nearest != before:
+            chain.append(nearest)
+        else:
+            del chain[-2:]
+            kept, gone = min(end, before), max(end, before)
+            joins.append((kept, gone))
+            row = (size[kept] * S[kept] + size[gone] * S[gone]) / (size[kept] + size[gone])
+            size[kept] += size[gone]
+            remove(gone)
+            row[[kept, gone]] = -np.inf
+            S[kept], S[:, kept] = row, row
+    return joins
+
+
+class _Union:
+    """Which group ids were joined; the smallest stands for all."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._parent = {name: name for name in names}
+
+    def root(self, name: str) -> str:
+        while self._parent[name] != name:
+            self._parent[name] = self._parent[self._parent[name]]
+            name = self._parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        low, high = sorted((self.root(one), self.root(other)))
+        self._parent[high] = low
