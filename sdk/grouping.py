@@ -32,6 +32,8 @@ MAX_CLASS_GROUPS: Final = 4096
 """Groups of one class that are compared with each other: 67 MB of similarities."""
 MANY: Final = 0.1
 """Joining this share of the groups is worth a note."""
+GROUPED: Final = 0.5
+"""A class with this share of its samples in groups of several was grouped by somebody, single samples too."""
 _REFERENCE_SAMPLES: Final = 1024
 """Samples whose pairs set the threshold, spread evenly over the classes: half a million pairs."""
 _MIN_CLASS: Final = 3
@@ -218,8 +220,9 @@ def _threshold(white: Float32, y: Ints) -> float | None:
 def _alike(white: Float32, ids: Sequence[str], shared: frozenset[str], threshold: float) -> list[tuple[str, str]]:
     """Return pairs of group ids of one class to join.
 
-    Two groups of several samples each say that they are all of their part: they are joined only where their
-    samples are as alike across as given groups are inside (the median of this class).
+    Two groups of several samples each say that they are all of their part, and where most samples of the class are
+    in such groups, single ones say so too. These are joined only where they are as alike across as given groups
+    are inside (the median of this class).
 
     Args:
         white: (n_c, d), sorted by group.
@@ -235,6 +238,8 @@ def _alike(white: Float32, ids: Sequence[str], shared: frozenset[str], threshold
     S /= size
     S /= size[:, None]
     trusted = np.array([name in shared for name in names])
+    if size[trusted].sum() >= GROUPED * len(ids):
+        trusted[:] = True
     strict = max(threshold, float(np.median(inside))) if len(inside) else np.inf
     S[np.outer(trusted, trusted) & (strict > S)] = -np.inf
     np.fill_diagonal(S, -np.inf)

@@ -123,12 +123,12 @@ def test_one_part_under_two_ids_is_found() -> None:
     assert (found.shared_given, found.joined_shared) == (41, 2)
 
 
-def test_single_pictures_join_the_part_they_show() -> None:
+def test_single_pictures_are_joined_where_few_are_in_groups() -> None:
+    """A release without groups, and a few parts that a device has seen several times."""
     codes, ids, groups = parts(20, 4)
-    some = [f"lost {i:02}" if i % 4 == 3 else g for i, g in enumerate(groups)]
+    some = [g if int(g[-3:]) < 5 else f"lost {i:03}" for i, g in enumerate(groups)]
     found = derive_groups(codes, ids, some)
-    right = sum(now == groups[i] for i, now in enumerate(found.groups) if i % 4 == 3)
-    assert right >= 36
+    assert found.found < 60
     assert found.joined_shared == 0
 
 
@@ -191,7 +191,7 @@ def test_people_are_told_when_much_was_joined(case: str, words: str | None) -> N
     names = {
         "given": groups,
         "none": alone(160),
-        "some": [f"lost {i:02}" if i % 4 == 3 else g for i, g in enumerate(groups)],
+        "some": [g if int(g[-3:]) < 5 else f"lost {i:03}" for i, g in enumerate(groups)],
         "twice": [f"{g}-again" if g == "61-003" and i % 2 else g for i, g in enumerate(groups)],
     }[case]
     note = derive_groups(codes, ids, names).note()

@@ -1,0 +1,376 @@
+"""How many more labels? The learning curve from what is there, and what more labels would give, with an interval.
+
+docs/head.md, section 5. Heads are learned from a quarter, a half and four fifths of the groups and judged on the
+others. Misses fall as a power of the number of groups, towards a plateau; how fast, and to where, is as uncertain
+as the groups leave it. Unknown is a miss: the rate of false alarms comes on top, however many labels there are. No
+files; clock and seed come in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sdk.codes import Codes
+from sdk.errors import HeadError
+from sdk.head import (
+    DEFAULT_KNOBS,
+    FALSE_ALARM_RATE,
+    TINY,
+    Floats,
+    Ints,
+    Knobs,
+    centre_weights,
+    corrected,
+    geometry_of,
+)
+
+ADDED: Final = (5, 10, 20)
+"""More labels of each class that are looked ahead to; and as many again as there are."""
+HELP: Final = 10
+"""Which class more labels help most is asked for this many of them."""
+WORTH: Final = 0.01
+"""A gain of less than a point of balanced accuracy is not worth a sentence."""
+_SHARES: Final = ((1, 4), (1, 2), (4, 5))
+"""Learn from so many of so many blocks of groups, each block in turn."""
+_RATES: Final = np.linspace(0.05, 1.0, 20)
+"""Power of the number of groups at which avoidable misses fall: from hardly to as fast as one over it."""
+_PLATEAUS: Final = np.linspace(0.0, 0.95, 20)
+"""Share of today's misses that no number of labels avoids."""
+_POOLED: Final = 0.2
+"""How far, as a logarithm, a mean over classes may be off the curve."""
+_OWN: Final = 0.5
+"""The same for one class, which goes its own way and has fewer groups."""
+_DRAWS: Final = 1000
+_LOW: Final = 0.025
+_ROUNDING: Final = 1e-9
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A share in [0, 1] that is expected, and where it will lie in 95 % of cases."""
+
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What more labels would give.
+
+    Attributes:
+        added: Labels more of each class, of parts not seen before; None: as many again as each class has.
+        balanced_accuracy: Mean of the recalls.
+        recalls: Per class, in the order of `Outlook.classes`.
+    """
+
+    added: int | None
+    balanced_accuracy: Expected
+    recalls: tuple[Expected, ...]
+
+
+@dataclass(frozen=True)
+class ClassOutlook:
+    """One class.
+
+    Attributes:
+        class_id: After merges.
+        groups: It has.
+        recall: Now, on groups never learned.
+        gain: Of balanced accuracy by `HELP` more labels of this class alone.
+    """
+
+    class_id: bytes
+    groups: int
+    recall: Expected
+    gain: Expected
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The learning curve.
+
+    Attributes:
+        balanced_accuracy: Now.
+        steps: For each of `ADDED`, then for twice the labels.
+        classes: Those of more than one group.
+        one_group: The others, of which nothing can be said.
+        heads: How many were learned for it.
+    """
+
+    balanced_accuracy: Expected
+    steps: tuple[Step, ...]
+    classes: tuple[ClassOutlook, ...]
+    one_group: tuple[bytes, ...]
+    heads: int
+
+    def helps_most(self) -> ClassOutlook:
+        """Return the class of which more labels are worth most."""
+        return max(self.classes, key=lambda each: (each.gain.share, each.class_id))
+
+    def sentence(self, names: Callable[[bytes], str]) -> str:
+        """Return it for an operator.
+
+        Args:
+            names: Class id to the name people use.
+        """
+        now, doubled, best = self.balanced_accuracy, self.steps[-1].balanced_accuracy, self.helps_most()
+        twice = (
+            f"with twice the labels of every class expect {doubled.share:.0%} ({doubled.low:.0%} to "
+            f"{doubled.high:.0%}), now {now.share:.0%}"
+        )
+        if best.gain.share < WORTH:
+            return f"No class needs more labels: {twice}."
+        return (
+            f"Label {names(best.class_id)} next: {HELP} more are worth about {100 * best.gain.share:.0f} points "
+            f"({100 * best.gain.low:.0f} to {100 * best.gain.high:.0f}) of balanced accuracy; {twice}."
+        )
+
+
+def outlook(
+    codes: Codes,
+    class_ids: Sequence[bytes],
+    groups: Sequence[str],
+    *,
+    seed: int,
+    budget_s: float,
+    clock: Callable[[], float],
+    knobs: Knobs = DEFAULT_KNOBS,
+    false_alarm_rate: float = FALSE_ALARM_RATE,
+    only: Bools | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Outlook:
+    """Return the learning curve of these labels.
+
+    Cost: a solve for each head, 11 of them at least, in as many dimensions as there are samples where these are
+    fewer than d; more rounds of 11 while there is time.
+
+    Args:
+        codes: (n, d) int8.
+        class_ids: Class after merges, n.
+        groups: Group id, n; see `sdk.grouping`.
+        seed: Another seed divides the groups otherwise.
+        budget_s: No round begins that would end later than this. The first always runs.
+        clock: Monotonic seconds.
+        knobs: Of the head.
+        false_alarm_rate: Share of known samples that it calls unknown.
+        only: (n,) bool, rows to judge by; the others are learned from all the same.
+        stop: Asked between heads; true ends the work with `InterruptedError`.
+
+    Raises:
+        HeadError: fewer than two classes of two groups that may be judged.
+    """
+    measured = _Misses.of(class_ids, groups, np.ones(len(class_ids), bool) if only is None else only)
+    span, began = _Span(codes), clock()
+    rounds, heads = 0, 0
+    while rounds == 0 or (clock() - began) * (rounds + 1) / rounds < budget_s:
+        rng = np.random.default_rng([seed, rounds])
+        for j, learned in measured.divisions(rng):
+            if stop is not None and stop():
+                raise InterruptedError("the learning curve was asked to stop")
+            measured.judge(j, learned, span, knobs)
+            heads += 1
+        rounds += 1
+    return _forecast(measured, np.random.default_rng(seed), heads, false_alarm_rate)
+
+
+class _Misses:
+    """How often each group is missed by heads that learned from so many of the others."""
+
+    def __init__(
+        self, ids: tuple[bytes, ...], one_group: tuple[bytes, ...], y: Ints, group: Ints, judged: Bools
+    ) -> None:
+        self.ids = ids  # classes of more than one group that may be judged
+        self.one_group = one_group
+        self._y, self._group, self._judged = y, group, judged
+        # A group is dealt out with its most frequent class.
+        first: dict[int, Counter[int]] = {}
+        for g, c in zip(group.tolist(), y.tolist(), strict=True):
+            first.setdefault(g, Counter())[c] += 1
+        self._of_class: dict[int, list[int]] = {}
+        for g, classes in sorted(first.items()):
+            self._of_class.setdefault(min(classes, key=lambda c: (-classes[c], c)), []).append(g)
+        shape = (len(_SHARES), len(ids), int(group.max()) + 1)
+        self._missed, self._seen = np.zeros(shape), np.zeros(shape)
+        self._learned = np.zeros(shape[:2])  # sum over heads of groups of each class learned from
+        self._heads = np.zeros(len(_SHARES))
+
+    @classmethod
+    def of(cls, class_ids: Sequence[bytes], groups: Sequence[str], judged: Bools) -> _Misses:
+        """Return an empty table.
+
+        Raises:
+            HeadError: fewer than two classes of two groups that may be judged.
+        """
+        group = np.unique(np.array([str(g) for g in groups], object).astype(str), return_inverse=True)[1]
+        of: dict[bytes, set[int]] = {c: set() for c in class_ids}
+        for c, g, may in zip(class_ids, group.tolist(), judged.tolist(), strict=True):
+            if may:
+                of[c].add(g)
+        ids = tuple(sorted(c for c, found in of.items() if len(found) > 1))
+        if len(ids) < 2:
+            raise HeadError(
+                "a learning curve needs two classes of two groups each", hint="Label parts of another group too."
+            )
+        others = tuple(sorted(set(of) - set(ids)))
+        column = {c: i for i, c in enumerate((*ids, *others))}
+        y = np.array([column[c] for c in class_ids], np.int64)
+        return cls(ids, others, y, group.astype(np.int64), judged & (y < len(ids)))
+
+    def divisions(self, rng: np.random.Generator) -> Iterator[tuple[int, Bools]]:
+        """Yield (share, rows to learn from): for each of `_SHARES` every block of groups in turn."""
+        dealt = {c: rng.permutation(found) for c, found in sorted(self._of_class.items())}
+        for j, (learn, blocks) in enumerate(_SHARES):
+            for turn in range(blocks):
+                chosen = np.zeros(int(self._group.max()) + 1, bool)
+                for found in dealt.values():
+                    n = len(found)
+                    take = min(max(round(n * learn / blocks), 1), max(n - 1, 1))
+                    chosen[np.roll(found, -round(turn * n / blocks))[:take]] = True
+                yield j, chosen[self._group]
+
+    def judge(self, j: int, learned: Bools, span: _Span, knobs: Knobs) -> None:
+        """Learn from some rows and judge by the others."""
+        test = self._judged & ~learned
+        missed = span.missed(self._y, learned, test, knobs)
+        at = (j, self._y[test], self._group[test])
+        np.add.at(self._missed, at, missed)
+        np.add.at(self._seen, at, 1)
+        for c in range(len(self.ids)):
+            self._learned[j, c] += len(np.unique(self._group[learned & (self._y == c)]))
+        self._heads[j] += 1
+
+    def groups_of(self, c: int) -> int:
+        """Return how many groups a class has."""
+        return len(np.unique(self._group[self._y == c]))
+
+    def of_class(self, c: int) -> tuple[Floats, Floats, Floats]:
+        """Return (shares,) groups learned from relative to all, and missed and weight (shares, groups judged).
+
+        The weight is of samples, as a recall counts them.
+        """
+        here = self._seen[:, c].sum(0) > 0
+        seen = self._seen[:, c][:, here]
+        missed = self._missed[:, c][:, here] / np.maximum(seen, 1)
+        samples = np.bincount(self._group[self._judged & (self._y == c)], minlength=len(here))[here]
+        ratio = np.maximum(self._learned[:, c] / self._heads, 0.5) / self.groups_of(c)
+        return ratio, missed, np.where(seen > 0, samples, 0.0)
+
+
+class _Span:
+    """Samples in the coordinates of the space they span: with few labels a head there costs next to nothing.
+
+    Cosines under (W + lambda I)^-1 are the same there, with the same lambda; the tests hold decisions to `solve`.
+    """
+
+    def __init__(self, codes: Codes) -> None:
+        x = codes.astype(np.float64)
+        self._d = x.shape[1]
+        self._x = x if len(x) >= self._d else np.linalg.qr(x.T, mode="r").T
+
+    def missed(self, y: Ints, learned: Bools, test: Bools, knobs: Knobs) -> Bools:
+        """Return for each row of `test` whether the head of the rows `learned` would choose another class."""
+        x, q = self._x[learned], self._x[test]
+        classes, own = np.unique(y[learned], return_inverse=True)
+        if len(classes) == 1:
+            return np.asarray(y[test] != classes[0], bool)
+        n = np.bincount(own)
+        sums = np.zeros((len(n), x.shape[1]))
+        np.add.at(sums, own, x)
+        squares = np.bincount(own, weights=np.einsum("nd,nd->n", x, x))
+        alike = ((sums / n[:, None]) * sums).sum(1)
+        squares = np.where(squares - alike > _ROUNDING * squares, squares, alike)  # none, not next to none
+        geometry, R = geometry_of(n, sums, squares, x.T @ x, knobs.rho * x.shape[1] / self._d)
+        w = centre_weights(geometry.n, knobs.centre_damping)
+        V = R @ (geometry.m - w @ geometry.m).T
+        plain = np.maximum(np.einsum("dk,dk->k", V, V), TINY)
+        length = np.sqrt(corrected(plain, geometry.n, w, geometry.delta, knobs.lift_floor))
+        scores = (q - w @ geometry.m) @ (R.T @ V) / length  # cosines but for the sample's own length
+        return np.asarray(classes[scores.argmax(1)] != y[test], bool)
+
+
+def _curve(ratio: Floats, rate: Floats, plateau: Floats) -> Floats:
+    """Return misses relative to today's, at `ratio` times today's groups."""
+    return np.asarray(plateau + (1 - plateau) * ratio ** (-rate))
+
+
+def _forecast(measured: _Misses, rng: np.random.Generator, heads: int, rate_unknown: float) -> Outlook:
+    """Return the curve and its uncertainty: groups are drawn anew (Rubin, 1981), then the curve to their misses.
+
+    Each class counts as if it had one group more, that fares as the groups of all classes do: no recall is sure
+    because a few parts were all right.
+    """
+    k = len(measured.ids)
+    rate, plateau = (grid.ravel() for grid in np.meshgrid(_RATES, _PLATEAUS, indexing="ij"))
+    n = np.array([measured.groups_of(c) for c in range(k)], np.float64)
+    found = [measured.of_class(c) for c in range(k)]
+    mean = np.mean([(weight * missed).sum(1) / weight.sum(1) for _, missed, weight in found], axis=0)
+    common = (mean * n.sum() + 0.5) / (n.sum() + 1)  # (shares,): misses of a group of any class
+    logs, models = np.empty((_DRAWS, k, len(_SHARES))), np.empty((k, len(_SHARES), len(rate)))
+    for c, (ratio, missed, weight) in enumerate(found):
+        drawn = rng.gamma(1.0, size=(_DRAWS, 1, missed.shape[1])) * (weight / weight.mean(1, keepdims=True))
+        more = rng.gamma(1.0, size=(_DRAWS, 1))
+        # Half of it as sure as the mean, half wholly missed or wholly right.
+        fares = (common + (rng.random((_DRAWS, 1)) < common)) / 2
+        logs[:, c] = np.log(((drawn * missed).sum(2) + more * fares) / (drawn.sum(2) + more))
+        models[c] = np.log(_curve(ratio[:, None], rate, plateau))
+    pooled = _distance(np.log(np.exp(logs).mean(1)), models.mean(0)) / _POOLED**2
+    today = np.empty((_DRAWS, k))
+    rates, plateaus = np.empty((_DRAWS, k)), np.empty((_DRAWS, k))
+    for c in range(k):
+        fit = pooled + _distance(logs[:, c], models[c]) / _OWN**2
+        chance = np.exp(-(fit - fit.min(1, keepdims=True)) / 2)
+        reached = np.cumsum(chance, 1)
+        pick = (reached < rng.random((_DRAWS, 1)) * reached[:, -1:]).sum(1)
+        rates[:, c], plateaus[:, c] = rate[pick], plateau[pick]
+        today[:, c] = np.exp((logs[:, c] - models[c].T[pick]) @ _LEVEL)
+    today = np.minimum(today, 1.0)
+    # A threshold from so many groups keeps its rate only so well.
+    groups = n.sum()
+    unknown = rng.beta(rate_unknown * groups + 0.5, (1 - rate_unknown) * groups + 0.5, size=(_DRAWS, 1))
+    known = 1 - unknown
+
+    def missed_with(added: Floats) -> Floats:
+        return np.asarray(today * _curve((n + added) / n, rates, plateaus))
+
+    steps = []
+    for more in (*ADDED, None):
+        recalls = known * (1 - missed_with(n if more is None else np.full(k, float(more))))
+        steps.append(Step(more, _expected(recalls.mean(1)), tuple(_expected(recalls[:, c]) for c in range(k))))
+    gains = known * (today - missed_with(np.full(k, float(HELP)))) / k
+    return Outlook(
+        balanced_accuracy=_expected((known * (1 - today)).mean(1)),
+        steps=tuple(steps),
+        classes=tuple(
+            ClassOutlook(class_id, int(n[c]), _expected(known[:, 0] * (1 - today[:, c])), _expected(gains[:, c]))
+            for c, class_id in enumerate(measured.ids)
+        ),
+        one_group=measured.one_group,
+        heads=heads,
+    )
+
+
+_LEVEL: Final = np.array([1.0, 2.0, 3.0]) / 6
+"""How much each of `_SHARES` says of today's level: the nearest most."""
+
+
+def _distance(logs: Floats, models: Floats) -> Floats:
+    """Return squared distances (draws, curves) of misses (draws, shares) from curves (shares, curves).
+
+    Whatever their level: a curve says how misses fall, not how many there are.
+    """
+    off = logs[:, :, None] - models[None]
+    level = np.einsum("s,bsm->bm", _LEVEL, off)
+    return np.asarray(np.einsum("s,bsm->bm", _LEVEL * len(_LEVEL), (off - level[:, None]) ** 2))
+
+
+def _expected(values: Floats) -> Expected:
+    return Expected(*(float(x) for x in (values.mean(), *np.quantile(values, (_LOW, 1 - _LOW)))))
