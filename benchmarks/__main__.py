@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import calibration, few, honest, leaks, newclass, novelty, speed, station, wronglabels
+from benchmarks import calibration, few, honest, leaks, newclass, novelty, outlook, speed, station, wronglabels
 from benchmarks.features import NoImageSets, drawn, real
 from benchmarks.report import Report, Setup, as_json, as_text
 
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "novelty": novelty,
     "wronglabels": wronglabels,
     "station": station,
+    "outlook": outlook,
 }
 
 

@@ -110,14 +110,14 @@ def _one_split(setup: Setup, sample: Sample, seed: int) -> tuple[float, ...]:
     further = _claimed(given[0], ids, derive_groups(given[0], ids, given[2].tolist()).groups)
     return (
         percent(found.balanced_accuracy),
-        percent(_shown_accuracy(head, codes, sample.labels, test, scored)),
+        percent(shown_accuracy(head, codes, sample.labels, test, scored)),
         percent(images),
-        percent(_shown_accuracy(head, codes, sample.labels, learn, scored)),
+        percent(shown_accuracy(head, codes, sample.labels, learn, scored)),
         percent(derived),
         percent(further),
         percent(found.low),
         percent(found.high),
-        percent(_own_half_width(head.shown(codes[test]), sample, test, scored)),
+        percent(own_half_width(head.shown(codes[test]), sample, test, scored)),
     )
 
 
@@ -126,12 +126,12 @@ def _claimed(codes: Codes, ids: Sequence[bytes], groups: Sequence[str]) -> float
     return score(left_out, calibrate(left_out)).balanced_accuracy
 
 
-def _shown_accuracy(head: SolvedHead, codes: Codes, labels: Ints, rows: Rows, classes: list[int]) -> float:
+def shown_accuracy(head: SolvedHead, codes: Codes, labels: Ints, rows: Rows, classes: list[int]) -> float:
     found = recalls(head.shown(codes[rows]), labels[rows])
     return float(np.mean([found[c] for c in classes if c in found]))
 
 
-def _own_half_width(shown: Ints, sample: Sample, test: Rows, classes: list[int]) -> float:
+def own_half_width(shown: Ints, sample: Sample, test: Rows, classes: list[int]) -> float:
     """Return half the width of the 95 % interval that the held-out groups themselves allow."""
     truth = sample.labels[test]
     groups = np.unique(sample.groups[test], return_inverse=True)[1].astype(np.int64)

@@ -20,7 +20,9 @@ from sdk.stopping import stop_on_signals
 
 if TYPE_CHECKING:
     from device_agent.evaluate import Acceptance, Accuracy, Evaluation
+    from device_agent.outlook import OutlookReport
     from device_agent.rehearse import Measure, PolicyResult, Rehearsal
+    from sdk.outlook import Expected
 
 _SITE = click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
 _BUNDLE = click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
@@ -444,7 +446,27 @@ def _print_evaluation(result: Evaluation) -> None:
     _print_accuracy(console, result.accuracy)
     if result.acceptance is not None:
         _print_acceptance(console, result.acceptance)
+    _print_outlook(console, result.outlook)
     console.print(f"{result.frames_per_s:.0f} images a second, reading included")
+
+
+def _print_outlook(console: Any, ahead: OutlookReport) -> None:
+    from rich.table import Table
+
+    if ahead.groups_note is not None:
+        console.print(f"[yellow]note[/] {ahead.groups_note}", markup=True)
+    if ahead.steps:
+        more = [f"x{step.times}" if step.added is None else f"+{step.added}" for step in ahead.steps]
+        table = Table("more labels of each class", "now", *more, title_justify="left")
+        rows = [("balanced accuracy", ahead.balanced_accuracy, [step.balanced_accuracy for step in ahead.steps])]
+        for name, now, then in [*rows, *((c.name, c.recall, c.recalls) for c in ahead.classes)]:
+            table.add_row(name, *("" if e is None else f"{e.share:.0%} ({_span(e)})" for e in (now, *then)))
+        console.print(table)
+    console.print(ahead.advice, markup=False)
+
+
+def _span(expected: Expected) -> str:
+    return f"{100 * expected.low:.0f} to {100 * expected.high:.0f}"
 
 
 def _print_accuracy(console: Any, accuracy: Accuracy) -> None:

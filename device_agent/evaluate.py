@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from device_agent.outlook import OutlookReport, look_ahead
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
 from sdk.bundle import Bundle
@@ -135,6 +136,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     frames_per_s: float
     accuracy: Accuracy
     acceptance: Acceptance | None
+    outlook: OutlookReport
+    """What more labels than the bundle's own would give, by these alone; the images have no say in it."""
 
 
 def judge(
@@ -327,7 +330,7 @@ def evaluate(
     codes = pipeline.codes(frames_of(chosen, progress))
     took_s = time.monotonic() - began_s
     class_names = bundle.class_names()
-    head = base_head(bundle, precision)
+    head, base = base_head(bundle, precision), bundle.base(precision)
     return Evaluation(
         bundle=bundle.manifest.name,
         digest=bundle.digest(),
@@ -348,4 +351,13 @@ def evaluate(
             [i.group for i in chosen],
         ),
         acceptance=accept(bundle, head, precision, chosen, codes, good, escape_rate) if good else None,
+        outlook=look_ahead(
+            base.codes,
+            base.class_ids,
+            base.groups,
+            lambda class_id: class_names[class_id],
+            knobs=head.knobs,
+            false_alarm_rate=head.calibration.false_alarm_rate,
+            only=~base.fitted,
+        ),
     )

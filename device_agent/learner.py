@@ -491,6 +491,10 @@ class Learner:
         with self._changed:
             return self._live
 
+    def scorable(self, live: LiveSet) -> list[bool]:
+        """Return for each sample of a live set whether it may be scored."""
+        return self._base.scorable(live)
+
     def moments_digest(self) -> str:
         """Return the digest of the exact moments; call it while idle."""
         return self._moments.digest()

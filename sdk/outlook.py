@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import cholesky, solve_triangular
 
 from sdk.codes import Codes
 from sdk.errors import HeadError
@@ -27,35 +28,41 @@ from sdk.head import (
     Knobs,
     centre_weights,
     corrected,
-    geometry_of,
 )
 
 ADDED: Final = (5, 10, 20)
-"""More labels of each class that are looked ahead to; and as many again as there are."""
+"""More labels of each class that are looked ahead to."""
+TIMES: Final = (2, 4)
+"""And so many times the labels there are."""
 HELP: Final = 10
 """Which class more labels help most is asked for this many of them."""
 WORTH: Final = 0.01
 """A gain of less than a point of balanced accuracy is not worth a sentence."""
+ROUNDS: Final = 3
+"""More divisions of the groups than this say little more."""
 _SHARES: Final = ((1, 4), (1, 2), (4, 5))
 """Learn from so many of so many blocks of groups, each block in turn."""
-_RATES: Final = np.linspace(0.05, 1.0, 20)
-"""Power of the number of groups at which avoidable misses fall: from hardly to as fast as one over it."""
-_PLATEAUS: Final = np.linspace(0.0, 0.95, 20)
+_RATES: Final = np.linspace(0.05, 1.5, 12)
+"""Power of the number of groups at which avoidable misses fall: from hardly to faster than one over it."""
+_PLATEAUS: Final = np.linspace(0.0, 0.95, 12)
 """Share of today's misses that no number of labels avoids."""
 _POOLED: Final = 0.2
 """How far, as a logarithm, a mean over classes may be off the curve."""
 _OWN: Final = 0.5
 """The same for one class, which goes its own way and has fewer groups."""
-_DRAWS: Final = 1000
+_EVIDENCE: Final = 0.5
+"""A forecast says what as many new groups will show: their chance adds to that of the groups it was made from."""
+_DRAWS: Final = 500
 _LOW: Final = 0.025
-_ROUNDING: Final = 1e-9
+_ROUNDING: Final = 1e-6
+"""Codes are whole numbers: less scatter than this is none."""
 
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A share in [0, 1] that is expected, and where it will lie in 95 % of cases."""
+    """A share in [0, 1] that is expected, and where that of as many new groups will lie in 95 % of cases."""
 
     share: float
     low: float
@@ -67,12 +74,14 @@ class Step:
     """What more labels would give.
 
     Attributes:
-        added: Labels more of each class, of parts not seen before; None: as many again as each class has.
+        added: Labels more of each class, of parts not seen before; None where it is `times` the labels of each.
+        times: None where it is `added` labels more.
         balanced_accuracy: Mean of the recalls.
         recalls: Per class, in the order of `Outlook.classes`.
     """
 
     added: int | None
+    times: int | None
     balanced_accuracy: Expected
     recalls: tuple[Expected, ...]
 
@@ -100,7 +109,7 @@ class Outlook:
 
     Attributes:
         balanced_accuracy: Now.
-        steps: For each of `ADDED`, then for twice the labels.
+        steps: For each of `ADDED`, then of `TIMES`.
         classes: Those of more than one group.
         one_group: The others, of which nothing can be said.
         heads: How many were learned for it.
@@ -122,16 +131,16 @@ class Outlook:
         Args:
             names: Class id to the name people use.
         """
-        now, doubled, best = self.balanced_accuracy, self.steps[-1].balanced_accuracy, self.helps_most()
+        now, doubled, best = self.balanced_accuracy, self.steps[len(ADDED)].balanced_accuracy, self.helps_most()
         twice = (
             f"with twice the labels of every class expect {doubled.share:.0%} ({doubled.low:.0%} to "
             f"{doubled.high:.0%}), now {now.share:.0%}"
         )
         if best.gain.share < WORTH:
-            return f"No class needs more labels: {twice}."
+            return f"{HELP} more labels of any one class would change little: {twice}."
         return (
-            f"Label {names(best.class_id)} next: {HELP} more are worth about {100 * best.gain.share:.0f} points "
-            f"({100 * best.gain.low:.0f} to {100 * best.gain.high:.0f}) of balanced accuracy; {twice}."
+            f"Label {names(best.class_id)} next: {HELP} more are worth about {100 * best.gain.share:.1f} points "
+            f"({100 * best.gain.low:.1f} to {100 * best.gain.high:.1f}) of balanced accuracy; {twice}."
         )
 
 
@@ -151,7 +160,7 @@ def outlook(
     """Return the learning curve of these labels.
 
     Cost: a solve for each head, 11 of them at least, in as many dimensions as there are samples where these are
-    fewer than d; more rounds of 11 while there is time.
+    fewer than d; up to `ROUNDS` rounds of 11 while there is time.
 
     Args:
         codes: (n, d) int8.
@@ -171,7 +180,7 @@ def outlook(
     measured = _Misses.of(class_ids, groups, np.ones(len(class_ids), bool) if only is None else only)
     span, began = _Span(codes), clock()
     rounds, heads = 0, 0
-    while rounds == 0 or (clock() - began) * (rounds + 1) / rounds < budget_s:
+    while rounds == 0 or (rounds < ROUNDS and (clock() - began) * (rounds + 1) / rounds < budget_s):
         rng = np.random.default_rng([seed, rounds])
         for j, learned in measured.divisions(rng):
             if stop is not None and stop():
@@ -268,7 +277,8 @@ class _Misses:
 class _Span:
     """Samples in the coordinates of the space they span: with few labels a head there costs next to nothing.
 
-    Cosines under (W + lambda I)^-1 are the same there, with the same lambda; the tests hold decisions to `solve`.
+    Cosines under (W + lambda I)^-1 are the same there, with the same lambda (equations 5 to 9); the tests hold its
+    decisions to those of `solve`.
     """
 
     def __init__(self, codes: Codes) -> None:
@@ -282,18 +292,27 @@ class _Span:
         classes, own = np.unique(y[learned], return_inverse=True)
         if len(classes) == 1:
             return np.asarray(y[test] != classes[0], bool)
-        n = np.bincount(own)
-        sums = np.zeros((len(n), x.shape[1]))
-        np.add.at(sums, own, x)
-        squares = np.bincount(own, weights=np.einsum("nd,nd->n", x, x))
-        alike = ((sums / n[:, None]) * sums).sum(1)
-        squares = np.where(squares - alike > _ROUNDING * squares, squares, alike)  # none, not next to none
-        geometry, R = geometry_of(n, sums, squares, x.T @ x, knobs.rho * x.shape[1] / self._d)
-        w = centre_weights(geometry.n, knobs.centre_damping)
-        V = R @ (geometry.m - w @ geometry.m).T
+        n = np.bincount(own).astype(np.float64)
+        m = np.zeros((len(n), x.shape[1]))
+        np.add.at(m, own, x)
+        m /= n[:, None]
+        U = x - m[own]
+        spread = np.bincount(own, weights=np.einsum("nd,nd->n", U, U))
+        ridge = knobs.rho * float(spread.sum()) / self._d
+        if ridge <= _ROUNDING:  # each class one sample, or all alike: no scatter to whiten by
+            R, delta = np.eye(x.shape[1]), 0.0
+        else:
+            W = U.T @ U
+            W[np.diag_indices(len(W))] += ridge
+            R = solve_triangular(cholesky(W, lower=True), np.eye(len(W)), lower=True)
+            many = n > 1
+            h = ((len(R) - ridge * float(np.vdot(R, R))) * spread / spread.sum() / n)[many]
+            delta = float(np.mean(h / np.maximum(1 - 1 / n[many] - h, 0.1)))
+        w = centre_weights(n, knobs.centre_damping)
+        V = R @ (m - w @ m).T
         plain = np.maximum(np.einsum("dk,dk->k", V, V), TINY)
-        length = np.sqrt(corrected(plain, geometry.n, w, geometry.delta, knobs.lift_floor))
-        scores = (q - w @ geometry.m) @ (R.T @ V) / length  # cosines but for the sample's own length
+        length = np.sqrt(corrected(plain, n, w, delta, knobs.lift_floor))
+        scores = (q - w @ m) @ (R.T @ V) / length  # cosines but for the sample's own length
         return np.asarray(classes[scores.argmax(1)] != y[test], bool)
 
 
@@ -316,8 +335,8 @@ def _forecast(measured: _Misses, rng: np.random.Generator, heads: int, rate_unkn
     common = (mean * n.sum() + 0.5) / (n.sum() + 1)  # (shares,): misses of a group of any class
     logs, models = np.empty((_DRAWS, k, len(_SHARES))), np.empty((k, len(_SHARES), len(rate)))
     for c, (ratio, missed, weight) in enumerate(found):
-        drawn = rng.gamma(1.0, size=(_DRAWS, 1, missed.shape[1])) * (weight / weight.mean(1, keepdims=True))
-        more = rng.gamma(1.0, size=(_DRAWS, 1))
+        drawn = rng.gamma(_EVIDENCE, size=(_DRAWS, 1, missed.shape[1])) * (weight / weight.mean(1, keepdims=True))
+        more = rng.gamma(_EVIDENCE, size=(_DRAWS, 1))
         # Half of it as sure as the mean, half wholly missed or wholly right.
         fares = (common + (rng.random((_DRAWS, 1)) < common)) / 2
         logs[:, c] = np.log(((drawn * missed).sum(2) + more * fares) / (drawn.sum(2) + more))
@@ -342,9 +361,11 @@ def _forecast(measured: _Misses, rng: np.random.Generator, heads: int, rate_unkn
         return np.asarray(today * _curve((n + added) / n, rates, plateaus))
 
     steps = []
-    for more in (*ADDED, None):
-        recalls = known * (1 - missed_with(n if more is None else np.full(k, float(more))))
-        steps.append(Step(more, _expected(recalls.mean(1)), tuple(_expected(recalls[:, c]) for c in range(k))))
+    for more, times in (*((more, None) for more in ADDED), *((None, times) for times in TIMES)):
+        added = np.full(k, float(more)) if times is None else (times - 1) * n
+        recalls = known * (1 - missed_with(added))
+        expected = tuple(_expected(recalls[:, c]) for c in range(k))
+        steps.append(Step(more, times, _expected(recalls.mean(1)), expected))
     gains = known * (today - missed_with(np.full(k, float(HELP)))) / k
     return Outlook(
         balanced_accuracy=_expected((known * (1 - today)).mean(1)),

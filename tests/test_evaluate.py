@@ -209,7 +209,7 @@ def test_the_command_reports_escapes_and_calibration(
 ) -> None:
     ended = headway(capsys, "evaluate", bundle.path, "--data", folder, "--good", "good", "--escape-rate", "0.05")
     assert ended.code == 0
-    for words in ("escapes", "overkill", "probability shown is off"):
+    for words in ("escapes", "overkill", "probability shown is off", "balanced accuracy", "twice the labels"):
         assert words in ended.out
     refused = headway(capsys, "evaluate", bundle.path, "--data", folder, "--escape-rate", "0.05")
     assert refused.code == 2
@@ -242,3 +242,20 @@ def test_a_coco_set_is_evaluated_as_the_same_pictures_in_folders(
     wrong = headway(capsys, "evaluate", bundle.path, "--data", folder, "--format", "coco")
     assert wrong.code == 2
     assert "no COCO annotations" in wrong.err
+
+
+def test_the_outlook_is_of_the_bundles_own_samples(bundle: Bundle, folder: Path) -> None:
+    images = open_images(folder)
+    ahead = run(bundle, images).outlook
+    few = ImageSet(folder, tuple(i for i in images.images if i.label == "rings"), (), False)
+    assert run(bundle, few, "all").outlook == ahead
+    assert {each.name for each in ahead.classes} == set(CLASSES)
+    assert ahead.balanced_accuracy is not None
+    assert [step.added for step in ahead.steps] == [5, 10, 20, None, None]
+
+
+def test_where_no_curve_can_be_made_the_outlook_says_why(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "images", ["good", "rings"])
+    ahead = run(tiny_bundle(tmp_path / "bundle", classes=["good"]), open_images(folder)).outlook
+    assert ahead.advice.startswith("Nothing can be said yet: a learning curve needs two classes")
+    assert (ahead.balanced_accuracy, ahead.steps, ahead.classes, ahead.helps_most) == (None, [], [], None)

@@ -71,6 +71,7 @@ ABOVE = {
     "sdk/head.py": {"errors", "codes"},
     "sdk/score.py": {"errors", "codes", "head"},
     "sdk/grouping.py": {"codes", "head"},
+    "sdk/outlook.py": {"errors", "codes", "head"},
     "sdk/verdict.py": {"head", "score"},
     "sdk/operating.py": {"errors", "head", "score"},
     "sdk/audit.py": {"head", "score"},

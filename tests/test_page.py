@@ -418,3 +418,19 @@ def test_answers_do_not_wait_for_delayed_acknowledgements() -> None:
     with socket.create_connection(("127.0.0.1", server.port)), server._socket.accept()[0] as accepted:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     server.stop()
+
+
+def test_the_outlook_says_what_more_labels_would_give(device: Device) -> None:
+    ahead = device.http.get("/api/outlook").raise_for_status().json()
+    assert [step["added"] for step in ahead["steps"]] == [5, 10, 20, None, None]
+    assert {each["name"] for each in ahead["classes"]} == set(CLASSES)
+    assert ahead["helps_most"] == ahead["classes"][0]["name"]
+    assert "labels" in ahead["advice"]
+    assert device.http.get("/api/outlook").json() == ahead
+
+
+def test_without_a_release_there_is_no_outlook(tmp_path: Path, pictures: Path) -> None:
+    with running(tmp_path / "bare", pictures) as bare:
+        answer = bare.http.get("/api/outlook")
+        assert answer.status_code == 503
+        assert answer.json()["hint"]

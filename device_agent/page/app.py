@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from device_agent.camera import encode_png
 from device_agent.learner import score_of
+from device_agent.outlook import LookAhead, OutlookReport
 from device_agent.report import State
 from device_agent.station import Station
 from device_agent.store import Sample, SampleStatus
@@ -213,6 +214,7 @@ def create_app(station: Station, state: Callable[[], State], *, host: str = "127
     app.get("/api/samples/{sample}/image", response_class=Response)(routes.get_image)
     app.get("/api/heads")(routes.get_heads)
     app.get("/api/suspects")(routes.get_suspects)
+    app.get("/api/outlook")(routes.get_outlook)
     app.post("/api/labels", status_code=201)(routes.post_label)
     app.post("/api/classes", status_code=201)(routes.post_class)
     binary = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -224,6 +226,7 @@ class _Routes:
     def __init__(self, station: Station, state: Callable[[], State]) -> None:
         self._station = station
         self._state = state
+        self._ahead = LookAhead()
 
     def get_state(self) -> State:
         """Everything the device says of itself."""
@@ -289,6 +292,10 @@ class _Routes:
             )
             for each in self._station.suspects(limit)
         ]
+
+    def get_outlook(self) -> OutlookReport:
+        """What more labels would give; takes seconds after a label, on a thread of its own."""
+        return self._ahead.of(self._station.require().learner)
 
     def post_label(self, label: LabelIn) -> SavedOut:
         """Save a label; it is on disk when this answers, and learned within about a second."""

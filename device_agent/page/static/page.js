@@ -12,6 +12,7 @@ let picked = false;     // the operator picked it below; the queue does not repl
 let skipped = new Set();
 let last = null;        // {sample, before}: what undo takes back
 let sending = false;
+let lookedAhead = null; // digest of the live set that the outlook is of
 let changedAt = 0;      // when a picture last gave way to another by itself
 let shownFrames = -1;
 let shownHead = "";
@@ -219,6 +220,17 @@ function drawHead() {
   if (score) $("score").tBodies[0].replaceChildren(...score.classes.map(scoreRow));
 }
 
+async function drawOutlook() {
+  const digest = state.live_set_digest;
+  if (!state.head || state.head.busy || digest === lookedAhead) return;
+  lookedAhead = digest;
+  try {
+    $("outlook").textContent = (await call("/api/outlook")).advice;
+  } catch (error) {
+    lookedAhead = null;
+  }
+}
+
 function scoreRow(each) {
   const svg = "http://www.w3.org/2000/svg";
   const bar = document.createElementNS(svg, "svg");
@@ -313,6 +325,7 @@ async function tick() {
     state = await call("/api/state");
     drawDevice();
     drawHead();
+    drawOutlook();
     await drawSamples();
     await nextQuestion();
     drawClasses();
