@@ -1,9 +1,9 @@
 """outlook: does the forecast of more labels hold?
 
 A few groups of each class are learned from, and the forecast made from them alone says what twice and four times
-as many would give. The truth is a head that has learned as many, the first ones among them, on the half held out by
-group. Beside it what one would say without a curve: that the accuracy stays as it is. On magnetic tile the truth
-is measured on few groups: coverage is also given with the interval widened by the truth's own.
+as many would give. The truth is a head that has learned as many, the first ones among them, on the half held out
+by group. Beside it what one would say without a curve: that the accuracy stays as it is. On magnetic tile few
+groups measure the truth: coverage is also given with the interval widened by the truth's own.
 """
 
 from __future__ import annotations

@@ -250,9 +250,9 @@ class _Misses:
         """Learn from some rows and judge by the others."""
         test = self._judged & ~learned
         missed = span.missed(self._y, learned, test, knobs)
-        at = (j, self._y[test], self._group[test])
-        np.add.at(self._missed, at, missed)
-        np.add.at(self._seen, at, 1)
+        y, group = self._y[test], self._group[test]
+        np.add.at(self._missed[j], (y, group), missed)
+        np.add.at(self._seen[j], (y, group), 1)
         for c in range(len(self.ids)):
             self._learned[j, c] += len(np.unique(self._group[learned & (self._y == c)]))
         self._heads[j] += 1
@@ -284,7 +284,7 @@ class _Span:
     def __init__(self, codes: Codes) -> None:
         x = codes.astype(np.float64)
         self._d = x.shape[1]
-        self._x = x if len(x) >= self._d else np.linalg.qr(x.T, mode="r").T
+        self._x = x if len(x) >= self._d else np.linalg.qr(x.T)[1].T
 
     def missed(self, y: Ints, learned: Bools, test: Bools, knobs: Knobs) -> Bools:
         """Return for each row of `test` whether the head of the rows `learned` would choose another class."""
@@ -361,11 +361,14 @@ def _forecast(measured: _Misses, rng: np.random.Generator, heads: int, rate_unkn
         return np.asarray(today * _curve((n + added) / n, rates, plateaus))
 
     steps = []
-    for more, times in (*((more, None) for more in ADDED), *((None, times) for times in TIMES)):
-        added = np.full(k, float(more)) if times is None else (times - 1) * n
+    looks: list[tuple[int | None, int | None, Floats]] = [
+        *((added, None, np.full(k, float(added))) for added in ADDED),
+        *((None, times, (times - 1) * n) for times in TIMES),
+    ]
+    for labels, times, added in looks:
         recalls = known * (1 - missed_with(added))
         expected = tuple(_expected(recalls[:, c]) for c in range(k))
-        steps.append(Step(more, times, _expected(recalls.mean(1)), expected))
+        steps.append(Step(labels, times, _expected(recalls.mean(1)), expected))
     gains = known * (today - missed_with(np.full(k, float(HELP)))) / k
     return Outlook(
         balanced_accuracy=_expected((known * (1 - today)).mean(1)),
