@@ -183,7 +183,8 @@ def _whitened_residuals(codes: Codes, y: Ints, knobs: Knobs) -> Float32:
     n, d = codes.shape
     counts = np.bincount(y)
     U = codes.astype(np.float64)
-    U -= (np.add.reduceat(U, np.cumsum(counts) - counts, axis=0) / counts[:, None])[y]
+    for rows in np.split(U, np.cumsum(counts)[:-1]):  # views; a class at a time, since n d numbers are a gigabyte
+        np.subtract(rows, rows.mean(0), out=rows)
     ridge = knobs.rho * float(np.vdot(U, U)) / max(min(d, n - len(counts)), 1)
     if ridge <= 0:
         return np.zeros((n, 1), np.float32)
@@ -192,7 +193,8 @@ def _whitened_residuals(codes: Codes, y: Ints, knobs: Knobs) -> Float32:
     L = cholesky(W, lower=True, overwrite_a=True, check_finite=False)
     white = solve_triangular(L, U.T, lower=True, overwrite_b=True, check_finite=False).T
     length = np.sqrt(np.einsum("nd,nd->n", white, white))
-    return np.ascontiguousarray(white / np.where(length > 0, length, np.inf)[:, None], np.float32)
+    white /= np.where(length > 0, length, np.inf)[:, None]
+    return np.ascontiguousarray(white, np.float32)
 
 
 def _threshold(white: Float32, y: Ints) -> float | None:
