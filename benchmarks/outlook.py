@@ -165,5 +165,11 @@ def _forecast(
         today=percent(ahead.balanced_accuracy.share),
         came=percent(np.mean(truth)),
         noise=noise,
-        recalls_inside=percent(np.mean([e.low <= t <= e.high for e, t in zip(each, truth, strict=True)])),
+        recalls_inside=percent(np.mean([_shown(e, t) for e, t in zip(each, truth, strict=True)])),
     )
+
+
+def _shown(expected: Expected, truth: float) -> bool:
+    """Return whether a recall lies in its interval, in whole percent as people see both."""
+    low, recall, high = (round(percent(share)) for share in (expected.low, truth, expected.high))
+    return low <= recall <= high
