@@ -23,7 +23,8 @@ from sdk.codes import Codes
 from sdk.outlook import Expected, Outlook, outlook
 
 QUESTION: Final = "what more labels would give, said beforehand"
-SPLITS: Final = 5
+SPLITS: Final = {"neu_det": 5, "magnetic_tile": 20}
+"""As for the honest score: one split of magnetic tile says little."""
 LABELS: Final = (5, 10, 20)
 SHARES: Final = (4, 2)
 """Of the groups of magnetic tile: a quarter, a half."""
@@ -48,15 +49,16 @@ def run(setup: Setup) -> Report:
     tables, targets = [], []
     for name in setup.sets:
         sample = setup.load(name)
+        seeds = setup.seeds(SPLITS.get(name, 5))
         found: dict[tuple[str, int], list[_Forecast]] = {}
-        for seed in setup.seeds(SPLITS):
+        for seed in seeds:
             setup.say(f"{name}, split {seed}")
             for key, forecast in _one_split(sample, seed):
                 found.setdefault(key, []).append(forecast)
         lines = [_line(*key, forecasts) for key, forecasts in found.items()]
         tables.append(
             Table(
-                f"{name}, {len(setup.seeds(SPLITS))} splits: balanced accuracy, %, unknown is a miss",
+                f"{name}, {len(seeds)} splits: balanced accuracy, %, unknown is a miss",
                 (
                     "labels",
                     "times",
