@@ -353,11 +353,11 @@ def evaluate(
         acceptance=accept(bundle, head, precision, chosen, codes, good, escape_rate) if good else None,
         outlook=look_ahead(
             base.codes,
-            base.class_ids,
-            base.groups,
+            base.class_ids[: len(base.codes)],
+            base.groups[: len(base.codes)],
             lambda class_id: class_names[class_id],
             knobs=head.knobs,
             false_alarm_rate=head.calibration.false_alarm_rate,
-            only=~base.fitted,
+            only=~base.fitted[: len(base.codes)],
         ),
     )

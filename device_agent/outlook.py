@@ -2,7 +2,8 @@
 
 The mathematics is `sdk.outlook`'s. Decided here: which samples judge (not those that the backbone was trained on),
 that pictures of one part are kept together, how long it may take, and that one answer serves until a label changes
-it. Own labels count once in it, whatever weight the station's head gives them.
+it. Own labels count once in it, whatever weight the station's head gives them, and samples that a release knows by
+their sums only have no say.
 """
 
 from __future__ import annotations

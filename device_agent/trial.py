@@ -100,8 +100,8 @@ class Base:
     ) -> LeftOut | None:
         """Return the left-out scores of the samples that may be scored; None where nothing can be left out yet.
 
-        Groups that show one part are left out together (`sdk.grouping`). Summed samples are learned from and cannot
-        be left out: `LeftOut.summed` says how many.
+        Groups that show one part are left out together (`sdk.grouping`). Summed samples are learned from and
+        cannot be left out: `LeftOut.summed` says how many.
 
         Args:
             live: The live set.
