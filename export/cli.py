@@ -20,11 +20,13 @@ from sdk.preprocess import MAX_INPUT_SIDE_PX
 
 if TYPE_CHECKING:
     from export.check import Groups
+    from export.distributed import Ranks
     from export.report import Report
     from export.set_report import SetReport
 
 STDOUT: Final = "-"
 _REFUSED_SHOWN: Final = 12
+AUTO: Final = "auto"
 _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "int8")}
 
 
@@ -50,9 +52,9 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["frozen", "last", "full"]),
-    help="What is trained besides the head: nothing, the last stages, everything. "
-    "Default: frozen with weights, full without.",
+    type=click.Choice(["frozen", "last", "full", "head-then-full", AUTO]),
+    help="What is trained besides the head: nothing, the last stages, everything, a classifier first and then "
+    "everything; auto tries them and chooses. Default: frozen with weights, full without.",
 )
 @click.option(
     "--precision",
@@ -72,8 +74,23 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write everything reported as JSON; - is standard output."
 )
-@click.option("--epochs", type=click.IntRange(1, 10_000), help="Of fine-tuning. Default: 12 (last), 40 (full).")
-@click.option("--budget", metavar="MINUTES", type=click.FloatRange(min=0.01), help="Plan training within this.")
+@click.option(
+    "--report",
+    "page",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="With --strategy auto: write what was tried, with plots, as an HTML page.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(1, 10_000), help="Of fine-tuning, at most. Default: the strategy's own."
+)
+@click.option(
+    "--budget", metavar="MINUTES", type=click.FloatRange(min=0.01), help="Plan choosing and training within this."
+)
+@click.option(
+    "--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Write the curves of training there."
+)
+@click.option("--full-precision", is_flag=True, help="Train in 32 bits on a GPU too; a processor always does.")
 @click.option(
     "--input-size", metavar="PX", type=click.IntRange(8, MAX_INPUT_SIDE_PX), help="Default: the weights'."
 )
@@ -126,8 +143,11 @@ def export(
     out: Path | None,
     force: bool,
     json_file: str | None,
+    page: Path | None,
     epochs: int | None,
     budget: float | None,
+    tensorboard: Path | None,
+    full_precision: bool,
     input_size: int | None,
     pool: str | None,
     levels: int,
@@ -176,6 +196,8 @@ def export(
             raise click.MissingParameter(param_hint=f"'{option}'", param_type="option")
     assert backbone is not None
     assert out is not None
+    from export.board import board
+    from export.distributed import TrainedAlong, ranks
     from export.finetune import Strategy
     from export.pipeline import Request, export_bundle
     from export.report import encode_report
@@ -186,7 +208,9 @@ def export(
         backbone=backbone,
         out=out,
         weights=weights,
-        strategy=None if strategy is None else Strategy(strategy),
+        strategy=None if strategy in (None, AUTO) else Strategy(strategy),
+        auto=strategy == AUTO,
+        mixed=not full_precision,
         precisions=_PRECISIONS[precision],
         hold_back=tuple(dict.fromkeys(hold_back)),
         epochs=epochs,
@@ -206,8 +230,20 @@ def export(
         unannotated=unannotated,
         groups=groups,
     )
-    with _Terminal(Console(stderr=True)) as terminal:
-        report = export_bundle(request, terminal)
+    if page is not None:
+        _check_page(page, strategy)
+    with ranks() as here:
+        check_alone(strategy, here)
+        with (
+            _Terminal(Console(stderr=True, quiet=not here.writes)) as terminal,
+            board(tensorboard if here.writes else None) as on_scalars,
+        ):
+            try:
+                report = export_bundle(request, terminal, ranks=here, on_scalars=on_scalars)
+            except TrainedAlong:
+                return
+    if page is not None:
+        _write_page(page, report)
     # With JSON on standard output, what people read goes to the other one.
     show(report, Console(stderr=json_file == STDOUT, highlight=False))
     if images_page is not None:
@@ -289,6 +325,40 @@ def show_set(report: SetReport, console: Console) -> None:
     )
 
 
+def check_alone(strategy: str | None, ranks: Ranks) -> None:
+    """Refuse to choose in several processes: they would have to agree on times that each measures.
+
+    Raises:
+        ExportError: there are several.
+    """
+    if strategy == AUTO and ranks.world > 1:
+        raise ExportError(
+            "--strategy auto compares times and figures in one process",
+            hint="Choose without torchrun, then train the chosen strategy with it.",
+        )
+
+
+def _check_page(page: Path, strategy: str | None) -> None:
+    if strategy != AUTO:
+        raise ExportError("--report tells what --strategy auto tried", hint="Add --strategy auto.")
+    if page.is_dir() or not page.resolve().parent.is_dir():
+        raise ExportError(f"--report {page}: there is no such folder", hint="Name a file in a folder that exists.")
+    from export.transfer_page import check_plots
+
+    check_plots()
+
+
+def _write_page(page: Path, report: Report) -> None:
+    from export.transfer_page import transfer_page
+
+    try:
+        page.write_text(transfer_page(report), encoding="utf-8")
+    except OSError as error:
+        raise ExportError(
+            f"{page}: {error.strerror}", hint="The bundle is there; only the page is missing."
+        ) from error
+
+
 class _Terminal:
     """A listener that draws one bar for the stage at hand, where stderr is a terminal, and lines otherwise."""
 
@@ -351,6 +421,8 @@ def show(report: Report, console: Console) -> None:
         escape(f"{report.backbone.name}, strategy {report.strategy.strategy}{trained}. {report.strategy.reason}"),
         soft_wrap=True,
     )
+    if report.transfer is not None:
+        console.print(_trials(report))
     classes = Table("class", title=f"Score on groups left out ({report.precision})", title_justify="left")
     for head in ("recall", "95 % interval", "images", "groups"):
         classes.add_column(head, justify="right")
@@ -414,3 +486,25 @@ def show(report: Report, console: Console) -> None:
         f"{sum(report.seconds.values()):.0f} s",
         soft_wrap=True,
     )
+
+
+def _trials(report: Report) -> Table:
+    """Return what was tried, as a table."""
+    table = Table("strategy", title="Tried on groups left out", title_justify="left")
+    for head in ("balanced acc.", "AUROC", "to frozen", "new class", "s"):
+        table.add_column(head, justify="right")
+    for trial in report.strategies:
+        if trial.skipped:
+            table.add_row(escape(trial.name), "not run", "", "", "", "")
+            continue
+        gain = trial.against_frozen
+        new = [r.recall for r in trial.readiness]
+        table.add_row(
+            escape(trial.name) + (" (chosen)" if trial.chosen else ""),
+            f"{trial.balanced_accuracy or 0.0:.1%}",
+            f"{trial.auroc or 0.0:.3f}",
+            "" if gain is None else f"{gain.points:+.1f} +- {gain.error:.1f}",
+            f"{sum(new) / len(new):.0%}" if new else "",
+            f"{trial.seconds:.0f}",
+        )
+    return table

@@ -1,74 +1,77 @@
 """Training a backbone, or its last stages, on labelled images, under a temporary classifier that is thrown away.
 
 - `frozen`: nothing is trained here; only the head learns, on features as they are.
-- `last`: the last stages, the rest and all batch norm statistics frozen.
-- `full`: everything. Batch norm statistics are learned only where none came with the weights.
+- `last`: the last stages, on what the rest gives for a few fixed views of each image.
+- `full`: everything, on views that are new each time.
+- `head-then-full`: first the classifier on frozen features, then everything, so that a classifier of random
+  numbers does not spoil the features in the first steps (arXiv 2202.10054).
 
-Classes are drawn equally often. Augmentation respects defects: mirror images (from scratch, quarter turns too),
-small shifts, a little brightness and contrast; no crop (a defect may lie at the edge), no blur or noise (a defect
-may be that). The weights of the epoch that is best on left-out validation groups are kept.
+Lower stages learn more slowly than upper ones. Classes are drawn equally often. Labels are smoothed. Statistics of
+batch norm are learned only where none came with the weights. The weights of the epoch that is best on left-out
+validation groups are kept, and training ends when there has been no better one for a while.
+
+Everything random follows from the seed and the number of the step, never from what was drawn before: a run that
+was killed goes on from its checkpoint as if it had not been, and several processes draw the same batches.
 
 Images are decoded and resized once and kept as bytes, so that the cores spend their time on the network.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.models import group_parameters
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 from torch.nn import functional
 
+from export.augment import Frames, as_image, augmented, normalised, to_pixels
 from export.backbones import Backbone
+from export.checkpoint import Checkpoint, Tensors
+from export.distributed import Ranks, alone
+from export.embed import EVALUATION_BATCH
 from export.graph import cores
+from export.recipes import (
+    DEFAULT_EPOCHS,
+    Recipe,
+    Strategy,
+    batch_norms,
+    choose_weights,
+    norms,
+    recipe_for,
+    share_of_peak,
+)
+from export.tail import Cut, Memory, cut, digest_of
 from sdk.errors import ExportError
 from sdk.images import read
 from sdk.preprocess import Preprocess, resize
 
+__all__ = ["DEFAULT_EPOCHS", "Frames", "Strategy", "finetune", "resized_frames", "to_pixels"]
 
-class Strategy(str, Enum):
-    """What is trained besides the head."""
-
-    FROZEN = "frozen"
-    LAST = "last"
-    FULL = "full"
-
-
-LAST_SHARE: Final = 1 / 3
-"""`last` trains the fewest last stages that hold this share of the weights: one of eight stages of mobilenetv2,
-five of twelve blocks of vit_tiny, one of four of resnet18."""
-DEFAULT_EPOCHS: Final = {Strategy.FROZEN: 0, Strategy.LAST: 12, Strategy.FULL: 40}
 BATCH: Final = 32
-VALIDATION_BATCH: Final = 64
 STATISTICS_IMAGES: Final = 256
 """Enough for means and variances to a few percent."""
-LEARNING_RATE: Final = {True: 3e-4, False: 3e-3}
-"""Peak of OneCycle for the backbone, by whether its weights are pretrained."""
-CLASSIFIER_RATE: Final = {True: 2e-3, False: 3e-3}
-WEIGHT_DECAY: Final = {True: 0.02, False: 0.05}
-WARM_UP: Final = 0.2
-"""Share of the steps in which the rate rises."""
-SHIFT: Final = 0.05
-"""Largest shift, as a share of the side: about what a part moves under a fixed camera."""
-CONTRAST: Final = 0.15
-BRIGHTNESS: Final = 0.06
-"""Of the full range."""
+HEAD_VIEWS: Final = 2
+DRAWS_A_VIEW: Final = 3
+"""A fixed view costs a pass through the trunk; an image of a frequent class is drawn a few times in all."""
+HEAD_RATE: Final = 1e-2
+"""Of the classifier alone, on features scaled to deviation 1."""
 MAX_RESIDENT_BYTES: Final = 2 * 1024**3
 """Resized images above this go to a file that the system pages in and out."""
-
-Frames = npt.NDArray[np.uint8]
-"""(n, H, W, 3) uint8 BGR at the backbone's input size."""
+_STEP, _DRAW, _HEAD = 0, 1, 2
+"""First member of a key of random numbers: what they are for."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Schedule:
     """How long to train, and from which seed.
 
     Attributes:
-        epochs: Passes over as many images as there are.
+        epochs: Passes over as many images as there are, at most.
         seed: Of the order, the augmentation and the classifier's start.
         budget_s: Fewer epochs are planned when a trial batch says that they would take longer; None is no limit.
     """
@@ -86,8 +89,7 @@ class Schedule:
     budget_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Epoch:
+class Epoch(msgspec.Struct, frozen=True):
     """What one epoch brought.
 
     Attributes:
@@ -108,14 +110,47 @@ class Outcome:
     Attributes:
         epochs: As many as were planned; fewer than asked for where the budget did not allow them.
         best: The epoch whose weights were kept.
-        history: Every epoch.
+        history: Every epoch that was run; training may end before the planned number.
         trained_weights: How many of the backbone's numbers were trained.
+        norms: What was done with batch norm, in words.
+        cached: The trunk ran once for each view, not at every step.
+        resumed_at: The step at which an earlier run's checkpoint was taken up; 0 for a run from the start.
     """
 
     epochs: int
     best: Epoch
     history: tuple[Epoch, ...]
     trained_weights: int
+    norms: str = ""
+    cached: bool = False
+    resumed_at: int = 0
+
+
+Rows = npt.NDArray[np.int64]
+"""Indices."""
+OnStep = Callable[[int, int, Epoch | None], None]
+OnScalars = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Aids:
+    """What helps a run and does not change its result.
+
+    Attributes:
+        ranks: The processes that train together.
+        checkpoint: Where the run stands, for the next start; None keeps nothing.
+        memory: The trunk's activations, shared by runs over the same images; None keeps them for this run.
+        mixed: Compute in bfloat16, or in float16 where a GPU has no bfloat16; on GPUs only.
+        on_step: Called with (steps done, steps in all, the epoch that just ended or None).
+        on_scalars: Called with a step and its figures, at each epoch's end.
+    """
+
+    ranks: Ranks = field(default_factory=alone)
+    checkpoint: Checkpoint | None = None
+    memory: Memory | None = None
+    mixed: bool = True
+    on_step: OnStep = lambda _done, _total, _epoch: None
+    on_scalars: OnScalars = lambda _step, _figures: None
 
 
 def resized_frames(
@@ -142,6 +177,18 @@ def resized_frames(
     return frames
 
 
+class _State(msgspec.Struct):
+    """Where a run stands, besides its tensors."""
+
+    epochs: int
+    step: int
+    losses: float
+    history: list[Epoch]
+    best: int
+    """Index of the best epoch in the history; -1 before the first."""
+    quality: tuple[float, float]
+
+
 def finetune(
     backbone: Backbone,
     strategy: Strategy,
@@ -149,118 +196,340 @@ def finetune(
     labels: npt.NDArray[np.int64],
     validation: npt.NDArray[np.bool_],
     schedule: Schedule,
-    on_step: Callable[[int, int, Epoch | None], None] = lambda _done, _total, _epoch: None,
+    on_step: OnStep | None = None,
+    *,
+    recipe: Recipe | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
+    aids: Aids | None = None,
 ) -> Outcome:
     """Train the backbone in place, and leave it in evaluation mode with the best epoch's weights.
 
     Args:
         backbone: Changed in place.
-        strategy: `last` or `full`.
+        strategy: Not `frozen`.
         frames: n images at its input size.
         labels: (n,) class index of each, at least two classes among those that are not for validation.
         validation: (n,) images that are not trained on and choose the epoch. Without any, the last epoch is kept.
         schedule: How long.
-        on_step: Called with (steps done, steps in all, the epoch that just ended or None).
+        on_step: Of the aids, for short.
+        recipe: None is the strategy's own.
+        rows: Images that this run may see, for training or validation; None is all.
+        aids: Other processes, a checkpoint, a memory.
 
     Raises:
-        ExportError: training diverged, or there is nothing to train.
+        ExportError: training diverged, there is nothing to train, or a checkpoint cannot be read or written.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(schedule.seed)
-    generator = torch.Generator().manual_seed(schedule.seed)
-    trained = _choose_weights(backbone, strategy)
-    pretrained = backbone.origin.pretrained
-    module = backbone.module.to(device).to(memory_format=torch.channels_last)
-    rows, held = np.flatnonzero(~validation), np.flatnonzero(validation)
-    classifier = nn.Linear(backbone.feature_size, int(labels.max()) + 1).to(device)
-    run = _Run(
-        backbone.preprocess,
-        module,
-        classifier,
-        frames,
-        torch.from_numpy(labels),
-        device,
-        generator,
-        not pretrained,
-    )
-    steps = math.ceil(len(rows) / BATCH)
-    epochs = _within_budget(run, rows, schedule, steps)
-    rates = [LEARNING_RATE[pretrained], CLASSIFIER_RATE[pretrained]]
-    optimizer = torch.optim.AdamW(
-        [{"params": trained}, {"params": list(classifier.parameters())}], weight_decay=WEIGHT_DECAY[pretrained]
-    )
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=rates, total_steps=epochs * steps, pct_start=WARM_UP
-    )
-    counts = torch.bincount(run.labels[rows], minlength=classifier.out_features)
-    chance = 1.0 / counts[run.labels[rows]]
+    recipe = recipe or recipe_for(strategy, pretrained=backbone.origin.pretrained)
+    run = _Run(backbone, strategy, frames, labels, validation, schedule, recipe, rows, aids or Aids())
+    return run.train(on_step or run.aids.on_step)
 
-    history: list[Epoch] = []
-    best: tuple[tuple[float, float], Epoch, dict[str, torch.Tensor]] | None = None
-    for number in range(1, epochs + 1):
-        _training_mode(module, freeze_statistics=pretrained)
-        losses = 0.0
-        for step in range(steps):
-            drawn = torch.multinomial(chance, min(BATCH, max(2, len(rows))), replacement=True, generator=generator)
-            loss = run.loss(rows[drawn.numpy()])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            cycle.step()
-            losses += float(loss.detach())
-            if step + 1 < steps:
-                on_step((number - 1) * steps + step + 1, epochs * steps, None)
-        if not math.isfinite(losses):
+
+class _Run:
+    """One training run."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        strategy: Strategy,
+        frames: Frames,
+        labels: npt.NDArray[np.int64],
+        validation: npt.NDArray[np.bool_],
+        schedule: Schedule,
+        recipe: Recipe,
+        rows: npt.NDArray[np.int64] | None,
+        aids: Aids,
+    ) -> None:
+        self.backbone, self.frames, self.schedule, self.recipe, self.aids = (
+            backbone,
+            frames,
+            schedule,
+            recipe,
+            aids,
+        )
+        self.ranks, self.device = aids.ranks, aids.ranks.device
+        seen = np.arange(len(frames)) if rows is None else rows
+        self.rows, self.held = seen[~validation[seen]], seen[validation[seen]]
+        self.labels = torch.from_numpy(labels)
+        self.trained = choose_weights(backbone, strategy)
+        self.fingerprint = "" if aids.checkpoint is None else self._fingerprint(strategy)
+        self.module = backbone.module.to(self.device).to(memory_format=torch.channels_last)
+        torch.manual_seed(schedule.seed)
+        self.classifier = nn.Linear(backbone.feature_size, int(labels.max()) + 1).to(self.device)
+        self.frozen_norms, self.norms = norms(backbone)
+        self.batch = max(self.ranks.world, min(BATCH, max(2, len(self.rows))))
+        self.steps = math.ceil(len(self.rows) / self.batch)
+        counts = np.bincount(labels[self.rows], minlength=self.classifier.out_features)
+        chance = 1.0 / counts[labels[self.rows]]
+        self.chance = chance / chance.sum()
+        self.views = self._views_of_each()
+        self.cut: Cut | None = None
+        self.memory: Memory | None = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._half() is torch.float16)
+
+    def _views_of_each(self) -> npt.NDArray[np.int64]:
+        """Return how many fixed views each image has: more for images of rare classes, which are drawn often.
+
+        A view for every `DRAWS_A_VIEW` times that an image is drawn; one that is not trained on has itself.
+        """
+        views = np.ones(len(self.frames), np.int64)
+        drawn = self.recipe.epochs * self.steps * self.batch * self.chance
+        views[self.rows] = np.clip(np.ceil(drawn / DRAWS_A_VIEW), 1, max(1, self.recipe.views))
+        return views
+
+    # --- Images to logits
+
+    def _half(self) -> torch.dtype | None:
+        """Return the short type to compute in, or None."""
+        if not self.aids.mixed or self.device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        half = self._half()
+        if half is None:
+            yield
+        else:
+            with torch.autocast(self.device.type, dtype=half):
+                yield
+
+    def _view(self, row: int, view: int) -> torch.Tensor:
+        """Return a fixed view of an image."""
+        if view == 0:
+            return as_image(self.frames[row])
+        return augmented(self.frames[row], self.recipe.augmentation, (self.schedule.seed, row, view))
+
+    def _pixels(self, images: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(images).to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return normalised(stacked, self.backbone.preprocess)
+
+    def _plain(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return features of images as they are."""
+        if self.memory is not None and self.cut is not None:
+            crossing = self.memory.get(rows, np.zeros(len(rows), np.int64))
+            return self.cut.rest(tuple(part.to(self.device) for part in crossing))
+        features: torch.Tensor = self.module(self._pixels([as_image(self.frames[row]) for row in rows]))
+        return features
+
+    # --- Training
+
+    def train(self, on_step: OnStep) -> Outcome:
+        """Return what came of it."""
+        self._keep_activations(on_step)
+        optimizer = self._optimizer()
+        state, best, resumed = self._start(optimizer)
+        network = self.ranks.shared(_Classified(self.module, self.classifier))
+        total = state.epochs * self.steps
+        while state.step < total and not self._is_over(state):
+            if state.step % self.steps == 0:
+                state.losses = 0.0
+            self._training_mode()
+            state.losses += self._step(network, optimizer, state.step, total)
+            state.step += 1
+            if state.step % self.steps:
+                on_step(state.step, total, None)
+            else:
+                epoch, better = self._end_of_epoch(state)
+                if better:
+                    best = copy.deepcopy(self.module.state_dict())
+                on_step(state.step, total, epoch)
+            self._save(optimizer, state, best)
+        if not state.history:
+            raise AssertionError("no epoch was run")
+        self.module.load_state_dict(best)
+        self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        for weight in self.module.parameters():
+            weight.requires_grad_(False)
+        return Outcome(
+            epochs=state.epochs,
+            best=state.history[state.best],
+            history=tuple(state.history),
+            trained_weights=sum(weight.numel() for weight in self.trained),
+            norms=self.norms,
+            cached=self.memory is not None,
+            resumed_at=resumed,
+        )
+
+    def _is_over(self, state: _State) -> bool:
+        """Whether no epoch was better for as long as patience lasts."""
+        has_validation = len(self.held) > 0
+        return has_validation and len(state.history) - 1 - state.best >= self.recipe.patience
+
+    def _keep_activations(self, on_step: OnStep) -> None:
+        """Run the trunk once for each view, where views are fixed and a trunk is there to run."""
+        views, module = self.recipe.views, self.module
+        if not views or not self.frozen_norms or self.ranks.world > 1:
+            return
+        module.eval()
+        probe = self._pixels([as_image(self.frames[row]) for row in self.rows[:2]])
+        found = cut(module, probe)
+        if found is None:
+            return
+        memory = self.aids.memory or Memory(len(self.frames), views, self.schedule.seed)
+        if (memory.views, memory.seed) != (views, self.schedule.seed):
+            raise ValueError("this memory holds other views")
+        if not memory.serves(digest_of(module, frozen_only=True), found.kept(probe[:1])):
+            return
+        where = memory.missing(self.rows, self.views[self.rows]) + memory.missing(self.held, self.views[self.held])
+        for start in range(0, len(where), EVALUATION_BATCH):
+            part = where[start : start + EVALUATION_BATCH]
+            memory.put(part, found.kept(self._pixels([self._view(row, view) for row, view in part])))
+            on_step(start + len(part), len(where), None)
+        self.cut, self.memory = found, memory
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            self.backbone.network, weight_decay=self.recipe.weight_decay, layer_decay=self.recipe.layer_decay
+        )
+        for group in groups:
+            group["peak"] = self.recipe.rate * group.pop("lr_scale")
+        groups.append(
+            {
+                "params": list(self.classifier.parameters()),
+                "peak": self.recipe.classifier_rate,
+                "weight_decay": self.recipe.weight_decay,
+            }
+        )
+        return torch.optim.AdamW(groups, lr=self.recipe.rate)
+
+    def _start(self, optimizer: torch.optim.AdamW) -> tuple[_State, Tensors, int]:
+        """Return where to begin: at an earlier run's checkpoint, or at the start."""
+        saved = None if self.aids.checkpoint is None else self.aids.checkpoint.load(self.fingerprint)
+        if saved is None:
+            epochs = self.ranks.agree(self._epochs_within_budget())
+            self._teach_classifier()
+            return _State(epochs, 0, 0.0, [], -1, (-math.inf, -math.inf)), {}, 0
+        tensors, state = saved[0], msgspec.json.decode(saved[1], type=_State)
+        self.module.load_state_dict(_under("module.", tensors))
+        self.classifier.load_state_dict(_under("classifier.", tensors))
+        _load_optimizer(optimizer, _under("optimizer.", tensors))
+        return state, _under("best.", tensors), state.step
+
+    def _save(self, optimizer: torch.optim.AdamW, state: _State, best: Tensors) -> None:
+        checkpoint = self.aids.checkpoint
+        if checkpoint is None or not self.ranks.writes or not checkpoint.due():
+            return
+        tensors = {
+            **{f"module.{name}": value for name, value in self.module.state_dict().items()},
+            **{f"classifier.{name}": value for name, value in self.classifier.state_dict().items()},
+            **{f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()},
+            **{f"best.{name}": value for name, value in best.items()},
+        }
+        checkpoint.save(self.fingerprint, tensors, msgspec.json.encode(state).decode())
+
+    def _step(self, network: nn.Module, optimizer: torch.optim.AdamW, step: int, total: int) -> float:
+        """Take one step, and return its loss."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share_of_peak(step, total)
+        rng = np.random.default_rng([self.schedule.seed, _DRAW, step])
+        drawn = rng.choice(self.rows, self.batch, p=self.chance)
+        views = rng.integers(0, self.views[drawn])
+        mine = slice(self.ranks.rank, None, self.ranks.world)
+        torch.manual_seed(int(rng.integers(2**62)) + self.ranks.rank)  # of dropout, where a network has any
+        with self._precision():
+            if self.memory is not None and self.cut is not None:
+                crossing = self.memory.get(drawn, views)
+                logits = self.classifier(self.cut.rest(tuple(part.to(self.device) for part in crossing)))
+            elif self.recipe.views:
+                chosen = zip(drawn[mine].tolist(), views[mine].tolist(), strict=True)
+                logits = network(self._pixels([self._view(row, view) for row, view in chosen]))
+            else:
+                places = range(self.batch)[mine]
+                images = [
+                    augmented(
+                        self.frames[drawn[i]], self.recipe.augmentation, (self.schedule.seed, _STEP, step, i)
+                    )
+                    for i in places
+                ]
+                logits = network(self._pixels(images))
+            loss = functional.cross_entropy(
+                logits,
+                self.labels[drawn[mine]].to(self.device),
+                label_smoothing=self.recipe.smoothing,
+                reduction="sum",
+            )
+        optimizer.zero_grad(set_to_none=True)
+        # Each process has its share of the batch; gradients are averaged, so shares are scaled up by their number.
+        self.scaler.scale(loss * (self.ranks.world / self.batch)).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return float(self.ranks.total(loss.detach() / self.batch))
+
+    def _end_of_epoch(self, state: _State) -> tuple[Epoch, bool]:
+        """Return the epoch that has just ended, and whether it is the best so far."""
+        number = state.step // self.steps
+        if not math.isfinite(state.losses):
             raise ExportError(
                 f"training diverged in epoch {number}",
                 hint="Try --strategy frozen, other weights or another --seed.",
             )
-        if not pretrained:
-            run.measure_statistics(rows)
-        quality, accuracy = run.validate(held, fallback=(float(number), 0.0))
-        epoch = Epoch(number, losses / steps, accuracy)
-        history.append(epoch)
-        if best is None or quality >= best[0]:
-            best = (quality, epoch, copy.deepcopy(module.state_dict()))
-        on_step(number * steps, epochs * steps, epoch)
-    assert best is not None
-    module.load_state_dict(best[2])
-    module.to("cpu").to(memory_format=torch.contiguous_format).eval()
-    for weight in module.parameters():
-        weight.requires_grad_(False)
-    return Outcome(epochs, best[1], tuple(history), sum(w.numel() for w in trained))
+        if not self.frozen_norms:
+            self._measure_statistics()
+        quality, accuracy = self._validate(fallback=(float(number), 0.0))
+        epoch = Epoch(number, state.losses / self.steps, accuracy)
+        state.history.append(epoch)
+        self.aids.on_scalars(
+            state.step,
+            {"loss": epoch.loss} if accuracy is None else {"loss": epoch.loss, "balanced_accuracy": accuracy},
+        )
+        better = state.best < 0 or quality > state.quality
+        if better:
+            state.best, state.quality = len(state.history) - 1, quality
+        return epoch, better
 
+    def _training_mode(self) -> None:
+        self.module.train()
+        if self.frozen_norms:
+            for part in batch_norms(self.module):
+                part.eval()
 
-@dataclass(frozen=True)
-class _Run:
-    """The fixed parts of one training run."""
+    def _teach_classifier(self) -> None:
+        """Fit the classifier to features as they are."""
+        if not self.recipe.head_epochs:
+            return
+        self.module.eval()
+        known = [
+            self._features_of([self._view(row, view) for row in self.rows.tolist()]) for view in range(HEAD_VIEWS)
+        ]
+        features = torch.cat(known)
+        labels = self.labels[self.rows].repeat(HEAD_VIEWS).to(self.device)
+        chance = np.tile(self.chance, HEAD_VIEWS) / HEAD_VIEWS
+        # At deviation 1 one rate suits every backbone; the scale is folded into the weights afterwards.
+        mean, deviation = features.mean(0), features.std(0).clamp_min(1e-3 * float(features.std()) + 1e-12)
+        scaled = (features - mean) / deviation
+        optimizer = torch.optim.AdamW(self.classifier.parameters(), lr=HEAD_RATE, weight_decay=0.1)
+        total = self.recipe.head_epochs * self.steps
+        rng = np.random.default_rng([self.schedule.seed, _HEAD])
+        for step in range(total):
+            optimizer.param_groups[0]["lr"] = HEAD_RATE * share_of_peak(step, total)
+            drawn = torch.from_numpy(rng.choice(len(labels), self.batch, p=chance))
+            loss = functional.cross_entropy(
+                self.classifier(scaled[drawn]), labels[drawn], label_smoothing=self.recipe.smoothing
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        with torch.no_grad():
+            self.classifier.weight.div_(deviation)
+            self.classifier.bias.sub_(self.classifier.weight @ mean)
 
-    preprocess: Preprocess
-    module: nn.Module
-    classifier: nn.Linear
-    frames: Frames
-    labels: torch.Tensor
-    device: torch.device
-    generator: torch.Generator
-    turns: bool
+    def _features_of(self, images: list[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    self.module(self._pixels(images[start : start + EVALUATION_BATCH]))
+                    for start in range(0, len(images), EVALUATION_BATCH)
+                ]
+            )
 
-    def loss(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the loss of a batch, augmented."""
-        pixels = augment(to_pixels(self.frames[rows], self.preprocess), self.generator, turns=self.turns)
-        return functional.cross_entropy(self._logits(pixels), self.labels[rows].to(self.device))
-
-    def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        features = self.module(pixels.to(self.device, memory_format=torch.channels_last))
-        logits: torch.Tensor = self.classifier(features)
-        return logits
-
-    def measure_statistics(self, rows: npt.NDArray[np.int64]) -> None:
+    def _measure_statistics(self) -> None:
         """Set batch norm statistics to what they are over training images now, instead of a trailing average.
 
         Few images give few steps, and the average then lags far behind the weights.
         """
-        norms = [part for part in self.module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        norms = batch_norms(self.module)
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
@@ -268,28 +537,27 @@ class _Run:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over what follows
         self.module.train()
-        seen = rows[np.linspace(0, len(rows) - 1, min(len(rows), STATISTICS_IMAGES)).astype(int)]
+        seen = self.rows[np.linspace(0, len(self.rows) - 1, min(len(self.rows), STATISTICS_IMAGES)).astype(int)]
         with torch.inference_mode():
-            for part in np.array_split(seen, math.ceil(len(seen) / VALIDATION_BATCH)):
-                self._logits(to_pixels(self.frames[part], self.preprocess))
+            for part in np.array_split(seen, math.ceil(len(seen) / EVALUATION_BATCH)):
+                self._plain(part)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
-    def validate(
-        self, rows: npt.NDArray[np.int64], fallback: tuple[float, float]
-    ) -> tuple[tuple[float, float], float | None]:
+    def _validate(self, fallback: tuple[float, float]) -> tuple[tuple[float, float], float | None]:
         """Return how good this epoch is (more is better, in order), and its balanced accuracy."""
-        if len(rows) == 0:
+        if len(self.held) == 0:
             return fallback, None
         self.module.eval()
-        with torch.inference_mode():
-            logits = torch.cat(
-                [
-                    self._logits(to_pixels(self.frames[part], self.preprocess)).cpu()
-                    for part in np.array_split(rows, math.ceil(len(rows) / VALIDATION_BATCH))
-                ]
-            )
-        truth = self.labels[rows]
+        logits = torch.zeros(len(self.held), self.classifier.out_features, device=self.device)
+        places = np.arange(len(self.held))[self.ranks.rank :: self.ranks.world]
+        with torch.inference_mode(), self._precision():
+            for part in np.array_split(places, math.ceil(len(places) / EVALUATION_BATCH) or 1):
+                if len(part):
+                    found = self.classifier(self._plain(self.held[part]))
+                    logits[torch.from_numpy(part).to(self.device)] = found.float()
+        logits = self.ranks.total(logits).cpu()
+        truth = self.labels[self.held]
         right = (logits.argmax(1) == truth).double()
         present = np.unique(truth.numpy()).tolist()
         accuracy = float(torch.stack([right[truth == c].mean() for c in present]).mean())
@@ -298,85 +566,55 @@ class _Run:
         balanced_loss = float(torch.stack([loss[truth == c].mean() for c in present]).mean())
         return (accuracy, -balanced_loss), accuracy
 
+    def _epochs_within_budget(self) -> int:
+        """Return how many epochs fit the budget, by one trial batch; at least one."""
+        if self.schedule.budget_s is None:
+            return self.schedule.epochs
+        self.module.eval()
+        some = np.resize(self.rows, self.batch)
+        for _ in range(2):  # the first allocates
+            start = time.perf_counter()
+            self.classifier(self._plain(some)).sum().backward()
+            step_s = time.perf_counter() - start
+        self.module.zero_grad(set_to_none=True)
+        self.classifier.zero_grad(set_to_none=True)
+        return max(1, min(self.schedule.epochs, int(self.schedule.budget_s / (step_s * self.steps))))
 
-def to_pixels(frames: Frames, preprocess: Preprocess) -> torch.Tensor:
-    """Return (n, 3, H, W) float32 of frames at input size: what `Preprocess.apply` gives, for a batch."""
-    rgb = torch.from_numpy(np.ascontiguousarray(frames[..., ::-1])).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(preprocess.mean).view(3, 1, 1) * 255
-    std = torch.tensor(preprocess.std).view(3, 1, 1) * 255
-    return (rgb - mean) / std
-
-
-def augment(pixels: torch.Tensor, generator: torch.Generator, *, turns: bool = False) -> torch.Tensor:
-    """Return the batch (n, 3, H, W) mirrored, shifted, brightened and contrasted, each image in its own way.
-
-    Args:
-        pixels: Changed in place.
-        generator: Of every choice.
-        turns: Square images are turned by quarters as well.
-    """
-    n, _, height, width = pixels.shape
-    if turns and height == width:
-        turned = torch.rand(n, generator=generator) < 0.5
-        pixels[turned] = pixels[turned].transpose(2, 3)  # with mirrors, all eight ways to lay a square
-    for axis in (2, 3):
-        flip = torch.rand(n, generator=generator) < 0.5
-        pixels[flip] = pixels[flip].flip(axis)
-    down, right = max(1, round(SHIFT * height)), max(1, round(SHIFT * width))
-    wide = functional.pad(pixels, (right, right, down, down), mode="reflect")
-    tops = torch.randint(0, 2 * down + 1, (n,), generator=generator).tolist()
-    lefts = torch.randint(0, 2 * right + 1, (n,), generator=generator).tolist()
-    corners = zip(tops, lefts, strict=True)
-    shifted = torch.stack([wide[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(corners)])
-    gain = 1 + CONTRAST * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
-    # In units of the normalised pixels, whose full range is about 4 deviations.
-    offset = 4 * BRIGHTNESS * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
-    centre = shifted.mean((1, 2, 3), keepdim=True)
-    return (shifted - centre) * gain + centre + offset
+    def _fingerprint(self, strategy: Strategy) -> str:
+        """Return the digest of everything that decides the result."""
+        digest = hashlib.sha256(digest_of(self.backbone.module).encode())
+        for array in (self.frames[self.rows], self.frames[self.held], self.labels.numpy(), self.rows, self.held):
+            digest.update(np.ascontiguousarray(array).data)
+        said = (strategy, self.schedule, self.recipe, self.ranks.world, self.device.type, torch.__version__)
+        digest.update(repr(said).encode())
+        return digest.hexdigest()
 
 
-def _choose_weights(backbone: Backbone, strategy: Strategy) -> list[nn.Parameter]:
-    """Mark what will be trained, and return it."""
-    module: Any = backbone.network
-    for weight in module.parameters():
-        weight.requires_grad_(strategy is Strategy.FULL)
-    if strategy is Strategy.LAST:
-        named = dict(module.named_parameters())
-        stages: dict[int, list[str]] = group_parameters(module, module.group_matcher(coarse=True))
-        wanted, have = LAST_SHARE * backbone.parameters(), 0
-        for number in sorted(stages, reverse=True):
-            if have >= wanted:
-                break
-            for weight in (named[name] for name in stages[number] if name in named):
-                weight.requires_grad_(True)
-                have += weight.numel()
-    chosen = [weight for weight in module.parameters() if weight.requires_grad]
-    if not chosen:
-        raise ExportError(
-            f"strategy {strategy.value} finds nothing to train in {backbone.name}", hint="Use --strategy frozen."
-        )
-    return chosen
+class _Classified(nn.Module):
+    """A backbone and its temporary classifier, as one module for several processes."""
+
+    def __init__(self, module: nn.Module, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.module, self.classifier = module, classifier
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.module(pixels))
+        return logits
 
 
-def _training_mode(module: nn.Module, *, freeze_statistics: bool) -> None:
-    module.train()
-    if freeze_statistics:
-        for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _within_budget(run: _Run, rows: npt.NDArray[np.int64], schedule: Schedule, steps: int) -> int:
-    """Return how many epochs fit the budget, by one trial batch; at least one."""
-    if schedule.budget_s is None:
-        return schedule.epochs
-    state = run.generator.get_state()
-    run.module.eval()
-    for _ in range(2):  # the first allocates
-        start = time.perf_counter()
-        run.loss(rows[:BATCH]).backward()  # type: ignore[no-untyped-call]
-        step_s = (time.perf_counter() - start) * BATCH / min(BATCH, len(rows))
-    run.module.zero_grad(set_to_none=True)
-    run.classifier.zero_grad(set_to_none=True)
-    run.generator.set_state(state)
-    return max(1, min(schedule.epochs, int(schedule.budget_s / (step_s * steps))))
+def _optimizer_tensors(optimizer: torch.optim.AdamW) -> Tensors:
+    """Return AdamW's state by the number of the weight: what it keeps is tensors only."""
+    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.AdamW, tensors: Tensors) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

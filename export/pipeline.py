@@ -10,8 +10,10 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
+import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -24,15 +26,28 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from export.backbones import Backbone, load_backbone
+from export.backbones import NO_WEIGHTS, Backbone, load_backbone
 from export.card import card
 from export.check import Groups, check, set_report, with_scores
 from export.exemplars import MAX_BASE_CODES, check_limit, exemplars, said
-from export.finetune import DEFAULT_EPOCHS, Epoch, Frames, Outcome, Schedule, Strategy, finetune, resized_frames
+from export.checkpoint import Checkpoint
+from export.distributed import Ranks, TrainedAlong, alone
+from export.finetune import (
+    Aids,
+    Epoch,
+    Frames,
+    OnScalars,
+    Outcome,
+    Schedule,
+    Strategy,
+    finetune,
+    resized_frames,
+)
 from export.forms import FP32, INT8, Form, choose, features_of, make_forms
 from export.mlbom import CARD_NAME, mlbom
 from export.papers import Papers
 from export.progress import Listener, Log
+from export.recipes import recipe_for
 from export.report import (
     BackboneReport,
     ClassCounts,
@@ -46,6 +61,7 @@ from export.report import (
 from export.selection import Selection, data_digest, golden_rows, select
 from export.set_report import RefusedImage
 from export.tensorrt import engines_beside, tensorrt_reports
+from export.strategies import Choice, Question, choose_strategy, transfer_report
 from sdk.bundle import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -102,6 +118,8 @@ class Request:
         tensorrt: Build engines with it, beside the bundle; None builds none.
         licence: Of weights that do not state theirs.
         data_licence: Of the images, for the papers.
+        auto: Try the strategies, and take the one that shows best (`export.strategies`).
+        mixed: On a GPU, train in a short floating-point type.
     """
 
     data: Path
@@ -127,12 +145,27 @@ class Request:
     layout: Layout | None = None
     unannotated: str | None = None
     groups: Groups | None = None
+    auto: bool = False
+    mixed: bool = True
 
 
-def export_bundle(request: Request, listener: Listener) -> Report:
+def export_bundle(
+    request: Request,
+    listener: Listener,
+    *,
+    ranks: Ranks | None = None,
+    on_scalars: OnScalars = lambda _step, _figures: None,
+) -> Report:
     """Make a bundle and return what there is to say about it.
 
+    Args:
+        request: What to export.
+        listener: Told how it goes.
+        ranks: The processes that train together; None is this one alone.
+        on_scalars: Given the figures of each epoch of the final training.
+
     Raises:
+        TrainedAlong: this process is not rank 0, and has done its share.
         ExportError: images, backbone or weights that cannot be used, or two forms of the backbone that disagree.
         BadFormat: `out` exists, or `classes_from` is no bundle.
     """
@@ -162,7 +195,14 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         paths = [images.images[row].path for row in learned.rows]
         with log.stage("decode", "Decoding images", len(paths)) as step:
             frames = resized_frames(paths, backbone.preprocess, Path(scratch), step)
-        outcome = _train(request, strategy, backbone, frames, learned, log)
+        choice = _auto(request, backbone, frames, learned, log) if request.auto else None
+        if choice is not None:
+            strategy, reason = choice.strategy, choice.reason
+        aids = Aids(ranks or alone(), Checkpoint(_training(request) / "final"), None, request.mixed)
+        aids = dataclasses.replace(aids, on_scalars=on_scalars)
+        outcome = _train(request, strategy, backbone, frames, learned, aids, log)
+        if not aids.ranks.writes:
+            raise TrainedAlong
         fitted = np.zeros(len(frames), bool) if outcome is None else ~learned.validation
         difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log)
         kept, reason_first, precisions = choose(
@@ -173,6 +213,9 @@ def export_bundle(request: Request, listener: Listener) -> Report:
     summed = said(learned.labels, coded)
     if summed is not None:
         log.warn(summed)
+    trials, transfer = (
+        ([], None) if choice is None else transfer_report(choice, list(learned.class_ids), request.budget_s)
+    )
     report = Report(
         bundle=str(request.out),
         bundle_sha256="",
@@ -197,6 +240,8 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         strategy=_strategy_report(strategy, reason, outcome),
         torch_onnx_difference=difference,
         score=_score_report(kept[0], learned),
+        strategies=trials,
+        transfer=transfer,
         false_alarm_rate=kept[0].calibration.false_alarm_rate,
         precision=kept[0].precision,
         precision_reason=reason_first,
@@ -230,6 +275,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
             raise ExportError(
                 f"{request.out}: {error.strerror}", hint="Free some space, or choose another --out."
             ) from error
+    shutil.rmtree(_training(request), ignore_errors=True)
     size = sum(entry.size_bytes for entry in bundle.manifest.files)
     tensorrt = tensorrt_reports(bundle, request.tensorrt, engines_beside(request.out), log)
     return msgspec.structs.replace(
@@ -303,17 +349,73 @@ def _strategy(request: Request, backbone: Backbone, learned: Selection, log: Log
     return asked, reason
 
 
+def _training(request: Request) -> Path:
+    """Return the folder where training stands, for the same command to go on from; gone with the bundle made."""
+    return request.out.parent / f".{request.out.name}.training"
+
+
+def _auto(request: Request, backbone: Backbone, frames: Frames, learned: Selection, log: Log) -> Choice | None:
+    """Return the strategy that shows best, or None where there is nothing to choose."""
+    if len(learned.class_ids) < 2:
+        return None
+    folder = _training(request)
+    folder.mkdir(exist_ok=True)
+
+    def random_start() -> Backbone:
+        return load_backbone(
+            request.backbone.partition(".")[0],
+            NO_WEIGHTS,
+            input_size_px=backbone.preprocess.height,
+            pool=request.pool,
+            levels=request.levels,
+            seed=request.seed,
+        )
+
+    choice = choose_strategy(
+        Question(
+            backbone=backbone,
+            random_start=random_start,
+            frames=frames,
+            labels=_label_index(learned),
+            groups=learned.groups,
+            names=list(learned.class_ids),
+            seed=request.seed,
+            epochs=request.epochs,
+            budget_s=request.budget_s,
+            folder=folder,
+        ),
+        log,
+    )
+    for warning in choice.warnings:
+        log.warn(warning)
+    return choice
+
+
+def _label_index(learned: Selection) -> npt.NDArray[np.int64]:
+    names = list(learned.class_ids)
+    return np.array([names.index(label) for label in learned.labels], np.int64)
+
+
 def _train(
-    request: Request, strategy: Strategy, backbone: Backbone, frames: Frames, learned: Selection, log: Log
+    request: Request,
+    strategy: Strategy,
+    backbone: Backbone,
+    frames: Frames,
+    learned: Selection,
+    aids: Aids,
+    log: Log,
 ) -> Outcome | None:
     """Fine-tune the backbone in place as the strategy says; None where it stays as it is."""
     if strategy is Strategy.FROZEN:
         return None
+    _training(request).mkdir(exist_ok=True)
     if not learned.validation.any():
         log.warn("There are too few groups for validation: the last epoch is kept, and the score flatters.")
-    names = list(learned.class_ids)
-    labels = np.array([names.index(label) for label in learned.labels], np.int64)
-    schedule = Schedule(request.epochs or DEFAULT_EPOCHS[strategy], request.seed, request.budget_s)
+    schedule = Schedule(
+        request.epochs or recipe_for(strategy, pretrained=backbone.origin.pretrained).epochs,
+        request.seed,
+        None if request.auto else request.budget_s,
+    )
     said = ""
 
     def on_step(done: int, total: int, epoch: Epoch | None) -> None:
@@ -324,7 +426,13 @@ def _train(
         log.listener.step(done, total, said)
 
     with log.stage("train", f"Training {backbone.name} ({strategy.value})"):
-        outcome = finetune(backbone, strategy, frames, labels, learned.validation, schedule, on_step)
+        outcome = finetune(
+            backbone, strategy, frames, _label_index(learned), learned.validation, schedule, on_step, aids=aids
+        )
+    if outcome.resumed_at:
+        log.listener.say(
+            f"Went on from step {outcome.resumed_at}, where an earlier run of this command was stopped."
+        )
     if outcome.epochs < schedule.epochs:
         log.warn(f"The time budget allowed {outcome.epochs} of {schedule.epochs} epochs.")
     return outcome
@@ -429,6 +537,7 @@ def _strategy_report(strategy: Strategy, reason: str, outcome: Outcome | None) -
     return StrategyReport(
         strategy=strategy.value,
         reason=reason,
+        norms="" if outcome is None else outcome.norms,
         epochs=0 if outcome is None else outcome.epochs,
         best_epoch=0 if outcome is None else outcome.best.number,
         trained_weights=0 if outcome is None else outcome.trained_weights,

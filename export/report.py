@@ -57,14 +57,73 @@ class EpochReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StrategyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How the backbone was trained, and why so."""
+    """How the backbone was trained, and why so. `norms` says what was done with batch norm."""
 
     strategy: str
     reason: str
+    norms: str
     epochs: int
     best_epoch: int
     trained_weights: int
     history: list[EpochReport]
+
+
+class ReadinessReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A class that fine-tuning did not see, taught to the head with a few labels: its recall, and the others'."""
+
+    held_back: str
+    recall: float
+    others: float
+
+
+class DifferenceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Balanced accuracy minus that of frozen features, in points, paired by group, and its standard error.
+
+    `low` and `high` bound it from one side each, at 95 %.
+    """
+
+    points: float
+    error: float
+    low: float
+    high: float
+
+
+class TrialReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A strategy, tried on groups left out of the images to learn from, or `skipped` for the reason given.
+
+    `auroc` is the mean over classes of one against the others. Only finalists have `readiness`.
+    """
+
+    name: str
+    start: str
+    strategy: str
+    epochs: int
+    estimate_s: float
+    seconds: float
+    skipped: str
+    chosen: bool
+    balanced_accuracy: float | None
+    auroc: float | None
+    against_frozen: DifferenceReport | None
+    readiness: list[ReadinessReport]
+
+
+class TransferReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the choice of the strategy rests on.
+
+    `negative_transfer` has a sentence for each pretrained start that is worse than none and each fine-tuning that
+    is worse than frozen features. `source_distance` is None where the weights do not say what they learned on.
+    """
+
+    judged_images: int
+    judged_groups: int
+    labels_for_new_class: int
+    estimate_s: float
+    budget_s: float | None
+    negative_transfer: list[str]
+    source_distance: float | None
+    source_distance_words: str
+    source_distance_limits: str
 
 
 class ClassScoreReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +230,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     precision_reason: str
     precisions: list[PrecisionReport]
+    strategies: list[TrialReport]
+    transfer: TransferReport | None
     warnings: list[str]
     seconds: dict[str, float]
     tool_versions: dict[str, str]

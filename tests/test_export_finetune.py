@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from export.augment import Augmentation, as_image, augmented
 from export.backbones import Backbone, Origin, load_backbone
 from export.finetune import (
     Epoch,
@@ -18,7 +19,6 @@ from export.finetune import (
     Outcome,
     Schedule,
     Strategy,
-    augment,
     finetune,
     resized_frames,
     to_pixels,
@@ -152,11 +152,20 @@ def test_pixels_are_what_the_device_would_compute(pictures: tuple[Frames, Rows])
 
 
 def test_augmentation_keeps_shape_and_roughly_the_picture(pictures: tuple[Frames, Rows]) -> None:
-    pixels = to_pixels(pictures[0], Preprocess(height=SIDE, width=SIDE))
-    seen = augment(pixels.clone(), torch.Generator().manual_seed(0), turns=True)
-    assert seen.shape == pixels.shape
-    assert not torch.equal(seen, pixels)
-    assert float((seen.mean((1, 2, 3)) - pixels.mean((1, 2, 3))).abs().max()) < 0.5
+    for i, frame in enumerate(pictures[0]):
+        seen = augmented(frame, Augmentation(turns=True), (0, i))
+        assert (seen.shape, seen.dtype) == ((3, SIDE, SIDE), torch.uint8)
+        assert abs(float(seen.float().mean()) - float(frame.mean())) < 0.2 * float(frame.mean())
+
+
+def test_a_view_follows_from_its_key_alone(pictures: tuple[Frames, Rows]) -> None:
+    frame = pictures[0][20]
+    first = augmented(frame, Augmentation(), (3, 1, 4))
+    augmented(frame, Augmentation(), (9, 9, 9))
+    torch.manual_seed(5)
+    assert torch.equal(first, augmented(frame, Augmentation(), (3, 1, 4)))
+    assert not torch.equal(first, augmented(frame, Augmentation(), (3, 1, 5)))
+    assert not torch.equal(first, as_image(frame))
 
 
 def test_images_are_resized_as_the_device_resizes(tmp_path: Path) -> None:
