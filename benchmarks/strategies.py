@@ -56,8 +56,8 @@ class Set:
     labels: Rows
     groups: tuple[str, ...]
 
-    def field(self, seed: int) -> Field:
-        """Return the split of this seed: what teaches, and what judges."""
+    def field(self, seed: int, judges: int | None = None) -> Field:
+        """Return the split of this seed: what teaches, and what judges, at most so many images a class."""
         parts = split(self.groups, [self.classes[y] for y in self.labels], seed)
         teaches = np.array([part in (Part.TRAIN, Part.VALIDATION) for part in parts], bool)
         validation = np.array([part is Part.VALIDATION for part in parts], bool)
@@ -71,10 +71,14 @@ class Set:
                     kept.append(np.random.default_rng([seed, c, held]).permutation(rows)[:count])
             fit = np.sort(np.concatenate(kept))
             judged = np.flatnonzero(np.array([part is Part.TEST for part in parts], bool))
+        if judges is not None:
+            judged = np.sort(
+                np.concatenate([judged[self.labels[judged] == c][:judges] for c in np.unique(self.labels)])
+            )
         return Field(self.labels, self.groups, fit, validation, judged)
 
 
-def read(name: str, say: Callable[[str], None]) -> tuple[Set, Backbone]:
+def read(name: str, say: Callable[[str], None], side_px: int = INPUT_SIZE_PX) -> tuple[Set, Backbone]:
     """Return a set and the pretrained backbone.
 
     Raises:
@@ -87,7 +91,7 @@ def read(name: str, say: Callable[[str], None]) -> tuple[Set, Backbone]:
             raise NoImageSets(f"{needed} is missing; set HEADWAY_SHARED to the folder with data/ and weights/")
     say(f"reading {name}")
     images = open_images(folder)
-    backbone = load_backbone(BACKBONE, str(weights), input_size_px=INPUT_SIZE_PX)
+    backbone = load_backbone(BACKBONE, str(weights), input_size_px=side_px)
     with tempfile.TemporaryDirectory() as scratch:
         frames = resized_frames([image.path for image in images.images], backbone.preprocess, Path(scratch))
     labels = np.array([images.classes.index(label) for label in images.labels], np.int64)
@@ -114,7 +118,7 @@ def measure(
     memory: Memory,
     *,
     readiness: bool = False,
-    only: Sequence[int] = (),
+    judges: int | None = None,
 ) -> Figures:
     """Return the figures of one strategy on one split.
 
@@ -124,9 +128,9 @@ def measure(
         seed: Of the split; training has seed 0.
         memory: Activations of the trunk below the last stages.
         readiness: Hold each class back too.
-        only: Classes to hold back; none is all.
+        judges: At most so many images of each class; None is all of them.
     """
-    field, began = images.field(seed), time.perf_counter()
+    field, began = images.field(seed, judges), time.perf_counter()
     found = _features(images, backbone, strategy, field, field.fit, memory)
     scores, good = scores_of(found, field, field.fit), images.classes.index(GOOD) if GOOD in images.classes else 0
     defect = np.delete(scores, good, 1).max(1) - scores[:, good]
@@ -140,7 +144,7 @@ def measure(
             c,
             seed,
         )
-        for c in (only or field.classes)
+        for c in field.classes
         if readiness
     ]
     return Figures(
@@ -243,6 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first-seed", type=int, default=0, metavar="N")
     parser.add_argument("--splits", type=int, default=5, metavar="N")
     parser.add_argument("--readiness", action="store_true", help="hold each class back too, on the first split")
+    parser.add_argument("--input-size", type=int, default=INPUT_SIZE_PX, metavar="PX")
+    parser.add_argument("--judges", type=int, metavar="N", help="judge by at most N images of each class")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args(arguments)
 
@@ -252,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     reports = []
     for name in options.set or SETS:
         try:
-            images, backbone = read(name, say)
+            images, backbone = read(name, say, options.input_size)
         except NoImageSets as error:
             print(f"python -m benchmarks.strategies: {error}", file=sys.stderr)
             return 2
@@ -261,7 +267,11 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in range(options.first_seed, options.first_seed + options.splits):
             for strategy in ["frozen", *(options.strategy or ["last"])]:
                 tried = options.readiness and seed == options.first_seed
-                figures.append(measure(images, backbone, Strategy(strategy), seed, memory, readiness=tried))
+                figures.append(
+                    measure(
+                        images, backbone, Strategy(strategy), seed, memory, readiness=tried, judges=options.judges
+                    )
+                )
                 found = figures[-1]
                 say(
                     f"{name}, split {seed}, {strategy}: {percent(found.balanced_accuracy):.1f}, AUROC "

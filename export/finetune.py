@@ -239,6 +239,7 @@ class _Run:
         rows: npt.NDArray[np.int64] | None,
         aids: Aids,
     ) -> None:
+        self.began = time.perf_counter()
         self.backbone, self.frames, self.schedule, self.recipe, self.aids = (
             backbone,
             frames,
@@ -396,8 +397,8 @@ class _Run:
         """Return where to begin: at an earlier run's checkpoint, or at the start."""
         saved = None if self.aids.checkpoint is None else self.aids.checkpoint.load(self.fingerprint)
         if saved is None:
-            epochs = self.ranks.agree(self._epochs_within_budget())
             self._teach_classifier()
+            epochs = self.ranks.agree(self._epochs_within_budget())
             return _State(epochs, 0, 0.0, [], -1, (-math.inf, -math.inf)), {}, 0
         tensors, state = saved[0], msgspec.json.decode(saved[1], type=_State)
         self.module.load_state_dict(_under("module.", tensors))
@@ -578,7 +579,8 @@ class _Run:
             step_s = time.perf_counter() - start
         self.module.zero_grad(set_to_none=True)
         self.classifier.zero_grad(set_to_none=True)
-        return max(1, min(self.schedule.epochs, int(self.schedule.budget_s / (step_s * self.steps))))
+        left_s = self.schedule.budget_s - (time.perf_counter() - self.began)
+        return max(1, min(self.schedule.epochs, int(left_s / (step_s * self.steps))))
 
     def _fingerprint(self, strategy: Strategy) -> str:
         """Return the digest of everything that decides the result."""

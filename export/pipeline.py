@@ -62,6 +62,7 @@ from export.selection import Selection, data_digest, golden_rows, select
 from export.set_report import RefusedImage
 from export.tensorrt import engines_beside, tensorrt_reports
 from export.strategies import Choice, Question, choose_strategy, transfer_report
+from export.transfer import field_of
 from sdk.bundle import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -198,6 +199,7 @@ def export_bundle(
         choice = _auto(request, backbone, frames, learned, log) if request.auto else None
         if choice is not None:
             strategy, reason = choice.strategy, choice.reason
+            request = dataclasses.replace(request, epochs=choice.chosen.epochs or request.epochs)
         aids = Aids(ranks or alone(), Checkpoint(_training(request) / "final"), None, request.mixed)
         aids = dataclasses.replace(aids, on_scalars=on_scalars)
         outcome = _train(request, strategy, backbone, frames, learned, aids, log)
@@ -331,9 +333,9 @@ def _strategy(request: Request, backbone: Backbone, learned: Selection, log: Log
         if pretrained
         else "The default for random weights."
     )
-    if asked is Strategy.LAST and not pretrained:
+    if asked in (Strategy.LAST, Strategy.HEAD_THEN_FULL) and not pretrained:
         raise ExportError(
-            "--strategy last trains on top of pretrained stages, and --weights none has none",
+            f"--strategy {asked.value} trains on top of pretrained stages, and --weights none has none",
             hint="Use --strategy full to train from scratch, or give weights.",
         )
     trainable = {label for label, held in zip(learned.labels, learned.validation, strict=True) if not held}
@@ -355,8 +357,9 @@ def _training(request: Request) -> Path:
 
 
 def _auto(request: Request, backbone: Backbone, frames: Frames, learned: Selection, log: Log) -> Choice | None:
-    """Return the strategy that shows best, or None where there is nothing to choose."""
-    if len(learned.class_ids) < 2:
+    """Return the strategy that shows best, or None where nothing can be judged."""
+    if len(field_of(_label_index(learned), learned.groups, request.seed).classes) < 2:
+        log.warn("Strategies cannot be compared: that takes two classes with images in two groups each.")
         return None
     folder = _training(request)
     folder.mkdir(exist_ok=True)

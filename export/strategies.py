@@ -316,6 +316,8 @@ class _Auto:
         source = self.q.backbone if trial.start == PRETRAINED or not self.pretrained else self.q.random_start()
         backbone = replace(source, module=copy.deepcopy(source.module))
         memory = self.memory if strategy is Strategy.LAST else None
+        if len(np.unique(self.q.labels[rows][~self.field.validation[rows]])) < 2:
+            strategy = Strategy.FROZEN  # one class is left: there is nothing to train on
         if strategy is not Strategy.FROZEN:
             self._train(backbone, strategy, trial, rows, memory)
         return features(backbone, self.q.frames, strategy=strategy, memory=memory)

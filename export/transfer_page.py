@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH_IN: Final = 7.2
+LEAST_RANGE: Final = 10.0
+"""Points on an axis at least, so that chance does not look like a difference."""
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#767676"
 """Colours that people with any colour vision tell apart (Okabe and Ito)."""
+_MARKERS: Final = ("o", "s", "^")
 _STYLE: Final = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -151,12 +154,20 @@ def _trade_plot(tried: Sequence[TrialReport]) -> Figure:
 
     figure = Figure(figsize=(_WIDTH_IN, 3.6), layout="constrained")
     axes = figure.subplots()
-    for trial in tried:
+    points = []
+    for turn, trial in enumerate(tried):
         new = 100 * sum(r.recall for r in trial.readiness) / len(trial.readiness)
         known = 100 * (trial.balanced_accuracy or 0.0)
-        axes.plot(new, known, "o", color=_BLUE if trial.chosen else _ORANGE, markersize=9)
-        axes.annotate(trial.name, (new, known), xytext=(9, 4), textcoords="offset points", fontsize=10)
-    axes.margins(0.25)
+        colour = _BLUE if trial.chosen else _ORANGE
+        axes.plot(
+            new, known, _MARKERS[turn % len(_MARKERS)], color=colour, markersize=9, label=trial.name, alpha=0.8
+        )
+        points.append((new, known))
+    axes.legend(frameon=False)
+    for place, limit in ((0, axes.set_xlim), (1, axes.set_ylim)):
+        low, high = min(p[place] for p in points), max(p[place] for p in points)
+        room = max(LEAST_RANGE, 1.6 * (high - low)) / 2
+        limit((low + high) / 2 - room, (low + high) / 2 + room)
     axes.set_xlabel("recall of a new class after a few labels, %")
     axes.set_ylabel("balanced accuracy, %")
     axes.grid(alpha=0.3)

@@ -278,6 +278,13 @@ def test_trials_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     assert "frozen" in {t.strategy for t in finalists}
 
 
+def test_without_weights_only_training_from_scratch_can_be_chosen(tmp_path: Path) -> None:
+    choice = choose_strategy(question(random_start(), tmp_path), Log(Listener()))
+    assert [t.name for t in choice.trials] == ["random weights, frozen", "from scratch"]
+    assert choice.strategy in (Strategy.FROZEN, Strategy.FULL)
+    assert choice.warnings == ()
+
+
 def test_a_damaged_record_of_trials_is_refused(tmp_path: Path) -> None:
     (tmp_path / "trials.json").write_bytes(b"{")
     with pytest.raises(ExportError, match="no record of trials"):
