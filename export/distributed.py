@@ -46,9 +46,7 @@ class Ranks:
         """Return the module with gradients averaged over all processes; the module itself where there is one."""
         if self.world == 1:
             return module
-        return DistributedDataParallel(
-            module, device_ids=[self.device] if self.device.type == "cuda" else None, broadcast_buffers=False
-        )
+        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of everybody's tensor, in place."""
