@@ -60,8 +60,8 @@ from export.report import (
 )
 from export.selection import Selection, data_digest, golden_rows, select
 from export.set_report import RefusedImage
-from export.tensorrt import engines_beside, tensorrt_reports
 from export.strategies import Choice, Question, choose_strategy, transfer_report
+from export.tensorrt import engines_beside, tensorrt_reports
 from export.transfer import field_of
 from sdk.bundle import (
     FORMAT_VERSION,

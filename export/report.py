@@ -61,7 +61,7 @@ class StrategyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     strategy: str
     reason: str
-    norms: str
+    norms: str = ""
     epochs: int
     best_epoch: int
     trained_weights: int
@@ -230,8 +230,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     precision_reason: str
     precisions: list[PrecisionReport]
-    strategies: list[TrialReport]
-    transfer: TransferReport | None
+    strategies: list[TrialReport] = []
+    transfer: TransferReport | None = None
     warnings: list[str]
     seconds: dict[str, float]
     tool_versions: dict[str, str]
