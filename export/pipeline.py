@@ -29,9 +29,9 @@ import numpy.typing as npt
 from export.backbones import NO_WEIGHTS, Backbone, load_backbone
 from export.card import card
 from export.check import Groups, check, set_report, with_scores
-from export.exemplars import MAX_BASE_CODES, check_limit, exemplars, said
 from export.checkpoint import Checkpoint
 from export.distributed import Ranks, TrainedAlong, alone
+from export.exemplars import MAX_BASE_CODES, check_limit, exemplars, said
 from export.finetune import (
     Aids,
     Epoch,
@@ -57,6 +57,8 @@ from export.report import (
     Report,
     ScoreReport,
     StrategyReport,
+    TransferReport,
+    TrialReport,
 )
 from export.selection import Selection, data_digest, golden_rows, select
 from export.set_report import RefusedImage
@@ -196,16 +198,8 @@ def export_bundle(
         paths = [images.images[row].path for row in learned.rows]
         with log.stage("decode", "Decoding images", len(paths)) as step:
             frames = resized_frames(paths, backbone.preprocess, Path(scratch), step)
-        choice = _auto(request, backbone, frames, learned, log) if request.auto else None
-        if choice is not None:
-            strategy, reason = choice.strategy, choice.reason
-            request = dataclasses.replace(request, epochs=choice.chosen.epochs or request.epochs)
-        aids = Aids(ranks or alone(), Checkpoint(_training(request) / "final"), None, request.mixed)
-        aids = dataclasses.replace(aids, on_scalars=on_scalars)
-        outcome = _train(request, strategy, backbone, frames, learned, aids, log)
-        if not aids.ranks.writes:
-            raise TrainedAlong
-        fitted = np.zeros(len(frames), bool) if outcome is None else ~learned.validation
+        tuned = _tune(request, strategy, reason, backbone, frames, learned, ranks or alone(), on_scalars, log)
+        fitted = np.zeros(len(frames), bool) if tuned.outcome is None else ~learned.validation
         difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log)
         kept, reason_first, precisions = choose(
             request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
@@ -215,9 +209,6 @@ def export_bundle(
     summed = said(learned.labels, coded)
     if summed is not None:
         log.warn(summed)
-    trials, transfer = (
-        ([], None) if choice is None else transfer_report(choice, list(learned.class_ids), request.budget_s)
-    )
     report = Report(
         bundle=str(request.out),
         bundle_sha256="",
@@ -239,11 +230,11 @@ def export_bundle(
             feature_size=backbone.feature_size,
             input_px=(backbone.preprocess.width, backbone.preprocess.height),
         ),
-        strategy=_strategy_report(strategy, reason, outcome),
+        strategy=_strategy_report(tuned.strategy, tuned.reason, tuned.outcome),
         torch_onnx_difference=difference,
         score=_score_report(kept[0], learned),
-        strategies=trials,
-        transfer=transfer,
+        strategies=tuned.trials,
+        transfer=tuned.transfer,
         false_alarm_rate=kept[0].calibration.false_alarm_rate,
         precision=kept[0].precision,
         precision_reason=reason_first,
@@ -397,6 +388,43 @@ def _auto(request: Request, backbone: Backbone, frames: Frames, learned: Selecti
 def _label_index(learned: Selection) -> npt.NDArray[np.int64]:
     names = list(learned.class_ids)
     return np.array([names.index(label) for label in learned.labels], np.int64)
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """What choosing a strategy and training by it came to."""
+
+    strategy: Strategy
+    reason: str
+    outcome: Outcome | None
+    trials: list[TrialReport]
+    transfer: TransferReport | None
+
+
+def _tune(
+    request: Request,
+    strategy: Strategy,
+    reason: str,
+    backbone: Backbone,
+    frames: Frames,
+    learned: Selection,
+    ranks: Ranks,
+    on_scalars: OnScalars,
+    log: Log,
+) -> _Tuned:
+    """Choose the strategy where that was asked for, and train the backbone in place."""
+    choice = _auto(request, backbone, frames, learned, log) if request.auto else None
+    trials: list[TrialReport] = []
+    transfer = None
+    if choice is not None:
+        strategy, reason = choice.strategy, choice.reason
+        request = dataclasses.replace(request, epochs=choice.chosen.epochs or request.epochs)
+        trials, transfer = transfer_report(choice, list(learned.class_ids), request.budget_s)
+    aids = Aids(ranks, Checkpoint(_training(request) / "final"), mixed=request.mixed, on_scalars=on_scalars)
+    outcome = _train(request, strategy, backbone, frames, learned, aids, log)
+    if not ranks.writes:
+        raise TrainedAlong
+    return _Tuned(strategy, reason, outcome, trials, transfer)
 
 
 def _train(
