@@ -230,8 +230,7 @@ def export(
         unannotated=unannotated,
         groups=groups,
     )
-    if page is not None:
-        _check_page(page, strategy)
+    _check_page(page, strategy)
     with ranks() as here:
         check_alone(strategy, here)
         with (
@@ -242,8 +241,7 @@ def export(
                 report = export_bundle(request, terminal, ranks=here, on_scalars=on_scalars)
             except TrainedAlong:
                 return
-    if page is not None:
-        _write_page(page, report)
+    _write_page(page, report)
     # With JSON on standard output, what people read goes to the other one.
     show(report, Console(stderr=json_file == STDOUT, highlight=False))
     if images_page is not None:
@@ -338,7 +336,9 @@ def check_alone(strategy: str | None, ranks: Ranks) -> None:
         )
 
 
-def _check_page(page: Path, strategy: str | None) -> None:
+def _check_page(page: Path | None, strategy: str | None) -> None:
+    if page is None:
+        return
     if strategy != AUTO:
         raise ExportError("--report tells what --strategy auto tried", hint="Add --strategy auto.")
     if page.is_dir() or not page.resolve().parent.is_dir():
@@ -348,7 +348,9 @@ def _check_page(page: Path, strategy: str | None) -> None:
     check_plots()
 
 
-def _write_page(page: Path, report: Report) -> None:
+def _write_page(page: Path | None, report: Report) -> None:
+    if page is None:
+        return
     from export.transfer_page import transfer_page
 
     try:
