@@ -22,16 +22,17 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from export.backbones import Backbone, load_backbone
 from export.card import card
 from export.check import Groups, check, set_report, with_scores
 from export.exemplars import MAX_BASE_CODES, check_limit, exemplars, said
 from export.finetune import DEFAULT_EPOCHS, Epoch, Frames, Outcome, Schedule, Strategy, finetune, resized_frames
-from export.forms import FP32, INT8, Form, choose, features_of, make_forms
+from export.forms import FP32, INT8, Form, choose, features_of, make_forms, parity_reports, quantization_reports
+from export.int8 import BUDGET_S, MAX_LOSS, Plan
 from export.mlbom import CARD_NAME, mlbom
 from export.papers import Papers
+from export.profiles import Profile
 from export.progress import Listener, Log
 from export.report import (
     BackboneReport,
@@ -74,7 +75,7 @@ from sdk.tensorrt_api import Library
 
 GOLDEN_FILE: Final = "golden.safetensors"
 SPLIT_FILE: Final = "splits.safetensors"
-_TOOLS: Final = ("headway-edge", "torch", "timm", "onnx", "onnxruntime", "numpy")
+_TOOLS: Final = ("headway-edge", "torch", "timm", "onnx", "onnxruntime", "nvidia-modelopt", "numpy")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Request:
         backbone, weights: See `export.backbones.load_backbone`.
         out: The bundle's directory.
         strategy: None is `frozen` with pretrained weights and `full` without.
-        precisions: Which to keep, of `fp32` and `int8`.
+        precisions: Which to keep, of `fp32`, `fp16` and `int8`.
+        profiles: What int8 is made for.
+        max_int8_loss, qat, int8_budget_s: See `export.int8.Plan`.
         hold_back: Classes that nothing learns from.
         epochs: None is the strategy's own number.
         seed: Of split, initial weights and training.
@@ -110,6 +113,10 @@ class Request:
     weights: str | None = None
     strategy: Strategy | None = None
     precisions: tuple[str, ...] = (FP32, INT8)
+    profiles: tuple[Profile, ...] = (Profile.CPU,)
+    max_int8_loss: float = MAX_LOSS
+    qat: bool = True
+    int8_budget_s: float = BUDGET_S
     hold_back: tuple[str, ...] = ()
     epochs: int | None = None
     seed: int = 0
@@ -164,11 +171,13 @@ def export_bundle(request: Request, listener: Listener) -> Report:
             frames = resized_frames(paths, backbone.preprocess, Path(scratch), step)
         outcome = _train(request, strategy, backbone, frames, learned, log)
         fitted = np.zeros(len(frames), bool) if outcome is None else ~learned.validation
-        difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log)
+        plan = Plan(request.profiles, request.max_int8_loss, request.qat, request.int8_budget_s, request.seed)
+        difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log, plan)
         kept, reason_first, precisions = choose(
             request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
         )
         golden_frames = frames[golden_rows(learned)]
+        parity = parity_reports(difference, forms, golden_frames, backbone.preprocess)
     coded = exemplars(learned.labels, learned.groups, fitted, request.max_base_codes)
     summed = said(learned.labels, coded)
     if summed is not None:
@@ -198,9 +207,11 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         torch_onnx_difference=difference,
         score=_score_report(kept[0], learned),
         false_alarm_rate=kept[0].calibration.false_alarm_rate,
-        precision=kept[0].precision,
+        precision=kept[0].name,
         precision_reason=reason_first,
         precisions=precisions,
+        parity=parity,
+        quantization=quantization_reports(forms),
         warnings=log.warnings,
         seconds=log.seconds,
         tool_versions=_tool_versions(),
@@ -210,13 +221,13 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         files = {CARD_NAME: card(report, papers).encode(errors="replace")}
         entries, golden = [], {}
         for form in kept:
-            entry, golden[form.precision] = _entry(form, backbone.preprocess, golden_frames, learned)
+            entry, golden[form.name] = _entry(form, backbone.preprocess, golden_frames, learned)
             entries.append(entry)
             files[entry.backbone] = form.model
-            base = _base(form, learned, fitted)
+            base = _base(form, learned)
             if summed is not None:
                 base = base.with_codes_of(coded)
-                moments = f"moments.{form.precision}.safetensors"
+                moments = f"moments.{form.name}.safetensors"
                 files[moments] = base.moments_bytes()
                 entries[-1] = msgspec.structs.replace(entry, moments=moments)
             files[entry.samples] = base.to_bytes()
@@ -333,8 +344,8 @@ def _train(
 # --- The bundle
 
 
-def _base(form: Form, learned: Selection, fitted: npt.NDArray[np.bool_]) -> BaseSamples:
-    return BaseSamples(learned.samples, learned.ids, learned.groups, form.codes, fitted)
+def _base(form: Form, learned: Selection) -> BaseSamples:
+    return BaseSamples(learned.samples, learned.ids, learned.groups, form.codes, form.fitted)
 
 
 def _entry(
@@ -342,16 +353,16 @@ def _entry(
 ) -> tuple[PrecisionEntry, Golden]:
     """Return what the manifest says of one precision, and what its golden inputs must give."""
     space = feature_space_id(hashlib.sha256(form.model).hexdigest(), preprocess, form.scale)
-    features = features_of(form.model, golden_frames, preprocess, lambda: None)
+    features = features_of(form.model, golden_frames, preprocess, lambda: None, exact=form.exact)
     codes = encode(features, form.scale)
     columns = [form.head.class_ids.index(class_id) for class_id in learned.class_ids.values()]
     scores = form.head.scores(codes)[:, columns].astype(np.float32)
     digests = [code_digest(code) for code in form.codes]
     knobs, calibration = form.head.knobs, form.calibration
     entry = PrecisionEntry(
-        precision=form.precision,
-        backbone=f"backbone.{form.precision}.onnx",
-        samples=f"samples.{form.precision}.safetensors",
+        precision=form.name,
+        backbone=f"backbone.{form.name}.onnx",
+        samples=f"samples.{form.name}.safetensors",
         feature_size=form.codes.shape[1],
         code_scale=form.scale,
         space=space,
