@@ -13,11 +13,13 @@ few left-out groups of a small set are no comfort.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from export.backbones import Backbone
 from export.finetune import Frames
@@ -101,7 +103,7 @@ class Int8Maker:
             CalibrationFailed: the backbone cannot be quantized.
             ParityFailed: int8 features have nothing to do with fp32's.
         """
-        prepared = prepare(self.fp32.model)
+        prepared = self._prepared
         with self.log.stage("calibrate", f"Comparing ranges for int8 ({profile.value})", len(Method)) as step:
             ranges, methods = self._compare(prepared, profile, step)
         best = self._form(prepared, ranges, profile, (), self.fp32.fitted)
@@ -110,20 +112,33 @@ class Int8Maker:
             sensitivity = self._sensitivity(prepared, ranges, profile)
             if sensitivity.excluded:
                 best = self._better(best, self._form(prepared, ranges, profile, sensitivity.excluded, best.fitted))
-        sensitive = sensitivity.excluded if sensitivity is not None else ()
         if self._wanting(best) and self.plan.qat:
-            trained, outcome = self._fine_tuned(profile, ranges.method, len(sensitive) > 0, sensitive)
+            trained = self._fine_tuned(profile, ranges.method, ())
+            if self._wanting(trained) and best.excluded:
+                trained = self._better(trained, self._fine_tuned(profile, ranges.method, best.excluded))
             chosen = self._better(best, trained)
-            qat = _qat_report(outcome, used=chosen is trained)
+            qat = _qat_report(self._trained[1], used=chosen is trained)
             best = chosen
         check_form(INT8, self.fp32.features, best.features)
         how = QuantizationReport(
             profile=profile.value,
             methods=methods,
             sensitivity=None if sensitivity is None else _sensitivity_report(prepared, sensitivity),
+            excluded=list(best.excluded),
+            excluded_share_of_weights=growth(prepared, best.excluded),
             qat=qat,
         )
         return dataclasses.replace(best, how=how)
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return prepare(self.fp32.model)
+
+    @cached_property
+    def _ranges(self) -> dict[Method, Ranges]:
+        """Ranges by each method: the same for every profile."""
+        images = self._pixels(self._calibration_rows())
+        return {method: calibrate(self._prepared, images, method) for method in Method}
 
     def _wanting(self, form: Form) -> bool:
         return form.against.beyond_chance(self.plan.max_loss) or form.cosine < NEAR
@@ -141,16 +156,16 @@ class Int8Maker:
     def _calibration_rows(self) -> list[int]:
         return stratified(self.learned.labels, CALIBRATION_IMAGES, self.learned.groups)
 
-    def _compare(self, prepared: Prepared, profile: Profile, step: object) -> tuple[Ranges, list[MethodReport]]:
+    def _compare(
+        self, prepared: Prepared, profile: Profile, step: Callable[[], None]
+    ) -> tuple[Ranges, list[MethodReport]]:
         """Return the ranges of the method that does best on some of the images, and how each did."""
-        assert callable(step)
-        images = self._pixels(self._calibration_rows())
         some = set(stratified(self.learned.labels, COMPARED_IMAGES, self.learned.groups))
         # Validation groups, which decide after fine-tuning, are all among them.
         rows = np.array(sorted(some | set(np.flatnonzero(self.learned.validation)[:COMPARED_IMAGES].tolist())))
         found: list[tuple[Ranges, float, float]] = []
         for method in Method:
-            ranges = calibrate(prepared, images, method)
+            ranges = self._ranges[method]
             model = to_int8(prepared, ranges, profile, self.backbone.feature_size)
             features = features_of(model, self.frames[rows], self.backbone.preprocess, lambda: None)
             _, _, left_out, calibration = judge(features, self.learned, self.fp32.fitted, INT8, rows)
@@ -184,6 +199,7 @@ class Int8Maker:
             cosine=feature_cosine(self.fp32.features, features),
             kernel_difference=code_difference(ours, exactly),
             against=against(self.fp32, form),
+            excluded=tuple(without),
         )
 
     def _sensitivity(self, prepared: Prepared, ranges: Ranges, profile: Profile) -> Sensitivity:
@@ -204,29 +220,33 @@ class Int8Maker:
                 on_unit=self.log.listener.step,
             )
 
-    def _fine_tuned(
-        self, profile: Profile, method: Method, some: bool, without: Sequence[str]
-    ) -> tuple[Form, QatOutcome]:
-        """Return the form that quantization-aware fine-tuning gives, and how that went."""
+    @cached_property
+    def _training_rows(self) -> npt.NDArray[np.int64]:
         rows = np.flatnonzero(~self.learned.validation)
-        if len(rows) == 0:
-            rows = np.arange(len(self.frames))
-        with self.log.stage("qat", f"Fine-tuning with int8 in mind ({profile.value})"):
-            trained, outcome = finetune_for_int8(
+        return rows if len(rows) else np.arange(len(self.frames))
+
+    @cached_property
+    def _trained(self) -> tuple[Prepared, QatOutcome]:
+        """The backbone fine-tuned with int8 in mind: the same for every profile."""
+        with self.log.stage("qat", "Fine-tuning with int8 in mind"):
+            backbone, outcome = finetune_for_int8(
                 self.backbone,
                 self.frames,
-                rows,
+                self._training_rows,
                 seed=self.plan.seed,
                 budget_s=self.plan.budget_s / 2,
                 on_step=self.log.listener.step,
             )
-            prepared = prepare(to_onnx(trained))
-            ranges = calibrate(prepared, self._pixels(self._calibration_rows()), method)
+            return prepare(to_onnx(backbone)), outcome
+
+    def _fine_tuned(self, profile: Profile, method: Method, without: Sequence[str]) -> Form:
+        """Return the form that quantization-aware fine-tuning gives."""
+        prepared, _ = self._trained
+        ranges = calibrate(prepared, self._pixels(self._calibration_rows()), method)
         fitted = self.fp32.fitted.copy()
-        fitted[rows] = True
-        known = set(prepared.layers)
-        kept = tuple(name for name in without if name in known) if some else ()
-        return self._form(prepared, ranges, profile, kept, fitted), outcome
+        fitted[self._training_rows] = True
+        # The same network gives the same graph, so the layers have the same names.
+        return self._form(prepared, ranges, profile, without, fitted)
 
 
 def _sensitivity_report(prepared: Prepared, found: Sensitivity) -> SensitivityReport:
@@ -239,8 +259,7 @@ def _sensitivity_report(prepared: Prepared, found: Sensitivity) -> SensitivityRe
             )
             for unit in found.units
         ],
-        excluded=list(found.excluded),
-        excluded_share_of_weights=growth(prepared, found.excluded),
+        worst=list(found.excluded),
         feature_cosine_without=found.cosine,
         seconds=round(found.seconds, 1),
     )

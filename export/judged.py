@@ -52,6 +52,7 @@ class Form:
         cosine: Of its features to fp32's.
         kernel_difference: See `export.report.PrecisionReport`.
         against: Its decisions beside fp32's on the same images.
+        excluded: Layers of an int8 form that stay fp32.
         how: How an int8 form came about.
     """
 
@@ -70,6 +71,7 @@ class Form:
     cosine: float = 1.0
     kernel_difference: float = 0.0
     against: Paired = SAME
+    excluded: tuple[str, ...] = ()
     how: QuantizationReport | None = None
 
     @property

@@ -112,12 +112,14 @@ class UnitReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SensitivityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Which layers cost int8 the most, on a few images in exact arithmetic, and which of them stay fp32."""
+    """Which layers cost int8 the most, on a few images in exact arithmetic.
+
+    `worst` are those that were left out together, and `feature_cosine_without` is what that gave.
+    """
 
     feature_cosine: float
     units: list[UnitReport]
-    excluded: list[str]
-    excluded_share_of_weights: float
+    worst: list[str]
     feature_cosine_without: float
     seconds: float
 
@@ -133,11 +135,16 @@ class QatReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How the int8 form of one profile came about. `sensitivity` and `qat` are null where they were not needed."""
+    """How the int8 form of one profile came about. `sensitivity` and `qat` are null where they were not needed.
+
+    `excluded` are the layers that stay fp32 in the form that was made.
+    """
 
     profile: str
     methods: list[MethodReport]
     sensitivity: SensitivityReport | None
+    excluded: list[str]
+    excluded_share_of_weights: float
     qat: QatReport | None
 
 

@@ -19,6 +19,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.torch import save_file
 
+from device_agent.runtime import check_golden, open_runtime
 from export.backbones import load_backbone
 from export.cli import export
 from export.forms import Form, first_form
@@ -497,3 +498,33 @@ def test_without_a_network_the_command_says_so_in_two_lines_and_exits_2(pictures
     assert "--weights" in hint
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+def test_all_forms_are_made_judged_beside_fp32_and_run_by_name(
+    pictures: Path, weights: str, tmp_path: Path
+) -> None:
+    request = Request(
+        pictures, "test_resnet", tmp_path / "bundle", weights, None, ("fp32", "fp16", "int8"),
+        profiles=tuple(Profile), input_size_px=SIDE,
+    )  # fmt: skip
+    report, bundle = make(request)
+    names = {"fp32", "fp16", "int8", "int8-tensorrt"}
+    assert (
+        {entry.precision for entry in bundle.manifest.precisions} == names == {p.name for p in report.precisions}
+    )
+    assert len({entry.space for entry in bundle.manifest.precisions}) == 4
+    assert report.precision in ("fp32", "int8")  # the others are made for other processors
+    for entry in bundle.manifest.precisions:
+        runtime = open_runtime(bundle, entry.precision)
+        assert check_golden(runtime, bundle, entry.precision) < 0.1
+    found = {p.name: p for p in report.precisions}
+    assert {p.profile for p in report.precisions} == {"any", "gpu", "cpu", "tensorrt"}
+    assert found["fp16"].size_bytes < 0.55 * found["fp32"].size_bytes
+    assert all(p.difference_error >= 0 and p.latency_ms > 0 and p.verdict for p in report.precisions)
+    assert "its time here says nothing" in found["int8-tensorrt"].verdict
+    assert [(p.precision, p.reference) for p in report.parity][:2] == [("fp32", "torch"), ("fp16", "fp32")]
+    assert all(p.reason and p.allowed for p in report.parity)
+    assert [q.profile for q in report.quantization] == ["cpu", "tensorrt"]
+    for q in report.quantization:
+        assert [m.method for m in q.methods] == ["min-max", "percentile", "entropy"]
+        assert sum(m.chosen for m in q.methods) == 1

@@ -148,7 +148,8 @@ def quantizers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def constant(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in graph.initializer if tensor.name == name)
+    found: onnx.TensorProto = next(tensor for tensor in graph.initializer if tensor.name == name)
+    return found
 
 
 def offset(graph: onnx.GraphProto) -> None:
