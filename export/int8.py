@@ -35,6 +35,7 @@ from export.quantize import (
     Prepared,
     Ranges,
     calibrate,
+    on_training_grid,
     prepare,
     stratified,
     to_int8,
@@ -113,11 +114,9 @@ class Int8Maker:
             if sensitivity.excluded:
                 best = self._better(best, self._form(prepared, ranges, profile, sensitivity.excluded, best.fitted))
         if self._wanting(best) and self.plan.qat:
-            trained = self._fine_tuned(profile, ranges.method, ())
-            if self._wanting(trained) and best.excluded:
-                trained = self._better(trained, self._fine_tuned(profile, ranges.method, best.excluded))
+            trained, outcome = self._fine_tuned(profile, ranges.method, best.excluded)
             chosen = self._better(best, trained)
-            qat = _qat_report(self._trained[1], used=chosen is trained)
+            qat = _qat_report(outcome, used=chosen is trained)
             best = chosen
         check_form(INT8, self.fp32.features, best.features)
         how = QuantizationReport(
@@ -225,28 +224,31 @@ class Int8Maker:
         rows = np.flatnonzero(~self.learned.validation)
         return rows if len(rows) else np.arange(len(self.frames))
 
-    @cached_property
-    def _trained(self) -> tuple[Prepared, QatOutcome]:
-        """The backbone fine-tuned with int8 in mind: the same for every profile."""
-        with self.log.stage("qat", "Fine-tuning with int8 in mind"):
+    def _trained(self, profile: Profile) -> tuple[Prepared, QatOutcome]:
+        """Return the backbone fine-tuned for the profile's grid, and how that went."""
+        with self.log.stage("qat", f"Fine-tuning with int8 in mind ({profile.value})"):
             backbone, outcome = finetune_for_int8(
                 self.backbone,
                 self.frames,
                 self._training_rows,
+                profile,
                 seed=self.plan.seed,
                 budget_s=self.plan.budget_s / 2,
                 on_step=self.log.listener.step,
             )
             return prepare(to_onnx(backbone)), outcome
 
-    def _fine_tuned(self, profile: Profile, method: Method, without: Sequence[str]) -> Form:
-        """Return the form that quantization-aware fine-tuning gives."""
-        prepared, _ = self._trained
-        ranges = calibrate(prepared, self._pixels(self._calibration_rows()), method)
+    def _fine_tuned(self, profile: Profile, method: Method, spare: Sequence[str]) -> tuple[Form, QatOutcome]:
+        """Return the form that quantization-aware fine-tuning gives, with the spare layers fp32 if need be."""
+        prepared, outcome = self._trained(profile)
+        ranges = on_training_grid(calibrate(prepared, self._pixels(self._calibration_rows()), method), profile)
         fitted = self.fp32.fitted.copy()
         fitted[self._training_rows] = True
-        # The same network gives the same graph, so the layers have the same names.
-        return self._form(prepared, ranges, profile, without, fitted)
+        form = self._form(prepared, ranges, profile, (), fitted)
+        if spare and self._wanting(form):
+            # The same network gives the same graph, so the layers have the same names.
+            form = self._better(form, self._form(prepared, ranges, profile, spare, fitted))
+        return form, outcome
 
 
 def _sensitivity_report(prepared: Prepared, found: Sensitivity) -> SensitivityReport:

@@ -28,7 +28,13 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 from onnx.checker import ValidationError
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QDQQuantizer, create_calibrator
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QDQQuantizer,
+    TensorsData,
+    create_calibrator,
+)
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -197,6 +203,24 @@ def calibrate(prepared: Prepared, images: Sequence[Pixels], method: Method) -> R
         for pixels in images:
             calibrator.collect_data(_One(pixels))
         return Ranges(method, calibrator.compute_data())
+
+
+def on_training_grid(ranges: Ranges, profile: Profile) -> Ranges:
+    """Return the ranges as fake quantizers see them: symmetric where there are negative values.
+
+    For `cpu` the offset of such a tensor becomes 128 and its scale that of a signed byte; `tensorrt` is symmetric
+    anyhow.
+    """
+    if profile is Profile.TENSORRT:
+        return ranges
+    found: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
+    for name, spread in ranges.of_tensor.items():
+        low, high = (float(np.ravel(value)[0]) for value in spread.range_value)
+        if low < 0:
+            largest = max(-low, high)
+            low, high = -largest * 128 / 127, largest
+        found[name] = (np.array(low, np.float32), np.array(high, np.float32))
+    return Ranges(ranges.method, TensorsData(CalibrationMethod.MinMax, found))
 
 
 def to_int8(

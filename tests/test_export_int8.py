@@ -286,7 +286,7 @@ def test_fine_tuning_for_int8_leaves_the_given_backbone_alone_and_plans_within_i
     before = {name: weight.clone() for name, weight in backbone.module.state_dict().items()}
     seconds = iter(np.arange(0, 1e6, 1.0))
     trained, outcome = finetune_for_int8(
-        backbone, frames, np.arange(len(frames)), seed=0, budget_s=1.0, clock=lambda: next(seconds)
+        backbone, frames, np.arange(24), Profile.TENSORRT, seed=0, budget_s=1.0, clock=lambda: next(seconds)
     )
     assert outcome.steps == MIN_STEPS
     assert all(torch.equal(weight, before[name]) for name, weight in backbone.module.state_dict().items())
@@ -304,7 +304,7 @@ def test_fine_tuning_that_diverges_is_refused(
     with torch.no_grad():
         next(broken.module.parameters()).fill_(float("nan"))
     with pytest.raises(ExportError, match=r"diverged|does not take"):
-        finetune_for_int8(broken, frames, np.arange(len(frames)), seed=0, steps=2)
+        finetune_for_int8(broken, frames, np.arange(len(frames)), Profile.CPU, seed=0, steps=2)
 
 
 def test_fp16_halves_the_file_and_keeps_input_and_output(model: bytes, pixels: Pixels) -> None:
