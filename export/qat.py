@@ -6,8 +6,9 @@ how open it is to new classes, stays as it was. The trained weights then go the 
 ranges, int8 by ONNX Runtime. So there is one way to make an int8 file, and what is measured is that file (0013 in
 docs/decisions).
 
-The network learns the very grid that it is trained on, and little else: weights trained for 8 bits and signed inputs
-gave a cosine of 0.98 in the `tensorrt` form, 0.60 in the `cpu` form, whose weights have 7 bits, and 0.78 in fp32.
+The network learns the very grid that it is trained on, and little else: weights trained for 8 bits and signed
+inputs gave a cosine of 0.98 in the `tensorrt` form, 0.60 in the `cpu` form, whose weights have 7 bits, and 0.78 in
+fp32.
 So each profile is trained on its own grid.
 """
 
@@ -44,6 +45,7 @@ directions, the scale only must not drift."""
 CALIBRATION_IMAGES: Final = 24
 WEIGHT_BITS: Final = {Profile.CPU: 7, Profile.TENSORRT: 8}
 """As `export.profiles` places them."""
+_REACH: Final = {Profile.CPU: 63 / 64, Profile.TENSORRT: 1.0}
 _INPUT: Final = "input_quantizer"
 _WEIGHT: Final = "weight_quantizer"
 MIN_STEPS: Final = 10
@@ -181,6 +183,8 @@ def _insert_quantizers(module: nn.Module, pixels: torch.Tensor, profile: Profile
                 quantizer: Any = part
                 if name.endswith(_WEIGHT):
                     quantizer.num_bits = WEIGHT_BITS[profile]
+                    # ONNX Runtime's 7 bits reach from -64 to 64, ModelOpt's from -63 to 63: the same steps.
+                    quantizer.amax = quantizer.amax * _REACH[profile]
                 elif name.endswith(_INPUT) and profile is Profile.CPU and lowest.get(name, -1.0) >= 0:
                     quantizer.unsigned = True  # as behind a ReLU: the `cpu` profile's offset is then 0
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, NotImplementedError) as error:
