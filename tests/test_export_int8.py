@@ -20,6 +20,7 @@ from export.profiles import DEQUANTIZE, QUANTIZE, Profile, check_placement, faul
 from export.qat import MIN_STEPS, finetune_for_int8
 from export.quantize import Method, Prepared, Ranges, calibrate, prepare, stratified, to_fp16, to_int8
 from export.sensitivity import GROWTH, find_sensitive, growth, units_of
+from export.tensorrt import check_tensorrt
 from sdk.codes import encode, fit_scale
 from sdk.errors import CalibrationFailed, ExportError, ParityFailed
 from sdk.head import Calibration
@@ -141,6 +142,12 @@ def test_each_profile_passes_its_own_rules_and_fails_the_others(made: dict[Profi
         graph = onnx.load_from_string(int8)
         assert faults(graph, profile) == []
         assert faults(graph, other)
+
+
+def test_tensorrts_parser_takes_what_is_made_for_it(made: dict[Profile, bytes], model: bytes) -> None:
+    assert check_tensorrt(made[Profile.TENSORRT]) == []
+    assert check_tensorrt(to_fp16(model, SIZE)) == []
+    assert check_tensorrt(made[Profile.CPU])  # unsigned activations are refused
 
 
 def quantizers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
