@@ -252,8 +252,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     precision_reason: str
     precisions: list[PrecisionReport]
-    parity: list[ParityReport]
-    quantization: list[QuantizationReport]
+    parity: list[ParityReport] = []
+    quantization: list[QuantizationReport] = []
     warnings: list[str]
     seconds: dict[str, float]
     tool_versions: dict[str, str]
