@@ -155,9 +155,15 @@ def _insert_quantizers(module: nn.Module, pixels: torch.Tensor, profile: Profile
     try:
         with _quiet():
             import modelopt.torch.quantization as mtq
+            from modelopt.torch.quantization.nn import QuantModuleRegistry
+            from modelopt.torch.quantization.nn.modules.quant_conv import _QuantConv2d
     except ImportError as error:
         raise ExportError("quantization-aware fine-tuning needs nvidia-modelopt", hint=missing) from error
 
+    # ModelOpt goes by the exact class, and passes over timm's own convolutions (padded as TensorFlow does).
+    for kind in {type(part) for part in module.modules() if isinstance(part, nn.Conv2d)}:
+        if QuantModuleRegistry.get(kind) is None:
+            QuantModuleRegistry.register({kind: kind.__name__})(_QuantConv2d)
     lowest: dict[str, float] = {}
 
     def run(model: Any) -> None:

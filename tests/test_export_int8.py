@@ -12,6 +12,7 @@ import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, TensorsData
 
+from benchmarks.quantization import Row, Split, show
 from export.backbones import Backbone, load_backbone
 from export.graph import OnnxBackbone, Pixels, latencies_ms, to_onnx
 from export.paired import Paired, paired
@@ -368,3 +369,23 @@ def test_forms_judged_on_different_images_are_compared_on_those_they_share() -> 
     assert paired(first, short) == Paired(-0.5, 0.5, 2)
     elsewhere = replace(short[0], samples=(b"x" * 32, b"y" * 32)), short[1]
     assert paired(first, elsewhere) == Paired(0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(("loss", "size", "met"), [(0.4, 0.29, True), (0.6, 0.29, False), (0.4, 0.31, False)])
+def test_the_benchmark_says_whether_a_target_is_met(
+    capsys: pytest.CaptureFixture[str], loss: float, size: float, met: bool
+) -> None:
+    def row(form: str, share: float, ms: float, accuracy: float) -> Row:
+        return Row(
+            form=form, size=share, size_before_exclusions=share, latency_ms=ms, cosine=0.9, accuracy=accuracy,
+            excluded=0, qat=False, how="",
+        )  # fmt: skip
+
+    splits = [
+        Split(images=10, held_out=10, rows=[row("fp32", 1.0, 10.0, 90.0), row("int8", size, 5.0, 90.0 - change)])
+        for change in (loss - 0.1, loss + 0.1)
+    ]
+    assert show("neu_det", "a backbone", splits) is met
+    told = capsys.readouterr().out
+    assert ("MISSED" in told) is not met
+    assert "0.50 of fp32's time" in told
