@@ -177,7 +177,6 @@ def export_bundle(request: Request, listener: Listener) -> Report:
             request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
         )
         golden_frames = frames[golden_rows(learned)]
-        parity = parity_reports(difference, forms, golden_frames, backbone.preprocess)
     coded = exemplars(learned.labels, learned.groups, fitted, request.max_base_codes)
     summed = said(learned.labels, coded)
     if summed is not None:
@@ -210,7 +209,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         precision=kept[0].name,
         precision_reason=reason_first,
         precisions=precisions,
-        parity=parity,
+        parity=parity_reports(difference, forms, golden_frames, backbone.preprocess),
         quantization=quantization_reports(forms),
         warnings=log.warnings,
         seconds=log.seconds,
