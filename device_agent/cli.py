@@ -43,7 +43,9 @@ _UNANNOTATED = click.option(
     "--unannotated", metavar="LABEL", help="Class of COCO images without annotations. Default: refuse."
 )
 _PRECISION = click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Default: the bundle's first."
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int8-tensorrt"]),
+    help="Default: the bundle's first.",
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(0, 256), default=0, help="Processor threads; 0 is all of them."

@@ -163,7 +163,7 @@ class Site(_Section, frozen=True, kw_only=True):
         data_dir: Labels, images, releases. Back it up; never copy it to a second device.
         channel: The product line whose releases and labels this device shares.
         bundle: Release to start with. Without it the device waits for one over MQTT.
-        precision: fp32, fp16 or int8; by default the bundle's first.
+        precision: fp32, fp16, int8 or int8-tensorrt; by default the bundle's first.
     """
 
     device: DeviceId
@@ -171,7 +171,7 @@ class Site(_Section, frozen=True, kw_only=True):
     data_dir: Path = Path("headway-data")
     channel: ChannelName = "default"
     bundle: Path | None = None
-    precision: Literal["fp32", "fp16", "int8"] | None = None
+    precision: Literal["fp32", "fp16", "int8", "int8-tensorrt"] | None = None
     runtime: RuntimeSettings = RuntimeSettings()
     page: PageSettings = PageSettings()
     mqtt: MqttTable | None = None
@@ -302,7 +302,7 @@ device = "line-1"             # this device's id in the fleet: small letters, di
 data_dir = "headway-data"     # labels, images, releases: back it up, never copy it to a second device
 channel = "default"           # the product line whose releases and labels this device shares
 # bundle = "bundle"           # release to start with; without it the device waits for one over MQTT
-# precision = "int8"          # fp32, fp16 or int8; by default the bundle's first
+# precision = "int8"          # fp32, fp16, int8 or int8-tensorrt; by default the bundle's first
 
 [camera]
 kind = "folder"               # folder, video or opencv

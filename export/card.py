@@ -95,15 +95,29 @@ def card(report: Report, papers: Papers) -> str:
         f"{report.precision_reason}",
         "",
         *_table(
-            ("precision", "weights", "MB", "ms a frame", "cosine to fp32", "balanced accuracy", "verdict"),
+            (
+                "precision",
+                "made for",
+                "weights",
+                "MB",
+                "ms a frame",
+                "cosine to fp32",
+                "balanced accuracy",
+                "points to fp32",
+                "verdict",
+            ),
             (
                 (
                     p.precision,
+                    p.profile,
                     p.weights,
                     f"{p.size_bytes / 1e6:.1f}",
-                    "" if p.latency_ms is None else f"{p.latency_ms:.1f}",
+                    f"{p.latency_ms:.1f}",
                     f"{p.feature_cosine:.3f}",
                     f"{p.balanced_accuracy:.1%}",
+                    ""
+                    if p.precision == "fp32"
+                    else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
                     p.verdict,
                 )
                 for p in report.precisions

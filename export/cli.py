@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 STDOUT: Final = "-"
 _REFUSED_SHOWN: Final = 12
 AUTO: Final = "auto"
-_PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "int8")}
+_PRECISIONS: Final = {
+    "fp32": ("fp32",),
+    "fp16": ("fp16",),
+    "int8": ("int8",),
+    "both": ("fp32", "int8"),
+    "all": ("fp32", "fp16", "int8"),
+}
+_PROFILES: Final = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "all": ("cpu", "tensorrt")}
 
 
 @click.command()
@@ -61,7 +68,31 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
     type=click.Choice(list(_PRECISIONS)),
     default="both",
     show_default=True,
-    help="Forms to keep; with both, the one that measures better comes first.",
+    help="Forms to keep; with fp32 and int8 (both), the one that measures better comes first.",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(list(_PROFILES)),
+    default="cpu",
+    show_default=True,
+    help="What int8 is made for: ONNX Runtime on a processor, TensorRT, or a form for each.",
+)
+@click.option(
+    "--int8-loss",
+    metavar="POINTS",
+    type=click.FloatRange(min=0, max=100),
+    default=0.5,
+    show_default=True,
+    help="Balanced accuracy that int8 may lose before layers stay fp32 and the backbone is fine-tuned for int8.",
+)
+@click.option("--qat/--no-qat", default=True, show_default=True, help="Fine-tune for int8 where that is needed.")
+@click.option(
+    "--int8-budget",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0.01),
+    default=5.0,
+    show_default=True,
+    help="For finding sensitive layers and fine-tuning for int8, each profile.",
 )
 @click.option(
     "--hold-back",
@@ -139,6 +170,10 @@ def export(
     weights: str | None,
     strategy: str | None,
     precision: str,
+    profile: str,
+    int8_loss: float,
+    qat: bool,
+    int8_budget: float,
     hold_back: tuple[str, ...],
     out: Path | None,
     force: bool,
@@ -200,6 +235,7 @@ def export(
     from export.distributed import TrainedAlong, ranks
     from export.finetune import Strategy
     from export.pipeline import Request, export_bundle
+    from export.profiles import Profile
     from export.report import encode_report
     from sdk.tensorrt_api import open_library
 
@@ -212,6 +248,10 @@ def export(
         auto=strategy == AUTO,
         mixed=not full_precision,
         precisions=_PRECISIONS[precision],
+        profiles=tuple(Profile(name) for name in _PROFILES[profile]),
+        max_int8_loss=int8_loss / 100,
+        qat=qat,
+        int8_budget_s=int8_budget * 60,
         hold_back=tuple(dict.fromkeys(hold_back)),
         epochs=epochs,
         seed=seed,
@@ -460,18 +500,19 @@ def show(report: Report, console: Console) -> None:
         )
         if told:
             console.print(escape(f"By {column.column}: {told}"), soft_wrap=True)
-    forms = Table("precision", "weights", title="Precisions", title_justify="left")
-    for head in ("MB", "ms a frame", "cosine", "balanced acc."):
+    forms = Table("precision", "made for", title="Precisions", title_justify="left")
+    for head in ("MB", "ms a frame", "cosine", "balanced acc.", "to fp32"):
         forms.add_column(head, justify="right")
     forms.add_column("verdict")
     for p in report.precisions:
         forms.add_row(
             p.precision,
-            p.weights,
+            p.profile,
             f"{p.size_bytes / 1e6:.1f}",
-            "" if p.latency_ms is None else f"{p.latency_ms:.1f}",
+            f"{p.latency_ms:.1f}",
             f"{p.feature_cosine:.3f}",
             f"{p.balanced_accuracy:.1%}",
+            "" if p.precision == "fp32" else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
             p.verdict,
         )
     console.print(forms)

@@ -16,6 +16,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -43,9 +44,11 @@ from export.finetune import (
     finetune,
     resized_frames,
 )
-from export.forms import FP32, INT8, Form, choose, features_of, make_forms
+from export.forms import FP32, INT8, Form, choose, features_of, make_forms, parity_reports, quantization_reports
+from export.int8 import BUDGET_S, MAX_LOSS, Plan
 from export.mlbom import CARD_NAME, mlbom
 from export.papers import Papers
+from export.profiles import Profile
 from export.progress import Listener, Log
 from export.recipes import recipe_for
 from export.report import (
@@ -93,7 +96,7 @@ from sdk.tensorrt_api import Library
 
 GOLDEN_FILE: Final = "golden.safetensors"
 SPLIT_FILE: Final = "splits.safetensors"
-_TOOLS: Final = ("headway-edge", "torch", "timm", "onnx", "onnxruntime", "numpy")
+_TOOLS: Final = ("headway-edge", "torch", "timm", "onnx", "onnxruntime", "nvidia-modelopt", "numpy")
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,9 @@ class Request:
         backbone, weights: See `export.backbones.load_backbone`.
         out: The bundle's directory.
         strategy: None is `frozen` with pretrained weights and `full` without.
-        precisions: Which to keep, of `fp32` and `int8`.
+        precisions: Which to keep, of `fp32`, `fp16` and `int8`.
+        profiles: What int8 is made for.
+        max_int8_loss, qat, int8_budget_s: See `export.int8.Plan`.
         hold_back: Classes that nothing learns from.
         epochs: None is the strategy's own number.
         seed: Of split, initial weights and training.
@@ -131,6 +136,10 @@ class Request:
     weights: str | None = None
     strategy: Strategy | None = None
     precisions: tuple[str, ...] = (FP32, INT8)
+    profiles: tuple[Profile, ...] = (Profile.CPU,)
+    max_int8_loss: float = MAX_LOSS
+    qat: bool = True
+    int8_budget_s: float = BUDGET_S
     hold_back: tuple[str, ...] = ()
     epochs: int | None = None
     seed: int = 0
@@ -200,7 +209,8 @@ def export_bundle(
             frames = resized_frames(paths, backbone.preprocess, Path(scratch), step)
         tuned = _tune(request, strategy, reason, backbone, frames, learned, ranks or alone(), on_scalars, log)
         fitted = np.zeros(len(frames), bool) if tuned.outcome is None else ~learned.validation
-        difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log)
+        plan = Plan(request.profiles, request.max_int8_loss, request.qat, request.int8_budget_s, request.seed)
+        difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log, plan)
         kept, reason_first, precisions = choose(
             request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
         )
@@ -236,29 +246,21 @@ def export_bundle(
         strategies=tuned.trials,
         transfer=tuned.transfer,
         false_alarm_rate=kept[0].calibration.false_alarm_rate,
-        precision=kept[0].precision,
+        precision=kept[0].name,
         precision_reason=reason_first,
         precisions=precisions,
+        parity=parity_reports(difference, forms, golden_frames, backbone.preprocess),
+        quantization=quantization_reports(forms),
         warnings=log.warnings,
         seconds=log.seconds,
         tool_versions=_tool_versions(),
     )
     with log.stage("write", f"Writing {request.out}"):
         papers = Papers(request.data_licence, _parents(request))
-        files = {CARD_NAME: card(report, papers).encode(errors="replace")}
-        entries, golden = [], {}
-        for form in kept:
-            entry, golden[form.precision] = _entry(form, backbone.preprocess, golden_frames, learned)
-            entries.append(entry)
-            files[entry.backbone] = form.model
-            base = _base(form, learned, fitted)
-            if summed is not None:
-                base = base.with_codes_of(coded)
-                moments = f"moments.{form.precision}.safetensors"
-                files[moments] = base.moments_bytes()
-                entries[-1] = msgspec.structs.replace(entry, moments=moments)
-            files[entry.samples] = base.to_bytes()
-        files[GOLDEN_FILE] = golden_bytes(golden_frames, golden)
+        entries, files = _forms(
+            kept, backbone.preprocess, golden_frames, learned, None if summed is None else coded
+        )
+        files[CARD_NAME] = card(report, papers).encode(errors="replace")
         files[SPLIT_FILE] = split_bytes([image.sample_id for image in images.images], learned.parts)
         manifest = _manifest(report, learned, backbone, entries)
         files[MLBOM_NAME] = mlbom(report, papers, manifest, files)
@@ -472,8 +474,32 @@ def _train(
 # --- The bundle
 
 
-def _base(form: Form, learned: Selection, fitted: npt.NDArray[np.bool_]) -> BaseSamples:
-    return BaseSamples(learned.samples, learned.ids, learned.groups, form.codes, fitted)
+def _base(form: Form, learned: Selection) -> BaseSamples:
+    return BaseSamples(learned.samples, learned.ids, learned.groups, form.codes, form.fitted)
+
+
+def _forms(
+    kept: Sequence[Form],
+    preprocess: Preprocess,
+    golden_frames: Frames,
+    learned: Selection,
+    coded: Sequence[int] | None,
+) -> tuple[list[PrecisionEntry], dict[str, bytes]]:
+    """Return what the manifest says of the forms, and their files; sums stand for rows not in `coded`."""
+    entries: list[PrecisionEntry] = []
+    files: dict[str, bytes] = {}
+    golden: dict[str, Golden] = {}
+    for form in kept:
+        entry, golden[form.name] = _entry(form, preprocess, golden_frames, learned)
+        base = _base(form, learned)
+        if coded is not None:
+            base = base.with_codes_of(coded)
+            entry = msgspec.structs.replace(entry, moments=f"moments.{form.name}.safetensors")
+            files[f"moments.{form.name}.safetensors"] = base.moments_bytes()
+        entries.append(entry)
+        files |= {entry.backbone: form.model, entry.samples: base.to_bytes()}
+    files[GOLDEN_FILE] = golden_bytes(golden_frames, golden)
+    return entries, files
 
 
 def _entry(
@@ -481,16 +507,16 @@ def _entry(
 ) -> tuple[PrecisionEntry, Golden]:
     """Return what the manifest says of one precision, and what its golden inputs must give."""
     space = feature_space_id(hashlib.sha256(form.model).hexdigest(), preprocess, form.scale)
-    features = features_of(form.model, golden_frames, preprocess, lambda: None)
+    features = features_of(form.model, golden_frames, preprocess, lambda: None, exact=form.exact)
     codes = encode(features, form.scale)
     columns = [form.head.class_ids.index(class_id) for class_id in learned.class_ids.values()]
     scores = form.head.scores(codes)[:, columns].astype(np.float32)
     digests = [code_digest(code) for code in form.codes]
     knobs, calibration = form.head.knobs, form.calibration
     entry = PrecisionEntry(
-        precision=form.precision,
-        backbone=f"backbone.{form.precision}.onnx",
-        samples=f"samples.{form.precision}.safetensors",
+        precision=form.name,
+        backbone=f"backbone.{form.name}.onnx",
+        samples=f"samples.{form.name}.safetensors",
         feature_size=form.codes.shape[1],
         code_scale=form.scale,
         space=space,

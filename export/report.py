@@ -153,34 +153,115 @@ class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
     classes: list[ClassScoreReport]
 
 
+class MethodReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to choose ranges, tried on some of the images; see `export.quantize.Method`."""
+
+    method: str
+    feature_cosine: float
+    balanced_accuracy: float
+    chosen: bool
+
+
+class UnitReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Neighbouring layers, and the cosine of features to fp32's when only these stay fp32."""
+
+    layers: list[str]
+    share_of_weights: float
+    feature_cosine: float
+
+
+class SensitivityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Which layers cost int8 the most, on a few images in exact arithmetic.
+
+    `worst` are those that were left out together, and `feature_cosine_without` is what that gave.
+    """
+
+    feature_cosine: float
+    units: list[UnitReport]
+    worst: list[str]
+    feature_cosine_without: float
+    seconds: float
+
+
+class QatReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Quantization-aware fine-tuning: how long, and how its loss fell. `used` where what it gave was kept."""
+
+    steps: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    used: bool
+
+
+class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How the int8 form of one profile came about. `sensitivity` and `qat` are null where they were not needed.
+
+    `excluded` are the layers that stay fp32 in the form that was made.
+    """
+
+    profile: str
+    methods: list[MethodReport]
+    sensitivity: SensitivityReport | None
+    excluded: list[str]
+    excluded_share_of_weights: float
+    qat: QatReport | None
+
+
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a form's features are from what they are held against, on the same few images.
+
+    Attributes:
+        precision, profile: Of the form.
+        reference: `torch` for fp32, `fp32` for the others.
+        largest_difference: Of a feature, in units of their root mean square.
+        feature_cosine: Mean over the images.
+        allowed: In words, with the figure.
+        reason: Why so much is allowed.
+    """
+
+    precision: str
+    profile: str
+    reference: str
+    largest_difference: float
+    feature_cosine: float
+    allowed: str
+    reason: str
+
+
 class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     """One form of the backbone.
 
     Attributes:
-        precision: fp32 or int8.
-        profile: What the form is made for; `cpu` so far.
+        precision: fp32, fp16 or int8.
+        profile: What the form is made for: `any`, `gpu`, `cpu` or `tensorrt`.
+        name: What the bundle calls it.
         weights: How its weights are stored.
         kept: It is in the bundle.
         size_bytes: Of the ONNX file.
-        latency_ms: Median of one frame on this machine, all cores; None where it was not measured.
+        latency_ms: Median of one frame on this machine, all cores, all forms in turn.
         feature_cosine: Mean cosine of its features to fp32's; 1 for fp32.
         kernel_difference: Mean difference of a code, of 127, between this processor's integer kernels and the
             file's exact arithmetic: what another processor may differ by. 0 for fp32.
         balanced_accuracy: On left-out groups, the head fitted on its own codes.
         forced_choice: The same without "unknown".
-        verdict: In words.
+        difference: Of balanced accuracy to fp32's, on the images that both were judged on.
+        difference_error: Its standard error; each group is one draw.
+        verdict: In words, from these figures.
     """
 
     precision: str
     profile: str
+    name: str
     weights: str
     kept: bool
     size_bytes: int
-    latency_ms: float | None
+    latency_ms: float
     feature_cosine: float
     kernel_difference: float
     balanced_accuracy: float
     forced_choice: float
+    difference: float
+    difference_error: float
     verdict: str
 
 
@@ -232,6 +313,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     precisions: list[PrecisionReport]
     strategies: list[TrialReport] = []
     transfer: TransferReport | None = None
+    parity: list[ParityReport] = []
+    quantization: list[QuantizationReport] = []
     warnings: list[str]
     seconds: dict[str, float]
     tool_versions: dict[str, str]

@@ -100,7 +100,7 @@ class PrecisionEntry(_Part, frozen=True, kw_only=True):
     `moments` is there, from format 2 on, where the samples file has not the codes of all samples.
     """
 
-    precision: Annotated[str, msgspec.Meta(pattern=r"^(fp32|fp16|int8)\Z")]
+    precision: Annotated[str, msgspec.Meta(pattern=r"^(fp32|fp16|int8|int8-tensorrt)\Z")]
     backbone: FileName
     samples: FileName
     moments: FileName | msgspec.UnsetType = msgspec.UNSET
@@ -141,7 +141,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     classes: Annotated[list[ClassEntry], msgspec.Meta(min_length=1, max_length=MAX_CLASSES)]
     preprocess: Preprocess
-    precisions: Annotated[list[PrecisionEntry], msgspec.Meta(min_length=1, max_length=3)]
+    precisions: Annotated[list[PrecisionEntry], msgspec.Meta(min_length=1, max_length=4)]
     """The first is the one a channel runs unless its devices' figures say otherwise."""
     golden: FileName
     split: SplitEntry

@@ -27,7 +27,7 @@ from sdk.head import (
     Ints,
     Knobs,
     centre_weights,
-    corrected,
+    lengths_of,
 )
 
 ADDED: Final = (5, 10, 20)
@@ -179,7 +179,7 @@ def outlook(
         HeadError: fewer than two classes of two groups that may be judged.
     """
     measured = _Misses.of(class_ids, groups, np.ones(len(class_ids), bool) if only is None else only)
-    span, began = _Span(codes), clock()
+    span, began = _Span(codes, measured.y), clock()
     rounds, heads = 0, 0
     while rounds == 0 or (rounds < ROUNDS and (clock() - began) * (rounds + 1) / rounds < budget_s):
         rng = np.random.default_rng([seed, rounds])
@@ -200,7 +200,7 @@ class _Misses:
     ) -> None:
         self.ids = ids  # classes of more than one group that may be judged
         self.one_group = one_group
-        self._y, self._group, self._judged = y, group, judged
+        self.y, self._group, self._judged = y, group, judged
         # A group is dealt out with its most frequent class.
         first: dict[int, Counter[int]] = {}
         for g, c in zip(group.tolist(), y.tolist(), strict=True):
@@ -250,17 +250,17 @@ class _Misses:
     def judge(self, j: int, learned: Bools, span: _Span, knobs: Knobs) -> None:
         """Learn from some rows and judge by the others."""
         test = self._judged & ~learned
-        missed = span.missed(self._y, learned, test, knobs)
-        y, group = self._y[test], self._group[test]
+        missed = span.missed(self.y, learned, test, knobs)
+        y, group = self.y[test], self._group[test]
         np.add.at(self._missed[j], (y, group), missed)
         np.add.at(self._seen[j], (y, group), 1)
         for c in range(len(self.ids)):
-            self._learned[j, c] += len(np.unique(self._group[learned & (self._y == c)]))
+            self._learned[j, c] += len(np.unique(self._group[learned & (self.y == c)]))
         self._heads[j] += 1
 
     def groups_of(self, c: int) -> int:
         """Return how many groups a class has."""
-        return len(np.unique(self._group[self._y == c]))
+        return len(np.unique(self._group[self.y == c]))
 
     def of_class(self, c: int) -> tuple[Floats, Floats, Floats]:
         """Return (shares,) groups learned from relative to all, and missed and weight (shares, groups judged).
@@ -270,7 +270,7 @@ class _Misses:
         here = self._seen[:, c].sum(0) > 0
         seen = self._seen[:, c][:, here]
         missed = self._missed[:, c][:, here] / np.maximum(seen, 1)
-        samples = np.bincount(self._group[self._judged & (self._y == c)], minlength=len(here))[here]
+        samples = np.bincount(self._group[self._judged & (self.y == c)], minlength=len(here))[here]
         ratio = np.maximum(self._learned[:, c] / self._heads, 0.5) / self.groups_of(c)
         return ratio, missed, np.where(seen > 0, samples, 0.0)
 
@@ -278,14 +278,20 @@ class _Misses:
 class _Span:
     """Samples in the coordinates of the space they span: with few labels a head there costs next to nothing.
 
-    Cosines under (W + lambda I)^-1 are the same there, with the same lambda (equations 5 to 9); the tests hold its
-    decisions to those of `solve`.
+    Features are first scaled so that Lambda of all samples is the identity; cosines under (W + Lambda)^-1 are the
+    same in their span (equations 5 to 10). Of fewer samples Lambda is taken to have the same shape. The tests hold
+    its decisions to those of `solve`.
     """
 
-    def __init__(self, codes: Codes) -> None:
+    def __init__(self, codes: Codes, y: Ints) -> None:
         x = codes.astype(np.float64)
-        self._d = x.shape[1]
-        self._x = x if len(x) >= self._d else np.linalg.qr(x.T)[1].T
+        scatter = _scatter(x, y)
+        ridge = (scatter + scatter.mean()) / 2
+        self._spread = float(scatter.sum())
+        if self._spread > _ROUNDING:
+            x = x / np.sqrt(ridge)
+            self._spread = float((scatter / ridge).sum())
+        self._x = x if len(x) >= x.shape[1] else np.linalg.qr(x.T)[1].T
 
     def missed(self, y: Ints, learned: Bools, test: Bools, knobs: Knobs) -> Bools:
         """Return for each row of `test` whether the head of the rows `learned` would choose another class."""
@@ -299,7 +305,7 @@ class _Span:
         m /= n[:, None]
         U = x - m[own]
         spread = np.bincount(own, weights=np.einsum("nd,nd->n", U, U))
-        ridge = knobs.rho * float(spread.sum()) / self._d
+        ridge = knobs.rho * float(spread.sum()) / max(self._spread, _ROUNDING)
         if ridge <= _ROUNDING:  # each class one sample, or all alike: no scatter to whiten by
             R, delta = np.eye(x.shape[1]), 0.0
         else:
@@ -311,10 +317,15 @@ class _Span:
             delta = float(np.mean(h / np.maximum(1 - 1 / n[many] - h, 0.1)))
         w = centre_weights(n, knobs.centre_damping)
         V = R @ (m - w @ m).T
-        plain = np.maximum(np.einsum("dk,dk->k", V, V), TINY)
-        length = np.sqrt(corrected(plain, n, w, delta, knobs.lift_floor))
-        scores = (q - w @ m) @ (R.T @ V) / length  # cosines but for the sample's own length
+        lengths = lengths_of(np.einsum("dk,dk->k", V, V), n, w, delta, knobs)
+        along = (q - w @ m) @ (R.T @ V)
+        scores = (along + lengths.offset) / lengths.corrected  # cosines but for the sample's own length
         return np.asarray(classes[scores.argmax(1)] != y[test], bool)
+
+
+def _scatter(x: Floats, y: Ints) -> Floats:
+    """Return the diagonal (d,) of the within-class scatter."""
+    return np.asarray(sum(((x[y == c] - x[y == c].mean(0)) ** 2).sum(0) for c in np.unique(y)), np.float64)
 
 
 def _curve(ratio: Floats, rate: Floats, plateau: Floats) -> Floats:

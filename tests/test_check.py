@@ -235,7 +235,8 @@ def test_the_score_is_told_with_and_without_near_duplicates_and_by_slice(
     moments.add(codes, learned.ids)
     shown = score(left_out, calibration)
     head = solve(moments, calibration=calibration)
-    form = Form("fp32", "", b"", features, 1.0, codes, head, left_out, shown, shown)
+    fitted = np.zeros(len(codes), bool)
+    form = Form("fp32", None, "", b"", features, 1.0, codes, fitted, head, shown, shown, left_out)
     report = with_scores(set_report(found, seed=0), found, learned, form, log)
 
     leaks = report.leaks

@@ -1,4 +1,4 @@
-"""The ONNX file: what torch gives, whole and anonymous; int8 near it; and refusals where either is not so."""
+"""The ONNX file: what torch gives, whole and anonymous; and refusals where it is not so."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from export.backbones import Backbone, load_backbone
-from export.graph import OnnxBackbone, Pixels, check_onnx, latencies_ms, to_onnx
-from export.parity import code_difference, feature_cosine, fp32_difference
-from export.quantize import Weights, stratified, to_int8
-from sdk.codes import encode, fit_scale
-from sdk.errors import CalibrationFailed, ExportError, ParityFailed
+from export.graph import OnnxBackbone, Pixels, check_onnx, to_onnx
+from export.parity import feature_cosine, fp32_difference
+from export.profiles import Profile
+from export.quantize import Method, calibrate, prepare, to_int8
+from sdk.errors import ExportError, ParityFailed
 from sdk.images import decode
 from tests.tiny import picture
 
@@ -56,7 +56,9 @@ def test_transformers_and_lower_levels_are_exported_too(name: str, levels: int) 
     pixels = np.random.default_rng(0).normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
     model = to_onnx(vit)
     assert fp32_difference(vit, model, pixels) < 1e-4
-    int8 = to_int8(model, [pixels[:1], pixels[1:2]], Weights.NARROW, vit.feature_size)
+    prepared = prepare(model)
+    ranges = calibrate(prepared, [pixels[:1], pixels[1:2]], Method.MINMAX)
+    int8 = to_int8(prepared, ranges, Profile.CPU, vit.feature_size)
     assert feature_cosine(OnnxBackbone(model).features(pixels), OnnxBackbone(int8).features(pixels)) > 0.9
 
 
@@ -105,39 +107,3 @@ def test_a_graph_that_is_not_ours_is_refused(model: bytes, harm: Callable[[onnx.
     harm(harmed)
     with pytest.raises(ExportError):
         check_onnx(harmed.SerializeToString(), 96)
-
-
-@pytest.mark.parametrize("weights", list(Weights))
-def test_int8_is_near_fp32_smaller_and_the_same_everywhere(model: bytes, pixels: Pixels, weights: Weights) -> None:
-    int8 = to_int8(model, np.split(pixels, len(pixels)), weights, 96)
-    fp32_features = OnnxBackbone(model).features(pixels)
-    features = OnnxBackbone(int8).features(pixels)
-    assert len(int8) < 0.35 * len(model)
-    assert feature_cosine(fp32_features, features) > 0.98
-    scale = fit_scale(features)
-    exact = OnnxBackbone(int8, exact=True).features(pixels)
-    # Integer kernels of this processor against the arithmetic of the file: rounding, no overflow.
-    assert code_difference(encode(features, scale), encode(exact, scale)) < 2.0
-    assert set(latencies_ms({"fp32": model, "int8": int8}, pixels[:1], rounds=2)) == {"fp32", "int8"}
-
-
-@pytest.mark.parametrize(
-    ("images", "says"),
-    [
-        ([], "no images"),
-        ([np.full((1, 3, SIDE, SIDE), np.nan, np.float32)], "quantization failed|no usable range"),
-        ([np.zeros((1, 1, SIDE, SIDE), np.float32)], "quantization failed"),
-    ],
-)
-def test_calibration_that_finds_no_range_is_refused(model: bytes, images: list[Pixels], says: str) -> None:
-    with pytest.raises(CalibrationFailed, match=says) as caught:
-        to_int8(model, images, Weights.NARROW, 96)
-    assert "--precision fp32" in caught.value.hint
-
-
-def test_calibration_images_are_stratified() -> None:
-    labels = ["good"] * 900 + ["crack"] * 5 + ["fray"] * 40
-    rows = stratified(labels, 60)
-    counts = {name: sum(labels[row] == name for row in rows) for name in ("good", "crack", "fray")}
-    assert counts == {"crack": 5, "fray": 27, "good": 28}
-    assert max(rows) > 940  # spread over each class, not its first ones

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graph import to_onnx
+from export.profiles import Profile
 from export.progress import Log
-from export.quantize import Weights, to_int8
+from export.quantize import Method, calibrate, prepare, to_int8
 from export.report import TensorRtReport
 from export.tensorrt import check_tensorrt, engines_beside, tensorrt_reports
 from sdk.bundle import Bundle
@@ -75,8 +76,11 @@ def test_what_torch_writes_of_a_transformer_is_taken_and_the_cpus_int8_is_not() 
     fp32 = to_onnx(network)
     assert check_tensorrt(fp32) == []
     image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
-    told = check_tensorrt(to_int8(fp32, [image], Weights.NARROW, network.feature_size))
+    prepared = prepare(fp32)
+    ranges = calibrate(prepared, [image], Method.MINMAX)
+    told = check_tensorrt(to_int8(prepared, ranges, Profile.CPU, network.feature_size))
     assert any(words.startswith("QuantizeLinear of uint8, not int8") for words in told)
+    assert check_tensorrt(to_int8(prepared, ranges, Profile.TENSORRT, network.feature_size)) == []
 
 
 def uint8_activations(model: onnx.ModelProto) -> None:

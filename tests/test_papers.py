@@ -99,7 +99,8 @@ def report_on(bundle: Bundle, licence: str = "apache-2.0") -> Report:
         precisions=[
             PrecisionReport(
                 precision="fp32",
-                profile="cpu",
+                profile="any",
+                name="fp32",
                 weights="32-bit float",
                 kept=True,
                 size_bytes=1000,
@@ -108,6 +109,8 @@ def report_on(bundle: Bundle, licence: str = "apache-2.0") -> Report:
                 kernel_difference=0.0,
                 balanced_accuracy=0.9,
                 forced_choice=0.92,
+                difference=0.0,
+                difference_error=0.0,
                 verdict="first",
             )
         ],

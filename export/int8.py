@@ -1,0 +1,281 @@
+"""The int8 form for one profile: ranges, then layers left out, then fine-tuning, as far as the figures ask for.
+
+1. Three ways to choose ranges are compared on some of the images, by the features' cosine to fp32's and by
+   balanced accuracy on left-out groups.
+2. Where that loses too much, the layers that cost the most stay fp32 (`export.sensitivity`).
+3. Where that still loses too much, the backbone is fine-tuned with int8 in mind (`export.qat`) and goes the same
+   way.
+
+"Too much" is more balanced accuracy than allowed, and more than chance; or features so far from fp32's that the
+few left-out groups of a small set are no comfort.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from export.backbones import Backbone
+from export.finetune import Frames
+from export.graph import OnnxBackbone, Pixels, to_onnx
+from export.judged import INT8, Form, Mask, against, features_of, judge, with_head
+from export.parity import check_form, code_difference, feature_cosine
+from export.profiles import PLACEMENTS, Profile
+from export.progress import Log
+from export.qat import QatOutcome, finetune_for_int8
+from export.quantize import (
+    CALIBRATION_IMAGES,
+    Method,
+    Prepared,
+    Ranges,
+    calibrate,
+    on_training_grid,
+    prepare,
+    stratified,
+    to_int8,
+)
+from export.report import MethodReport, QatReport, QuantizationReport, SensitivityReport, UnitReport
+from export.selection import Selection
+from export.sensitivity import SENSITIVITY_IMAGES, Sensitivity, find_sensitive, growth
+from sdk.codes import encode
+from sdk.score import score
+
+COMPARED_IMAGES: Final = 300
+"""Enough to tell ways of choosing ranges apart by accuracy where they differ by a point or two."""
+WITHIN: Final = 0.01
+"""Ways whose accuracy is this near to the best are told apart by the cosine, which chance hardly moves."""
+MAX_LOSS: Final = 0.005
+"""Balanced accuracy that int8 may lose before more is done about it: what the project asks of a saturated set."""
+NEAR: Final = 0.95
+"""Cosine of features at which nothing more is done without a measured loss, and at which exclusion stops."""
+BUDGET_S: Final = 300.0
+"""For layers and fine-tuning together; half to each."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may be spent on int8.
+
+    Attributes:
+        profiles: To make forms for.
+        max_loss: Balanced accuracy that may be lost before layers are left out.
+        qat: Fine-tune where leaving layers out is not enough.
+        budget_s: For both together.
+        seed: Of the fine-tuning.
+    """
+
+    profiles: tuple[Profile, ...] = (Profile.CPU,)
+    max_loss: float = MAX_LOSS
+    qat: bool = True
+    budget_s: float = BUDGET_S
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Int8Maker:
+    """Makes int8 forms of one backbone, for any profile.
+
+    Attributes:
+        backbone: In torch, for fine-tuning.
+        frames: Images learned from, at input size.
+        learned: The same images' labels and groups.
+        fp32: The form to compare with.
+        plan: What may be spent.
+        log: Told how it goes.
+    """
+
+    backbone: Backbone
+    frames: Frames
+    learned: Selection
+    fp32: Form
+    plan: Plan
+    log: Log
+
+    def make(self, profile: Profile) -> Form:
+        """Return the int8 form for a profile.
+
+        Raises:
+            CalibrationFailed: the backbone cannot be quantized.
+            ParityFailed: int8 features have nothing to do with fp32's.
+        """
+        prepared = self._prepared
+        with self.log.stage("calibrate", f"Comparing ranges for int8 ({profile.value})", len(Method)) as step:
+            ranges, methods = self._compare(prepared, profile, step)
+        best = self._form(prepared, ranges, profile, (), self.fp32.fitted)
+        sensitivity, qat = None, None
+        if self._wanting(best):
+            sensitivity = self._sensitivity(prepared, ranges, profile)
+            if sensitivity.excluded:
+                best = self._better(best, self._form(prepared, ranges, profile, sensitivity.excluded, best.fitted))
+        if self._wanting(best) and self.plan.qat:
+            trained, outcome = self._fine_tuned(profile, ranges.method, best.excluded)
+            chosen = self._better(best, trained)
+            qat = _qat_report(outcome, used=chosen is trained)
+            best = chosen
+        check_form(INT8, self.fp32.features, best.features)
+        how = QuantizationReport(
+            profile=profile.value,
+            methods=methods,
+            sensitivity=None if sensitivity is None else _sensitivity_report(prepared, sensitivity),
+            excluded=list(best.excluded),
+            excluded_share_of_weights=growth(prepared, best.excluded),
+            qat=qat,
+        )
+        return dataclasses.replace(best, how=how)
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return prepare(self.fp32.model)
+
+    @cached_property
+    def _ranges(self) -> dict[Method, Ranges]:
+        """Ranges by each method: the same for every profile."""
+        images = self._pixels(self._calibration_rows())
+        return {method: calibrate(self._prepared, images, method) for method in Method}
+
+    def _wanting(self, form: Form) -> bool:
+        return form.against.beyond_chance(self.plan.max_loss) or form.cosine < NEAR
+
+    def _better(self, one: Form, other: Form) -> Form:
+        """Return the form that loses less; the nearer features decide where the difference is within chance."""
+        gain = against(one, other)
+        if abs(gain.difference) > max(gain.error, WITHIN):
+            return other if gain.difference > 0 else one
+        return other if other.cosine > one.cosine else one
+
+    def _pixels(self, rows: Sequence[int]) -> list[Pixels]:
+        return [self.backbone.preprocess.apply(self.frames[row]) for row in rows]
+
+    def _calibration_rows(self) -> list[int]:
+        return stratified(self.learned.labels, CALIBRATION_IMAGES, self.learned.groups)
+
+    def _compare(
+        self, prepared: Prepared, profile: Profile, step: Callable[[], None]
+    ) -> tuple[Ranges, list[MethodReport]]:
+        """Return the ranges of the method that does best on some of the images, and how each did."""
+        some = set(stratified(self.learned.labels, COMPARED_IMAGES, self.learned.groups))
+        # Validation groups, which decide after fine-tuning, are all among them.
+        rows = np.array(sorted(some | set(np.flatnonzero(self.learned.validation)[:COMPARED_IMAGES].tolist())))
+        found: list[tuple[Ranges, float, float]] = []
+        for method in Method:
+            ranges = self._ranges[method]
+            model = to_int8(prepared, ranges, profile, self.backbone.feature_size)
+            features = features_of(model, self.frames[rows], self.backbone.preprocess, lambda: None)
+            _, _, left_out, calibration = judge(
+                features, self.learned, self.fp32.fitted, INT8, self.fp32.groups, rows
+            )
+            accuracy = score(left_out, calibration).balanced_accuracy
+            found.append((ranges, feature_cosine(self.fp32.features[rows], features), accuracy))
+            step()
+        most = max(accuracy for _, _, accuracy in found)
+        chosen = max((f for f in found if f[2] >= most - WITHIN), key=lambda f: f[1])
+        reports = [
+            MethodReport(method=f[0].method.value, feature_cosine=f[1], balanced_accuracy=f[2], chosen=f is chosen)
+            for f in found
+        ]
+        return chosen[0], reports
+
+    def _form(
+        self, prepared: Prepared, ranges: Ranges, profile: Profile, without: Sequence[str], fitted: Mask
+    ) -> Form:
+        """Return the form with a head of its own, compared with fp32."""
+        model = to_int8(prepared, ranges, profile, self.backbone.feature_size, without=without)
+        exact = profile is Profile.TENSORRT
+        words = f"Computing int8 codes ({profile.value}{', some layers fp32' if without else ''})"
+        with self.log.stage("codes", words, len(self.frames)) as step:
+            features = features_of(model, self.frames, self.backbone.preprocess, step, exact=exact)
+        with self.log.stage("head", "Scoring on groups left out"):
+            form = with_head(
+                INT8, profile, PLACEMENTS[profile].weights, model, features, self.learned, fitted, self.fp32
+            )
+        pixels = np.concatenate(self._pixels(stratified(self.learned.labels, SENSITIVITY_IMAGES)))
+        ours = encode(OnnxBackbone(model).features(pixels), form.scale)
+        exactly = encode(OnnxBackbone(model, exact=True).features(pixels), form.scale)
+        return dataclasses.replace(
+            form,
+            cosine=feature_cosine(self.fp32.features, features),
+            kernel_difference=code_difference(ours, exactly),
+            against=against(self.fp32, form),
+            excluded=tuple(without),
+        )
+
+    def _sensitivity(self, prepared: Prepared, ranges: Ranges, profile: Profile) -> Sensitivity:
+        """Return which layers cost the most, on images that calibration did not see."""
+        seen = set(self._calibration_rows())
+        left = [row for row in range(len(self.frames)) if row not in seen] or sorted(seen)
+        chosen = stratified([self.learned.labels[row] for row in left], SENSITIVITY_IMAGES)
+        rows = [left[i] for i in chosen]
+        with self.log.stage("sensitivity", f"Looking for layers that int8 harms ({profile.value})"):
+            return find_sensitive(
+                prepared,
+                ranges,
+                profile,
+                self.fp32.features[rows],
+                np.concatenate(self._pixels(rows)),
+                wanted=NEAR,
+                budget_s=self.plan.budget_s / 2,
+                on_unit=self.log.listener.step,
+            )
+
+    @cached_property
+    def _training_rows(self) -> npt.NDArray[np.int64]:
+        rows = np.flatnonzero(~self.learned.validation)
+        return rows if len(rows) else np.arange(len(self.frames))
+
+    def _trained(self, profile: Profile) -> tuple[Prepared, QatOutcome]:
+        """Return the backbone fine-tuned for the profile's grid, and how that went."""
+        with self.log.stage("qat", f"Fine-tuning with int8 in mind ({profile.value})"):
+            backbone, outcome = finetune_for_int8(
+                self.backbone,
+                self.frames,
+                self._training_rows,
+                profile,
+                seed=self.plan.seed,
+                budget_s=self.plan.budget_s / 2,
+                on_step=self.log.listener.step,
+            )
+            return prepare(to_onnx(backbone)), outcome
+
+    def _fine_tuned(self, profile: Profile, method: Method, spare: Sequence[str]) -> tuple[Form, QatOutcome]:
+        """Return the form that quantization-aware fine-tuning gives, with the spare layers fp32 if need be."""
+        prepared, outcome = self._trained(profile)
+        ranges = on_training_grid(calibrate(prepared, self._pixels(self._calibration_rows()), method), profile)
+        fitted = self.fp32.fitted.copy()
+        fitted[self._training_rows] = True
+        form = self._form(prepared, ranges, profile, (), fitted)
+        if spare and self._wanting(form):
+            # The same network gives the same graph, so the layers have the same names.
+            form = self._better(form, self._form(prepared, ranges, profile, spare, fitted))
+        return form, outcome
+
+
+def _sensitivity_report(prepared: Prepared, found: Sensitivity) -> SensitivityReport:
+    whole = sum(prepared.weight_bytes)
+    return SensitivityReport(
+        feature_cosine=found.base_cosine,
+        units=[
+            UnitReport(
+                layers=list(unit.layers), share_of_weights=unit.weight_bytes / whole, feature_cosine=unit.cosine
+            )
+            for unit in found.units
+        ],
+        worst=list(found.excluded),
+        feature_cosine_without=found.cosine,
+        seconds=round(found.seconds, 1),
+    )
+
+
+def _qat_report(outcome: QatOutcome, *, used: bool) -> QatReport:
+    return QatReport(
+        steps=outcome.steps,
+        first_loss=outcome.first_loss,
+        last_loss=outcome.last_loss,
+        seconds=round(outcome.seconds, 1),
+        used=used,
+    )
