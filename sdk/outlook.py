@@ -15,20 +15,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cholesky, solve_triangular
 
 from sdk.codes import Codes
 from sdk.errors import HeadError
-from sdk.head import (
-    DEFAULT_KNOBS,
-    FALSE_ALARM_RATE,
-    TINY,
-    Floats,
-    Ints,
-    Knobs,
-    centre_weights,
-    lengths_of,
-)
+from sdk.head import DEFAULT_KNOBS, FALSE_ALARM_RATE, TINY, Floats, Ints, Knobs, Moments, solve
 
 ADDED: Final = (5, 10, 20)
 """More labels of each class that are looked ahead to."""
@@ -55,8 +45,6 @@ _EVIDENCE: Final = 0.35
 from, and heads of one set depend on each other: half, and less by 1.2 squared, as for the score (`sdk.score`)."""
 _DRAWS: Final = 500
 _LOW: Final = 0.025
-_ROUNDING: Final = 1e-6
-"""Codes are whole numbers: less scatter than this is none."""
 
 Bools = npt.NDArray[np.bool_]
 
@@ -160,8 +148,7 @@ def outlook(
 ) -> Outlook:
     """Return the learning curve of these labels.
 
-    Cost: a solve for each head, 11 of them at least, in as many dimensions as there are samples where these are
-    fewer than d; up to `ROUNDS` rounds of 11 while there is time.
+    Cost: a solve for each head, 11 of them at least; up to `ROUNDS` rounds of 11 while there is time.
 
     Args:
         codes: (n, d) int8.
@@ -179,14 +166,14 @@ def outlook(
         HeadError: fewer than two classes of two groups that may be judged.
     """
     measured = _Misses.of(class_ids, groups, np.ones(len(class_ids), bool) if only is None else only)
-    span, began = _Span(codes, measured.y), clock()
+    heads_of, began = _Heads(codes), clock()
     rounds, heads = 0, 0
     while rounds == 0 or (rounds < ROUNDS and (clock() - began) * (rounds + 1) / rounds < budget_s):
         rng = np.random.default_rng([seed, rounds])
         for j, learned in measured.divisions(rng):
             if stop is not None and stop():
                 raise InterruptedError("the learning curve was asked to stop")
-            measured.judge(j, learned, span, knobs)
+            measured.judge(j, learned, heads_of, knobs)
             heads += 1
         rounds += 1
     return _forecast(measured, np.random.default_rng(seed), heads, false_alarm_rate)
@@ -200,7 +187,7 @@ class _Misses:
     ) -> None:
         self.ids = ids  # classes of more than one group that may be judged
         self.one_group = one_group
-        self.y, self._group, self._judged = y, group, judged
+        self._y, self._group, self._judged = y, group, judged
         # A group is dealt out with its most frequent class.
         first: dict[int, Counter[int]] = {}
         for g, c in zip(group.tolist(), y.tolist(), strict=True):
@@ -247,20 +234,20 @@ class _Misses:
                     chosen[np.roll(found, -round(turn * n / blocks))[:take]] = True
                 yield j, chosen[self._group]
 
-    def judge(self, j: int, learned: Bools, span: _Span, knobs: Knobs) -> None:
+    def judge(self, j: int, learned: Bools, heads_of: _Heads, knobs: Knobs) -> None:
         """Learn from some rows and judge by the others."""
         test = self._judged & ~learned
-        missed = span.missed(self.y, learned, test, knobs)
-        y, group = self.y[test], self._group[test]
+        missed = heads_of.missed(self._y, learned, test, knobs)
+        y, group = self._y[test], self._group[test]
         np.add.at(self._missed[j], (y, group), missed)
         np.add.at(self._seen[j], (y, group), 1)
         for c in range(len(self.ids)):
-            self._learned[j, c] += len(np.unique(self._group[learned & (self.y == c)]))
+            self._learned[j, c] += len(np.unique(self._group[learned & (self._y == c)]))
         self._heads[j] += 1
 
     def groups_of(self, c: int) -> int:
         """Return how many groups a class has."""
-        return len(np.unique(self._group[self.y == c]))
+        return len(np.unique(self._group[self._y == c]))
 
     def of_class(self, c: int) -> tuple[Floats, Floats, Floats]:
         """Return (shares,) groups learned from relative to all, and missed and weight (shares, groups judged).
@@ -270,62 +257,24 @@ class _Misses:
         here = self._seen[:, c].sum(0) > 0
         seen = self._seen[:, c][:, here]
         missed = self._missed[:, c][:, here] / np.maximum(seen, 1)
-        samples = np.bincount(self._group[self._judged & (self.y == c)], minlength=len(here))[here]
+        samples = np.bincount(self._group[self._judged & (self._y == c)], minlength=len(here))[here]
         ratio = np.maximum(self._learned[:, c] / self._heads, 0.5) / self.groups_of(c)
         return ratio, missed, np.where(seen > 0, samples, 0.0)
 
 
-class _Span:
-    """Samples in the coordinates of the space they span: with few labels a head there costs next to nothing.
+class _Heads:
+    """Heads of some of the samples, solved as a device does, and what they miss of the others."""
 
-    Features are first scaled so that Lambda of all samples is the identity; cosines under (W + Lambda)^-1 are the
-    same in their span (equations 5 to 10). Of fewer samples Lambda is taken to have the same shape. The tests hold
-    its decisions to those of `solve`.
-    """
-
-    def __init__(self, codes: Codes, y: Ints) -> None:
-        x = codes.astype(np.float64)
-        scatter = _scatter(x, y)
-        ridge = (scatter + scatter.mean()) / 2
-        self._spread = float(scatter.sum())
-        if self._spread > _ROUNDING:
-            x = x / np.sqrt(ridge)
-            self._spread = float((scatter / ridge).sum())
-        self._x = x if len(x) >= x.shape[1] else np.linalg.qr(x.T)[1].T
+    def __init__(self, codes: Codes) -> None:
+        self._codes = codes
 
     def missed(self, y: Ints, learned: Bools, test: Bools, knobs: Knobs) -> Bools:
         """Return for each row of `test` whether the head of the rows `learned` would choose another class."""
-        x, q = self._x[learned], self._x[test]
-        classes, own = np.unique(y[learned], return_inverse=True)
-        if len(classes) == 1:
-            return np.asarray(y[test] != classes[0], bool)
-        n = np.bincount(own).astype(np.float64)
-        m = np.zeros((len(n), x.shape[1]))
-        np.add.at(m, own, x)
-        m /= n[:, None]
-        U = x - m[own]
-        spread = np.bincount(own, weights=np.einsum("nd,nd->n", U, U))
-        ridge = knobs.rho * float(spread.sum()) / max(self._spread, _ROUNDING)
-        if ridge <= _ROUNDING:  # each class one sample, or all alike: no scatter to whiten by
-            R, delta = np.eye(x.shape[1]), 0.0
-        else:
-            W = U.T @ U
-            W[np.diag_indices(len(W))] += ridge
-            R = solve_triangular(cholesky(W, lower=True), np.eye(len(W)), lower=True)
-            many = n > 1
-            h = ((len(R) - ridge * float(np.vdot(R, R))) * spread / spread.sum() / n)[many]
-            delta = float(np.mean(h / np.maximum(1 - 1 / n[many] - h, 0.1)))
-        w = centre_weights(n, knobs.centre_damping)
-        V = R @ (m - w @ m).T
-        lengths = lengths_of(np.einsum("dk,dk->k", V, V), n, w, delta, knobs)
-        along = (q - w @ m) @ (R.T @ V)
-        scores = (along + lengths.offset) / lengths.corrected  # cosines but for the sample's own length
-        return np.asarray(classes[scores.argmax(1)] != y[test], bool)
-
-
-def _scatter(x: Floats, y: Ints) -> Floats:
-    """Return the diagonal (d,) of the within-class scatter."""
-    return np.asarray(sum(((x[y == c] - x[y == c].mean(0)) ** 2).sum(0) for c in np.unique(y)), np.float64)
+        classes = np.unique(y[learned])
+        moments = Moments(self._codes.shape[1])
+        moments.add(self._codes[learned], [int(c).to_bytes(16, "big") for c in y[learned]])
+        decided = solve(moments, knobs=knobs).decide(self._codes[test])
+        return np.asarray(classes[decided.class_index] != y[test], bool)
 
 
 def _curve(ratio: Floats, rate: Floats, plateau: Floats) -> Floats:

@@ -10,7 +10,7 @@ import pytest
 
 from sdk.errors import HeadError
 from sdk.head import DEFAULT_KNOBS, Moments, solve
-from sdk.outlook import HELP, Outlook, _Span, outlook
+from sdk.outlook import HELP, Outlook, _Heads, outlook
 from tests.test_head import A, B, C
 
 Codes = npt.NDArray[np.int8]
@@ -44,8 +44,10 @@ def truth(codes: Codes, ids: list[bytes]) -> float:
     return float(np.mean([right[i : i + 400].mean() for i in (0, 400, 800)]))
 
 
-@pytest.mark.parametrize(("n", "d"), [(30, 12), (12, 60)], ids=["in the codes' space", "in the samples' span"])
-def test_heads_in_the_span_decide_as_solved_heads_do(n: int, d: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "d"), [(30, 12), (12, 60)], ids=["more samples than numbers", "fewer samples than numbers"]
+)
+def test_heads_of_some_samples_decide_as_solved_heads_do(n: int, d: int) -> None:
     codes, ids = surfaces((n, n, 3), d=d)
     y = np.array([IDS.index(c) for c in ids])
     rng = np.random.default_rng(1)
@@ -56,15 +58,13 @@ def test_heads_in_the_span_decide_as_solved_heads_do(n: int, d: int) -> None:
         moments.add(codes[learned], [c for c, of in zip(ids, learned, strict=True) if of])
         head = solve(moments)
         shown = np.array([IDS.index(head.class_ids[i]) for i in head.decide(codes[~learned]).class_index])
-        missed = _Span(codes, y).missed(y, learned, ~learned, DEFAULT_KNOBS)
-        # Of a part of the samples Lambda has another shape than of all; no decision may hang on much.
-        assert (missed == (shown != y[~learned])).mean() > 0.95
+        assert (_Heads(codes).missed(y, learned, ~learned, DEFAULT_KNOBS) == (shown != y[~learned])).all()
 
 
 def test_heads_without_scatter_decide_too() -> None:
     codes, _ = surfaces((1, 1, 1), d=60)
     learned = np.ones(3, bool)
-    assert not _Span(codes, np.arange(3)).missed(np.arange(3), learned, learned, DEFAULT_KNOBS).any()
+    assert not _Heads(codes).missed(np.arange(3), learned, learned, DEFAULT_KNOBS).any()
 
 
 def test_the_forecast_holds_for_twice_the_labels() -> None:
@@ -89,7 +89,7 @@ def test_more_labels_never_make_it_worse() -> None:
 
 
 def test_the_rare_hard_class_is_the_one_to_label() -> None:
-    found = looked(*surfaces((60, 60, 4), near=0.6))
+    found = looked(*surfaces((60, 60, 4), near=0.7))
     assert found.helps_most().class_id == C
     said = found.sentence(NAMES.__getitem__)
     assert said.startswith(f"Label pit next: {HELP} more are worth about")
