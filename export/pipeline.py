@@ -68,7 +68,6 @@ from sdk.labels import live_set_digest
 from sdk.layouts import Layout
 from sdk.licences import allowed, normalise
 from sdk.lineage import MLBOM_NAME, Link, lineage
-from sdk.preprocess import Preprocess
 from sdk.splits import Part
 from sdk.tensorrt_api import Library
 
@@ -210,7 +209,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         files = {CARD_NAME: card(report, papers).encode(errors="replace")}
         entries, golden = [], {}
         for form in kept:
-            entry, golden[form.precision] = _entry(form, backbone.preprocess, golden_frames, learned)
+            entry, golden[form.precision] = _entry(form, backbone, golden_frames, learned)
             entries.append(entry)
             files[entry.backbone] = form.model
             base = _base(form, learned, fitted)
@@ -338,9 +337,10 @@ def _base(form: Form, learned: Selection, fitted: npt.NDArray[np.bool_]) -> Base
 
 
 def _entry(
-    form: Form, preprocess: Preprocess, golden_frames: Frames, learned: Selection
+    form: Form, backbone: Backbone, golden_frames: Frames, learned: Selection
 ) -> tuple[PrecisionEntry, Golden]:
     """Return what the manifest says of one precision, and what its golden inputs must give."""
+    preprocess = backbone.preprocess
     space = feature_space_id(hashlib.sha256(form.model).hexdigest(), preprocess, form.scale)
     features = features_of(form.model, golden_frames, preprocess, lambda: None)
     codes = encode(features, form.scale)
@@ -364,6 +364,7 @@ def _entry(
             false_alarm_rate=calibration.false_alarm_rate,
             live_set_digest=live_set_digest(space, zip(learned.samples, learned.ids, digests, strict=True)),
         ),
+        maps=list(backbone.maps) or msgspec.UNSET,
     )
     return entry, Golden(golden_frames, features, codes, scores)
 

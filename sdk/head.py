@@ -491,6 +491,36 @@ class Head:
         """Return the novelty (n,) of codes (n, d): one minus the largest score; with one class, the distance."""
         return self._cosines(codes)[1]
 
+    def reading(self, code: Code, class_id: bytes) -> tuple[Floats, Floats]:
+        """Return weights and centre, (d,) each, that give this code's score: weights @ (code - centre).
+
+        What the score is made of, column by column. With one class, minus the distance is read in the same way.
+        The weights hold for this code only: its own whitened length divides them.
+
+        Args:
+            code: (d,) int8.
+            class_id: After merges.
+
+        Raises:
+            FeatureSizeError: the code is not (d,) int8.
+            UnknownClassError: the head knows no such class.
+        """
+        if class_id not in self.class_ids:
+            raise UnknownClassError(f"the head knows no class {class_id.hex()[:8]}", hint="Ask for another class.")
+        if code.shape != (self.feature_size,):
+            raise FeatureSizeError(
+                f"a code of shape {code.shape} for a head of ({self.feature_size},)",
+                hint="The code comes from another feature space; check the release.",
+            )
+        c = self.class_ids.index(class_id)
+        centre = self._mu.astype(np.float64)
+        q = code - centre
+        Pq = self._whitened(q)
+        norm = float(np.sqrt(max(float(q @ Pq), 0.0))) or 1.0
+        if len(self.class_ids) == 1:
+            return -Pq / norm, centre
+        return np.asarray(self._PV[:, c], np.float64) / (norm * float(self._length[c])), centre
+
     def predict_proba(self, codes: Codes) -> Floats:
         """Return class probabilities (n, k) of codes (n, d), calibrated on left-out scores."""
         return np.asarray(softmax(self.calibration.temperature * self.scores(codes), axis=1))

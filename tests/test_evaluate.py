@@ -242,3 +242,28 @@ def test_a_coco_set_is_evaluated_as_the_same_pictures_in_folders(
     wrong = headway(capsys, "evaluate", bundle.path, "--data", folder, "--format", "coco")
     assert wrong.code == 2
     assert "no COCO annotations" in wrong.err
+
+
+def test_the_command_writes_heatmaps_of_what_it_judged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mapped = tiny_bundle(tmp_path / "mapped", classes=EVERY, held_back=["rings"], maps=True)
+    out = tmp_path / "heat" / "maps"
+    result = headway(capsys, "evaluate", mapped.path, "--data", folder, "--heatmaps", out)
+    assert result.code == 0, result.err
+    written = sorted(out.iterdir())
+    assert len(written) == 24
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in written)
+    assert any("rings-seen-as-" in file.name for file in written)
+
+
+def test_heatmaps_that_cannot_be_are_refused(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = headway(capsys, "evaluate", bundle.path, "--data", folder, "--heatmaps", tmp_path / "heat")
+    assert without.code == 2
+    assert "no maps" in without.err
+    (tmp_path / "file").write_bytes(b"")
+    nowhere = headway(capsys, "evaluate", bundle.path, "--data", folder, "--heatmaps", tmp_path / "file" / "in")
+    assert nowhere.code == 2
+    assert "Name another folder" in nowhere.err
