@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from export.exemplars import MAX_BASE_CODES
+from sdk.codes import MAX_FEATURE_SIZE
 from sdk.errors import ExportError
 from sdk.layouts import Layout
 from sdk.preprocess import MAX_INPUT_SIDE_PX
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
 STDOUT: Final = "-"
 _REFUSED_SHOWN: Final = 12
+AUTO: Final = "auto"
+MAX_LEVELS: Final = 12
 _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "int8")}
+
+
+def _levels(ctx: click.Context, param: click.Parameter, value: Any) -> int | None:
+    """Return the number of levels; None for auto."""
+    return None if value == AUTO else click.IntRange(1, MAX_LEVELS).convert(value, param, ctx)
 
 
 @click.command()
@@ -79,16 +87,30 @@ _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "in
 )
 @click.option(
     "--pool",
-    type=click.Choice(["avg", "max", "catavgmax"]),
-    help="Global pooling; max keeps defects of a few pixels. Default: the weights'.",
+    type=click.Choice(["avg", "max", "catavgmax", AUTO]),
+    help="Global pooling; max keeps defects of a few pixels, `auto` tries it with --levels auto. "
+    "Default: the weights'.",
 )
 @click.option(
     "--levels",
-    metavar="N",
-    type=click.IntRange(1, 12),
-    default=1,
+    metavar="N|auto",
+    callback=_levels,
+    default="1",
     show_default=True,
-    help="Read features from the last N levels of the backbone; more see more kinds of new defect.",
+    help="Read features from the last N levels of the backbone; more see more kinds of new defect. `auto` "
+    "measures which, and at which input size where that is not given.",
+)
+@click.option(
+    "--max-feature-size",
+    metavar="D",
+    type=click.IntRange(1, MAX_FEATURE_SIZE),
+    help="With --levels auto: at most so many features. Default: 2048.",
+)
+@click.option(
+    "--max-latency-ms",
+    metavar="MS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --levels auto: at most so long a frame on this machine, fp32.",
 )
 @click.option(
     "--classes-from", metavar="BUNDLE", type=click.Path(path_type=Path), help="Keep this bundle's ids of classes."
@@ -130,7 +152,9 @@ def export(
     budget: float | None,
     input_size: int | None,
     pool: str | None,
-    levels: int,
+    levels: int | None,
+    max_feature_size: int | None,
+    max_latency_ms: float | None,
     classes_from: Path | None,
     licence: str | None,
     data_licence: str,
@@ -155,6 +179,9 @@ def export(
     Also train the last stages:
       headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
           --strategy last --out bundle
+    Measure which levels, pooling and input size suit these images:
+      headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
+          --levels auto --max-latency-ms 30 --out bundle
     A small network from scratch, at most ten minutes:
       headway export parts/ --backbone resnet10t --weights none --input-size 96 --budget 10 --out bundle
     """
@@ -178,9 +205,14 @@ def export(
     assert out is not None
     from export.finetune import Strategy
     from export.pipeline import Request, export_bundle
+    from export.readout import DEFAULT_MAX_FEATURE_SIZE, Budget
     from export.report import encode_report
     from sdk.tensorrt_api import open_library
 
+    if levels is not None and (max_feature_size, max_latency_ms) != (None, None):
+        raise click.UsageError("--max-feature-size and --max-latency-ms bound what --levels auto chooses from")
+    if levels is not None and pool == AUTO:
+        raise click.UsageError("--pool auto widens what --levels auto chooses from: give both")
     request = Request(
         data=data,
         backbone=backbone,
@@ -193,8 +225,11 @@ def export(
         seed=seed,
         budget_s=None if budget is None else budget * 60,
         input_size_px=input_size,
-        pool=pool,
-        levels=levels,
+        pool=None if pool == AUTO else pool,
+        levels=levels or 1,
+        readout=Budget(max_feature_size or DEFAULT_MAX_FEATURE_SIZE, max_latency_ms, pool == AUTO)
+        if levels is None
+        else None,
         classes_from=classes_from,
         max_base_codes=max_base_codes,
         replace=force,
@@ -333,6 +368,23 @@ class _Terminal:
         self._console.print(escape(line), style="dim" if dim else None, highlight=False, soft_wrap=True)
 
 
+def _readouts(report: Report) -> Table:
+    table = Table("readout", title="Readouts, on groups left out", title_justify="left")
+    for head in ("d", "ms a frame", "balanced acc.", "to the first"):
+        table.add_column(head, justify="right")
+    table.add_column("verdict")
+    for r in report.readouts:
+        table.add_row(
+            f"{r.pool or 'own'} pooling, levels {r.levels}, {r.input_px} px",
+            str(r.feature_size),
+            f"{r.latency_ms:.1f}",
+            f"{r.balanced_accuracy:.1%}",
+            f"{100 * r.difference:+.1f} +- {100 * r.standard_error:.1f}",
+            f"[bold]{r.verdict}[/]" if r.chosen else r.verdict,
+        )
+    return table
+
+
 def show(report: Report, console: Console) -> None:
     """Print the report for people."""
     images, score = report.images, report.score
@@ -351,6 +403,8 @@ def show(report: Report, console: Console) -> None:
         escape(f"{report.backbone.name}, strategy {report.strategy.strategy}{trained}. {report.strategy.reason}"),
         soft_wrap=True,
     )
+    if report.readouts:
+        console.print(_readouts(report))
     classes = Table("class", title=f"Score on groups left out ({report.precision})", title_justify="left")
     for head in ("recall", "95 % interval", "images", "groups"):
         classes.add_column(head, justify="right")

@@ -52,12 +52,12 @@ def read(module: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[st
         network = found
         last = network.forward_features(pixels)
         features, lower = network.forward_head(last, pre_logits=True), []
-    top = _spatial(network, last)
+    top = spatial_of(network, last)
     maps = [*lower, *([] if top is None else [top])]
     return features, {MAP_NAMES.format(i): values for i, values in enumerate(maps)}
 
 
-def _spatial(network: Any, last: torch.Tensor) -> torch.Tensor | None:
+def spatial_of(network: Any, last: torch.Tensor) -> torch.Tensor | None:
     """Return the last level as (n, c, h, w); None where it has no places."""
     if last.ndim == 4:
         return last.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else last

@@ -33,12 +33,14 @@ from export.forms import FP32, INT8, Form, choose, features_of, make_forms
 from export.mlbom import CARD_NAME, mlbom
 from export.papers import Papers
 from export.progress import Listener, Log
+from export.readout import Budget, Readout, choose_readout
 from export.report import (
     BackboneReport,
     ClassCounts,
     ClassScoreReport,
     EpochReport,
     Images,
+    ReadoutReport,
     Report,
     ScoreReport,
     StrategyReport,
@@ -94,6 +96,7 @@ class Request:
         input_size_px: Side of the input; None is the weights' own.
         pool: Global pooling; None is the weights' own.
         levels: How many of the backbone's levels the features are read from.
+        readout: With a budget, levels, and pooling and input size where they are None, are chosen by measurement.
         classes_from: An earlier bundle whose class ids are kept for classes of the same name.
         max_base_codes: Of more images only so many have their codes in the bundle, and the others exact sums.
         replace: An older bundle at `out` may go.
@@ -116,6 +119,7 @@ class Request:
     input_size_px: int | None = None
     pool: str | None = None
     levels: int = 1
+    readout: Budget | None = None
     classes_from: Path | None = None
     max_base_codes: int = MAX_BASE_CODES
     replace: bool = False
@@ -145,13 +149,20 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         images, seed=request.seed, hold_back=request.hold_back, classes_from=request.classes_from, log=log
     )
     check_limit(learned.groups, request.max_base_codes)
+    how = Readout(request.input_size_px, request.pool, request.levels)
+    readouts: list[ReadoutReport] = []
+    if request.readout is not None:
+        paths = [images.images[row].path for row in learned.rows]
+        how, readouts = choose_readout(
+            request.backbone, request.weights, how, request.readout, paths, learned, log
+        )
     with log.stage("backbone", f"Loading {request.backbone}"):
         backbone = load_backbone(
             request.backbone,
             request.weights,
-            input_size_px=request.input_size_px,
-            pool=request.pool,
-            levels=request.levels,
+            input_size_px=how.input_size_px,
+            pool=how.pool,
+            levels=how.levels,
             seed=request.seed,
             licence=request.licence,
         )
@@ -203,6 +214,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         warnings=log.warnings,
         seconds=log.seconds,
         tool_versions=_tool_versions(),
+        readouts=readouts,
     )
     with log.stage("write", f"Writing {request.out}"):
         papers = Papers(request.data_licence, _parents(request))
