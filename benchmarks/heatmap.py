@@ -6,7 +6,7 @@
 The head learns half of each class's groups; defects of the other half are judged, with the evidence for their own
 label: that class's (`class`), and its lead over good parts (`lead`), which is what the page draws. The evidence is
 brought to the picture's size and asked two things: does its highest point lie in the mask (the pointing game,
-Zhang 2016), and which share of the positive evidence does. Chance is the share of the picture that the mask covers.
+Zhang 2016), and which share of the positive evidence does. Chance is the share of the picture in the mask.
 The grid is coarse and blowholes are small, so it is also asked whether the best cell touches the mask; chance is
 then the share of cells that do.
 """

@@ -31,6 +31,13 @@ MAX_LEVELS: Final = 12
 _PRECISIONS: Final = {"fp32": ("fp32",), "int8": ("int8",), "both": ("fp32", "int8")}
 
 
+def _side(ctx: click.Context, param: click.Parameter, value: Any) -> int | str | None:
+    """Return the side in pixels, auto, or None where it is not given."""
+    if value in (None, AUTO):
+        return None if value is None else AUTO
+    return click.IntRange(8, MAX_INPUT_SIDE_PX).convert(value, param, ctx)
+
+
 def _levels(ctx: click.Context, param: click.Parameter, value: Any) -> int | None:
     """Return the number of levels; None for auto."""
     return None if value == AUTO else click.IntRange(1, MAX_LEVELS).convert(value, param, ctx)
@@ -83,7 +90,11 @@ def _levels(ctx: click.Context, param: click.Parameter, value: Any) -> int | Non
 @click.option("--epochs", type=click.IntRange(1, 10_000), help="Of fine-tuning. Default: 12 (last), 40 (full).")
 @click.option("--budget", metavar="MINUTES", type=click.FloatRange(min=0.01), help="Plan training within this.")
 @click.option(
-    "--input-size", metavar="PX", type=click.IntRange(8, MAX_INPUT_SIDE_PX), help="Default: the weights'."
+    "--input-size",
+    metavar="PX|auto",
+    callback=_side,
+    help="Side of the input; `auto` tries the weights' own and a larger one with --levels auto. "
+    "Default: the weights'.",
 )
 @click.option(
     "--pool",
@@ -98,7 +109,7 @@ def _levels(ctx: click.Context, param: click.Parameter, value: Any) -> int | Non
     default="1",
     show_default=True,
     help="Read features from the last N levels of the backbone; more see more kinds of new defect. `auto` "
-    "measures which, and at which input size where that is not given.",
+    "measures which.",
 )
 @click.option(
     "--max-feature-size",
@@ -150,7 +161,7 @@ def export(
     json_file: str | None,
     epochs: int | None,
     budget: float | None,
-    input_size: int | None,
+    input_size: int | str | None,
     pool: str | None,
     levels: int | None,
     max_feature_size: int | None,
@@ -179,9 +190,9 @@ def export(
     Also train the last stages:
       headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
           --strategy last --out bundle
-    Measure which levels, pooling and input size suit these images:
+    Measure which levels and input size suit these images:
       headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
-          --levels auto --max-latency-ms 30 --out bundle
+          --levels auto --input-size auto --max-latency-ms 30 --out bundle
     A small network from scratch, at most ten minutes:
       headway export parts/ --backbone resnet10t --weights none --input-size 96 --budget 10 --out bundle
     """
@@ -211,8 +222,10 @@ def export(
 
     if levels is not None and (max_feature_size, max_latency_ms) != (None, None):
         raise click.UsageError("--max-feature-size and --max-latency-ms bound what --levels auto chooses from")
-    if levels is not None and pool == AUTO:
-        raise click.UsageError("--pool auto widens what --levels auto chooses from: give both")
+    if levels is not None and AUTO in (pool, input_size):
+        raise click.UsageError(
+            "--pool auto and --input-size auto widen what --levels auto chooses from: give both"
+        )
     request = Request(
         data=data,
         backbone=backbone,
@@ -224,12 +237,17 @@ def export(
         epochs=epochs,
         seed=seed,
         budget_s=None if budget is None else budget * 60,
-        input_size_px=input_size,
+        input_size_px=None if isinstance(input_size, str) else input_size,
         pool=None if pool == AUTO else pool,
         levels=levels or 1,
-        readout=Budget(max_feature_size or DEFAULT_MAX_FEATURE_SIZE, max_latency_ms, pool == AUTO)
-        if levels is None
-        else None,
+        readout=None
+        if levels is not None
+        else Budget(
+            max_feature_size or DEFAULT_MAX_FEATURE_SIZE,
+            max_latency_ms,
+            sizes=input_size == AUTO,
+            pooling=pool == AUTO,
+        ),
         classes_from=classes_from,
         max_base_codes=max_base_codes,
         replace=force,

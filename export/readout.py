@@ -56,6 +56,7 @@ class Budget:
     Attributes:
         max_feature_size: d, at most.
         max_latency_ms: Of one frame on this machine, fp32, all cores; None is no bound.
+        sizes: A larger input is tried too. Not by default: it doubles the latency, where levels cost next to none.
         pooling: Maxima, and averages beside maxima, are tried too, where the network's own features are averages.
             Not by default: on magnetic tile maxima cost two points on parts held out, and looked better on parts
             left out often enough to be chosen (docs/decisions/0016).
@@ -63,6 +64,7 @@ class Budget:
 
     max_feature_size: int = DEFAULT_MAX_FEATURE_SIZE
     max_latency_ms: float | None = None
+    sizes: bool = False
     pooling: bool = False
 
 
@@ -129,7 +131,7 @@ def choose_readout(
     if sum(groups > 1 for groups in several.values()) < 2:
         log.warn("The readout was not chosen by measurement: fewer than two classes have images of several parts.")
         return fixed, []
-    larger = [] if fixed.input_size_px else [_larger(first.preprocess.height)]
+    larger = [_larger(first.preprocess.height)] if budget.sizes else []
     right: list[npt.NDArray[np.bool_]] = []
     candidates: list[Candidate] = []
     left_out: LeftOut | None = None

@@ -146,6 +146,8 @@ def test_one_class_leaves_the_readout_as_it_is(weights: str, tmp_path: Path) -> 
         (["--levels", "2", "--max-feature-size", "500"], "--levels auto"),
         (["--max-latency-ms", "5"], "--levels auto"),
         (["--pool", "auto"], "give both"),
+        (["--input-size", "auto"], "give both"),
+        (["--input-size", "4"], "8<=x<=2048"),
         (["--levels", "auto", "--max-latency-ms", "0"], "x>0"),
     ],
 )
