@@ -131,12 +131,12 @@ def choose_readout(
     if sum(groups > 1 for groups in several.values()) < 2:
         log.warn("The readout was not chosen by measurement: fewer than two classes have images of several parts.")
         return fixed, []
-    larger = [_larger(first.preprocess.height)] if budget.sizes else []
+    larger = [larger_px(first.preprocess.height)] if budget.sizes else []
     right: list[npt.NDArray[np.bool_]] = []
     candidates: list[Candidate] = []
     left_out: LeftOut | None = None
     for px in (fixed.input_size_px, *larger):
-        made = _columns(backbone, weights, replace(fixed, input_size_px=px), budget.pooling, paths, log)
+        made = read_all(backbone, weights, replace(fixed, input_size_px=px), budget.pooling, paths, log)
         if made is None:
             continue
         features, found = made
@@ -161,11 +161,12 @@ def describe(candidate: Candidate) -> str:
     return f"{pool}{readout.levels} level{'s' * (readout.levels > 1)} at {candidate.px} px"
 
 
-def _larger(px: int) -> int:
+def larger_px(px: int) -> int:
+    """Return the side of the larger input that is tried beside one of `px` pixels."""
     return min(round(px * LARGER / SIZE_STEP_PX) * SIZE_STEP_PX, MAX_INPUT_SIDE_PX)
 
 
-def _columns(
+def read_all(
     name: str, weights: str | None, readout: Readout, pooling: bool, paths: Sequence[Path], log: Log
 ) -> tuple[Features, list[Candidate]] | None:
     """Return all columns (n, .) at one input size, and which each candidate reads; None where it cannot be."""
