@@ -149,13 +149,7 @@ def export_bundle(request: Request, listener: Listener) -> Report:
         images, seed=request.seed, hold_back=request.hold_back, classes_from=request.classes_from, log=log
     )
     check_limit(learned.groups, request.max_base_codes)
-    how = Readout(request.input_size_px, request.pool, request.levels)
-    readouts: list[ReadoutReport] = []
-    if request.readout is not None:
-        paths = [images.images[row].path for row in learned.rows]
-        how, readouts = choose_readout(
-            request.backbone, request.weights, how, request.readout, paths, learned, log
-        )
+    how, readouts = _readout(request, learned, log)
     with log.stage("backbone", f"Loading {request.backbone}"):
         backbone = load_backbone(
             request.backbone,
@@ -280,6 +274,15 @@ def _parents(request: Request) -> tuple[Link, ...]:
         return ()
     earlier = request.classes_from
     return (lineage(Bundle.open(earlier), [earlier.resolve().parent]),)
+
+
+def _readout(request: Request, learned: Selection, log: Log) -> tuple[Readout, list[ReadoutReport]]:
+    """Return how features are read from the backbone, and what was tried, where it is chosen by measurement."""
+    asked = Readout(request.input_size_px, request.pool, request.levels)
+    if request.readout is None:
+        return asked, []
+    paths = [learned.images.images[row].path for row in learned.rows]
+    return choose_readout(request.backbone, request.weights, asked, request.readout, paths, learned, log)
 
 
 # --- Training

@@ -31,7 +31,7 @@ from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 from sdk.splits import Part
 
 FORMAT_VERSION: Final = 2
-"""The newest that is read and written. A bundle with the codes of all its samples and without maps is version 1."""
+"""The newest that is read and written. A bundle with the codes of all its samples and no maps is version 1."""
 MAX_MAPS: Final = 12
 """Levels that a backbone's features can be read from, at most."""
 MAX_MAP_VALUES: Final = 4 * 1024**2
