@@ -185,6 +185,12 @@ def status(site_file: Path, as_json: bool) -> None:
     metavar="SHARE",
     help="With --good: reject from a threshold that lets at most this share of defects pass.",
 )
+@click.option(
+    "--heatmaps",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Also write each image there, with the evidence for its decision drawn over it.",
+)
 @_PRECISION
 @_THREADS
 @_JSON
@@ -196,6 +202,7 @@ def evaluate(
     part: str,
     good: tuple[str, ...],
     escape_rate: float | None,
+    heatmaps: Path | None,
     precision: str | None,
     threads: int,
     json_file: Path | None,
@@ -207,6 +214,8 @@ def evaluate(
       headway evaluate bundle --data parts/
     How many good parts are rejected, if at most one defect in fifty may pass?
       headway evaluate bundle --data parts/ --good free --escape-rate 0.02
+    Where in the images do the decisions come from?
+      headway evaluate bundle --data parts/ --heatmaps heatmaps/
     """
     if escape_rate is not None and not good:
         raise click.UsageError("--escape-rate needs --good: which class is no defect?")
@@ -235,6 +244,21 @@ def evaluate(
             escape_rate=escape_rate,
             progress=step,
         )
+    if heatmaps is not None:
+        from device_agent.evaluate import not_learned
+        from device_agent.heatmap import write_heatmaps
+        from device_agent.pipeline import Pipeline
+        from device_agent.runtime import base_head
+
+        with _progress("drawing heatmaps") as step:
+            write_heatmaps(
+                heatmaps,
+                Pipeline(bundle, precision, runtime),
+                base_head(bundle, precision),
+                bundle.class_names(),
+                not_learned(bundle, images, part),
+                step,
+            )
     _write_json(json_file, result)
     if json_file != _STDOUT:
         _print_evaluation(result)

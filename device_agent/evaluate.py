@@ -288,6 +288,30 @@ def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], No
             progress(i + 1, len(images))
 
 
+def not_learned(bundle: Bundle, images: ImageSet, part: str = Part.TEST.value) -> list[LabelledImage]:
+    """Return the images to evaluate a bundle on.
+
+    Args:
+        bundle: Its recorded split says which images it learned from, by sample id.
+        images: Labelled images; ones that the bundle has never seen are taken whatever the part.
+        part: test, stream, or all that was not learned from.
+
+    Raises:
+        BadImages: no image is left.
+    """
+    part_of = bundle.parts()
+    wanted = {Part.TEST, Part.STREAM} if part == "all" else {Part(part)}
+    chosen = [i for i in images.images if part_of.get(i.sample_id) in (*wanted, None)]
+    if not chosen:
+        learned = sum(part_of.get(i.sample_id) in LEARNED for i in images.images)
+        raise BadImages(
+            f"{images.folder}: none of {len(images.images)} images are left to evaluate, "
+            f"the bundle learned from {learned} of them",
+            hint="Name images that the bundle has not seen, or another --part.",
+        )
+    return chosen
+
+
 def evaluate(
     bundle: Bundle,
     images: ImageSet,
@@ -316,15 +340,8 @@ def evaluate(
         UnknownClassError: the bundle has no such good class.
     """
     part_of = bundle.parts()
-    wanted = {Part.TEST, Part.STREAM} if part == "all" else {Part(part)}
-    chosen = [i for i in images.images if part_of.get(i.sample_id) in (*wanted, None)]
     learned = sum(part_of.get(i.sample_id) in LEARNED for i in images.images)
-    if not chosen:
-        raise BadImages(
-            f"{images.folder}: none of {len(images.images)} images are left to evaluate, "
-            f"the bundle learned from {learned} of them",
-            hint="Name images that the bundle has not seen, or another --part.",
-        )
+    chosen = not_learned(bundle, images, part)
     pipeline = Pipeline(bundle, precision, runtime)
     began_s = time.monotonic()
     codes = pipeline.codes(frames_of(chosen, progress))

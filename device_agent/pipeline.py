@@ -11,9 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from device_agent.runtime import Runtime
+from device_agent.runtime import MappingRuntime, Runtime
 from sdk.bundle import Bundle
 from sdk.codes import Codes, encode
+from sdk.errors import NoMaps
+from sdk.head import Floats, Head
+from sdk.heatmap import Spatial, evidence
 from sdk.preprocess import Frame
 
 BATCH_FRAMES: Final = 16
@@ -36,6 +39,7 @@ class Pipeline:
         self.feature_size = entry.feature_size
         self.runtime = runtime
         self._scale = entry.code_scale
+        self._layout = entry.layout
         self._preprocess = bundle.manifest.preprocess
 
     def code(self, frame: Frame) -> Codes:
@@ -46,6 +50,35 @@ class Pipeline:
             FeatureSizeError: its output is not finite.
         """
         return encode(self.runtime.features(self._preprocess.apply(frame)), self._scale)
+
+    def spatial(self, frame: Frame) -> Spatial:
+        """Return the features and maps of one frame (h, w, 3) uint8 BGR, from one pass.
+
+        Raises:
+            NoMaps: this release, or the runtime that serves it, gives features only.
+            InferenceFailed: the runtime failed.
+        """
+        if not self._layout:
+            raise NoMaps(
+                "this release's backbone gives no maps to draw a heatmap from",
+                hint="Export it again with this version; networks with layers after their pooling have none.",
+            )
+        if not isinstance(self.runtime, MappingRuntime):
+            raise NoMaps(f"{self.runtime.name} gives no maps", hint="Let ONNX Runtime serve on this device.")
+        features, maps = self.runtime.spatial(self._preprocess.apply(frame))
+        return Spatial(features, tuple(each[0] for each in maps))
+
+    def code_of(self, seen: Spatial) -> Codes:
+        """Return the code (1, d) int8 of a frame that `spatial` saw."""
+        return encode(seen.features, self._scale)
+
+    def evidence(self, seen: Spatial, head: Head, class_id: bytes) -> Floats:
+        """Return where the evidence for a class lies in a frame, (h, w); it sums to the class's score.
+
+        Raises:
+            UnknownClassError: the head knows no such class.
+        """
+        return evidence(head, class_id, seen, self._layout, self._scale)
 
     def codes(self, frames: Iterable[Frame]) -> Codes:
         """Return the codes (n, d) int8 of many frames, read as they are needed."""

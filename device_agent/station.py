@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from device_agent.camera import Shot
+from device_agent.heatmap import draw, heatmap
 from device_agent.learner import ActiveHead, ClassInfo, Learner, Saved
 from device_agent.pipeline import Pipeline
 from device_agent.queue import Question, QueuePolicy, ask
@@ -33,6 +34,7 @@ from sdk.drift import Drift, DriftWatch
 from sdk.errors import LabelError, NoRelease, StoreFull, UnknownClassError
 from sdk.head import Decisions
 from sdk.images import decode, sample_id
+from sdk.preprocess import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -283,6 +285,24 @@ class Station:
             shot = Shot(frame, data, sample, captured_utc, group, source)
             status = self.store.put_sample(_sample(serving, shot, code, decision), data)
         return Seen(sample, captured_utc, decision, status, latency_ms)
+
+    def heatmap(self, data: bytes, class_id: bytes | None = None, against: bytes | None = None) -> Frame:
+        """Return an encoded image with the evidence for a class of the head now serving drawn over it.
+
+        Args:
+            data: As a camera delivered it.
+            class_id, against: See `device_agent.heatmap.heatmap`.
+
+        Raises:
+            BadImages: it is no usable image.
+            NoRelease: none serves yet.
+            NoMaps: the release or its runtime gives no maps.
+            UnknownClassError: the head knows no such class.
+        """
+        frame = decode(data)
+        serving = self.require()
+        found = heatmap(serving.pipeline, serving.learner.head.head, frame, class_id, against)
+        return draw(frame, found.evidence)
 
     def _keep(self, serving: Serving, shot: Shot, code: Codes, decision: Decision) -> SampleStatus:
         try:

@@ -28,6 +28,8 @@ from safetensors import SafetensorError
 from timm.models import PretrainedCfg
 from torch import nn
 
+from export.maps import layout_of
+from sdk.bundle import MapEntry
 from sdk.codes import MAX_FEATURE_SIZE
 from sdk.errors import ExportError, UnknownBackbone
 from sdk.preprocess import Preprocess
@@ -72,6 +74,7 @@ class Backbone:
         feature_size: d.
         preprocess: How a frame becomes its input.
         origin: Of its weights.
+        maps: Spatial maps that it can give beside the features (`export.maps`), lowest level first.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Backbone:
     feature_size: int
     preprocess: Preprocess
     origin: Origin
+    maps: tuple[MapEntry, ...] = ()
 
     @property
     def network(self) -> nn.Module:
@@ -105,12 +109,16 @@ class Tapped(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return (n, d) features of (n, 3, H, W) pixels."""
+        return self.levels_of(pixels)[0]
+
+    def levels_of(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Return features (n, d), the levels below the last (n, c, h, w), lower first, and timm's last one."""
         network: Any = self.network
         last, maps = network.forward_intermediates(pixels, indices=self.levels, output_fmt="NCHW")
         pooled = [network.forward_head(last, pre_logits=True)]
         for level in maps[:-1]:
             pooled += [level.mean((2, 3)), level.amax((2, 3))]
-        return torch.cat(pooled, 1)
+        return torch.cat(pooled, 1), maps[:-1], last
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ def load_backbone(
     described = architecture if pool is None else f"{architecture}, {pool} pooling"
     if levels > 1:
         described += f", {levels} levels"
-    return Backbone(described, module, size, preprocess, source.origin)
+    return Backbone(described, module, size, preprocess, source.origin, layout_of(module, preprocess))
 
 
 def _with_licence(origin: Origin, licence: str) -> Origin:

@@ -70,6 +70,7 @@ def card(report: Report, papers: Papers) -> str:
         "The licence is that of the weights. What they were trained on may carry conditions of its own.",
         "",
         *(line for parent in papers.parents for line in _continued(parent)),
+        *_readout(report),
         "## Score",
         "",
         f"Balanced accuracy {score.balanced_accuracy:.1%} (95 % interval {score.low:.1%} to {score.high:.1%}), "
@@ -159,6 +160,31 @@ def _near_duplicates(leaks: LeakReport) -> list[str]:
     return [
         f"{leaks.pairs} pairs of images seem to show one part. Balanced accuracy is {leaks.score_apart:.1%} where "
         f"they stay in the set's own groups, {leaks.score_joined:.1%} where they are kept together.",
+        "",
+    ]
+
+
+def _readout(report: Report) -> list[str]:
+    if not report.readouts:
+        return []
+    rows = (
+        (
+            f"{r.pool or 'own'} pooling, levels {r.levels}, {r.input_px} px",
+            r.feature_size,
+            f"{r.latency_ms:.1f}",
+            f"{r.balanced_accuracy:.1%}",
+            f"{100 * r.difference:+.1f} +- {100 * r.standard_error:.1f}",
+            r.verdict,
+        )
+        for r in report.readouts
+    )
+    heads = ("readout", "d", "ms a frame", "balanced accuracy", "to the first, points", "verdict")
+    return [
+        "## Readout",
+        "",
+        "Chosen on left-out groups of the images learned from.",
+        "",
+        *_table(heads, rows),
         "",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from export.exemplars import MAX_BASE_CODES
+from sdk.codes import MAX_FEATURE_SIZE
 from sdk.errors import ExportError
 from sdk.layouts import Layout
 from sdk.preprocess import MAX_INPUT_SIDE_PX
@@ -21,12 +22,14 @@ from sdk.preprocess import MAX_INPUT_SIDE_PX
 if TYPE_CHECKING:
     from export.check import Groups
     from export.distributed import Ranks
+    from export.readout import Budget
     from export.report import Report
     from export.set_report import SetReport
 
 STDOUT: Final = "-"
 _REFUSED_SHOWN: Final = 12
 AUTO: Final = "auto"
+MAX_LEVELS: Final = 12
 _PRECISIONS: Final = {
     "fp32": ("fp32",),
     "fp16": ("fp16",),
@@ -35,6 +38,40 @@ _PRECISIONS: Final = {
     "all": ("fp32", "fp16", "int8"),
 }
 _PROFILES: Final = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "all": ("cpu", "tensorrt")}
+
+
+def _side(ctx: click.Context, param: click.Parameter, value: Any) -> int | str | None:
+    """Return the side in pixels, auto, or None where it is not given."""
+    if value in (None, AUTO):
+        return None if value is None else AUTO
+    return click.IntRange(8, MAX_INPUT_SIDE_PX).convert(value, param, ctx)
+
+
+def _readout_budget(
+    levels: int | None,
+    max_feature_size: int | None,
+    max_latency_ms: float | None,
+    pool: str | None,
+    input_size: int | str | None,
+) -> Budget | None:
+    """Return what --levels auto may choose from; None where the levels are given."""
+    from export.readout import DEFAULT_MAX_FEATURE_SIZE, Budget
+
+    if levels is None:
+        largest = max_feature_size or DEFAULT_MAX_FEATURE_SIZE
+        return Budget(largest, max_latency_ms, sizes=input_size == AUTO, pooling=pool == AUTO)
+    if (max_feature_size, max_latency_ms) != (None, None):
+        raise click.UsageError("--max-feature-size and --max-latency-ms bound what --levels auto chooses from")
+    if AUTO in (pool, input_size):
+        raise click.UsageError(
+            "--pool auto and --input-size auto widen what --levels auto chooses from: give both"
+        )
+    return None
+
+
+def _levels(ctx: click.Context, param: click.Parameter, value: Any) -> int | None:
+    """Return the number of levels; None for auto."""
+    return None if value == AUTO else click.IntRange(1, MAX_LEVELS).convert(value, param, ctx)
 
 
 @click.command()
@@ -123,20 +160,38 @@ _PROFILES: Final = {"cpu": ("cpu",), "tensorrt": ("tensorrt",), "all": ("cpu", "
 )
 @click.option("--full-precision", is_flag=True, help="Train in 32 bits on a GPU too; a processor always does.")
 @click.option(
-    "--input-size", metavar="PX", type=click.IntRange(8, MAX_INPUT_SIDE_PX), help="Default: the weights'."
+    "--input-size",
+    metavar="PX|auto",
+    callback=_side,
+    help="Side of the input; `auto` tries the weights' own and a larger one with --levels auto. "
+    "Default: the weights'.",
 )
 @click.option(
     "--pool",
-    type=click.Choice(["avg", "max", "catavgmax"]),
-    help="Global pooling; max keeps defects of a few pixels. Default: the weights'.",
+    type=click.Choice(["avg", "max", "catavgmax", AUTO]),
+    help="Global pooling; max keeps defects of a few pixels, `auto` tries it with --levels auto. "
+    "Default: the weights'.",
 )
 @click.option(
     "--levels",
-    metavar="N",
-    type=click.IntRange(1, 12),
-    default=1,
+    metavar="N|auto",
+    callback=_levels,
+    default="1",
     show_default=True,
-    help="Read features from the last N levels of the backbone; more see more kinds of new defect.",
+    help="Read features from the last N levels of the backbone; more see more kinds of new defect. `auto` "
+    "measures which.",
+)
+@click.option(
+    "--max-feature-size",
+    metavar="D",
+    type=click.IntRange(1, MAX_FEATURE_SIZE),
+    help="With --levels auto: at most so many features. Default: 2048.",
+)
+@click.option(
+    "--max-latency-ms",
+    metavar="MS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --levels auto: at most so long a frame on this machine, fp32.",
 )
 @click.option(
     "--classes-from", metavar="BUNDLE", type=click.Path(path_type=Path), help="Keep this bundle's ids of classes."
@@ -183,9 +238,11 @@ def export(
     budget: float | None,
     tensorboard: Path | None,
     full_precision: bool,
-    input_size: int | None,
+    input_size: int | str | None,
     pool: str | None,
-    levels: int,
+    levels: int | None,
+    max_feature_size: int | None,
+    max_latency_ms: float | None,
     classes_from: Path | None,
     licence: str | None,
     data_licence: str,
@@ -210,6 +267,9 @@ def export(
     Also train the last stages:
       headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
           --strategy last --out bundle
+    Measure which levels and input size suit these images:
+      headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
+          --levels auto --input-size auto --max-latency-ms 30 --out bundle
     A small network from scratch, at most ten minutes:
       headway export parts/ --backbone resnet10t --weights none --input-size 96 --budget 10 --out bundle
     """
@@ -256,9 +316,10 @@ def export(
         epochs=epochs,
         seed=seed,
         budget_s=None if budget is None else budget * 60,
-        input_size_px=input_size,
-        pool=pool,
-        levels=levels,
+        input_size_px=None if isinstance(input_size, str) else input_size,
+        pool=None if pool == AUTO else pool,
+        levels=levels or 1,
+        readout=_readout_budget(levels, max_feature_size, max_latency_ms, pool, input_size),
         classes_from=classes_from,
         max_base_codes=max_base_codes,
         replace=force,
@@ -445,6 +506,23 @@ class _Terminal:
         self._console.print(escape(line), style="dim" if dim else None, highlight=False, soft_wrap=True)
 
 
+def _readouts(report: Report) -> Table:
+    table = Table("readout", title="Readouts, on groups left out", title_justify="left")
+    for head in ("d", "ms a frame", "balanced acc.", "to the first"):
+        table.add_column(head, justify="right")
+    table.add_column("verdict")
+    for r in report.readouts:
+        table.add_row(
+            f"{r.pool or 'own'} pooling, levels {r.levels}, {r.input_px} px",
+            str(r.feature_size),
+            f"{r.latency_ms:.1f}",
+            f"{r.balanced_accuracy:.1%}",
+            f"{100 * r.difference:+.1f} +- {100 * r.standard_error:.1f}",
+            f"[bold]{r.verdict}[/]" if r.chosen else r.verdict,
+        )
+    return table
+
+
 def show(report: Report, console: Console) -> None:
     """Print the report for people."""
     images, score = report.images, report.score
@@ -465,6 +543,8 @@ def show(report: Report, console: Console) -> None:
     )
     if report.transfer is not None:
         console.print(_trials(report))
+    if report.readouts:
+        console.print(_readouts(report))
     classes = Table("class", title=f"Score on groups left out ({report.precision})", title_justify="left")
     for head in ("recall", "95 % interval", "images", "groups"):
         classes.add_column(head, justify="right")

@@ -1,6 +1,7 @@
 """The backbone as one ONNX file: made by torch's exporter, checked, and run by ONNX Runtime.
 
-`pixels` (n, 3, H, W) float32 goes in, `features` (n, d) float32 comes out, n is free. The file holds everything
+`pixels` (n, 3, H, W) float32 goes in, `features` (n, d) float32 comes out, n is free, and beside them the spatial
+maps that the backbone can give, for whoever asks (`export.maps`). The file holds everything
 itself and says nothing of the machine that made it: stack traces and paths are taken out, so the same weights
 and libraries give the same bytes, and with them the same feature space.
 """
@@ -26,6 +27,7 @@ from onnx.checker import ValidationError
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from export.backbones import Backbone
+from export.maps import WithMaps
 from sdk.codes import Features
 from sdk.errors import BadFormat, ExportError, ParityFailed
 from sdk.onnxfile import check_onnx_file
@@ -67,12 +69,12 @@ def to_onnx(backbone: Backbone) -> bytes:
     try:
         with _quiet():
             program = torch.onnx.export(
-                backbone.module.eval(),
+                WithMaps(backbone.module, [entry.output for entry in backbone.maps]).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[OUTPUT, *(entry.output for entry in backbone.maps)],
                 dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
                 external_data=False,
                 verbose=False,
@@ -115,7 +117,10 @@ def check_onnx(data: bytes, feature_size: int) -> None:
         (value.name, value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim))
         for value in [*model.graph.input, *model.graph.output]
     ]
-    if found != [(INPUT, onnx.TensorProto.FLOAT, 4), (OUTPUT, onnx.TensorProto.FLOAT, 2)]:
+    if found[:2] != [(INPUT, onnx.TensorProto.FLOAT, 4), (OUTPUT, onnx.TensorProto.FLOAT, 2)] or any(
+        each[1:] != (onnx.TensorProto.FLOAT, 4)
+        for each in found[2:]  # maps
+    ):
         raise ExportError(f"the ONNX file takes and gives {found}", hint=again)
     d = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     if d not in (0, feature_size) or model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value"):

@@ -50,6 +50,7 @@ from export.mlbom import CARD_NAME, mlbom
 from export.papers import Papers
 from export.profiles import Profile
 from export.progress import Listener, Log
+from export.readout import Budget, Readout, choose_readout
 from export.recipes import recipe_for
 from export.report import (
     BackboneReport,
@@ -57,6 +58,7 @@ from export.report import (
     ClassScoreReport,
     EpochReport,
     Images,
+    ReadoutReport,
     Report,
     ScoreReport,
     StrategyReport,
@@ -90,7 +92,6 @@ from sdk.labels import live_set_digest
 from sdk.layouts import Layout
 from sdk.licences import allowed, normalise
 from sdk.lineage import MLBOM_NAME, Link, lineage
-from sdk.preprocess import Preprocess
 from sdk.splits import Part
 from sdk.tensorrt_api import Library
 
@@ -119,6 +120,7 @@ class Request:
         input_size_px: Side of the input; None is the weights' own.
         pool: Global pooling; None is the weights' own.
         levels: How many of the backbone's levels the features are read from.
+        readout: With a budget, levels, and pooling and input size where they are None, are chosen by measurement.
         classes_from: An earlier bundle whose class ids are kept for classes of the same name.
         max_base_codes: Of more images only so many have their codes in the bundle, and the others exact sums.
         replace: An older bundle at `out` may go.
@@ -147,6 +149,7 @@ class Request:
     input_size_px: int | None = None
     pool: str | None = None
     levels: int = 1
+    readout: Budget | None = None
     classes_from: Path | None = None
     max_base_codes: int = MAX_BASE_CODES
     replace: bool = False
@@ -191,13 +194,14 @@ def export_bundle(
         images, seed=request.seed, hold_back=request.hold_back, classes_from=request.classes_from, log=log
     )
     check_limit(learned.groups, request.max_base_codes)
+    how, readouts = _readout(request, learned, log)
     with log.stage("backbone", f"Loading {request.backbone}"):
         backbone = load_backbone(
             request.backbone,
             request.weights,
-            input_size_px=request.input_size_px,
-            pool=request.pool,
-            levels=request.levels,
+            input_size_px=how.input_size_px,
+            pool=how.pool,
+            levels=how.levels,
             seed=request.seed,
             licence=request.licence,
         )
@@ -254,12 +258,11 @@ def export_bundle(
         warnings=log.warnings,
         seconds=log.seconds,
         tool_versions=_tool_versions(),
+        readouts=readouts,
     )
     with log.stage("write", f"Writing {request.out}"):
         papers = Papers(request.data_licence, _parents(request))
-        entries, files = _forms(
-            kept, backbone.preprocess, golden_frames, learned, None if summed is None else coded
-        )
+        entries, files = _forms(kept, backbone, golden_frames, learned, None if summed is None else coded)
         files[CARD_NAME] = card(report, papers).encode(errors="replace")
         files[SPLIT_FILE] = split_bytes([image.sample_id for image in images.images], learned.parts)
         manifest = _manifest(report, learned, backbone, entries)
@@ -310,6 +313,15 @@ def _parents(request: Request) -> tuple[Link, ...]:
         return ()
     earlier = request.classes_from
     return (lineage(Bundle.open(earlier), [earlier.resolve().parent]),)
+
+
+def _readout(request: Request, learned: Selection, log: Log) -> tuple[Readout, list[ReadoutReport]]:
+    """Return how features are read from the backbone, and what was tried, where it is chosen by measurement."""
+    asked = Readout(request.input_size_px, request.pool, request.levels)
+    if request.readout is None:
+        return asked, []
+    paths = [learned.images.images[row].path for row in learned.rows]
+    return choose_readout(request.backbone, request.weights, asked, request.readout, paths, learned, log)
 
 
 # --- Training
@@ -480,7 +492,7 @@ def _base(form: Form, learned: Selection) -> BaseSamples:
 
 def _forms(
     kept: Sequence[Form],
-    preprocess: Preprocess,
+    backbone: Backbone,
     golden_frames: Frames,
     learned: Selection,
     coded: Sequence[int] | None,
@@ -490,7 +502,7 @@ def _forms(
     files: dict[str, bytes] = {}
     golden: dict[str, Golden] = {}
     for form in kept:
-        entry, golden[form.name] = _entry(form, preprocess, golden_frames, learned)
+        entry, golden[form.name] = _entry(form, backbone, golden_frames, learned)
         base = _base(form, learned)
         if coded is not None:
             base = base.with_codes_of(coded)
@@ -503,9 +515,10 @@ def _forms(
 
 
 def _entry(
-    form: Form, preprocess: Preprocess, golden_frames: Frames, learned: Selection
+    form: Form, backbone: Backbone, golden_frames: Frames, learned: Selection
 ) -> tuple[PrecisionEntry, Golden]:
     """Return what the manifest says of one precision, and what its golden inputs must give."""
+    preprocess = backbone.preprocess
     space = feature_space_id(hashlib.sha256(form.model).hexdigest(), preprocess, form.scale)
     features = features_of(form.model, golden_frames, preprocess, lambda: None, exact=form.exact)
     codes = encode(features, form.scale)
@@ -530,6 +543,7 @@ def _entry(
             false_alarm_rate=calibration.false_alarm_rate,
             live_set_digest=live_set_digest(space, zip(learned.samples, learned.ids, digests, strict=True)),
         ),
+        maps=list(backbone.maps) or msgspec.UNSET,
     )
     return entry, Golden(golden_frames, features, codes, scores)
 

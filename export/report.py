@@ -288,6 +288,34 @@ class TensorRtReport(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class ReadoutReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to read features from the backbone, tried by `--levels auto`.
+
+    Attributes:
+        input_px: Side of the input.
+        pool: Global pooling of the last level; null is the weights' own.
+        levels: How many levels the features are read from.
+        feature_size: d.
+        latency_ms: Median of one fp32 frame on this machine, all cores, at this input size with all levels read.
+        balanced_accuracy: Best class whatever its novelty, on left-out groups.
+        difference: To the first of the list, the default, on the same images.
+        standard_error: Of the difference.
+        chosen: It is the one that the bundle uses.
+        verdict: In words.
+    """
+
+    input_px: int
+    pool: str | None
+    levels: int
+    feature_size: int
+    latency_ms: float
+    balanced_accuracy: float
+    difference: float
+    standard_error: float
+    chosen: bool
+    verdict: str
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an export reports. `seconds` is wall time by stage."""
 
@@ -319,6 +347,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
     tool_versions: dict[str, str]
     tensorrt: list[TensorRtReport] = []
+    readouts: list[ReadoutReport] = []
+    """What `--levels auto` tried, the default first; empty where it was not asked."""
 
 
 def encode_report(report: Report) -> bytes:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
@@ -27,11 +27,15 @@ from safetensors.numpy import save as save_tensors
 from sdk.codes import MAX_FEATURE_SIZE, Codes, Features, code_digest, feature_space_id
 from sdk.errors import BadFormat, BadSignature, HeadError, Incompatible
 from sdk.head import Moments, same
-from sdk.preprocess import Preprocess
+from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 from sdk.splits import Part
 
 FORMAT_VERSION: Final = 2
-"""The newest that is read and written. A bundle with the codes of all its samples is written as version 1."""
+"""The newest that is read and written. A bundle with the codes of all its samples and no maps is version 1."""
+MAX_MAPS: Final = 12
+"""Levels that a backbone's features can be read from, at most."""
+MAX_MAP_VALUES: Final = 4 * 1024**2
+"""Of one map, c h w: 16 MiB as float32. Four levels of mobilenetv2 at 224 px have a tenth of it together."""
 MANIFEST_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 1024 * 1024
 MAX_FILES: Final = 64
@@ -94,6 +98,27 @@ class HeadEntry(_Part, frozen=True, kw_only=True):
     live_set_digest: Sha256Hex
 
 
+Pool = Literal["avg", "max", "near"]
+"""How columns of the features are made from a map: its averages, its maxima, or in some other way."""
+
+
+class ReadEntry(_Part, frozen=True, kw_only=True):
+    """Columns `start` to `start` + c of the features, one for each channel of a map."""
+
+    start: Annotated[int, msgspec.Meta(ge=0, lt=MAX_FEATURE_SIZE)]
+    pool: Pool
+
+
+class MapEntry(_Part, frozen=True, kw_only=True):
+    """A spatial map (n, c, h, w) that the backbone file gives beside features (docs/bundle.md, section 3.6)."""
+
+    output: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.]{1,64}\Z")]
+    channels: Annotated[int, msgspec.Meta(ge=1, le=MAX_FEATURE_SIZE)]
+    height: Annotated[int, msgspec.Meta(ge=1, le=MAX_INPUT_SIDE_PX)]
+    width: Annotated[int, msgspec.Meta(ge=1, le=MAX_INPUT_SIDE_PX)]
+    reads: Annotated[list[ReadEntry], msgspec.Meta(min_length=1, max_length=4)]
+
+
 class PrecisionEntry(_Part, frozen=True, kw_only=True):
     """One form of the backbone, and the samples' codes made with exactly that form.
 
@@ -108,6 +133,15 @@ class PrecisionEntry(_Part, frozen=True, kw_only=True):
     code_scale: Positive
     space: Sha256Hex
     head: HeadEntry
+    maps: Annotated[list[MapEntry], msgspec.Meta(min_length=1, max_length=MAX_MAPS)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    """Absent where the backbone gives features only, as in every bundle of version 1."""
+
+    @property
+    def layout(self) -> tuple[MapEntry, ...]:
+        """The maps, none where there are none."""
+        return () if isinstance(self.maps, msgspec.UnsetType) else tuple(self.maps)
 
 
 class SplitEntry(_Part, frozen=True, kw_only=True):
@@ -414,7 +448,8 @@ def decode_manifest(data: bytes) -> Manifest:
 
 def format_of(precisions: Sequence[PrecisionEntry]) -> int:
     """Return the one format version that these are written in: the oldest that can say them."""
-    return 1 if all(entry.moments is msgspec.UNSET for entry in precisions) else 2
+    plain = all(entry.moments is msgspec.UNSET and entry.maps is msgspec.UNSET for entry in precisions)
+    return 1 if plain else 2
 
 
 class _FormatOnly(msgspec.Struct):
@@ -444,11 +479,32 @@ def _check_manifest(manifest: Manifest) -> None:
             raise BadFormat(f"the manifest names {values} with one twice", hint=again)
     if manifest.format != format_of(manifest.precisions):
         raise BadFormat(f"the manifest is not what format {manifest.format} says", hint=again)
+    for entry in manifest.precisions:
+        _check_maps(entry)
     digest_of = {entry.name: entry.sha256 for entry in manifest.files}
     for entry in manifest.precisions:
         space = feature_space_id(digest_of[entry.backbone], manifest.preprocess, entry.code_scale)
         if space != entry.space:
             raise BadFormat(f"the feature space id of {entry.precision} is not that of its backbone", hint=again)
+
+
+def _check_maps(entry: PrecisionEntry) -> None:
+    again = "Export the bundle again."
+    if len({each.output for each in entry.layout}) != len(entry.layout):
+        raise BadFormat(f"{entry.precision} names an output twice", hint=again)
+    read = np.zeros(entry.feature_size, bool)
+    for each in entry.layout:
+        if each.channels * each.height * each.width > MAX_MAP_VALUES:
+            raise BadFormat(f"{entry.precision}: {each.output} has over {MAX_MAP_VALUES} values", hint=again)
+        for block in each.reads:
+            columns = slice(block.start, block.start + each.channels)
+            if columns.stop > entry.feature_size or read[columns].any():
+                raise BadFormat(
+                    f"{entry.precision}: {each.output} is pooled into columns from {columns.start} on, "
+                    "which are taken or not there",
+                    hint=again,
+                )
+            read[columns] = True
 
 
 class Bundle:

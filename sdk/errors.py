@@ -18,6 +18,7 @@
       DeviceError              something on the device
         CameraLost             no more frames from this source
         InferenceFailed        the runtime failed, or is out of tolerance
+        NoMaps                 the release or its runtime gives no maps for a heatmap
         StoreFull              no space to keep a label safely
         StoreCorrupt           the store does not hold what it should
       EngineError              a TensorRT engine cannot be built or used
@@ -126,6 +127,10 @@ class CameraLost(DeviceError):
 
 class InferenceFailed(DeviceError):
     """The runtime failed, or its output is out of tolerance."""
+
+
+class NoMaps(DeviceError):
+    """The release, or the runtime that serves it, gives features only: there is no heatmap."""
 
 
 class NoRelease(DeviceError):

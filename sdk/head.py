@@ -493,6 +493,38 @@ class Head:
         """Return the novelty (n,) of codes (n, d): by direction and distance; with one class, the distance."""
         return self._cosines(codes)[1]
 
+    def reading(self, code: Code, class_id: bytes) -> tuple[Floats, Floats, float]:
+        """Return weights (d,), centre (d,) and rest: this code's score is weights @ (code - centre) + rest.
+
+        What the score is made of, column by column. With one class, minus the distance is read in the same way.
+        The weights hold for this code only: its own whitened length divides them. The rest is what the noise of
+        the means took from the class (docs/head.md, equation 8), and lies in no column.
+
+        Args:
+            code: (d,) int8.
+            class_id: After merges.
+
+        Raises:
+            FeatureSizeError: the code is not (d,) int8.
+            UnknownClassError: the head knows no such class.
+        """
+        if class_id not in self.class_ids:
+            raise UnknownClassError(f"the head knows no class {class_id.hex()[:8]}", hint="Ask for another class.")
+        if code.shape != (self.feature_size,):
+            raise FeatureSizeError(
+                f"a code of shape {code.shape} for a head of ({self.feature_size},)",
+                hint="The code comes from another feature space; check the release.",
+            )
+        c = self.class_ids.index(class_id)
+        centre = self._mu.astype(np.float64)
+        q = code - centre
+        Pq = self._whitened(q)
+        norm = float(np.sqrt(max(float(q @ Pq), 0.0))) or 1.0
+        if len(self.class_ids) == 1:
+            return -Pq / norm, centre, 0.0
+        scale = norm * float(self._length[c])
+        return np.asarray(self._PV[:, c], np.float64) / scale, centre, float(self._offset[c]) / scale
+
     def predict_proba(self, codes: Codes) -> Floats:
         """Return class probabilities (n, k) of codes (n, d), calibrated on left-out scores."""
         return probabilities_of(self.scores(codes), self.calibration.temperature)

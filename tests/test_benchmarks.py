@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the dev extra")
 pytest.importorskip("torch", reason="needs the export extra")
 
-from benchmarks import scale
+from benchmarks import heatmap, readout, scale
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.features import drawn
 from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
@@ -48,6 +49,28 @@ def test_without_image_sets_one_line_says_where_they_were_looked_for(
     monkeypatch.setenv("HEADWAY_SHARED", str(tmp_path))
     assert main(["few"]) == 2
     assert "set HEADWAY_SHARED" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alone", [heatmap, readout], ids=["heatmap", "readout"])
+def test_those_that_run_alone_say_so_too(
+    alone: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADWAY_SHARED", str(tmp_path))
+    assert alone.main([]) == 2
+    assert "set HEADWAY_SHARED" in capsys.readouterr().err
+
+
+def test_a_heatmap_is_judged_by_its_highest_point_its_energy_and_its_best_cell() -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[:10, :10] = True
+    right = heatmap.judge(np.array([[2.0, 0.0, 0.0], [0.0, 0.0, -9.0]]), mask)
+    assert (right.hit, right.cell_hit) == (1, 1)
+    assert right.chance == pytest.approx(100 / 2400)
+    assert right.cell_chance == pytest.approx(1 / 6)
+    assert right.energy > 3 * right.chance
+    wrong = heatmap.judge(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]), mask)
+    assert (wrong.hit, wrong.cell_hit) == (0, 0)
+    assert wrong.energy == pytest.approx(0, abs=1e-6)
 
 
 def test_halves_share_no_group_and_no_class_is_missing() -> None:

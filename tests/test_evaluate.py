@@ -259,3 +259,28 @@ def test_where_no_curve_can_be_made_the_outlook_says_why(tmp_path: Path) -> None
     ahead = run(tiny_bundle(tmp_path / "bundle", classes=["good"]), open_images(folder)).outlook
     assert ahead.advice.startswith("Nothing can be said yet: a learning curve needs two classes")
     assert (ahead.balanced_accuracy, ahead.steps, ahead.classes, ahead.helps_most) == (None, [], [], None)
+
+
+def test_the_command_writes_heatmaps_of_what_it_judged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mapped = tiny_bundle(tmp_path / "mapped", classes=EVERY, held_back=["rings"], maps=True)
+    out = tmp_path / "heat" / "maps"
+    result = headway(capsys, "evaluate", mapped.path, "--data", folder, "--heatmaps", out)
+    assert result.code == 0, result.err
+    written = sorted(out.iterdir())
+    assert len(written) == 24
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in written)
+    assert any("rings-seen-as-" in file.name for file in written)
+
+
+def test_heatmaps_that_cannot_be_are_refused(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = headway(capsys, "evaluate", bundle.path, "--data", folder, "--heatmaps", tmp_path / "heat")
+    assert without.code == 2
+    assert "no maps" in without.err
+    (tmp_path / "file").write_bytes(b"")
+    nowhere = headway(capsys, "evaluate", bundle.path, "--data", folder, "--heatmaps", tmp_path / "file" / "in")
+    assert nowhere.code == 2
+    assert "Name another folder" in nowhere.err

@@ -19,7 +19,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.torch import save_file
 
-from device_agent.runtime import check_golden, open_runtime
+from device_agent.pipeline import Pipeline
+from device_agent.runtime import base_head, check_golden, open_runtime
 from export.backbones import load_backbone
 from export.cli import export
 from export.forms import Form, first_form
@@ -33,7 +34,7 @@ from sdk.bundle import Bundle
 from sdk.codes import encode
 from sdk.errors import BadImages, ExportError, HeadwayError, UnknownBackbone
 from sdk.head import Calibration, Knobs, Moments, solve
-from sdk.images import open_images
+from sdk.images import decode, open_images
 from sdk.labels import Fold
 from sdk.lineage import MLBOM_NAME, lineage
 from sdk.score import LeftOut, Score
@@ -142,6 +143,17 @@ def test_a_limit_that_leaves_nothing_to_score_is_refused_before_the_work(picture
     with pytest.raises(ExportError, match="max-base-codes 3") as refusal:
         make(Request(pictures, "nothing", tmp_path / "x", "none", max_base_codes=3))
     assert "needs 4" in refusal.value.hint
+
+
+def test_a_device_divides_the_score_among_places_in_both_precisions(frozen: Made) -> None:
+    _, bundle = frozen
+    frame = decode(picture("pit", 300))
+    for entry in bundle.manifest.precisions:
+        pipeline = Pipeline(bundle, entry.precision, open_runtime(bundle, entry.precision))
+        head, seen = base_head(bundle, entry.precision), pipeline.spatial(frame)
+        np.testing.assert_array_equal(pipeline.code_of(seen), pipeline.code(frame))
+        for class_id, score in zip(head.class_ids, head.scores(pipeline.code(frame))[0], strict=True):
+            assert pipeline.evidence(seen, head, class_id).sum() == pytest.approx(score, abs=1e-4)
 
 
 def test_codes_and_golden_outputs_come_from_the_onnx_file_as_a_device_runs_it(frozen: Made) -> None:

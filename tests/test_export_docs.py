@@ -21,7 +21,7 @@ TEXT = (DOCS / "bundle.md").read_text()
 def test_every_member_of_the_manifest_is_described() -> None:
     parts = (
         bundle.Manifest, bundle.FileEntry, bundle.ClassEntry, bundle.PrecisionEntry, bundle.HeadEntry,
-        bundle.SplitEntry, bundle.Lineage, Preprocess,
+        bundle.SplitEntry, bundle.Lineage, bundle.MapEntry, bundle.ReadEntry, Preprocess,
     )  # fmt: skip
     described = set(re.findall(r"`([a-z0-9_]+)`", TEXT))
     for part in parts:
@@ -31,7 +31,8 @@ def test_every_member_of_the_manifest_is_described() -> None:
 def test_the_limits_are_the_codes() -> None:
     limits = (
         bundle.MAX_MANIFEST_BYTES, bundle.MAX_FILES, bundle.MAX_BUNDLE_BYTES, bundle.MAX_CLASSES,
-        bundle.MAX_GROUP_BYTES, MAX_FEATURE_SIZE, MAX_INPUT_SIDE_PX, MAX_SAMPLES,
+        bundle.MAX_GROUP_BYTES, bundle.MAX_MAPS, bundle.MAX_MAP_VALUES, MAX_FEATURE_SIZE, MAX_INPUT_SIDE_PX,
+        MAX_SAMPLES,
     )  # fmt: skip
     for limit in limits:
         assert f"{limit:,}" in TEXT or str(limit) in TEXT

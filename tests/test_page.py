@@ -267,7 +267,13 @@ def test_a_bad_image_is_refused(unchanged: Device, data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/api/samples/" + "0" * 64, "/api/samples/" + "0" * 64 + "/image", "/api/nothing", "/static/../app.py"],
+    [
+        "/api/samples/" + "0" * 64,
+        "/api/samples/" + "0" * 64 + "/image",
+        "/api/samples/" + "0" * 64 + "/heatmap",
+        "/api/nothing",
+        "/static/../app.py",
+    ],
 )
 def test_what_is_not_there_is_404(unchanged: Device, path: str) -> None:
     answer = unchanged.http.get(path)
@@ -381,6 +387,71 @@ def test_a_picture_that_was_picked_stays_when_a_question_arrives_late(device: De
         browser.close()
     assert device.http.get(f"/api/samples/{hex_of('good', 0)}").json()["label"] == "good"
     assert device.http.get(f"/api/samples/{hex_of('rings', 1)}").json()["label"] is None
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Iterator[Device]:
+    """A device whose release gives maps."""
+    folder = tmp_path_factory.mktemp("page-maps")
+    bundle = tiny_bundle(folder / "bundle", maps=True)
+    with running(folder / "data", pictures) as device:
+        yield with_release(device, bundle, pictures)
+
+
+def test_a_heatmap_is_the_picture_with_the_evidence_over_it(mapped: Device) -> None:
+    sample = hex_of("pit", 1)
+    image, heat, other = (
+        np.asarray(
+            Image.open(io.BytesIO(mapped.http.get(f"/api/samples/{sample}/{what}").raise_for_status().content))
+        )
+        for what in ("image", "heatmap", f"heatmap?class_id={class_id('scratch').hex()}")
+    )
+    assert heat.shape == image.shape
+    assert (heat != image).any()
+    assert (heat != other).any()
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("?class_id=" + "0" * 32, 404), ("?against=" + "0" * 32, 404), ("?class_id=pit", 422)],
+)
+def test_a_heatmap_of_no_class_is_refused(mapped: Device, query: str, status: int) -> None:
+    answer = mapped.http.get(f"/api/samples/{hex_of('pit', 1)}/heatmap{query}")
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error", "hint"}
+
+
+def test_a_release_without_maps_has_no_heatmap_and_says_why(unchanged: Device) -> None:
+    answer = unchanged.http.get(f"/api/samples/{hex_of('pit', 1)}/heatmap")
+    assert answer.status_code == 404
+    assert "no maps" in answer.json()["error"]
+    assert "Export it again" in answer.json()["hint"]
+
+
+@pytest.mark.browser
+def test_the_picture_shows_where_the_evidence_lies_until_asked_not_to(mapped: Device, unchanged: Device) -> None:
+    if not CHROMIUM.is_file():
+        pytest.skip("needs Debian's Chromium at /usr/bin/chromium")
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
+        page = browser.new_page()
+        page.goto(mapped.url)
+        page.locator(f'#samples button[data-sample="{hex_of("pit", 1)}"]').click()
+        picture = page.locator("#picture")
+        page.get_by_role("button", name="where?").click()
+        expect(picture).to_have_attribute("src", f"/api/samples/{hex_of('pit', 1)}/heatmap")
+        page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
+        page.keyboard.press("h")
+        expect(picture).to_have_attribute("src", f"/api/samples/{hex_of('pit', 1)}/image")
+
+        page.goto(unchanged.url)
+        page.locator(f'#samples button[data-sample="{hex_of("pit", 1)}"]').click()
+        page.get_by_role("button", name="where?").click()
+        expect(page.locator("#saved")).to_contain_text("no maps")
+        expect(picture).to_have_attribute("src", f"/api/samples/{hex_of('pit', 1)}/image")
+        browser.close()
 
 
 @pytest.mark.browser

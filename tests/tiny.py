@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
+from msgspec import UNSET
 from onnx import TensorProto, helper, numpy_helper
 
 from sdk.bundle import (
@@ -24,7 +25,9 @@ from sdk.bundle import (
     HeadEntry,
     Lineage,
     Manifest,
+    MapEntry,
     PrecisionEntry,
+    ReadEntry,
     SplitEntry,
     golden_bytes,
     split_bytes,
@@ -79,8 +82,15 @@ def write_pictures(folder: Path, classes: Sequence[str] = CLASSES, per_class: in
     return folder
 
 
-def backbone(feature_size: int = FEATURE_SIZE, seed: int = 0) -> bytes:
-    """Return an ONNX backbone: two random convolutions, average and maximum pooled."""
+def maps_of(feature_size: int = FEATURE_SIZE) -> list[MapEntry]:
+    """Return what a manifest says of the map of `backbone(maps=True)`."""
+    half = feature_size // 2
+    reads = [ReadEntry(start=0, pool="avg"), ReadEntry(start=half, pool="max")]
+    return [MapEntry(output="d", channels=half, height=SIDE // 4, width=SIDE // 4, reads=reads)]
+
+
+def backbone(feature_size: int = FEATURE_SIZE, seed: int = 0, *, maps: bool = False) -> bytes:
+    """Return an ONNX backbone: two random convolutions, average and maximum pooled; their map too, if asked."""
     rng = np.random.default_rng(seed)
     half = feature_size // 2
 
@@ -98,11 +108,13 @@ def backbone(feature_size: int = FEATURE_SIZE, seed: int = 0) -> bytes:
         helper.make_node("Concat", ["e", "f"], ["g"], axis=1),
         helper.make_node("Flatten", ["g"], ["features"]),
     ]
+    side = SIDE // 4
+    beside = [helper.make_tensor_value_info("d", TensorProto.FLOAT, ["n", half, side, side])] if maps else []
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 2 * half])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 2 * half]), *beside],
         [weights("w1", 16, 3, 5, 5), weights("w2", half, 16, 3, 3)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -129,6 +141,7 @@ def tiny_bundle(
     name: str = "tiny",
     backbone_seed: int = 0,
     precision: str = "fp32",
+    maps: bool = False,
 ) -> Bundle:
     """Write a bundle made from `write_pictures(folder, classes, per_class)`, and return it.
 
@@ -136,7 +149,7 @@ def tiny_bundle(
     Another `backbone_seed` gives another feature space. `precision` is what the same backbone is called.
     """
     preprocess = Preprocess(height=SIDE, width=SIDE)
-    model = backbone(seed=backbone_seed)
+    model = backbone(seed=backbone_seed, maps=maps)
     labels = [label for label in classes for _ in range(per_class)]
     data = [picture(label, i % per_class) for i, label in enumerate(labels)]
     ids = [sample_id(d) for d in data]
@@ -194,6 +207,7 @@ def tiny_bundle(
                     false_alarm_rate=calibration.false_alarm_rate,
                     live_set_digest=digest,
                 ),
+                maps=maps_of() if maps else UNSET,
             )
         ],
         golden="golden.safetensors",

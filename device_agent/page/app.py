@@ -31,6 +31,7 @@ from sdk.errors import (
     HeadwayError,
     InferenceFailed,
     LabelError,
+    NoMaps,
     NoRelease,
     StoreFull,
     UnknownClassError,
@@ -44,6 +45,7 @@ MAX_PAGE: Final = 200
 _STATUS: Final[tuple[tuple[type[HeadwayError], int], ...]] = (
     (StoreFull, 507),
     (NoRelease, 503),
+    (NoMaps, 404),
     (UnknownClassError, 404),
     (LabelError, 409),
     (BadImages, 422),
@@ -64,6 +66,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
 }
 
+HexClass = Annotated[str, Query(pattern=r"^[0-9a-f]{32}$")]
 HexSample = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 OperatorName = Annotated[str, Field(max_length=64)]
@@ -212,6 +215,7 @@ def create_app(station: Station, state: Callable[[], State], *, host: str = "127
     app.get("/api/samples")(routes.get_samples)
     app.get("/api/samples/{sample}")(routes.get_sample)
     app.get("/api/samples/{sample}/image", response_class=Response)(routes.get_image)
+    app.get("/api/samples/{sample}/heatmap", response_class=Response)(routes.get_heatmap)
     app.get("/api/heads")(routes.get_heads)
     app.get("/api/suspects")(routes.get_suspects)
     app.get("/api/outlook")(routes.get_outlook)
@@ -263,6 +267,20 @@ class _Routes:
             data, kind = encode_png(decode(data)), "image/png"
         # A sample's id is the digest of its bytes, so what was fetched once never changes.
         return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
+
+    def get_heatmap(
+        self, sample: HexSample, class_id: HexClass | None = None, against: HexClass | None = None
+    ) -> Response:
+        """A sample's picture as PNG, the evidence for a class over it: the head's own decision by default.
+
+        The evidence of the class `against` is taken off; by default that of the class that has most of the labels.
+        404 where the picture is not kept, the class is not known, or the release gives no maps.
+        """
+        data = self._station.store.image(bytes.fromhex(sample))
+        if data is None:
+            raise _not_kept(sample)
+        of, other = (None if each is None else bytes.fromhex(each) for each in (class_id, against))
+        return Response(encode_png(self._station.heatmap(data, of, other)), media_type="image/png")
 
     def get_heads(self, limit: Limit = 20) -> list[HeadOut]:
         """The heads that served on this device, newest first."""

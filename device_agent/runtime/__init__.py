@@ -7,7 +7,7 @@ an engine takes over from it (`engines.py`, `tensorrt.py`).
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,18 @@ class Runtime(Protocol):
         """
 
 
+@runtime_checkable
+class MappingRuntime(Runtime, Protocol):
+    """A runtime that can also give the maps which a heatmap is drawn from. Others serve as well, without one."""
+
+    def spatial(self, batch: Batch) -> tuple[Features, tuple[Batch, ...]]:
+        """Return features (n, d) and the bundle's maps (n, c, h, w), from one pass; no maps where it has none.
+
+        Raises:
+            InferenceFailed: the runtime failed, or its output is not what the manifest says.
+        """
+
+
 def open_runtime(bundle: Bundle, precision: str | None, settings: RuntimeSettings | None = None) -> Runtime:
     """Return a runtime for one precision of a bundle, the channel's own by default.
 
@@ -63,7 +75,12 @@ def open_runtime(bundle: Bundle, precision: str | None, settings: RuntimeSetting
     entry = bundle.precision(precision)
     shape = (3, bundle.manifest.preprocess.height, bundle.manifest.preprocess.width)
     return OnnxRuntime(
-        bundle.backbone(precision), entry.backbone, shape, entry.feature_size, settings or RuntimeSettings()
+        bundle.backbone(precision),
+        entry.backbone,
+        shape,
+        entry.feature_size,
+        settings or RuntimeSettings(),
+        entry.layout,
     )
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from device_agent.config import RuntimeSettings
+from sdk.bundle import MapEntry
 from sdk.codes import Features
 from sdk.errors import BadFormat, InferenceFailed
 from sdk.onnxfile import check_onnx_file
 
 _FATAL_ONLY = 4
+
+Batch = npt.NDArray[np.float32]
+"""As in `device_agent.runtime`: frames, or what is computed of them."""
 _ORT_ERRORS = (
     ort_state.EPFail,
     ort_state.EngineError,
@@ -39,13 +46,20 @@ class OnnxRuntime:
         shape: (3, H, W) of one preprocessed frame.
         feature_size: d that its output must have.
         settings: Threads.
+        maps: What it gives beside the features.
 
     Raises:
         InferenceFailed: it does not load, or takes or gives other shapes.
     """
 
     def __init__(
-        self, model: bytes, what: str, shape: tuple[int, int, int], feature_size: int, settings: RuntimeSettings
+        self,
+        model: bytes,
+        what: str,
+        shape: tuple[int, int, int],
+        feature_size: int,
+        settings: RuntimeSettings,
+        maps: Sequence[MapEntry] = (),
     ) -> None:
         try:
             check_onnx_file(model, what)
@@ -67,27 +81,59 @@ class OnnxRuntime:
         self.name = f"ONNX Runtime {onnxruntime.__version__} on CPU"
         self.feature_size = feature_size
         self._what = what
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)":
+        self._maps = tuple(maps)
+        beside = {output.name for output in outputs[1:]}
+        if len(inputs) != 1 or not outputs or inputs[0].type != "tensor(float)":
             raise InferenceFailed(
-                f"{what} has {len(inputs)} inputs and {len(outputs)} outputs, not one float tensor each",
+                f"{what} has {len(inputs)} inputs and {len(outputs)} outputs, not one float tensor and features",
+                hint="Export the bundle again with this version of Headway.",
+            )
+        if beside != {entry.output for entry in maps}:
+            raise InferenceFailed(
+                f"{what} gives {sorted(beside)} beside features, not what the manifest says",
                 hint="Export the bundle again with this version of Headway.",
             )
         self._input, self._output = inputs[0].name, outputs[0].name
+        # What leads to a map only is not computed where the map is not asked for.
+        self._run = onnxruntime.RunOptions()
+        self._run.only_execute_path_to_fetches = True
         # A fixed batch size is legal ONNX; frames then go through one call each.
         self._one_by_one = isinstance(inputs[0].shape[0], int)
         self.features(np.zeros((1, *shape), np.float32))  # wrong shapes, and the slow first call, end here
 
-    def features(self, batch: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Features:
+    def features(self, batch: Batch) -> Features:
         """Return the features (n, d) float32 of preprocessed frames (n, 3, H, W) float32."""
+        outputs = [each[0] for each in self._outputs(batch, [self._output])]
+        features = np.concatenate(outputs) if outputs else np.zeros((0, self.feature_size), np.float32)
+        return self._checked(features, batch)
+
+    def spatial(self, batch: Batch) -> tuple[Features, tuple[Batch, ...]]:
+        """Return features (n, d) and maps (n, c, h, w) of frames (n, 3, H, W), n > 0, from one pass."""
+        names = [self._output, *(entry.output for entry in self._maps)]
+        columns = list(zip(*self._outputs(batch, names), strict=True))
+        features = self._checked(np.concatenate(columns[0]), batch)
+        maps = tuple(np.asarray(np.concatenate(column), np.float32) for column in columns[1:])
+        for entry, found in zip(self._maps, maps, strict=True):
+            wanted = (len(batch), entry.channels, entry.height, entry.width)
+            if found.shape != wanted or not np.isfinite(found).all():
+                raise InferenceFailed(
+                    f"{self._what} gives a map {entry.output} of {found.shape}, not finite numbers of {wanted}",
+                    hint="The backbone is not the one that the manifest describes: export the bundle again.",
+                )
+        return features, maps
+
+    def _outputs(self, batch: Batch, names: list[str]) -> list[list[Batch]]:
+        """Return the named outputs of each call that the batch needs."""
         parts = [batch[i : i + 1] for i in range(len(batch))] if self._one_by_one else [batch]
         try:
-            outputs = [self._session.run([self._output], {self._input: part})[0] for part in parts]
+            return [list(self._session.run(names, {self._input: part}, self._run)) for part in parts]
         except _ORT_ERRORS as error:
             raise InferenceFailed(
                 f"{self._what} failed in {self.name}: {_one_line(error)}",
                 hint="Check the bundle with `headway bundle verify`.",
             ) from error
-        features = np.concatenate(outputs) if outputs else np.zeros((0, self.feature_size), np.float32)
+
+    def _checked(self, features: Batch, batch: Batch) -> Features:
         if features.shape != (len(batch), self.feature_size):
             raise InferenceFailed(
                 f"{self._what} gives {features.shape} for {len(batch)} frames, not "

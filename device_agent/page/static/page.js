@@ -14,6 +14,7 @@ let last = null;        // {sample, before}: what undo takes back
 let sending = false;
 let lookedAhead = null; // digest of the live set that the outlook is of
 let changedAt = 0;      // when a picture last gave way to another by itself
+let heat = false;       // the picture shows where the evidence for the decision lies
 let shownFrames = -1;
 let shownHead = "";
 
@@ -63,8 +64,9 @@ function ask(sample, byHand) {
   $("empty").hidden = Boolean(sample);
   $("skip").disabled = !sample;
   $("new-defect").disabled = !sample;
+  $("where-button").disabled = !sample;
   if (sample) {
-    $("picture").src = `/api/samples/${sample.sample}/image`;
+    drawPicture();
     $("why").textContent = sample.label ? `labelled ${sample.label}` : sample.reason || "picked by hand";
     $("guess").textContent = sample.unknown
       ? "The head does not know this."
@@ -77,6 +79,20 @@ function ask(sample, byHand) {
   drawClasses();
   markChosen();
 }
+
+// The heatmap is of the head that serves now, so it is asked for anew each time.
+function drawPicture() {
+  $("where-button").setAttribute("aria-pressed", String(heat));
+  if (current) $("picture").src = `/api/samples/${current.sample}/${heat ? "heatmap" : "image"}`;
+}
+
+$("picture").addEventListener("error", async () => {
+  if (!heat || !current) return;
+  heat = false;
+  const path = `/api/samples/${current.sample}/heatmap`;
+  drawPicture();
+  await call(path).catch((error) => say(error.message, true));
+});
 
 // A class keeps its place and its key for as long as this browser remembers: a new one comes last.
 function inPlace(classes) {
@@ -178,6 +194,7 @@ $("defect").addEventListener("submit", async (event) => {
     say(`Not saved: ${error.message}`, true);
   }
 });
+$("where-button").addEventListener("click", () => { heat = !heat; drawPicture(); });
 $("skip").addEventListener("click", skip);
 $("undo").addEventListener("click", undo);
 $("operator").value = localStorage.getItem("operator") || "";
@@ -191,7 +208,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const key = event.key.toLowerCase();
   const button = /^[1-9]$/.test(key) ? $("classes").children[Number(key) - 1]
-    : { n: $("new-defect"), s: $("skip"), u: $("undo") }[key];
+    : { n: $("new-defect"), h: $("where-button"), s: $("skip"), u: $("undo") }[key];
   if (button && !button.disabled) { event.preventDefault(); button.click(); }
 });
 
