@@ -50,7 +50,7 @@ class Form:
         fitted: (n,) images that the backbone's own training saw.
         head, score, forced: Fitted on its codes; `forced` is the score without "unknown".
         left_out: Each image as the head sees it that never saw its group.
-        groups: (n,) what was left out together: as given, joined where fp32's codes look like one part.
+        groups: (n,) what was left out together: named, found in the pictures, or by how alike fp32's codes are.
         grouping_note: What people should know of that joining; None where next to nothing was joined.
         cosine: Of its features to fp32's.
         kernel_difference: See `export.report.PrecisionReport`.
@@ -182,7 +182,9 @@ def with_head(
     Raises:
         ExportError: all features are zero.
     """
-    if beside is None:
+    if beside is None and learned.images.has_groups:
+        groups, note = tuple(learned.groups), None  # named, or found in the pictures themselves, which show more
+    elif beside is None:
         grouping = derive_groups(encode(features, _scale(features, precision)), learned.ids, learned.groups)
         groups, note = grouping.groups, grouping.note()
     else:
