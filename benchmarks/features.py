@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk.codes import Codes, Features, encode, fit_scale
-from sdk.head import Ints
 from sdk.images import open_images
+from sdk.moments import Ints
 from sdk.preprocess import Frame
 from sdk.splits import Part, split
 

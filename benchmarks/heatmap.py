@@ -32,8 +32,9 @@ from benchmarks.report import Cell, Report, Table, as_text, percent
 from device_agent.heatmap import draw
 from sdk.bundle import MapEntry
 from sdk.codes import Features, encode, fit_scale
-from sdk.head import Floats, Head, Moments, solve
+from sdk.head import Head, solve
 from sdk.heatmap import Map, Spatial, evidence
+from sdk.moments import Floats, Moments
 from sdk.splits import Part, split
 
 QUESTION: Final = "does the evidence lie where the defect is?"

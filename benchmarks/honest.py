@@ -20,7 +20,8 @@ from benchmarks.learners import Ours, SolvedHead, ids_of, label_of, moments_of, 
 from benchmarks.report import Cell, Report, Setup, Table, Target, mean_and_error, percent
 from sdk.codes import Codes
 from sdk.grouping import derive_groups
-from sdk.head import DEFAULT_KNOBS, Floats, Ints, Knobs, geometry_of, sums_of
+from sdk.head import DEFAULT_KNOBS, Knobs, geometry_of
+from sdk.moments import Floats, Ints, sums_of
 from sdk.score import calibrate, leave_one_group_out, score, share
 
 QUESTION: Final = "the score shown against the accuracy on parts never seen"

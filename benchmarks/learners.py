@@ -19,7 +19,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from sdk.codes import Codes
-from sdk.head import DEFAULT_KNOBS, FALSE_ALARM_RATE, Calibration, Floats, Head, Ints, Knobs, Moments, solve
+from sdk.head import DEFAULT_KNOBS, FALSE_ALARM_RATE, Calibration, Head, Knobs, solve
+from sdk.moments import Floats, Ints, Moments
 from sdk.score import LeftOut, calibrate, leave_one_group_out
 
 Groups = npt.NDArray[np.str_]

@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks.features import Sample
 from benchmarks.learners import PLAIN, Learner, Logistic, Ours, Ridge, SolvedHead, ids_of, moments_of, recalls
 from benchmarks.report import Report, Setup, Table, Target, percent
-from sdk.head import DEFAULT_KNOBS, Ints, solve
+from sdk.head import DEFAULT_KNOBS, solve
+from sdk.moments import Ints
 
 QUESTION: Final = "recall of a new class after its first labels, and of the others"
 LABELS: Final = (1, 3, 5, 10)

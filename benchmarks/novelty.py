@@ -18,7 +18,8 @@ from benchmarks.features import Sample
 from benchmarks.learners import Logistic, Ours, moments_of, scaled
 from benchmarks.report import Cell, Report, Setup, Table, Target, percent
 from sdk.codes import Codes
-from sdk.head import Floats, Ints, geometry_of, sums_of
+from sdk.head import geometry_of
+from sdk.moments import Floats, Ints, sums_of
 from sdk.score import calibrate
 
 QUESTION: Final = "images of a class never seen against known ones, and false alarms against the stated rate"

@@ -23,8 +23,9 @@ from benchmarks.report import Cell, Report, Table, as_text, mean_and_error, perc
 from export.progress import Log
 from export.readout import Budget, Candidate, Readout, balanced, choose, describe, larger_px, read_all
 from sdk.codes import Features, encode, fit_scale
-from sdk.head import UNCALIBRATED, Ints, Moments, solve
+from sdk.head import UNCALIBRATED, solve
 from sdk.images import ImageSet, open_images
+from sdk.moments import Ints, Moments
 from sdk.score import decisions_right, leave_one_group_out
 from sdk.splits import Part, split
 

@@ -24,7 +24,8 @@ from benchmarks.features import Rows, Sample
 from benchmarks.learners import Logistic, ids_of, moments_of, recalls
 from benchmarks.report import Cell, Report, Setup, Table, Target, percent
 from sdk.codes import FULL_SCALE, Codes, encode, fit_scale
-from sdk.head import Floats, Head, Ints, Moments, solve
+from sdk.head import Head, solve
+from sdk.moments import Floats, Ints, Moments
 from sdk.score import leave_one_group_out
 
 QUESTION: Final = "label to live head, leave-one-group-out, and what other ways cost and forget, on one core"

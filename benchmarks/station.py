@@ -19,7 +19,8 @@ from benchmarks.learners import SolvedHead, ids_of, mean_recall
 from benchmarks.report import Cell, Report, Setup, Table, mean_and_error, percent
 from sdk.adaptation import Choice, Labelled, Mask, choose
 from sdk.codes import Codes, encode, fit_scale
-from sdk.head import UNADAPTED, Adaptation, Ints, solve
+from sdk.head import solve
+from sdk.moments import UNADAPTED, Adaptation, Ints
 from sdk.splits import Part, split
 
 QUESTION: Final = "a station's own labels weighed and its shift allowed for, against all labels counting alike"

@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.features import Sample
 from benchmarks.learners import Ours, ids_of, mean_recall, moments_of
 from benchmarks.report import Report, Setup, Table, Target, percent
-from sdk.head import Calibration, Floats, Ints, solve
+from sdk.head import Calibration, solve
+from sdk.moments import Floats, Ints
 from sdk.score import LeftOut
 
 QUESTION: Final = "wrong labels found by left-out residuals, and withdrawn"

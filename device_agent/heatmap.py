@@ -14,8 +14,9 @@ import numpy as np
 from device_agent.camera import encode_png
 from device_agent.pipeline import Pipeline
 from sdk.errors import ConfigError
-from sdk.head import Floats, Head
+from sdk.head import Head
 from sdk.images import LabelledImage, read
+from sdk.moments import Floats
 from sdk.preprocess import Frame
 
 USUAL_SHARE: Final = 0.5

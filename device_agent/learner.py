@@ -40,7 +40,7 @@ from sdk.audit import Suspect, suspects
 from sdk.bundle import Bundle
 from sdk.codes import Code, Codes, code_digest
 from sdk.errors import HeadwayError, LabelError, StoreFull, SummedSample, UnknownClassError
-from sdk.head import UNADAPTED, Adaptation, Calibration, Head, Moments, solve
+from sdk.head import Calibration, Head, solve
 from sdk.labels import (
     Body,
     CodeRecord,
@@ -53,6 +53,7 @@ from sdk.labels import (
     RenameClass,
     new_class_id,
 )
+from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.score import LeftOut, Score
 from sdk.wire import HeadState
 

@@ -15,8 +15,9 @@ from device_agent.runtime import MappingRuntime, Runtime
 from sdk.bundle import Bundle
 from sdk.codes import Codes, encode
 from sdk.errors import NoMaps
-from sdk.head import Floats, Head
+from sdk.head import Head
 from sdk.heatmap import Spatial, evidence
+from sdk.moments import Floats
 from sdk.preprocess import Frame
 
 BATCH_FRAMES: Final = 16

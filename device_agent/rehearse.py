@@ -24,10 +24,11 @@ from device_agent.shift import DEVICE, Coded, Line, Point, Policy, Shift, Test, 
 from sdk.bundle import Bundle
 from sdk.errors import BadImages
 from sdk.grouping import derive_groups
-from sdk.head import Knobs, Moments, solve
+from sdk.head import Knobs, solve
 from sdk.images import ImageSet, LabelledImage
 from sdk.labels import new_class_id
 from sdk.layouts import INDEX_NAME
+from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out
 from sdk.splits import Part, split
 

@@ -23,7 +23,8 @@ from export.selection import Selection
 from sdk.codes import Codes, Features, encode, fit_scale
 from sdk.errors import ExportError
 from sdk.grouping import derive_groups
-from sdk.head import Calibration, Head, Moments, solve
+from sdk.head import Calibration, Head, solve
+from sdk.moments import Moments
 from sdk.preprocess import Preprocess
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out, score
 

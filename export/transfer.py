@@ -20,7 +20,8 @@ from export.augment import Frames, to_pixels
 from export.backbones import Backbone
 from export.recipes import FOLDED
 from sdk.codes import Features, encode, fit_scale
-from sdk.head import Moments, solve
+from sdk.head import solve
+from sdk.moments import Moments
 from sdk.splits import Part, split
 
 Rows = npt.NDArray[np.int64]

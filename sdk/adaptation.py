@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 from sdk.codes import Codes
 from sdk.errors import HeadError
-from sdk.head import DEFAULT_KNOBS, MAX_OWN_WEIGHT, UNADAPTED, Adaptation, Floats, Knobs, Moments, solve, sums_of
+from sdk.head import DEFAULT_KNOBS, Knobs, solve
 from sdk.labels import RELEASE_DEVICE
+from sdk.moments import MAX_OWN_WEIGHT, UNADAPTED, Adaptation, Floats, Moments, sums_of
 from sdk.score import LeftOut, calibrate, leave_one_group_out, quadratic_score
 
 WEIGHTS: Final = (1, 2, 4, 8, MAX_OWN_WEIGHT)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdk.head import TINY, Calibration, Floats, probabilities_of
+from sdk.head import Calibration, probabilities_of
+from sdk.moments import TINY, Floats
 from sdk.score import LeftOut, share
 
 

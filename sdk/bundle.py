@@ -26,7 +26,7 @@ from safetensors.numpy import save as save_tensors
 
 from sdk.codes import MAX_FEATURE_SIZE, Codes, Features, code_digest, feature_space_id
 from sdk.errors import BadFormat, BadSignature, HeadError, Incompatible
-from sdk.head import Moments, same
+from sdk.moments import Moments, same
 from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 from sdk.splits import Part
 

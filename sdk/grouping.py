@@ -21,7 +21,8 @@ import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
 
 from sdk.codes import Codes
-from sdk.head import DEFAULT_KNOBS, Ints, Knobs
+from sdk.head import DEFAULT_KNOBS, Knobs
+from sdk.moments import Ints
 
 FALSE_JOIN_RATE: Final = 0.005
 """Share of pairs of unrelated samples that are as alike as the threshold. From 0.002 to 0.01 it matters little

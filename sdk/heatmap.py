@@ -17,7 +17,8 @@ import numpy.typing as npt
 from sdk.bundle import MapEntry, Pool
 from sdk.codes import FULL_SCALE, Features, encode
 from sdk.errors import FeatureSizeError
-from sdk.head import Floats, Head
+from sdk.head import Head
+from sdk.moments import Floats
 
 Map = npt.NDArray[np.float32]
 """(c, h, w) float32: one level of the backbone, before it is pooled."""

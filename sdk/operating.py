@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk.errors import HeadError
-from sdk.head import Calibration, Floats, probabilities_of
+from sdk.head import Calibration, probabilities_of
+from sdk.moments import Floats
 from sdk.score import LeftOut, share
 
 

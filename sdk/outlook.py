@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from sdk.codes import Codes
 from sdk.errors import HeadError
-from sdk.head import DEFAULT_KNOBS, FALSE_ALARM_RATE, TINY, Floats, Ints, Knobs, Moments, solve
+from sdk.head import DEFAULT_KNOBS, FALSE_ALARM_RATE, Knobs, solve
+from sdk.moments import TINY, Floats, Ints, Moments
 
 ADDED: Final = (5, 10, 20)
 """More labels of each class that are looked ahead to."""

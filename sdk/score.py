@@ -22,23 +22,17 @@ from sdk.errors import HeadError
 from sdk.head import (
     DEFAULT_KNOBS,
     FALSE_ALARM_RATE,
-    TINY,
-    UNADAPTED,
     UNCALIBRATED,
-    Adaptation,
     Calibration,
-    Floats,
     Geometry,
-    Ints,
     Knobs,
-    Moments,
     centre_weights,
     geometry_of,
     lengths_of,
     probabilities_of,
     scores_and_novelty,
-    sums_of,
 )
+from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, sums_of
 
 _PROJECTED_ROWS: Final = 2048
 """Samples projected at a time: 8 d bytes each, 20 MB at d = 1280; more at a time is no faster."""

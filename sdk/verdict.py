@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from sdk.head import Calibration, Floats
+from sdk.head import Calibration
+from sdk.moments import Floats
 from sdk.score import LeftOut, Score, decisions_right, score
 
 

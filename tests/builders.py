@@ -105,7 +105,8 @@ def make_bundle(
         class_ids: Where a class should not have the id of `class_id_of`.
         fitted: Whether the backbone counts as trained on the pictures.
     """
-    from sdk.head import Moments, solve
+    from sdk.head import solve
+    from sdk.moments import Moments
     from sdk.score import calibrate, leave_one_group_out
 
     ids = {name: (class_ids or {}).get(name, class_id_of(name)) for name in classes}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sdk.adaptation import MIN_STREAM, Choice, Labelled, choose, harmful_source, stream_shifts
 from sdk.errors import FeatureSizeError, HeadError
-from sdk.head import MAX_OWN_WEIGHT, UNADAPTED, Adaptation, Head, Moments, solve, sums_of
+from sdk.head import Head, solve
+from sdk.moments import MAX_OWN_WEIGHT, UNADAPTED, Adaptation, Moments, sums_of
 from sdk.score import leave_one_group_out, quadratic_score
 from tests.test_head import A, B, C, clusters, moments_of, ridge_of, scored_plainly
 

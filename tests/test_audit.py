@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sdk.audit import agreement, suspects, suspicion
-from sdk.head import Moments
+from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out
 from tests.test_head import A, B, C, clusters
 

@@ -24,7 +24,7 @@ from sdk.bundle import (
 )
 from sdk.codes import code_digest
 from sdk.errors import BadFormat, BadSignature, BundleError, Incompatible
-from sdk.head import Moments
+from sdk.moments import Moments
 from sdk.splits import Part
 from tests.builders import make_bundle, with_exemplars
 

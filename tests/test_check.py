@@ -16,8 +16,9 @@ from export.images_page import write_page
 from export.progress import Log
 from sdk.codes import encode, fit_scale
 from sdk.errors import BadImages
-from sdk.head import Moments, solve
+from sdk.head import solve
 from sdk.images import open_images
+from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out, score
 from tests.commands import headway
 from tests.test_leaks import texture, under_another_light

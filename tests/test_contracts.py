@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sdk.head import Adaptation, Calibration, Head, Knobs, Moments, solve
+from sdk.head import Calibration, Head, Knobs, solve
+from sdk.moments import Adaptation, Moments
 from sdk.score import calibrate, leave_one_group_out
 from tests.contracts import check_head, check_scorer
 from tests.test_head import A, B, C, clusters, moments_of

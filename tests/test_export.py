@@ -33,10 +33,11 @@ from export.selection import data_digest
 from sdk.bundle import Bundle
 from sdk.codes import encode
 from sdk.errors import BadImages, ExportError, HeadwayError, UnknownBackbone
-from sdk.head import Calibration, Knobs, Moments, solve
+from sdk.head import Calibration, Knobs, solve
 from sdk.images import decode, open_images
 from sdk.labels import Fold
 from sdk.lineage import MLBOM_NAME, lineage
+from sdk.moments import Moments
 from sdk.score import LeftOut, Score
 from sdk.splits import Part, split
 from tests.tiny import picture, write_pictures

@@ -11,7 +11,7 @@ import msgspec
 from export.report import Report
 from sdk import bundle
 from sdk.codes import MAX_FEATURE_SIZE, feature_space_id
-from sdk.head import MAX_SAMPLES
+from sdk.moments import MAX_SAMPLES
 from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
-from sdk.head import UNCALIBRATED, Calibration, Knobs, Moments, probabilities_of, same, solve
+from sdk.head import UNCALIBRATED, Calibration, Knobs, probabilities_of, solve
+from sdk.moments import Moments, same
 from sdk.score import LeftOut, calibrate, leave_one_group_out, score, share
 from sdk.verdict import trial
 from tests.builders import random_codes

@@ -18,9 +18,10 @@ from device_agent.runtime.onnx import OnnxRuntime
 from sdk.bundle import Bundle, MapEntry, Pool, ReadEntry, decode_manifest, encode_manifest
 from sdk.codes import encode, fit_scale
 from sdk.errors import BadFormat, FeatureSizeError, InferenceFailed, NoMaps, UnknownClassError
-from sdk.head import Head, Moments, solve
+from sdk.head import Head, solve
 from sdk.heatmap import Map, Spatial, evidence
 from sdk.images import decode
+from sdk.moments import Moments
 from tests.tiny import FEATURE_SIZE, SIDE, backbone, class_id, maps_of, picture, tiny_bundle
 
 GOOD, PIT = b"g" * 16, b"p" * 16

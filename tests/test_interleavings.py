@@ -11,7 +11,6 @@ import random
 
 import numpy as np
 
-from sdk.head import Moments
 from sdk.labels import (
     Body,
     Chain,
@@ -24,6 +23,7 @@ from sdk.labels import (
     Record,
     RenameClass,
 )
+from sdk.moments import Moments
 
 SPACE, D = "33" * 32, 5
 CLASSES = [bytes([i]) * 16 for i in range(5)]

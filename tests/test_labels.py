@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from sdk.codes import code_digest
 from sdk.errors import FeatureSizeError, LabelError
-from sdk.head import Moments
 from sdk.labels import (
     GENESIS,
     Body,
@@ -31,6 +30,7 @@ from sdk.labels import (
     entry_hash,
     live_set_digest,
 )
+from sdk.moments import Moments
 
 SPACE, OTHER_SPACE = "11" * 32, "22" * 32
 CLASSES = [bytes([i]) * 16 for i in range(4)]

@@ -23,8 +23,9 @@ from device_agent.trial import FIRST_SCORE
 from sdk.bundle import Bundle, write_bundle
 from sdk.codes import code_digest
 from sdk.errors import BadFormat, HeadwayError, LabelError, StoreFull, UnknownClassError
-from sdk.head import Decisions, Head, Moments, solve
+from sdk.head import Decisions, Head, solve
 from sdk.labels import Body, Chain, CodeRecord, DefineClass, Fold, Label, MergeClasses, Record
+from sdk.moments import Moments
 from sdk.wire import HeadState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.processes import Doomed

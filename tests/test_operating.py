@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdk.errors import HeadError
-from sdk.head import Calibration, Moments, solve
+from sdk.head import Calibration, solve
+from sdk.moments import Moments
 from sdk.operating import defect_probability, operating_point
 from sdk.score import calibrate, leave_one_group_out
 from tests.test_head import A, B, C, clusters

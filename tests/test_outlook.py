@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from sdk.errors import HeadError
-from sdk.head import DEFAULT_KNOBS, Moments, solve
+from sdk.head import DEFAULT_KNOBS, solve
+from sdk.moments import Moments
 from sdk.outlook import HELP, Outlook, _Heads, outlook
 from tests.test_head import A, B, C
 

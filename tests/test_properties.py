@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from sdk.codes import encode, fit_scale
 from sdk.errors import HeadError, HeadwayError
-from sdk.head import Calibration, Moments, solve
+from sdk.head import Calibration, solve
 from sdk.labels import Chain, CodeRecord, DefineClass, Fold, Label, MergeClasses, Record, RenameClass
+from sdk.moments import Moments
 from sdk.operating import operating_point
 from sdk.score import LeftOut, calibrate, leave_one_group_out, score, share
 from sdk.splits import Part, split

@@ -34,9 +34,10 @@ from sdk.bundle import (
     write_bundle,
 )
 from sdk.codes import encode, feature_space_id, fit_scale
-from sdk.head import Knobs, Moments, solve
+from sdk.head import Knobs, solve
 from sdk.images import decode, sample_id
 from sdk.labels import live_set_digest
+from sdk.moments import Moments
 from sdk.preprocess import Frame, Preprocess, resize
 from sdk.score import calibrate, leave_one_group_out
 from sdk.splits import Part, split
