@@ -68,15 +68,17 @@ ABOVE = {
     "sdk/codes.py": {"errors", "preprocess"},
     "sdk/labels.py": {"errors", "codes"},
     "sdk/wire.py": {"errors", "labels"},
-    "sdk/head.py": {"errors", "codes"},
-    "sdk/score.py": {"errors", "codes", "head"},
-    "sdk/grouping.py": {"codes", "head"},
-    "sdk/outlook.py": {"errors", "codes", "head"},
-    "sdk/verdict.py": {"head", "score"},
-    "sdk/operating.py": {"errors", "head", "score"},
-    "sdk/audit.py": {"head", "score"},
+    "sdk/moments.py": {"errors", "codes"},
+    "sdk/head.py": {"errors", "codes", "moments"},
+    "sdk/score.py": {"errors", "codes", "head", "moments"},
+    "sdk/grouping.py": {"codes", "head", "moments"},
+    "sdk/outlook.py": {"errors", "codes", "head", "moments"},
+    "sdk/adaptation.py": {"errors", "codes", "head", "labels", "moments", "score"},
+    "sdk/verdict.py": {"head", "score", "moments"},
+    "sdk/operating.py": {"errors", "head", "score", "moments"},
+    "sdk/audit.py": {"head", "score", "moments"},
     "sdk/drift.py": {"score"},
-    "sdk/bundle.py": {"errors", "codes", "head", "preprocess", "splits"},
+    "sdk/bundle.py": {"errors", "codes", "head", "preprocess", "splits", "moments"},
     "sdk/cuda.py": {"errors"},
     "sdk/tensorrt_api.py": {"errors", "cuda"},
     "sdk/lineage.py": {"errors", "bundle"},
@@ -88,7 +90,8 @@ ABOVE = {
     "sdk/onnxfile.py": {"errors"},
     "sdk/mqtt.py": {"errors", "wire"},
 }
-"""What each of these may import of sdk: fleet -> (bundle, head) -> (preprocess, codes, labels, wire) -> errors."""
+"""What each of these may import of sdk: fleet -> (bundle, head) -> moments -> (preprocess, codes, labels, wire) ->
+errors."""
 
 
 @pytest.mark.parametrize("file", sorted(ABOVE))
