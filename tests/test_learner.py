@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from device_agent.learner import Learner, score_of
 from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, Question, QueuePolicy, ask
 from device_agent.store import Outcome, Sample, SampleStatus, Store, StoreLimits
-from device_agent.trial import FIRST_SCORE
+from device_agent.trial import FIRST_SCORE, owned
 from sdk.bundle import Bundle, write_bundle
 from sdk.codes import code_digest
 from sdk.errors import BadFormat, HeadwayError, LabelError, StoreFull, UnknownClassError
@@ -472,10 +472,10 @@ def test_a_name_becomes_free_for_its_own_class_only(learner: Learner) -> None:
 class Peer:
     """Another device's log."""
 
-    def __init__(self, bundle: Bundle, device: str = "line-2") -> None:
+    def __init__(self, bundle: Bundle, device: str = "line-2", first: int = 1) -> None:
         self._bundle = bundle
         self._chain = Chain(device)
-        self._counter = itertools.count(1)
+        self._counter = itertools.count(first)
 
     def write(self, body: Body, code: bytes | None = None) -> Record:
         self._chain, entry = self._chain.write(body, counter=next(self._counter), wall_time_us=0)
@@ -554,6 +554,21 @@ def test_a_station_that_looks_different_is_adapted_to_and_stays_so_after_a_resta
     again.run_until_idle(trials=False)
     assert again.status().adaptation == status.adaptation
     assert_exact(again, store, bundle)
+    # A label that another device gives again is not this station's own any more.
+    peer = Peer(bundle, "line-2", first=1000)
+    records = [peer.write(Label(seen("good", 0), GOOD, "carl"))]
+    again.received(store.receive(records, position=1))
+    again.run_until_idle(trials=False)
+    again.label(seen("good", 6), GOOD, "anna")
+    again.run_until_idle(trials=False)
+    live = fold_of(bundle, store.records()).live_set()
+    mine = owned(live, store.device)
+    everything, own = Moments(live.codes.shape[1]), Moments(live.codes.shape[1])
+    everything.add(live.codes, live.class_ids)
+    own.add(live.codes[mine], [c for c, is_own in zip(live.class_ids, mine, strict=True) if is_own])
+    assert mine.sum() == 9
+    expected = solve(everything, own=own, adaptation=status.adaptation)
+    assert (again.head.head.scores(codes) == expected.scores(codes)).all()
 
 
 def test_a_record_that_contradicts_the_space_is_counted_and_harms_nothing(
