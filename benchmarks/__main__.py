@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--first-seed", type=int, default=0, metavar="N", help="of the splits; 100 and up to choose methods by"
     )
     parser.add_argument(
+        "--splits", type=int, default=0, metavar="N", help="how many, instead of each benchmark's own number"
+    )
+    parser.add_argument(
         "--set", action="append", choices=SETS, help="only this image set, where a benchmark has several"
     )
     options = parser.parse_args(arguments)
@@ -68,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         quick=options.quick,
         first_seed=options.first_seed,
         sets=tuple(options.set or SETS),
+        splits=options.splits,
         say=say,
     )
     reports: list[Report] = []

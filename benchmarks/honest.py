@@ -151,7 +151,8 @@ def _refit_difference(sample: Sample, seed: int) -> float:
     sums, knobs = sums_of(moments_of(codes, labels)), DEFAULT_KNOBS
     geometry, _ = geometry_of(sums, knobs.rho)
     diagonal = np.diag(sums.gram) - (geometry.m * sums.s).sum(0)
-    ridge = knobs.rho * (diagonal + diagonal.mean()) / 2
+    rho = knobs.rho * (1 + 0.1 * codes.shape[1] / len(codes))
+    ridge = rho * (diagonal + diagonal.mean()) / 2
     names = np.unique(groups)
     worst = 0.0
     for name in np.random.default_rng(seed).permutation(names)[:GROUPS_CHECKED]:

@@ -24,6 +24,7 @@ class Setup:
         first_seed: Splits are this one and those after it. Whoever chooses a method by these figures looks at
             other splits (100 and up) than the reported ones.
         sets: Those to measure on, where a benchmark has several.
+        splits: How many, where a benchmark would take its own number of them; 0 leaves it its own.
         say: Told what is being done.
     """
 
@@ -31,10 +32,12 @@ class Setup:
     quick: bool = False
     first_seed: int = 0
     sets: tuple[str, ...] = ("neu_det", "magnetic_tile")
+    splits: int = 0
     say: Callable[[str], None] = lambda _: None
 
     def seeds(self, count: int) -> range:
-        """Return the seeds of `count` splits; two in a quick run."""
+        """Return the seeds of `count` splits, or of as many as were asked for; two in a quick run."""
+        count = self.splits or count
         return range(self.first_seed, self.first_seed + (min(count, 2) if self.quick else count))
 
 

@@ -26,6 +26,9 @@ from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, Sums
 FALSE_ALARM_RATE: Final = 0.02
 """Share of known parts that may be called unknown, by default. On NEU ten labels of a new class then show a recall
 of 94 %, and 82 % of a class never seen are flagged (5 %: 88)."""
+_FEW: Final = 0.1
+"""How fast the ridge grows as samples get fewer than numbers in a code: rho (1 + d / (10 n)). Fewer say less of
+how features vary together (docs/decisions/0020)."""
 _MIN_REST: Final = 1e-6
 """A sample's leverage is below 1; taking out one that never was in can reach it."""
 
@@ -35,7 +38,8 @@ class Knobs:
     """Fixed constants of the head's format version (docs/head.md, section 2).
 
     Attributes:
-        rho: Shrinkage of the within-class scatter, in units of its diagonal and mean eigenvalue.
+        rho: Shrinkage of the within-class scatter where samples are many, in units of its diagonal and mean
+            eigenvalue; few are shrunk more.
         centre_damping: Labels at which a class counts half in the centre.
         lift_floor: Smallest share of |v|^2 that the few-label correction may leave.
         distance_weight: Of the logarithm of the squared distance in novelty.
@@ -397,7 +401,7 @@ def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, npt.NDArray[np.float3
     W = sums.gram.astype(np.float64)
     W -= sums.s.T.astype(np.float64) @ m
     diagonal = np.diag_indices(d)
-    ridge = rho * (np.maximum(W[diagonal], 0) + trace / d) / 2
+    ridge = shrinkage(rho, d, float(sums.effective.sum())) * (np.maximum(W[diagonal], 0) + trace / d) / 2
     W[diagonal] += ridge
     # LAPACK works in place on column order; W is symmetric, so its transpose is W in that order.
     L, failed = dpotrf(W.T, lower=1, clean=1, overwrite_a=1)
@@ -408,6 +412,17 @@ def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, npt.NDArray[np.float3
         )
     R, _ = strtri(L.astype(np.float32), lower=1, overwrite_c=1)
     return Geometry(count, sums.effective, m, L, _delta(count, spread, R, ridge)), R
+
+
+def shrinkage(rho: float, d: int, n: float) -> float:
+    """Return by how much W is shrunk (docs/head.md, equation 5).
+
+    Args:
+        rho: Of the knobs.
+        d: Numbers in a code.
+        n: Samples of like weight, of all classes.
+    """
+    return rho * (1 + _FEW * d / n)
 
 
 def _delta(n: Floats, spread: Floats, R: npt.NDArray[np.float32], ridge: Floats) -> float:

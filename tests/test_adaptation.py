@@ -145,12 +145,13 @@ def test_left_out_scores_with_weights_equal_refitting_without_the_group(weight: 
 def weighted_ridge(
     x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], w: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    diagonal = np.zeros(x.shape[1])
+    diagonal, effective = np.zeros(x.shape[1]), 0.0
     for c in np.unique(y):
         own = y == c
         mean = np.average(x[own], axis=0, weights=w[own])
         diagonal += (w[own, None] * (x[own] - mean) ** 2).sum(0)
-    return np.asarray((diagonal + diagonal.mean()) / 2)
+        effective += w[own].sum() ** 2 / (w[own] ** 2).sum()
+    return np.asarray((1 + x.shape[1] / (10 * effective)) * (diagonal + diagonal.mean()) / 2)
 
 
 def weighted_reference(

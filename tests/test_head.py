@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
-from sdk.head import UNCALIBRATED, Calibration, Knobs, probabilities_of, solve
+from sdk.head import UNCALIBRATED, Calibration, Knobs, probabilities_of, shrinkage, solve
 from sdk.moments import Moments, same
 from sdk.score import LeftOut, calibrate, leave_one_group_out, score, share
 from sdk.verdict import trial
@@ -95,10 +95,10 @@ def scored_plainly(
 
 
 def ridge_of(codes: npt.NDArray[np.int8], y: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Lambda (d,): half the scatter of each feature, half the mean of all."""
+    """Lambda (d,): half the scatter of each feature, half the mean of all, and more of both for few samples."""
     x = codes.astype(float)
     diagonal = np.array([((x[y == c] - x[y == c].mean(0)) ** 2).sum(0) for c in np.unique(y)]).sum(0)
-    return np.asarray((diagonal + diagonal.mean()) / 2)
+    return np.asarray((1 + x.shape[1] / (10 * len(x))) * (diagonal + diagonal.mean()) / 2)
 
 
 # Moments: exact, whatever the way
@@ -742,3 +742,9 @@ def test_samples_that_are_all_right_do_not_make_it_certain() -> None:
     truth = np.repeat([0, 1], 20)
     found = LeftOut((A, B), truth, np.arange(40), np.eye(2)[truth], np.zeros(40), np.zeros(40, bool))
     assert 1 < calibrate(found).temperature < 20
+
+
+def test_few_samples_are_shrunk_more_than_many_and_the_more_numbers_a_code_has() -> None:
+    assert shrinkage(1.0, 1280, 30) > shrinkage(1.0, 1280, 3000) > 1.0
+    assert shrinkage(1.0, 1280, 30) > shrinkage(1.0, 128, 30)
+    assert shrinkage(2.0, 1280, 640) == pytest.approx(2.4)
