@@ -10,10 +10,12 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import inspect
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +29,7 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from timm.models import PretrainedCfg
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from export.maps import layout_of
 from sdk.bundle import MapEntry
@@ -37,6 +40,8 @@ from sdk.preprocess import Preprocess
 NO_WEIGHTS: Final = "none"
 """`--weights none`: random initialisation, to be trained from scratch."""
 WEIGHTS_NAME: Final = "model.safetensors"
+_SLACK: Final = 4
+"""Times the weights' own size that a model may register while it is built; layers may be made and replaced."""
 CONFIG_NAME: Final = "config.json"
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 MAX_WEIGHTS_BYTES: Final = 8 * 1024**3
@@ -332,6 +337,28 @@ def _read_weights(path: Path) -> tuple[_STATE, str]:
     return state, hashlib.sha256(data).hexdigest()
 
 
+@contextlib.contextmanager
+def _no_larger_than(state: _STATE) -> Iterator[None]:
+    """Have torch give up a model as soon as it is larger than its weights: model_args may ask for any size.
+
+    A parameter is registered before it is filled, so that nothing of the excess is ever touched.
+    """
+    numbers, tensors = _SLACK * sum(v.numel() for v in state.values()), _SLACK * len(state)
+
+    def count(_module: nn.Module, _name: str, parameter: torch.Tensor | None) -> None:
+        nonlocal numbers, tensors
+        if parameter is not None:
+            numbers, tensors = numbers - parameter.numel(), tensors - 1
+        if numbers < 0 or tensors < 0:
+            raise ValueError("the model is larger than they are")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _build(architecture: str, source: _Source, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     what = f"the weights of {source.origin.source}"
@@ -341,9 +368,10 @@ def _build(architecture: str, source: _Source, seed: int) -> nn.Module:
             return _module(timm.create_model(architecture, pretrained=False, num_classes=0, **arguments))
         classes = _classes_in(source)
         config = replace(source.config, state_dict=dict(source.state), num_classes=classes, label_offset=None)
-        model: Any = timm.create_model(
-            architecture, pretrained=True, pretrained_cfg=config, num_classes=classes, **arguments
-        )
+        with _no_larger_than(source.state):
+            model: Any = timm.create_model(
+                architecture, pretrained=True, pretrained_cfg=config, num_classes=classes, **arguments
+            )
         if classes:
             model.reset_classifier(0)
         return _module(model)

@@ -227,6 +227,11 @@ def _metrics(report: Report) -> Iterator[dict[str, Any]]:
             yield metric(
                 "recall", c.recall, c.low, c.high, f"class {c.name}: {c.samples} images, {c.groups} groups"
             )
+    for column in report.image_set.columns:
+        for one in column.slices:
+            if one.score is not None and one.low is not None and one.high is not None:
+                of = f"{column.column} {one.value or '(empty)'}: {one.scored} images"
+                yield metric("balanced accuracy, unknown is a miss", one.score, one.low, one.high, of)
 
 
 def _properties(values: Mapping[str, str]) -> list[Property]:

@@ -215,6 +215,8 @@ def edit_config(**members: object) -> Callable[[Path], None]:
         (edit_config(pretrained_cfg={"mean": "grey"}), "config.json"),
         (edit_config(pretrained_cfg={"mean": [0, 0, 5], "std": [1, 1, 1]}), "colour pictures"),
         (edit_config(model_args={"block": "x"}), "do not fit"),
+        (edit_config(model_args={"layers": [10**9, 1, 1, 1]}), "larger than they are"),
+        (edit_config(model_args={"channels": [10**5, 64, 64, 64]}), "larger than they are"),
         (edit_config(model_args={"checkpoint_path": "/etc/passwd"}), "may not set checkpoint_path"),
         (edit_config(model_args={"pretrained": True}), "may not set pretrained"),
         (edit_config(pretrained_cfg={"input_size": [3, 10**9, 10**9]}), "colour pictures"),

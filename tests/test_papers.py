@@ -213,6 +213,12 @@ def test_its_model_card_has_metrics_with_intervals_and_limits(family: list[Bundl
     assert set(metrics) == {"class good: 12 images, 4 groups", "class scratch: 12 images, 4 groups"}
     for metric in metrics.values():
         assert metric["confidenceInterval"] == {"lowerBound": "0.7000", "upperBound": "0.9700"}
+    of_slices = [
+        (m["slice"], m["value"], m["confidenceInterval"])
+        for m in model_card["quantitativeAnalysis"]["performanceMetrics"]
+        if m["slice"].startswith("camera")
+    ]
+    assert of_slices == [("camera left: 18 images", "0.9000", {"lowerBound": "0.8000", "upperBound": "0.9500"})]
     assert "Only a few groups | are here." in model_card["considerations"]["technicalLimitations"]
 
 
