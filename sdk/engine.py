@@ -32,6 +32,7 @@ import msgspec
 
 from sdk.bundle import Bundle
 from sdk.errors import EngineError
+from sdk.onnxfile import check_onnx_file
 from sdk.tensorrt_api import BuilderConfig, Library, Network, Parser, Shape
 
 RECIPE: Final = 1
@@ -303,6 +304,7 @@ def prepare_engine(
 
     Raises:
         Incompatible: the bundle does not have that precision.
+        BadFormat: the file is no ONNX, or keeps data elsewhere (`sdk.onnxfile`).
         EngineError: TensorRT cannot build it.
         InterruptedError: `stop` was set.
     """
@@ -315,7 +317,7 @@ def prepare_engine(
     try:
         plan, timing = build_engine(
             library,
-            bundle.backbone(precision),
+            _checked(bundle.backbone(precision), bundle.precision(precision).backbone),
             key,
             cache.load_timing(key),
             on_progress,
@@ -331,6 +333,12 @@ def prepare_engine(
     except EngineError as error:  # it runs all the same, and is built again at the next start
         note = str(error)
     return PreparedEngine(key, plan, kept=False, seconds=seconds, note=note)
+
+
+def _checked(model: bytes, what: str) -> bytes:
+    """Return an ONNX file that does nothing but compute; TensorRT's parser would read other files if told to."""
+    check_onnx_file(model, what)
+    return model
 
 
 def build_engine(

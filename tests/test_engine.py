@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 
 from sdk.bundle import Bundle
@@ -19,10 +20,10 @@ from sdk.engine import (
     PreparedEngine,
     prepare_engine,
 )
-from sdk.errors import EngineError, Incompatible, TensorRtMissing
+from sdk.errors import BadFormat, EngineError, Incompatible, TensorRtMissing
 from sdk.tensorrt_api import Library, open_library
 from tests.tensorrt_sim import PLAN, BuilderFlag, SimTensorRt, sim_library
-from tests.tiny import tiny_bundle
+from tests.tiny import backbone, tiny_bundle, with_backbone
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +280,20 @@ def test_what_tensorrt_cannot_do_is_told_in_its_words(
     assert "\n" not in str(told.value)
     assert "TensorRT 10.3.0, Orin" in str(told.value)
     assert list(cache.folder.iterdir()) == []
+
+
+def test_weights_in_another_file_are_refused_before_tensorrt_sees_them(
+    bundle: Bundle, cache: EngineCache, tmp_path: Path
+) -> None:
+    model = onnx.load_from_string(backbone())
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    sim = SimTensorRt()
+    with pytest.raises(BadFormat, match="keeps weights in another file"):
+        prepare(sim, cache, with_backbone(bundle, tmp_path / "bad", bytes(model.SerializeToString())))
+    assert sim.builds == 0
 
 
 def test_a_precision_that_is_not_there_is_refused_before_anything(bundle: Bundle, cache: EngineCache) -> None:

@@ -83,7 +83,7 @@ ABOVE = {
     "sdk/tensorrt_api.py": {"errors", "cuda"},
     "sdk/lineage.py": {"errors", "bundle"},
     "sdk/licences.py": {"errors", "bundle"},
-    "sdk/engine.py": {"errors", "bundle", "tensorrt_api"},
+    "sdk/engine.py": {"errors", "bundle", "onnxfile", "tensorrt_api"},
     "sdk/splits.py": set[str](),
     "sdk/images.py": {"errors", "layouts", "preprocess"},
     "sdk/layouts.py": {"errors"},

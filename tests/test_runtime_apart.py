@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -15,10 +13,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from device_agent.runtime.apart import try_apart
-from sdk.bundle import MANIFEST_NAME, Bundle, write_bundle
-from sdk.codes import feature_space_id
+from sdk.bundle import Bundle
 from sdk.errors import InferenceFailed
-from tests.tiny import backbone, tiny_bundle
+from tests.tiny import backbone, tiny_bundle, with_backbone
 
 ALLOWED_MIB = 200
 """By which the process that serves may grow while a release is tried."""
@@ -29,15 +26,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny_bundle(tmp_path_factory.mktemp("apart") / "bundle")
 
 
-def with_backbone(bundle: Bundle, out: Path, model: onnx.ModelProto) -> Bundle:
-    """Return the bundle with another backbone, everything else as it was."""
-    data = bytes(model.SerializeToString())
-    files = {name: (bundle.path / name).read_bytes() for name in bundle.file_names() if name != MANIFEST_NAME}
-    entry = bundle.precision()
-    files[entry.backbone] = data
-    space = feature_space_id(hashlib.sha256(data).hexdigest(), bundle.manifest.preprocess, entry.code_scale)
-    changed = msgspec.structs.replace(entry, space=space)
-    return write_bundle(out, files, msgspec.structs.replace(bundle.manifest, precisions=[changed]))
+def changed(bundle: Bundle, out: Path, harm: Callable[[onnx.ModelProto], None]) -> Bundle:
+    """Return the bundle with a backbone to which something was done."""
+    model = onnx.load_from_string(backbone())
+    harm(model)
+    return with_backbone(bundle, out, bytes(model.SerializeToString()))
 
 
 def number(model: onnx.ModelProto, name: str, value: npt.NDArray[np.generic]) -> None:
@@ -103,9 +96,7 @@ def test_a_good_release_passes(bundle: Bundle) -> None:
 def test_a_backbone_that_needs_too_much_memory_is_refused(
     harm: Callable[[onnx.ModelProto], None], bundle: Bundle, tmp_path: Path
 ) -> None:
-    model = onnx.load_from_string(backbone())
-    harm(model)
-    bad, before = with_backbone(bundle, tmp_path / "bad", model), peak_mib()
+    bad, before = changed(bundle, tmp_path / "bad", harm), peak_mib()
     with pytest.raises(InferenceFailed, match=r"ONNX Runtime|memory|ended the process") as caught:
         try_apart(bad)
     assert "\n" not in str(caught.value)
@@ -114,28 +105,29 @@ def test_a_backbone_that_needs_too_much_memory_is_refused(
 
 
 def test_a_backbone_that_does_not_end_is_ended(bundle: Bundle, tmp_path: Path) -> None:
-    model = onnx.load_from_string(backbone())
-    for_ever(model)
     with pytest.raises(InferenceFailed, match="does not end in 3 s"):
-        try_apart(with_backbone(bundle, tmp_path / "bad", model), max_seconds=3)
+        try_apart(changed(bundle, tmp_path / "bad", for_ever), max_seconds=3)
+
+
+def other_weights(model: onnx.ModelProto) -> None:
+    weights = model.graph.initializer[0]
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights)[::-1].copy(), weights.name))
 
 
 def test_a_backbone_of_other_figures_is_refused_in_its_own_words(bundle: Bundle, tmp_path: Path) -> None:
-    model = onnx.load_from_string(backbone())
-    weights = model.graph.initializer[0]
-    values = np.array(numpy_helper.to_array(weights))
-    weights.CopyFrom(numpy_helper.from_array(values[::-1].copy(), weights.name))
     with pytest.raises(InferenceFailed, match="golden inputs"):
-        try_apart(with_backbone(bundle, tmp_path / "bad", model))
+        try_apart(changed(bundle, tmp_path / "bad", other_weights))
 
 
-def test_it_is_the_limit_that_refuses(bundle: Bundle, tmp_path: Path) -> None:
-    """One GiB, which this machine has: with more allowed, the very same backbone passes."""
-    model = onnx.load_from_string(backbone())
+def one_gib(model: onnx.ModelProto) -> None:
     number(model, "one", np.ones(1, np.float32))
     number(model, "shape", np.array([2**14, 2**14], np.int64))
     added(model, helper.make_node("Expand", ["one", "shape"], ["wide"]))
-    greedy = with_backbone(bundle, tmp_path / "greedy", model)
+
+
+def test_it_is_the_limit_that_refuses(bundle: Bundle, tmp_path: Path) -> None:
+    """This machine has that memory: with more allowed, the very same backbone passes."""
+    greedy = changed(bundle, tmp_path / "greedy", one_gib)
     with pytest.raises(InferenceFailed):
         try_apart(greedy, extra_memory=2**29)
     try_apart(greedy, extra_memory=4 * 2**30)

@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
-from msgspec import UNSET
+from msgspec import UNSET, structs
 from onnx import TensorProto, helper, numpy_helper
 
 from sdk.bundle import (
+    MANIFEST_NAME,
     BaseSamples,
     Bundle,
     ClassEntry,
@@ -234,3 +235,13 @@ def tiny_bundle(
         "splits.safetensors": split_bytes(ids, parts),
     }
     return write_bundle(out, files, manifest)
+
+
+def with_backbone(bundle: Bundle, out: Path, model: bytes) -> Bundle:
+    """Write and return the bundle with another ONNX file as its first precision's backbone, all else as it was."""
+    files = {name: (bundle.path / name).read_bytes() for name in bundle.file_names() if name != MANIFEST_NAME}
+    entry = bundle.precision()
+    files[entry.backbone] = model
+    space = feature_space_id(hashlib.sha256(model).hexdigest(), bundle.manifest.preprocess, entry.code_scale)
+    entries = [structs.replace(entry, space=space), *bundle.manifest.precisions[1:]]
+    return write_bundle(out, files, structs.replace(bundle.manifest, precisions=entries))
