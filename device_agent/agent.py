@@ -28,6 +28,7 @@ from device_agent.config import Site
 from device_agent.queue import QueuePolicy
 from device_agent.report import MqttReport, State, UpdateReport, camera_report, station_state
 from device_agent.runtime import Runtime, check_golden, open_runtime
+from device_agent.runtime.apart import try_apart
 from device_agent.runtime.engines import Engines
 from device_agent.station import Station
 from device_agent.store import Store, StoreLimits
@@ -250,12 +251,15 @@ class Agent:
             Incompatible: the bundle lacks the precision that the settings ask for.
             InferenceFailed: the backbone does not run here, or not rightly.
         """
+        # Only a candidate is new here, and has somebody that serves in its place. What starts or comes back was
+        # tried before, and does not wait.
+        candidate = self._updater.status().state is UpdateState.CANDIDATE
+        if candidate:
+            try_apart(bundle, self.site.precision)
         runtime = open_runtime(bundle, self.site.precision, self.site.runtime)
         check_golden(runtime, bundle, self.site.precision)
         if self.site.runtime.tensorrt == "off":
             return runtime
-        # Only a candidate has somebody that serves in its place. What starts or comes back does not wait.
-        candidate = self._updater.status().state is UpdateState.CANDIDATE
         return self._engines.upgrade(
             bundle, self.site.precision, runtime, wait_s=ENGINE_WAIT_S if candidate else 0.0
         )

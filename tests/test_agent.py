@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from device_agent.agent import Agent, running_page
@@ -37,7 +38,7 @@ from sdk.wire import DeviceState, LabelBatch, Result, Topics, decode_json, decod
 from tests.commands import headway
 from tests.simulators import wait_for
 from tests.tensorrt_sim import SimTensorRt, sim_library
-from tests.tiny import FEATURE_SIZE, class_id, picture, tiny_bundle
+from tests.tiny import FEATURE_SIZE, backbone, class_id, picture, tiny_bundle, with_backbone
 
 COUNT = 8
 
@@ -323,6 +324,29 @@ def test_a_release_that_lacks_our_precision_is_rolled_back_and_the_old_one_serve
         assert "no fp32" in update.reason
         assert release is not None
         assert release.name == "tiny"
+
+
+@pytest.mark.broker
+def test_a_release_that_would_take_all_memory_is_rolled_back_and_the_old_one_serves_on(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    model = onnx.load_from_string(backbone())
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**17, 2**17], np.int64), "side"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "nothing"))
+    features = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("Expand", ["nothing", "side"], ["64 GiB"]))
+    model.graph.node.append(onnx.helper.make_node("ReduceMax", ["64 GiB"], ["zero"], keepdims=0))
+    model.graph.node.append(onnx.helper.make_node("Add", [features, "zero"], ["the same"]))
+    model.graph.output[0].name = "the same"
+    greedy = with_backbone(bundle, tmp_path / "greedy", bytes(model.SerializeToString()))
+    site = site_of(images, bundle.path, mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
+    with fleet_of(tmp_path / "fleet", mosquitto) as fleet, Agent(site) as agent, running(agent):
+        fleet.publish(greedy, channel="default", precision=None)
+        wait_for(lambda: (update := agent.state().update) is not None and update.state == "rolled_back")
+        release = agent.state().release
+        assert release is not None
+        assert release.digest == bundle.digest()
+        assert agent.station.inspect(picture("good", 5)).decision.forced == "good"
 
 
 @pytest.mark.broker
