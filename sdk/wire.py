@@ -222,6 +222,27 @@ class HeadState(str, Enum):
     CONFIRMED = "confirmed"
 
 
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How well a device does, for rollouts to watch.
+
+    Attributes:
+        recall: Balanced accuracy on its own labels, each scored by a head that never saw its part; None without.
+        samples: Own labels that rests on.
+        frames: Newest frames that the following rest on.
+        unknown: Share of them called unknown.
+        latency_ms: Median from frame to decision.
+    """
+
+    recall: _Share | None = None
+    samples: Count = 0
+    frames: Count = 0
+    unknown: _Share = 0.0
+    latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
 class DeviceState(_Message, frozen=True, kw_only=True):
     """What a device is doing; retained, and sent by the broker as its last will with `online` false."""
 
@@ -236,6 +257,7 @@ class DeviceState(_Message, frozen=True, kw_only=True):
     head_state: HeadState = HeadState.NONE
     outbox: Count = 0
     log_position: Count = 0
+    quality: Quality | None = None
 
 
 class UpdateState(str, Enum):

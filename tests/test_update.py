@@ -582,6 +582,5 @@ def publish(fleet: FleetStore, bundle: Bundle) -> Desired:
     fleet.publish(bundle, channel="default")
     with fleet.write() as ledger:
         device, _ = ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=0.0)
-        assignment = ledger.desired(device)
-    assert assignment is not None
+        ((_, assignment),) = ledger.desired([device])
     return assignment

@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError, RolloutHalted
+from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.stopping import stop_on_signals
 from sdk.wire import DEFAULT_PREFIX
 
@@ -40,6 +41,8 @@ def fleet() -> None:
     Devices register themselves when their agents connect to the same broker.
     """
 
+
+fleet.add_command(rollout)
 
 _dir_option = click.option(
     "--dir",
@@ -130,6 +133,40 @@ def serve(
     metavar="ID",
     help="Publish although the weights' licence is this one, unknown or not on the fleet's list. Recorded.",
 )
+@click.option(
+    "--waves",
+    metavar="1,10%,100%",
+    help="Roll it out in waves: numbers or shares of the channel, or device names.",
+)
+@click.option(
+    "--approve", is_flag=True, help="Each wave after the first waits for `headway fleet rollout approve`."
+)
+@click.option(
+    "--soak", "soak_minutes", type=float, default=10.0, show_default=True, metavar="MINUTES",
+    help="How long a wave must do well before the next begins.",
+)  # fmt: skip
+@click.option(
+    "--deadline", "deadline_hours", type=float, default=24.0, show_default=True, metavar="HOURS",
+    help="A device of a wave that is there and has not taken it by then has failed.",
+)  # fmt: skip
+@click.option(
+    "--max-failed", type=int, default=0, show_default=True, help="So many devices may fail before it halts."
+)
+@click.option(
+    "--max-recall-drop", type=float, default=5.0, show_default=True, metavar="POINTS",
+    help="A device fails that knows its own labels less well by more than this.",
+)  # fmt: skip
+@click.option(
+    "--max-unknown-rise", type=float, default=10.0, show_default=True, metavar="POINTS",
+    help="A device fails that calls this many more of a hundred parts unknown.",
+)  # fmt: skip
+@click.option(
+    "--max-latency-ratio",
+    type=float,
+    default=2.0,
+    show_default=True,
+    help="A device fails that takes longer by this.",
+)
 @_json_option
 def publish(
     bundle: Path,
@@ -139,6 +176,9 @@ def publish(
     wait_s: float | None,
     accept_licence: Sequence[str],
     as_json: bool,
+    waves: str | None,
+    approve: bool,
+    **limits: Any,
 ) -> None:
     """Publish BUNDLE to a channel's devices.
 
@@ -147,16 +187,25 @@ def publish(
 
     The licence of the bundle's weights must be one that asks for attribution at most, or one that `licences.txt`
     in the fleet's directory names: SPDX ids, one a line.
+
+    With --waves it reaches a few devices first, and more while these do as well with it as before:
+
+    \b
+      headway fleet publish my-bundle --dir fleet --waves 1,10%,100% --soak 60
+      headway fleet rollout show --dir fleet --watch
     """
     from sdk import licences
     from sdk.bundle import Bundle
     from sdk.fleet.store import FleetStore
 
     _check_channel_name(channel)
+    plan = plan_of(waves, approve=approve, **limits)
+    if plan is not None and wait_s is not None:
+        raise FleetError("waves take their time", hint="Watch them: headway fleet rollout show --dir DIR --watch.")
     opened = Bundle.open(bundle)
     ruling = licences.rule(opened, licences.read_list(directory), accept_licence)
     with FleetStore(directory) as store:
-        publication = store.publish(opened, channel=channel, precision=precision)
+        publication = store.publish(opened, channel=channel, precision=precision, plan=plan)
         if ruling.accepted is not None:
             licences.record(directory, opened, ruling)
         ref, served = publication.ref, store.served()
@@ -165,6 +214,10 @@ def publish(
             click.echo(
                 f"weights: {opened.manifest.lineage.weights_source}; licence: {ruling.spdx or ruling.stated}"
             )
+            if plan is not None:
+                click.echo(
+                    f"in waves of {', '.join(plan.waves)}; see: headway fleet rollout show --dir {directory}"
+                )
             if not served:
                 click.echo("no fleet service runs on this directory; start one: headway fleet serve --dir ...")
         rows = [] if wait_s is None else _wait_for_devices(store, publication, wait_s, quiet=as_json)

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from sdk.errors import BrokerError, RemoteWireError, UnknownDevice
 from sdk.fleet.registry import LogReader, Seeder
+from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import Device, FleetStore, Ledger, Taken, records_of
 from sdk.fleet.store import Publication as Published
 from sdk.labels import Record
@@ -91,7 +92,8 @@ class FleetCore:
         self._readers: dict[str, tuple[str, LogReader]] = {}  # device -> its channel, how far it is
         self._meta_due: dict[str, float] = {}  # channel -> not before
         self._meta_sent: dict[str, float] = {}
-        self._announcing: dict[str, int] = {}  # channel -> publication that waits for its chunks to be out
+        self._announcing: dict[int, str] = {}  # publications that wait for their chunks to be out -> channel
+        self._rollouts: dict[str, tuple[int, int]] = {}  # channel -> its rollout and the version last acted on
         self._greeted: set[str] = set()  # devices that were told where their log ends since they came online
         self._strangers: set[str] = set()  # complained about once
         self._poll_due = 0.0
@@ -115,20 +117,26 @@ class FleetCore:
         with self._store.read() as ledger:
             self._load(ledger)
             for channel in self._channels:
-                current = ledger.current(channel)
-                if current is not None and not current.announced:
-                    self._announce(current)
+                unannounced = self._unannounced(ledger, channel)
+                for publication in unannounced:
+                    self._announce(publication)
+                if unannounced:
                     continue
-                if current is not None and not remembered:
+                if not remembered:
                     # It may have forgotten the chunks too. Devices that know of the release ask for them anyway.
-                    self._seeder.announce(current.release.digests())
+                    for publication in _in_use(ledger, channel):
+                        self._seeder.announce(publication.release.digests())
                 out += self._notice(ledger, channel)
         return out
+
+    def _unannounced(self, ledger: Ledger, channel: str) -> list[Published]:
+        """Return what of a channel's releases in use was never announced."""
+        return [publication for publication in _in_use(ledger, channel) if not publication.announced]
 
     def _announce(self, publication: Published) -> None:
         """Publish a release's chunks first, then who should fetch them: `_bulk` goes on when all are out."""
         self._seeder.announce(publication.release.digests())
-        self._announcing[publication.channel] = publication.id
+        self._announcing[publication.id] = publication.channel
         self._report(
             "release",
             {
@@ -191,6 +199,7 @@ class FleetCore:
         if now >= self._poll_due:
             self._poll_due = now + POLL_S
             out += self._poll(now_utc)
+            out += self._advance(now_utc)
         out += self._due_meta(now)
         out += self._bulk(room_bytes, now)
         return out
@@ -318,10 +327,8 @@ class FleetCore:
         return [self._meta(ledger, channel), *self._desired(ledger, ledger.devices(channel))]
 
     def _desired(self, ledger: Ledger, devices: Sequence[Device]) -> Iterator[Publication]:
-        for device in devices:
-            desired = ledger.desired(device)
-            if desired is not None:
-                yield Publication(self._topics.desired(device.device), encode_json(desired), retain=True)
+        for device, desired in ledger.desired(devices):
+            yield Publication(self._topics.desired(device.device), encode_json(desired), retain=True)
 
     def _meta(self, ledger: Ledger, channel: str) -> Publication:
         current = ledger.current(channel)
@@ -336,7 +343,8 @@ class FleetCore:
         self._meta_due.setdefault(channel, max(now, self._meta_sent.get(channel, now) + META_EVERY_S))
 
     def _due_meta(self, now: float) -> list[Publication]:
-        due = [channel for channel, at in self._meta_due.items() if at <= now and channel not in self._announcing]
+        busy = set(self._announcing.values())
+        due = [channel for channel, at in self._meta_due.items() if at <= now and channel not in busy]
         if not due:
             return []
         for channel in due:
@@ -353,9 +361,8 @@ class FleetCore:
                 self._load(ledger)
                 self._tidy = True
                 for channel in self._channels:
-                    current = ledger.current(channel)
-                    if current is not None and not current.announced:
-                        self._announce(current)
+                    for publication in self._unannounced(ledger, channel):
+                        self._announce(publication)
             if self._tidy and not self._announcing:
                 self._tidy = False
                 garbage = self._garbage(ledger, now_utc)
@@ -368,11 +375,61 @@ class FleetCore:
                     self._report("cleared", {"name": publication.ref.name, "chunks": len(digests)})
         return out
 
+    def _advance(self, now_utc: float) -> list[Publication]:
+        """Take each channel's rollout a step further, and tell its devices where anything is new.
+
+        What a person did with another process is news too: the version says so.
+        """
+        under_way: list[str] = []
+        with self._store.read() as ledger:
+            for channel in self._channels:
+                found = ledger.rollout(channel)
+                if found is not None and (found[1].open or self._is_news(found[1], channel)):
+                    under_way.append(channel)
+        out: list[Publication] = []
+        reports: list[dict[str, Any]] = []
+        for channel in under_way:
+            with self._store.write() as ledger:
+                ledger.advance(channel, now_utc)
+                found = ledger.rollout(channel)
+                assert found is not None
+                publication, rollout = found
+                if rollout.open and not publication.announced:
+                    if publication.id not in self._announcing:
+                        self._announce(publication)
+                    continue
+                if not self._is_news(rollout, channel):
+                    continue
+                out += self._notice(ledger, channel)
+            # Committed. Should the broker not get it: notices go out again on every connect.
+            self._rollouts[channel] = rollout.publication_id, rollout.version
+            self._tidy = True
+            reports.append(
+                {
+                    "channel": channel,
+                    "name": publication.ref.name,
+                    "state": rollout.state.value,
+                    "wave": f"{rollout.wave} of {len(rollout.plan.waves)}",
+                    "reason": rollout.reason,
+                }
+            )
+        for more in reports:
+            self._report("rollout", more)
+        return out
+
+    def _is_news(self, rollout: Rollout, channel: str) -> bool:
+        return self._rollouts.get(channel) != (rollout.publication_id, rollout.version)
+
     def _garbage(self, ledger: Ledger, now_utc: float) -> list[tuple[Published, list[str]]]:
         """Return older publications whose chunks no device needs any more, with those chunks."""
         garbage: list[tuple[Published, list[str]]] = []
         current = {channel: ledger.current(channel) for channel in ledger.channels()}
-        needed = {digest for p in current.values() if p is not None for digest in p.release.digests()}
+        needed = {
+            digest
+            for channel in current
+            for publication in _in_use(ledger, channel)
+            for digest in publication.release.digests()
+        }
         for channel in self._channels:
             now_running = current.get(channel)
             if now_running is None:
@@ -446,13 +503,22 @@ class FleetCore:
             room_bytes -= len(chunk)
         if self._announcing and self._seeder.idle:
             with self._store.write() as ledger:
-                for channel, publication_id in self._announcing.items():
+                for publication_id, channel in self._announcing.items():
                     out += self._notice(ledger, channel)
                     # Should the broker not get these after all: notices go out again on every connect, and chunks
                     # when they are asked for.
                     ledger.mark_announced(publication_id)
             self._announcing.clear()
         return out
+
+
+def _in_use(ledger: Ledger, channel: str) -> list[Published]:
+    """Return a channel's current release and what a rollout brings it, as far as there are such."""
+    current, under_way = ledger.current(channel), ledger.rollout(channel)
+    found = [] if current is None else [current]
+    if under_way is not None and under_way[1].open:
+        found.append(under_way[0])
+    return found
 
 
 class FleetService:

@@ -18,7 +18,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Final
 
@@ -35,6 +35,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    false,
     func,
     inspect,
     select,
@@ -48,11 +49,13 @@ from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, decode_manifest
 from sdk.chunks import ChunkStore, Release, describe
 from sdk.errors import BadSignature, FleetError, UnknownDevice
 from sdk.fleet.registry import Standing, Verdict, judge, next_state
+from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Step, decide
 from sdk.labels import GENESIS, Chain, Fold, LiveSet, Record, entry_hash
 from sdk.wire import (
     MAX_BATCH_RECORDS,
     Desired,
     DeviceState,
+    Quality,
     ReleaseRef,
     UpdateEvent,
     UpdateState,
@@ -63,7 +66,7 @@ from sdk.wire import (
 
 DATABASE_NAME: Final = "fleet.db"
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 """The newest migration: a database that has it is opened without Alembic."""
 BUSY_TIMEOUT_S: Final = 10.0
 LOCK_PATIENCE_S: Final = 0.5
@@ -113,6 +116,8 @@ class PublicationRow(Base):
     """Its chunks and the assignments that name it have been handed to the broker once."""
     cleared: Mapped[bool] = mapped_column(default=False)
     """Its chunks were taken off the broker, because every device had moved on."""
+    staged: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """It is not the channel's current release: a rollout is under way, or halted."""
 
 
 class DeviceRow(Base):
@@ -160,6 +165,27 @@ class AssignmentRow(Base):
     state: Mapped[str | None] = mapped_column(String(20))
     reason: Mapped[str] = mapped_column(String(500), default="")
     updated_utc: Mapped[float | None]
+    wave: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    """Which wave of a rollout reached the device; 0 where there was none."""
+    before: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """The device's `Quality` when the wave reached it, as JSON."""
+
+
+class RolloutRow(Base):
+    """How a publication reaches its channel in waves, and how far it is."""
+
+    __tablename__ = "rollouts"
+
+    publication_id: Mapped[int] = mapped_column(ForeignKey("publications.id"), primary_key=True)
+    plan: Mapped[bytes] = mapped_column(LargeBinary)
+    """`sdk.fleet.rollout.Plan`, as JSON."""
+    state: Mapped[str] = mapped_column(String(20))
+    wave: Mapped[int] = mapped_column(default=0)
+    wave_began_utc: Mapped[float] = mapped_column(default=0.0)
+    well_since_utc: Mapped[float | None]
+    approved: Mapped[int] = mapped_column(default=1)
+    reason: Mapped[str] = mapped_column(String(500), default="")
+    version: Mapped[int] = mapped_column(default=0)
 
 
 @dataclass(frozen=True)
@@ -172,6 +198,7 @@ class Publication:
     space: str
     feature_size: int
     announced: bool
+    staged: bool = False
 
     @property
     def ref(self) -> ReleaseRef:
@@ -283,15 +310,24 @@ class FleetStore:
         with _database(self.directory), Session(self._writer) as session, session.begin():
             yield Ledger(session)
 
-    def publish(self, bundle: Bundle, *, channel: str, precision: str | None = None) -> Publication:
-        """Store a verified bundle as the channel's current release and assign it to the channel's devices.
+    def publish(
+        self, bundle: Bundle, *, channel: str, precision: str | None = None, plan: Plan | None = None
+    ) -> Publication:
+        """Store a verified bundle and assign it to the channel's devices, at once or in waves.
 
         A running service announces it by itself. Publishing again what is current already changes nothing for
         devices that run it.
 
+        Args:
+            bundle: The release to be.
+            channel: Whose devices should run it.
+            precision: Which of its precisions; its first by default.
+            plan: How it reaches them in waves; None makes it the channel's current release now.
+
         Raises:
             BundleError: the bundle changed meanwhile, or is too large.
             StoreFull: no space for its chunks.
+            FleetError: a rollout is under way in this channel.
         """
         release = describe(bundle.path, bundle.manifest.name, bundle.file_names(), put=self.chunks.put)
         listed = {entry.name: entry.sha256 for entry in bundle.manifest.files}
@@ -301,7 +337,9 @@ class FleetStore:
         self.chunks.sync()
         entry = bundle.precision(precision)
         with self.write() as ledger:
-            return ledger.publish(release, channel=channel, space=entry.space, feature_size=entry.feature_size)
+            return ledger.publish(
+                release, channel=channel, space=entry.space, feature_size=entry.feature_size, plan=plan
+            )
 
     def live_set(self, channel: str) -> LiveSet | None:
         """Return the live set of the channel's union in its current release's feature space.
@@ -341,10 +379,22 @@ class Ledger:
 
     # Channels and releases
 
-    def publish(self, release: Release, *, channel: str, space: str, feature_size: int) -> Publication:
-        """Make a release the channel's current one and assign it to all its devices."""
+    def publish(
+        self, release: Release, *, channel: str, space: str, feature_size: int, plan: Plan | None = None
+    ) -> Publication:
+        """Make a release the channel's current one and assign it to all its devices, or begin a rollout of it.
+
+        Raises:
+            FleetError: a rollout is under way in this channel.
+        """
         ref = release.ref
         self._channel(channel)
+        under_way = self.rollout(channel)
+        if under_way is not None and under_way[1].open:
+            raise FleetError(
+                f"a rollout of {under_way[0].ref.name} is under way on channel {channel}",
+                hint="Let it end, or stop it: headway fleet rollout halt.",
+            )
         if self._session.get(ReleaseRow, ref.release_id) is None:
             self._session.add(
                 ReleaseRow(
@@ -357,9 +407,14 @@ class Ledger:
                 )
             )
             self._session.flush()
-        row = PublicationRow(channel=channel, release_id=ref.release_id, published_utc=time.time())
+        row = PublicationRow(
+            channel=channel, release_id=ref.release_id, published_utc=time.time(), staged=plan is not None
+        )
         self._session.add(row)
         self._session.flush()
+        if plan is not None:
+            self._put_rollout(Rollout(row.id, plan))
+            return Publication(row.id, channel, release, space, feature_size, announced=False, staged=True)
         for device in self._session.scalars(select(DeviceRow.device).where(DeviceRow.channel == channel)):
             self._session.add(AssignmentRow(publication_id=row.id, device=device))
         return Publication(row.id, channel, release, space, feature_size, announced=False)
@@ -377,9 +432,18 @@ class Ledger:
         return list(self._session.scalars(select(ChannelRow.name).order_by(ChannelRow.name)))
 
     def current(self, channel: str) -> Publication | None:
-        """Return the channel's current release."""
-        newest = select(func.max(PublicationRow.id)).where(PublicationRow.channel == channel).scalar_subquery()
+        """Return the channel's current release: the newest that reached it at once, or whose rollout is done."""
+        newest = (
+            select(func.max(PublicationRow.id))
+            .where(PublicationRow.channel == channel, PublicationRow.staged.is_(False))
+            .scalar_subquery()
+        )
         found = self._publications(PublicationRow.id == newest)
+        return found[0] if found else None
+
+    def publication(self, publication_id: int) -> Publication | None:
+        """Return one publication."""
+        found = self._publications(PublicationRow.id == publication_id)
         return found[0] if found else None
 
     def publications(self, channel: str, *, cleared: bool) -> list[Publication]:
@@ -394,7 +458,9 @@ class Ledger:
             .order_by(PublicationRow.id)
         )
         return [
-            Publication(p.id, p.channel, Release.parse(r.descriptor), r.space, r.feature_size, p.announced)
+            Publication(
+                p.id, p.channel, Release.parse(r.descriptor), r.space, r.feature_size, p.announced, p.staged
+            )
             for p, r in rows
         ]
 
@@ -475,10 +541,194 @@ class Ledger:
             query = query.where(DeviceRow.channel == channel)
         return [_device(row) for row in self._session.scalars(query)]
 
-    def desired(self, device: Device) -> Desired | None:
-        """Return what a device should run."""
-        current = self.current(device.channel)
-        return None if current is None else Desired(release=current.ref, channel=device.channel)
+    def desired(self, devices: Iterable[Device]) -> list[tuple[Device, Desired]]:
+        """Return what devices should run: what a rollout under way brought them, else their channel's release."""
+        found: list[tuple[Device, Desired]] = []
+        by_channel: dict[str, list[Device]] = {}
+        for device in devices:
+            by_channel.setdefault(device.channel, []).append(device)
+        for channel, own in by_channel.items():
+            current, under_way = self.current(channel), self.rollout(channel)
+            staged: dict[str, Desired] = {}
+            if under_way is not None and under_way[1].open:
+                publication, rollout = under_way
+                newest = rollout.wave_began_utc + rollout.plan.deadline_s
+                for member in self.members(publication.id):
+                    deadline = newest if member.wave == rollout.wave else None
+                    staged[member.device] = Desired(
+                        release=publication.ref, channel=channel, deadline_utc=deadline
+                    )
+            usual = None if current is None else Desired(release=current.ref, channel=channel)
+            for device in own:
+                desired = staged.get(device.device, usual)
+                if desired is not None:
+                    found.append((device, desired))
+        return found
+
+    # Rollouts
+
+    def rollout(self, channel: str) -> tuple[Publication, Rollout] | None:
+        """Return a channel's newest rollout, under way or ended, and what it brings; None where there was none."""
+        row = self._session.scalar(
+            select(RolloutRow)
+            .join(PublicationRow, PublicationRow.id == RolloutRow.publication_id)
+            .where(PublicationRow.channel == channel)
+            .order_by(RolloutRow.publication_id.desc())
+            .limit(1)
+        )
+        if row is None:
+            return None
+        publication = self.publication(row.publication_id)
+        assert publication is not None  # a foreign key
+        return publication, Rollout(
+            row.publication_id,
+            msgspec.json.decode(row.plan, type=Plan),
+            RolloutState(row.state),
+            row.wave,
+            row.wave_began_utc,
+            row.well_since_utc,
+            row.approved,
+            row.reason,
+            row.version,
+        )
+
+    def _put_rollout(self, rollout: Rollout) -> None:
+        row = self._session.get(RolloutRow, rollout.publication_id)
+        if row is None:
+            row = RolloutRow(publication_id=rollout.publication_id)
+            self._session.add(row)
+        row.plan = msgspec.json.encode(rollout.plan)
+        row.state = rollout.state.value
+        row.wave, row.wave_began_utc, row.well_since_utc = (
+            rollout.wave,
+            rollout.wave_began_utc,
+            rollout.well_since_utc,
+        )
+        row.approved, row.reason, row.version = rollout.approved, rollout.reason, rollout.version
+        self._session.flush()
+
+    def members(self, publication_id: int) -> list[Member]:
+        """Return the devices that a publication's waves have reached, by wave and name."""
+        rows = self._session.execute(
+            select(AssignmentRow, DeviceRow)
+            .join(DeviceRow, DeviceRow.device == AssignmentRow.device)
+            .where(AssignmentRow.publication_id == publication_id)
+            .order_by(AssignmentRow.wave, AssignmentRow.device)
+        )
+        return [_member(assigned, _device(device)) for assigned, device in rows]
+
+    def advance(self, channel: str, now_utc: float) -> tuple[Publication, Decision] | None:
+        """Look at a channel's rollout, do what is to be done, and return that; None where nothing has changed.
+
+        Halting and finishing decide what `current` and `desired` say from then on.
+        """
+        found = self.rollout(channel)
+        if found is None or not found[1].open or not found[0].announced:
+            return None
+        publication, rollout = found
+        devices = {device.device: device for device in self.devices(channel)}
+        decision = decide(rollout, publication.ref.release_id, self.members(publication.id), devices, now_utc)
+        after = decision.rollout
+        if decision.step is Step.NEXT_WAVE:
+            after = replace(
+                after,
+                state=RolloutState.ROLLING,
+                wave=after.wave + 1,
+                wave_began_utc=now_utc,
+                well_since_utc=None,
+                version=after.version + 1,
+            )
+            for device in decision.devices:
+                quality = devices[device].state.quality
+                before = None if quality is None else msgspec.json.encode(quality)
+                self._session.add(
+                    AssignmentRow(publication_id=publication.id, device=device, wave=after.wave, before=before)
+                )
+        elif decision.step is Step.FINISH:
+            self._finish(publication)
+        if after == rollout:
+            return None
+        self._put_rollout(after)
+        return publication, replace(decision, rollout=after)
+
+    def _finish(self, publication: Publication) -> None:
+        """Make it the channel's current release; devices that no wave has reached get it too."""
+        self._session.execute(
+            update(PublicationRow).where(PublicationRow.id == publication.id).values(staged=False)
+        )
+        reached = {member.device for member in self.members(publication.id)}
+        for device in self.devices(publication.channel):
+            if device.device not in reached:
+                self._session.add(AssignmentRow(publication_id=publication.id, device=device.device))
+
+    def halt(self, channel: str, reason: str) -> Rollout:
+        """Stop a channel's rollout; its devices are assigned the channel's current release again.
+
+        Raises:
+            FleetError: none is under way.
+        """
+        rollout = self._under_way(channel)
+        return self._store(rollout, state=RolloutState.HALTED, reason=reason[:500])
+
+    def approve(self, channel: str) -> Rollout:
+        """Let the next wave of a channel's rollout begin.
+
+        Raises:
+            FleetError: none is under way, or it waits for nobody.
+        """
+        rollout = self._under_way(channel)
+        if rollout.state is not RolloutState.AWAITING:
+            raise FleetError(
+                f"the rollout on {channel} is {rollout.state.value}; it waits for no approval",
+                hint="Look at it: headway fleet rollout show.",
+            )
+        return self._store(rollout, approved=rollout.wave + 1, state=RolloutState.SOAKING)
+
+    def resume(self, channel: str) -> Rollout:
+        """Go on with a halted rollout, from the wave that was out, as if its devices had said nothing yet.
+
+        Raises:
+            FleetError: there is none, it did not halt, or another release was published since.
+        """
+        found = self.rollout(channel)
+        if found is None or found[1].state is not RolloutState.HALTED:
+            raise FleetError(
+                f"no rollout has halted on channel {channel}", hint="Look at it: headway fleet rollout show."
+            )
+        publication, rollout = found
+        current = self.current(channel)
+        if current is not None and current.id > publication.id:
+            raise FleetError(
+                f"{current.ref.name} was published since", hint="Publish the bundle again with --waves."
+            )
+        self._session.execute(
+            update(AssignmentRow)
+            .where(AssignmentRow.publication_id == publication.id)
+            .values(state=None, reason="", updated_utc=None)
+        )
+        # Its chunks may be off the broker by now.
+        self._session.execute(
+            update(PublicationRow)
+            .where(PublicationRow.id == publication.id)
+            .values(announced=False, cleared=False)
+        )
+        return self._store(
+            rollout, state=RolloutState.ROLLING, reason="", wave_began_utc=time.time(), well_since_utc=None
+        )
+
+    def _under_way(self, channel: str) -> Rollout:
+        found = self.rollout(channel)
+        if found is None or not found[1].open:
+            raise FleetError(
+                f"no rollout is under way on channel {channel}",
+                hint="Begin one: headway fleet publish BUNDLE --waves 1,10%,100%.",
+            )
+        return found[1]
+
+    def _store(self, rollout: Rollout, **changes: object) -> Rollout:
+        after: Rollout = replace(rollout, version=rollout.version + 1, **changes)  # type: ignore[arg-type]
+        self._put_rollout(after)
+        return after
 
     # Assignments
 
@@ -594,6 +844,19 @@ def _device(row: DeviceRow) -> Device:
         last_seen_utc=row.last_seen_utc,
         acknowledged=row.last_seq,
         refused=row.refused,
+    )
+
+
+def _member(row: AssignmentRow, device: Device) -> Member:
+    return Member(
+        device=row.device,
+        wave=row.wave,
+        state=None if row.state is None else UpdateState(row.state),
+        reason=row.reason,
+        online=device.state.online,
+        running=device.state.release_id,
+        before=None if row.before is None else msgspec.json.decode(row.before, type=Quality),
+        now=device.state.quality,
     )
 
 

@@ -1,0 +1,236 @@
+"""`headway fleet rollout`: watch a release reach its channel in waves, and have a say in it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from sdk.errors import FleetError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sdk.fleet.rollout import Member, Plan, Rollout
+    from sdk.fleet.store import FleetStore, Publication
+
+_dir = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The fleet's directory.",
+)
+_channel = click.option("--channel", default="default", show_default=True, help="Whose rollout.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+WATCH_S = 0.5
+
+
+@click.group()
+def rollout() -> None:
+    """Watch a rollout, let its next wave begin, stop it, or go on with it.
+
+    A rollout begins with `headway fleet publish BUNDLE --waves 1,10%,100%`. It goes on while devices do well and
+    halts by itself when one does not: then what is out goes back to the channel's release before.
+    """
+
+
+def plan_of(
+    waves: str | None,
+    *,
+    approve: bool,
+    soak_minutes: float,
+    deadline_hours: float,
+    max_failed: int,
+    max_recall_drop: float,
+    max_unknown_rise: float,
+    max_latency_ratio: float,
+) -> Plan | None:
+    """Return the plan that the options of `headway fleet publish` say; None where they ask for no waves.
+
+    Raises:
+        FleetError: they make no sense.
+    """
+    from sdk.fleet.rollout import Plan, parse_waves
+
+    if waves is None:
+        if approve:
+            raise FleetError("--approve is about waves", hint="Say which: --waves 1,10%,100%.")
+        return None
+    try:
+        return msgspec.convert(
+            {
+                "waves": parse_waves(waves),
+                "approve": approve,
+                "soak_s": soak_minutes * 60,
+                "deadline_s": deadline_hours * 3600,
+                "max_failed": max_failed,
+                "max_recall_drop": max_recall_drop / 100,
+                "max_unknown_rise": max_unknown_rise / 100,
+                "max_latency_ratio": max_latency_ratio,
+            },
+            Plan,
+        )
+    except msgspec.ValidationError as error:
+        raise FleetError(
+            f"these waves make no sense: {error}", hint="See headway fleet publish --help."
+        ) from error
+
+
+@rollout.command()
+@_dir
+@_channel
+@click.option("--watch", is_flag=True, help="Go on showing it until it ends; Ctrl-C only stops the watching.")
+@_json
+def show(directory: Path, channel: str, watch: bool, as_json: bool) -> None:
+    """Show how far a channel's newest rollout is, and how its devices do."""
+    from sdk.fleet.cli import open_fleet
+
+    with open_fleet(directory) as store:
+        report = overview(store, channel)
+        if as_json:
+            click.echo(msgspec.json.encode(report))
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console()
+        if not watch or not console.is_terminal:
+            console.print(_table(report))
+            return
+        with Live(_table(report), console=console) as live:
+            while report["open"]:
+                time.sleep(WATCH_S)
+                report = overview(store, channel)
+                live.update(_table(report))
+
+
+@rollout.command()
+@_dir
+@_channel
+@_json
+def approve(directory: Path, channel: str, as_json: bool) -> None:
+    """Let the next wave of a rollout that waits for it begin."""
+    _act(directory, channel, as_json, "approved: the next wave begins", lambda ledger: ledger.approve(channel))
+
+
+@rollout.command()
+@_dir
+@_channel
+@click.option("--reason", default="halted by a person", show_default=True, help="Why, for those who look later.")
+@_json
+def halt(directory: Path, channel: str, reason: str, as_json: bool) -> None:
+    """Stop a rollout: devices that have the release go back to the channel's release before."""
+    _act(directory, channel, as_json, "halted: what is out goes back", lambda ledger: ledger.halt(channel, reason))
+
+
+@rollout.command()
+@_dir
+@_channel
+@_json
+def resume(directory: Path, channel: str, as_json: bool) -> None:
+    """Go on with a rollout that halted, from the wave that was out: what made it halt has been mended."""
+    _act(directory, channel, as_json, "goes on", lambda ledger: ledger.resume(channel))
+
+
+def _act(directory: Path, channel: str, as_json: bool, words: str, what: Any) -> None:
+    from sdk.fleet.cli import open_fleet
+
+    with open_fleet(directory) as store:
+        with store.write() as ledger:
+            what(ledger)
+        if as_json:
+            click.echo(msgspec.json.encode(overview(store, channel)))
+        else:
+            click.echo(f"{channel}: {words}")
+            if not store.served():
+                click.echo("no fleet service runs on this directory; it is carried out when one starts")
+
+
+def overview(store: FleetStore, channel: str) -> dict[str, Any]:
+    """Return a channel's newest rollout and its devices, ready for JSON.
+
+    Raises:
+        FleetError: there was none.
+    """
+    with store.read() as ledger:
+        found = ledger.rollout(channel)
+        if found is None:
+            raise FleetError(
+                f"there was no rollout on channel {channel}",
+                hint="Begin one: headway fleet publish BUNDLE --waves 1,10%,100%.",
+            )
+        publication, rollout = found
+        members = ledger.members(publication.id)
+        channel_size = len(ledger.devices(channel))
+        current = ledger.current(channel)
+    return {
+        "channel": channel,
+        "release": publication.ref.name,
+        "release_id": publication.ref.release_id,
+        "current": None if current is None else current.ref.name,
+        "state": rollout.state.value,
+        "open": rollout.open,
+        "reason": rollout.reason,
+        "wave": rollout.wave,
+        "waves": rollout.plan.waves,
+        "wave_began_utc": rollout.wave_began_utc or None,
+        "well_since_utc": rollout.well_since_utc,
+        "plan": msgspec.to_builtins(rollout.plan),
+        "devices": [_device(publication, rollout, member) for member in members],
+        "not_reached": channel_size - len(members),
+    }
+
+
+def _device(publication: Publication, rollout: Rollout, member: Member) -> dict[str, Any]:
+    from sdk.fleet.registry import settled
+    from sdk.fleet.rollout import failure
+
+    release_id = publication.ref.release_id
+    end = settled(release_id, member.state, member.running)
+    return {
+        "device": member.device,
+        "wave": member.wave,
+        "online": member.online,
+        "state": "assigned" if member.state is None and end is None else (member.state or end).value,  # type: ignore[union-attr]
+        "runs_it": member.running == release_id,
+        "trouble": failure(rollout.plan, member, release_id),
+        "before": None if member.before is None else msgspec.to_builtins(member.before),
+        "now": None if member.now is None else msgspec.to_builtins(member.now),
+    }
+
+
+def _table(report: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = (
+        f"{report['release']} on {report['channel']}: {report['state']}, wave {report['wave']} of "
+        f"{len(report['waves'])} ({', '.join(report['waves'])})"
+    )
+    table = Table("device", "wave", "", "update", "own labels", "unknown", "ms", "trouble", title=escape(title))
+    for one in report["devices"]:
+        before, now = one["before"] or {}, one["now"] or {}
+        table.add_row(
+            one["device"],
+            str(one["wave"]),
+            "online" if one["online"] else "offline",
+            one["state"],
+            _change(before.get("recall"), now.get("recall"), "{:.0%}"),
+            _change(before.get("unknown"), now.get("unknown"), "{:.0%}"),
+            _change(before.get("latency_ms"), now.get("latency_ms"), "{:.0f}"),
+            escape(one["trouble"] or ""),
+        )
+    under = [f"{report['not_reached']} devices not reached yet"] if report["not_reached"] else []
+    if report["reason"]:
+        under.insert(0, report["reason"])
+    table.caption = escape("; ".join(under))
+    return table
+
+
+def _change(before: float | None, now: float | None, form: str) -> str:
+    words = ["-" if value is None else form.format(value) for value in (before, now)]
+    return words[1] if words[0] in ("-", words[1]) else " -> ".join(words)
