@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,9 @@ APPLICATION_ID: Final = 0x48575931
 """Tells our SQLite files from other programs'."""
 BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_BYTES: Final = 4096
-_RESTORE: Final = "Move the file away and start again: the device fetches its log from the fleet."
+_RESTORE: Final = (
+    "Move the file away and start again: the device fetches its log from the fleet; or `headway agent restore`."
+)
 
 
 class Database:
@@ -61,10 +64,14 @@ class Database:
         with self.lock:
             if self._lock_file.closed:
                 return
-            with contextlib.suppress(sqlite3.Error):  # a full disk must not keep us from stopping
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.shrink()  # a full disk does not keep us from stopping
             self._db.close()
             self._lock_file.close()
+
+    def shrink(self) -> None:
+        """Write SQLite's log back into the file and give its room up: on a full disk it cannot grow any more."""
+        with self.lock, contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -93,6 +100,39 @@ class Database:
         """Return the first column of the first row; None where there is none."""
         row = self.row(sql, *values)
         return None if row is None else row[0]
+
+
+def read_uri(path: Path) -> str:
+    """Return the URI to read a file of ours by, also on a disk that is mounted read-only."""
+    # SQLite reads WAL files through a shared one beside them, which it must be able to make. A file without a log
+    # in a folder that nobody can write to does not change.
+    still = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+    return f"{path.resolve().as_uri()}?{'immutable=1' if still else 'mode=ro'}"
+
+
+@contextlib.contextmanager
+def open_to_read(path: Path, newest: int, *, whole: bool) -> Iterator[sqlite3.Connection]:
+    """Open a file of ours to read it as it stands now, also while an agent writes to it.
+
+    Args:
+        path: The file.
+        newest: The newest schema that this version knows.
+        whole: Check every page and index, which reads all of it.
+
+    Raises:
+        StoreCorrupt: it is damaged, another program's, or has a newer schema.
+    """
+    db = sqlite3.connect(read_uri(path), uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    try:
+        _check(db, path, newest)
+        if whole:
+            (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+            if verdict != "ok":
+                raise damaged(f"{path} is damaged: {str(verdict)[:100]}")
+        db.execute("BEGIN")
+        yield db
+    finally:
+        db.close()
 
 
 def damaged(what: str) -> StoreCorrupt:

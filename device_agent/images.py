@@ -44,6 +44,12 @@ class ImageFolder:
             return None
         return image if hashlib.sha256(image).digest() == sample_id else None
 
+    def size_bytes(self, sample_id: bytes) -> int:
+        """Return a picture's size on disk; 0 where it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._path(sample_id).stat().st_size
+        return 0
+
     def sync(self, sample_id: bytes) -> None:
         """Make a picture durable: file, folder, and folder of folders. Does nothing where it is not there."""
         path = self._path(sample_id)

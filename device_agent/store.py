@@ -11,7 +11,9 @@ Rules this module keeps:
 - When the disk is full, or the store at its size limit, writing raises `StoreFull` and changes nothing; it works
   again without a restart as soon as there is room. Samples are refused earlier than labels (`reserve_bytes`), so
   that what an operator types finds room longest.
-- A picture that operators may have labelled is never deleted, not even where nothing here knows it any more.
+- A picture that operators may have labelled is never deleted, not even where nothing here knows it any more. What
+  goes when pictures take too much room is said at `StoreLimits`.
+- A ballast file stands for labels: it is given up when the disk is full, and made again when there is room.
 
 SQLite itself is `database`'s; what the records mean is the learner's; what goes over the wire is `sync`'s. Any
 thread may call.
@@ -19,6 +21,7 @@ thread may call.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sqlite3
 import time
@@ -26,12 +29,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
 
-from device_agent.database import Database, damaged, disk
+from device_agent.ballast import Ballast
+from device_agent.database import Database, damaged, disk, open_to_read
 from device_agent.images import ImageFolder, sync_path
 from device_agent.queue import Question
 from sdk.codes import Code
@@ -49,7 +53,16 @@ from sdk.labels import (
 )
 from sdk.wire import UpdateState
 
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
 STORE_NAME: Final = "store.sqlite3"
+IMAGES_NAME: Final = "images"
+BALLAST_NAME: Final = "ballast"
+AWAIT_FLEET: Final = "await_fleet"
+"""Key of `meta`: restored from a backup, and the fleet may hold later entries of this device."""
+_EVICT_TO: Final = 0.95  # of the pictures' limit, so that not every frame has to look for what must go
 _BATCH: Final = 500  # records read per query, so that no reader holds the lock long
 
 _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -79,6 +92,7 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             job BLOB NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, starts INTEGER NOT NULL)""",
     ),
     ("ALTER TABLE heads ADD COLUMN adaptation BLOB",),
+    ("ALTER TABLE samples ADD COLUMN size_bytes INTEGER NOT NULL DEFAULT 0",),
 )
 """Statements from schema n to n + 1; `PRAGMA user_version` says how many have been run."""
 
@@ -186,8 +200,14 @@ class UpdateRow:
 class StoreLimits:
     """How much the store keeps.
 
+    Where pictures are over their limit these go, until a twentieth of it is free: the oldest that nobody is asked
+    about; then those of the last parts; then questions, the least important first. Labelled ones never.
+
     Attributes:
         keep_samples: Unlabelled samples with pictures; the oldest go first. Labelled ones stay.
+        keep_parts: Of the last so many parts everything stays at hand for labelling, as long as there is room.
+        max_image_bytes: Pictures on disk, labelled ones included; where these alone fill it, others are refused.
+        ballast_bytes: Kept on the disk to be given up for labels when it is full; 0 for none.
         queue: Questions waiting for the operator; beyond it the least important one falls out.
         queue_per_group: Of one part or burst: more of the same teaches little.
         outbox: Own records the fleet has not acknowledged; beyond it labels are refused.
@@ -203,6 +223,9 @@ class StoreLimits:
     keep_heads: int = 2000
     max_store_bytes: int = 4 * 1024**3
     reserve_bytes: int = 64 * 1024**2
+    keep_parts: int = 50
+    max_image_bytes: int = 16 * 1024**3
+    ballast_bytes: int = 0
 
 
 class Store:
@@ -216,7 +239,9 @@ class Store:
         self.limits = limits
         self._db = db
         self._clock = clock
-        self._images = ImageFolder(folder / "images")
+        self._images = ImageFolder(folder / IMAGES_NAME)
+        self._ballast = Ballast(folder / BALLAST_NAME, limits.ballast_bytes)
+        self._image_bytes = 0
         # Under the database's lock, as everything that belongs to several calls.
         self._chain = Chain(device)
         self._counter = 0
@@ -284,6 +309,18 @@ class Store:
         self._counter = self._db.value("SELECT coalesce(max(counter), 0) FROM records")
         self._head_number = self._db.value("SELECT coalesce(max(number), 0) FROM heads")
         self._images.sweep()
+        self._measure_images()
+        self._ballast.fill(self.limits.reserve_bytes)
+
+    def _measure_images(self) -> None:
+        """Note sizes that an earlier version did not, and add them up."""
+        unknown = [row[0] for row in self._db.rows("SELECT sample FROM samples WHERE size_bytes = 0")]
+        sizes = [(self._images.size_bytes(sample), sample) for sample in unknown]
+        with self._db.transaction(durable=False) as db:
+            db.executemany(
+                "UPDATE samples SET size_bytes = ? WHERE sample = ?", [each for each in sizes if each[0]]
+            )
+        self._image_bytes = int(self._db.value("SELECT coalesce(sum(size_bytes), 0) FROM samples"))
 
     # -- the label log ------------------------------------------------------------------------------------
 
@@ -303,9 +340,33 @@ class Store:
         """
         if not bodies:
             return []
-        codes = codes or {}
         with self._db.lock:
             self._check_outbox(len(bodies))
+            self._check_caught_up()
+            return self._with_room(lambda: self._append(bodies, codes or {}))
+
+    def _with_room(self, write: Callable[[], T]) -> T:
+        """Write; where the disk is full, give the ballast up for it and write again."""
+        try:
+            written = write()
+        except StoreFull:
+            if not self._ballast.give_up():
+                raise
+            _log.error("the disk is full: the ballast was given up for labels; free space soon")
+            self._db.shrink()
+            written = write()
+        if self._ballast.given_up:
+            # SQLite's log takes ten times a label's size until it is written back, for which it needs room too.
+            self._db.shrink()
+        return written
+
+    @property
+    def ballast_given_up(self) -> bool:
+        """Whether the disk was full, and is not free enough yet to make the ballast again."""
+        return self._ballast.given_up
+
+    def _append(self, bodies: Sequence[Body], codes: Mapping[bytes, Code]) -> list[Record]:
+        with self._db.lock:
             chain, counter, records = self._chain, self._counter, []
             wall_time_us = int(self._clock() * 1_000_000)
             with self._db.transaction() as db:
@@ -338,6 +399,13 @@ class Store:
             raise StoreFull(
                 f"{depth} entries wait for the fleet, at most {self.limits.outbox} may",
                 hint="Connect the device to its broker, or raise the store's outbox limit.",
+            )
+
+    def _check_caught_up(self) -> None:
+        if self._get(AWAIT_FLEET):
+            raise StoreFull(
+                "this store was restored from a backup and has not heard from its fleet yet",
+                hint="Connect the device to its broker: its later labels come back first.",
             )
 
     def receive(self, records: Sequence[Record], position: int, channel: str = "") -> list[Record]:
@@ -457,9 +525,10 @@ class Store:
                     f"the fleet holds {through} entries of {self.device}, this store has {self._chain.seq}",
                     hint="Let the device fetch its log before labelling, or enrol it under a new id.",
                 )
-            if through > self.acknowledged():
+            if through > self.acknowledged() or self._get(AWAIT_FLEET):
                 with self._db.transaction() as db:
-                    _set(db, "acknowledged", through)
+                    _set(db, "acknowledged", max(through, self.acknowledged()))
+                    _set(db, AWAIT_FLEET, None)
 
     def log_position(self, channel: str = "") -> int:
         """Return how far this device has read the channel's union; 0 for nothing yet."""
@@ -478,38 +547,83 @@ class Store:
             StoreFull: less than `reserve_bytes` are free, or the store is at its limit; nothing was stored.
         """
         with self._db.lock, disk(self.folder):
-            if shutil.disk_usage(self.folder).free < self.limits.reserve_bytes:
+            free = shutil.disk_usage(self.folder).free
+            if free < self.limits.reserve_bytes:
                 raise StoreFull(
                     f"less than {self.limits.reserve_bytes // 1024**2} MiB are free in {self.folder}",
                     hint="Free space; until then samples are not kept, decisions and labels go on.",
                 )
+            self._ballast.fill(self.limits.reserve_bytes, free)
+            size_bytes = 0 if image is None else len(image)
+            self._check_image_room(size_bytes)
             if image is not None:
                 self._images.put(sample.sample_id, image)
-            gone: list[bytes] = []
             with self._db.transaction(durable=False) as db:
-                status = self._upsert_sample(db, sample)
+                status, more = self._upsert_sample(db, sample, size_bytes)
                 if status is SampleStatus.QUEUED:
                     self._bound_queue(db)
                 gone = self._prune_samples(db)
-            self._images.drop(gone)
+                total = self._image_bytes + more - sum(size for _, size in gone)
+                if total > self.limits.max_image_bytes:
+                    evicted = self._evict(db, total, sample.sample_id)
+                    total -= sum(size for _, size in evicted)
+                    gone += evicted
+            self._image_bytes = total
+            self._images.drop(each for each, _ in gone)
             row = self._db.row("SELECT status FROM samples WHERE sample = ?", sample.sample_id)
             return SampleStatus(row[0]) if row else SampleStatus.SEEN
 
-    def _upsert_sample(self, db: sqlite3.Connection, s: Sample) -> SampleStatus:
-        old = self._db.row("SELECT status, part, reason, priority FROM samples WHERE sample = ?", s.sample_id)
+    def _check_image_room(self, size_bytes: int) -> None:
+        """Refuse a picture that would not have room even if everything without a label went."""
+        limit = self.limits.max_image_bytes
+        if self._image_bytes + size_bytes <= limit:
+            return
+        labelled = int(
+            self._db.value("SELECT coalesce(sum(size_bytes), 0) FROM samples WHERE status = 'labelled'")
+        )
+        if labelled + size_bytes > limit:
+            raise StoreFull(
+                f"labelled pictures take {labelled // 1024**2} of {limit // 1024**2} MiB that pictures may take",
+                hint="Raise [store] max_image_mib; until then other samples are not kept.",
+            )
+
+    def _evict(self, db: sqlite3.Connection, total: int, just_now: bytes) -> list[tuple[bytes, int]]:
+        """Delete the samples that matter least until pictures are well below their limit; return what went."""
+        rows = db.execute(
+            "WITH last AS (SELECT part FROM samples GROUP BY part ORDER BY max(arrival) DESC LIMIT ?)"
+            " SELECT sample, size_bytes FROM samples WHERE status != 'labelled' AND sample != ?"
+            " ORDER BY status = 'queued', part IN last, priority, arrival",
+            (self.limits.keep_parts, just_now),
+        ).fetchall()
+        gone: list[tuple[bytes, int]] = []
+        for sample, size_bytes in rows:
+            if total <= self.limits.max_image_bytes * _EVICT_TO:
+                break
+            gone.append((sample, size_bytes))
+            total -= size_bytes
+        db.executemany("DELETE FROM samples WHERE sample = ?", [(sample,) for sample, _ in gone])
+        return gone
+
+    def _upsert_sample(self, db: sqlite3.Connection, s: Sample, size_bytes: int) -> tuple[SampleStatus, int]:
+        """Return the status, and by how much the pictures grew."""
+        old = self._db.row(
+            "SELECT status, part, reason, priority, size_bytes FROM samples WHERE sample = ?", s.sample_id
+        )
         status, group, reason, priority = s.status, s.group, s.reason, s.priority
+        before = 0
         if old is not None:
-            group = old[1]
+            group, before = old[1], old[4]
+            size_bytes = size_bytes or before
             was = SampleStatus(old[0])
             if was is SampleStatus.LABELLED or (was is SampleStatus.QUEUED and status is SampleStatus.SEEN):
-                status, _, reason, priority = was, *old[1:]
+                status, _, reason, priority = was, *old[1:4]
         if status is SampleStatus.QUEUED and (old is None or old[0] == SampleStatus.SEEN.value):
             asked = self._db.value("SELECT count(*) FROM samples WHERE part = ? AND status != 'seen'", group)
             if asked >= self.limits.queue_per_group:
                 status, reason, priority = SampleStatus.SEEN, "", 0.0
         db.execute(
             "REPLACE INTO samples VALUES ((SELECT coalesce(max(arrival), 0) + 1 FROM samples),"
-            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 s.sample_id,
                 s.captured_utc,
@@ -525,9 +639,10 @@ class Store:
                 reason,
                 priority,
                 s.source,
+                size_bytes,
             ),
         )
-        return status
+        return status, size_bytes - before
 
     def _bound_queue(self, db: sqlite3.Connection) -> None:
         db.execute(
@@ -536,13 +651,13 @@ class Store:
             (self.limits.queue,),
         )
 
-    def _prune_samples(self, db: sqlite3.Connection) -> list[bytes]:
+    def _prune_samples(self, db: sqlite3.Connection) -> list[tuple[bytes, int]]:
         rows = db.execute(
             "DELETE FROM samples WHERE sample IN (SELECT sample FROM samples WHERE status = 'seen'"
-            " ORDER BY arrival DESC LIMIT -1 OFFSET ?) RETURNING sample",
+            " ORDER BY arrival DESC LIMIT -1 OFFSET ?) RETURNING sample, size_bytes",
             (self.limits.keep_samples,),
         )
-        return [row[0] for row in rows.fetchall()]
+        return list(rows.fetchall())
 
     def sample(self, sample_id: bytes) -> Sample | None:
         """Return a sample; None where it is not, or no longer, kept."""
@@ -650,6 +765,9 @@ class Store:
 
     def put_update(self, row: UpdateRow) -> None:
         """Store how an attempt stands; durable when it returns."""
+        self._with_room(lambda: self._put_update(row))
+
+    def _put_update(self, row: UpdateRow) -> None:
         with self._db.transaction() as db:
             db.execute(
                 "UPDATE updates SET at_utc = ?, state = ?, reason = ?, starts = ? WHERE number = ?",
@@ -672,6 +790,51 @@ class Store:
 
     def _samples(self, tail: str, *values: object) -> list[Sample]:
         return [_sample(row) for row in self._db.rows(f"SELECT {_SAMPLE_COLUMNS} FROM samples {tail}", *values)]
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """What a store says of itself to somebody who only reads it.
+
+    Attributes:
+        device: Whose it is.
+        entries: Of its own log.
+        labelled: Samples with a label from here.
+        lost: Of these, pictures that are gone or damaged; None where nobody looked.
+    """
+
+    device: str
+    entries: int
+    labelled: int
+    lost: int | None
+
+
+def check_store(file: Path, *, whole: bool) -> StoreFacts:
+    """Read a store, whether or not an agent has it open, and return what it holds.
+
+    Args:
+        file: The SQLite file, its `images` folder beside it.
+        whole: Also check every page, the own log's hash chain from end to end, and labelled pictures.
+
+    Raises:
+        StoreCorrupt: it is damaged, from a newer version, not ours, or its log does not hold together.
+        StoreFull: it cannot be read.
+    """
+    with disk(file.parent), open_to_read(file, len(_MIGRATIONS), whole=whole) as db:
+        (device,) = db.execute("SELECT value FROM meta WHERE key = 'device'").fetchone() or ("",)
+        chain = Chain(device)
+        for (raw,) in db.execute("SELECT entry FROM records WHERE device = ? ORDER BY seq", (device,)):
+            entry = _decode_entry(raw)
+            try:
+                chain = chain.follow(entry) if whole else Chain(device, entry.seq, b"")
+            except LabelError as error:
+                raise damaged(f"{file}: {error}") from error
+        labelled = [row[0] for row in db.execute("SELECT sample FROM samples WHERE status = 'labelled'")]
+        lost = None
+        if whole:
+            images = ImageFolder(file.parent / IMAGES_NAME)
+            lost = sum(images.get(sample) is None for sample in labelled)
+        return StoreFacts(str(device), chain.seq, len(labelled), lost)
 
 
 _SAMPLE_COLUMNS: Final = (

@@ -368,6 +368,74 @@ def test_labelled_samples_without_a_code_in_a_new_space_are_found(store: Store) 
     assert not store.has_code(second.sample_id, new)
 
 
+# -- what goes when pictures take too much room
+
+
+def picture_of(number: int, size_bytes: int = 1000) -> bytes:
+    return b"%010d" % number * (size_bytes // 10)
+
+
+def pictured(number: int, **changes: object) -> Sample:
+    return sample_of(number, sample_id=hashlib.sha256(picture_of(number)).digest(), **changes)
+
+
+def kept_pictures(store: Store, numbers: range) -> set[int]:
+    there = {number for number in numbers if store.image(pictured(number).sample_id) is not None}
+    known = {number for number in numbers if store.sample(pictured(number).sample_id) is not None}
+    assert there == known, "a picture and its row go together"
+    return there
+
+
+def test_certain_pictures_go_before_those_of_the_last_parts_and_uncertain_ones_last(tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_image_bytes=10_000, keep_parts=2)
+    with Store.open(tmp_path, "line-1", limits=limits) as store:
+
+        def put(number: int, **changes: object) -> None:
+            store.put_sample(pictured(number, **changes), picture_of(number))
+
+        put(0)
+        label(store, pictured(0))
+        put(1, status=SampleStatus.QUEUED, priority=0.5)
+        put(2, status=SampleStatus.QUEUED, priority=2.0)
+        for number in range(3, 40):
+            put(number)
+        assert kept_pictures(store, range(40)) >= {0, 1, 2, 38, 39}
+        assert len(kept_pictures(store, range(40))) <= 10
+        for number in range(40, 52):  # parts with questions only: now these must give way too
+            put(number, status=SampleStatus.QUEUED, priority=1.0)
+        kept = kept_pictures(store, range(52))
+        assert {0, 2, 51} <= kept
+        assert 1 not in kept, "the least important question went first"
+        assert len(kept) <= 10
+
+
+def test_labelled_pictures_alone_may_fill_the_room_and_labels_are_still_taken(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, max_image_bytes=5_000)) as store:
+        for number in range(5):
+            store.put_sample(pictured(number), picture_of(number))
+            label(store, pictured(number))
+        with pytest.raises(StoreFull, match="labelled pictures take") as caught:
+            store.put_sample(pictured(5), picture_of(5))
+        assert "max_image_mib" in caught.value.hint
+        assert kept_pictures(store, range(6)) == set(range(5))
+        label(store, pictured(5))
+
+
+def test_the_size_of_pictures_is_known_again_after_a_restart_and_after_an_older_version(tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_image_bytes=10_000, keep_parts=0)
+    with Store.open(tmp_path, "line-1", limits=limits) as store:
+        for number in range(8):
+            store.put_sample(pictured(number), picture_of(number))
+    db = sqlite3.connect(tmp_path / "store.sqlite3")
+    db.execute("UPDATE samples SET size_bytes = 0")  # as a version without the column leaves them
+    db.commit()
+    db.close()
+    with Store.open(tmp_path, "line-1", limits=limits) as store:
+        for number in range(8, 12):
+            store.put_sample(pictured(number), picture_of(number))
+        assert len(kept_pictures(store, range(12))) <= 10
+
+
 # -- heads and updates
 
 
