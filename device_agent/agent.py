@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from device_agent.camera import Camera, CameraState, Shot, open_camera
-from device_agent.config import Site
+from device_agent.config import MetricsSettings, Site
 from device_agent.queue import QueuePolicy
 from device_agent.report import MqttReport, State, UpdateReport, camera_report, station_state
 from device_agent.runtime import Runtime, check_golden, open_runtime
@@ -32,6 +32,7 @@ from device_agent.runtime.apart import try_apart
 from device_agent.runtime.engines import Engines
 from device_agent.station import Station
 from device_agent.store import Store, StoreLimits
+from device_agent.systemd import Notifier, Watchdog
 from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
 from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError
@@ -40,6 +41,7 @@ from sdk.tensorrt_api import Library, open_library
 from sdk.wire import DeviceState, HeadState, ReleaseRef, Result, UpdateEvent, UpdateState
 
 if TYPE_CHECKING:
+    from device_agent.metrics import Metrics
     from device_agent.sync import Sync
     from sdk.chunks import ChunkFetcher
 
@@ -99,6 +101,10 @@ class Agent:
         self.errors = 0
         self._fault: str | None = None
         self._sync: Sync | None = None
+        self._notifier = Notifier()
+        self._watchdog = Watchdog(self._notifier)
+        self._metrics: Metrics | None = None
+        self.metrics_port: int | None = None
         self._fetcher: ChunkFetcher | None = None
         self._fetched_bytes = 0
         self._proven = 0  # frames decided in a row by the release that serves
@@ -113,7 +119,13 @@ class Agent:
         with contextlib.ExitStack() as undo:
             undo.callback(self._engines.stop)
             self.camera: Camera = open_camera(site.camera, site.device, clock=clock)
-            limits = StoreLimits(keep_samples=site.store.keep_samples, queue=site.queue.limit)
+            limits = StoreLimits(
+                keep_samples=site.store.keep_samples,
+                queue=site.queue.limit,
+                keep_parts=site.store.keep_parts,
+                max_image_bytes=site.store.max_image_mib * 1024**2,
+                ballast_bytes=site.store.ballast_mib * 1024**2,
+            )
             self.store = Store.open(site.data_dir, site.device, clock=clock, limits=limits)
             undo.callback(self.store.close)
             policy = QueuePolicy(site.queue.ask_below, site.queue.spot_check_share)
@@ -128,6 +140,8 @@ class Agent:
             if site.mqtt is not None:
                 self._join_fleet()
             self._first_release()
+            if site.metrics is not None:
+                self._show_metrics(site.metrics)
             undo.pop_all()
 
     def __enter__(self) -> Agent:
@@ -138,6 +152,8 @@ class Agent:
 
     def close(self) -> None:
         """Stop everything; what is not learned or sent yet is at the next start."""
+        if self._metrics is not None:
+            self._metrics.close()
         self._server.stop()
         self._engines.stop()
         self._updater.stop()
@@ -315,6 +331,12 @@ class Agent:
         if self._sync is not None:
             self._sync.start()
         self._say_ready(on_ready)
+        self._notifier.tell("READY=1", f"STATUS=page at {self.page_url}")
+        with self._watchdog:
+            self._run(stop)
+        self._notifier.tell("STOPPING=1")
+
+    def _run(self, stop: threading.Event) -> None:
         retry_s = RETRY_S
         while not stop.is_set():
             if not self.station.wait_for_release(POLL_S):
@@ -352,7 +374,8 @@ class Agent:
         in_a_row = 0
         for shot in self.camera.shots(stop):
             try:
-                self._inspect(shot)
+                with self._watchdog.work("a frame"):
+                    self._inspect(shot)
                 in_a_row, self._fault = 0, None
                 self._proves_itself()
             except Exception as error:  # noqa: BLE001 - the line must not stop for one frame, whatever is wrong
@@ -364,6 +387,8 @@ class Agent:
 
     def _inspect(self, shot: Shot) -> None:
         seen = self.station.see(shot)
+        if self._metrics is not None:
+            self._metrics.frame(seen.latency_ms)
         if self._sync is not None:
             decision = seen.decision
             self._sync.publish_result(
@@ -400,13 +425,20 @@ class Agent:
             _log.error("%s", fault, exc_info=not isinstance(error, HeadwayError))
         self._fault = fault
 
+    def _show_metrics(self, settings: MetricsSettings) -> None:
+        from device_agent.metrics import Metrics
+
+        self._metrics = Metrics(self.state)
+        self.metrics_port = self._metrics.serve(settings)
+
     # -- what it says of itself ------------------------------------------------------------------------------
 
     def state(self) -> State:
         """Return everything the device says of itself."""
         sync = None if self._sync is None else self._sync.status()
         update = self._updater.status()
-        faults = [self._fault, update.fault, None if sync is None else sync.fault]
+        full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
+        faults = [self._fault, update.fault, None if sync is None else sync.fault, full]
         return station_state(
             self.station,
             channel=self.site.channel,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
+from device_agent.cli_operations import backup, restore, unit
 from sdk.errors import ConfigError
 from sdk.layouts import Layout
 from sdk.stopping import stop_on_signals
@@ -106,18 +105,19 @@ def run(site_file: Path, verbose: bool) -> None:
     _learn_on_one_core()
     from device_agent.agent import Agent
     from device_agent.config import load_site
+    from device_agent.logs import set_up_logs
 
     site = load_site(site_file)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    set_up_logs(site.log, site.device, verbose=verbose)
     with stop_on_signals() as stop:
         with Agent(site) as running:
             running.run(stop.event, on_ready=lambda ready: click.echo(json.dumps(ready)))
         if stop.interrupted:
             raise KeyboardInterrupt
+
+
+for _each in (unit, backup, restore):
+    agent.add_command(_each)
 
 
 @agent.command()

@@ -149,9 +149,33 @@ class QueueSettings(_Section, frozen=True, kw_only=True):
 
 
 class StoreSettings(_Section, frozen=True, kw_only=True):
-    """What is kept. `keep_samples` unlabelled samples with their images; labelled ones are kept for ever."""
+    """What is kept. Labelled samples are kept for ever.
+
+    Attributes:
+        keep_samples: Unlabelled samples with their images; the oldest go first.
+        keep_parts: Of the last so many parts everything stays at hand for labelling, as long as there is room.
+        max_image_mib: Images on disk, MiB; certain ones go before uncertain ones, labelled ones never.
+        ballast_mib: Kept on the disk to be given up for labels when it is full; about 900 labels a MiB.
+    """
 
     keep_samples: Annotated[int, msgspec.Meta(ge=10, le=1_000_000)] = 2000
+    keep_parts: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50
+    max_image_mib: Annotated[int, msgspec.Meta(ge=16, le=1_000_000)] = 16_384
+    ballast_mib: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 4
+
+
+class MetricsSettings(_Section, frozen=True, kw_only=True):
+    """Where Prometheus finds this device's metrics, read-only and without a login; without this table nowhere."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 9464
+
+
+class LogSettings(_Section, frozen=True, kw_only=True):
+    """What is logged, on stderr: `text` for people, `json` for a collector, one object a line."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class Site(_Section, frozen=True, kw_only=True):
@@ -177,6 +201,8 @@ class Site(_Section, frozen=True, kw_only=True):
     mqtt: MqttTable | None = None
     queue: QueueSettings = QueueSettings()
     store: StoreSettings = StoreSettings()
+    metrics: MetricsSettings | None = None
+    log: LogSettings = LogSettings()
 
 
 _CAMERAS: Mapping[str, type[_Section]] = {"folder": FolderCamera, "video": VideoCamera, "opencv": OpenCvCamera}
@@ -186,6 +212,8 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "mqtt": MqttTable,
     "queue": QueueSettings,
     "store": StoreSettings,
+    "metrics": MetricsSettings,
+    "log": LogSettings,
 }
 
 
@@ -344,5 +372,16 @@ limit = 200                   # at most this many samples wait; the least urgent
 
 [store]
 keep_samples = 2000           # unlabelled samples kept with their images; labelled ones stay for ever
+keep_parts = 50               # of the last so many parts everything stays at hand for labelling
+max_image_mib = 16384         # images on disk; certain ones go before uncertain ones, labelled ones never
+ballast_mib = 4               # given up for labels when the disk is full
+
+[log]
+format = "text"               # or json: one object a line, for a collector
+level = "info"                # debug, info, warning or error
+
+# [metrics]                   # for Prometheus; without this table there are none
+# host = "127.0.0.1"          # read-only and without a login
+# port = 9464
 """
 """What `headway agent init` writes."""

@@ -174,6 +174,23 @@ class Traffic:
         )
 
 
+@dataclass(frozen=True)
+class BrokerOffer:
+    """What the broker allowed at the connect; what it does not mention it allows (MQTT 5, 3.2.2.3).
+
+    Attributes:
+        max_packet_bytes: Largest packet it takes; None for no limit of its own.
+        retain: Whether it keeps retained messages, which releases travel in.
+        wildcards: Whether topics may be subscribed by pattern.
+        max_qos: 0, 1 or 2.
+    """
+
+    max_packet_bytes: int | None = None
+    retain: bool = True
+    wildcards: bool = True
+    max_qos: int = 2
+
+
 class MqttSession:
     """A connection to the broker that comes back by itself.
 
@@ -207,6 +224,7 @@ class MqttSession:
         # Guards everything below. Never held while calling paho: paho calls back with its own locks held.
         self._changed = threading.Condition()
         self._connected = False
+        self._offer = BrokerOffer()
         self._failure: BrokerError | None = None
         self._started = False
         self._closed = False
@@ -298,6 +316,16 @@ class MqttSession:
     def connected(self) -> bool:
         """Whether the broker has accepted us and the connection was not seen to break."""
         return self._connected
+
+    @property
+    def offer(self) -> BrokerOffer:
+        """What the broker allowed at the last connect."""
+        return self._offer
+
+    def wait_taken(self, timeout_s: float) -> bool:
+        """Wait until the broker has taken all that was published; return whether it has."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._pending_bytes + self._entering_bytes, timeout_s)
 
     @property
     def pending_bytes(self) -> int:
@@ -416,7 +444,12 @@ class MqttSession:
     # From here on: called by paho, on its thread.
 
     def _connect_came(
-        self, _client: paho.Client, _data: Any, flags: paho.ConnectFlags, reason: ReasonCode, _p: Properties | None
+        self,
+        _client: paho.Client,
+        _data: Any,
+        flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
     ) -> None:
         if reason.is_failure:
             with self._changed:
@@ -433,6 +466,7 @@ class MqttSession:
         with self._changed:
             self._connected = True
             self._failure = None
+            self._offer = _offer(properties)
             self._changed.notify_all()
         log.info(
             "%s connected to %s, session present: %s", self.client_id, self.settings.address, flags.session_present
@@ -508,6 +542,15 @@ class MqttSession:
 
 def _properties(packet_type: int) -> Properties:
     return Properties(packet_type)  # type: ignore[no-untyped-call]
+
+
+def _offer(properties: Properties | None) -> BrokerOffer:
+    return BrokerOffer(
+        max_packet_bytes=getattr(properties, "MaximumPacketSize", None),
+        retain=bool(getattr(properties, "RetainAvailable", 1)),
+        wildcards=bool(getattr(properties, "WildcardSubscriptionAvailable", 1)),
+        max_qos=int(getattr(properties, "MaximumQoS", 2)),
+    )
 
 
 def _set_nodelay(_client: paho.Client, _data: Any, sock: Any) -> None:

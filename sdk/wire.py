@@ -97,6 +97,10 @@ class Topics:
         """Device to server, QoS 1: `Want`."""
         return f"{self.prefix}/dev/{device}/up/want"
 
+    def up_tele(self, device: str) -> str:
+        """Device to whoever listens: signs of life that nobody must read."""
+        return f"{self.prefix}/dev/{device}/up/tele"
+
     def state(self, device: str) -> str:
         """Device to all, QoS 1, retained, and its last will: `DeviceState`."""
         return f"{self.prefix}/dev/{device}/state"

@@ -37,6 +37,11 @@ _ORT_ERRORS = (
 """What ONNX Runtime raises; most derive from nothing of its own."""
 
 
+def installed_providers() -> tuple[str, list[str]]:
+    """Return ONNX Runtime's version, and the providers that it was built with, the fastest first."""
+    return onnxruntime.__version__, list(onnxruntime.get_available_providers())
+
+
 class OnnxRuntime:
     """A backbone in ONNX Runtime on the processor.
 

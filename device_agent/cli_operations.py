@@ -1,0 +1,92 @@
+"""`headway doctor`, `headway agent unit`, `backup` and `restore`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from device_agent.doctor import Finding
+
+FAULT_EXIT: Final = 1
+_COLOURS: Final = {"good": "green", "note": "yellow", "fault": "red"}
+_SITE = click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
+
+
+@click.command()
+@click.argument("site_file", metavar="[SITE.TOML]", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(site_file: Path | None, as_json: bool) -> None:
+    """Say what this machine can run, and what to fix.
+
+    Looks at runtimes and clock; with a SITE.TOML also at its camera, release, broker, disk, store and permissions.
+    Exit code 0 when nothing keeps the agent from working, 1 when something does.
+    """
+    from device_agent.doctor import Level, examine
+
+    found: list[Finding] = []
+    for finding in examine(site_file):
+        found.append(finding)
+        if not as_json:
+            _print(finding)
+    faults = sum(finding.level is Level.FAULT for finding in found)
+    if as_json:
+        click.echo(json.dumps({"faults": faults, "findings": [asdict(each) for each in found]}, indent=1))
+    else:
+        click.echo(f"{faults} to fix" if faults else "nothing to fix")
+    if faults:
+        raise click.exceptions.Exit(FAULT_EXIT)
+
+
+def _print(finding: Finding) -> None:
+    level = click.style(f"{finding.level.value:5}", fg=_COLOURS[finding.level.value])
+    click.echo(f"{level} {finding.area:11} {finding.what}")
+    if finding.fix:
+        click.echo(f"{'':17} -> {finding.fix}")
+
+
+@click.command()
+@_SITE
+@click.option("--user", metavar="NAME", help="Who runs the agent. Default: headway, or who is not root.")
+def unit(site_file: Path, user: str | None) -> None:
+    """Print a systemd unit for this device: hardened, watched, restarted.
+
+    \b
+      headway agent unit site.toml | sudo tee /etc/systemd/system/headway.service
+    """
+    from device_agent.config import load_site
+    from device_agent.systemd import UnitPlan, default_user, headway_command, unit_text
+
+    plan = UnitPlan(site_file, load_site(site_file), user or default_user(), headway_command())
+    click.echo(unit_text(plan), nl=False)
+
+
+@click.command()
+@_SITE
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+def backup(site_file: Path, target: Path) -> None:
+    """Copy the labels, their pictures and the release in service to a new folder; the agent may run."""
+    from device_agent.backup import make_backup
+    from device_agent.config import load_site
+
+    made = make_backup(load_site(site_file).data_dir, target)
+    click.echo(f"{target}: {made.entries} log entries, {made.labelled} labelled samples, {made.images} pictures")
+
+
+@click.command()
+@_SITE
+@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+def restore(site_file: Path, source: Path) -> None:
+    """Make this device's data folder from a backup. The agent must not run, and the folder be empty or missing."""
+    from device_agent.backup import restore_backup
+    from device_agent.config import load_site
+
+    site = load_site(site_file)
+    facts = restore_backup(source, site.data_dir, site.device, in_fleet=site.mqtt is not None)
+    click.echo(f"{site.data_dir}: {facts.entries} log entries, {facts.labelled} labelled samples")
+    if site.mqtt is not None:
+        click.echo("labels are taken as soon as the device has heard from its fleet")

@@ -1,0 +1,603 @@
+"""What this machine can run, and what to fix: cameras, runtimes, broker, clock, disk, permissions.
+
+Every finding says what was looked at, what is so, and where that is wrong the exact thing to do. Nothing is
+changed: what is written to try the disk is deleted again. While the agent runs, what it holds (camera, page,
+broker session, store) is asked of it instead of being taken from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import pwd
+import shutil
+import socket
+import stat
+import statistics
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, cast
+
+import cv2
+
+from device_agent.agent import agent_version, running_page
+from device_agent.camera import CameraState, open_camera
+from device_agent.config import MqttTable, OpenCvCamera, Site, load_site
+from device_agent.database import LOCK_NAME
+from device_agent.runtime import check_golden, open_runtime
+from device_agent.runtime.onnx import installed_providers
+from device_agent.store import STORE_NAME, StoreLimits, check_store
+from sdk.bundle import Bundle
+from sdk.errors import BundleError, HeadwayError, TensorRtMissing
+from sdk.mqtt import MqttSession, MqttSettings
+from sdk.tensorrt_api import Library, open_library
+from sdk.wire import MAX_MESSAGE_BYTES, Topics
+
+CAMERA_WAIT_S: Final = 15.0
+"""OpenCV's own timeout for opening a stream is 10 s."""
+BROKER_WAIT_S: Final = 10.0
+STATE_WAIT_S: Final = 5.0
+TIMED_FRAMES: Final = 9
+BURST: Final = 8
+BURST_TRIES: Final = 5
+NAGLE_S: Final = 0.025
+"""A burst of acknowledgements from a broker without `set_tcp_nodelay` waits for our delayed one, 40 ms; measured
+with Mosquitto on loopback: 43 to 45 ms a burst without, 1 to 3 ms with."""
+SLOW_SYNC_MS: Final = 100.0
+"""A label waits for one sync; a click that takes longer feels stuck."""
+EARLIEST_UTC: Final = 1_767_225_600.0
+"""2026-01-01: this version did not exist before it, so a clock that says so has been reset."""
+_TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
+_MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
+_NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ceph"})
+
+
+class Level(str, Enum):
+    """How a finding is meant."""
+
+    GOOD = "good"
+    NOTE = "note"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        area: settings, machine, runtime, release, camera, broker, clock, disk, permissions, store or page.
+        level: A fault keeps the agent from working, or from working safely.
+        what: What is so, in one line.
+        fix: What to do; empty where nothing is wrong.
+    """
+
+    area: str
+    level: Level
+    what: str
+    fix: str = ""
+
+
+def clock_synchronised() -> bool | None:
+    """Return whether the kernel holds its clock to be synchronised; None where it does not say."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        # struct timex begins with `modes`: all zero only asks. It is 208 bytes on 64-bit Linux.
+        state = libc.adjtimex(ctypes.create_string_buffer(512))
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state != _TIME_ERROR
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is free for this user on a folder's disk."""
+    return shutil.disk_usage(folder).free
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is asked of the machine; tests bring their own.
+
+    Attributes:
+        clock: UTC seconds.
+        synchronised: See `clock_synchronised`.
+        free_bytes: See `free_bytes`.
+        tensorrt: Opens TensorRT.
+        user_id: Of this process.
+    """
+
+    clock: Callable[[], float] = time.time
+    synchronised: Callable[[], bool | None] = clock_synchronised
+    free_bytes: Callable[[Path], int] = free_bytes
+    tensorrt: Callable[[], Library] = open_library
+    user_id: Callable[[], int] = os.geteuid
+
+
+def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Finding]:
+    """Look at this machine, and at what a `site.toml` names; yield each finding as soon as it is known."""
+    site: Site | None = None
+    if site_file is not None:
+        try:
+            site = load_site(site_file)
+            yield Finding("settings", Level.GOOD, f"{site_file} is well-formed, device {site.device}")
+        except HeadwayError as error:
+            yield _fault("settings", error)
+    yield from _machine(machine)
+    yield from _runtimes(machine, site)
+    yield from _clock(machine)
+    if site is None:
+        return
+    running = _is_running(site)
+    yield from _permissions(machine, site)
+    yield from _disk(machine, site)
+    yield from _store(site, running)
+    yield from _release(site)
+    if running:
+        yield from _told(site)
+        return
+    yield from _page(site)
+    yield from _camera(site)
+    if site.mqtt is None:
+        yield Finding("broker", Level.NOTE, "no [mqtt] table: this device works alone")
+    else:
+        yield from _broker(site, site.mqtt)
+
+
+def _fault(area: str, error: HeadwayError) -> Finding:
+    return Finding(area, Level.FAULT, str(error), error.hint)
+
+
+# -- the machine
+
+
+def _machine(machine: Machine) -> Iterator[Finding]:
+    what = f"Headway {agent_version()}, Python {platform.python_version()}, {platform.machine()}"
+    jetpack = _jetson()
+    yield Finding("machine", Level.GOOD, f"{what}, {os.cpu_count()} cores" + (f", {jetpack}" if jetpack else ""))
+    if machine.user_id() == 0:
+        yield Finding(
+            "permissions",
+            Level.NOTE,
+            "this is root, who may read what the agent later may not",
+            "Run it as the agent's user: sudo -u headway headway doctor SITE.TOML",
+        )
+
+
+def _jetson() -> str:
+    """Return the release of Jetson Linux in its own words; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        first = Path("/etc/nv_tegra_release").read_text(encoding="utf-8").split("\n", 1)[0]
+        parts = [part.strip() for part in first.strip("# ").split(",")]
+        return "Jetson Linux " + " ".join(parts[:2])
+    return ""
+
+
+def _runtimes(machine: Machine, site: Site | None) -> Iterator[Finding]:
+    version, providers = installed_providers()
+    shown = ", ".join(each.removesuffix("ExecutionProvider") for each in providers)
+    yield Finding("runtime", Level.GOOD, f"ONNX Runtime {version} with {shown}")
+    wanted = "auto" if site is None else site.runtime.tensorrt
+    if wanted != "off":
+        try:
+            library = machine.tensorrt()
+            yield Finding("runtime", Level.GOOD, f"TensorRT {library.version} on {library.gpu.name}")
+        except TensorRtMissing as error:
+            level = Level.FAULT if wanted == "on" else Level.NOTE
+            yield Finding("runtime", level, f"{error}; ONNX Runtime serves", error.hint)
+    build = cv2.getBuildInformation()
+    built = [name for name in ("FFMPEG", "GStreamer", "v4l/v4l2") if _built_with(build, name)]
+    yield Finding("runtime", Level.GOOD, f"OpenCV {cv2.__version__} with {', '.join(built) or 'no cameras'}")
+
+
+def _built_with(build: str, name: str) -> bool:
+    return any(line.strip().startswith(f"{name}:") and "YES" in line for line in build.splitlines())
+
+
+def _clock(machine: Machine) -> Iterator[Finding]:
+    now = machine.clock()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
+    synchronised = machine.synchronised()
+    if now < EARLIEST_UTC:
+        yield Finding(
+            "clock",
+            Level.FAULT,
+            f"the clock says {shown} UTC, which cannot be",
+            "sudo timedatectl set-ntp true, or set it: sudo date -u -s '2026-...'. Labels keep their order either "
+            "way; TLS certificates will not be accepted.",
+        )
+    elif synchronised is False:
+        yield Finding(
+            "clock",
+            Level.NOTE,
+            f"{shown} UTC, not synchronised",
+            "sudo timedatectl set-ntp true; without the internet, name the plant's server in "
+            "/etc/systemd/timesyncd.conf.",
+        )
+    else:
+        known = "synchronised" if synchronised else "the kernel does not say whether it is synchronised"
+        yield Finding("clock", Level.GOOD, f"{shown} UTC, {known}")
+
+
+# -- what the settings name
+
+
+def _is_running(site: Site) -> bool:
+    """Return whether an agent holds this data folder."""
+    try:
+        with (site.data_dir / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _permissions(machine: Machine, site: Site) -> Iterator[Finding]:
+    folder = site.data_dir
+    existing = next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
+    me = _user_name(machine.user_id())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding(
+            "permissions",
+            Level.FAULT,
+            f"{me} may not write to {existing}",
+            f"sudo install -d -o {me} -m 0700 {folder}",
+        )
+    elif folder.exists() and stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH:
+        yield Finding("permissions", Level.FAULT, f"anybody may write to {folder}", f"chmod 0700 {folder}")
+    else:
+        yield Finding("permissions", Level.GOOD, f"{me} may write to {folder}")
+    if site.mqtt is not None:
+        for key in ("ca_file", "cert_file", "key_file", "password_file"):
+            file = cast("Path | None", getattr(site.mqtt, key))
+            if file is not None:
+                yield from _secret(file, key, me)
+
+
+def _secret(file: Path, key: str, me: str) -> Iterator[Finding]:
+    if not os.access(file, os.R_OK):
+        there = file.exists()
+        fix = f"sudo chown {me} {file}; chmod 0400 {file}" if there else f"Put the file there, or correct {key}."
+        yield Finding(
+            "permissions", Level.FAULT, f"{key} {file} {'is not readable' if there else 'is missing'}", fix
+        )
+    elif key in {"key_file", "password_file"} and stat.S_IMODE(file.stat().st_mode) & 0o077:
+        yield Finding(
+            "permissions",
+            Level.NOTE,
+            f"others may read {key} {file}",
+            f"chmod 0400 {file}; sudo chown {me} {file}",
+        )
+    else:
+        yield Finding("permissions", Level.GOOD, f"{key} {file} is readable")
+
+
+def _user_name(user_id: int) -> str:
+    try:
+        return pwd.getpwuid(user_id).pw_name
+    except KeyError:
+        return str(user_id)
+
+
+def _disk(machine: Machine, site: Site) -> Iterator[Finding]:
+    folder = next((each for each in (site.data_dir, *site.data_dir.parents) if each.exists()), Path("/"))
+    free, kind = machine.free_bytes(folder), _filesystem(folder)
+    reserve = StoreLimits().reserve_bytes
+    if free < reserve:
+        yield Finding(
+            "disk",
+            Level.FAULT,
+            f"{_mib(free)} MiB free on {folder} ({kind}): samples are refused below {_mib(reserve)} MiB",
+            f"Free some: sudo du -xh --max-depth=2 {folder} | sort -h | tail; sudo journalctl --vacuum-size=100M",
+        )
+    elif kind in _NETWORK_FILESYSTEMS:
+        yield Finding(
+            "disk",
+            Level.FAULT,
+            f"{folder} is on {kind}, a network file system: SQLite's log is not safe there",
+            "Set data_dir to a local disk.",
+        )
+    elif kind in _MEMORY_FILESYSTEMS:
+        yield Finding(
+            "disk",
+            Level.NOTE,
+            f"{folder} is on {kind}: what is written there may be gone after a power cut",
+            "Set data_dir to a disk, in a container to a volume.",
+        )
+    else:
+        yield Finding("disk", Level.GOOD, f"{_mib(free)} MiB free on {folder} ({kind})")
+    if os.access(folder, os.W_OK):
+        yield from _sync_speed(folder)
+
+
+def _sync_speed(folder: Path) -> Iterator[Finding]:
+    """Time what a label waits for."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            times = []
+            for _ in range(5):
+                began_s = time.perf_counter()
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+                times.append((time.perf_counter() - began_s) * 1e3)
+    except OSError as error:
+        yield Finding(
+            "disk",
+            Level.FAULT,
+            f"nothing can be written in {folder}: {error.strerror}",
+            "Free space there, or check the disk and how it is mounted: dmesg | tail; findmnt --target "
+            + str(folder),
+        )
+        return
+    median_ms = statistics.median(times)
+    level = Level.NOTE if median_ms > SLOW_SYNC_MS else Level.GOOD
+    fix = (
+        "Use NVMe or eMMC instead of an SD card, or look what else writes: iotop -o" if level is Level.NOTE else ""
+    )
+    yield Finding("disk", level, f"a write is on the disk after {median_ms:.1f} ms (median of 5)", fix)
+
+
+def _filesystem(folder: Path) -> str:
+    """Return the kind of file system that a folder is on; "unknown" where the kernel does not say."""
+    best, kind = "", "unknown"
+    real = str(folder.resolve())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+            _, where, this, *_ = line.split(" ")
+            where = where.replace("\\040", " ")
+            if len(where) >= len(best) and (real == where or real.startswith(where.rstrip("/") + "/")):
+                best, kind = where, this
+    return kind
+
+
+def _mib(size_bytes: int) -> int:
+    return size_bytes // 1024**2
+
+
+def _store(site: Site, running: bool) -> Iterator[Finding]:
+    file = site.data_dir / STORE_NAME
+    if not file.exists():
+        yield Finding("store", Level.GOOD, f"{file} does not exist yet; the agent makes it")
+        return
+    try:
+        facts = check_store(file, whole=not running)
+    except HeadwayError as error:
+        yield _fault("store", error)
+        return
+    if facts.device != site.device:
+        yield Finding(
+            "store",
+            Level.FAULT,
+            f"the store in {site.data_dir} belongs to device {facts.device!r}, not {site.device!r}",
+            "Use that device id, or another data folder.",
+        )
+        return
+    holds = f"{facts.entries} own log entries, {facts.labelled} labelled samples"
+    if facts.lost is None:
+        yield Finding("store", Level.GOOD, f"{holds}; the agent has it open, so pictures were not checked")
+    elif facts.lost:
+        yield Finding(
+            "store",
+            Level.NOTE,
+            f"{holds}, {facts.lost} of their pictures gone or damaged: a new backbone cannot learn from these",
+            "Restore them from a backup: headway agent restore.",
+        )
+    else:
+        yield Finding("store", Level.GOOD, f"{holds}, all pages, links and pictures whole")
+
+
+def _release(site: Site) -> Iterator[Finding]:
+    current = site.data_dir / "current"
+    path = current if current.is_symlink() else site.bundle
+    if path is None:
+        yield Finding(
+            "release",
+            Level.NOTE if site.mqtt is not None else Level.FAULT,
+            "no release here yet, and site.toml names no bundle",
+            "Publish one to this channel: headway fleet publish BUNDLE; or set bundle = in site.toml.",
+        )
+        return
+    try:
+        bundle = Bundle.open(path)
+        runtime = open_runtime(bundle, site.precision, site.runtime)
+        worst = check_golden(runtime, bundle, site.precision)
+    except (BundleError, HeadwayError) as error:
+        yield _fault("release", error)
+        return
+    frame = bundle.manifest.preprocess.apply(bundle.golden(site.precision).frames[0])
+    times = []
+    for _ in range(TIMED_FRAMES):
+        began_s = time.perf_counter()
+        runtime.features(frame)
+        times.append((time.perf_counter() - began_s) * 1e3)
+    yield Finding(
+        "release",
+        Level.GOOD,
+        f"{bundle.manifest.name} ({bundle.precision(site.precision).precision}) on {runtime.name}: "
+        f"{statistics.median(times):.1f} ms a frame, golden scores off by {worst:.4f}",
+    )
+
+
+def _told(site: Site) -> Iterator[Finding]:
+    """Ask the agent that runs."""
+    page = running_page(site.data_dir)
+    state: dict[str, Any] | None = None
+    with contextlib.suppress(OSError, ValueError, urllib.error.URLError):
+        if page is not None:
+            with urllib.request.urlopen(f"{page}api/state", timeout=STATE_WAIT_S) as answer:
+                state = json.load(answer)
+    if state is None:
+        yield Finding(
+            "page",
+            Level.FAULT,
+            f"an agent holds {site.data_dir} and does not answer",
+            "Look at its log: journalctl -u headway -n 50",
+        )
+        return
+    yield Finding("page", Level.GOOD, f"the agent runs and answers at {page}")
+    camera = state["camera"]
+    lost = camera["state"] == CameraState.LOST.value
+    yield Finding(
+        "camera",
+        Level.FAULT if lost else Level.GOOD,
+        f"{camera['name']}: {camera['state']}, {camera['frames']} frames, {camera['outages']} outages",
+        "Check the cable, the address and permissions; the agent tries again by itself." if lost else "",
+    )
+    mqtt = state["mqtt"]
+    if mqtt is not None:
+        yield Finding(
+            "broker",
+            Level.GOOD if mqtt["connected"] else Level.FAULT,
+            f"{mqtt['address']}: {'connected' if mqtt['connected'] else 'not connected'}, as the agent says",
+            "" if mqtt["connected"] else "Stop the agent and run this again for the reason.",
+        )
+    for fault in state["faults"]:
+        yield Finding("page", Level.FAULT, f"the agent says: {fault}", "Look at its log: journalctl -u headway")
+
+
+def _page(site: Site) -> Iterator[Finding]:
+    host, port = site.page.host, site.page.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        yield Finding(
+            "page",
+            Level.FAULT,
+            f"the page cannot be served at {host}:{port}: {error.strerror or error}",
+            f"Set another [page] port, or find who has it: sudo ss -ltnp 'sport = :{port}'",
+        )
+        return
+    yield Finding("page", Level.GOOD, f"{host}:{port} is free")
+
+
+def _camera(site: Site) -> Iterator[Finding]:
+    try:
+        camera = open_camera(site.camera, site.device)
+        stop = threading.Event()
+        timer = threading.Timer(CAMERA_WAIT_S, stop.set)
+        timer.daemon = True
+        timer.start()
+        began_s = time.perf_counter()
+        try:
+            with contextlib.closing(cast("Any", camera.shots(stop))) as shots:
+                shot = next(shots, None)
+        finally:
+            timer.cancel()
+    except HeadwayError as error:
+        yield _fault("camera", error)
+        return
+    if shot is None:
+        yield Finding("camera", Level.FAULT, f"{camera.name} gives no frame", _camera_fix(site, camera.tally.bad))
+        return
+    height, width = shot.frame.shape[:2]
+    waited_s = time.perf_counter() - began_s
+    dark = int(shot.frame.max()) < 16
+    yield Finding(
+        "camera",
+        Level.NOTE if dark else Level.GOOD,
+        f"{camera.name}: {width} x {height}, first frame after {waited_s:.1f} s" + (", all black" if dark else ""),
+        "Take the lens cap off, or check light and exposure." if dark else "",
+    )
+
+
+def _camera_fix(site: Site, bad: int) -> str:
+    settings = site.camera
+    if not isinstance(settings, OpenCvCamera):
+        return f"None of its {bad} files can be read: replace them." if bad else "Name another file or folder."
+    if settings.index is not None:
+        node = Path(f"/dev/video{settings.index}")
+        if not node.exists():
+            there = ", ".join(sorted(str(each) for each in Path("/dev").glob("video*"))) or "none"
+            return f"There is no {node}; present: {there}. Check the cable, then index."
+        if not os.access(node, os.R_OK | os.W_OK):
+            return (
+                f"This user may not open it: sudo usermod -aG video {_user_name(os.geteuid())}, and log in anew."
+            )
+        return f"Another program may hold it: sudo fuser {node}"
+    return (
+        "Try the address in another player: ffprobe -rtsp_transport tcp 'ADDRESS'; check user and password in it."
+    )
+
+
+def _broker(site: Site, table: MqttTable) -> Iterator[Finding]:
+    import msgspec
+
+    try:
+        settings = replace(MqttSettings(**msgspec.structs.asdict(table)), session_expiry_s=0)
+        topic = Topics(settings.prefix).up_tele(site.device)
+        began_s = time.perf_counter()
+        # The agent does not run, so its own name is free; brokers may admit no other.
+        with MqttSession(settings, site.device, on_message=lambda _message: None) as session:
+            session.connect(BROKER_WAIT_S)
+            connected_ms = (time.perf_counter() - began_s) * 1e3
+            offer = session.offer
+            single_s, burst_s = _round_trips(session, topic)
+    except HeadwayError as error:
+        yield _fault("broker", error)
+        return
+    secure = "TLS" if table.ca_file is not None else "no TLS"
+    yield Finding(
+        "broker", Level.GOOD, f"{settings.address}: MQTT 5, {secure}, connected in {connected_ms:.0f} ms"
+    )
+    if not offer.retain or offer.max_qos < 1:
+        yield Finding(
+            "broker",
+            Level.FAULT,
+            f"it offers {'no retained messages' if not offer.retain else 'QoS 0 only'}",
+            "Releases travel as retained messages of QoS 1: set retain_available true and max_qos 1 or more.",
+        )
+    if offer.max_packet_bytes is not None and offer.max_packet_bytes < MAX_MESSAGE_BYTES:
+        yield Finding(
+            "broker",
+            Level.FAULT,
+            f"it takes packets of {offer.max_packet_bytes} bytes at most",
+            f"Set max_packet_size {2 * MAX_MESSAGE_BYTES} in mosquitto.conf.",
+        )
+    if burst_s is None:
+        yield Finding(
+            "broker",
+            Level.FAULT,
+            f"it accepts this device and takes nothing from it on {topic}",
+            "Give the device write access to that topic in the broker's access list.",
+        )
+    elif burst_s - single_s > NAGLE_S:
+        yield Finding(
+            "broker",
+            Level.FAULT,
+            f"{BURST} small messages take {burst_s * 1e3:.0f} ms, one takes {single_s * 1e3:.0f}",
+            "Set set_tcp_nodelay true in mosquitto.conf: without it releases take 70 times as long.",
+        )
+    else:
+        yield Finding(
+            "broker",
+            Level.GOOD,
+            f"a message is taken after {single_s * 1e3:.0f} ms, {BURST} after {burst_s * 1e3:.0f} ms",
+        )
+
+
+def _round_trips(session: MqttSession, topic: str) -> tuple[float, float | None]:
+    """Return the time of one message and of a burst, medians in seconds; None where they are not taken."""
+    times: dict[int, list[float]] = {1: [], BURST: []}
+    for _ in range(BURST_TRIES):
+        for count, taken in times.items():
+            began_s = time.perf_counter()
+            for _ in range(count):
+                session.publish(topic, b"{}", expiry_s=1)
+            if not session.wait_taken(BROKER_WAIT_S):
+                return 0.0, None
+            taken.append(time.perf_counter() - began_s)
+    return statistics.median(times[1]), statistics.median(times[BURST])

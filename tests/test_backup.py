@@ -1,0 +1,172 @@
+"""A backup is one whole moment of a store that goes on being written, and comes back only where it may."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from device_agent.backup import BACKUP_NAME, make_backup, read_backup, restore_backup
+from device_agent.learner import Learner
+from device_agent.store import Store, check_store
+from sdk.bundle import Bundle
+from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
+from tests.commands import headway
+from tests.processes import Doomed
+from tests.test_store import LIMITS, image_of, label, label_for_ever, sample_of
+from tests.test_update import Rig, bundles, label_some, rig, rig_on
+
+__all__ = ["bundles", "rig"]
+
+LABELS = 5
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Path:
+    """A backup of a store with some labelled samples and some others."""
+    with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as store:
+        for number in range(2 * LABELS):
+            store.put_sample(sample_of(number), image_of(number))
+            if number < LABELS:
+                label(store, sample_of(number))
+    make_backup(tmp_path / "data", tmp_path / "backup", clock=lambda: 5.0)
+    return tmp_path / "backup"
+
+
+def test_what_was_backed_up_comes_back(backup: Path, tmp_path: Path) -> None:
+    facts = restore_backup(backup, tmp_path / "new", "line-1", in_fleet=False)
+    assert (facts.entries, facts.labelled, facts.images, facts.made_utc) == (2 * LABELS, LABELS, LABELS, 5.0)
+    with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as old:
+        before = list(old.records())
+    with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as new:
+        assert list(new.records()) == before
+        assert [new.image(sample_of(n).sample_id) for n in range(LABELS)] == [image_of(n) for n in range(LABELS)]
+        assert new.image(sample_of(LABELS).sample_id) is None, "what nobody labelled is not worth a backup"
+        assert label(new, sample_of(90))[0].entry.seq == 2 * LABELS + 1
+
+
+def test_a_backup_of_a_store_that_is_written_to_is_one_whole_moment(tmp_path: Path) -> None:
+    writer = Doomed(label_for_ever, tmp_path / "data", 0)
+    acknowledged = []
+    for number in range(3):
+        acknowledged.append(max(writer.told()[1] for _ in range(5)))
+        made = make_backup(tmp_path / "data", tmp_path / f"backup-{number}")
+        assert made.entries >= acknowledged[-1], "what was acknowledged before is in it"
+        assert made.entries % 2 == 0, "a label without its code record"
+        assert made.images == made.labelled == made.entries // 2
+    writer.kill()
+    restore_backup(tmp_path / "backup-2", tmp_path / "new", "line-1", in_fleet=False)
+    facts = check_store(tmp_path / "new" / "store.sqlite3", whole=True)
+    assert (facts.entries, facts.lost) == (made.entries, 0)
+
+
+def test_a_restored_device_serves_its_release_without_a_network(
+    rig: Rig, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    ids = label_some(rig.store, bundles["old"])
+    make_backup(rig.folder, tmp_path / "backup")
+    restore_backup(tmp_path / "backup", tmp_path / "new", "line-1", in_fleet=False)
+    with rig_on(tmp_path / "new", bundles) as restored:
+        assert restored.updater.boot()
+        assert restored.served == ["old"]
+        assert Learner(bundles["old"], None, restored.store).status().own_labels == len(ids)
+
+
+def test_a_restored_device_takes_no_label_before_it_has_its_later_entries_back(
+    backup: Path, tmp_path: Path
+) -> None:
+    with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as old:
+        later = label(old, sample_of(50))  # after the backup, and known to the fleet
+    restore_backup(backup, tmp_path / "new", "line-1", in_fleet=True)
+    with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as store:
+        with pytest.raises(StoreFull, match="has not heard from its fleet"):
+            label(store, sample_of(51))
+        store.receive(later, position=2 * LABELS + 2)
+        store.acknowledge(2 * LABELS + 2)
+        (first, _) = label(store, sample_of(51))
+        assert first.entry.seq == 2 * LABELS + 3
+        assert first.entry.prev != later[0].entry.prev
+
+
+# What is refused
+
+
+def flip_store(backup: Path) -> None:
+    raw = bytearray((backup / "store.sqlite3").read_bytes())
+    raw[5000] ^= 1
+    (backup / "store.sqlite3").write_bytes(raw)
+
+
+def flip_picture(backup: Path) -> None:
+    path = next((backup / "images").glob("??/*"))
+    path.write_bytes(b"torn")
+
+
+def unfinished(backup: Path) -> None:
+    (backup / BACKUP_NAME).unlink()
+
+
+def newer(backup: Path) -> None:
+    path = backup / BACKUP_NAME
+    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+
+
+@pytest.mark.parametrize(
+    ("harm", "match"),
+    [
+        (flip_store, "is not what backup.json says"),
+        (flip_picture, "not what backup.json says"),
+        (unfinished, "is no backup"),
+        (newer, "has format 9"),
+        (shutil.rmtree, "is no backup"),
+    ],
+)
+def test_a_backup_that_is_not_whole_is_refused_and_nothing_is_made(
+    backup: Path, tmp_path: Path, harm: Callable[[Path], None], match: str
+) -> None:
+    harm(backup)
+    with pytest.raises(StoreCorrupt, match=match):
+        restore_backup(backup, tmp_path / "new", "line-1", in_fleet=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_devices_backup_is_refused(backup: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is of device 'line-1', not of 'line-2'"):
+        restore_backup(backup, tmp_path / "new", "line-2", in_fleet=False)
+
+
+def test_nothing_is_overwritten(backup: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not empty"):
+        restore_backup(backup, tmp_path / "data", "line-1", in_fleet=False)
+    with pytest.raises(ConfigError, match="exists"):
+        make_backup(tmp_path / "data", backup)
+    assert read_backup(backup).entries == 2 * LABELS
+
+
+@pytest.mark.parametrize("harm", ["no store", "damaged"])
+def test_a_store_that_is_missing_or_damaged_gives_no_backup(tmp_path: Path, harm: str) -> None:
+    data = tmp_path / "data"
+    if harm == "damaged":
+        with Store.open(data, "line-1", limits=LIMITS) as store:
+            for number in range(50):
+                label(store, sample_of(number))
+        raw = bytearray((data / "store.sqlite3").read_bytes())
+        raw[4096:8192] = bytes(range(256)) * 16
+        (data / "store.sqlite3").write_bytes(raw)
+    with pytest.raises(HeadwayError):
+        make_backup(data, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+
+
+def test_the_commands_say_what_they_did(backup: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = tmp_path / "site.toml"
+    text = 'device = "line-1"\ndata_dir = "data"\n[camera]\nkind = "opencv"\nindex = 0\n'
+    site.write_text(text)
+    made = headway(capsys, "agent", "backup", site, tmp_path / "second")
+    assert (made.code, f"{LABELS} labelled samples" in made.out) == (0, True)
+    site.write_text(text.replace('"data"', '"elsewhere"') + '[mqtt]\nhost = "broker.plant"\n')
+    restored = headway(capsys, "agent", "restore", site, backup)
+    assert (restored.code, "heard from its fleet" in restored.out) == (0, True)
+    assert headway(capsys, "agent", "restore", site, backup).code == 2

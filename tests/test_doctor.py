@@ -1,0 +1,238 @@
+"""`headway doctor` finds what is wrong with machine, settings, disk and broker, and says what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from device_agent.agent import Agent
+from device_agent.cli_operations import FAULT_EXIT, doctor
+from device_agent.doctor import Finding, Level, Machine, examine
+from device_agent.store import Store, StoreLimits
+from sdk.bundle import Bundle
+from sdk.errors import TensorRtMissing
+from sdk.fleet.broker import Mosquitto, find_mosquitto
+from sdk.tensorrt_api import Library
+from tests.simulators import wait_for
+from tests.test_agent import bundle, flipped, images, running, site_file, site_of
+
+__all__ = ["bundle", "images"]
+
+NOW = 1_800_000_000.0
+
+
+def no_tensorrt() -> Library:
+    raise TensorRtMissing("TensorRT for Python is not installed", hint="sudo apt-get install python3-libnvinfer")
+
+
+GOOD = Machine(
+    clock=lambda: NOW,
+    synchronised=lambda: True,
+    free_bytes=lambda _: 10 * 1024**3,
+    tensorrt=no_tensorrt,
+    user_id=lambda: 1000,
+)
+
+
+def faults(file: Path | None, machine: Machine = GOOD) -> list[Finding]:
+    return [each for each in examine(file, machine) if each.level is Level.FAULT]
+
+
+def test_a_machine_that_is_well_has_no_faults(images: Path, bundle: Bundle) -> None:
+    found = list(examine(site_file(images, bundle), GOOD))
+    assert [each for each in found if each.level is Level.FAULT] == []
+    by_area = {each.area: each.what for each in found}
+    assert "48 x 48" in by_area["camera"]
+    assert "ms a frame, golden scores off by 0.0" in by_area["release"]
+    assert by_area["broker"] == "no [mqtt] table: this device works alone"
+    assert not (images.parent / "data").exists(), "looking changes nothing"
+
+
+def test_without_settings_the_machine_alone_is_looked_at() -> None:
+    assert {each.area for each in examine(None, GOOD)} == {"machine", "runtime", "clock"}
+
+
+def test_what_is_wrong_always_comes_with_what_to_do(images: Path, bundle: Bundle) -> None:
+    for finding in examine(site_file(images, bundle), replace(GOOD, clock=lambda: 0.0, free_bytes=lambda _: 0)):
+        assert bool(finding.fix) or finding.level is not Level.FAULT
+        assert "\n" not in finding.what + finding.fix
+
+
+Change = Callable[[Path, Bundle, Path], object]
+
+
+def write_site(text: str) -> Change:
+    def change(file: Path, _bundle: Bundle, _folder: Path) -> None:
+        file.write_text(file.read_text() + text)
+
+    return change
+
+
+def damage_store(file: Path, _bundle: Bundle, _folder: Path) -> None:
+    data = file.parent / "data"
+    Store.open(data, "line-1", limits=StoreLimits(reserve_bytes=0)).close()
+    raw = bytearray((data / "store.sqlite3").read_bytes())
+    raw[4096:8192] = os.urandom(4096)
+    (data / "store.sqlite3").write_bytes(raw)
+
+
+def others_store(file: Path, _bundle: Bundle, _folder: Path) -> None:
+    Store.open(file.parent / "data", "line-2", limits=StoreLimits(reserve_bytes=0)).close()
+
+
+def empty_folder(file: Path, _bundle: Bundle, _folder: Path) -> None:
+    for each in (file.parent / "images").iterdir():
+        each.unlink()
+
+
+def flip_release(file: Path, bundle: Bundle, folder: Path) -> None:
+    file.write_text(file.read_text().replace(str(bundle.path), str(flipped(bundle, folder))))
+
+
+def open_data(file: Path, _bundle: Bundle, _folder: Path) -> None:
+    (file.parent / "data").mkdir()
+    (file.parent / "data").chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("change", "area", "what", "fix"),
+    [
+        (write_site("[page]\nprot = 1\n"), "settings", "Cannot declare|unknown key", ""),
+        (
+            write_site('[mqtt]\nhost = "127.0.0.1"\npassword_file = "none"\n'),
+            "permissions",
+            "is missing",
+            "Put the",
+        ),
+        (damage_store, "store", "is damaged", "headway agent restore"),
+        (others_store, "store", "belongs to device 'line-2'", "Use that device id"),
+        (empty_folder, "camera", "holds no images", "Put images there"),
+        (flip_release, "release", "is not what the manifest says", ""),
+        (open_data, "permissions", "anybody may write", "chmod 0700"),
+    ],
+    ids=["settings", "no-password", "damaged", "other-device", "no-images", "flipped", "open-data"],
+)
+def test_what_the_settings_name_and_cannot_work_is_a_fault(
+    images: Path, bundle: Bundle, tmp_path: Path, change: Change, area: str, what: str, fix: str
+) -> None:
+    file = site_file(images, bundle)
+    change(file, bundle, tmp_path)
+    found = [each for each in faults(file) if each.area == area]
+    assert len(found) == 1
+    assert any(part in found[0].what for part in what.split("|"))
+    assert fix in found[0].fix
+
+
+@pytest.mark.parametrize(
+    ("machine", "area", "level", "fix"),
+    [
+        (replace(GOOD, clock=lambda: 0.0), "clock", Level.FAULT, "timedatectl set-ntp true"),
+        (replace(GOOD, synchronised=lambda: False), "clock", Level.NOTE, "timesyncd.conf"),
+        (replace(GOOD, free_bytes=lambda _: 1024**2), "disk", Level.FAULT, "journalctl --vacuum"),
+        (replace(GOOD, user_id=lambda: 0), "permissions", Level.NOTE, "sudo -u headway"),
+        (GOOD, "runtime", Level.NOTE, "apt-get install python3-libnvinfer"),
+    ],
+    ids=["1970", "unsynchronised", "full", "root", "no-tensorrt"],
+)
+def test_a_machine_that_is_not_well_is_told_what_to_do(
+    images: Path, bundle: Bundle, machine: Machine, area: str, level: Level, fix: str
+) -> None:
+    found = [each for each in examine(site_file(images, bundle), machine) if each.area == area]
+    assert any(each.level is level and fix in each.fix for each in found), found
+
+
+def test_tensorrt_that_is_insisted_on_and_missing_is_a_fault(images: Path, bundle: Bundle) -> None:
+    file = site_file(images, bundle)
+    write_site('[runtime]\ntensorrt = "on"\n')(file, bundle, images)
+    assert [each.area for each in faults(file)] == ["runtime"]
+
+
+def test_a_port_in_use_is_a_fault(images: Path, bundle: Bundle) -> None:
+    file = site_file(images, bundle)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        file.write_text(file.read_text().replace("port = 0", f"port = {port}"))
+        (found,) = faults(file)
+    assert (found.area, f"sport = :{port}" in found.fix) == ("page", True)
+
+
+def test_a_running_agent_is_asked_and_not_disturbed(images: Path, bundle: Bundle) -> None:
+    file = site_file(images, bundle)
+    with Agent(site_of(images, bundle.path)) as agent, running(agent):
+        wait_for(lambda: agent.state().camera.state == "ended")
+        found = list(examine(file, GOOD))
+        assert [each for each in found if each.level is Level.FAULT] == []
+        assert any("the agent runs and answers" in each.what for each in found)
+        assert any("the agent has it open" in each.what for each in found)
+        assert agent.state().errors == 0
+
+
+# The broker
+
+
+def with_broker(file: Path, port: int) -> Path:
+    file.write_text(f'{file.read_text()}[mqtt]\nhost = "127.0.0.1"\nport = {port}\n')
+    return file
+
+
+def test_no_broker_is_a_fault(images: Path, bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (found,) = faults(with_broker(site_file(images, bundle), port))
+    assert found.area == "broker"
+    assert "refused" in found.what
+
+
+@pytest.mark.broker
+def test_a_broker_as_we_configure_it_is_good(images: Path, bundle: Bundle, mosquitto: Mosquitto) -> None:
+    found = list(examine(with_broker(site_file(images, bundle), mosquitto.port), GOOD))
+    broker = [each for each in found if each.area == "broker"]
+    assert [each.level for each in broker] == [Level.GOOD, Level.GOOD], broker
+
+
+def careless(folder: Path, edit: str) -> Path:
+    """Return a Mosquitto whose settings are changed by a sed command before it reads them."""
+    binary = folder / "mosquitto"
+    binary.write_text(f'#!/bin/sh\nsed -i \'{edit}\' "$2"\nexec {find_mosquitto()} "$@"\n')
+    binary.chmod(0o755)
+    return binary
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("edit", "fix"),
+    [
+        ("/set_tcp_nodelay/d", "set_tcp_nodelay true"),
+        ("$ a retain_available false", "retain_available true"),
+        ("s/^max_packet_size .*/max_packet_size 20000/", "max_packet_size"),
+    ],
+    ids=["nagle", "no-retain", "small-packets"],
+)
+def test_a_broker_that_would_hurt_is_a_fault_with_the_line_to_write(
+    images: Path, bundle: Bundle, tmp_path: Path, edit: str, fix: str
+) -> None:
+    with Mosquitto(binary=careless(tmp_path, edit)) as broker:
+        (found,) = faults(with_broker(site_file(images, bundle), broker.port))
+    assert found.area == "broker"
+    assert fix in found.fix
+
+
+# The command
+
+
+def test_the_command_ends_with_1_where_something_is_to_fix(images: Path, bundle: Bundle) -> None:
+    file = site_file(images, bundle)
+    well = CliRunner().invoke(doctor, [str(file), "--json"])
+    assert (well.exit_code, json.loads(well.output)["faults"]) == (0, 0)
+    empty_folder(file, bundle, images)
+    ill = CliRunner().invoke(doctor, [str(file)])
+    assert ill.exit_code == FAULT_EXIT
+    assert "-> Put images there" in ill.output
+    assert ill.output.endswith("1 to fix\n")

@@ -1,0 +1,144 @@
+"""T15: a real file system that fills up or turns read-only under a real store: labels refused visibly, or kept.
+
+A small tmpfs is mounted for each test, which takes root; elsewhere these tests skip, and the tests of `test_store`
+with the kernel's limit on file sizes stand for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device_agent.agent import Agent
+from device_agent.config import FolderCamera, PageSettings, Site, StoreSettings
+from device_agent.store import BALLAST_NAME, Store, StoreLimits, check_store
+from sdk.bundle import Bundle
+from sdk.errors import StoreFull
+from sdk.labels import Record
+from tests.simulators import wait_for
+from tests.test_agent import COUNT, bundle, call, images, running
+from tests.test_store import image_of, label, sample_of
+
+__all__ = ["bundle", "images"]
+
+MIB = 1024**2
+LIMITS = StoreLimits(reserve_bytes=0, ballast_bytes=MIB)
+
+
+def mount(*words: str) -> bool:
+    return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    try:
+        mounted = mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder))
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, name: str = "others") -> Path:
+    """Take all the room that is left, as another program would."""
+    hog = folder / name
+    with hog.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(64 * 1024))
+    with hog.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    return hog
+
+
+def label_until_refused(store: Store, first: int) -> list[Record]:
+    """Label until there is no more room; return the entries that were acknowledged."""
+    taken: list[Record] = []
+    with pytest.raises(StoreFull, match="nothing can be stored"):  # noqa: PT012
+        for number in range(first, first + 100_000):
+            taken += label(store, sample_of(number))
+    return taken
+
+
+def test_the_ballast_is_given_up_for_labels_and_made_again_when_there_is_room(small: Path) -> None:
+    with Store.open(small / "data", "line-1", limits=LIMITS) as store:
+        ballast = small / "data" / BALLAST_NAME
+        assert ballast.stat().st_size == MIB
+        hog = fill(small)
+        taken = label_until_refused(store, 1000)
+        assert len(taken) > 300, "the ballast held hundreds of labels"
+        assert not ballast.exists()
+        assert list(store.records()) == taken, "all that was acknowledged, and nothing else"
+        hog.unlink()
+        taken += label(store, sample_of(1))
+        store.put_sample(sample_of(2), image_of(2))
+        assert ballast.stat().st_size == MIB
+        assert not store.ballast_given_up
+    with Store.open(small / "data", "line-1", limits=LIMITS) as store:
+        assert list(store.records()) == taken
+
+
+def test_without_ballast_the_first_label_on_a_full_disk_is_refused(small: Path) -> None:
+    """The control: it is the ballast that the labels above went to."""
+    with Store.open(small / "data", "line-1", limits=StoreLimits(reserve_bytes=0)) as store:
+        fill(small)
+        assert len(label_until_refused(store, 1000)) < 20
+
+
+def test_a_disk_that_turns_read_only_keeps_what_was_acknowledged(small: Path) -> None:
+    with Store.open(small / "data", "line-1", limits=LIMITS) as store:
+        taken = label(store, sample_of(1))
+    assert mount("-o", "remount,ro", str(small))
+    with pytest.raises(StoreFull, match="nothing can be stored"):
+        Store.open(small / "data", "line-1", limits=LIMITS)
+    assert check_store(small / "data" / "store.sqlite3", whole=False).entries == len(taken)
+    assert mount("-o", "remount,rw", str(small))
+    with Store.open(small / "data", "line-1", limits=LIMITS) as store:
+        taken += label(store, sample_of(2))
+        assert list(store.records()) == taken
+
+
+def test_inspection_goes_on_while_the_page_refuses_labels_with_507(
+    small: Path, images: Path, bundle: Bundle
+) -> None:
+    site = Site(
+        device="line-1",
+        camera=FolderCamera(path=images, loop=True, rate_fps=100.0),
+        data_dir=small / "data",
+        bundle=bundle.path,
+        page=PageSettings(port=0),
+        store=StoreSettings(ballast_mib=0),
+    )
+    with Agent(site) as agent, running(agent) as ready:
+        page = ready[0]["page"]
+        wait_for(lambda: agent.state().frames >= COUNT)
+        hog = fill(small)
+        # Samples are not kept below 64 MiB, so none can be labelled here; a new class goes to the same log.
+        refused = 0
+        for number in range(2000):
+            try:
+                call(page, "api/classes", {"name": f"class {number}"})
+            except urllib.error.HTTPError as error:
+                refused = error.code
+                break
+        assert refused == 507
+        seen = agent.state().frames
+        wait_for(lambda: agent.state().frames > seen + COUNT)
+        assert any("could not be stored" in fault for fault in agent.state().faults)
+        before = agent.store.length()
+        hog.unlink()
+        assert call(page, "api/classes", {"name": "again"})["saved"] is True
+        assert agent.store.length() == before + 1
+        assert agent.state().errors == 0

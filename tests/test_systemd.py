@@ -1,0 +1,130 @@
+"""systemd is told when the agent is ready and alive, and the unit is one that systemd takes."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device_agent.config import parse_site
+from device_agent.systemd import Notifier, UnitPlan, Watchdog, unit_text
+from sdk.errors import ConfigError
+from tests.commands import headway
+from tests.simulators import wait_for
+
+DEADLINE_S = 60.0
+SITE = 'device = "line-1"\ndata_dir = "{data}"\n[camera]\nkind = "opencv"\nindex = 0\n'
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    """What systemd listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(DEADLINE_S)
+        yield listener
+
+
+def environ(tmp_path: Path, watchdog_s: float = 0.0) -> dict[str, str]:
+    there = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    return {**there, "WATCHDOG_USEC": str(int(watchdog_s * 1e6))} if watchdog_s else there
+
+
+def test_systemd_hears_what_it_is_told(systemd: socket.socket, tmp_path: Path) -> None:
+    Notifier(environ(tmp_path)).tell("READY=1", "STATUS=page at http://127.0.0.1:8080/")
+    assert systemd.recv(4096) == b"READY=1\nSTATUS=page at http://127.0.0.1:8080/"
+
+
+@pytest.mark.parametrize("variables", [{}, {"NOTIFY_SOCKET": "/nowhere/notify"}, {"NOTIFY_SOCKET": "@nobody"}])
+def test_nobody_listening_is_no_error(variables: dict[str, str]) -> None:
+    Notifier(variables).tell("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "watchdog_s"),
+    [
+        ({"WATCHDOG_USEC": "60000000"}, 60.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}, 0.0),
+        ({"WATCHDOG_USEC": "soon"}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_the_watchdog_is_fed_only_where_this_process_is_watched(
+    variables: dict[str, str], watchdog_s: float
+) -> None:
+    assert Notifier(variables).watchdog_s == watchdog_s
+
+
+def test_the_watchdog_is_fed_while_work_ends_and_not_while_it_is_stuck(
+    systemd: socket.socket, tmp_path: Path
+) -> None:
+    now = 0.0
+    with Watchdog(Notifier(environ(tmp_path, 0.02)), stuck_s=30.0, clock=lambda: now) as watchdog:
+        with watchdog.work("a frame"):
+            assert systemd.recv(100) == b"WATCHDOG=1"
+            now = 31.0
+            wait_for(lambda: systemd.recv(100).startswith(b"STATUS=stuck: a frame has taken 31 s"), DEADLINE_S)
+        assert systemd.recv(100) == b"WATCHDOG=1", "it came free again"
+    assert watchdog.stuck() is None
+
+
+def test_a_source_that_sends_nothing_is_not_stuck() -> None:
+    now = 0.0
+    watchdog = Watchdog(Notifier({}), clock=lambda: now)
+    with watchdog.work("a frame"):
+        pass
+    now = 1e6
+    assert watchdog.stuck() is None
+
+
+# The unit
+
+
+def unit_of(tmp_path: Path, data: str = "data") -> str:
+    file = tmp_path / "site.toml"
+    command = tmp_path / "headway"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    return unit_text(UnitPlan(file, parse_site(SITE.format(data=data), file), "root", str(command)))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_takes_the_unit_and_holds_it_for_safe(tmp_path: Path) -> None:
+    file = tmp_path / "headway.service"
+    file.write_text(unit_of(tmp_path))
+    verify = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, check=False)
+    assert (verify.returncode, verify.stderr) == (0, "")
+    looked = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", file],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert looked.returncode == 0, looked.stdout  # exposure above 3.0 of 10 fails
+
+
+def test_the_unit_names_what_it_runs_and_may_write_nowhere_else(tmp_path: Path) -> None:
+    lines = unit_of(tmp_path).splitlines()
+    assert f"ExecStart={tmp_path}/headway agent run {tmp_path}/site.toml" in lines
+    assert "ProtectSystem=strict" in lines
+    assert [line for line in lines if line.startswith("ReadWritePaths")] == [f"ReadWritePaths={tmp_path}/data"]
+    assert "Type=notify" in lines
+    assert "Restart=always" in lines
+
+
+@pytest.mark.parametrize("data", ["a b", "50%", "it's", "two\\nlines", "$HOME"])
+def test_a_path_that_systemd_would_read_otherwise_is_refused(tmp_path: Path, data: str) -> None:
+    with pytest.raises(ConfigError, match="cannot stand in a systemd unit"):
+        unit_of(tmp_path, data)
+
+
+def test_the_command_prints_the_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(SITE.format(data="data"))
+    printed = headway(capsys, "agent", "unit", file, "--user", "line")
+    assert printed.code == 0
+    assert "\nUser=line\n" in printed.out
