@@ -25,10 +25,13 @@ import msgspec
 
 from device_agent.camera import Camera, CameraState, Shot, open_camera
 from device_agent.config import MetricsSettings, Site
+from device_agent.pace import ReleaseWatch, check_pace
+from device_agent.pipeline import Pipeline
 from device_agent.queue import QueuePolicy
 from device_agent.report import MqttReport, State, UpdateReport, camera_report, station_state
-from device_agent.runtime import Runtime, check_golden, open_runtime
+from device_agent.runtime import Runtime
 from device_agent.runtime.apart import try_apart
+from device_agent.runtime.choice import Measured, RuntimeChoice
 from device_agent.runtime.engines import Engines
 from device_agent.station import Station
 from device_agent.store import Store, StoreLimits
@@ -57,8 +60,6 @@ FAILURES_IN_A_ROW: Final = 3
 still provisional is rolled back."""
 ENGINE_WAIT_S: Final = 1800.0
 """A candidate waits so long for its TensorRT engine, while the release before it serves."""
-FRAMES_TO_COMMIT: Final = 50
-"""So many frames in service commit a provisional release, before its time of watch is over."""
 
 
 def agent_version() -> str:
@@ -107,8 +108,7 @@ class Agent:
         self.metrics_port: int | None = None
         self._fetcher: ChunkFetcher | None = None
         self._fetched_bytes = 0
-        self._proven = 0  # frames decided in a row by the release that serves
-        self._proving: str | None = None
+        self._watch = ReleaseWatch(site.runtime)
         self._own_bundle: Bundle | None = None
         # An update that goes on from before the last stop may take over while the first release is still chosen.
         self._serve_lock = threading.RLock()
@@ -133,6 +133,8 @@ class Agent:
                 self.store, policy=policy, on_change=self._head_changed, on_saved=self._log_grew
             )
             undo.callback(self.station.close)
+            self._choice = RuntimeChoice(site.data_dir, site.runtime)
+            undo.callback(self._choice.close)
             self._server = PageServer(site.page.host, site.page.port)
             undo.callback(self._server.stop)
             self._updater = self._make_updater()
@@ -156,6 +158,7 @@ class Agent:
             self._metrics.close()
         self._server.stop()
         self._engines.stop()
+        self._choice.close()
         self._updater.stop()
         if self._sync is not None:
             self._sync.stop()
@@ -272,8 +275,14 @@ class Agent:
         candidate = self._updater.status().state is UpdateState.CANDIDATE
         if candidate:
             try_apart(bundle, self.site.precision)
-        runtime = open_runtime(bundle, self.site.precision, self.site.runtime)
-        check_golden(runtime, bundle, self.site.precision)
+        runtime = self._choice.admit(bundle, self.site.precision)
+        if candidate:
+            serving = self.station.serving
+            check_pace(
+                self.site.runtime,
+                (Pipeline(bundle, self.site.precision, runtime), bundle),
+                None if serving is None else (serving.pipeline, serving.bundle),
+            )
         if self.site.runtime.tensorrt == "off":
             return runtime
         return self._engines.upgrade(
@@ -289,6 +298,9 @@ class Agent:
                 self.station.serve(self._own_bundle, self.site.precision, self._admit(self._own_bundle))
             else:
                 self.station.serve_nothing()
+            serving = self.station.serving
+        if serving is not None:
+            self._choice.measure_rest(serving.bundle)
 
     def _fetch(
         self,
@@ -377,7 +389,6 @@ class Agent:
                 with self._watchdog.work("a frame"):
                     self._inspect(shot)
                 in_a_row, self._fault = 0, None
-                self._proves_itself()
             except Exception as error:  # noqa: BLE001 - the line must not stop for one frame, whatever is wrong
                 in_a_row += 1
                 self._failed(error)
@@ -387,6 +398,7 @@ class Agent:
 
     def _inspect(self, shot: Shot) -> None:
         seen = self.station.see(shot)
+        self._proves_itself(seen.latency_ms)
         if self._metrics is not None:
             self._metrics.frame(seen.latency_ms)
         if self._sync is not None:
@@ -403,15 +415,18 @@ class Agent:
                 )
             )
 
-    def _proves_itself(self) -> None:
-        """Count frames that the serving release has decided; enough of them commit it."""
+    def _proves_itself(self, latency_ms: float) -> None:
+        """Count a frame that the serving release has decided; enough of them commit it, or roll it back."""
         serving = self.station.serving
-        release_id = None if serving is None else serving.release_id
-        if release_id != self._proving:
-            self._proving, self._proven = release_id, 0
-        self._proven += 1
-        if release_id is not None and self._proven == FRAMES_TO_COMMIT:
-            self._updater.confirm(release_id)
+        if serving is None:
+            return
+        verdict = self._watch.saw(serving.digest, latency_ms)
+        if verdict is None or serving.release_id is None:
+            return
+        if verdict:
+            self._updater.fail(serving.release_id, verdict)
+        else:
+            self._updater.confirm(serving.release_id)
 
     def _fails(self, error: Exception) -> None:
         serving = self.station.serving
@@ -456,9 +471,14 @@ class Agent:
                 done_bytes=update.done_bytes,
                 total_bytes=update.total_bytes,
             ),
+            runtimes=self._runtimes(),
             errors=self.errors,
             faults=tuple(fault for fault in faults if fault is not None),
         )
+
+    def _runtimes(self) -> list[Measured]:
+        serving = self.station.serving
+        return [] if serving is None else self._choice.table(serving.bundle)
 
     def _mqtt_report(self) -> MqttReport | None:
         if self._sync is None or self.site.mqtt is None:

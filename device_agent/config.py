@@ -99,13 +99,19 @@ CameraSettings = FolderCamera | VideoCamera | OpenCvCamera
 
 
 class RuntimeSettings(_Section, frozen=True, kw_only=True):
-    """How the backbone runs. `threads` 0 lets ONNX Runtime use every core.
+    """How the backbone runs. What is left open is measured on this device, for each release.
+
+    `threads`: processor threads; 0 takes the number that measures fastest. `provider`: of ONNX Runtime; `auto`
+    takes the fastest that computes the golden inputs right. `max_frame_ms`: a release that takes longer for a
+    frame is rolled back; 0 allows twice the time of the release before it, and 50 ms in any case.
 
     `tensorrt`: `auto` lets an engine take over where TensorRT is installed and faster here, `on` wherever it is
     right, and refuses to start without TensorRT; `off` never.
     """
 
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    max_frame_ms: Annotated[float, msgspec.Meta(ge=0.0, le=60_000.0)] = 0.0
     tensorrt: Literal["auto", "on", "off"] = "auto"
 
 
@@ -347,7 +353,9 @@ burst_max_s = 30.0            # and a group ends after this long even without a 
 # retry_max_s = 30.0
 
 [runtime]
-threads = 0                   # processor threads for the backbone; 0 is all of them
+threads = 0                   # processor threads for the backbone; 0 takes what measures fastest here
+provider = "auto"             # of ONNX Runtime: auto takes the fastest that is right, or cpu, cuda
+max_frame_ms = 0.0            # a release that takes longer is rolled back; 0: twice the one before, at least 50 ms
 tensorrt = "auto"             # an engine takes over: auto where it is faster, on (required), or off
 
 [page]

@@ -36,6 +36,7 @@ from device_agent.camera import CameraState, open_camera
 from device_agent.config import MqttTable, OpenCvCamera, Site, load_site
 from device_agent.database import LOCK_NAME
 from device_agent.runtime import check_golden, open_runtime
+from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
 from device_agent.store import STORE_NAME, StoreLimits, check_store
 from sdk.bundle import Bundle
@@ -48,7 +49,6 @@ CAMERA_WAIT_S: Final = 15.0
 """OpenCV's own timeout for opening a stream is 10 s."""
 BROKER_WAIT_S: Final = 10.0
 STATE_WAIT_S: Final = 5.0
-TIMED_FRAMES: Final = 9
 BURST: Final = 8
 BURST_TRIES: Final = 5
 NAGLE_S: Final = 0.025
@@ -416,18 +416,23 @@ def _release(site: Site) -> Iterator[Finding]:
     except (BundleError, HeadwayError) as error:
         yield _fault("release", error)
         return
-    frame = bundle.manifest.preprocess.apply(bundle.golden(site.precision).frames[0])
-    times = []
-    for _ in range(TIMED_FRAMES):
-        began_s = time.perf_counter()
-        runtime.features(frame)
-        times.append((time.perf_counter() - began_s) * 1e3)
+    name = bundle.precision(site.precision).precision
     yield Finding(
         "release",
         Level.GOOD,
-        f"{bundle.manifest.name} ({bundle.precision(site.precision).precision}) on {runtime.name}: "
-        f"{statistics.median(times):.1f} ms a frame, golden scores off by {worst:.4f}",
+        f"{bundle.manifest.name} ({name}) on {runtime.name}: golden scores off by {worst:.4f}",
     )
+    with tempfile.TemporaryDirectory() as folder:
+        choice = RuntimeChoice(Path(folder), site.runtime)
+        for entry in bundle.manifest.precisions:
+            choice.measure(bundle, entry.precision)
+        for each in choice.table(bundle):
+            threads = f", {each.threads} thread{'s' if each.threads > 1 else ''}" if each.threads else ""
+            how = f"{each.precision} by {each.provider}{threads}"
+            if each.refused:
+                yield Finding("runtime", Level.NOTE, f"{how}: {each.refused}", "Another way to run it serves.")
+            else:
+                yield Finding("runtime", Level.GOOD, f"{how}: {each.frame_ms:.1f} ms a frame")
 
 
 def _told(site: Site) -> Iterator[Finding]:

@@ -6,18 +6,38 @@ The dataclasses are the HTTP interface's schema (docs/agent.md); names are kept,
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from device_agent.camera import Camera
 from device_agent.learner import LearnerStatus
+from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
 from sdk.drift import Drift
 from sdk.score import Score
 
 
 @dataclass(frozen=True)
+class RuntimeReport:
+    """One way to run the release's backbone on this device, as it was measured here; `refused` says why it may
+    not serve, and is empty where it may."""
+
+    precision: str
+    provider: str
+    threads: int
+    frame_ms: float
+    score_off: float
+    refused: str
+
+
+@dataclass(frozen=True)
 class ReleaseReport:
-    """The release in operation. `id` is None for a bundle that did not come over MQTT."""
+    """The release in operation. `id` is None for a bundle that did not come over MQTT.
+
+    `runtimes` are all that were measured here, other precisions included, the fastest of each first.
+    """
 
     id: str | None
     name: str
@@ -26,6 +46,7 @@ class ReleaseReport:
     precision: str
     feature_size: int
     runtime: str
+    runtimes: list[RuntimeReport]
 
 
 @dataclass(frozen=True)
@@ -204,6 +225,7 @@ def station_state(
     camera: CameraReport,
     mqtt: MqttReport | None = None,
     update: UpdateReport | None = None,
+    runtimes: Sequence[Measured] = (),
     errors: int = 0,
     faults: tuple[str, ...] = (),
 ) -> State:
@@ -225,7 +247,7 @@ def station_state(
         channel=channel,
         version=version,
         started_utc=started_utc,
-        release=None if serving is None else _release(serving),
+        release=None if serving is None else _release(serving, runtimes),
         head=None if serving is None or status is None else _head(serving, status),
         classes=[ClassReport(c.class_id.hex(), c.name, c.own_labels, c.labels) for c in station.classes()],
         score=None if serving is None or status is None else _score(status.score, station),
@@ -255,7 +277,7 @@ def _drift(drift: Drift | None) -> DriftReport | None:
     return DriftReport(drift.alarm, min(drift.evidence, 1e9), drift.threshold, drift.parts, strangest)
 
 
-def _release(serving: Serving) -> ReleaseReport:
+def _release(serving: Serving, runtimes: Sequence[Measured]) -> ReleaseReport:
     return ReleaseReport(
         id=serving.release_id,
         name=serving.bundle.manifest.name,
@@ -264,6 +286,7 @@ def _release(serving: Serving) -> ReleaseReport:
         precision=serving.pipeline.precision,
         feature_size=serving.pipeline.feature_size,
         runtime=serving.pipeline.runtime.name,
+        runtimes=[RuntimeReport(**msgspec.structs.asdict(each)) for each in runtimes],
     )
 
 

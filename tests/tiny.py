@@ -7,7 +7,7 @@ for a head to be right most of the time, in under a millisecond a frame.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -144,11 +144,13 @@ def tiny_bundle(
     backbone_seed: int = 0,
     precision: str = "fp32",
     maps: bool = False,
+    called: Mapping[str, str] | None = None,
 ) -> Bundle:
     """Write a bundle made from `write_pictures(folder, classes, per_class)`, and return it.
 
     It learned from training and validation images of the classes that are not held back; `parts()` covers all.
-    Another `backbone_seed` gives another feature space. `precision` is what the same backbone is called.
+    Another `backbone_seed` gives another feature space. `precision` is what the same backbone is called. `called`
+    says what pictures are taken for, where that is wrong.
     """
     preprocess = Preprocess(height=SIDE, width=SIDE)
     model = backbone(seed=backbone_seed, maps=maps)
@@ -163,7 +165,7 @@ def tiny_bundle(
     features = features_of(model, [decode(data[i]) for i in rows], preprocess)
     scale = fit_scale(features)
     codes = encode(features, scale)
-    class_ids = [class_id(labels[i]) for i in rows]
+    class_ids = [class_id((called or {}).get(labels[i], labels[i])) for i in rows]
     base = BaseSamples(
         [ids[i] for i in rows], class_ids, [groups[i] for i in rows], codes, np.zeros(len(rows), bool)
     )

@@ -1,8 +1,9 @@
 """Preprocessed frames to features, by whatever runtime this device has, and the proof that it computes right.
 
 A runtime is admitted by `check_golden` on the very device it will run on: inputs that travel with the bundle must
-give the exporter's features, codes and decisions. ONNX Runtime (`onnx.py`) is always there; where TensorRT is too,
-an engine takes over from it (`engines.py`, `tensorrt.py`).
+give the exporter's features, codes and decisions. ONNX Runtime (`onnx.py`) is always there, by the provider and
+threads that measure fastest (`choice.py`); where TensorRT is too, an engine takes over from it (`engines.py`,
+`tensorrt.py`).
 """
 
 from __future__ import annotations
@@ -63,8 +64,10 @@ class MappingRuntime(Runtime, Protocol):
         """
 
 
-def open_runtime(bundle: Bundle, precision: str | None, settings: RuntimeSettings | None = None) -> Runtime:
-    """Return a runtime for one precision of a bundle, the channel's own by default.
+def open_runtime(
+    bundle: Bundle, precision: str | None, settings: RuntimeSettings | None = None, provider: str = "cpu"
+) -> Runtime:
+    """Return a runtime for one precision of a bundle, the channel's own by default. Nothing is measured.
 
     Raises:
         Incompatible: the bundle does not have that precision.
@@ -81,6 +84,7 @@ def open_runtime(bundle: Bundle, precision: str | None, settings: RuntimeSetting
         entry.feature_size,
         settings or RuntimeSettings(),
         entry.layout,
+        provider,
     )
 
 

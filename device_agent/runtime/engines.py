@@ -185,7 +185,8 @@ class Engines:
             self._cache.discard(prepared.key)
             raise
         size = bundle.manifest.preprocess
-        first_ms, engine_ms = compare_ms(upgrading, engine, np.zeros((1, 3, size.height, size.width), np.float32))
+        frame = np.zeros((1, 3, size.height, size.width), np.float32)
+        first_ms, engine_ms = compare_ms((upgrading, frame), (engine, frame))
         figures = f"TensorRT {engine_ms:.1f} ms a frame, before {first_ms:.1f}"
         _log.info("%s (%s)", figures, "engine kept" if prepared.kept else f"built in {prepared.seconds:.0f} s")
         if self._only_if_faster and engine_ms > first_ms:
@@ -193,12 +194,12 @@ class Engines:
         return engine, ""
 
 
-def compare_ms(first: Runtime, second: Runtime, frame: Batch) -> tuple[float, float]:
-    """Return the median time of one frame (1, 3, H, W) through each of two runtimes, measured in turns."""
-    taken: tuple[list[float], list[float]] = ([], [])
+def compare_ms(*each: tuple[Runtime, Batch]) -> list[float]:
+    """Return the median time of one frame (1, 3, H, W) through each of these runtimes, measured in turns."""
+    taken: list[list[float]] = [[] for _ in each]
     for _ in range(TIMED_RUNS):
-        for runtime, times in zip((first, second), taken, strict=True):
+        for (runtime, frame), times in zip(each, taken, strict=True):
             began_s = time.perf_counter()
             runtime.features(frame)
             times.append((time.perf_counter() - began_s) * 1e3)
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    return [statistics.median(times) for times in taken]

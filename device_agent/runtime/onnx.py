@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +43,22 @@ def installed_providers() -> tuple[str, list[str]]:
     return onnxruntime.__version__, list(onnxruntime.get_available_providers())
 
 
+_PROVIDERS: Final[dict[str, tuple[str, dict[str, str]]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    # fp32 means fp32: the codes of a channel's devices are mixed.
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+"""Our names of providers that are worth measuring, with ONNX Runtime's and its options."""
+
+
+def usable_providers() -> list[str]:
+    """Return our names of the providers that this ONNX Runtime was built with; one may still fail to open."""
+    _, there = installed_providers()
+    return [name for name, (provider, _) in _PROVIDERS.items() if provider in there]
+
+
 class OnnxRuntime:
-    """A backbone in ONNX Runtime on the processor.
+    """A backbone in ONNX Runtime, by one of its providers.
 
     Args:
         model: The ONNX file. It is one whole (`sdk.onnxfile`): ONNX Runtime would read other files if told to.
@@ -52,6 +67,7 @@ class OnnxRuntime:
         feature_size: d that its output must have.
         settings: Threads.
         maps: What it gives beside the features.
+        provider: "cpu" or "cuda".
 
     Raises:
         InferenceFailed: it does not load, or takes or gives other shapes.
@@ -65,6 +81,7 @@ class OnnxRuntime:
         feature_size: int,
         settings: RuntimeSettings,
         maps: Sequence[MapEntry] = (),
+        provider: str = "cpu",
     ) -> None:
         try:
             check_onnx_file(model, what)
@@ -75,15 +92,24 @@ class OnnxRuntime:
         options.log_severity_level = _FATAL_ONLY  # what goes wrong is raised; the rest is not for operators
         # Between frames the processor belongs to the learner and the page, not to a spinning thread pool.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        ort_provider, provider_options = _PROVIDERS[provider]
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=[(ort_provider, provider_options)]
+            )
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         except _ORT_ERRORS as error:
             raise InferenceFailed(
                 f"{what} does not load in ONNX Runtime {onnxruntime.__version__}: {_one_line(error)}",
                 hint="Export the bundle again, or update onnxruntime on this device.",
             ) from error
-        self.name = f"ONNX Runtime {onnxruntime.__version__} on CPU"
+        if self._session.get_providers()[0] != ort_provider:
+            # ONNX Runtime goes on by the processor where a provider does not load, and says so to a log only.
+            raise InferenceFailed(
+                f"{provider} does not start in ONNX Runtime {onnxruntime.__version__}",
+                hint="Check the GPU's driver and libraries: headway doctor. The processor serves meanwhile.",
+            )
+        self.name = f"ONNX Runtime {onnxruntime.__version__} on {provider.upper()}"
         self.feature_size = feature_size
         self._what = what
         self._maps = tuple(maps)
