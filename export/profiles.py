@@ -103,6 +103,17 @@ def normalises(graph: onnx.GraphProto) -> bool:
     return any(node.op_type in _NORMALISING for node in graph.node)
 
 
+def weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes of a graph that is not quantized whose weight is a constant, in the order they run."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [node for node in graph.node if node.op_type in WEIGHTED and node.input[1] in constants]
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """Return the axis of the output channels in a layer's weight."""
+    return _CHANNEL_AXIS.get(node.op_type, 0 if _attribute(node, "transB", 0) else 1)
+
+
 def check_placement(model: onnx.ModelProto, profile: Profile) -> None:
     """Check that the nodes of a quantized model are where its profile wants them.
 
@@ -180,7 +191,7 @@ def _weights_per_channel(graph: _Graph) -> Iterator[str]:
             continue
         dequantize = graph.maker[node.input[1]]
         weight, scale, zero = (graph.value(name) for name in dequantize.input[:3])
-        axis = _CHANNEL_AXIS.get(node.op_type, 0 if _attribute(node, "transB", 0) else 1)
+        axis = channel_axis(node)
         if weight.dtype != np.int8 or zero.any():
             yield f"the weights of {node.name} are not symmetric int8"
         elif scale.size != weight.shape[axis] or _attribute(dequantize, "axis", 1) % weight.ndim != axis:

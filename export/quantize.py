@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import zip_longest
 from pathlib import Path
@@ -40,6 +40,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from export.bias import Means, correct_biases, input_means
 from export.graph import INPUT, ORT_ERRORS, Pixels, check_onnx
 from export.profiles import (
     DEQUANTIZE,
@@ -50,6 +51,7 @@ from export.profiles import (
     check_placement,
     normalises,
     residual_sides,
+    weighted,
 )
 from sdk.errors import CalibrationFailed, ExportError
 
@@ -103,10 +105,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The range of every tensor that may be quantized, as the quantizer takes them."""
+    """The range of every tensor that may be quantized, as the quantizer takes them.
+
+    Attributes:
+        method: How they were chosen.
+        of_tensor: onnxruntime's TensorsData.
+        means: Of what goes into the layers, for their biases; empty where those are to stay as they are.
+    """
 
     method: Method
-    of_tensor: Any  # onnxruntime's TensorsData; the library has no types
+    of_tensor: Any  # the library has no types
+    means: Means = field(default_factory=dict)
 
 
 def stratified(labels: Sequence[str], count: int, groups: Sequence[str] = ()) -> list[int]:
@@ -166,7 +175,7 @@ def prepare(fp32: bytes) -> Prepared:
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
         model = onnx.load(str(target))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    layers = [n for n in model.graph.node if n.op_type in WEIGHTED and n.input[1] in constants]
+    layers = weighted(model.graph)
     if not layers:
         raise CalibrationFailed("nothing in this backbone can be quantized", hint=_HINT)
     sizes = [4 * int(np.prod(constants[node.input[1]].dims)) for node in layers]
@@ -174,9 +183,9 @@ def prepare(fp32: bytes) -> Prepared:
 
 
 def calibrate(prepared: Prepared, images: Sequence[Pixels], method: Method) -> Ranges:
-    """Return the range of every tensor that a profile may quantize, from what the images give.
+    """Return the range of every tensor that a profile may quantize, and means, from what the images give.
 
-    Cost: one pass of the fp32 network for each image; they go through one by one, and nothing is kept of them.
+    Cost: two passes of the fp32 network for each image; they go through one by one, and nothing is kept of them.
 
     Args:
         prepared: The graph.
@@ -202,17 +211,17 @@ def calibrate(prepared: Prepared, images: Sequence[Pixels], method: Method) -> R
         )
         for pixels in images:
             calibrator.collect_data(_One(pixels))
-        return Ranges(method, calibrator.compute_data())
+        return Ranges(method, calibrator.compute_data(), input_means(prepared.model, images))
 
 
 def on_training_grid(ranges: Ranges, profile: Profile) -> Ranges:
     """Return the ranges as fake quantizers see them: symmetric where there are negative values.
 
-    For `cpu` the offset of such a tensor becomes 128 and its scale that of a signed byte; `tensorrt` is symmetric
-    anyhow.
+    There are no means: weights that were trained on their own grid need no correction for it. For `cpu` the offset
+    of such a tensor becomes 128 and its scale that of a signed byte; `tensorrt` is symmetric anyhow.
     """
     if profile is Profile.TENSORRT:
-        return ranges
+        return Ranges(ranges.method, ranges.of_tensor)
     found: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
     for name, spread in ranges.of_tensor.items():
         low, high = (float(np.ravel(value)[0]) for value in spread.range_value)
@@ -249,6 +258,7 @@ def to_int8(
         options["OpTypesToExcludeOutputQuantization"] = list(WEIGHTED)
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
+    correct_biases(model.graph, ranges.means, [name for name in prepared.layers if name not in without], profile)
     with _translated(), _quiet():
         quantizer = QDQQuantizer(
             model,
