@@ -31,7 +31,7 @@ demo: $(VENV)/.demo
 	$(BIN)/headway demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev
-	@scripts/system-packages mosquitto chromium
+	@scripts/system-packages mosquitto chromium postgresql
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev

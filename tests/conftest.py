@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sdk.errors import BrokerError
 from sdk.fleet.broker import Mosquitto, find_mosquitto
+from sdk.fleet.database import name_database
+from tests.postgres import Postgres, find_postgres, running_postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a script: children would inherit the deafness, and some tests press Ctrl-C.
@@ -27,3 +30,23 @@ def mosquitto() -> Iterator[Mosquitto]:
         pytest.skip(f"{error}: {error.hint}")
     with Mosquitto() as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL on a free loopback port. Needs the system's: apt-get install postgresql."""
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with running_postgres(programs) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def fleet_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A directory for a fleet, kept in SQLite and, once more, in PostgreSQL."""
+    directory = tmp_path / "fleet"
+    if request.param == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        name_database(directory, server.new_database())
+    return directory

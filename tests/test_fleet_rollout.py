@@ -126,9 +126,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 
 @pytest.fixture
-def floor(tmp_path: Path, bundles: dict[str, Bundle]) -> Floor:
+def floor(fleet_dir: Path, bundles: dict[str, Bundle]) -> Floor:
     """Four devices that run the first release."""
-    floor = Floor(tmp_path / "fleet")
+    floor = Floor(fleet_dir)
     floor.store.publish(bundles["first"], channel="default")
     floor.turn()
     floor.obey()

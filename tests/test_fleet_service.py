@@ -13,8 +13,9 @@ import pytest
 
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
+from sdk.fleet.database import DATABASE_NAME
 from sdk.fleet.service import POLL_S, FleetCore
-from sdk.fleet.store import DATABASE_NAME, FleetStore
+from sdk.fleet.store import FleetStore
 from sdk.labels import MAX_COUNTER_JUMP, Record
 from sdk.mqtt import Message, Publication
 from sdk.wire import (
@@ -109,9 +110,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     return [make_bundle(folder / name, backbone=name) for name in ("first", "second")]
 
 
-def fleet_of(tmp_path: Path, *names: str, faults: Faults | None = None, seed: int = 0) -> Fleet:
+def fleet_of(fleet_dir: Path, *names: str, faults: Faults | None = None, seed: int = 0) -> Fleet:
     broker = SimBroker(seed, faults or Faults())
-    fleet = Fleet(tmp_path / "fleet", broker, [SimDevice(name) for name in names])
+    fleet = Fleet(fleet_dir, broker, [SimDevice(name) for name in names])
     fleet.run(lambda: len(registered(fleet)) == len(names))
     return fleet
 
@@ -134,9 +135,9 @@ def only(publications: Sequence[Publication], topic: str) -> list[bytes]:
     [Faults(repeat=1.0), Faults(delay_s=5.0), Faults(drop=0.4), Faults(drop=0.2, repeat=0.5, delay_s=3.0)],
     ids=["thrice", "shuffled", "lossy", "all"],
 )
-def test_every_label_is_stored_once_and_reaches_every_device(tmp_path: Path, faults: Faults, seed: int) -> None:
+def test_every_label_is_stored_once_and_reaches_every_device(fleet_dir: Path, faults: Faults, seed: int) -> None:
     """Whatever is lost, repeated or shuffled, all sides end with the same live set, bit for bit."""
-    fleet = fleet_of(tmp_path, "a", "b", "c", faults=faults, seed=seed)
+    fleet = fleet_of(fleet_dir, "a", "b", "c", faults=faults, seed=seed)
     for number in range(24):
         fleet.devices[number % 3].label(number % 17, name=f"class-{number % 3}")
         fleet.run(lambda end=fleet.broker.now + 0.2: fleet.broker.now >= end)  # type: ignore[misc]
@@ -150,8 +151,8 @@ def test_every_label_is_stored_once_and_reaches_every_device(tmp_path: Path, fau
     assert not any(device.refusals for device in fleet.devices)
 
 
-def test_a_broker_that_forgets_everything_costs_no_label(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a", "b", faults=Faults(delay_s=1.0))
+def test_a_broker_that_forgets_everything_costs_no_label(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a", "b", faults=Faults(delay_s=1.0))
     for number in range(30):
         fleet.devices[number % 2].label(number)
         if number % 7 == 3:
@@ -162,8 +163,8 @@ def test_a_broker_that_forgets_everything_costs_no_label(tmp_path: Path) -> None
     assert len(fleet.stored()) == sum(len(device.log) for device in fleet.devices)
 
 
-def test_killed_between_commit_and_acknowledgement_it_stores_once_and_acknowledges(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_killed_between_commit_and_acknowledgement_it_stores_once_and_acknowledges(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     device = fleet.devices[0]
     device.label(1)
     batch = [Message(p.topic, p.payload) for p in device.batches()]
@@ -179,7 +180,7 @@ def test_killed_between_commit_and_acknowledgement_it_stores_once_and_acknowledg
 
 
 def test_nothing_is_acknowledged_when_the_database_fails(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+    fleet = fleet_of(tmp_path / "fleet", "a")
     device = fleet.devices[0]
     device.label(1)
     batch = [Message(p.topic, p.payload) for p in device.batches()]
@@ -192,8 +193,8 @@ def test_nothing_is_acknowledged_when_the_database_fails(tmp_path: Path) -> None
     assert decode_json(only(fleet.turn(batch), TOPICS.ack("a"))[0], Ack) == Ack(through=3)
 
 
-def test_a_batch_after_a_gap_is_answered_with_where_to_begin(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_a_batch_after_a_gap_is_answered_with_where_to_begin(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     device = fleet.devices[0]
     device.label(1)
     whole = Message(TOPICS.up_label("a"), device.batches()[0].payload)
@@ -205,8 +206,8 @@ def test_a_batch_after_a_gap_is_answered_with_where_to_begin(tmp_path: Path) -> 
     assert [decode_json(p, Ack).through for p in only(answers, TOPICS.ack("a"))] == [0, 3]
 
 
-def test_a_device_that_comes_late_gets_the_whole_union(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a", "b")
+def test_a_device_that_comes_late_gets_the_whole_union(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a", "b")
     for number in range(400):
         fleet.devices[number % 2].label(number)
     fleet.run(fleet.in_sync)
@@ -216,22 +217,22 @@ def test_a_device_that_comes_late_gets_the_whole_union(tmp_path: Path) -> None:
     assert late.segments > 1
 
 
-def test_a_device_that_is_up_to_date_is_sent_nothing(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_a_device_that_is_up_to_date_is_sent_nothing(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     fleet.devices[0].label(1)
     fleet.run(fleet.in_sync)
     want = encode_json(Want(channel="default", log_from=4))
     assert only(fleet.turn([Message(TOPICS.up_want("a"), want)]), TOPICS.down_log("a")) == []
 
 
-def test_a_device_that_knows_more_than_the_fleet_is_reported(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_a_device_that_knows_more_than_the_fleet_is_reported(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     fleet.turn([Message(TOPICS.up_want("a"), encode_json(Want(channel="default", log_from=9)))])
     assert "ahead" in fleet.kinds()
 
 
-def test_acknowledgements_do_not_wait_behind_bulk(tmp_path: Path, bundles: list[Bundle]) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_acknowledgements_do_not_wait_behind_bulk(fleet_dir: Path, bundles: list[Bundle]) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     fleet.store.publish(bundles[0], channel="default")
     fleet.devices[0].label(1)
     fleet.broker.now += POLL_S
@@ -244,8 +245,8 @@ def test_acknowledgements_do_not_wait_behind_bulk(tmp_path: Path, bundles: list[
 # Refusals
 
 
-def test_another_devices_labels_are_refused(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a", "b")
+def test_another_devices_labels_are_refused(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a", "b")
     fleet.devices[1].label(1)
     forged = Message(TOPICS.up_label("a"), fleet.devices[1].batches()[0].payload)
     ack = decode_json(only(fleet.turn([forged]), TOPICS.ack("a"))[0], Ack)
@@ -256,8 +257,8 @@ def test_another_devices_labels_are_refused(tmp_path: Path) -> None:
     assert ("refused", {"device": "a", "seq": 1, "reason": ack.refused.reason}) in fleet.events
 
 
-def test_a_wild_counter_is_refused_and_the_rest_is_kept(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_a_wild_counter_is_refused_and_the_rest_is_kept(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     device = fleet.devices[0]
     device.label(1)
     device._counter += MAX_COUNTER_JUMP + 1
@@ -270,8 +271,8 @@ def test_a_wild_counter_is_refused_and_the_rest_is_kept(tmp_path: Path) -> None:
         assert "jumps more than 2^32" in (ledger.devices()[0].refused or "")
 
 
-def test_a_device_whose_store_was_restored_from_an_old_copy_is_refused(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_a_device_whose_store_was_restored_from_an_old_copy_is_refused(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     device = fleet.devices[0]
     device.label(1)
     fleet.run(lambda: not device.outbox)
@@ -314,8 +315,8 @@ BATCH = LABELS.batches()[0].payload
     ],
     ids=lambda message: f"{message.topic[-12:]!r} {message.payload[:8]!r}",
 )
-def test_a_message_that_breaks_the_protocol_changes_nothing(tmp_path: Path, message: Message) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_a_message_that_breaks_the_protocol_changes_nothing(fleet_dir: Path, message: Message) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     before = registered(fleet)
     assert fleet.turn([message]) == []
     assert fleet.kinds()[-1] == "bad_message"
@@ -323,8 +324,8 @@ def test_a_message_that_breaks_the_protocol_changes_nothing(tmp_path: Path, mess
     assert fleet.stored() == []
 
 
-def test_labels_that_come_before_the_devices_state_are_taken_when_they_come_again(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path / "fleet", SimBroker(), [])
+def test_labels_that_come_before_the_devices_state_are_taken_when_they_come_again(fleet_dir: Path) -> None:
+    fleet = Fleet(fleet_dir, SimBroker(), [])
     device = SimDevice("a")
     device.label(1)
     batch = [Message(p.topic, p.payload) for p in device.batches()]
@@ -335,8 +336,8 @@ def test_labels_that_come_before_the_devices_state_are_taken_when_they_come_agai
     assert decode_json(only(answers, TOPICS.ack("a"))[-1], Ack).through == 3
 
 
-def test_devices_of_channels_served_elsewhere_are_left_alone(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path / "fleet", SimBroker(), [])
+def test_devices_of_channels_served_elsewhere_are_left_alone(fleet_dir: Path) -> None:
+    fleet = Fleet(fleet_dir, SimBroker(), [])
     stranger = SimDevice("stranger", channel="elsewhere")
     stranger.label(1)
     messages = [Message(p.topic, p.payload) for p in [stranger.state(), *stranger.batches()]]
@@ -347,8 +348,8 @@ def test_devices_of_channels_served_elsewhere_are_left_alone(tmp_path: Path) -> 
     assert fleet.kinds().count("stranger") == 1
 
 
-def test_a_device_that_changes_its_channel_stays_where_its_log_is(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path / "fleet", SimBroker(), [], channels=("default", "other"))
+def test_a_device_that_changes_its_channel_stays_where_its_log_is(fleet_dir: Path) -> None:
+    fleet = Fleet(fleet_dir, SimBroker(), [], channels=("default", "other"))
     fleet.turn([Message(TOPICS.state("a"), encode_json(STATE))])
     moved = DeviceState(device="a", channel="other", online=True)
     fleet.turn([Message(TOPICS.state("a"), encode_json(moved))])
@@ -367,9 +368,9 @@ def announce(fleet: Fleet, bundle: Bundle) -> list[Publication]:
 
 
 def test_a_release_is_announced_chunks_first_then_metadata_then_assignments(
-    tmp_path: Path, bundles: list[Bundle]
+    fleet_dir: Path, bundles: list[Bundle]
 ) -> None:
-    fleet = fleet_of(tmp_path, "a", "b")
+    fleet = fleet_of(fleet_dir, "a", "b")
     out = announce(fleet, bundles[0])
     with fleet.store.read() as ledger:
         current = ledger.current("default")
@@ -384,9 +385,9 @@ def test_a_release_is_announced_chunks_first_then_metadata_then_assignments(
 
 
 def test_a_release_published_while_the_service_was_away_is_announced_when_it_is_back(
-    tmp_path: Path, bundles: list[Bundle]
+    fleet_dir: Path, bundles: list[Bundle]
 ) -> None:
-    fleet = fleet_of(tmp_path, "a")
+    fleet = fleet_of(fleet_dir, "a")
     fleet.store.publish(bundles[0], channel="default")
     fleet.start_service()
     assert not only(fleet.core.broker_connected(remembered=True), TOPICS.desired("a"))
@@ -397,9 +398,9 @@ def test_a_release_published_while_the_service_was_away_is_announced_when_it_is_
 
 @pytest.mark.parametrize("remembered", [True, False])
 def test_a_broker_that_forgot_is_given_everything_again(
-    tmp_path: Path, bundles: list[Bundle], remembered: bool
+    fleet_dir: Path, bundles: list[Bundle], remembered: bool
 ) -> None:
-    fleet = fleet_of(tmp_path, "a")
+    fleet = fleet_of(fleet_dir, "a")
     announce(fleet, bundles[0])
     out = fleet.core.broker_connected(remembered=remembered)
     assert [p.topic for p in out] == [TOPICS.meta("default"), TOPICS.desired("a")]
@@ -407,16 +408,16 @@ def test_a_broker_that_forgot_is_given_everything_again(
     assert bool(chunks) is not remembered
 
 
-def test_a_new_device_is_told_what_to_run(tmp_path: Path, bundles: list[Bundle]) -> None:
-    fleet = fleet_of(tmp_path)
+def test_a_new_device_is_told_what_to_run(fleet_dir: Path, bundles: list[Bundle]) -> None:
+    fleet = fleet_of(fleet_dir)
     announce(fleet, bundles[0])
     out = fleet.turn([Message(TOPICS.state("a"), encode_json(STATE))])
     assert decode_json(only(out, TOPICS.desired("a"))[0], Desired).release.name == "first"
     assert decode_json(only(out, TOPICS.ack("a"))[0], Ack).through == 0
 
 
-def test_wanted_chunks_are_published_again_and_unknown_ones_never(tmp_path: Path, bundles: list[Bundle]) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_wanted_chunks_are_published_again_and_unknown_ones_never(fleet_dir: Path, bundles: list[Bundle]) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     chunks = [p for p in announce(fleet, bundles[0]) if "/chunk/" in p.topic]
     digest = chunks[1].topic[-64:]
     fleet.broker.now += 10.0
@@ -426,9 +427,9 @@ def test_wanted_chunks_are_published_again_and_unknown_ones_never(tmp_path: Path
 
 
 def test_a_chunk_damaged_on_the_servers_disk_is_reported_and_not_published(
-    tmp_path: Path, bundles: list[Bundle]
+    fleet_dir: Path, bundles: list[Bundle]
 ) -> None:
-    fleet = fleet_of(tmp_path, "a")
+    fleet = fleet_of(fleet_dir, "a")
     digest = announce(fleet, bundles[0])[1].topic[-64:]
     (fleet.directory / "chunks" / digest).write_bytes(b"flipped")
     fleet.broker.now += 10.0
@@ -437,8 +438,8 @@ def test_a_chunk_damaged_on_the_servers_disk_is_reported_and_not_published(
     assert "damaged_chunk" in fleet.kinds()
 
 
-def test_old_chunks_leave_the_broker_after_every_device_moved_on(tmp_path: Path, bundles: list[Bundle]) -> None:
-    fleet = fleet_of(tmp_path, "a", "b")
+def test_old_chunks_leave_the_broker_after_every_device_moved_on(fleet_dir: Path, bundles: list[Bundle]) -> None:
+    fleet = fleet_of(fleet_dir, "a", "b")
     first = {p.topic for p in announce(fleet, bundles[0]) if "/chunk/" in p.topic}
     second = {p.topic for p in announce(fleet, bundles[1]) if "/chunk/" in p.topic}
     with fleet.store.read() as ledger:
@@ -458,8 +459,8 @@ def test_old_chunks_leave_the_broker_after_every_device_moved_on(tmp_path: Path,
     assert fleet.turn() == []
 
 
-def test_update_events_show_how_far_a_device_is(tmp_path: Path, bundles: list[Bundle]) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_update_events_show_how_far_a_device_is(fleet_dir: Path, bundles: list[Bundle]) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     announce(fleet, bundles[0])
     with fleet.store.read() as ledger:
         current = ledger.current("default")
@@ -470,8 +471,8 @@ def test_update_events_show_how_far_a_device_is(tmp_path: Path, bundles: list[Bu
         assert [a.state for a in ledger.assignments(current.id)] == [UpdateState.COMMITTED]
 
 
-def test_metadata_follows_the_log_for_those_who_missed_it(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, "a")
+def test_metadata_follows_the_log_for_those_who_missed_it(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
     fleet.devices[0].label(1)
     fleet.run(fleet.in_sync)
     topic = Topics().meta("default")

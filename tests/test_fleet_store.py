@@ -13,14 +13,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import text
 
 from sdk.bundle import Bundle
 from sdk.errors import BadSignature, FleetError, Incompatible, StoreCorrupt, UnknownDevice
-from sdk.fleet.store import DATABASE_NAME, MIGRATIONS, SCHEMA_REVISION, Base, FleetStore, Ledger, Taken
+from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_of, name_database
+from sdk.fleet.store import MIGRATIONS, SCHEMA_REVISION, Base, FleetStore, Ledger, Taken
 from sdk.labels import CodeRecord, Fold, Label, Record
 from sdk.wire import DeviceState, UpdateEvent, UpdateState
 from tests.builders import class_id_of, code_of, make_bundle, picture
+from tests.postgres import Postgres
 from tests.simulators import SimDevice
 
 
@@ -41,12 +43,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(tmp_path_factory.mktemp("bundle") / "first")
 
 
-def test_migrations_make_exactly_the_tables_of_the_models(tmp_path: Path) -> None:
-    FleetStore(tmp_path).close()
+def test_migrations_make_exactly_the_tables_of_the_models(fleet_dir: Path) -> None:
+    FleetStore(fleet_dir).close()
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_REVISION
-    with create_engine(f"sqlite:///{tmp_path / DATABASE_NAME}").connect() as connection:
+    with engine_of(fleet_dir).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
@@ -77,8 +79,8 @@ def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None
         FleetStore(tmp_path / "file" / "fleet")
 
 
-def test_a_second_service_on_the_directory_is_refused(tmp_path: Path) -> None:
-    with FleetStore(tmp_path) as one, FleetStore(tmp_path) as other:
+def test_a_second_service_on_the_directory_is_refused(fleet_dir: Path) -> None:
+    with FleetStore(fleet_dir) as one, FleetStore(fleet_dir) as other:
         assert not other.served()
         with one.serving():
             assert other.served()
@@ -87,9 +89,9 @@ def test_a_second_service_on_the_directory_is_refused(tmp_path: Path) -> None:
         assert not other.served()
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_what_fails_half_way_leaves_nothing(fleet_dir: Path) -> None:
     log = labelled("a", 3)
-    with FleetStore(tmp_path) as store:
+    with FleetStore(fleet_dir) as store:
         with store.write() as ledger:
             register(ledger, "a")
 
@@ -107,20 +109,20 @@ def test_what_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
             assert ledger.take("a", log, {}).first_position == 1
 
 
-def test_labels_of_an_unregistered_device_are_refused(tmp_path: Path) -> None:
-    with FleetStore(tmp_path) as store, pytest.raises(UnknownDevice), store.write() as ledger:
+def test_labels_of_an_unregistered_device_are_refused(fleet_dir: Path) -> None:
+    with FleetStore(fleet_dir) as store, pytest.raises(UnknownDevice), store.write() as ledger:
         ledger.take("a", labelled("a", 1), {})
 
 
-def test_positions_have_no_gaps_whoever_writes_at_once(tmp_path: Path) -> None:
+def test_positions_have_no_gaps_whoever_writes_at_once(fleet_dir: Path) -> None:
     logs = {name: labelled(name, 20) for name in ("a", "b", "c")}
-    with FleetStore(tmp_path) as store, store.write() as ledger:
+    with FleetStore(fleet_dir) as store, store.write() as ledger:
         for name in logs:
             register(ledger, name)
     taken: list[Taken] = []
 
     def write(name: str) -> None:
-        with FleetStore(tmp_path) as store:
+        with FleetStore(fleet_dir) as store:
             for i in range(0, len(logs[name]), 5):
                 with store.write() as ledger:
                     taken.append(ledger.take(name, logs[name][i : i + 5], {}))
@@ -134,14 +136,14 @@ def test_positions_have_no_gaps_whoever_writes_at_once(tmp_path: Path) -> None:
     starts = sorted((one.first_position, len(one.verdict.accepted)) for one in taken)
     assert sum(count for _, count in starts) == total
     assert all(first + count == after for (first, count), (after, _) in pairwise(starts))
-    with FleetStore(tmp_path) as store, store.read() as ledger:
+    with FleetStore(fleet_dir) as store, store.read() as ledger:
         assert ledger.log_length("default") == total
         stored = [record for i in range(1, total + 1) for record in ledger.records("default", i)[:1]]
         assert {name: [r for r in stored if r.entry.device == name] for name in logs} == logs
 
 
-def test_channels_have_unions_of_their_own(tmp_path: Path) -> None:
-    with FleetStore(tmp_path) as store, store.write() as ledger:
+def test_channels_have_unions_of_their_own(fleet_dir: Path) -> None:
+    with FleetStore(fleet_dir) as store, store.write() as ledger:
         register(ledger, "a", "left")
         register(ledger, "b", "right")
         assert ledger.take("a", labelled("a", 2), {}).first_position == 1
@@ -150,8 +152,8 @@ def test_channels_have_unions_of_their_own(tmp_path: Path) -> None:
         assert ledger.log_length("none") == 0
 
 
-def test_a_device_keeps_the_channel_it_registered_on(tmp_path: Path) -> None:
-    with FleetStore(tmp_path) as store, store.write() as ledger:
+def test_a_device_keeps_the_channel_it_registered_on(fleet_dir: Path) -> None:
+    with FleetStore(fleet_dir) as store, store.write() as ledger:
         register(ledger, "a", "left")
         register(ledger, "a", "right", outbox=3)
         assert [(d.device, d.state.outbox) for d in ledger.devices("left")] == [("a", 3)]
@@ -161,8 +163,8 @@ def test_a_device_keeps_the_channel_it_registered_on(tmp_path: Path) -> None:
 # Releases
 
 
-def test_a_published_bundle_is_assigned_to_all_devices_now_and_later(tmp_path: Path, bundle: Bundle) -> None:
-    with FleetStore(tmp_path) as store:
+def test_a_published_bundle_is_assigned_to_all_devices_now_and_later(fleet_dir: Path, bundle: Bundle) -> None:
+    with FleetStore(fleet_dir) as store:
         with store.write() as ledger:
             register(ledger, "early")
             register(ledger, "other", "elsewhere")
@@ -177,23 +179,23 @@ def test_a_published_bundle_is_assigned_to_all_devices_now_and_later(tmp_path: P
             assert all(digest in store.chunks for digest in current.release.digests())
 
 
-def test_a_bundle_that_changes_while_it_is_published_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_that_changes_while_it_is_published_is_refused(tmp_path: Path, fleet_dir: Path) -> None:
     changing = make_bundle(tmp_path / "changing")
     (changing.path / "backbone.fp32.onnx").write_bytes(b"other bytes")
-    with FleetStore(tmp_path / "fleet") as store:
+    with FleetStore(fleet_dir) as store:
         with pytest.raises(BadSignature, match="changed while it was published"):
             store.publish(changing, channel="default")
         with store.read() as ledger:
             assert ledger.current("default") is None
 
 
-def test_a_precision_the_bundle_does_not_have_is_refused(tmp_path: Path, bundle: Bundle) -> None:
-    with FleetStore(tmp_path) as store, pytest.raises(Incompatible):
+def test_a_precision_the_bundle_does_not_have_is_refused(fleet_dir: Path, bundle: Bundle) -> None:
+    with FleetStore(fleet_dir) as store, pytest.raises(Incompatible):
         store.publish(bundle, channel="default", precision="int8")
 
 
-def test_update_events_are_kept_for_assigned_releases_only(tmp_path: Path, bundle: Bundle) -> None:
-    with FleetStore(tmp_path) as store:
+def test_update_events_are_kept_for_assigned_releases_only(fleet_dir: Path, bundle: Bundle) -> None:
+    with FleetStore(fleet_dir) as store:
         with store.write() as ledger:
             register(ledger, "a")
         publication = store.publish(bundle, channel="default")
@@ -208,7 +210,7 @@ def test_update_events_are_kept_for_assigned_releases_only(tmp_path: Path, bundl
             ]
 
 
-def test_the_fleets_live_set_is_the_one_a_device_folds(tmp_path: Path, bundle: Bundle) -> None:
+def test_the_fleets_live_set_is_the_one_a_device_folds(fleet_dir: Path, bundle: Bundle) -> None:
     """The same base samples and the same records give the same digest, bit for bit, on both sides."""
     device, image = SimDevice("a"), picture("scratch", 7)
     sample, code = class_id_of("sample 7") * 2, code_of(bundle, image).tobytes()
@@ -219,7 +221,7 @@ def test_the_fleets_live_set_is_the_one_a_device_folds(tmp_path: Path, bundle: B
 
     fold, base = Fold(bundle.space(), bundle.precision().feature_size), bundle.base()
     fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names())
-    with FleetStore(tmp_path) as store:
+    with FleetStore(fleet_dir) as store:
         assert store.live_set("default") is None
         with store.write() as ledger:
             register(ledger, "a")
@@ -236,10 +238,96 @@ def test_the_fleets_live_set_is_the_one_a_device_folds(tmp_path: Path, bundle: B
         assert (live.digest, len(live)) == (fold.digest(), len(base.samples) + 1)
 
 
-def test_a_damaged_release_on_the_server_is_noticed(tmp_path: Path, bundle: Bundle) -> None:
-    with FleetStore(tmp_path) as store:
+def test_a_damaged_release_on_the_server_is_noticed(fleet_dir: Path, bundle: Bundle) -> None:
+    with FleetStore(fleet_dir) as store:
         publication = store.publish(bundle, channel="default")
         for digest in publication.release.digests()[1:]:
-            (tmp_path / "chunks" / digest).write_bytes(b"flipped")
+            (fleet_dir / "chunks" / digest).write_bytes(b"flipped")
         with pytest.raises(StoreCorrupt, match="is damaged"):
             store.live_set("default")
+
+
+# PostgreSQL by itself
+
+
+@pytest.mark.postgres
+def test_a_commit_in_postgresql_is_synced_to_disk(postgres: Postgres, tmp_path: Path) -> None:
+    name_database(tmp_path, postgres.new_database())
+    with FleetStore(tmp_path) as store, store.write() as ledger:
+        assert ledger._session.scalar(text("SHOW synchronous_commit")) == "on"
+
+
+@pytest.mark.postgres
+def test_a_second_service_on_the_database_is_refused_from_another_directory(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.new_database()
+    for directory in ("one", "other"):
+        name_database(tmp_path / directory, url)
+    with FleetStore(tmp_path / "one") as one, FleetStore(tmp_path / "other") as other:
+        with one.serving():
+            assert other.served()
+            with pytest.raises(FleetError, match="another fleet service"), other.serving():
+                pass
+        assert not other.served()
+        with other.serving():
+            pass
+
+
+@pytest.mark.postgres
+def test_a_database_server_that_was_killed_loses_nothing_and_is_used_again(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    name_database(tmp_path, postgres.new_database())
+    records = labelled("a", 3)
+    with FleetStore(tmp_path) as store:
+        with store.write() as ledger:
+            register(ledger, "a")
+            ledger.take("a", records, {})
+        postgres.kill()
+        try:
+            with pytest.raises(FleetError, match="PostgreSQL cannot be used") as caught, store.read() as ledger:
+                ledger.channels()
+            assert caught.value.hint
+        finally:
+            postgres.start()
+        with store.read() as ledger:
+            assert ledger.records("default", 1) == records
+
+
+@pytest.mark.postgres
+def test_the_address_of_a_database_is_kept_where_only_its_owner_reads_it(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    name_database(tmp_path, postgres.new_database())
+    assert (tmp_path / URL_NAME).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense", "no address"),
+        ("mysql://root@127.0.0.1/fleet", "mysql is not supported"),
+        ("postgresql+asyncpg://127.0.0.1/fleet", "not supported"),
+    ],
+)
+def test_what_is_no_postgresql_is_refused_and_not_remembered(url: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=says) as caught:
+        name_database(tmp_path / "fleet", url)
+    assert "postgresql://" in caught.value.hint
+    assert not (tmp_path / "fleet").exists()
+
+
+def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
+    name_database(tmp_path, "postgresql://headway@127.0.0.1:1/fleet")
+    with pytest.raises(FleetError, match="PostgreSQL cannot be used"):
+        FleetStore(tmp_path)
+
+
+def test_a_fleet_does_not_move_to_another_database_unnoticed(tmp_path: Path) -> None:
+    FleetStore(tmp_path / "sqlite").close()
+    with pytest.raises(FleetError, match="has a fleet"):
+        name_database(tmp_path / "sqlite", "postgresql://127.0.0.1/fleet")
+    name_database(tmp_path / "named", "postgresql://127.0.0.1/fleet")
+    with pytest.raises(FleetError, match="names another"):
+        name_database(tmp_path / "named", "postgresql://127.0.0.1/other")

@@ -68,6 +68,11 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     show_default=True,
     help="A channel to serve: a product on like hardware. May be given several times.",
 )
+@click.option(
+    "--database", metavar="URL",
+    help="Keep the fleet in this PostgreSQL database: postgresql://user:password@host/name. Needed once; the "
+    "directory remembers it.",
+)  # fmt: skip
 @click.option("--start-broker", is_flag=True, help="Run a Mosquitto of our own there; 127.0.0.1 only.")
 @click.option("--username", help="User name at the broker.")
 @click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="File with the password.")
@@ -82,6 +87,7 @@ def serve(
     broker: str,
     prefix: str,
     channels: Sequence[str],
+    database: str | None,
     start_broker: bool,
     username: str | None,
     password_file: Path | None,
@@ -98,6 +104,7 @@ def serve(
     Ends with exit code 2 when there is no broker at the start; a broker that goes away later is waited for.
     """
     from sdk.fleet.broker import own_broker
+    from sdk.fleet.database import name_database
     from sdk.fleet.service import FleetService
     from sdk.fleet.store import FleetStore
     from sdk.mqtt import MqttSettings
@@ -112,6 +119,8 @@ def serve(
     )
     for channel in channels:
         _check_channel_name(channel)
+    if database is not None:
+        name_database(directory, database)
     report = _report_json if as_json else _report_text
     own = own_broker(settings) if start_broker else contextlib.nullcontext()
     with stop_on_signals() as stop, FleetStore(directory) as store, own:
@@ -460,9 +469,10 @@ def open_fleet(directory: Path) -> FleetStore:
     Raises:
         FleetError: it holds none.
     """
-    from sdk.fleet.store import DATABASE_NAME, FleetStore
+    from sdk.fleet.database import holds_fleet
+    from sdk.fleet.store import FleetStore
 
-    if not (directory / DATABASE_NAME).is_file():
+    if not holds_fleet(directory):
         raise FleetError(
             f"{directory} holds no fleet", hint="`headway fleet serve` or `publish` with this --dir makes one."
         )

@@ -1,7 +1,8 @@
 """What the fleet knows, durably: devices, the union of their logs, releases, assignments.
 
-One directory: `fleet.db` (SQLite, WAL, every commit synced) and `chunks/`. The schema is brought up to date when
-the directory is opened. Any SQLAlchemy URL may stand in for the file; only SQLite is tested so far.
+One directory: `fleet.db` (SQLite, WAL, every commit synced) and `chunks/`. Where `database.url` names a PostgreSQL
+database, that stands in for the file; what is different there is in `sdk.fleet.database`. The schema is brought up
+to date when the directory is opened.
 
 Rules this module keeps:
 
@@ -14,18 +15,16 @@ Rules this module keeps:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from sqlalchemy import (
     BigInteger,
-    Connection,
     Double,
     Engine,
     ForeignKey,
@@ -33,8 +32,6 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
-    create_engine,
-    event,
     false,
     func,
     inspect,
@@ -42,12 +39,12 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, decode_manifest
 from sdk.chunks import ChunkStore, Release, describe
 from sdk.errors import BadSignature, FleetError, UnknownDevice
+from sdk.fleet.database import ServiceLock, database_errors, engine_of
 from sdk.fleet.registry import Standing, Verdict, judge, next_state
 from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Step, decide
 from sdk.labels import GENESIS, Chain, Fold, LiveSet, Record, entry_hash
@@ -64,11 +61,9 @@ from sdk.wire import (
     encode_json,
 )
 
-DATABASE_NAME: Final = "fleet.db"
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 SCHEMA_REVISION: Final = "0002"
 """The newest migration: a database that has it is opened without Alembic."""
-BUSY_TIMEOUT_S: Final = 10.0
 LOCK_PATIENCE_S: Final = 0.5
 """A command that only asks whether a service runs holds the lock for a moment."""
 
@@ -242,13 +237,12 @@ class FleetStore:
 
     Args:
         directory: Made if it is not there.
-        url: Another database than the directory's own SQLite file.
 
     Raises:
         FleetError: the database cannot be used, or is newer than this Headway.
     """
 
-    def __init__(self, directory: Path, *, url: str | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -257,9 +251,9 @@ class FleetStore:
                 f"{directory}: {error.strerror}", hint="Name a directory you may write to."
             ) from error
         self.chunks = ChunkStore(directory / "chunks", durable=True)
-        self._engine = _engine(url or f"sqlite:///{directory / DATABASE_NAME}")
+        self._engine = engine_of(directory)
         self._writer = self._engine.execution_options(headway_write=True)
-        with _database(directory):
+        with database_errors(directory):
             _migrate(self._engine, self._writer)
 
     def close(self) -> None:
@@ -274,14 +268,14 @@ class FleetStore:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """Hold the directory as its one service, for the block.
+        """Hold the directory, and its database, as the one service, for the block.
 
         Raises:
-            FleetError: another service holds it.
+            FleetError: another service holds it, on this machine or with the same database.
         """
-        with self._lock_file() as lock:
+        with ServiceLock(self.directory, self._engine) as lock:
             deadline = time.monotonic() + LOCK_PATIENCE_S
-            while not _try_lock(lock, fcntl.LOCK_EX):
+            while not lock.take():
                 if time.monotonic() > deadline:
                     raise FleetError(
                         f"another fleet service runs on {self.directory}",
@@ -292,22 +286,19 @@ class FleetStore:
 
     def served(self) -> bool:
         """Return whether a service holds the directory now."""
-        with self._lock_file() as lock:
-            return not _try_lock(lock, fcntl.LOCK_SH)
-
-    def _lock_file(self) -> BinaryIO:
-        return (self.directory / "serve.lock").open("wb")
+        with ServiceLock(self.directory, self._engine) as lock:
+            return not lock.take(shared=True)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Ledger]:
         """Open one consistent view of the database for the block."""
-        with _database(self.directory), Session(self._engine) as session:
+        with database_errors(self.directory), Session(self._engine) as session:
             yield Ledger(session)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Ledger]:
         """Open the one write transaction; leaving the block commits it to disk, an exception takes it back."""
-        with _database(self.directory), Session(self._writer) as session, session.begin():
+        with database_errors(self.directory), Session(self._writer) as session, session.begin():
             yield Ledger(session)
 
     def publish(
@@ -828,14 +819,6 @@ class Ledger:
         return next(batches(decoded), [])
 
 
-def _try_lock(lock: BinaryIO, how: int) -> bool:
-    try:
-        fcntl.flock(lock, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _device(row: DeviceRow) -> Device:
     return Device(
         device=row.device,
@@ -860,30 +843,6 @@ def _member(row: AssignmentRow, device: Device) -> Member:
     )
 
 
-def _engine(url: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _prepare(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # we begin transactions ourselves, below
-            for pragma in (
-                f"busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                "foreign_keys = ON",
-            ):
-                connection.execute(f"PRAGMA {pragma}")
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            # A writer that began as a reader cannot wait for another writer: SQLite would have to lie to it.
-            write = connection.get_execution_options().get("headway_write", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
-
-
 def _migrate(engine: Engine, writer: Engine) -> None:
     with engine.connect() as connection:
         known = inspect(connection).has_table("alembic_version")
@@ -903,24 +862,6 @@ def _migrate(engine: Engine, writer: Engine) -> None:
             raise FleetError(
                 "the fleet database was written by a newer Headway", hint="Update Headway on this machine."
             ) from error
-
-
-@contextlib.contextmanager
-def _database(directory: Path) -> Iterator[None]:
-    """Say what a failing database means."""
-    try:
-        yield
-    except OperationalError as error:
-        raise FleetError(
-            f"the fleet database in {directory} cannot be used: {error.orig}",
-            hint="Check the disk, its space and permissions, and that no other program holds it.",
-        ) from error
-    except DatabaseError as error:
-        if type(error) is not DatabaseError:
-            raise  # a constraint or a type: our own mistake, not the disk's
-        raise FleetError(
-            f"the fleet database in {directory} is damaged: {error.orig}", hint="Restore it from a backup."
-        ) from error
 
 
 def records_of(taken: Iterable[Taken]) -> dict[str, tuple[int, list[Record]]]:

@@ -1,0 +1,210 @@
+"""The fleet's database: SQLite in the fleet's directory, or the PostgreSQL that `database.url` there names.
+
+Rules that both keep, each in its own way:
+
+- A commit is on disk when it returns.
+- Writers take the write lock when they begin, so that what they read is what they change.
+- One service at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+
+from sdk.errors import FleetError
+
+DATABASE_NAME: Final = "fleet.db"
+URL_NAME: Final = "database.url"
+LOCK_NAME: Final = "serve.lock"
+BUSY_TIMEOUT_S: Final = 10.0
+CONNECT_TIMEOUT_S: Final = 10
+_POSTGRES: Final = "postgresql"
+_WRITER_LOCK, _SERVICE_LOCK = 0x6865_6164_0001, 0x6865_6164_0002
+"""Numbers of PostgreSQL's advisory locks; the database should be the fleet's alone."""
+
+
+def holds_fleet(directory: Path) -> bool:
+    """Return whether a directory has, or names, a fleet's database."""
+    return (directory / DATABASE_NAME).is_file() or (directory / URL_NAME).is_file()
+
+
+def name_database(directory: Path, url: str) -> None:
+    """Let a directory's fleet be kept in a PostgreSQL database from now on.
+
+    Args:
+        directory: Made if it is not there.
+        url: As SQLAlchemy and libpq take it: `postgresql://user:password@host/name`.
+
+    Raises:
+        FleetError: it is no such address, or the directory has a fleet of its own, or names another one.
+    """
+    _parsed(url)
+    file = directory / URL_NAME
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / DATABASE_NAME).is_file():
+            raise FleetError(
+                f"{directory} has a fleet in {DATABASE_NAME}",
+                hint="Name another --dir for the fleet in PostgreSQL.",
+            )
+        if file.is_file() and file.read_text().strip() != url:
+            raise FleetError(f"{file} names another database", hint="Leave --database out, or name another --dir.")
+        file.touch(mode=0o600)  # it may hold a password
+        file.write_text(url + "\n")
+    except OSError as error:
+        raise FleetError(f"{file}: {error.strerror}", hint="Name a directory you may write to.") from error
+
+
+def _parsed(url: str) -> str:
+    """Return SQLAlchemy's address for ours, which names no driver."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise FleetError(f"{url[:80]!r} is no address of a database", hint=_EXAMPLE) from error
+    if parsed.drivername not in ("postgres", _POSTGRES):
+        raise FleetError(f"{parsed.drivername} is not supported", hint=_EXAMPLE)
+    return parsed.set(drivername=f"{_POSTGRES}+psycopg").render_as_string(hide_password=False)
+
+
+_EXAMPLE: Final = "Give a PostgreSQL database: postgresql://user:password@host/name."
+
+
+def engine_of(directory: Path) -> Engine:
+    """Return the engine of a directory's database.
+
+    Raises:
+        FleetError: `database.url` names none that can be reached from here.
+    """
+    file = directory / URL_NAME
+    if not file.is_file():
+        return _sqlite(directory / DATABASE_NAME)
+    try:
+        url = _parsed(file.read_text().strip())
+    except OSError as error:
+        raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
+    try:
+        return _postgres(url)
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise FleetError(
+            "the PostgreSQL client is not installed", hint="pip install 'headway-edge[postgres]'"
+        ) from error
+
+
+def _sqlite(file: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{file}")
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves, below
+        for pragma in (
+            f"busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A writer that began as a reader cannot wait for another writer: SQLite would have to lie to it.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if _writes(connection) else "BEGIN")
+
+    return engine
+
+
+def _postgres(url: str) -> Engine:
+    # One view for a whole read; a writer waits for its turn and then sees all that was committed before.
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,  # a server that was restarted is no error
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "headway-fleet"},
+    )
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if _writes(connection):
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{int(BUSY_TIMEOUT_S * 1000)}ms'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+        else:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+    return engine
+
+
+def _writes(connection: Connection) -> bool:
+    return bool(connection.get_execution_options().get("headway_write", False))
+
+
+class ServiceLock:
+    """What the one service of a fleet holds: a lock on the directory, and in PostgreSQL one on the database.
+
+    Args:
+        directory: The fleet's.
+        engine: Its database.
+    """
+
+    def __init__(self, directory: Path, engine: Engine) -> None:
+        self._file = (directory / LOCK_NAME).open("wb")
+        self._connection = engine.connect() if engine.dialect.name == _POSTGRES else None
+
+    def __enter__(self) -> ServiceLock:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            # The lock is the session's. A server that is gone has let go of it; the connection is not used again.
+            with contextlib.suppress(DatabaseError):
+                self._connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
+            self._connection.invalidate()
+            self._connection.close()
+        self._file.close()
+
+    def take(self, *, shared: bool = False) -> bool:
+        """Take the lock if it is free, alone or among others who only look; return whether it was."""
+        try:
+            fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if self._connection is None:
+            return True
+        kind = "_shared" if shared else ""
+        taken = self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock{kind}({_SERVICE_LOCK})").scalar()
+        self._connection.rollback()  # the lock is the session's; an open transaction would keep old rows alive
+        if not taken:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        return bool(taken)
+
+
+@contextlib.contextmanager
+def database_errors(directory: Path) -> Iterator[None]:
+    """Say what a failing database means."""
+    try:
+        yield
+    except OperationalError as error:
+        words = " ".join(str(error.orig).split())
+        if (directory / URL_NAME).is_file():
+            raise FleetError(
+                f"the fleet's PostgreSQL cannot be used: {words[:300]}",
+                hint=f"Check that it runs, and the address in {directory / URL_NAME}.",
+            ) from error
+        raise FleetError(
+            f"the fleet database in {directory} cannot be used: {words}",
+            hint="Check the disk, its space and permissions, and that no other program holds it.",
+        ) from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise  # a constraint or a type: our own mistake, not the disk's
+        raise FleetError(
+            f"the fleet database in {directory} is damaged: {error.orig}", hint="Restore it from a backup."
+        ) from error
