@@ -27,6 +27,7 @@ from device_agent.camera import Camera, CameraState, Shot, open_camera
 from device_agent.config import MetricsSettings, Site
 from device_agent.pace import ReleaseWatch, check_pace
 from device_agent.pipeline import Pipeline
+from device_agent.quality import QualityWatch
 from device_agent.queue import QueuePolicy
 from device_agent.report import MqttReport, State, UpdateReport, camera_report, station_state
 from device_agent.runtime import Runtime
@@ -102,6 +103,7 @@ class Agent:
         self.errors = 0
         self._fault: str | None = None
         self._sync: Sync | None = None
+        self._quality = QualityWatch()
         self._notifier = Notifier()
         self._watchdog = Watchdog(self._notifier)
         self._metrics: Metrics | None = None
@@ -223,6 +225,7 @@ class Agent:
             head_state=HeadState.NONE if status is None else status.state,
             outbox=self.store.outbox_depth(),
             log_position=self.store.log_position(self.site.channel),
+            quality=self._quality.now(self.station),
         )
 
     # -- releases --------------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ class SyncLimits:
         ask_every_s: The union's end is asked for after this much silence.
         ask_gap_s: It is asked for no more often than this.
         state_every_s: The device's state is published no more often than this.
+        state_refresh_s: It is looked at again after this long, for what changes with every frame.
     """
 
     window_records: int = 1024
@@ -79,6 +80,7 @@ class SyncLimits:
     ask_every_s: float = 30.0
     ask_gap_s: float = 2.0
     state_every_s: float = 1.0
+    state_refresh_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class SyncCore:
         self._state_sent: DeviceState | None = None
         self._state_due = 0.0
         self._state_wanted = True
+        self._state_again = 0.0
         self._log_fault: str | None = None
 
     def subscriptions(self) -> list[str]:
@@ -262,9 +265,12 @@ class SyncCore:
             return []
         device = self._store.device
         out: list[Publication] = []
+        if now >= self._state_again:
+            self._state_wanted = True
         if self._state_wanted and now >= self._state_due:
             self._state_wanted = False
             self._state_due = now + self._limits.state_every_s
+            self._state_again = now + self._limits.state_refresh_s
             state = self._state()
             if state != self._state_sent:
                 self._state_sent = state
@@ -303,7 +309,7 @@ class SyncCore:
         """Return when `poll` has something to do again if nothing happens; None for never."""
         if not self._online:
             return None
-        due = [self._ask_due]
+        due = [self._ask_due, self._state_again]
         if self._state_wanted:
             due.append(self._state_due)
         if self._store.outbox_depth():
