@@ -73,6 +73,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     help="Keep the fleet in this PostgreSQL database: postgresql://user:password@host/name. Needed once; the "
     "directory remembers it.",
 )  # fmt: skip
+@click.option(
+    "--page-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="Show the fleet in a browser at http://127.0.0.1:PORT; 0 takes a free one.",
+)  # fmt: skip
 @click.option("--start-broker", is_flag=True, help="Run a Mosquitto of our own there; 127.0.0.1 only.")
 @click.option("--username", help="User name at the broker.")
 @click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="File with the password.")
@@ -88,6 +92,7 @@ def serve(
     prefix: str,
     channels: Sequence[str],
     database: str | None,
+    page_port: int | None,
     start_broker: bool,
     username: str | None,
     password_file: Path | None,
@@ -123,8 +128,15 @@ def serve(
         name_database(directory, database)
     report = _report_json if as_json else _report_text
     own = own_broker(settings) if start_broker else contextlib.nullcontext()
-    with stop_on_signals() as stop, FleetStore(directory) as store, own:
-        FleetService(store, settings, channels, report).run(stop.event)
+    with stop_on_signals() as stop, FleetStore(directory) as store, own, contextlib.ExitStack() as page:
+        service = FleetService(store, settings, channels, report)
+        if page_port is not None:
+            from sdk.fleet.page.app import make_app
+            from sdk.fleet.page.server import serving_page
+            from sdk.fleet.page.view import FleetView
+
+            report("page", {"address": page.enter_context(serving_page(make_app(FleetView(store)), page_port))})
+        service.run(stop.event)
     report("stopped", {"dir": str(directory)})
 
 
@@ -390,6 +402,7 @@ def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[st
         "log_position": state.log_position,
         "last_seen_utc": device.last_seen_utc,
         "refused": device.refused,
+        "quality": None if state.quality is None else msgspec.to_builtins(state.quality),
     }
 
 
@@ -497,6 +510,8 @@ def _report_json(kind: str, more: dict[str, Any]) -> None:
 def _report_text(kind: str, more: dict[str, Any]) -> None:
     if kind == "ready":
         click.echo(f"fleet service ready on {more['broker']}; Ctrl-C stops it")
+    elif kind == "page":
+        click.echo(f"the fleet's page is at {more['address']}")
     elif kind not in ("connected", "reseeding"):
         words = ", ".join(f"{key} {str(value)[:80]}" for key, value in more.items() if value not in ("", None))
         click.echo(f"{_utc(time.time())}  {kind}: {words}")

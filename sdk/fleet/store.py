@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -251,6 +252,8 @@ class FleetStore:
                 f"{directory}: {error.strerror}", hint="Name a directory you may write to."
             ) from error
         self.chunks = ChunkStore(directory / "chunks", durable=True)
+        self._folding = threading.Lock()
+        self._folds: dict[str, tuple[int, Fold, int]] = {}  # channel -> publication, its fold, next position
         self._engine = engine_of(directory)
         self._writer = self._engine.execution_options(headway_write=True)
         with database_errors(directory):
@@ -336,20 +339,29 @@ class FleetStore:
         """Return the live set of the channel's union in its current release's feature space.
 
         The same fold over the same records that every device of the channel makes; None without a release.
-
-        Cost: the whole union is read.
         """
-        with self.read() as ledger:
+        learned = self.learned(channel)
+        return None if learned is None else learned[0]
+
+    def learned(self, channel: str) -> tuple[LiveSet, dict[bytes, str]] | None:
+        """Return the live set of the channel's union, and the names of its classes by id after merges.
+
+        Cost: the whole union is read the first time, later what is new of it.
+        """
+        with self._folding, self.read() as ledger:
             publication = ledger.current(channel)
             if publication is None:
                 return None
-            fold = self._base_fold(publication)
-            position = 1
+            found = self._folds.get(channel)
+            if found is None or found[0] != publication.id:
+                found = publication.id, self._base_fold(publication), 1
+            _, fold, position = found
             while records := ledger.records(channel, position):
                 for record in records:
                     fold.apply(record)
                 position += len(records)
-        return fold.live_set()
+            self._folds[channel] = publication.id, fold, position
+            return fold.live_set(), fold.class_names()
 
     def _base_fold(self, publication: Publication) -> Fold:
         files = {file.name: file for file in publication.release.descriptor.files}

@@ -1,0 +1,1 @@
+"""The fleet's page: devices, a rollout being watched, who taught the fleet what. It only shows (docs/fleet.md)."""

@@ -1,0 +1,124 @@
+"""Routes of the fleet's page: three views that refresh themselves, and the same as JSON (/openapi.json).
+
+It only shows. What changes a fleet is a command, so that nobody needs to log in here and nothing can be done from
+a browser that was left open.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Annotated, Any, Final
+
+import jinja2
+from fastapi import FastAPI, Path, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+from sdk.errors import FleetError, HeadwayError
+from sdk.fleet.page.view import FleetView
+
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+Channel = Annotated[str, Path(pattern=r"^[a-z0-9._-]{1,64}$")]
+
+
+def make_app(view: FleetView) -> FastAPI:
+    """Return the page's application.
+
+    Args:
+        view: What it shows.
+    """
+    app = FastAPI(title="Headway fleet", docs_url=None, redoc_url=None)
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("sdk.fleet.page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(percent=_percent, points=_points)
+    static = files("sdk.fleet.page") / "static"
+    app.mount("/static", StaticFiles(directory=str(static)), name="static")
+
+    def page(name: str, active: str, **values: Any) -> HTMLResponse:
+        return HTMLResponse(templates.get_template(name).render(active=active, **values))
+
+    @app.middleware("http")
+    async def _guard(request: Request, call_next: Any) -> Response:
+        # A page elsewhere that resolves its own name to this machine must not read the fleet.
+        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
+        if request.client is not None and request.client.host in ("127.0.0.1", "::1") and host not in _LOOPBACK:
+            return JSONResponse({"error": "unknown host", "hint": "Use 127.0.0.1."}, 400, dict(_HEADERS))
+        response: Response = await call_next(request)
+        for name, value in _HEADERS.items():
+            if not (name == "Cache-Control" and request.url.path.startswith("/static/")):
+                response.headers[name] = value
+        return response
+
+    @app.exception_handler(HeadwayError)
+    def _refused(request: Request, error: HeadwayError) -> Response:
+        status = 404 if isinstance(error, FleetError) else 500
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"error": str(error), "hint": error.hint}, status)
+        response = page("error.html", "", error=str(error), hint=error.hint)
+        response.status_code = status
+        return response
+
+    @app.get("/", include_in_schema=False)
+    def devices() -> HTMLResponse:
+        return page("devices.html", "devices", fleet=view.fleet(), part="devices_part.html")
+
+    @app.get("/part/devices", include_in_schema=False)
+    def devices_part() -> HTMLResponse:
+        return page("devices_part.html", "devices", fleet=view.fleet())
+
+    @app.get("/rollout/{channel}", include_in_schema=False)
+    def rollout(channel: Channel) -> HTMLResponse:
+        return page("rollout.html", "rollout", rollout=view.rollout(channel))
+
+    @app.get("/part/rollout/{channel}", include_in_schema=False)
+    def rollout_part(channel: Channel) -> HTMLResponse:
+        return page("rollout_part.html", "rollout", rollout=view.rollout(channel))
+
+    @app.get("/learned/{channel}", include_in_schema=False)
+    def learned(channel: Channel) -> HTMLResponse:
+        return page("learned.html", "learned", learned=view.learned(channel))
+
+    @app.get("/part/learned/{channel}", include_in_schema=False)
+    def learned_part(channel: Channel) -> HTMLResponse:
+        return page("learned_part.html", "learned", learned=view.learned(channel))
+
+    @app.get("/api/fleet")
+    def api_fleet() -> dict[str, Any]:
+        """Return channels and devices, with all they say of themselves."""
+        return view.fleet()
+
+    @app.get("/api/rollout/{channel}")
+    def api_rollout(channel: Channel) -> dict[str, Any]:
+        """Return a channel's newest rollout and how its devices do."""
+        return view.rollout(channel)
+
+    @app.get("/api/learned/{channel}")
+    def api_learned(channel: Channel) -> dict[str, Any]:
+        """Return who taught a channel what, and its newest labels."""
+        return view.learned(channel)
+
+    return app
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
+def _points(change: tuple[float | None, float | None]) -> str:
+    before, now = change
+    if before is None or now is None:
+        return ""
+    points = round(100 * (now - before))
+    return f"{points:+d}" if points else "±0"

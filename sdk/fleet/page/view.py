@@ -1,0 +1,155 @@
+"""What the fleet's page shows, read from the fleet's directory: plain values, for templates and for JSON alike."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from sdk.errors import FleetError
+from sdk.fleet.cli import fleet_overview
+from sdk.fleet.cli_rollout import overview as rollout_overview
+from sdk.fleet.store import FleetStore
+from sdk.labels import Label
+from sdk.wire import HeadState
+
+RECENT: Final = 30
+"""Labels whose way is shown."""
+RELEASE: Final = "release"
+"""Who labelled the samples that a release brings (docs/labels.md)."""
+
+
+class FleetView:
+    """Reads a fleet for its page.
+
+    Args:
+        store: The fleet's directory.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(self, store: FleetStore, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    def fleet(self) -> dict[str, Any]:
+        """Return channels with their rollouts, and devices with what they say and what needs a look."""
+        found = fleet_overview(self._store)
+        for channel in found["channels"]:
+            own = [device for device in found["devices"] if device["channel"] == channel["channel"]]
+            channel["devices"] = len(own)
+            channel["online"] = sum(device["online"] for device in own)
+            channel["running"] = sum(device["release_id"] == channel["release_id"] for device in own)
+            channel["rollout"] = self._rollout(channel["channel"])
+        for device in found["devices"]:
+            device["troubles"] = self._troubles(device)
+            device["ago"] = ago(self._clock() - device["last_seen_utc"])
+        return {**found, "service": self._store.served(), "utc": self._clock()}
+
+    def _rollout(self, channel: str) -> dict[str, Any] | None:
+        try:
+            return rollout_overview(self._store, channel)
+        except FleetError:
+            return None
+
+    def _troubles(self, device: dict[str, Any]) -> list[str]:
+        """Return what somebody should look at, in words."""
+        found: list[str] = []
+        if device["refused"]:
+            found.append(f"its next label is refused: {device['refused']}")
+        if device["online"] and device["release_id"] is None:
+            found.append("no release serves on it")
+        if device["head_state"] == HeadState.PROVISIONAL.value:
+            found.append("its newest head is on trial")
+        return found
+
+    def rollout(self, channel: str) -> dict[str, Any]:
+        """Return a channel's newest rollout, ready to be drawn.
+
+        Raises:
+            FleetError: there was none.
+        """
+        found = rollout_overview(self._store, channel)
+        waves = []
+        for number, wave in enumerate(found["waves"], 1):
+            own = [device for device in found["devices"] if device["wave"] == number]
+            waves.append(
+                {
+                    "number": number,
+                    "reaches": wave,
+                    "devices": len(own),
+                    "took": sum(device["runs_it"] and not device["trouble"] for device in own),
+                    "failed": sum(bool(device["trouble"]) for device in own),
+                    "now": number == found["wave"],
+                }
+            )
+        return {**found, "wave_rows": waves}
+
+    def learned(self, channel: str) -> dict[str, Any]:
+        """Return who taught a channel what, and the way of its newest labels.
+
+        Raises:
+            FleetError: there is no such channel.
+        """
+        with self._store.read() as ledger:
+            if channel not in ledger.channels():
+                raise FleetError(f"there is no channel {channel}", hint="The fleet's page lists them.")
+            devices = ledger.devices(channel)
+            length = ledger.log_length(channel)
+            records: list[tuple[int, Any]] = []
+            position = max(1, length - 4 * RECENT)  # a label brings a code record, and sometimes a class
+            while page := ledger.records(channel, position):
+                records += list(enumerate(page, position))
+                position += len(page)
+        found = self._store.learned(channel)
+        names = {} if found is None else found[1]
+        counts: Counter[tuple[bytes, str]] = Counter()
+        if found is not None:
+            counts.update(zip(found[0].class_ids, found[0].devices, strict=True))
+        teachers = [RELEASE, *sorted({device for _, device in counts} - {RELEASE})]
+        classes = [
+            {"name": name, "total": sum(row), "counts": row}
+            for class_id, name in sorted(names.items(), key=lambda item: item[1])
+            if (row := [counts[class_id, teacher] for teacher in teachers])
+        ]
+        labels = [
+            {
+                "position": position,
+                "device": record.entry.device,
+                "operator": record.entry.body.operator,
+                "class": _name_of(record.entry.body, names),
+                "utc": record.entry.wall_time_us / 1e6,
+                "ago": ago(self._clock() - record.entry.wall_time_us / 1e6),
+                "reached": sum(device.state.log_position >= position for device in devices),
+            }
+            for position, record in reversed(records)
+            if isinstance(record.entry.body, Label)
+        ]
+        return {
+            "channel": channel,
+            "teachers": teachers,
+            "classes": classes,
+            "labels": labels[:RECENT],
+            "devices": len(devices),
+            "log_length": length,
+            "live_set_digest": None if found is None else found[0].digest,
+        }
+
+
+def _name_of(body: Label, names: dict[bytes, str]) -> str:
+    if body.class_id is None:
+        return "withdrawn"
+    return names.get(body.class_id, f"class {body.class_id.hex()[:6]}")
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago that is, for people.
+
+    >>> ago(5), ago(150), ago(7300), ago(200000)
+    ('5 s ago', '2 min ago', '2 h ago', '2 d ago')
+    """
+    whole = max(0, int(seconds))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit} ago"
+    return f"{whole} s ago"

@@ -1,0 +1,210 @@
+"""The fleet's page: what it shows is what is on disk, it goes on by itself, and says when it is old."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from playwright.sync_api import Page, expect, sync_playwright
+
+from sdk.bundle import Bundle
+from sdk.errors import FleetError
+from sdk.fleet.page.app import make_app
+from sdk.fleet.page.server import serving_page
+from sdk.fleet.page.view import FleetView
+from sdk.fleet.rollout import Plan
+from sdk.fleet.store import FleetStore
+from sdk.labels import CodeRecord, Label
+from sdk.wire import DeviceState, HeadState
+from tests.builders import class_id_of, code_of, make_bundle, picture
+from tests.simulators import SimDevice
+from tests.test_fleet_rollout import POOR, Floor
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu"]
+NASTY = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {name: make_bundle(folder / name, backbone=name) for name in ("first", "second")}
+
+
+@pytest.fixture
+def floor(fleet_dir: Path, bundles: dict[str, Bundle]) -> Floor:
+    """Four devices that run the first release, of which `a` has labelled."""
+    floor = Floor(fleet_dir)
+    floor.store.publish(bundles["first"], channel="default")
+    floor.turn()
+    floor.obey()
+    teacher = SimDevice("a")
+    for number in range(3):
+        teacher.label(number, NASTY)
+    with floor.store.write() as ledger:
+        ledger.take("a", teacher.log, {})
+    return floor
+
+
+@pytest.fixture
+def client(floor: Floor) -> TestClient:
+    return TestClient(make_app(FleetView(floor.store, lambda: floor.now)), base_url="http://127.0.0.1")
+
+
+def test_devices_are_shown_as_they_are(floor: Floor, client: TestClient) -> None:
+    floor.away.add("c")
+    floor.tell("c")
+    text = client.get("/").text
+    assert "3 of 4 online" in text
+    assert "4 run the release" in text
+    assert text.count('<th scope="row">') == 4
+    assert "90%" in text
+    fleet = client.get("/api/fleet").json()
+    assert [device["online"] for device in fleet["devices"]] == [True, True, False, True]
+    assert fleet["channels"][0]["log_length"] == 7
+
+
+def test_what_needs_a_look_is_said_in_words(floor: Floor, client: TestClient) -> None:
+    state = DeviceState(device="new", channel="default", online=True, head_state=HeadState.PROVISIONAL)
+    with floor.store.write() as ledger:
+        ledger.note_state(state, seen_utc=floor.now)
+    text = client.get("/part/devices").text
+    assert "new: no release serves on it" in text
+    assert "new: its newest head is on trial" in text
+    assert "No fleet service runs" in text
+
+
+def test_a_rollout_is_shown_wave_by_wave_and_why_it_halted(
+    floor: Floor, client: TestClient, bundles: dict[str, Bundle]
+) -> None:
+    floor.store.publish(bundles["second"], channel="default", plan=Plan(waves=["1", "100%"], soak_s=60))
+    floor.turn()
+    floor.turn()
+    assert "0 of 1" in client.get("/rollout/default").text
+    floor.obey()
+    floor.turn()
+    assert "Wave 1 has it and does well" in client.get("/part/rollout/default").text
+    floor.quality["a"] = POOR
+    floor.tell("a")
+    floor.turn()
+    text = client.get("/rollout/default").text
+    assert "Halted." in text
+    assert "a knows its own labels 30 points less well" in text
+    assert "90% → 60%" in text
+    assert "3 devices of the channel are not reached yet" in text
+    assert "second: halted" in client.get("/").text
+
+
+def test_who_taught_what_and_how_far_each_label_came(fleet_dir: Path, bundles: dict[str, Bundle]) -> None:
+    bundle = bundles["first"]
+    store = FleetStore(fleet_dir)
+    store.publish(bundle, channel="default")
+    image = picture("scratch", 7)
+    code = code_of(bundle, image).tobytes()
+    sample, digest = hashlib.sha256(image).digest(), hashlib.sha256(code).digest()
+    device = SimDevice("line-1")
+    device.write(CodeRecord(bytes.fromhex(bundle.space()), sample, "line-1/7", digest), code)
+    device.write(Label(sample, class_id_of("scratch"), "ann"))
+    with store.write() as ledger:
+        ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
+        ledger.note_state(
+            DeviceState(device="line-2", channel="default", online=True, log_position=2), seen_utc=1.0
+        )
+        ledger.take("line-1", device.log, {})
+    found = FleetView(store).learned("default")
+    assert found["teachers"] == ["release", "line-1"]
+    assert {c["name"]: c["counts"] for c in found["classes"]} == {"good": [12, 0], "scratch": [12, 1]}
+    (label,) = found["labels"]
+    assert (label["class"], label["operator"], label["reached"]) == ("scratch", "ann", 1)
+    with store.write() as ledger:
+        device.write(Label(sample, None, "ann"))
+        ledger.take("line-1", device.log, {})
+    again = FleetView(store).learned("default")
+    assert {c["name"]: c["total"] for c in again["classes"]} == {"good": 12, "scratch": 12}
+    assert again["labels"][0]["class"] == "withdrawn"
+    store.close()
+
+
+@pytest.mark.parametrize("path", ["/rollout/default", "/learned/nowhere", "/rollout/nowhere"])
+def test_what_is_not_there_is_told_with_a_hint(path: str, client: TestClient) -> None:
+    page = client.get(path)
+    assert page.status_code == 404
+    assert "there " in page.text
+    answer = client.get(f"/api{path}")
+    assert answer.status_code == 404
+    assert answer.json()["hint"]
+
+
+@pytest.mark.parametrize("path", ["/rollout/%2e%2e%2fetc", "/static/..%2f..%2fapp.py", "/learned/A B"])
+def test_paths_that_are_no_channels_lead_nowhere(path: str, client: TestClient) -> None:
+    assert client.get(path).status_code in (404, 422)
+
+
+def test_names_are_text_and_the_browser_is_told_to_trust_nothing_else(floor: Floor, client: TestClient) -> None:
+    with floor.store.write() as ledger:
+        state = DeviceState(device="x", channel="default", online=True, release_id="0" * 64, agent_version=NASTY)
+        ledger.note_state(state, seen_utc=1.0)
+    for path in ("/", "/learned/default"):
+        answer = client.get(path)
+        assert NASTY not in answer.text
+        assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_a_page_elsewhere_cannot_read_the_fleet_under_another_name(client: TestClient) -> None:
+    with serving_page(client.app, 0) as address:  # type: ignore[arg-type]
+        assert httpx.get(address).status_code == 200
+        rebound = httpx.get(address, headers={"host": "evil.example"})
+    assert rebound.status_code == 400
+    assert "fleet" not in rebound.text
+
+
+def test_a_port_that_is_taken_is_told(client: TestClient) -> None:
+    with serving_page(client.app, 0) as address:  # type: ignore[arg-type]
+        port = int(address.rstrip("/").rpartition(":")[2])
+        with pytest.raises(FleetError, match="cannot be served") as caught, serving_page(client.app, port):  # type: ignore[arg-type]
+            pass
+        assert caught.value.hint
+
+
+# In a real browser
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of Debian's Chromium."""
+    if not CHROMIUM.exists():
+        pytest.skip("needs Debian's Chromium at /usr/bin/chromium")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
+        yield browser.new_page(viewport={"width": 1280, "height": 800})
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("fleet_dir", ["sqlite"], indirect=True)
+def test_the_page_goes_on_by_itself_and_says_when_it_is_old(
+    floor: Floor, bundles: dict[str, Bundle], page: Page
+) -> None:
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    with serving_page(make_app(FleetView(floor.store, lambda: floor.now)), 0) as address:
+        page.goto(address)
+        expect(page.get_by_text("4 of 4 online")).to_be_visible()
+        floor.away.add("b")
+        floor.tell("b")
+        expect(page.get_by_text("3 of 4 online")).to_be_visible(timeout=30_000)
+        floor.store.publish(bundles["second"], channel="default", plan=Plan(waves=["1", "100%"], soak_s=60))
+        floor.turn()
+        floor.turn()
+        page.goto(f"{address}rollout/default")
+        expect(page.get_by_text("Wave 1 takes it.")).to_be_visible()
+        floor.obey()
+        floor.turn()
+        expect(page.get_by_text("Wave 1 has it and does well.")).to_be_visible(timeout=30_000)
+        assert problems == []
+    expect(page.get_by_text("No answer from the fleet service")).to_be_visible(timeout=30_000)
