@@ -1,9 +1,8 @@
 """The agent: camera to station to fleet, with the page beside it. The only module that knows the others.
 
-One frame's way is `_inspect`; docs/one-frame.md follows it. Rules kept here:
+One frame's way is `device_agent.flow`; docs/one-frame.md follows it. Rules kept here:
 
-- The loop never ends by itself: a frame that fails is counted and the next one taken; a lost source is tried
-  again, waiting longer each time. Its broad catch is the only one on this path.
+- Nothing that happens to a frame or a source ends it.
 - The page answers from the first moment, before there is a release and after the source has ended.
 - A release changes between two frames.
 """
@@ -23,13 +22,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from device_agent.camera import Camera, CameraState, Shot, open_camera
+from device_agent.camera import open_camera
 from device_agent.config import MetricsSettings, Site
+from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
+from device_agent.outputs import Output, Outputs
+from device_agent.outputs.topic import ResultTopic
 from device_agent.pace import ReleaseWatch, check_pace
 from device_agent.pipeline import Pipeline
 from device_agent.quality import QualityWatch
 from device_agent.queue import QueuePolicy
-from device_agent.report import MqttReport, State, UpdateReport, camera_report, station_state
+from device_agent.recipe import Recipe
+from device_agent.report import MqttReport, State, UpdateReport, camera_report, line_report, station_state
 from device_agent.runtime import Runtime
 from device_agent.runtime.apart import try_apart
 from device_agent.runtime.choice import Measured, RuntimeChoice
@@ -37,12 +40,13 @@ from device_agent.runtime.engines import Engines
 from device_agent.station import Station
 from device_agent.store import Store, StoreLimits
 from device_agent.systemd import Notifier, Watchdog
+from device_agent.trigger import MqttTrigger
 from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
 from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError
 from sdk.labels import Record
 from sdk.tensorrt_api import Library, open_library
-from sdk.wire import DeviceState, HeadState, ReleaseRef, Result, UpdateEvent, UpdateState
+from sdk.wire import DeviceState, HeadState, ReleaseRef, UpdateEvent, UpdateState
 
 if TYPE_CHECKING:
     from device_agent.metrics import Metrics
@@ -53,12 +57,6 @@ _log = logging.getLogger(__name__)
 
 RUNNING_NAME: Final = "agent.json"
 """In the data folder while an agent runs: where its page is."""
-POLL_S: Final = 0.5
-RETRY_S: Final = 1.0
-RETRY_MAX_S: Final = 30.0
-FAILURES_IN_A_ROW: Final = 3
-"""After so many frames in a row that could not be inspected the loop waits between tries, and a release that is
-still provisional is rolled back."""
 ENGINE_WAIT_S: Final = 1800.0
 """A candidate waits so long for its TensorRT engine, while the release before it serves."""
 
@@ -101,6 +99,7 @@ class Agent:
         self.site = site
         self.started_utc = clock()
         self.errors = 0
+        self._count_lock = threading.Lock()  # frames fail on several threads
         self._fault: str | None = None
         self._sync: Sync | None = None
         self._quality = QualityWatch()
@@ -111,6 +110,7 @@ class Agent:
         self._fetcher: ChunkFetcher | None = None
         self._fetched_bytes = 0
         self._watch = ReleaseWatch(site.runtime)
+        self._in_a_row = 0  # frames that failed
         self._own_bundle: Bundle | None = None
         # An update that goes on from before the last stop may take over while the first release is still chosen.
         self._serve_lock = threading.RLock()
@@ -120,7 +120,9 @@ class Agent:
             self._engines.require()
         with contextlib.ExitStack() as undo:
             undo.callback(self._engines.stop)
-            self.camera: Camera = open_camera(site.camera, site.device, clock=clock)
+            self.sources = [
+                Source(open_camera(each, site.device, clock=clock), Recipe(each.recipe)) for each in site.cameras
+            ]
             limits = StoreLimits(
                 keep_samples=site.store.keep_samples,
                 queue=site.queue.limit,
@@ -137,12 +139,25 @@ class Agent:
             undo.callback(self.station.close)
             self._choice = RuntimeChoice(site.data_dir, site.runtime)
             undo.callback(self._choice.close)
+            self.outputs = Outputs()
+            self.flow = Flow(
+                self.station,
+                self.sources,
+                flow_settings(site),
+                on_part=self.outputs.put,
+                on_frame=self._frame_done,
+                work=self._watchdog.work,
+                clock=clock,
+            )
             self._server = PageServer(site.page.host, site.page.port)
             undo.callback(self._server.stop)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
+            self._trigger: MqttTrigger | None = None
             if site.mqtt is not None:
                 self._join_fleet()
+            for output in self._open_outputs():
+                self.outputs.add(output)
             self._first_release()
             if site.metrics is not None:
                 self._show_metrics(site.metrics)
@@ -154,10 +169,16 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open_outputs(self) -> list[Output]:
+        return [] if self._sync is None else [ResultTopic(self._sync.publish_result)]
+
     def close(self) -> None:
         """Stop everything; what is not learned or sent yet is at the next start."""
         if self._metrics is not None:
             self._metrics.close()
+        if self._trigger is not None:
+            self._trigger.stop()
+        self.outputs.stop()
         self._server.stop()
         self._engines.stop()
         self._choice.close()
@@ -183,6 +204,8 @@ class Agent:
 
         assert self.site.mqtt is not None
         settings = MqttSettings(**msgspec.structs.asdict(self.site.mqtt))
+        if self.site.trigger is not None and self.site.trigger.topic is not None:
+            self._trigger = MqttTrigger(settings, self.site.device, self.site.trigger.topic, self.flow.trigger)
         self._sync = Sync(
             settings,
             self.store,
@@ -342,29 +365,18 @@ class Agent:
         """
         from device_agent.page import create_app
 
-        self._server.start(create_app(self.station, self.state, host=self.site.page.host))
+        app = create_app(self.station, self.state, host=self.site.page.host, trigger=self.flow.trigger)
+        self._server.start(app)
         if self._sync is not None:
             self._sync.start()
         self._say_ready(on_ready)
         self._notifier.tell("READY=1", f"STATUS=page at {self.page_url}")
+        self.outputs.start()
+        if self._trigger is not None:
+            self._trigger.start()
         with self._watchdog:
-            self._run(stop)
+            self.flow.run(stop)
         self._notifier.tell("STOPPING=1")
-
-    def _run(self, stop: threading.Event) -> None:
-        retry_s = RETRY_S
-        while not stop.is_set():
-            if not self.station.wait_for_release(POLL_S):
-                continue
-            before = self.camera.tally.frames
-            try:
-                self._inspect_all(stop)
-                stop.wait()  # the source has ended; labelling goes on
-            except CameraLost as error:
-                self._failed(error)
-                self.camera.tally.state = CameraState.LOST
-                retry_s = RETRY_S if self.camera.tally.frames > before else min(2 * retry_s, RETRY_MAX_S)
-                stop.wait(retry_s)
 
     def _say_ready(self, on_ready: Callable[[dict[str, Any]], None] | None) -> None:
         serving = self.station.serving
@@ -380,43 +392,19 @@ class Agent:
         if on_ready is not None:
             on_ready(ready)
 
-    def _inspect_all(self, stop: threading.Event) -> None:
-        """Inspect frames until the source ends or `stop` is set.
-
-        Raises:
-            CameraLost: the source cannot be read.
-        """
-        in_a_row = 0
-        for shot in self.camera.shots(stop):
-            try:
-                with self._watchdog.work("a frame"):
-                    self._inspect(shot)
-                in_a_row, self._fault = 0, None
-            except Exception as error:  # noqa: BLE001 - the line must not stop for one frame, whatever is wrong
-                in_a_row += 1
-                self._failed(error)
-                if in_a_row >= FAILURES_IN_A_ROW:
-                    self._fails(error)
-                    stop.wait(min(RETRY_S * 2 ** (in_a_row - FAILURES_IN_A_ROW), RETRY_MAX_S))
-
-    def _inspect(self, shot: Shot) -> None:
-        seen = self.station.see(shot)
-        self._proves_itself(seen.latency_ms)
-        if self._metrics is not None:
-            self._metrics.frame(seen.latency_ms)
-        if self._sync is not None:
-            decision = seen.decision
-            self._sync.publish_result(
-                Result(
-                    sample=seen.sample_id.hex(),
-                    decision=decision.shown,
-                    probability=decision.probability,
-                    novelty=decision.novelty,
-                    unknown=decision.unknown,
-                    captured_utc=seen.captured_utc,
-                    latency_ms=seen.latency_ms,
-                )
-            )
+    def _frame_done(self, error: Exception | None, latency_ms: float) -> None:
+        """A frame was inspected, or something went wrong with one or with its source."""
+        if error is None:
+            self._in_a_row, self._fault = 0, None
+            self._proves_itself(latency_ms)
+            if self._metrics is not None:
+                self._metrics.frame(latency_ms)
+            return
+        self._failed(error)
+        if not isinstance(error, CameraLost):
+            self._in_a_row += 1
+            if self._in_a_row >= FAILURES_IN_A_ROW:
+                self._fails(error)
 
     def _proves_itself(self, latency_ms: float) -> None:
         """Count a frame that the serving release has decided; enough of them commit it, or roll it back."""
@@ -437,7 +425,8 @@ class Agent:
             self._updater.fail(serving.release_id, f"it decided no frame: {error}")
 
     def _failed(self, error: Exception) -> None:
-        self.errors += 1
+        with self._count_lock:
+            self.errors += 1
         fault = f"{error}" if isinstance(error, HeadwayError) else f"{type(error).__name__}: {error}"
         if fault != self._fault:
             _log.error("%s", fault, exc_info=not isinstance(error, HeadwayError))
@@ -457,12 +446,15 @@ class Agent:
         update = self._updater.status()
         full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
         faults = [self._fault, update.fault, None if sync is None else sync.fault, full]
+        cameras = [camera_report(source.camera) for source in self.sources]
         return station_state(
             self.station,
             channel=self.site.channel,
             version=agent_version(),
             started_utc=self.started_utc,
-            camera=camera_report(self.camera),
+            camera=cameras[0],
+            cameras=cameras,
+            line=line_report(self.flow),
             mqtt=self._mqtt_report(),
             update=None
             if update.release_id is None or update.state is None
@@ -493,6 +485,17 @@ class Agent:
             release_bytes=traffic.release_bytes + self._fetched_bytes,
             head_bytes=traffic.head_bytes,
         )
+
+
+def flow_settings(site: Site) -> FlowSettings:
+    """Return how this site's parts are decided."""
+    return FlowSettings(
+        good=site.part.good,
+        frames=site.part.frames,
+        decide_within_s=site.part.decide_within_ms / 1000,
+        triggers=0 if site.trigger is None else site.trigger.limit,
+        delay_s=0.0 if site.trigger is None else site.trigger.delay_ms / 1000,
+    )
 
 
 def running_page(data_dir: Path) -> str | None:

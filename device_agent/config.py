@@ -32,6 +32,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Offset = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+Extent = Annotated[int, msgspec.Meta(ge=8, le=100_000)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 
@@ -39,20 +41,42 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """One table of `site.toml`."""
 
 
-class _Grouping(_Section, frozen=True, kw_only=True):
-    """How frames without a part id are put into groups: pictures of one part must not be told apart by score.
+class RecipeSettings(_Section, frozen=True, kw_only=True):
+    """What of a camera's frame is inspected, and in which tiles (`device_agent.recipe`).
 
     Attributes:
+        region: [x, y, width, height] in the camera's pixels; all of the frame without it.
+        mask: An image of the frame's size; what is white in it is inspected.
+        tile_px: Width of a tile in the camera's pixels; its height follows from the backbone's input. Without it a
+            region of up to four times the input's sides stays whole, and a larger one is cut into tiles of that.
+        overlap: Neighbouring tiles share at least this much of a side.
+    """
+
+    region: tuple[Offset, Offset, Extent, Extent] | None = None
+    mask: Path | None = None
+    tile_px: Extent | None = None
+    overlap: Annotated[float, msgspec.Meta(ge=0.0, le=0.9)] = 0.125
+
+
+class _Camera(_Section, frozen=True, kw_only=True):
+    """What every camera has: a name for people, and its recipe. Frames without a part id are put into groups:
+    pictures of one part must not be told apart by score.
+
+    Attributes:
+        name: For people, where a station has several.
+        recipe: What of its frames is inspected.
         burst_gap_s: A frame this long after the one before starts a new group.
         burst_max_s: A group without a gap ends here, so that a camera that never pauses has groups at all.
             Set it above the time one part stays in view.
     """
 
+    name: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    recipe: RecipeSettings = RecipeSettings()
     burst_gap_s: Seconds = 2.0
     burst_max_s: PositiveSeconds = 30.0
 
 
-class FolderCamera(_Grouping, frozen=True, kw_only=True, tag="folder", tag_field="kind"):
+class FolderCamera(_Camera, frozen=True, kw_only=True, tag="folder", tag_field="kind"):
     """Image files of a folder, sorted by path; an `index.csv` (path[,group]) may say which and in what order.
 
     Attributes:
@@ -66,7 +90,7 @@ class FolderCamera(_Grouping, frozen=True, kw_only=True, tag="folder", tag_field
     loop: bool = False
 
 
-class VideoCamera(_Grouping, frozen=True, kw_only=True, tag="video", tag_field="kind"):
+class VideoCamera(_Camera, frozen=True, kw_only=True, tag="video", tag_field="kind"):
     """A video file, sampled at `rate_fps` of its own time; 0 takes every frame as fast as it can be inspected."""
 
     path: Path
@@ -74,7 +98,7 @@ class VideoCamera(_Grouping, frozen=True, kw_only=True, tag="video", tag_field="
     loop: bool = False
 
 
-class OpenCvCamera(_Grouping, frozen=True, kw_only=True, tag="opencv", tag_field="kind"):
+class OpenCvCamera(_Camera, frozen=True, kw_only=True, tag="opencv", tag_field="kind"):
     """A live camera that OpenCV opens, by index or by URL (RTSP, HTTP, a device path).
 
     Attributes:
@@ -96,6 +120,35 @@ class OpenCvCamera(_Grouping, frozen=True, kw_only=True, tag="opencv", tag_field
 
 
 CameraSettings = FolderCamera | VideoCamera | OpenCvCamera
+
+
+class PartSettings(_Section, frozen=True, kw_only=True):
+    """How tiles and frames make one verdict for the part (`device_agent.parts`).
+
+    Attributes:
+        good: Names of the classes that pass; any other, and unknown, rejects the part.
+        frames: Frames of each camera that make a part. More than one needs part ids: a trigger, or an `index.csv`.
+        decide_within_ms: A part that has no verdict so long after its frame or trigger is rejected.
+    """
+
+    good: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)] = ("good",)
+    frames: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    decide_within_ms: Annotated[float, msgspec.Meta(ge=1.0, le=3_600_000.0)] = 1000.0
+
+
+class TriggerSettings(_Section, frozen=True, kw_only=True):
+    """One frame per part, on demand (`device_agent.trigger`): by `POST /api/trigger`, and over MQTT if `topic`
+    is given.
+
+    Attributes:
+        topic: MQTT topic on the broker of `[mqtt]`; its messages are part ids, plain or as JSON `{"part": "..."}`.
+        delay_ms: From the trigger until the part stands where the cameras look.
+        limit: Parts that may wait for their frames; the next one is rejected unseen.
+    """
+
+    topic: Name | None = None
+    delay_ms: Annotated[float, msgspec.Meta(ge=0.0, le=60_000.0)] = 0.0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
 
 
 class RuntimeSettings(_Section, frozen=True, kw_only=True):
@@ -189,7 +242,9 @@ class Site(_Section, frozen=True, kw_only=True):
 
     Attributes:
         device: This device's id in the fleet: small letters, digits and '-'.
-        camera: Where frames come from.
+        camera: Where frames come from; several as `[[camera]]`, all looking at the same part.
+        part: How they make a verdict.
+        trigger: One frame per part, on demand; without it every frame is looked at that inspection keeps up with.
         data_dir: Labels, images, releases. Back it up; never copy it to a second device.
         channel: The product line whose releases and labels this device shares.
         bundle: Release to start with. Without it the device waits for one over MQTT.
@@ -197,11 +252,13 @@ class Site(_Section, frozen=True, kw_only=True):
     """
 
     device: DeviceId
-    camera: CameraSettings
+    camera: CameraSettings | tuple[CameraSettings, ...]
     data_dir: Path = Path("headway-data")
     channel: ChannelName = "default"
     bundle: Path | None = None
     precision: Literal["fp32", "fp16", "int8", "int8-tensorrt"] | None = None
+    part: PartSettings = PartSettings()
+    trigger: TriggerSettings | None = None
     runtime: RuntimeSettings = RuntimeSettings()
     page: PageSettings = PageSettings()
     mqtt: MqttTable | None = None
@@ -210,9 +267,28 @@ class Site(_Section, frozen=True, kw_only=True):
     metrics: MetricsSettings | None = None
     log: LogSettings = LogSettings()
 
+    def __post_init__(self) -> None:
+        if not self.cameras:
+            raise ValueError("a station has a camera")
+        if self.trigger is not None and self.trigger.topic is not None and self.mqtt is None:
+            raise ValueError("trigger.topic needs an [mqtt] table")
+        if self.part.frames > 1 and self.trigger is None and not all(map(_names_parts, self.cameras)):
+            raise ValueError("part.frames above 1 needs part ids: a [trigger], or a folder with an index.csv")
+
+    @property
+    def cameras(self) -> tuple[CameraSettings, ...]:
+        """All cameras, in order."""
+        return self.camera if isinstance(self.camera, tuple) else (self.camera,)
+
+
+def _names_parts(camera: CameraSettings) -> bool:
+    return isinstance(camera, FolderCamera)
+
 
 _CAMERAS: Mapping[str, type[_Section]] = {"folder": FolderCamera, "video": VideoCamera, "opencv": OpenCvCamera}
 _SECTIONS: Mapping[str, type[_Section]] = {
+    "part": PartSettings,
+    "trigger": TriggerSettings,
     "runtime": RuntimeSettings,
     "page": PageSettings,
     "mqtt": MqttTable,
@@ -298,14 +374,22 @@ def _known(kind: type[_Section]) -> list[str]:
 def _refuse_unknown(raw: Mapping[str, Any], file: Path) -> None:
     _refuse_in(raw, "", _known(Site), file)
     for name, table in raw.items():
-        if not isinstance(table, Mapping):
-            continue
-        if name == "camera":
-            kind = _CAMERAS.get(str(table.get("kind")))
-            if kind is not None:
-                _refuse_in(table, "camera", _known(kind), file)
-        elif name in _SECTIONS:
-            _refuse_in(table, name, _known(_SECTIONS[name]), file)
+        for one in table if isinstance(table, list) else [table]:
+            if not isinstance(one, Mapping):
+                continue
+            if name == "camera":
+                _refuse_in_camera(one, file)
+            elif name in _SECTIONS:
+                _refuse_in(one, name, _known(_SECTIONS[name]), file)
+
+
+def _refuse_in_camera(table: Mapping[str, Any], file: Path) -> None:
+    kind = _CAMERAS.get(str(table.get("kind")))
+    if kind is not None:
+        _refuse_in(table, "camera", _known(kind), file)
+    recipe = table.get("recipe")
+    if isinstance(recipe, Mapping):
+        _refuse_in(recipe, "camera.recipe", _known(RecipeSettings), file)
 
 
 def _refuse_in(table: Mapping[str, Any], section: str, known: list[str], file: Path) -> None:
@@ -318,14 +402,14 @@ def _refuse_in(table: Mapping[str, Any], section: str, known: list[str], file: P
 
 
 def _nearest(key: str, section: str, known: list[str]) -> str:
-    here = difflib.get_close_matches(key, known, n=1)
-    if here:
-        return f"Did you mean {here[0]!r}?"
-    tables: dict[str, type[_Section]] = {**_SECTIONS, "": Site}
+    tables: dict[str, type[_Section]] = {**_SECTIONS, "camera.recipe": RecipeSettings, "": Site}
     tables.update((f"camera ({kind})", struct) for kind, struct in _CAMERAS.items())
     for name, kind in tables.items():
         if key in _known(kind) and name != section:
             return f"{key!r} belongs in [{name}]." if name else f"{key!r} belongs before the first [table]."
+    here = difflib.get_close_matches(key, known, n=1)
+    if here:
+        return f"Did you mean {here[0]!r}?"
     return f"Known here: {', '.join(sorted(known))}."
 
 
@@ -351,6 +435,22 @@ burst_max_s = 30.0            # and a group ends after this long even without a 
 # index = 0                   # or: url = "rtsp://192.0.2.7/stream"
 # retry_s = 0.5               # wait before the first reconnection; doubles up to retry_max_s
 # retry_max_s = 30.0
+
+# [camera.recipe]             # what of this camera's frames is inspected
+# region = [0, 0, 1920, 1080] # x, y, width, height in its pixels; without it the whole frame
+# mask = "mask.png"           # of the frame's size: what is white is inspected
+# tile_px = 448               # width of a tile in its pixels; by default frames over 4 times the input are cut
+# overlap = 0.125             # of neighbouring tiles, as a share of their side
+
+[part]
+good = ["good"]               # classes that pass: any other, and unknown, rejects the part
+frames = 1                    # of each camera that make a part; more need part ids
+decide_within_ms = 1000.0     # a part without a verdict so long after its frame is rejected
+
+# [trigger]                   # one frame per part, on demand: POST /api/trigger
+# topic = "line-1/part"       # and over MQTT: part ids on this topic of the broker below
+# delay_ms = 0.0              # from the trigger until the part stands there
+# limit = 64                  # parts that may wait for their frames
 
 [runtime]
 threads = 0                   # processor threads for the backbone; 0 takes what measures fastest here

@@ -1,19 +1,20 @@
 """One frame's way to its code: preprocess as the release says, backbone, code. The same for camera and folder.
 
-Decisions, labels and storage are others' business; this is the part that a release fixes.
+Decisions, labels and storage are others' business; this is the part that a release fixes. `prepare` and `codes_of`
+are the two halves of `codes`, so that one frame can be prepared while another is in the backbone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
 import numpy as np
 
-from device_agent.runtime import MappingRuntime, Runtime
+from device_agent.runtime import Batch, MappingRuntime, Runtime
 from sdk.bundle import Bundle
-from sdk.codes import Codes, encode
+from sdk.codes import Codes, Features, encode
 from sdk.errors import NoMaps
 from sdk.head import Head
 from sdk.heatmap import Spatial, evidence
@@ -31,6 +32,7 @@ class Pipeline:
         space: Feature space id of the codes, 64 hex digits.
         feature_size: d.
         runtime: What runs the backbone.
+        input_px: Height and width of the backbone's input.
     """
 
     def __init__(self, bundle: Bundle, precision: str | None, runtime: Runtime) -> None:
@@ -42,6 +44,7 @@ class Pipeline:
         self._scale = entry.code_scale
         self._layout = entry.layout
         self._preprocess = bundle.manifest.preprocess
+        self.input_px = self._preprocess.height, self._preprocess.width
 
     def code(self, frame: Frame) -> Codes:
         """Return the code (1, d) int8 of one frame (h, w, 3) uint8 BGR.
@@ -86,6 +89,26 @@ class Pipeline:
         parts = [np.zeros((0, self.feature_size), np.int8)]
         frames = iter(frames)
         while some := list(islice(frames, BATCH_FRAMES)):
-            batch = np.concatenate([self._preprocess.apply(frame) for frame in some])
-            parts.append(encode(self.runtime.features(batch), self._scale))
+            parts.append(self.codes_of(self.features(self.prepare(some))))
         return np.concatenate(parts)
+
+    def prepare(self, frames: Sequence[Frame]) -> Batch:
+        """Return the input (n, 3, H, W) float32 of some frames, n > 0."""
+        return np.concatenate([self._preprocess.apply(frame) for frame in frames])
+
+    def features(self, batch: Batch) -> Features:
+        """Return the features (n, d) float32 of prepared frames, at most `BATCH_FRAMES` in one call.
+
+        Raises:
+            InferenceFailed: the runtime failed.
+        """
+        calls = range(0, len(batch), BATCH_FRAMES)
+        return np.concatenate([self.runtime.features(batch[i : i + BATCH_FRAMES]) for i in calls])
+
+    def codes_of(self, features: Features) -> Codes:
+        """Return the codes (n, d) int8 of features (n, d).
+
+        Raises:
+            FeatureSizeError: they are not finite.
+        """
+        return encode(features, self._scale)

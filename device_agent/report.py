@@ -6,17 +6,20 @@ The dataclasses are the HTTP interface's schema (docs/agent.md); names are kept,
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import msgspec
 
 from device_agent.camera import Camera
+from device_agent.flow import Flow
 from device_agent.learner import LearnerStatus
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
 from sdk.drift import Drift
 from sdk.score import Score
+from sdk.wire import Verdict
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ class ScoreReport:
 
 @dataclass(frozen=True)
 class CameraReport:
-    """The source of frames."""
+    """A source of frames. `age_s` is how old its newest frame is, None before the first; `picture` says what is
+    wrong with it, if anything."""
 
     name: str
     state: str
@@ -136,6 +140,41 @@ class CameraReport:
     bad: int
     dropped: int
     outages: int
+    age_s: float | None = None
+    picture: str = ""
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """How long a stage of inspection takes; quantiles are of all frames since the start.
+
+    `wait` is from capture until a frame is taken, `verdict` from capture to the part's verdict, `keep` storing.
+    """
+
+    stage: str
+    count: int
+    mean_ms: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True)
+class LineReport:
+    """The parts, and how inspection keeps up with them.
+
+    Attributes:
+        passed, rejected: Verdicts since the start.
+        waiting: Triggers, frames and parts that wait, by stage.
+        refused_triggers: Parts that were rejected unseen because too many were waiting.
+        stages: Latencies.
+    """
+
+    passed: int
+    rejected: int
+    waiting: dict[str, int]
+    refused_triggers: int
+    stages: list[StageReport]
 
 
 @dataclass(frozen=True)
@@ -204,6 +243,9 @@ class State:
     """Median from frame to decision, of the newest few hundred frames."""
     drift: DriftReport | None
     camera: CameraReport
+    """The first of `cameras`."""
+    cameras: list[CameraReport]
+    line: LineReport | None
     mqtt: MqttReport | None
     update: UpdateReport | None
     faults: list[str]
@@ -213,7 +255,28 @@ class State:
 def camera_report(camera: Camera) -> CameraReport:
     """Return what a source says of itself."""
     tally = camera.tally
-    return CameraReport(camera.name, tally.state.value, tally.frames, tally.bad, tally.dropped, tally.outages)
+    return CameraReport(
+        name=camera.name,
+        state=tally.state.value,
+        frames=tally.frames,
+        bad=tally.bad,
+        dropped=tally.dropped,
+        outages=tally.outages,
+        age_s=None if tally.last_s is None else time.monotonic() - tally.last_s,
+        picture=tally.picture,
+    )
+
+
+def line_report(flow: Flow) -> LineReport:
+    """Return what the flow says of itself."""
+    closed = flow.ledger.closed
+    return LineReport(
+        passed=closed[Verdict.PASS],
+        rejected=closed[Verdict.REJECT],
+        waiting=flow.waiting(),
+        refused_triggers=0 if flow.triggers is None else flow.triggers.refused,
+        stages=[StageReport(stage, *astuple(times.latency())) for stage, times in flow.latencies.items()],
+    )
 
 
 def station_state(
@@ -223,6 +286,8 @@ def station_state(
     version: str,
     started_utc: float,
     camera: CameraReport,
+    cameras: Sequence[CameraReport] = (),
+    line: LineReport | None = None,
     mqtt: MqttReport | None = None,
     update: UpdateReport | None = None,
     runtimes: Sequence[Measured] = (),
@@ -264,6 +329,8 @@ def station_state(
         latency_ms=statistics.median(latencies) if latencies else None,
         drift=_drift(station.drift()),
         camera=camera,
+        cameras=list(cameras) or [camera],
+        line=line,
         mqtt=mqtt,
         update=update,
         faults=wrong,

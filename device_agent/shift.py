@@ -292,9 +292,7 @@ class _Running:
         for passed, row in enumerate(self._order(), 1):
             image = stream.images[row]
             group = f"{DEVICE}/{image.group}"[:200]
-            shot = Shot(
-                _NO_FRAME, image.path.read_bytes(), image.sample_id, time.time(), group, str(image.path.name)
-            )
+            shot = Shot(_NO_FRAME, time.time(), group, str(image.path.name), image.path.read_bytes())
             self._station.see(shot, stream.codes[row][None])
             self._unlabelled.append(image.sample_id)
             # The operator comes by at even intervals, however full the queue is; or stays and labels everything.

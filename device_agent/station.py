@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -25,7 +25,7 @@ from device_agent.heatmap import draw, heatmap
 from device_agent.learner import ActiveHead, ClassInfo, Learner, Saved
 from device_agent.pipeline import Pipeline
 from device_agent.queue import Question, QueuePolicy, ask
-from device_agent.runtime import Runtime
+from device_agent.runtime import Batch, Runtime
 from device_agent.store import Sample, SampleStatus, Store
 from sdk.audit import Suspect
 from sdk.bundle import Bundle
@@ -87,6 +87,35 @@ class Decision:
     question: Question | None
 
 
+class Prepared(NamedTuple):
+    """Frames, or tiles of one, ready for the backbone of the release that will decide about them."""
+
+    serving: Serving
+    shots: Sequence[Shot]
+    batch: Batch
+
+
+class Look(NamedTuple):
+    """One frame's or tile's decision, not stored yet."""
+
+    serving: Serving
+    shot: Shot
+    code: Code
+    decided: Decisions
+    row: int
+    active: ActiveHead
+    decision: Decision
+    latency_ms: float
+
+
+class Looked(NamedTuple):
+    """Decisions of one `Prepared`, and how long backbone and head took for all of them."""
+
+    looks: Sequence[Look]
+    backbone_ms: float
+    head_ms: float
+
+
 class Seen(NamedTuple):
     """A frame's decision, and what became of it."""
 
@@ -143,6 +172,7 @@ class Station:
         self._serving: Serving | None = None
         self._watch: tuple[object, DriftWatch] | None = None
         self._last_group = ""
+        self._watched = 0  # parts
         self._has_release = threading.Event()
         self._swap = threading.Lock()
 
@@ -225,24 +255,63 @@ class Station:
             NoRelease: none serves yet.
             InferenceFailed: the runtime failed; nothing was stored.
         """
-        serving = self.require()
-        began_s = time.perf_counter()
         if code is None:
-            code = serving.pipeline.code(shot.frame)
-        decision = _decide(serving.learner.head, self.policy, shot.sample_id, code)
+            return self.keep(self.look(self.prepare([shot])).looks[0])
+        return self.keep(self._decided(self.require(), [shot], code, time.perf_counter())[0])
+
+    def prepare(self, shots: Sequence[Shot]) -> Prepared:
+        """Return frames, at least one, as the release that serves now wants them.
+
+        Raises:
+            NoRelease: none serves yet.
+        """
+        serving = self.require()
+        return Prepared(serving, shots, serving.pipeline.prepare([shot.frame for shot in shots]))
+
+    def look(self, prepared: Prepared) -> Looked:
+        """Decide about frames by the release that they were prepared for, and its head of this moment.
+
+        Raises:
+            InferenceFailed: the runtime failed.
+            FeatureSizeError: its output is not finite.
+        """
+        serving, shots, batch = prepared
+        began_s = time.perf_counter()
+        features = serving.pipeline.features(batch)
+        seen_s = time.perf_counter()
+        looks = self._decided(serving, shots, serving.pipeline.codes_of(features), began_s)
+        return Looked(looks, (seen_s - began_s) * 1000, (time.perf_counter() - seen_s) * 1000)
+
+    def _decided(self, serving: Serving, shots: Sequence[Shot], codes: Codes, began_s: float) -> list[Look]:
+        active = serving.learner.head
+        decided = active.head.decide(codes)
+        decisions = [_decision(active, decided, row) for row in range(len(shots))]
         latency_ms = (time.perf_counter() - began_s) * 1000
-        status = self._keep(serving, shot, code, decision)
+        return [
+            Look(serving, shot, np.asarray(codes[row], np.int8), decided, row, active, decisions[row], latency_ms)
+            for row, shot in enumerate(shots)
+        ]
+
+    def keep(self, look: Look) -> Seen:
+        """Store a decision with its picture, and ask the operator where that helps."""
+        shot = look.shot
+        decision = replace(look.decision, question=_question(look, self.policy))
+        status = self._keep(look, decision)
         self.counts.frames += 1
         self.counts.unknown += decision.unknown
-        self.latencies_ms.append(latency_ms)
-        self._watch_drift(serving, shot, decision)
-        return Seen(shot.sample_id, shot.captured_utc, decision, status, latency_ms)
+        self.latencies_ms.append(look.latency_ms)
+        self._watch_drift(look)
+        return Seen(shot.sample_id, shot.captured_utc, decision, status, look.latency_ms)
 
-    def _watch_drift(self, serving: Serving, shot: Shot, decision: Decision) -> None:
-        """Count the first frame of each part against the left-out scores of the confirmed head."""
+    def _watch_drift(self, look: Look) -> None:
+        """Count one tile of each part, each in turn, against the left-out scores of the confirmed head."""
+        serving, shot, decision = look.serving, look.shot, look.decision
         reference = serving.learner.reference
         if reference is None or reference.number != decision.head or shot.group == self._last_group:
             return  # a provisional head: its trial is the judge
+        if look.row != self._watched % len(look.decided.class_index):
+            return
+        self._watched += 1
         self._last_group = shot.group
         key = (serving.digest, reference.number)
         if self._watch is None or self._watch[0] != key:
@@ -271,20 +340,15 @@ class Station:
             NoRelease: none serves yet.
             StoreFull: it was to be kept and could not be.
         """
-        frame, sample = decode(data), sample_id(data)
-        serving = self.require()
-        began_s = time.perf_counter()
-        code = serving.pipeline.code(frame)
-        active = serving.learner.head
-        scores = dict(zip(active.head.class_ids, map(float, active.head.scores(code)[0]), strict=True))
-        decision = replace(_decide(active, self.policy, sample, code), scores=scores)
-        latency_ms = (time.perf_counter() - began_s) * 1000
-        captured_utc, status = time.time(), SampleStatus.SEEN
-        if keep:
-            group = f"{self.store.device}/{part or sample.hex()[:32]}"[:200]
-            shot = Shot(frame, data, sample, captured_utc, group, source)
-            status = self.store.put_sample(_sample(serving, shot, code, decision), data)
-        return Seen(sample, captured_utc, decision, status, latency_ms)
+        frame, captured_utc = decode(data), time.time()
+        group = f"{self.store.device}/{part or sample_id(data).hex()[:32]}"[:200]
+        shot = Shot(frame, captured_utc, group, source, data)
+        look = self.look(self.prepare([shot])).looks[0]
+        head = look.active.head
+        scores = dict(zip(head.class_ids, map(float, head.scores(look.code[None])[0]), strict=True))
+        decision = replace(look.decision, scores=scores, question=_question(look, self.policy))
+        status = self.store.put_sample(_sample(look, decision), data) if keep else SampleStatus.SEEN
+        return Seen(shot.sample_id, captured_utc, decision, status, look.latency_ms)
 
     def heatmap(self, data: bytes, class_id: bytes | None = None, against: bytes | None = None) -> Frame:
         """Return an encoded image with the evidence for a class of the head now serving drawn over it.
@@ -304,9 +368,9 @@ class Station:
         found = heatmap(serving.pipeline, serving.learner.head.head, frame, class_id, against)
         return draw(frame, found.evidence)
 
-    def _keep(self, serving: Serving, shot: Shot, code: Codes, decision: Decision) -> SampleStatus:
+    def _keep(self, look: Look, decision: Decision) -> SampleStatus:
         try:
-            return self.store.put_sample(_sample(serving, shot, code, decision), shot.data)
+            return self.store.put_sample(_sample(look, decision), look.shot.data)
         except StoreFull as error:
             if self.counts.unstored == 0:
                 _log.warning("samples are not kept: %s (%s)", error, error.hint)
@@ -350,34 +414,38 @@ class Station:
         return found[0]
 
 
-def _decide(active: ActiveHead, policy: QueuePolicy, sample: bytes, code: Codes) -> Decision:
-    decided: Decisions = active.head.decide(code)
-    best, unknown = int(decided.class_index[0]), bool(decided.unknown[0])
-    threshold = active.head.calibration.novelty_threshold
+def _decision(active: ActiveHead, decided: Decisions, row: int) -> Decision:
+    best, unknown = int(decided.class_index[row]), bool(decided.unknown[row])
     ids = active.head.class_ids
     return Decision(
         shown=UNKNOWN if unknown else active.names[best],
         class_id=None if unknown else ids[best],
         forced=active.names[best],
         forced_id=ids[best],
-        probability=float(decided.probability[0]),
-        novelty=float(decided.novelty[0]),
-        threshold=float(threshold),
+        probability=float(decided.probability[row]),
+        novelty=float(decided.novelty[row]),
+        threshold=float(active.head.calibration.novelty_threshold),
         unknown=unknown,
         scores={},
         head=active.number,
-        question=ask(policy, sample, decided, 0, names=active.names, threshold=threshold),
+        question=None,
     )
 
 
-def _sample(serving: Serving, shot: Shot, code: Codes, decision: Decision) -> Sample:
-    question = decision.question
+def _question(look: Look, policy: QueuePolicy) -> Question | None:
+    threshold = look.decision.threshold
+    names = look.active.names
+    return ask(policy, look.shot.sample_id, look.decided, look.row, names=names, threshold=threshold)
+
+
+def _sample(look: Look, decision: Decision) -> Sample:
+    question, shot = decision.question, look.shot
     return Sample(
         sample_id=shot.sample_id,
         captured_utc=shot.captured_utc,
         group=shot.group,
-        space=serving.pipeline.space,
-        code=code[0],
+        space=look.serving.pipeline.space,
+        code=look.code,
         decision=decision.shown,
         class_id=decision.forced_id,
         probability=decision.probability,

@@ -19,6 +19,8 @@
         CameraLost             no more frames from this source
         InferenceFailed        the runtime failed, or is out of tolerance
         NoMaps                 the release or its runtime gives no maps for a heatmap
+        TriggerRefused         a part came before there was room for it
+        OutputFailed           a verdict could not be delivered
         StoreFull              no space to keep a label safely
         StoreCorrupt           the store does not hold what it should
       EngineError              a TensorRT engine cannot be built or used
@@ -135,6 +137,18 @@ class NoMaps(DeviceError):
 
 class NoRelease(DeviceError):
     """No release serves on this device yet."""
+
+    retryable = True
+
+
+class TriggerRefused(DeviceError):
+    """A part came while as many as may wait were waiting; it is rejected unseen."""
+
+    retryable = True
+
+
+class OutputFailed(DeviceError):
+    """A verdict could not be delivered."""
 
     retryable = True
 

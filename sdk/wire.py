@@ -295,16 +295,36 @@ class UpdateEvent(_Message, frozen=True, kw_only=True):
     reason: Text = ""
 
 
-class Result(_Message, frozen=True, kw_only=True):
-    """One decision, for whoever listens on the line."""
+class Verdict(str, Enum):
+    """What becomes of a part."""
 
-    sample: Sha256Hex
+    PASS = "pass"  # noqa: S105 - not a password
+    REJECT = "reject"
+
+
+class Result(_Message, frozen=True, kw_only=True):
+    """One part's verdict, for whoever listens on the line, and the decision that it rests on.
+
+    `sample`, `decision`, `probability`, `novelty` and `unknown` are of the tile that decided, the worst;
+    `sample` is None where no tile was seen, which rejects. `tile` is [camera, x, y, width, height] in that
+    camera's frame, where it is not the whole of it. `latency_ms` is from the first frame, or the trigger, to
+    the verdict.
+    """
+
+    sample: Sha256Hex | None
     decision: Text
     probability: float
     novelty: float
     unknown: bool
     captured_utc: float
     latency_ms: float
+    part: Text = ""
+    verdict: Verdict | None = None
+    reason: Text = ""
+    tile: tuple[Count, Count, Count, Count, Count] | None = None
+    frames: Count = 1
+    tiles: Count = 1
+    rejected_tiles: Count = 0
 
 
 _BATCH_OVERHEAD_BYTES: Final = 128

@@ -68,7 +68,7 @@ def test_a_known_code_is_not_computed_again(store: Store, bundle: Bundle, tmp_pa
     station = serving(store, bundle)
     (shot,) = shots(tmp_path / "images", "pit", 1)
     code = station.require().pipeline.code(shot.frame)
-    blind = Shot(np.zeros((0, 0, 3), np.uint8), shot.data, shot.sample_id, 0.0, shot.group, "")
+    blind = Shot(np.zeros((0, 0, 3), np.uint8), 0.0, shot.group, "", shot.data)
     assert station.see(blind, code).decision == station.see(shot).decision
     station.close()
 

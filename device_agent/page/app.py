@@ -26,6 +26,7 @@ from device_agent.outlook import LookAhead, OutlookReport
 from device_agent.report import State
 from device_agent.station import Station
 from device_agent.store import Sample, SampleStatus
+from device_agent.trigger import MAX_PART_CHARS
 from sdk.errors import (
     BadImages,
     HeadwayError,
@@ -34,6 +35,7 @@ from sdk.errors import (
     NoMaps,
     NoRelease,
     StoreFull,
+    TriggerRefused,
     UnknownClassError,
 )
 from sdk.images import decode
@@ -44,6 +46,7 @@ MAX_PAGE: Final = 200
 
 _STATUS: Final[tuple[tuple[type[HeadwayError], int], ...]] = (
     (StoreFull, 507),
+    (TriggerRefused, 429),
     (NoRelease, 503),
     (NoMaps, 404),
     (UnknownClassError, 404),
@@ -106,6 +109,20 @@ class ClassOut:
     saved: bool
     class_id: str
     name: str
+
+
+class TriggerIn(BaseModel):
+    """A part that stands before the cameras now. Without a part id one is made."""
+
+    model_config = ConfigDict(extra="forbid")
+    part: Annotated[str, Field(max_length=MAX_PART_CHARS)] = ""
+
+
+@dataclass(frozen=True)
+class TriggerOut:
+    """The part's frames are being taken; its verdict goes to the outputs."""
+
+    part: str
 
 
 @dataclass(frozen=True)
@@ -182,13 +199,20 @@ class ErrorOut:
     hint: str
 
 
-def create_app(station: Station, state: Callable[[], State], *, host: str = "127.0.0.1") -> FastAPI:
+def create_app(
+    station: Station,
+    state: Callable[[], State],
+    *,
+    host: str = "127.0.0.1",
+    trigger: Callable[[str], str] | None = None,
+) -> FastAPI:
     """Return the application for one station.
 
     Args:
         station: Decides, asks, takes labels.
         state: What the device says of itself now.
         host: Where it is bound. On loopback, requests for other host names are refused (DNS rebinding).
+        trigger: Takes the id of a part that stands before the cameras now, and returns it.
     """
     app = FastAPI(
         title="Headway device",
@@ -221,6 +245,13 @@ def create_app(station: Station, state: Callable[[], State], *, host: str = "127
     app.get("/api/outlook")(routes.get_outlook)
     app.post("/api/labels", status_code=201)(routes.post_label)
     app.post("/api/classes", status_code=201)(routes.post_class)
+    if trigger is not None:
+
+        @app.post("/api/trigger", status_code=202)
+        def post_trigger(new: TriggerIn) -> TriggerOut:
+            """Take frames of a part now; 429 where inspection cannot follow: the part is then rejected unseen."""
+            return TriggerOut(trigger(new.part))
+
     binary = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
     app.post("/api/inspect", openapi_extra={"requestBody": {**binary, "required": True}})(routes.post_inspect)
     return app

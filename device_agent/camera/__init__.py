@@ -1,0 +1,63 @@
+"""Frames with their capture time, from folders, videos and live cameras.
+
+`open_camera` gives a `Camera`; its `shots` yields until the source ends or `stop` is set. Rules kept here:
+
+- A sample's bytes are what was delivered (folder) or a lossless PNG (all others); its id is their SHA-256.
+- A bad file is quarantined; a live camera is reconnected for ever, waiting longer each time; frames that nobody
+  was quick enough for are counted.
+- Every frame has a group: pictures of one part, which a score must never tell apart (docs/head.md). The part id
+  where the source names one (each file is its own part unless an `index.csv` says otherwise), else the burst.
+
+What is done with a frame is the station's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import cv2
+
+from device_agent.camera.files import Folder, Video
+from device_agent.camera.live import opencv_camera
+from device_agent.camera.shot import Box, Camera, CameraState, Shot, Tally, encode_png, group_id
+from device_agent.config import CameraSettings, FolderCamera, VideoCamera
+from sdk.errors import ConfigError
+
+__all__ = ["Box", "Camera", "CameraState", "Shot", "Tally", "encode_png", "group_id", "open_camera"]
+
+
+def open_camera(
+    settings: CameraSettings,
+    device: str,
+    *,
+    clock: Callable[[], float] = time.time,
+    capture: Callable[[int | str], cv2.VideoCapture] | None = None,
+) -> Camera:
+    """Return the source that the settings name. Nothing is read from a live camera yet.
+
+    Args:
+        settings: The `[camera]` table.
+        device: This device's id, the first half of every group id.
+        clock: UTC seconds for the record.
+        capture: Opens a live camera; OpenCV's own way by default.
+
+    Raises:
+        ConfigError: no such folder or file, a folder without images, or a pipeline OpenCV was not built for.
+    """
+    if isinstance(settings, FolderCamera):
+        return Folder(settings, device, clock)
+    if isinstance(settings, VideoCamera):
+        return Video(settings, device, clock)
+    if settings.url is not None and " ! " in settings.url and not has_gstreamer():
+        raise ConfigError(
+            "camera.url is a GStreamer pipeline, and this OpenCV was built without GStreamer",
+            hint="Use the system's python3-opencv, or a device index or rtsp:// address.",
+        )
+    return opencv_camera(settings, device, clock, capture)
+
+
+def has_gstreamer() -> bool:
+    """Return whether this OpenCV was built with GStreamer."""
+    line = next((x for x in cv2.getBuildInformation().splitlines() if "GStreamer:" in x), "")
+    return "YES" in line

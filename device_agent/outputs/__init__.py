@@ -1,0 +1,191 @@
+"""Verdicts to the outside: each output on a thread of its own, so that a slow one delays neither the line nor
+another.
+
+Rules kept here:
+
+- The flow hands a verdict over and goes on. An output that cannot be reached is tried again for ever, waiting
+  longer.
+- An output that acts on the line (`replays` false: a coil) gets each verdict when it falls or never: one that
+  comes late would hit another part. One that records (`replays` true) gets all of them in order, as many as may
+  wait.
+- What is not delivered is counted and told of in the state. The device's own record is its history.
+- When the agent stops, open parts are rejected first (`parts`), and each output is left saying reject (`close`).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from device_agent.histogram import Histogram
+from device_agent.parts import Part
+from sdk.errors import HeadwayError, OutputFailed
+
+_log = logging.getLogger(__name__)
+
+WAITING_PARTS: Final = 4096
+"""Verdicts that may wait for one output: over three minutes at 20 a second."""
+BEAT_S: Final = 1.0
+"""How often an output may show that the agent is alive."""
+RETRY_S: Final = 0.2
+RETRY_MAX_S: Final = 10.0
+STOP_TIMEOUT_S: Final = 3.0
+
+
+class Output(Protocol):
+    """Somewhere that verdicts go. One thread calls it.
+
+    Attributes:
+        name: For people.
+        replays: A verdict that could not be delivered is worth delivering later.
+    """
+
+    name: str
+    replays: bool
+
+    def send(self, part: Part) -> None:
+        """Deliver one verdict.
+
+        Raises:
+            OutputFailed: it could not be.
+        """
+
+    def beat(self) -> None:
+        """Show that the agent is alive; called about every `BEAT_S`.
+
+        Raises:
+            OutputFailed: nobody is there to see it.
+        """
+
+    def close(self) -> None:
+        """Leave "reject" behind, as far as there is anybody to tell, and let go. Called once; raises nothing."""
+
+
+@dataclass
+class OutputTally:
+    """What an output has done; read by others while it runs.
+
+    Attributes:
+        sent: Verdicts delivered.
+        dropped: Verdicts that were not and will not be.
+        fault: Why the newest one was not; empty when it was.
+    """
+
+    sent: int = 0
+    dropped: int = 0
+    fault: str = ""
+
+
+class _Worker:
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.tally = OutputTally()
+        self.latency = Histogram()
+        self._waiting: queue.Queue[Part] = queue.Queue(WAITING_PARTS)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"output {output.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, part: Part) -> None:
+        try:
+            self._waiting.put_nowait(part)
+        except queue.Full:
+            self.tally.dropped += 1
+
+    @property
+    def depth(self) -> int:
+        return self._waiting.qsize()
+
+    def stop(self) -> None:
+        """Deliver what waits, within a bound, and close the output."""
+        self._stopping.set()
+        if self._thread.ident is None:
+            self.output.close()  # never started
+        else:
+            self._thread.join(STOP_TIMEOUT_S)
+
+    def _run(self) -> None:
+        beat_s, give_up_s = 0.0, float("inf")
+        while True:
+            if self._stopping.is_set():
+                give_up_s = min(give_up_s, time.monotonic() + STOP_TIMEOUT_S / 2)
+            try:
+                part = self._waiting.get(timeout=0.0 if self._stopping.is_set() else BEAT_S / 4)
+            except queue.Empty:
+                if self._stopping.is_set():
+                    break
+            else:
+                self._deliver(part, give_up_s)
+            now_s = time.monotonic()
+            if now_s > give_up_s:
+                break
+            if now_s >= beat_s:
+                beat_s = now_s + BEAT_S
+                self._try(None)
+        self.tally.dropped += self._waiting.qsize()
+        self.output.close()
+
+    def _deliver(self, part: Part, give_up_s: float) -> None:
+        wait_s = RETRY_S
+        while not self._try(part):
+            if not self.output.replays or time.monotonic() + wait_s > give_up_s:
+                self.tally.dropped += 1
+                return
+            if self._stopping.wait(wait_s):
+                give_up_s = min(give_up_s, time.monotonic() + STOP_TIMEOUT_S / 2)
+                time.sleep(RETRY_S)
+            wait_s = min(2 * wait_s, RETRY_MAX_S)
+        self.tally.sent += 1
+        self.latency.add((time.monotonic() - part.captured_s) * 1000)
+
+    def _try(self, part: Part | None) -> bool:
+        """Deliver a verdict, or a beat for None; return whether that worked."""
+        try:
+            if part is None:
+                self.output.beat()
+            else:
+                self.output.send(part)
+        except Exception as error:  # noqa: BLE001 - the thread's outermost loop: an output must not end by a verdict
+            fault = str(error) if isinstance(error, HeadwayError) else f"{type(error).__name__}: {error}"
+            if fault != self.tally.fault:
+                _log.warning("%s: %s", self.output.name, fault, exc_info=not isinstance(error, OutputFailed))
+            self.tally.fault = fault
+            return False
+        self.tally.fault = ""
+        return True
+
+
+class Outputs:
+    """All outputs of a station."""
+
+    def __init__(self) -> None:
+        self._workers: list[_Worker] = []
+
+    def add(self, output: Output) -> None:
+        """Let verdicts go there too; before `start`."""
+        self._workers.append(_Worker(output))
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        for worker in self._workers:
+            worker.start()
+
+    def put(self, part: Part) -> None:
+        """Hand a verdict to every output; returns at once."""
+        for worker in self._workers:
+            worker.put(part)
+
+    def stop(self) -> None:
+        """Deliver what waits, within a bound, and leave every output saying reject."""
+        for worker in self._workers:
+            worker.stop()
+
+    def report(self) -> list[tuple[str, OutputTally, int, Histogram]]:
+        """Return for each output its name, what it did, how many verdicts wait, and capture to delivery."""
+        return [(w.output.name, w.tally, w.depth, w.latency) for w in self._workers]

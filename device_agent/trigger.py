@@ -1,0 +1,153 @@
+"""Triggers: one part stands before the cameras now. From the page's HTTP interface, over MQTT, or from a program.
+
+With triggers a frame is taken for each part and no other is looked at. A trigger is never dropped silently: where
+inspection cannot follow, its queue fills, which `depth` shows, and the next trigger is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sdk.errors import NoRelease, RemoteWireError, TriggerRefused
+from sdk.mqtt import Message, MqttSession, MqttSettings
+
+_log = logging.getLogger(__name__)
+
+MAX_PART_CHARS: Final = 150
+"""A part id; with the device's it is a group, of at most 200."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trigger:
+    """A part that stands before the cameras. Two are never equal, not even of one part: each asks for a verdict.
+
+    Attributes:
+        part: Its id.
+        at_utc: Seconds since 1970.
+        at_s: Monotonic time.
+    """
+
+    part: str
+    at_utc: float
+    at_s: float
+
+
+class Triggers:
+    """Triggers that wait for their frames, for each camera in order.
+
+    Args:
+        cameras: How many take frames of each part.
+        limit: Triggers that may wait.
+    """
+
+    def __init__(self, cameras: int, limit: int) -> None:
+        self._waiting: list[deque[Trigger]] = [deque() for _ in range(cameras)]
+        self._limit = limit
+        self._changed = threading.Condition()
+        self.fired = 0
+        self.refused = 0
+
+    @property
+    def depth(self) -> int:
+        """Triggers that the slowest camera has not taken yet."""
+        return max(map(len, self._waiting))
+
+    def fire(self, trigger: Trigger) -> None:
+        """Ask every camera for this part.
+
+        Raises:
+            TriggerRefused: as many as may wait are waiting.
+        """
+        with self._changed:
+            if self.depth >= self._limit:
+                self.refused += 1
+                raise TriggerRefused(
+                    f"part {trigger.part!r} is rejected unseen: {self._limit} parts wait for their frames",
+                    hint="Inspection is slower than the line, or a camera gives no frames: see the state.",
+                )
+            self.fired += 1
+            for waiting in self._waiting:
+                waiting.append(trigger)
+            self._changed.notify_all()
+
+    def take(self, camera: int, timeout_s: float = 0.0) -> Trigger | None:
+        """Return the next part that this camera is asked for; None where there is none in time."""
+        with self._changed:
+            waiting = self._waiting[camera]
+            if not waiting and timeout_s > 0:
+                self._changed.wait(timeout_s)
+            return waiting.popleft() if waiting else None
+
+
+def part_of(payload: bytes) -> str:
+    """Return the part id that a trigger's message names: plain text, or JSON with a member `part`; empty for none.
+
+    Raises:
+        RemoteWireError: it is neither, or too long.
+
+    >>> part_of(b"4711"), part_of(b'{"part": "4711", "shift": 2}'), part_of(b"")
+    ('4711', '4711', '')
+    """
+    try:
+        text = payload[: 64 * MAX_PART_CHARS].decode("utf-8").strip()
+        if text.startswith("{"):
+            text = json.loads(text)["part"]
+        if not isinstance(text, str) or len(text) > MAX_PART_CHARS or not text.isprintable():
+            raise ValueError(f"a part id is up to {MAX_PART_CHARS} printable characters")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RemoteWireError(
+            f"a trigger of {len(payload)} bytes names no part: {str(error)[:80]}",
+            hint='Send the part id as text, or as JSON: {"part": "4711"}.',
+        ) from error
+    return text
+
+
+class MqttTrigger:
+    """Fires for each message on a topic, for as long as it runs; a connection of its own, so that labels and
+    releases hold no part up.
+
+    What was sent while the connection was down is gone: that part has passed, and its station's own fail-safe has
+    rejected it. Retained messages are refused for the same reason.
+
+    Args:
+        settings: The broker.
+        device: This device's id.
+        topic: Where the triggers come.
+        fire: Takes the part id.
+    """
+
+    def __init__(self, settings: MqttSettings, device: str, topic: str, fire: Callable[[str], object]) -> None:
+        self._topic, self._fire = topic, fire
+        self._session = MqttSession(
+            replace(settings, session_expiry_s=0), f"{device}-trigger", on_message=self._arrive
+        )
+        self._session.subscribe([topic])
+        self.refused = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether triggers can come."""
+        return self._session.connected
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._session.start()
+
+    def stop(self) -> None:
+        """End the connection."""
+        self._session.close()
+
+    def _arrive(self, message: Message) -> None:
+        try:
+            if message.retained:
+                raise RemoteWireError("a retained trigger is of the past", hint="Publish triggers without retain.")
+            self._fire(part_of(message.payload))
+        except (RemoteWireError, TriggerRefused, NoRelease) as error:
+            self.refused += 1
+            _log.warning("%s: %s (%s)", self._topic, error, error.hint)

@@ -1,0 +1,326 @@
+"""The line keeps up, says where it does not, and passes no part that it has not seen in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from device_agent.camera import Box, CameraState
+from device_agent.config import RecipeSettings
+from device_agent.flow import INTAKE_FRAMES, PREPARED_FRAMES, STAGES, FlowSettings
+from device_agent.parts import LATE, STOPPING
+from device_agent.recipe import Recipe
+from device_agent.store import SampleStatus, Store
+from sdk.bundle import Bundle
+from sdk.errors import InferenceFailed, NoRelease, TriggerRefused
+from sdk.images import decode, sample_id
+from sdk.preprocess import Frame
+from sdk.wire import Verdict
+from tests.line_sim import Line, SimCamera, frame_of
+from tests.simulators import wait_for
+from tests.tiny import tiny_bundle
+
+PATIENT = FlowSettings(decide_within_s=600.0)
+DEADLINE_S = 60.0
+
+
+def until(condition: Callable[[], object], what: str = "it") -> None:
+    wait_for(condition, DEADLINE_S, what)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("flow") / "bundle")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data", "line-1") as store:
+        yield store
+
+
+def good_pictures(store: Store, bundle: Bundle, count: int) -> list[Frame]:
+    """Return pictures that this bundle's head calls good."""
+    line = Line(store, bundle, [SimCamera()], PATIENT)
+    station = line.station
+    named = [frame_of("good", i) for i in range(60)]
+    good = [f for f in named if station.inspect(cv2.imencode(".png", f)[1].tobytes()).decision.shown == "good"]
+    station.close()
+    assert len(good) >= count
+    return good[:count]
+
+
+def test_every_file_is_decided_stored_and_judged(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera(live=False)
+    with Line(store, bundle, [camera], PATIENT) as line:
+        for i in range(10):
+            camera.push(frame_of("pit", i), part=f"p{i}")
+        camera.end()
+        until(lambda: line.station.counts.frames == 10)
+        assert [part.name for part in line.parts] == [f"p{i}" for i in range(10)]
+        assert [part.number for part in line.parts] == list(range(1, 11))
+        assert camera.tally.state is CameraState.ENDED
+    assert len(store.samples(limit=50)) == 10
+    assert line.faults == []
+
+
+def test_in_free_run_the_newest_frame_wins_and_the_others_are_counted(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera()
+    with Line(store, bundle, [camera], PATIENT) as line:
+        line.runtime.gate.clear()
+        camera.push(frame_of("pit", 0))
+        until(lambda: line.runtime.entered == 1, "the first frame in the backbone")
+        for i in range(1, 30):
+            camera.push(frame_of("pit", i))
+        until(lambda: camera.tally.frames == 30, "capture while the backbone is busy")
+        until(lambda: camera.tally.dropped + line.flow.waiting()["inspect"] + 3 >= 30)
+        line.runtime.gate.set()
+        until(lambda: line.station.counts.frames + camera.tally.dropped == 30)
+        newest = line.parts[-1].finding
+        assert newest is not None
+        assert newest.shot.source == "sim #30"
+        assert camera.tally.dropped >= 30 - 1 - PREPARED_FRAMES - 2
+
+
+def test_from_files_none_is_dropped_and_what_waits_is_bounded_and_shown(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera(live=False)
+    with Line(store, bundle, [camera], PATIENT) as line:
+        line.runtime.gate.clear()
+        for i in range(30):
+            camera.push(frame_of("pit", i))
+        until(lambda: line.flow.waiting()["inspect"] == PREPARED_FRAMES)
+        until(lambda: line.flow.waiting()["prepare"] == INTAKE_FRAMES)
+        assert camera.tally.frames <= 1 + PREPARED_FRAMES + 1 + INTAKE_FRAMES + 1
+        line.runtime.gate.set()
+        until(lambda: line.station.counts.frames == 30)
+        assert camera.tally.dropped == 0
+
+
+def triggered(**more: float) -> FlowSettings:
+    return FlowSettings(triggers=8, decide_within_s=more.get("within_s", 600.0), delay_s=more.get("delay_s", 0.0))
+
+
+def test_each_trigger_gets_a_frame_that_was_taken_after_it(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera()
+    with Line(store, bundle, [camera], triggered()) as line:
+        camera.push(frame_of("good", 99))
+        for i in range(5):
+            line.flow.trigger(f"part {i}")
+            camera.push(frame_of("pit", 50 + i), at_s=time.monotonic() - 30)  # before the part was there
+            camera.push(frame_of("pit", i))
+            until(lambda: len(line.parts) == i + 1)  # noqa: B023 - called before it changes
+        assert [part.name for part in line.parts] == [f"part {i}" for i in range(5)]
+        until(lambda: line.station.counts.frames == 5)
+        groups = {s.sample_id: s.group for s in store.samples(limit=50)}
+        assert sorted(groups.values()) == [f"line-1/part {i}" for i in range(5)]
+        looked_at = {part.finding.shot.sample_id for part in line.parts if part.finding is not None}
+        assert looked_at == set(groups)
+
+
+def refused(line: Line) -> TriggerRefused | None:
+    """Trigger until one is refused; of ten one may already be in the camera's hand, and eight may wait."""
+    for i in range(10):
+        try:
+            line.flow.trigger(f"part {i}")
+        except TriggerRefused as error:
+            return error
+    return None
+
+
+def test_more_triggers_than_may_wait_are_refused_and_their_parts_rejected(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera()
+    with Line(store, bundle, [camera], triggered()) as line:
+        refusal = refused(line)
+        assert line.flow.triggers is not None
+        assert "rejected unseen: 8 parts wait" in str(refusal)
+        assert (line.parts[0].verdict, line.parts[0].finding) == (Verdict.REJECT, None)
+        assert line.flow.triggers.refused == 1
+        fired = line.flow.triggers.fired
+        for i in range(fired):
+            camera.push(frame_of("pit", i))
+        until(lambda: len(line.parts) == fired + 1, "all that were taken on")
+
+
+def test_files_are_taken_one_for_each_trigger(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera(live=False)
+    for i in range(3):
+        camera.push(frame_of("pit", i), part=f"file {i}")
+    with Line(store, bundle, [camera], triggered()) as line:
+        line.flow.trigger("A")
+        until(lambda: line.station.counts.frames == 1)
+        line.flow.trigger("B")
+        until(lambda: line.station.counts.frames == 2)
+        assert [part.name for part in line.parts] == ["A", "B"]
+
+
+def test_a_part_whose_camera_gives_nothing_is_rejected_when_its_time_is_over(store: Store, bundle: Bundle) -> None:
+    with Line(store, bundle, [SimCamera()], triggered(within_s=0.05)) as line:
+        line.flow.trigger("p")
+        until(lambda: line.parts)
+        assert (line.parts[0].verdict, line.parts[0].reason) == (Verdict.REJECT, LATE)
+
+
+def test_a_part_is_rejected_in_time_though_the_backbone_hangs(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera()
+    with Line(store, bundle, [camera], triggered(within_s=0.05)) as line:
+        line.runtime.gate.clear()
+        line.flow.trigger("p")
+        camera.push(frame_of("good"))
+        until(lambda: line.parts)
+        line.runtime.gate.set()
+        until(lambda: line.station.counts.frames == 1, "the late decision, stored")
+        assert [(part.reason, part.verdict) for part in line.parts] == [(LATE, Verdict.REJECT)]
+
+
+def test_free_running_frames_have_a_deadline_and_files_have_none(store: Store, bundle: Bundle) -> None:
+    live, file = SimCamera("live"), SimCamera("file", live=False)
+    with Line(store, bundle, [live, file], FlowSettings(decide_within_s=0.05)) as line:
+        line.runtime.gate.clear()
+        for camera in (live, file):
+            camera.push(frame_of("pit", 0))
+        until(lambda: line.parts)
+        line.runtime.gate.set()
+        until(lambda: len(line.parts) == 2)
+        assert line.parts[0].reason == LATE
+        assert line.parts[1].reason != LATE
+
+
+@pytest.mark.parametrize(
+    "error", [InferenceFailed("out of order", hint="-"), KeyError("a bug"), MemoryError()], ids=type
+)
+def test_a_frame_that_fails_rejects_its_part_and_the_next_is_taken(
+    store: Store, bundle: Bundle, error: Exception
+) -> None:
+    camera = SimCamera(live=False)
+    with Line(store, bundle, [camera], PATIENT) as line:
+        line.runtime.fail_next.append(error)
+        camera.push(frame_of("pit", 0), part="a")
+        camera.push(frame_of("pit", 1), part="b")
+        until(lambda: len(line.parts) == 2)
+        assert line.parts[0].verdict is Verdict.REJECT
+        assert line.parts[0].reason.startswith("not inspected: ")
+        assert line.parts[1].finding is not None
+        assert line.faults == [error]
+
+
+def test_several_cameras_share_one_backbone_and_make_one_verdict(store: Store, bundle: Bundle) -> None:
+    top, side = SimCamera("top"), SimCamera("side")
+    good = good_pictures(store, bundle, 2)
+    with Line(store, bundle, [top, side], triggered()) as line:
+        for name, from_side in [("ok", good[1]), ("bad", frame_of("pit", 3))]:
+            line.flow.trigger(name)
+            top.push(good[0])
+            side.push(from_side)
+            until(lambda: line.parts and line.parts[-1].name == name)  # noqa: B023 - called before it changes
+        verdicts = {part.name: part.verdict for part in line.parts}
+        assert verdicts == {"ok": Verdict.PASS, "bad": Verdict.REJECT}
+        worst = line.parts[-1].finding
+        assert worst is not None
+        assert worst.shot.camera == 1
+        assert line.parts[-1].frames == 2
+
+
+def test_a_camera_that_is_slow_holds_no_other_back(store: Store, bundle: Bundle) -> None:
+    quick, silent = SimCamera("quick"), SimCamera("silent")
+    with Line(store, bundle, [quick, silent], PATIENT) as line:
+        for i in range(5):
+            quick.push(frame_of("pit", i))
+            until(lambda: line.station.counts.frames == i + 1)  # noqa: B023 - called before it changes
+        assert silent.tally.frames == 0
+
+
+def large_part() -> Frame:
+    """Return a surface of 4 x 2 tiles with a pit in the third of the upper row."""
+    rng = np.random.default_rng(3)
+    frame = np.clip(rng.normal(110, 7, (2 * 48, 4 * 48, 3)), 0, 255).astype(np.uint8)
+    frame[:48, 96:144] = frame_of("pit", 5)
+    return frame
+
+
+def test_a_tile_rejects_the_part_and_its_label_goes_to_the_tiles_own_digest(store: Store, bundle: Bundle) -> None:
+    camera, frame = SimCamera(live=False), large_part()
+    recipe = Recipe(RecipeSettings(tile_px=48, overlap=0.0))
+    with Line(store, bundle, [camera], PATIENT, recipe) as line:
+        camera.push(frame, part="p")
+        until(lambda: line.station.counts.frames == 8)
+        part = line.parts[0]
+        assert (part.verdict, part.tiles, part.frames) == (Verdict.REJECT, 8, 1)
+        assert len(store.samples(limit=50)) == 8
+        (pit,) = [s for s in store.samples(limit=50) if "tile 3 of 8" in s.source]
+        picture = store.image(pit.sample_id)
+        assert picture is not None
+        assert sample_id(picture) == pit.sample_id
+        assert np.array_equal(decode(picture), frame[:48, 96:144])
+        stain = line.station.define_class("stain", "ann")
+        line.station.label(pit.sample_id, stain, "ann")
+        labelled = store.sample(pit.sample_id)
+        assert labelled is not None
+        assert labelled.status is SampleStatus.LABELLED
+        assert line.station.require().learner.label_of(pit.sample_id) == stain
+
+
+def test_the_verdict_names_a_tile_that_rejects_and_where_it_lies(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera(live=False)
+    recipe = Recipe(RecipeSettings(tile_px=48, overlap=0.0))
+    with Line(store, bundle, [camera], PATIENT, recipe) as line:
+        camera.push(large_part(), part="p")
+        until(lambda: line.station.counts.frames == 8)
+        bad = {s.source for s in store.samples(limit=50) if s.decision != "good"}
+        worst = line.parts[0].finding
+        assert "sim #1, tile 3 of 8" in bad
+        assert worst is not None
+        assert worst.shot.source in bad
+        assert line.parts[0].rejected == len(bad)
+        row, column = divmod(worst.shot.tile - 1, 4)
+        assert worst.shot.box == Box(48 * column, 48 * row, 48, 48)
+
+
+def test_a_picture_that_cannot_be_right_rejects_its_part(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera(live=False)
+    (good,) = good_pictures(store, bundle, 1)
+    with Line(store, bundle, [camera], PATIENT, check=lambda _: "the picture is black") as line:
+        camera.push(good)
+        until(lambda: line.parts)
+        assert (line.parts[0].verdict, line.parts[0].reason) == (Verdict.REJECT, "the picture is black")
+
+
+def test_a_stop_rejects_what_is_open_and_stores_what_was_decided(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera()
+    with Line(store, bundle, [camera], triggered()) as line:
+        line.flow.trigger("decided")
+        camera.push(frame_of("pit"))
+        until(lambda: len(line.parts) == 1)
+        line.flow.trigger("open")
+        line.end()
+        assert [part.name for part in line.parts] == ["decided", "open"]
+        assert (line.parts[1].verdict, line.parts[1].reason) == (Verdict.REJECT, STOPPING)
+        assert line.station.counts.frames == 1
+
+
+def test_a_trigger_without_a_release_is_refused_and_its_part_rejected(store: Store, bundle: Bundle) -> None:
+    with Line(store, bundle, [SimCamera()], triggered()) as line:
+        line.station.serve_nothing()
+        with pytest.raises(NoRelease):
+            line.flow.trigger("p")
+        assert [(part.name, part.verdict) for part in line.parts] == [("p", Verdict.REJECT)]
+
+
+def test_a_station_that_runs_free_takes_no_trigger(store: Store, bundle: Bundle) -> None:
+    with Line(store, bundle, [SimCamera()], PATIENT) as line, pytest.raises(TriggerRefused, match="runs free"):
+        line.flow.trigger("p")
+
+
+def test_every_stage_is_timed(store: Store, bundle: Bundle) -> None:
+    camera = SimCamera(live=False)
+    with Line(store, bundle, [camera], PATIENT) as line:
+        camera.push(frame_of("pit"))
+        until(lambda: line.station.counts.frames == 1)
+        line.end()
+        assert {stage: times.latency().count for stage, times in line.flow.latencies.items()} == dict.fromkeys(
+            STAGES, 1
+        )

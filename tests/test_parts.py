@@ -1,0 +1,175 @@
+"""A part is passed only when everything was seen, in time, and is good; whatever else happens, it is rejected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from device_agent.camera import Shot
+from device_agent.parts import LATE, MISSING, STOPPING, Finding, Ledger, Part
+from device_agent.station import Decision
+from sdk.wire import Verdict
+
+FOREVER = float("inf")
+
+
+def found(shown: str, *, tile: int = 0, probability: float = 0.9, novelty: float = 0.1) -> Finding:
+    """Return a tile that was decided so; "unknown" is best taken for good."""
+    unknown = shown == "unknown"
+    forced = "good" if unknown else shown
+    shot = Shot(np.zeros((8, 8, 3), np.uint8), 0.0, "line-1/p", "camera", tile=tile)
+    decision = Decision(
+        shown=shown,
+        class_id=None if unknown else shown.encode(),
+        forced=forced,
+        forced_id=forced.encode(),
+        probability=probability,
+        novelty=novelty,
+        threshold=0.5,
+        unknown=unknown,
+        scores={},
+        head=1,
+        question=None,
+    )
+    return Finding(shot, decision)
+
+
+def ledger(cameras: int = 1, frames: int = 1, good: tuple[str, ...] = ("Good",)) -> Ledger:
+    return Ledger(good, cameras=cameras, frames=frames)
+
+
+def opened(book: Ledger, *names: str, deadline_s: float = FOREVER) -> Ledger:
+    for name in names:
+        book.expect(name, name, 100.0, 1.0, deadline_s)
+    return book
+
+
+def only(parts: list[Part]) -> Part:
+    (part,) = parts
+    return part
+
+
+def test_a_part_whose_tiles_are_all_good_passes_and_names_the_least_sure() -> None:
+    book = opened(ledger(), "p1")
+    part = only(book.decided("p1", 0, [found("good", tile=1), found("good", tile=2, probability=0.6)], 1.5))
+    assert part.verdict is Verdict.PASS
+    assert (part.name, part.reason, part.tiles, part.rejected) == ("p1", "good", 2, 0)
+    assert part.finding is not None
+    assert part.finding.shot.tile == 2
+    assert part.latency_ms == pytest.approx(500)
+    assert book.depth == 0
+
+
+@pytest.mark.parametrize(
+    ("tiles", "reason", "tile"),
+    [
+        ([found("good", tile=1), found("scratch", tile=2), found("good", tile=3)], "scratch", 2),
+        ([found("scratch", tile=1, probability=0.5), found("pit", tile=2, probability=0.8)], "pit", 2),
+        ([found("unknown", tile=1), found("good", tile=2)], "unknown", 1),
+        ([found("unknown", tile=1, novelty=0.9), found("pit", tile=2, probability=0.4)], "pit", 2),
+        ([found("unknown", tile=1, novelty=0.6), found("unknown", tile=2, novelty=0.8)], "unknown", 2),
+    ],
+    ids=["one-defect", "the-surest", "unknown", "a-defect-before-unknown", "the-strangest"],
+)
+def test_any_bad_tile_rejects_the_part_and_the_worst_is_named(
+    tiles: list[Finding], reason: str, tile: int
+) -> None:
+    part = only(opened(ledger(), "p").decided("p", 0, tiles, 2.0))
+    assert part.verdict is Verdict.REJECT
+    assert part.reason == reason
+    assert part.finding is not None
+    assert part.finding.shot.tile == tile
+
+
+def test_a_part_waits_for_all_frames_of_all_cameras() -> None:
+    book = opened(ledger(cameras=2, frames=2), "p")
+    for camera in (0, 0, 1):
+        assert book.decided("p", camera, [found("good")], 2.0) == []
+    part = only(book.decided("p", 1, [found("pit")], 2.0))
+    assert (part.verdict, part.reason, part.frames) == (Verdict.REJECT, "pit", 4)
+
+
+def test_one_bad_frame_of_several_rejects_the_part_though_the_last_is_good() -> None:
+    book = opened(ledger(frames=2), "p")
+    assert book.decided("p", 0, [found("pit")], 2.0) == []
+    assert only(book.decided("p", 0, [found("good")], 2.0)).verdict is Verdict.REJECT
+
+
+def test_what_is_late_is_rejected_when_its_time_is_over_and_not_again_when_it_comes() -> None:
+    book = opened(ledger(), "p", deadline_s=3.0)
+    assert book.next_deadline_s() == 3.0
+    assert book.expire(2.999) == []
+    part = only(book.expire(3.0))
+    assert (part.verdict, part.reason, part.finding) == (Verdict.REJECT, LATE, None)
+    assert book.decided("p", 0, [found("good")], 3.1) == []
+    assert book.next_deadline_s() is None
+
+
+def test_a_late_part_still_says_which_tile_was_bad_as_far_as_it_was_seen() -> None:
+    book = opened(ledger(frames=2), "p", deadline_s=3.0)
+    book.decided("p", 0, [found("pit", tile=4)], 2.0)
+    part = only(book.expire(3.0))
+    assert part.reason == LATE
+    assert part.finding is not None
+    assert part.finding.shot.tile == 4
+
+
+def test_a_stop_rejects_all_that_is_open_and_takes_nothing_more() -> None:
+    book = opened(ledger(), "a", "b")
+    stopped = book.stop(2.0)
+    assert [(part.name, part.verdict, part.reason) for part in stopped] == [
+        ("a", Verdict.REJECT, STOPPING),
+        ("b", Verdict.REJECT, STOPPING),
+    ]
+    opened(book, "c")
+    assert book.depth == 0
+    assert book.decided("c", 0, [found("good")], 2.1) == []
+
+
+@pytest.mark.parametrize(
+    ("tiles", "fault", "reason"),
+    [
+        ([], "not inspected: out of order", "not inspected: out of order"),
+        ([], "", MISSING),
+        ([found("good")], "the picture is black", "the picture is black"),
+    ],
+    ids=["failed", "no-tiles", "black"],
+)
+def test_a_frame_that_cannot_be_trusted_rejects_its_part(tiles: list[Finding], fault: str, reason: str) -> None:
+    part = only(opened(ledger(), "p").decided("p", 0, tiles, 2.0, fault))
+    assert (part.verdict, part.reason) == (Verdict.REJECT, reason)
+
+
+def test_a_part_that_its_camera_has_left_behind_is_rejected_for_the_frames_that_are_missing() -> None:
+    book = opened(ledger(frames=2), "a", "b")
+    assert book.decided("a", 0, [found("good")], 2.0) == []
+    part = only(book.decided("b", 0, [found("good")], 2.1))
+    assert (part.name, part.verdict, part.reason, part.frames) == ("a", Verdict.REJECT, MISSING, 1)
+
+
+def test_a_part_that_another_camera_still_looks_at_stays_open() -> None:
+    book = opened(ledger(cameras=2), "a", "b")
+    assert book.decided("a", 0, [found("good")], 2.0) == []
+    assert book.decided("b", 0, [found("good")], 2.1) == []
+    assert only(book.decided("a", 1, [found("good")], 2.2)).verdict is Verdict.PASS
+
+
+def test_a_part_refused_unseen_is_rejected_and_numbers_have_no_gaps() -> None:
+    book = opened(ledger(), "a")
+    numbers = [only(book.decided("a", 0, [found("good")], 2.0)).number]
+    refused = book.refuse("b", 100.0, 2.0, "too many wait")
+    numbers += [refused.number, only(opened(book, "c").decided("c", 0, [found("pit")], 2.0)).number]
+    assert numbers == [1, 2, 3]
+    assert (refused.verdict, refused.reason) == (Verdict.REJECT, "too many wait")
+    assert book.closed == {Verdict.PASS: 1, Verdict.REJECT: 2}
+
+
+def test_frames_without_a_part_id_stand_for_themselves_however_many_cameras_there_are() -> None:
+    book = ledger(cameras=2)
+    book.expect("frame", "", 100.0, 1.0, FOREVER)
+    assert only(book.decided("frame", 0, [found("good")], 2.0)).verdict is Verdict.PASS
+
+
+def test_without_good_classes_that_match_nothing_passes() -> None:
+    book = opened(ledger(good=("fine",)), "p")
+    assert only(book.decided("p", 0, [found("good")], 2.0)).verdict is Verdict.REJECT
