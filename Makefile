@@ -32,6 +32,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@scripts/system-packages mosquitto chromium postgresql
+	@scripts/system-packages gst-launch-1.0 gst-rtsp-server || echo "The tests that need GStreamer are skipped." >&2
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev

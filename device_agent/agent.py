@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from device_agent.camera import open_camera
-from device_agent.config import MetricsSettings, Site
+from device_agent.camera.picture import PictureWatch
+from device_agent.config import CameraSettings, MetricsSettings, Site
 from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
 from device_agent.outputs import Output, Outputs
 from device_agent.outputs.topic import ResultTopic
@@ -120,9 +121,7 @@ class Agent:
             self._engines.require()
         with contextlib.ExitStack() as undo:
             undo.callback(self._engines.stop)
-            self.sources = [
-                Source(open_camera(each, site.device, clock=clock), Recipe(each.recipe)) for each in site.cameras
-            ]
+            self.sources = [open_source(each, site.device, clock) for each in site.cameras]
             limits = StoreLimits(
                 keep_samples=site.store.keep_samples,
                 queue=site.queue.limit,
@@ -153,7 +152,7 @@ class Agent:
             undo.callback(self._server.stop)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
-            self._trigger: MqttTrigger | None = None
+            self.trigger: MqttTrigger | None = None
             if site.mqtt is not None:
                 self._join_fleet()
             for output in self._open_outputs():
@@ -176,8 +175,8 @@ class Agent:
         """Stop everything; what is not learned or sent yet is at the next start."""
         if self._metrics is not None:
             self._metrics.close()
-        if self._trigger is not None:
-            self._trigger.stop()
+        if self.trigger is not None:
+            self.trigger.stop()
         self.outputs.stop()
         self._server.stop()
         self._engines.stop()
@@ -205,7 +204,7 @@ class Agent:
         assert self.site.mqtt is not None
         settings = MqttSettings(**msgspec.structs.asdict(self.site.mqtt))
         if self.site.trigger is not None and self.site.trigger.topic is not None:
-            self._trigger = MqttTrigger(settings, self.site.device, self.site.trigger.topic, self.flow.trigger)
+            self.trigger = MqttTrigger(settings, self.site.device, self.site.trigger.topic, self.flow.trigger)
         self._sync = Sync(
             settings,
             self.store,
@@ -372,8 +371,8 @@ class Agent:
         self._say_ready(on_ready)
         self._notifier.tell("READY=1", f"STATUS=page at {self.page_url}")
         self.outputs.start()
-        if self._trigger is not None:
-            self._trigger.start()
+        if self.trigger is not None:
+            self.trigger.start()
         with self._watchdog:
             self.flow.run(stop)
         self._notifier.tell("STOPPING=1")
@@ -485,6 +484,12 @@ class Agent:
             release_bytes=traffic.release_bytes + self._fetched_bytes,
             head_bytes=traffic.head_bytes,
         )
+
+
+def open_source(settings: CameraSettings, device: str, clock: Callable[[], float]) -> Source:
+    """Return a camera, how its frames are cut, and what tells that one of them cannot be right."""
+    camera = open_camera(settings, device, clock=clock)
+    return Source(camera, Recipe(settings.recipe), PictureWatch(settings.picture, camera))
 
 
 def flow_settings(site: Site) -> FlowSettings:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from device_agent.plugins import CAMERAS, installed
 from sdk.errors import ConfigError
 from sdk.labels import DeviceId
 from sdk.wire import DEFAULT_PREFIX, ChannelName
@@ -58,6 +59,20 @@ class RecipeSettings(_Section, frozen=True, kw_only=True):
     overlap: Annotated[float, msgspec.Meta(ge=0.0, le=0.9)] = 0.125
 
 
+class PictureSettings(_Section, frozen=True, kw_only=True):
+    """When a picture cannot be right, and its part is rejected (`device_agent.camera.picture`). 0 never asks.
+
+    Attributes:
+        black_share: So many of its pixels, as a share, are black.
+        bright_share: So many are over-exposed.
+        frozen_after: A live camera has given the very same picture so many times again.
+    """
+
+    black_share: Share = 0.995
+    bright_share: Share = 0.95
+    frozen_after: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 10
+
+
 class _Camera(_Section, frozen=True, kw_only=True):
     """What every camera has: a name for people, and its recipe. Frames without a part id are put into groups:
     pictures of one part must not be told apart by score.
@@ -65,6 +80,7 @@ class _Camera(_Section, frozen=True, kw_only=True):
     Attributes:
         name: For people, where a station has several.
         recipe: What of its frames is inspected.
+        picture: When one of its pictures cannot be right.
         burst_gap_s: A frame this long after the one before starts a new group.
         burst_max_s: A group without a gap ends here, so that a camera that never pauses has groups at all.
             Set it above the time one part stays in view.
@@ -72,6 +88,7 @@ class _Camera(_Section, frozen=True, kw_only=True):
 
     name: Annotated[str, msgspec.Meta(max_length=64)] = ""
     recipe: RecipeSettings = RecipeSettings()
+    picture: PictureSettings = PictureSettings()
     burst_gap_s: Seconds = 2.0
     burst_max_s: PositiveSeconds = 30.0
 
@@ -98,28 +115,76 @@ class VideoCamera(_Camera, frozen=True, kw_only=True, tag="video", tag_field="ki
     loop: bool = False
 
 
-class OpenCvCamera(_Camera, frozen=True, kw_only=True, tag="opencv", tag_field="kind"):
-    """A live camera that OpenCV opens, by index or by URL (RTSP, HTTP, a device path).
+class WatchCamera(_Camera, frozen=True, kw_only=True, tag="watch", tag_field="kind"):
+    """A folder that another program fills: each new image is taken once. Its file name is its part id.
 
     Attributes:
-        index: Number of a local camera; 0 is the first.
-        url: Address of a network camera.
+        path: The folder; folders in it are not looked into.
+        poll_s: How often it is looked at. A file is taken when it has not changed from one look to the next.
+        delete: Files are deleted once taken, and those that lie there at the start are taken too.
+    """
+
+    path: Path
+    poll_s: PositiveSeconds = 0.2
+    delete: bool = False
+
+
+class LiveCamera(_Camera, frozen=True, kw_only=True):
+    """What all live cameras have.
+
+    Attributes:
         rate_fps: Frames a second at most; 0 takes every frame that inspection keeps up with.
         retry_s: Wait before the first reconnection; doubles up to `retry_max_s`.
     """
 
-    index: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
-    url: Name | None = None
     rate_fps: Rate = 0.0
     retry_s: PositiveSeconds = 0.5
     retry_max_s: PositiveSeconds = 30.0
+
+
+class OpenCvCamera(LiveCamera, frozen=True, kw_only=True, tag="opencv", tag_field="kind"):
+    """A live camera that OpenCV opens, by index or by URL (V4L2, RTSP, HTTP, a device path).
+
+    Attributes:
+        index: Number of a local camera; 0 is the first.
+        url: Address of a network camera.
+        width: Asked of the camera, in pixels; as it likes without it.
+        height: The same.
+        fps: Frames a second that the camera is asked for.
+        fourcc: Pixel format that it is asked for, such as MJPG.
+    """
+
+    index: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    url: Name | None = None
+    width: Extent | None = None
+    height: Extent | None = None
+    fps: Annotated[float, msgspec.Meta(gt=0.0, le=10_000.0)] | None = None
+    fourcc: Annotated[str, msgspec.Meta(min_length=4, max_length=4)] | None = None
 
     def __post_init__(self) -> None:
         if (self.index is None) == (self.url is None):
             raise ValueError("give either index or url")
 
 
-CameraSettings = FolderCamera | VideoCamera | OpenCvCamera
+class GStreamerCamera(LiveCamera, frozen=True, kw_only=True, tag="gstreamer", tag_field="kind"):
+    """A live camera behind a GStreamer pipeline, written as for gst-launch-1.0 and without its sink."""
+
+    pipeline: Annotated[str, msgspec.Meta(min_length=1, max_length=4000)]
+
+
+class PluginCamera(LiveCamera, frozen=True, kw_only=True, tag="plugin", tag_field="kind"):
+    """A live camera of another package (`device_agent.plugins`).
+
+    Attributes:
+        plugin: Its `kind` in the file.
+        options: The keys of its table that are not of every camera; the plug-in checks them.
+    """
+
+    plugin: Name
+    options: dict[str, Any] = {}
+
+
+CameraSettings = FolderCamera | VideoCamera | WatchCamera | OpenCvCamera | GStreamerCamera | PluginCamera
 
 
 class PartSettings(_Section, frozen=True, kw_only=True):
@@ -282,10 +347,17 @@ class Site(_Section, frozen=True, kw_only=True):
 
 
 def _names_parts(camera: CameraSettings) -> bool:
-    return isinstance(camera, FolderCamera)
+    return isinstance(camera, (FolderCamera, WatchCamera))
 
 
-_CAMERAS: Mapping[str, type[_Section]] = {"folder": FolderCamera, "video": VideoCamera, "opencv": OpenCvCamera}
+_CAMERAS: Mapping[str, type[_Section]] = {
+    "folder": FolderCamera,
+    "video": VideoCamera,
+    "watch": WatchCamera,
+    "opencv": OpenCvCamera,
+    "gstreamer": GStreamerCamera,
+}
+_CAMERA_TABLES: Mapping[str, type[_Section]] = {"recipe": RecipeSettings, "picture": PictureSettings}
 _SECTIONS: Mapping[str, type[_Section]] = {
     "part": PartSettings,
     "trigger": TriggerSettings,
@@ -328,6 +400,7 @@ def parse_site(text: str, file: Path) -> Site:
         raise ConfigError(
             f"{file}: {error}", hint='Strings stand in quotes: name = "value"; tables in brackets: [camera].'
         ) from error
+    raw = _with_plugins(raw)
     _refuse_unknown(raw, file)
     folder = file.resolve().parent
 
@@ -346,6 +419,24 @@ def parse_site(text: str, file: Path) -> Site:
     return msgspec.structs.replace(site, data_dir=folder / site.data_dir)
 
 
+def _with_plugins(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with tables of plug-ins in the form that `PluginCamera` has."""
+    cameras = raw.get("camera")
+    kinds = installed(CAMERAS)
+
+    def known(table: Any) -> Any:
+        kind = table.get("kind") if isinstance(table, Mapping) else None
+        if not isinstance(kind, str) or kind in _CAMERAS or kind not in kinds:
+            return table
+        common = {name for name in _known(LiveCamera) if name in table}
+        options = {key: value for key, value in table.items() if key not in common and key != "kind"}
+        return {**{name: table[name] for name in common}, "kind": "plugin", "plugin": kind, "options": options}
+
+    if cameras is None:
+        return raw
+    return {**raw, "camera": [known(each) for each in cameras] if isinstance(cameras, list) else known(cameras)}
+
+
 def _explain(message: str) -> tuple[str, str]:
     """Return msgspec's message in plain words, and "key: " for where it is, if it says."""
     text, _, where = message.partition(" - at `$")
@@ -362,7 +453,7 @@ def _hint_for(key: str, raw: Mapping[str, Any]) -> str:
     if key.startswith("device"):
         return "a device id has small letters, digits and '-' only, for example line-3."
     if key.startswith("camera") or "camera" not in raw:
-        return f"kind is one of {', '.join(_CAMERAS)}."
+        return f"kind is one of {', '.join([*_CAMERAS, *installed(CAMERAS)])}."
     return "`headway agent init` writes an example."
 
 
@@ -387,9 +478,10 @@ def _refuse_in_camera(table: Mapping[str, Any], file: Path) -> None:
     kind = _CAMERAS.get(str(table.get("kind")))
     if kind is not None:
         _refuse_in(table, "camera", _known(kind), file)
-    recipe = table.get("recipe")
-    if isinstance(recipe, Mapping):
-        _refuse_in(recipe, "camera.recipe", _known(RecipeSettings), file)
+    for name, section in _CAMERA_TABLES.items():
+        inner = table.get(name)
+        if isinstance(inner, Mapping):
+            _refuse_in(inner, f"camera.{name}", _known(section), file)
 
 
 def _refuse_in(table: Mapping[str, Any], section: str, known: list[str], file: Path) -> None:
@@ -402,7 +494,8 @@ def _refuse_in(table: Mapping[str, Any], section: str, known: list[str], file: P
 
 
 def _nearest(key: str, section: str, known: list[str]) -> str:
-    tables: dict[str, type[_Section]] = {**_SECTIONS, "camera.recipe": RecipeSettings, "": Site}
+    tables: dict[str, type[_Section]] = {**_SECTIONS, "": Site}
+    tables.update((f"camera.{name}", section) for name, section in _CAMERA_TABLES.items())
     tables.update((f"camera ({kind})", struct) for kind, struct in _CAMERAS.items())
     for name, kind in tables.items():
         if key in _known(kind) and name != section:
@@ -423,8 +516,8 @@ channel = "default"           # the product line whose releases and labels this 
 # precision = "int8"          # fp32, fp16, int8 or int8-tensorrt; by default the bundle's first
 
 [camera]
-kind = "folder"               # folder, video or opencv
-path = "images"               # folder and video: where the files are
+kind = "folder"               # folder, video, watch, opencv, gstreamer, or a plug-in's
+path = "images"               # folder, video and watch: where the files are
 rate_fps = 1.0                # frames a second; 0 is as fast as they can be inspected
 loop = false                  # folder and video: start again at the end
 burst_gap_s = 2.0             # frames without a part id: this long a pause starts a new group
@@ -436,11 +529,26 @@ burst_max_s = 30.0            # and a group ends after this long even without a 
 # retry_s = 0.5               # wait before the first reconnection; doubles up to retry_max_s
 # retry_max_s = 30.0
 
+# [camera]                    # or what another program writes into a folder
+# kind = "watch"
+# path = "incoming"
+# poll_s = 0.2                # how often it is looked at
+# delete = false              # files are deleted once taken
+
+# [camera]                    # or a GStreamer pipeline, without its sink
+# kind = "gstreamer"
+# pipeline = "nvarguscamerasrc ! nvvidconv ! video/x-raw,format=BGRx"
+
 # [camera.recipe]             # what of this camera's frames is inspected
 # region = [0, 0, 1920, 1080] # x, y, width, height in its pixels; without it the whole frame
 # mask = "mask.png"           # of the frame's size: what is white is inspected
 # tile_px = 448               # width of a tile in its pixels; by default frames over 4 times the input are cut
 # overlap = 0.125             # of neighbouring tiles, as a share of their side
+
+# [camera.picture]            # when a picture cannot be right, and its part is rejected; 0 never asks
+# black_share = 0.995         # so many of its pixels are black
+# bright_share = 0.95         # or over-exposed
+# frozen_after = 10           # or a live camera has given the very same picture so often again
 
 [part]
 good = ["good"]               # classes that pass: any other, and unknown, rejects the part

@@ -185,11 +185,18 @@ def test_a_missing_video_is_refused_at_start(tmp_path: Path) -> None:
         open_camera(VideoCamera(path=tmp_path / "v.mp4"), "line-1")
 
 
-def test_a_pipeline_is_refused_where_opencv_has_no_gstreamer() -> None:
-    if "GStreamer:                   NO" not in cv2.getBuildInformation():
-        pytest.skip("this OpenCV has GStreamer")
-    with pytest.raises(ConfigError, match="without GStreamer"):
+def test_a_pipeline_in_place_of_an_address_is_refused_with_the_way_to_write_it() -> None:
+    with pytest.raises(ConfigError, match="is a GStreamer pipeline") as refusal:
         open_camera(OpenCvCamera(url="v4l2src ! videoconvert ! appsink"), "line-1")
+    assert 'kind = "gstreamer"' in refusal.value.hint
+
+
+def test_a_camera_is_asked_for_its_format(tmp_path: Path) -> None:
+    """A video file takes no format: the difference is told, and its frames come all the same."""
+    asked = OpenCvCamera(url=str(write_video(tmp_path / "v.avi")), width=1920, height=1080, fps=5.0, fourcc="MJPG")
+    shots = open_camera(asked, "line-1").shots(stop := threading.Event())
+    assert next(shots).frame.shape == (48, 64, 3)
+    stop.set()
 
 
 def live_at(address: Path) -> OpenCvCamera:

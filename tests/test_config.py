@@ -9,6 +9,7 @@ import pytest
 from device_agent.config import TEMPLATE, FolderCamera, OpenCvCamera, Site, load_site, parse_site
 from sdk.errors import ConfigError
 
+VIDEO = 'device = "line-1"\n[camera]\nkind = "video"\npath = "v.mp4"\n'
 LEAST = 'device = "line-1"\n[camera]\nkind = "folder"\npath = "images"\n'
 
 
@@ -70,13 +71,23 @@ def test_every_line_commented_out_in_the_template_is_valid_too() -> None:
         (LEAST + "[page]\nport = 70000\n", "page.port: expected int <= 65535", "docs/agent.md"),
         (LEAST + "rate_fps = -1\n", "camera.rate_fps: expected float >= 0.0", "docs/agent.md"),
         (LEAST.replace("line-1", "Line 1"), "device: expected str matching", "small letters"),
-        (LEAST.replace("folder", "webcam"), "camera.kind: invalid value 'webcam'", "folder, video, opencv"),
+        (LEAST.replace("folder", "webcam"), "camera.kind: invalid value 'webcam'", "folder, video, watch"),
         (LEAST.replace('"images"', "7"), "camera.path: expected a path in quotes", "docs/agent.md"),
         ('device = "a"\n', "camera is missing", "kind is one of"),
         ('device = "a"\n[camera]\nkind = "folder"\n', "path is missing in [camera]", "docs/agent.md"),
         ('device = "a"\n[camera]\nkind = "opencv"\n', "camera: give either index or url", "docs/agent.md"),
         ('precision = "int4"\n' + LEAST, "precision: invalid enum value 'int4'", "docs/agent.md"),
         (LEAST + "[mqtt]\nport = 1883\n", "host is missing in [mqtt]", "docs/agent.md"),
+        (LEAST + "[camera.recipe]\ntile = 224\n", "unknown key 'tile' in [camera.recipe]", "'tile_px'"),
+        (LEAST + "[camera.picture]\nblack = 0\n", "unknown key 'black' in [camera.picture]", "'black_share'"),
+        (LEAST + "[camera.recipe]\nregion = [0, 0, 9]\n", "camera.recipe.region: expected array of", "docs/"),
+        (LEAST + "[camera.recipe]\ntile_px = 4\n", "camera.recipe.tile_px: expected int >= 8", "docs/agent.md"),
+        (LEAST + "[part]\ngood = []\n", "part.good: expected array of", "docs/agent.md"),
+        (LEAST + "[part]\ndecide_within_ms = 0\n", "part.decide_within_ms: expected float >= 1.0", "docs/"),
+        (LEAST + "[trigger]\ntopic = 'a'\n", "trigger.topic needs an [mqtt] table", "docs/agent.md"),
+        (VIDEO + "[part]\nframes = 2\n", "part.frames above 1 needs part ids", "docs/agent.md"),
+        ("camera = []\n" + 'device = "a"\n', "a station has a camera", "docs/agent.md"),
+        ('device = "a"\n[[camera]]\nkind = "folder"\npth = "x"\n', "unknown key 'pth' in [camera]", "'path'"),
         ("device = line-1\n", "site.toml: ", "Strings stand in quotes"),
     ],
 )
@@ -100,3 +111,43 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_site(file)
+
+
+def test_a_station_may_have_several_cameras_each_with_its_recipe() -> None:
+    site = site_of(
+        'device = "line-1"\n[[camera]]\nname = "top"\nkind = "opencv"\nindex = 0\n[camera.recipe]\n'
+        'region = [0, 0, 800, 600]\nmask = "top.png"\ntile_px = 224\n[[camera]]\nkind = "opencv"\nindex = 1\n'
+        "[camera.picture]\nfrozen_after = 0\n[trigger]\n[part]\nframes = 2\n"
+    )
+    top, other = site.cameras
+    assert top.name == "top"
+    assert top.recipe.region == (0, 0, 800, 600)
+    assert top.recipe.mask == Path("/plant/top.png")
+    assert other.recipe.tile_px is None
+    assert other.picture.frozen_after == 0
+    assert site.trigger is not None
+
+
+@pytest.mark.parametrize("kind", ["watch", "gstreamer"])
+def test_other_cameras_of_the_template_are_valid_too(kind: str) -> None:
+    lines = TEMPLATE.splitlines()
+    start = lines.index(f'# kind = "{kind}"')
+    end = next(i for i, line in enumerate(lines[start:], start) if not line)
+    table = [line.removeprefix("# ") for line in lines[start:end]]
+    assert type(site_of("\n".join(['device = "a"', "[camera]", *table])).camera).__name__.lower().startswith(kind)
+
+
+def test_recipe_picture_and_trigger_of_the_template_are_valid_too() -> None:
+    lines = TEMPLATE.splitlines()
+    begin = lines.index('kind = "folder"               # folder, video, watch, opencv, gstreamer, or a plug-in\'s')
+    camera = [line for line in lines[begin - 1 : begin + 6] if line]
+    tables = []
+    for name in ("[camera.recipe]", "[camera.picture]", "[trigger]", "[mqtt]"):
+        start = next(i for i, line in enumerate(lines) if line.startswith(f"# {name}"))
+        end = next(i for i, line in enumerate(lines[start:], start) if not line)
+        tables += [line.removeprefix("# ") for line in lines[start:end]]
+    site = site_of("\n".join(['device = "a"', *camera, *tables]))
+    assert site.cameras[0].recipe.tile_px == 448
+    assert site.cameras[0].picture.frozen_after == 10
+    assert site.trigger is not None
+    assert site.trigger.topic == "line-1/part"

@@ -18,11 +18,17 @@ from collections.abc import Callable
 
 import cv2
 
-from device_agent.camera.files import Folder, Video
-from device_agent.camera.live import opencv_camera
+from device_agent.camera.files import Folder, Video, Watch
+from device_agent.camera.live import gstreamer_camera, opencv_camera, plugin_camera
 from device_agent.camera.shot import Box, Camera, CameraState, Shot, Tally, encode_png, group_id
-from device_agent.config import CameraSettings, FolderCamera, VideoCamera
-from sdk.errors import ConfigError
+from device_agent.config import (
+    CameraSettings,
+    FolderCamera,
+    GStreamerCamera,
+    PluginCamera,
+    VideoCamera,
+    WatchCamera,
+)
 
 __all__ = ["Box", "Camera", "CameraState", "Shot", "Tally", "encode_png", "group_id", "open_camera"]
 
@@ -43,21 +49,17 @@ def open_camera(
         capture: Opens a live camera; OpenCV's own way by default.
 
     Raises:
-        ConfigError: no such folder or file, a folder without images, or a pipeline OpenCV was not built for.
+        ConfigError: no such folder or file, a folder without images, a pipeline that nothing here can run, or a
+            plug-in that refuses its settings.
     """
     if isinstance(settings, FolderCamera):
         return Folder(settings, device, clock)
     if isinstance(settings, VideoCamera):
         return Video(settings, device, clock)
-    if settings.url is not None and " ! " in settings.url and not has_gstreamer():
-        raise ConfigError(
-            "camera.url is a GStreamer pipeline, and this OpenCV was built without GStreamer",
-            hint="Use the system's python3-opencv, or a device index or rtsp:// address.",
-        )
+    if isinstance(settings, WatchCamera):
+        return Watch(settings, device, clock)
+    if isinstance(settings, GStreamerCamera):
+        return gstreamer_camera(settings, device, clock)
+    if isinstance(settings, PluginCamera):
+        return plugin_camera(settings, device, clock)
     return opencv_camera(settings, device, clock, capture)
-
-
-def has_gstreamer() -> bool:
-    """Return whether this OpenCV was built with GStreamer."""
-    line = next((x for x in cv2.getBuildInformation().splitlines() if "GStreamer:" in x), "")
-    return "YES" in line

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import cv2
 
 from device_agent.camera.live import colour
 from device_agent.camera.shot import Bursts, CameraState, Pace, Shot, Tally, group_id
-from device_agent.config import FolderCamera, VideoCamera
+from device_agent.config import FolderCamera, VideoCamera, WatchCamera
 from sdk.errors import BadImages, CameraLost, ConfigError
 from sdk.images import read
 from sdk.layouts import IMAGE_SUFFIXES, INDEX_NAME
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 MAX_QUARANTINED: Final = 1000
 """Bad files remembered by name, so that each is logged once; past it they are only counted."""
+
+_Stamp = tuple[int, int]
+"""Time of the last change, and size."""
 
 _Listed = tuple[Path, str, str]
 """File, its path for people, its part."""
@@ -82,7 +86,7 @@ class Folder:
     live = False
 
     def __init__(self, settings: FolderCamera, device: str, clock: Callable[[], float]) -> None:
-        self.name = str(settings.path)
+        self.name = settings.name or str(settings.path)
         self.tally = Tally()
         self._settings, self._device, self._clock = settings, device, clock
         list_folder(settings.path)
@@ -128,6 +132,68 @@ def read_shot(
     return Shot(frame, captured_utc, group_id(device, part), name, data, part, at_s)
 
 
+class Watch:
+    """A folder that another program fills. Each new file is taken once, when it has stopped growing."""
+
+    live = False
+
+    def __init__(self, settings: WatchCamera, device: str, clock: Callable[[], float]) -> None:
+        if not settings.path.is_dir():
+            raise ConfigError(f"camera.path: {settings.path} is not a folder", hint="Make it, or name another.")
+        self.name = settings.name or str(settings.path)
+        self.tally = Tally()
+        self._settings, self._device, self._clock = settings, device, clock
+        # What lies there already is of the past; where taken files are deleted, it is left over and still to do.
+        self._taken: dict[str, _Stamp] = {} if settings.delete else {name: at for name, _, at in self._listed()}
+
+    def shots(self, stop: threading.Event) -> Iterator[Shot]:
+        """Yield new files, oldest first, for ever.
+
+        Raises:
+            CameraLost: the folder is gone.
+        """
+        growing: dict[str, _Stamp] = {}
+        while not stop.is_set():
+            try:
+                listed = self._listed()
+            except OSError as error:
+                raise CameraLost(f"{self.name}: {error.strerror}", hint="It is looked for again.") from error
+            self.tally.state = CameraState.LIVE
+            for name, path, stamp in listed:
+                if self._taken.get(name) == stamp:
+                    continue
+                if growing.get(name) != stamp:
+                    growing[name] = stamp  # it is looked at again, and taken when it is still the same
+                    continue
+                self._taken[name] = stamp
+                shot = read_shot(path, name, name, self._device, self._clock, self.tally)
+                if shot is not None:
+                    yield shot
+                    if self._settings.delete:
+                        path.unlink(missing_ok=True)
+                if stop.is_set():
+                    return
+            here = {name for name, _, _ in listed}
+            self._taken = {name: at for name, at in self._taken.items() if name in here}
+            growing = {name: at for name, at in growing.items() if name in here and self._taken.get(name) != at}
+            stop.wait(self._settings.poll_s)
+
+    def _listed(self) -> list[tuple[str, Path, _Stamp]]:
+        """Return the folder's images, oldest first: name, file, and what changes when it is written."""
+        found: list[tuple[int, str, Path, _Stamp]] = []
+        with os.scandir(self._settings.path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
+                    continue
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # gone since it was listed
+                stamp = (status.st_mtime_ns, status.st_size)
+                found.append((status.st_mtime_ns, entry.name, Path(entry.path), stamp))
+        return [(name, path, stamp) for _, name, path, stamp in sorted(found)]
+
+
 class Video:
     """A video file, every frame or sampled."""
 
@@ -136,7 +202,7 @@ class Video:
     def __init__(self, settings: VideoCamera, device: str, clock: Callable[[], float]) -> None:
         if not settings.path.is_file():
             raise ConfigError(f"camera.path: {settings.path} is not a file", hint="Name a video file.")
-        self.name = str(settings.path)
+        self.name = settings.name or str(settings.path)
         self.tally = Tally()
         self._settings, self._device, self._clock = settings, device, clock
 

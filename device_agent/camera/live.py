@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import cv2
@@ -18,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from device_agent.camera.shot import Bursts, CameraState, Pace, Shot, Tally
-from device_agent.config import OpenCvCamera
-from sdk.errors import CameraLost
+from device_agent.config import GStreamerCamera, LiveCamera, OpenCvCamera, PluginCamera
+from device_agent.plugins import CAMERAS, load
+from sdk.errors import CameraLost, ConfigError
 from sdk.preprocess import Frame
 
 _log = logging.getLogger(__name__)
@@ -47,17 +47,6 @@ class Grabber(Protocol):
         """Let go of the camera. Called once."""
 
 
-@dataclass(frozen=True)
-class LiveSettings:
-    """What all live cameras have in common; see `device_agent.config.OpenCvCamera`."""
-
-    rate_fps: float = 0.0
-    burst_gap_s: float = 2.0
-    burst_max_s: float = 30.0
-    retry_s: float = 0.5
-    retry_max_s: float = 30.0
-
-
 class Live:
     """A camera that never ends.
 
@@ -74,7 +63,7 @@ class Live:
     def __init__(
         self,
         name: str,
-        settings: LiveSettings,
+        settings: LiveCamera,
         device: str,
         connect: Callable[[], Grabber],
         clock: Callable[[], float],
@@ -182,21 +171,67 @@ def opencv_camera(
     capture: Callable[[int | str], cv2.VideoCapture] | None = None,
 ) -> Live:
     """Return the camera at an index or address."""
+    if settings.url is not None and " ! " in settings.url:
+        raise ConfigError(
+            "camera.url is a GStreamer pipeline", hint='Use kind = "gstreamer" and pipeline = "...".'
+        )
     address: int | str = settings.index if settings.index is not None else (settings.url or "")
-    name = f"camera {address}" if isinstance(address, int) else without_password(address)
+    name = settings.name or (f"camera {address}" if isinstance(address, int) else without_password(address))
 
     def connect() -> Grabber:
         try:
-            return OpenCvGrabber(name, (capture or open_capture)(address))
+            opened = (capture or open_capture)(address)
+            _ask_for(opened, settings, name)
+            return OpenCvGrabber(name, opened)
         except cv2.error as error:
             raise CameraLost(f"{name}: {error.err}", hint="It is being reconnected.") from error
 
-    return Live(name, live_settings(settings), device, connect, clock)
+    return Live(name, settings, device, connect, clock)
 
 
-def live_settings(settings: Any) -> LiveSettings:
-    """Return the part of a live camera's table that `Live` reads."""
-    return LiveSettings(**{name: getattr(settings, name) for name in LiveSettings.__dataclass_fields__})
+def _ask_for(capture: cv2.VideoCapture, settings: OpenCvCamera, name: str) -> None:
+    """Ask a camera for a format, and say where it gives another."""
+    if settings.fourcc is not None:
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*settings.fourcc))
+    for what, wanted, prop in (
+        ("width", settings.width, cv2.CAP_PROP_FRAME_WIDTH),
+        ("height", settings.height, cv2.CAP_PROP_FRAME_HEIGHT),
+        ("fps", settings.fps, cv2.CAP_PROP_FPS),
+    ):
+        if wanted is not None:
+            capture.set(prop, wanted)
+            given = capture.get(prop)
+            if capture.isOpened() and given != wanted:
+                _log.warning("%s gives %s %g, not %g", name, what, given, wanted)
+
+
+def gstreamer_camera(settings: GStreamerCamera, device: str, clock: Callable[[], float]) -> Live:
+    """Return the camera behind a GStreamer pipeline, in OpenCV or in a process of its own.
+
+    Raises:
+        ConfigError: nothing here can run it.
+    """
+    from device_agent.camera.gstreamer import LaunchGrabber, check_pipeline, has_gstreamer, open_with_opencv
+
+    pipeline = check_pipeline(settings.pipeline)
+    name = settings.name or without_password(pipeline.split("!")[0].strip())
+
+    def connect() -> Grabber:
+        if has_gstreamer():
+            return OpenCvGrabber(name, open_with_opencv(pipeline))
+        return LaunchGrabber(name, pipeline)
+
+    return Live(name, settings, device, connect, clock)
+
+
+def plugin_camera(settings: PluginCamera, device: str, clock: Callable[[], float]) -> Live:
+    """Return a camera of another package: its entry point takes the table's own keys and returns what opens it.
+
+    Raises:
+        ConfigError: it is not installed, or refuses its keys.
+    """
+    connect: Callable[[], Grabber] = load(CAMERAS, settings.plugin)(settings.options)
+    return Live(settings.name or settings.plugin, settings, device, connect, clock)
 
 
 def open_capture(address: int | str) -> cv2.VideoCapture:

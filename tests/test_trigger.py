@@ -1,0 +1,185 @@
+"""Triggers come over HTTP and a real broker; those of the past, and those without a part, fire nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_agent.agent import Agent
+from device_agent.config import FolderCamera, MqttTable, PageSettings, Site, TriggerSettings
+from device_agent.trigger import MAX_PART_CHARS, MqttTrigger, Trigger, Triggers, part_of
+from sdk.bundle import Bundle
+from sdk.errors import RemoteWireError, TriggerRefused
+from sdk.fleet.broker import Mosquitto
+from sdk.mqtt import Message, MqttSession
+from sdk.wire import Result, Topics, Verdict, decode_json
+from tests.simulators import wait_for
+from tests.tiny import picture, tiny_bundle
+
+DEADLINE_S = 60.0
+TOPIC = "plc/station-7/part"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("trigger") / "bundle")
+
+
+@pytest.fixture
+def site(tmp_path: Path, bundle: Bundle) -> Site:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(20):
+        (images / f"{i:02}.png").write_bytes(picture("pit", i))
+    return Site(
+        device="line-1",
+        camera=FolderCamera(path=images),
+        data_dir=tmp_path / "data",
+        bundle=bundle.path,
+        page=PageSettings(port=0),
+        trigger=TriggerSettings(limit=4),
+    )
+
+
+@contextlib.contextmanager
+def running(site: Site) -> Iterator[Agent]:
+    stop, ready = threading.Event(), threading.Event()
+    with Agent(site) as agent:
+        thread = threading.Thread(target=agent.run, args=(stop,), kwargs={"on_ready": lambda _: ready.set()})
+        thread.start()
+        try:
+            assert ready.wait(DEADLINE_S)
+            yield agent
+        finally:
+            stop.set()
+            thread.join(DEADLINE_S)
+            assert not thread.is_alive()
+
+
+def post(agent: Agent, body: object) -> tuple[int, Any]:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{agent.page_url}api/trigger", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_a_trigger_over_http_takes_one_frame_of_its_part(site: Site) -> None:
+    with running(site) as agent:
+        assert post(agent, {"part": "4711"}) == (202, {"part": "4711"})
+        wait_for(lambda: agent.state().frames == 1, DEADLINE_S)
+        (sample,) = agent.store.samples(limit=5)
+        assert sample.group == "line-1/4711"
+        assert agent.flow.parts[-1].name == "4711"
+        status, made = post(agent, {})
+        assert status == 202
+        wait_for(lambda: agent.state().frames == 2, DEADLINE_S)
+        assert agent.flow.parts[-1].name == made["part"] != ""
+
+
+def test_without_a_trigger_table_a_trigger_is_refused(site: Site) -> None:
+    from msgspec.structs import replace
+
+    with running(replace(site, trigger=None)) as agent:
+        status, answer = post(agent, {"part": "4711"})
+        assert status == 429
+        assert "runs free" in answer["error"]
+
+
+@pytest.mark.parametrize("body", [{"part": "x" * (MAX_PART_CHARS + 1)}, {"prt": "1"}, {"part": 4711}, []])
+def test_a_trigger_that_is_none_is_refused(site: Site, body: object) -> None:
+    with running(site) as agent:
+        assert post(agent, body)[0] == 422
+        assert agent.state().frames == 0
+
+
+@pytest.mark.broker
+def test_a_trigger_over_a_real_broker_brings_a_verdict_back_over_it(site: Site, mosquitto: Mosquitto) -> None:
+    from msgspec.structs import replace
+
+    site = replace(
+        site, trigger=TriggerSettings(topic=TOPIC), mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port)
+    )
+    heard: list[Message] = []
+    plc = MqttSession(mosquitto.settings, "plc", on_message=heard.append)
+    plc.subscribe([Topics().up_result("line-1")])
+    plc.connect()
+    with running(site) as agent:
+        assert agent.trigger is not None
+        wait_for(lambda: agent.trigger is not None and agent.trigger.connected, DEADLINE_S)
+        wait_for(lambda: (mqtt := agent.state().mqtt) is not None and mqtt.connected, DEADLINE_S)
+        sent: list[str] = []
+        # Subscribing is not instantaneous: a part is announced until one is seen.
+        while not heard:
+            sent.append(f"part {len(sent)}")
+            plc.publish(TOPIC, sent[-1].encode())
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: heard, 0.5)
+        result = decode_json(heard[0].payload, Result)
+        assert result.part in sent
+        assert result.verdict is Verdict.REJECT
+        assert (result.frames, result.tiles) == (1, 1)
+        assert result.sample is not None
+        wait_for(lambda: agent.store.sample(bytes.fromhex(result.sample or "")) is not None, DEADLINE_S)
+    plc.close()
+
+
+@pytest.mark.broker
+def test_a_retained_trigger_is_of_the_past_and_fires_nothing(mosquitto: Mosquitto) -> None:
+    sender = MqttSession(mosquitto.settings, "plc", on_message=lambda _: None)
+    sender.connect()
+    sender.publish(TOPIC, b"old", retain=True)
+    fired: list[str] = []
+    trigger = MqttTrigger(mosquitto.settings, "line-1", TOPIC, fired.append)
+    trigger.start()
+    wait_for(lambda: trigger.refused == 1, DEADLINE_S)
+    sender.publish(TOPIC, b'{"part": "new"}')
+    wait_for(lambda: fired, DEADLINE_S)
+    assert fired == ["new"]
+    trigger.stop()
+    sender.close()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\xff\xfe",
+        b"{",
+        b"{}",
+        b'{"part": 7}',
+        b'{"part": null}',
+        b"[1]" * 100,
+        b"x" * (MAX_PART_CHARS + 1),
+        b"a\x00b",
+        b'{"part": "a\\nb"}',
+        b"{" * 100_000,
+    ],
+)
+def test_a_message_that_names_no_part_is_refused(payload: bytes) -> None:
+    with pytest.raises(RemoteWireError):
+        part_of(payload)
+
+
+def test_a_trigger_waits_for_each_camera_and_no_more_may_wait_than_the_slowest_can_take() -> None:
+    triggers = Triggers(cameras=2, limit=2)
+    first, second = Trigger("a", 0.0, 0.0), Trigger("a", 0.0, 0.0)
+    triggers.fire(first)
+    triggers.fire(second)
+    assert triggers.take(0) is first
+    assert triggers.take(0) is second
+    assert triggers.take(0) is None
+    with pytest.raises(TriggerRefused, match="2 parts wait"):
+        triggers.fire(Trigger("b", 0.0, 0.0))
+    assert triggers.take(1) is first
+    triggers.fire(Trigger("b", 0.0, 0.0))
+    assert (triggers.fired, triggers.refused, triggers.depth) == (3, 1, 2)
