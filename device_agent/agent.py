@@ -26,7 +26,8 @@ from device_agent.camera import open_camera
 from device_agent.camera.picture import PictureWatch
 from device_agent.config import CameraSettings, MetricsSettings, Site
 from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
-from device_agent.outputs import Output, Outputs
+from device_agent.history import History
+from device_agent.outputs import Output, Outputs, open_output
 from device_agent.outputs.topic import ResultTopic
 from device_agent.pace import ReleaseWatch, check_pace
 from device_agent.pipeline import Pipeline
@@ -155,6 +156,7 @@ class Agent:
             self.trigger: MqttTrigger | None = None
             if site.mqtt is not None:
                 self._join_fleet()
+            undo.callback(self.outputs.stop)
             for output in self._open_outputs():
                 self.outputs.add(output)
             self._first_release()
@@ -169,7 +171,11 @@ class Agent:
         self.close()
 
     def _open_outputs(self) -> list[Output]:
-        return [] if self._sync is None else [ResultTopic(self._sync.publish_result)]
+        opened: list[Output] = [History(self.site.data_dir, self.site.history.keep_parts)]
+        if self._sync is not None:
+            opened.append(ResultTopic(self._sync.publish_result))
+        run = f"{self.started_utc:.3f}"
+        return opened + [open_output(each, self.site.device, run) for each in self.site.output]
 
     def close(self) -> None:
         """Stop everything; what is not learned or sent yet is at the next start."""
@@ -453,7 +459,7 @@ class Agent:
             started_utc=self.started_utc,
             camera=cameras[0],
             cameras=cameras,
-            line=line_report(self.flow),
+            line=line_report(self.flow, self.outputs),
             mqtt=self._mqtt_report(),
             update=None
             if update.release_id is None or update.state is None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -56,6 +58,7 @@ _JSON = click.option(
     type=click.Path(path_type=Path),
     help="Also write the figures there; - prints them instead.",
 )
+_TIME: Final = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
 STATUS_TIMEOUT_S: Final = 5.0
 _STDOUT: Final = Path("-")
 _ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -159,10 +162,82 @@ def status(site_file: Path, as_json: bool) -> None:
         f"{state['frames']} inspected, {state['unknown']} unknown, {state['queue_depth']} waiting for an operator"
     )
     console.print(f"frames    {counts}")
-    console.print(f"camera    {state['camera']['state']}: {state['camera']['name']}")
+    for camera in state["cameras"]:
+        wrong = f", {camera['picture']}" if camera["picture"] else ""
+        console.print(f"camera    {camera['state']}: {camera['name']}{wrong}", markup=False)
+    if state["line"]:
+        line = state["line"]
+        verdict = next(stage for stage in line["stages"] if stage["stage"] == "verdict")
+        parts = f"{line['passed']} passed, {line['rejected']} rejected; verdict within"
+        console.print(f"parts     {parts} {verdict['p50_ms']:.0f} ms (median), {verdict['p99_ms']:.0f} ms (99 %)")
+        for output in line["outputs"]:
+            if output["fault"] or output["dropped"]:
+                console.print(f"[yellow]output[/]    {output['dropped']} not delivered; ", end="")
+                console.print(output["fault"] or output["name"], markup=False)
     console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
     for fault in state["faults"]:
         console.print(f"[yellow]fault[/]     {fault}")
+
+
+@agent.command()
+@_SITE
+@click.option(
+    "--csv", "csv_file", metavar="FILE", type=click.Path(path_type=Path), help="Write CSV there; - prints it."
+)
+@click.option(
+    "--since", type=_TIME, metavar="TIME", help="Captured from then on: 2026-03-01 or 2026-03-01T06:00, UTC."
+)
+@click.option("--until", type=_TIME, metavar="TIME", help="Captured before then.")
+@click.option("--verdict", type=click.Choice(["pass", "reject"]), help="Only these.")
+@click.option("--last", type=click.IntRange(1), metavar="N", help="The newest N only. Without --csv: 20.")
+def history(
+    site_file: Path,
+    csv_file: Path | None,
+    since: datetime | None,
+    until: datetime | None,
+    verdict: str | None,
+    last: int | None,
+) -> None:
+    """Show or export the parts' verdicts. The agent may be running.
+
+    \b
+    What was rejected last?
+      headway agent history site.toml --verdict reject
+    A day for the quality department:
+      headway agent history site.toml --since 2026-03-01 --until 2026-03-02 --csv parts.csv
+    """
+    from device_agent.config import load_site
+    from device_agent.history import read_history, write_csv
+
+    _check_json(csv_file)
+    rows = read_history(
+        load_site(site_file).data_dir,
+        since_utc=0.0 if since is None else since.replace(tzinfo=timezone.utc).timestamp(),
+        until_utc=float("inf") if until is None else until.replace(tzinfo=timezone.utc).timestamp(),
+        verdict=verdict,
+        newest=last if csv_file is not None else last or 20,
+    )
+    if csv_file == _STDOUT:
+        write_csv(rows, sys.stdout)
+        return
+    if csv_file is not None:
+        try:
+            with csv_file.open("w", encoding="utf-8", newline="") as file:
+                count = write_csv(rows, file)
+        except OSError as error:
+            raise ConfigError(f"{csv_file}: {error.strerror}", hint="Name a file that can be written.") from error
+        click.echo(f"wrote {count} parts to {csv_file}")
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("captured (UTC)", "part", "verdict", "reason", "tiles", "latency")
+    for row in rows:
+        at = f"{datetime.fromtimestamp(row.captured_utc, timezone.utc):%Y-%m-%d %H:%M:%S}"
+        tiles = f"{row.rejected_tiles} of {row.tiles}" if row.tiles > 1 else ""
+        table.add_row(at, escape(row.part), row.verdict, escape(row.reason), tiles, f"{row.latency_ms:.0f} ms")
+    Console().print(table)
 
 
 @click.command()

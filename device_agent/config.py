@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from device_agent.plugins import CAMERAS, installed
+from device_agent.plugins import CAMERAS, OUTPUTS, installed
 from sdk.errors import ConfigError
 from sdk.labels import DeviceId
 from sdk.wire import DEFAULT_PREFIX, ChannelName
@@ -216,6 +216,73 @@ class TriggerSettings(_Section, frozen=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
 
 
+class HttpOutput(_Section, frozen=True, kw_only=True, tag="http", tag_field="kind"):
+    """Posts each verdict as JSON, in order, tried again until it arrives.
+
+    Attributes:
+        url: http or https.
+        timeout_s: For one answer.
+        token_file: Holds nothing but a token, sent as `Authorization: Bearer`.
+    """
+
+    url: Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+    timeout_s: Annotated[float, msgspec.Meta(gt=0.0, le=60.0)] = 2.0
+    token_file: Path | None = None
+
+
+class ModbusOutput(_Section, frozen=True, kw_only=True, tag="modbus", tag_field="kind"):
+    """Sets coils of a PLC over Modbus TCP; needs the extra `modbus`.
+
+    Attributes:
+        host: The PLC.
+        port: Its TCP port.
+        unit: Its unit id.
+        pass_coil: On while the newest part passes, off otherwise: what nobody sets rejects. Prefer it.
+        reject_coil: On while the newest part is rejected.
+        counter_register: Holding register for the verdict's number, written last.
+        heartbeat_register: Holding register that counts on every second while the agent lives.
+        timeout_s: For one answer.
+    """
+
+    host: Name
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 502
+    unit: Annotated[int, msgspec.Meta(ge=0, le=255)] = 1
+    pass_coil: Port | None = None
+    reject_coil: Port | None = None
+    counter_register: Port | None = None
+    heartbeat_register: Port | None = None
+    timeout_s: Annotated[float, msgspec.Meta(gt=0.0, le=60.0)] = 0.5
+
+    def __post_init__(self) -> None:
+        if self.pass_coil is None and self.reject_coil is None:
+            raise ValueError("give pass_coil, reject_coil, or both")
+        if self.pass_coil == self.reject_coil:
+            raise ValueError("pass_coil and reject_coil are the same coil")
+        if self.counter_register is not None and self.counter_register == self.heartbeat_register:
+            raise ValueError("counter_register and heartbeat_register are the same register")
+
+
+class PluginOutput(_Section, frozen=True, kw_only=True, tag="plugin", tag_field="kind"):
+    """An output of another package (`device_agent.plugins`).
+
+    Attributes:
+        plugin: Its `kind` in the file.
+        options: The other keys of its table; the plug-in checks them.
+    """
+
+    plugin: Name
+    options: dict[str, Any] = {}
+
+
+OutputSettings = HttpOutput | ModbusOutput | PluginOutput
+
+
+class HistorySettings(_Section, frozen=True, kw_only=True):
+    """Verdicts kept on the device: the newest so many; about 200 bytes each."""
+
+    keep_parts: Annotated[int, msgspec.Meta(ge=1000, le=50_000_000)] = 1_000_000
+
+
 class RuntimeSettings(_Section, frozen=True, kw_only=True):
     """How the backbone runs. What is left open is measured on this device, for each release.
 
@@ -309,6 +376,8 @@ class Site(_Section, frozen=True, kw_only=True):
         device: This device's id in the fleet: small letters, digits and '-'.
         camera: Where frames come from; several as `[[camera]]`, all looking at the same part.
         part: How they make a verdict.
+        output: Where verdicts go, beside the result topic and the history; `[[output]]`.
+        history: How many verdicts are kept here.
         trigger: One frame per part, on demand; without it every frame is looked at that inspection keeps up with.
         data_dir: Labels, images, releases. Back it up; never copy it to a second device.
         channel: The product line whose releases and labels this device shares.
@@ -324,6 +393,8 @@ class Site(_Section, frozen=True, kw_only=True):
     precision: Literal["fp32", "fp16", "int8", "int8-tensorrt"] | None = None
     part: PartSettings = PartSettings()
     trigger: TriggerSettings | None = None
+    output: tuple[OutputSettings, ...] = ()
+    history: HistorySettings = HistorySettings()
     runtime: RuntimeSettings = RuntimeSettings()
     page: PageSettings = PageSettings()
     mqtt: MqttTable | None = None
@@ -357,10 +428,12 @@ _CAMERAS: Mapping[str, type[_Section]] = {
     "opencv": OpenCvCamera,
     "gstreamer": GStreamerCamera,
 }
+_OUTPUTS: Mapping[str, type[_Section]] = {"http": HttpOutput, "modbus": ModbusOutput}
 _CAMERA_TABLES: Mapping[str, type[_Section]] = {"recipe": RecipeSettings, "picture": PictureSettings}
 _SECTIONS: Mapping[str, type[_Section]] = {
     "part": PartSettings,
     "trigger": TriggerSettings,
+    "history": HistorySettings,
     "runtime": RuntimeSettings,
     "page": PageSettings,
     "mqtt": MqttTable,
@@ -432,9 +505,20 @@ def _with_plugins(raw: dict[str, Any]) -> dict[str, Any]:
         options = {key: value for key, value in table.items() if key not in common and key != "kind"}
         return {**{name: table[name] for name in common}, "kind": "plugin", "plugin": kind, "options": options}
 
-    if cameras is None:
-        return raw
-    return {**raw, "camera": [known(each) for each in cameras] if isinstance(cameras, list) else known(cameras)}
+    whole = dict(raw)
+    if cameras is not None:
+        whole["camera"] = [known(each) for each in cameras] if isinstance(cameras, list) else known(cameras)
+    if isinstance(raw.get("output"), list):
+        whole["output"] = [_plugin_output(table) for table in raw["output"]]
+    return whole
+
+
+def _plugin_output(table: Any) -> Any:
+    kind = table.get("kind") if isinstance(table, Mapping) else None
+    if not isinstance(kind, str) or kind in _OUTPUTS or kind not in installed(OUTPUTS):
+        return table
+    options = {key: value for key, value in table.items() if key != "kind"}
+    return {"kind": "plugin", "plugin": kind, "options": options}
 
 
 def _explain(message: str) -> tuple[str, str]:
@@ -454,12 +538,14 @@ def _hint_for(key: str, raw: Mapping[str, Any]) -> str:
         return "a device id has small letters, digits and '-' only, for example line-3."
     if key.startswith("camera") or "camera" not in raw:
         return f"kind is one of {', '.join([*_CAMERAS, *installed(CAMERAS)])}."
+    if key.startswith("output"):
+        return f"kind is one of {', '.join([*_OUTPUTS, *installed(OUTPUTS)])}."
     return "`headway agent init` writes an example."
 
 
 def _known(kind: type[_Section]) -> list[str]:
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
-    return ["kind", *names] if kind in _CAMERAS.values() else names
+    return ["kind", *names] if kind in (*_CAMERAS.values(), *_OUTPUTS.values()) else names
 
 
 def _refuse_unknown(raw: Mapping[str, Any], file: Path) -> None:
@@ -470,6 +556,8 @@ def _refuse_unknown(raw: Mapping[str, Any], file: Path) -> None:
                 continue
             if name == "camera":
                 _refuse_in_camera(one, file)
+            elif name == "output" and one.get("kind") in _OUTPUTS:
+                _refuse_in(one, "output", _known(_OUTPUTS[one["kind"]]), file)
             elif name in _SECTIONS:
                 _refuse_in(one, name, _known(_SECTIONS[name]), file)
 
@@ -559,6 +647,25 @@ decide_within_ms = 1000.0     # a part without a verdict so long after its frame
 # topic = "line-1/part"       # and over MQTT: part ids on this topic of the broker below
 # delay_ms = 0.0              # from the trigger until the part stands there
 # limit = 64                  # parts that may wait for their frames
+
+# [[output]]                  # verdicts also go to: a service,
+# kind = "http"
+# url = "https://mes.example/parts"
+# timeout_s = 2.0
+# token_file = "mes-token"
+
+# [[output]]                  # a PLC (pip install 'headway-edge[modbus]')
+# kind = "modbus"
+# host = "192.0.2.20"
+# port = 502
+# unit = 1
+# pass_coil = 0               # on only while the newest part passes; or reject_coil, the other way round
+# counter_register = 0        # number of the verdict, written last
+# heartbeat_register = 1      # counts on every second while the agent lives
+# timeout_s = 0.5
+
+[history]
+keep_parts = 1000000          # verdicts kept on the device: headway agent history --csv parts.csv
 
 [runtime]
 threads = 0                   # processor threads for the backbone; 0 takes what measures fastest here

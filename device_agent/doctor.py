@@ -33,7 +33,16 @@ import cv2
 
 from device_agent.agent import agent_version, running_page
 from device_agent.camera import CameraState, open_camera
-from device_agent.config import MqttTable, OpenCvCamera, Site, load_site
+from device_agent.config import (
+    CameraSettings,
+    GStreamerCamera,
+    MqttTable,
+    OpenCvCamera,
+    PluginCamera,
+    Site,
+    WatchCamera,
+    load_site,
+)
 from device_agent.database import LOCK_NAME
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
@@ -146,7 +155,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
         yield from _told(site)
         return
     yield from _page(site)
-    yield from _camera(site)
+    yield from _cameras(site)
     if site.mqtt is None:
         yield Finding("broker", Level.NOTE, "no [mqtt] table: this device works alone")
     else:
@@ -489,9 +498,14 @@ def _page(site: Site) -> Iterator[Finding]:
     yield Finding("page", Level.GOOD, f"{host}:{port} is free")
 
 
-def _camera(site: Site) -> Iterator[Finding]:
+def _cameras(site: Site) -> Iterator[Finding]:
+    for settings in site.cameras:
+        yield from _camera(settings, site.device)
+
+
+def _camera(settings: CameraSettings, device: str) -> Iterator[Finding]:
     try:
-        camera = open_camera(site.camera, site.device)
+        camera = open_camera(settings, device)
         stop = threading.Event()
         timer = threading.Timer(CAMERA_WAIT_S, stop.set)
         timer.daemon = True
@@ -505,8 +519,12 @@ def _camera(site: Site) -> Iterator[Finding]:
     except HeadwayError as error:
         yield _fault("camera", error)
         return
+    if shot is None and isinstance(settings, WatchCamera) and not camera.tally.bad:
+        yield Finding("camera", Level.GOOD, f"{camera.name} is there, and nothing came into it just now")
+        return
     if shot is None:
-        yield Finding("camera", Level.FAULT, f"{camera.name} gives no frame", _camera_fix(site, camera.tally.bad))
+        fix = _camera_fix(settings, camera.tally.bad)
+        yield Finding("camera", Level.FAULT, f"{camera.name} gives no frame", fix)
         return
     height, width = shot.frame.shape[:2]
     waited_s = time.perf_counter() - began_s
@@ -519,8 +537,11 @@ def _camera(site: Site) -> Iterator[Finding]:
     )
 
 
-def _camera_fix(site: Site, bad: int) -> str:
-    settings = site.camera
+def _camera_fix(settings: CameraSettings, bad: int) -> str:
+    if isinstance(settings, GStreamerCamera):
+        return f"Try the pipeline by hand: gst-launch-1.0 {settings.pipeline} ! fakesink"
+    if isinstance(settings, PluginCamera):
+        return f"See the documents of the package that brings {settings.plugin!r}."
     if not isinstance(settings, OpenCvCamera):
         return f"None of its {bad} files can be read: replace them." if bad else "Name another file or folder."
     if settings.index is not None:

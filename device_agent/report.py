@@ -15,6 +15,7 @@ import msgspec
 from device_agent.camera import Camera
 from device_agent.flow import Flow
 from device_agent.learner import LearnerStatus
+from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
 from sdk.drift import Drift
@@ -160,6 +161,20 @@ class StageReport:
 
 
 @dataclass(frozen=True)
+class OutputReport:
+    """Where verdicts go: delivered, not delivered and never to be, waiting, from capture to delivery, and what
+    is wrong."""
+
+    name: str
+    sent: int
+    dropped: int
+    waiting: int
+    p50_ms: float
+    p99_ms: float
+    fault: str
+
+
+@dataclass(frozen=True)
 class LineReport:
     """The parts, and how inspection keeps up with them.
 
@@ -168,6 +183,7 @@ class LineReport:
         waiting: Triggers, frames and parts that wait, by stage.
         refused_triggers: Parts that were rejected unseen because too many were waiting.
         stages: Latencies.
+        outputs: Where verdicts go.
     """
 
     passed: int
@@ -175,6 +191,7 @@ class LineReport:
     waiting: dict[str, int]
     refused_triggers: int
     stages: list[StageReport]
+    outputs: list[OutputReport]
 
 
 @dataclass(frozen=True)
@@ -267,8 +284,8 @@ def camera_report(camera: Camera) -> CameraReport:
     )
 
 
-def line_report(flow: Flow) -> LineReport:
-    """Return what the flow says of itself."""
+def line_report(flow: Flow, outputs: Outputs) -> LineReport:
+    """Return what flow and outputs say of themselves."""
     closed = flow.ledger.closed
     return LineReport(
         passed=closed[Verdict.PASS],
@@ -276,6 +293,12 @@ def line_report(flow: Flow) -> LineReport:
         waiting=flow.waiting(),
         refused_triggers=0 if flow.triggers is None else flow.triggers.refused,
         stages=[StageReport(stage, *astuple(times.latency())) for stage, times in flow.latencies.items()],
+        outputs=[
+            OutputReport(
+                name, tally.sent, tally.dropped, depth, times.quantile(0.5), times.quantile(0.99), tally.fault
+            )
+            for name, tally, depth, times in outputs.report()
+        ],
     )
 
 

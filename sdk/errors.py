@@ -21,6 +21,7 @@
         NoMaps                 the release or its runtime gives no maps for a heatmap
         TriggerRefused         a part came before there was room for it
         OutputFailed           a verdict could not be delivered
+          OutputRefused        and never will be
         StoreFull              no space to keep a label safely
         StoreCorrupt           the store does not hold what it should
       EngineError              a TensorRT engine cannot be built or used
@@ -151,6 +152,12 @@ class OutputFailed(DeviceError):
     """A verdict could not be delivered."""
 
     retryable = True
+
+
+class OutputRefused(OutputFailed):
+    """Whoever verdicts are sent to will not have this one, however often it is sent."""
+
+    retryable = False
 
 
 class StoreFull(DeviceError):

@@ -151,3 +151,11 @@ def test_recipe_picture_and_trigger_of_the_template_are_valid_too() -> None:
     assert site.cameras[0].picture.frozen_after == 10
     assert site.trigger is not None
     assert site.trigger.topic == "line-1/part"
+
+
+def test_the_whole_station_of_the_guide_is_valid() -> None:
+    guide = Path(__file__).parent.parent / "docs" / "agent.md"
+    text = guide.read_text(encoding="utf-8").split("### A whole station")[1]
+    site = site_of(text.split("```toml\n")[1].split("```")[0])
+    assert [camera.name for camera in site.cameras] == ["top", "side"]
+    assert len(site.output) == 2

@@ -13,7 +13,7 @@ from device_agent.runtime import open_runtime
 from device_agent.station import Station
 from device_agent.store import Store
 from sdk.bundle import Bundle
-from sdk.images import decode, sample_id
+from sdk.images import decode
 from sdk.wire import DeviceState, decode_json, encode_json
 from tests.tiny import class_id, picture, tiny_bundle
 
@@ -40,7 +40,7 @@ def label(station: Station, number: int, truth: str, said: str) -> None:
 
 def see(station: Station, name: str, number: int) -> None:
     data = picture(name, number)
-    station.see(Shot(decode(data), data, sample_id(data), 0.0, f"{name}-{number}", ""))
+    station.see(Shot(decode(data), 0.0, f"{name}-{number}", "", data))
 
 
 def test_without_own_labels_it_says_nothing_of_recall(station: Station) -> None:

@@ -21,9 +21,11 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from device_agent.config import HttpOutput, ModbusOutput, OutputSettings
 from device_agent.histogram import Histogram
 from device_agent.parts import Part
-from sdk.errors import HeadwayError, OutputFailed
+from device_agent.plugins import OUTPUTS, load
+from sdk.errors import HeadwayError, OutputFailed, OutputRefused
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Output(Protocol):
         """Deliver one verdict.
 
         Raises:
-            OutputFailed: it could not be.
+            OutputFailed: it could not be; OutputRefused: and trying again is no use.
         """
 
     def beat(self) -> None:
@@ -87,6 +89,7 @@ class _Worker:
         self.latency = Histogram()
         self._waiting: queue.Queue[Part] = queue.Queue(WAITING_PARTS)
         self._stopping = threading.Event()
+        self._refused = False
         self._thread = threading.Thread(target=self._run, name=f"output {output.name}", daemon=True)
 
     def start(self) -> None:
@@ -134,7 +137,7 @@ class _Worker:
     def _deliver(self, part: Part, give_up_s: float) -> None:
         wait_s = RETRY_S
         while not self._try(part):
-            if not self.output.replays or time.monotonic() + wait_s > give_up_s:
+            if self._refused or not self.output.replays or time.monotonic() + wait_s > give_up_s:
                 self.tally.dropped += 1
                 return
             if self._stopping.wait(wait_s):
@@ -156,9 +159,34 @@ class _Worker:
             if fault != self.tally.fault:
                 _log.warning("%s: %s", self.output.name, fault, exc_info=not isinstance(error, OutputFailed))
             self.tally.fault = fault
+            self._refused = isinstance(error, OutputRefused)
             return False
         self.tally.fault = ""
         return True
+
+
+def open_output(settings: OutputSettings, device: str, run: str) -> Output:
+    """Return the output that a table of the settings names. Nothing is connected yet.
+
+    Args:
+        settings: One `[[output]]` table.
+        device: This device's id.
+        run: Names this run of the agent.
+
+    Raises:
+        ConfigError: it cannot be used, or a plug-in refuses its keys.
+        MissingExtra: its library is not installed.
+    """
+    if isinstance(settings, HttpOutput):
+        from device_agent.outputs.http import HttpPosts
+
+        return HttpPosts(settings, device, run)
+    if isinstance(settings, ModbusOutput):
+        from device_agent.outputs.modbus import ModbusCoils
+
+        return ModbusCoils(settings)
+    opened: Output = load(OUTPUTS, settings.plugin)(settings.options)
+    return opened
 
 
 class Outputs:

@@ -1,0 +1,188 @@
+"""Every part's verdict, in an SQLite file of its own, for as many parts as the settings keep; and as CSV.
+
+The agent writes it as an output that replays. Others read it while the agent runs: `headway agent history`.
+"""
+
+from __future__ import annotations
+
+import csv
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any, Final
+
+from device_agent.database import Database, disk
+from device_agent.parts import Part
+from sdk.errors import ConfigError, HeadwayError, OutputFailed
+
+FOLDER_NAME: Final = "history"
+FILE_NAME: Final = "history.sqlite3"
+MAX_BYTES: Final = 16 * 1024**3
+PRUNE_EVERY: Final = 1000
+"""Parts between two looks for rows that are too many."""
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet computes when a cell begins with it."""
+
+_MIGRATIONS: Final = (
+    (
+        """CREATE TABLE parts (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, captured_utc REAL NOT NULL, latency_ms REAL NOT NULL,
+            part TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL, decision TEXT NOT NULL,
+            probability REAL NOT NULL, novelty REAL NOT NULL, unknown INTEGER NOT NULL, sample TEXT NOT NULL,
+            head INTEGER, camera INTEGER, x INTEGER, y INTEGER, width INTEGER, height INTEGER,
+            frames INTEGER NOT NULL, tiles INTEGER NOT NULL, rejected_tiles INTEGER NOT NULL)""",
+        "CREATE INDEX parts_by_time ON parts (captured_utc)",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One line of the history: a part's verdict and the tile that decided.
+
+    `head` is the number of the head that decided, `sample` the tile's id in hex, `camera` to `height` where it
+    lies, empty where it is a whole frame. All are empty where no tile was seen.
+    """
+
+    id: int
+    captured_utc: float
+    latency_ms: float
+    part: str
+    verdict: str
+    reason: str
+    decision: str
+    probability: float
+    novelty: float
+    unknown: bool
+    sample: str
+    head: int | None
+    camera: int | None
+    x: int | None
+    y: int | None
+    width: int | None
+    height: int | None
+    frames: int
+    tiles: int
+    rejected_tiles: int
+
+
+COLUMNS: Final = tuple(field.name for field in fields(PartRow))
+
+
+class History:
+    """Where verdicts are kept; an output (`device_agent.outputs`).
+
+    Args:
+        data_dir: The agent's data folder.
+        keep_parts: The newest so many.
+
+    Raises:
+        StoreCorrupt, StoreFull: the file is damaged, or the disk takes no writes.
+    """
+
+    name = "history"
+    replays = True
+
+    def __init__(self, data_dir: Path, keep_parts: int) -> None:
+        folder = data_dir / FOLDER_NAME
+        with disk(data_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._keep = keep_parts
+        self._db = Database(folder / FILE_NAME, _MIGRATIONS, max_bytes=MAX_BYTES)
+
+    def send(self, part: Part) -> None:
+        """Write one verdict. A power cut may take the last of them, a crash does not."""
+        result = part.result()
+        decision = None if part.finding is None else part.finding.decision
+        values = (
+            result.captured_utc,
+            result.latency_ms,
+            result.part,
+            part.verdict.value,
+            result.reason,
+            result.decision,
+            result.probability,
+            result.novelty,
+            result.unknown,
+            result.sample or "",
+            None if decision is None else decision.head,
+            *(result.tile or (None,) * 5),
+            result.frames,
+            result.tiles,
+            result.rejected_tiles,
+        )
+        try:
+            with self._db.transaction(durable=False) as db:
+                marks = ", ".join("?" * len(values))
+                row = db.execute(f"INSERT INTO parts VALUES (NULL, {marks})", values).lastrowid or 0
+                if row % PRUNE_EVERY == 0:
+                    db.execute("DELETE FROM parts WHERE id <= ?", (row - self._keep,))
+        except HeadwayError as error:
+            raise OutputFailed(str(error), hint=error.hint) from error
+
+    def beat(self) -> None:
+        """Nothing: whoever reads sees what is there."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def read_history(
+    data_dir: Path,
+    *,
+    since_utc: float = 0.0,
+    until_utc: float = float("inf"),
+    verdict: str | None = None,
+    newest: int | None = None,
+) -> Iterator[PartRow]:
+    """Yield what is kept, oldest first; an agent may be writing.
+
+    Args:
+        data_dir: The agent's data folder.
+        since_utc, until_utc: Captured from then and before then.
+        verdict: pass or reject only.
+        newest: At most so many, the last ones.
+
+    Raises:
+        ConfigError: there is no history.
+    """
+    file = data_dir / FOLDER_NAME / FILE_NAME
+    if not file.is_file():
+        raise ConfigError(f"there is no history in {data_dir}", hint="The agent writes it from its first part on.")
+    where = "captured_utc >= ? AND captured_utc < ?" + ("" if verdict is None else " AND verdict = ?")
+    values: list[object] = [since_utc, until_utc, *([] if verdict is None else [verdict])]
+    query = f"SELECT {', '.join(COLUMNS)} FROM parts WHERE {where}"
+    if newest is not None:
+        query = f"SELECT * FROM ({query} ORDER BY id DESC LIMIT ?)"
+        values.append(newest)
+    with disk(data_dir), closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        for row in db.execute(f"{query} ORDER BY id", values):
+            named: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+            yield PartRow(**{**named, "unknown": bool(named["unknown"])})
+
+
+def write_csv(rows: Iterator[PartRow], file: IO[str]) -> int:
+    """Write rows as CSV, with a first line of names and times in UTC (ISO 8601); return how many there were.
+
+    A text that a spreadsheet would compute gets an apostrophe before it: part ids come from outside.
+    """
+    out = csv.writer(file, lineterminator="\n")
+    out.writerow(COLUMNS)
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 - the last one counts
+        out.writerow([_cell(name, getattr(row, name)) for name in COLUMNS])
+    return count
+
+
+def _cell(name: str, value: object) -> object:
+    if name == "captured_utc" and isinstance(value, float):
+        return datetime.fromtimestamp(value, timezone.utc).isoformat(timespec="milliseconds")
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return "" if value is None else value

@@ -1,0 +1,93 @@
+"""Verdicts to an HTTP service, such as a manufacturing execution system: one POST of JSON for each part, in
+order."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.error
+import urllib.request
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from device_agent.config import HttpOutput
+from device_agent.parts import Part
+from sdk.errors import ConfigError, OutputFailed, OutputRefused
+from sdk.wire import Result
+
+MAX_TOKEN_BYTES: Final = 4096
+_TRY_AGAIN: Final = frozenset({408, 425, 429})
+"""Refusals that are about the moment (RFC 9110 and 6585), not about the verdict."""
+
+
+class Posted(Result, frozen=True, kw_only=True):
+    """What is posted: a `Result`, and which one. `device`, `run` and `number` together never repeat, so a
+    receiver can tell a verdict that it gets twice."""
+
+    device: str
+    run: str
+    number: int
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow none: a redirected POST arrives as a GET, or somewhere that nobody named."""
+
+
+class HttpPosts:
+    """One service.
+
+    Args:
+        settings: Its address.
+        device: This device's id.
+        run: Names this run of the agent.
+
+    Raises:
+        ConfigError: no http or https address, or a token file that cannot be read.
+    """
+
+    replays = True
+
+    def __init__(self, settings: HttpOutput, device: str, run: str) -> None:
+        parts = urlsplit(settings.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ConfigError(f"output.url: {settings.url!r} is no http address", hint="https://mes.plant/parts")
+        self.name = f"http {parts.hostname}"
+        self._settings, self._device, self._run = settings, device, run
+        self._headers = {"Content-Type": "application/json"}
+        if settings.token_file is not None:
+            try:
+                token = settings.token_file.read_bytes()[:MAX_TOKEN_BYTES].decode("ascii").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"output.token_file: {error}", hint="It holds nothing but the token.") from error
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def send(self, part: Part) -> None:
+        """Post one verdict.
+
+        Raises:
+            OutputRefused: the service will not have this one.
+        """
+        result = msgspec.structs.asdict(part.result())
+        posted = Posted(**result, device=self._device, run=self._run, number=part.number)
+        request = urllib.request.Request(self._settings.url, msgspec.json.encode(posted), self._headers)
+        try:
+            with self._opener.open(request, timeout=self._settings.timeout_s) as answer:
+                answer.read(0)
+        except urllib.error.HTTPError as error:
+            error.close()
+            kind = OutputRefused if error.code < 500 and error.code not in _TRY_AGAIN else OutputFailed
+            raise kind(
+                f"{self.name} answers {error.code} {error.reason}", hint="See the service's log."
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise OutputFailed(f"{self.name}: {reason}", hint="Check the address and the network.") from error
+
+    def beat(self) -> None:
+        """Nothing: a service that wants signs of life asks for the state."""
+
+    def close(self) -> None:
+        """Nothing: parts that were open have been rejected and posted by now."""

@@ -1,0 +1,475 @@
+"""Verdicts arrive at a PLC, a service and the history; what is slow or away holds nothing up, and a stop says
+reject."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import http.server
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_agent.camera import Box
+from device_agent.config import HttpOutput, ModbusOutput, PluginOutput, parse_site
+from device_agent.history import COLUMNS, History, read_history, write_csv
+from device_agent.outputs import Outputs, open_output
+from device_agent.outputs.http import HttpPosts
+from device_agent.parts import Finding, Part
+from sdk.errors import ConfigError, OutputFailed, OutputRefused
+from sdk.wire import Verdict
+from tests.commands import headway
+from tests.simulators import wait_for
+from tests.test_parts import found
+
+pymodbus = pytest.importorskip("pymodbus", reason="needs the extra modbus")
+DEADLINE_S = 60.0
+
+
+def part_of(number: int, verdict: Verdict = Verdict.REJECT, name: str = "", shown: str = "pit") -> Part:
+    finding: Finding = found(shown, tile=2)
+    tile = Finding(replace(finding.shot, box=Box(8, 16, 24, 32), camera=1), finding.decision)
+    return Part(
+        number=number,
+        name=name or f"p{number}",
+        verdict=verdict,
+        reason=shown,
+        finding=tile,
+        frames=1,
+        tiles=4,
+        rejected=1,
+        captured_utc=1_700_000_000.0 + number,
+        captured_s=time.monotonic(),
+        decided_s=time.monotonic(),
+    )
+
+
+class SimOutput:
+    """Takes verdicts, or fails as it is told to."""
+
+    name = "sim"
+
+    def __init__(self, *, replays: bool = True) -> None:
+        self.replays = replays
+        self.got: list[int] = []
+        self.failures: list[Exception] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.beats = 0
+        self.closed = 0
+
+    def send(self, part: Part) -> None:
+        self.gate.wait(DEADLINE_S)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.got.append(part.number)
+
+    def beat(self) -> None:
+        self.beats += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@contextlib.contextmanager
+def delivering(*outputs: Any) -> Iterator[Outputs]:
+    all_of_them = Outputs()
+    for output in outputs:
+        all_of_them.add(output)
+    all_of_them.start()
+    try:
+        yield all_of_them
+    finally:
+        all_of_them.stop()
+
+
+def away() -> OutputFailed:
+    return OutputFailed("it is away", hint="-")
+
+
+def test_every_output_gets_every_verdict_in_order_and_is_closed_at_the_end() -> None:
+    one, other = SimOutput(), SimOutput()
+    with delivering(one, other) as outputs:
+        for i in range(50):
+            outputs.put(part_of(i))
+        wait_for(lambda: len(one.got) == len(other.got) == 50, DEADLINE_S)
+    assert one.got == list(range(50))
+    assert (one.closed, other.closed) == (1, 1)
+
+
+def test_an_output_that_hangs_holds_no_other_up() -> None:
+    stuck, free = SimOutput(), SimOutput()
+    stuck.gate.clear()
+    with delivering(stuck, free) as outputs:
+        for i in range(10):
+            outputs.put(part_of(i))
+        wait_for(lambda: len(free.got) == 10, DEADLINE_S)
+        assert stuck.got == []
+        stuck.gate.set()
+
+
+def test_what_records_gets_a_verdict_again_until_it_arrives_and_in_order() -> None:
+    output = SimOutput()
+    output.failures = [away(), away()]
+    with delivering(output) as outputs:
+        for i in range(3):
+            outputs.put(part_of(i))
+        wait_for(lambda: output.got == [0, 1, 2], DEADLINE_S)
+        ((_, tally, _, latency),) = outputs.report()
+        assert (tally.sent, tally.dropped, tally.fault) == (3, 0, "")
+        assert latency.latency().count == 3
+
+
+def test_what_acts_on_the_line_gets_a_verdict_when_it_falls_or_never() -> None:
+    output = SimOutput(replays=False)
+    output.failures = [away()]
+    with delivering(output) as outputs:
+        outputs.put(part_of(0))
+        outputs.put(part_of(1))
+        wait_for(lambda: output.got == [1], DEADLINE_S)
+        assert outputs.report()[0][1].dropped == 1
+
+
+@pytest.mark.parametrize("error", [OutputRefused("no such part", hint="-"), KeyError("a bug")], ids=type)
+def test_a_verdict_that_is_refused_or_breaks_the_output_ends_it_not(error: Exception) -> None:
+    output = SimOutput(replays=not isinstance(error, KeyError))
+    output.failures = [error]
+    with delivering(output) as outputs:
+        outputs.put(part_of(0))
+        outputs.put(part_of(1))
+        wait_for(lambda: output.got == [1], DEADLINE_S)
+        assert outputs.report()[0][1].dropped == 1
+
+
+def test_a_fault_is_told_while_it_lasts() -> None:
+    output = SimOutput()
+    output.failures = [away()] * 1000
+    with delivering(output) as outputs:
+        outputs.put(part_of(0))
+        wait_for(lambda: outputs.report()[0][1].fault == "it is away", DEADLINE_S)
+        output.failures.clear()
+        wait_for(lambda: outputs.report()[0][1].fault == "" and output.got == [0], DEADLINE_S)
+
+
+def test_a_stop_delivers_what_waits_and_gives_up_on_what_is_away() -> None:
+    there, gone = SimOutput(), SimOutput()
+    gone.failures = [away()] * 10_000
+    with delivering(there, gone) as outputs:
+        for i in range(20):
+            outputs.put(part_of(i))
+    assert there.got == list(range(20))
+    assert (there.closed, gone.closed) == (1, 1)
+    assert outputs.report()[1][1].dropped == 20
+
+
+# Modbus
+
+
+class Plc:
+    """A real pymodbus server, for as long as the `with` block."""
+
+    def __init__(self, port: int = 0) -> None:
+        from pymodbus import datastore
+
+        block: Any = datastore.ModbusSequentialDataBlock
+        device = datastore.ModbusDeviceContext(co=block(1, [False] * 32), hr=block(1, [0] * 32))
+        self._context = datastore.ModbusServerContext(devices=device, single=True)
+        self.port = port
+        self._loop = asyncio.new_event_loop()
+        self._server: Any = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        from pymodbus.server import ModbusTcpServer
+
+        self._server = ModbusTcpServer(self._context, address=("127.0.0.1", self.port))
+        await self._server.serve_forever(background=True)
+        self.port = self._server.transport.sockets[0].getsockname()[1]
+        self._ready.set()
+
+    def __enter__(self) -> Plc:
+        self._thread.start()
+        assert self._ready.wait(DEADLINE_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.shutdown(), self._loop).result(DEADLINE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+    def coil(self, address: int) -> bool:
+        with self._reader() as reader:
+            return bool(reader.read_coils(address, count=1).bits[0])
+
+    def register(self, address: int) -> int:
+        with self._reader() as reader:
+            return int(reader.read_holding_registers(address, count=1).registers[0])
+
+    def _reader(self) -> Any:
+        from pymodbus.client import ModbusTcpClient
+
+        reader: Any = ModbusTcpClient("127.0.0.1", port=self.port)
+        return reader
+
+
+def modbus(plc: Plc, **more: Any) -> Any:
+    settings = {"pass_coil": 3, "reject_coil": 4, "counter_register": 5, "heartbeat_register": 6, **more}
+    return open_output(ModbusOutput(host="127.0.0.1", port=plc.port, **settings), "line-1", "run")
+
+
+def test_a_plc_sees_each_verdict_and_reject_when_the_agent_stops() -> None:
+    with Plc() as plc:
+        with delivering(modbus(plc)) as outputs:
+            wait_for(lambda: plc.coil(4), DEADLINE_S, "reject before the first verdict")
+            outputs.put(part_of(1, Verdict.PASS))
+            wait_for(lambda: plc.register(5) == 1, DEADLINE_S)
+            assert (plc.coil(3), plc.coil(4)) == (True, False)
+            outputs.put(part_of(2, Verdict.REJECT))
+            wait_for(lambda: plc.register(5) == 2, DEADLINE_S)
+            assert (plc.coil(3), plc.coil(4)) == (False, True)
+            outputs.put(part_of(3, Verdict.PASS))
+            wait_for(lambda: plc.register(5) == 3, DEADLINE_S)
+            assert plc.coil(3)
+        assert (plc.coil(3), plc.coil(4)) == (False, True)
+
+
+def test_the_heartbeat_goes_on_without_parts() -> None:
+    with Plc() as plc, delivering(modbus(plc)):
+        wait_for(lambda: plc.register(6) >= 2, DEADLINE_S)
+
+
+def test_a_plc_that_was_away_is_told_reject_first_and_no_verdict_of_the_past() -> None:
+    with Plc() as plc:
+        port = plc.port
+    with delivering(modbus(plc, heartbeat_register=None)) as outputs:
+        outputs.put(part_of(1, Verdict.PASS))
+        wait_for(lambda: outputs.report()[0][1].dropped == 1, DEADLINE_S)
+        assert "127.0.0.1" in outputs.report()[0][1].fault
+        with Plc(port) as back:
+            wait_for(lambda: back.coil(4), DEADLINE_S, "reject after it came back")
+            assert (back.coil(3), back.register(5)) == (False, 0)
+            outputs.put(part_of(2, Verdict.PASS))
+            wait_for(lambda: back.register(5) == 2 and back.coil(3), DEADLINE_S)
+
+
+def test_a_plc_that_refuses_is_a_fault() -> None:
+    with Plc() as plc:
+        coils = modbus(plc, pass_coil=30_000)
+        with pytest.raises(OutputFailed, match="the PLC refuses"):
+            coils.send(part_of(1, Verdict.PASS))
+        coils.close()
+
+
+# HTTP
+
+
+class Service:
+    """A real HTTP server that notes what is posted and answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.posts: list[dict[str, Any]] = []
+        self.tokens: list[str | None] = []
+        self.answers: list[int] = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                code = outer.answers.pop(0) if outer.answers else 204
+                if code < 300:
+                    outer.posts.append(json.loads(body))
+                    outer.tokens.append(self.headers["Authorization"])
+                self.send_response(code)
+                self.send_header("Location", "http://192.0.2.1/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/parts"
+
+    def __enter__(self) -> Service:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_service_gets_each_verdict_once_in_order_though_it_fails_at_times(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    with Service() as service:
+        service.answers = [503, 429]
+        settings = HttpOutput(url=service.url, token_file=tmp_path / "token")
+        with delivering(HttpPosts(settings, "line-1", "run-7")) as outputs:
+            for i in (1, 2, 3):
+                outputs.put(part_of(i, Verdict.REJECT))
+            wait_for(lambda: len(service.posts) == 3, DEADLINE_S)
+        assert [post["number"] for post in service.posts] == [1, 2, 3]
+        first = service.posts[0]
+        assert (first["device"], first["run"], first["part"]) == ("line-1", "run-7", "p1")
+        assert (first["verdict"], first["reason"], first["decision"]) == ("reject", "pit", "pit")
+        assert first["tile"] == [1, 8, 16, 24, 32]
+        assert set(service.tokens) == {"Bearer s3cret"}
+
+
+@pytest.mark.parametrize("code", [302, 307, 400, 404, 422])
+def test_a_verdict_that_a_service_will_never_take_is_dropped_and_counted(code: int) -> None:
+    with Service() as service:
+        service.answers = [code]
+        with delivering(HttpPosts(HttpOutput(url=service.url), "line-1", "run")) as outputs:
+            outputs.put(part_of(1))
+            outputs.put(part_of(2))
+            wait_for(lambda: len(service.posts) == 1, DEADLINE_S)
+            assert service.posts[0]["number"] == 2
+            assert outputs.report()[0][1].dropped == 1
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "mes.plant/parts", "http://"])
+def test_what_is_no_http_address_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(ConfigError, match="is no http address"):
+        open_output(HttpOutput(url=url), "line-1", "run")
+
+
+def test_a_token_file_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="token_file"):
+        open_output(HttpOutput(url="http://x/", token_file=tmp_path / "none"), "line-1", "run")
+
+
+# The history
+
+
+def test_the_history_has_every_verdict_with_its_tile_while_it_is_being_written(tmp_path: Path) -> None:
+    history = History(tmp_path, 1000)
+    unseen = replace(part_of(2, name="late"), finding=None, reason="no decision in time")
+    for part in (part_of(1, Verdict.PASS, shown="good"), unseen, part_of(3)):
+        history.send(part)
+    rows = list(read_history(tmp_path))
+    assert [(row.part, row.verdict, row.reason) for row in rows] == [
+        ("p1", "pass", "good"),
+        ("late", "reject", "no decision in time"),
+        ("p3", "reject", "pit"),
+    ]
+    assert (rows[2].camera, rows[2].x, rows[2].y, rows[2].width, rows[2].height) == (1, 8, 16, 24, 32)
+    assert (rows[2].tiles, rows[2].rejected_tiles, rows[2].head) == (4, 1, 1)
+    assert len(rows[2].sample) == 64
+    assert (rows[1].sample, rows[1].head, rows[1].camera) == ("", None, None)
+    assert [row.part for row in read_history(tmp_path, verdict="reject", newest=1)] == ["p3"]
+    second = read_history(tmp_path, since_utc=1_700_000_002, until_utc=1_700_000_003)
+    assert [row.part for row in second] == ["late"]
+    history.close()
+
+
+def test_the_history_keeps_the_newest_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+    for start in (0, 1500):
+        history = History(tmp_path, 1000)
+        for i in range(start, start + 1500):
+            history.send(replace(part_of(i), finding=None))
+        history.close()
+    rows = [row.part for row in read_history(tmp_path)]
+    assert rows == [f"p{i}" for i in range(2000, 3000)]
+
+
+def test_as_csv_a_part_id_is_never_a_formula(tmp_path: Path) -> None:
+    history = History(tmp_path, 1000)
+    for i, name in enumerate(["=1+1", "@SUM(A1)", 'a,"b"', "4711"], 1):
+        history.send(part_of(i, name=name))
+    out = io.StringIO()
+    assert write_csv(read_history(tmp_path), out) == 4
+    lines = list(csv.DictReader(io.StringIO(out.getvalue())))
+    assert tuple(lines[0]) == COLUMNS
+    assert [line["part"] for line in lines] == ["'=1+1", "'@SUM(A1)", 'a,"b"', "4711"]
+    assert lines[0]["captured_utc"] == "2023-11-14T22:13:21.000+00:00"
+    history.close()
+
+
+def test_the_command_writes_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('device = "line-1"\ndata_dir = "data"\n[camera]\nkind = "folder"\npath = "images"\n')
+    nothing = headway(capsys, "agent", "history", site)
+    assert nothing.code == 2
+    assert "there is no history" in nothing.err
+    history = History(tmp_path / "data", 1000)
+    for i in (1, 2, 3):
+        history.send(part_of(i, Verdict.PASS if i == 2 else Verdict.REJECT))
+    file = tmp_path / "parts.csv"
+    assert "wrote 2 parts" in headway(capsys, "agent", "history", site, "--verdict", "reject", "--csv", file).out
+    assert [line["part"] for line in csv.DictReader(file.open())] == ["p1", "p3"]
+    printed = headway(capsys, "agent", "history", site, "--csv", "-", "--since", "2023-11-14T22:13:22").out
+    assert [line["part"] for line in csv.DictReader(io.StringIO(printed))] == ["p2", "p3"]
+    assert "p3" in headway(capsys, "agent", "history", site, "--last", "1").out
+    assert headway(capsys, "agent", "history", site, "--csv", tmp_path / "none" / "x.csv").code == 2
+    history.close()
+
+
+# Settings and plug-ins
+
+SITE = 'device = "a"\n[camera]\nkind = "folder"\npath = "x"\n'
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('kind = "modbus"\nhost = "plc"\n', "give pass_coil, reject_coil, or both"),
+        ('kind = "modbus"\nhost = "plc"\npass_coil = 1\nreject_coil = 1\n', "are the same coil"),
+        (
+            'kind = "modbus"\nhost = "plc"\npass_coil = 1\ncounter_register = 1\nheartbeat_register = 1\n',
+            "are the same register",
+        ),
+        ('kind = "modbus"\nhost = "plc"\ncoil = 1\n', r"unknown key 'coil' in \[output\]"),
+        ('kind = "http"\n', r"url is missing"),
+        ('kind = "lamp"\n', "nvalid value 'lamp'"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_with_its_key(table: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_site(f"{SITE}[[output]]\n{table}", Path("/plant/site.toml"))
+
+
+def test_a_plug_in_brings_an_output(tmp_path: Path) -> None:
+    info = tmp_path / "lamp-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lamp\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[headway.outputs]\nlamp = lamp_plugin:Lamp\n")
+    (tmp_path / "lamp_plugin.py").write_text(
+        "class Lamp:\n"
+        "    name, replays = 'lamp', False\n"
+        "    def __init__(self, options):\n        self.options, self.shown = options, []\n"
+        "    def send(self, part):\n        self.shown.append(part.verdict.value)\n"
+        "    def beat(self):\n        pass\n"
+        "    def close(self):\n        self.shown.append('off')\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        site = parse_site(f'{SITE}[[output]]\nkind = "lamp"\npin = 4\n', Path("/plant/site.toml"))
+        (settings,) = site.output
+        assert isinstance(settings, PluginOutput)
+        lamp: Any = open_output(settings, "line-1", "run")
+        assert lamp.options == {"pin": 4}
+        with delivering(lamp) as outputs:
+            outputs.put(part_of(1))
+            wait_for(lambda: lamp.shown == ["reject"], DEADLINE_S)
+        assert lamp.shown == ["reject", "off"]
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("lamp_plugin", None)
