@@ -3,6 +3,7 @@
 #   make demo    export, fleet, two devices, a new defect learned and shared; writes demo-out/report.html
 #   make test    everything the tests need, then the tests
 #   make lint    ruff and strict mypy
+#   make soak    what takes long: every power cut after every write of a day
 #   make bench   benchmarks (see benchmarks/README.md)
 #
 # Variables:
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint soak bench clean
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -39,6 +40,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(VENV)/.dev
+	HEADWAY_ALL_CRASHES=1 $(BIN)/python -m pytest tests/test_crash_points.py -n 0 --no-cov -s
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -271,7 +271,10 @@ class Store:
         """
         limits = limits or StoreLimits()
         with disk(folder):
+            made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
+            for each in made:
+                sync_path(each.parent)  # else a power cut may take the whole folder, synced files and all
             db = Database(folder / STORE_NAME, _MIGRATIONS, max_bytes=limits.max_store_bytes)
             try:
                 store = cls(folder, device, db, clock=clock, limits=limits)
