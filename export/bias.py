@@ -20,10 +20,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from export.graph import INPUT, Pixels
+from export.channels import mean, of_inputs
+from export.graph import Pixels
 from export.profiles import Profile, channel_axis, weighted
 
 LEVELS: Final = {Profile.CPU: 64, Profile.TENSORRT: 127}
@@ -34,34 +34,13 @@ Means = Mapping[str, npt.NDArray[np.float64]]
 
 
 def input_means(model: onnx.ModelProto, images: Sequence[Pixels]) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the means of what goes into the layers with a constant weight.
-
-    Cost: one pass of the network for each image; they go through one by one, and nothing is kept of them.
+    """Return the means of what goes into the layers with a constant weight, at the cost of a pass over the images.
 
     Args:
         model: An fp32 graph.
         images: (1, 3, H, W) each, at least one.
     """
-    wanted = sorted({node.input[0] for node in weighted(model.graph)} - {INPUT})
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    have = {output.name for output in watched.graph.output}
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in have)
-    channels = {node.input[0]: _input_axis(node) for node in weighted(model.graph)}
-    sums: dict[str, npt.NDArray[np.float64]] = {}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    for pixels in images:
-        values = [pixels, *(session.run(wanted, {INPUT: pixels}) if wanted else [])]
-        for name, value in zip([INPUT, *wanted], values, strict=True):
-            if name in channels:
-                axis = channels[name] % value.ndim
-                others = tuple(i for i in range(value.ndim) if i != axis)
-                sums[name] = sums.get(name, 0.0) + value.mean(others, dtype=np.float64)
-    return {name: total / len(images) for name, total in sums.items()}
+    return {name: rows.mean(0) for name, rows in of_inputs(model, weighted(model.graph), images, mean).items()}
 
 
 def correct_biases(graph: onnx.GraphProto, means: Means, layers: Sequence[str], profile: Profile) -> None:
@@ -84,10 +63,10 @@ def correct_biases(graph: onnx.GraphProto, means: Means, layers: Sequence[str], 
             users.setdefault(name, []).append(node)
     replaced: set[str] = set()
     for node in weighted(graph):
-        mean = means.get(node.input[0])
+        mean_input = means.get(node.input[0])
         shift = None
-        if node.name in layers and mean is not None:
-            shift = _shift(node, numpy_helper.to_array(constants[node.input[1]]), mean, LEVELS[profile])
+        if node.name in layers and mean_input is not None:
+            shift = _shift(node, numpy_helper.to_array(constants[node.input[1]]), mean_input, LEVELS[profile])
         if shift is None:
             continue
         owner, at = _place_of_bias(node, users, constants)
@@ -122,7 +101,7 @@ def rounded(weight: npt.NDArray[np.float32], axis: int, levels: int) -> npt.NDAr
 
 
 def _shift(
-    node: onnx.NodeProto, weight: npt.NDArray[np.float32], mean: npt.NDArray[np.float64], levels: int
+    node: onnx.NodeProto, weight: npt.NDArray[np.float32], mean_input: npt.NDArray[np.float64], levels: int
 ) -> npt.NDArray[np.float64] | None:
     """Return what rounding adds to each output channel on average, or None where that is not known."""
     axis = channel_axis(node)
@@ -130,10 +109,10 @@ def _shift(
     if node.op_type == "Conv":
         groups = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
         taps = error.reshape(*error.shape[:2], math.prod(error.shape[2:])).sum(2)  # (out, in of the group)
-        inputs = np.repeat(mean.reshape(groups, -1), len(taps) // groups, axis=0)
+        inputs = np.repeat(mean_input.reshape(groups, -1), len(taps) // groups, axis=0)
         return np.asarray((taps * inputs).sum(1))
     if node.op_type in ("MatMul", "Gemm") and weight.ndim == 2:
-        return np.asarray((error if axis == 1 else error.T).T @ mean)
+        return np.asarray((error if axis == 1 else error.T).T @ mean_input)
     return None
 
 
@@ -149,7 +128,3 @@ def _place_of_bias(
         at = [i for i, name in enumerate(readers[0].input) if name in constants]
         return readers[0], at[0] if len(at) == 1 else -1
     return node, -1
-
-
-def _input_axis(node: onnx.NodeProto) -> int:
-    return -1 if node.op_type in ("MatMul", "Gemm") else 1

@@ -37,6 +37,7 @@ from export.quantize import (
     calibrate,
     on_training_grid,
     prepare,
+    smoothed,
     stratified,
     to_int8,
 )
@@ -131,7 +132,7 @@ class Int8Maker:
 
     @cached_property
     def _prepared(self) -> Prepared:
-        return prepare(self.fp32.model)
+        return smoothed(prepare(self.fp32.model), self._pixels(self._calibration_rows()))
 
     @cached_property
     def _ranges(self) -> dict[Method, Ranges]:
