@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the dev extra")
 pytest.importorskip("torch", reason="needs the export extra")
 
-from benchmarks import heatmap, readout, scale
+from benchmarks import fleet, heatmap, readout, scale
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.features import drawn
 from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
@@ -113,3 +113,15 @@ def test_calibration_error_of_a_perfect_and_of_a_boasting_method() -> None:
 def test_a_target_says_on_which_side_it_was_missed() -> None:
     assert Target("recall", 85.0, 85.0).met
     assert not Target("error", 0.07, 0.06, at_least=False).met
+
+
+@pytest.mark.broker
+def test_a_simulated_fleet_loses_no_label_and_ends_by_itself(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["--devices", "6", "--minutes", "0.1", "--label-every", "1", "--per-channel", "3"]
+    assert fleet.main([*arguments, "--json", str(tmp_path / "fleet.json")]) == 0
+    (run,) = json.loads((tmp_path / "fleet.json").read_text())
+    assert run["records"] == run["acknowledged"] == run["stored"] > 6 * 3
+    assert run["records_heard"] >= 3 * run["records"]  # each of its channel hears of it, its maker too
+    assert "records lost" in capsys.readouterr().out
