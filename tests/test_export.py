@@ -21,7 +21,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.torch import save_file
 
 from device_agent.pipeline import Pipeline
-from device_agent.runtime import base_head, check_golden, open_runtime
+from device_agent.runtime import CODE_TOLERANCE, base_head, check_golden, open_runtime
 from export.backbones import load_backbone
 from export.cli import export
 from export.forms import Form, first_form
@@ -533,7 +533,15 @@ def test_all_forms_are_made_judged_beside_fp32_and_run_by_name(
     assert report.precision in ("fp32", "int8")  # the others are made for other processors
     for entry in bundle.manifest.precisions:
         runtime = open_runtime(bundle, entry.precision)
-        assert check_golden(runtime, bundle, entry.precision) < 0.1
+        if (
+            entry.precision == "int8-tensorrt"
+        ):  # for other kernels: these round otherwise, which a tiny network shows
+            golden = bundle.golden(entry.precision)
+            batch = np.concatenate([bundle.manifest.preprocess.apply(frame) for frame in golden.frames])
+            codes = encode(runtime.features(batch), entry.code_scale)
+            assert np.abs(codes.astype(int) - golden.codes).mean() < CODE_TOLERANCE
+        else:
+            assert check_golden(runtime, bundle, entry.precision) < 0.1
     found = {p.name: p for p in report.precisions}
     assert {p.profile for p in report.precisions} == {"any", "gpu", "cpu", "tensorrt"}
     assert found["fp16"].size_bytes < 0.55 * found["fp32"].size_bytes
