@@ -1,7 +1,7 @@
 """The line at work: capture, preparation, inspection and keeping overlap, each on threads of its own.
 
-    cameras -> intake -> prepare -> inspect -> verdict -> outputs     (nothing here waits for a disk or a network)
-                                           `-> keep: pictures and decisions to the store
+    cameras -> intake -> prepare -> backbone -> judge -> outputs     (nothing here waits for a disk or a network)
+                                                   `-> keep: pictures and decisions to the store
 
 Rules kept here:
 
@@ -32,7 +32,7 @@ from device_agent.camera import Camera, CameraState, Shot
 from device_agent.histogram import Histogram
 from device_agent.parts import Finding, Ledger, Part
 from device_agent.recipe import Recipe
-from device_agent.station import Look, Prepared, Station
+from device_agent.station import Embedded, Look, Prepared, Station
 from device_agent.trigger import Trigger, Triggers
 from sdk.errors import CameraLost, HeadwayError, NoRelease, TriggerRefused
 
@@ -41,7 +41,8 @@ _log = logging.getLogger(__name__)
 INTAKE_FRAMES: Final = 2
 """Frames of one camera that wait for inspection where none may be dropped: one is taken while the next is
 decoded."""
-PREPARED_FRAMES: Final = 2
+STAGE_FRAMES: Final = 2
+"""The same between the stages: one is in work while the next is at hand."""
 KEEP_FRAMES: Final = 16
 """Decided frames that wait to be stored: at 20 a second, 0.8 s of a disk that does not answer."""
 POLL_S: Final = 0.2
@@ -187,7 +188,8 @@ class Flow:
         self._due = threading.Condition(self._lock)
         self._intake = Intake(len(sources))
         self.triggers = Triggers(len(sources), settings.triggers) if settings.triggers else None
-        self._prepared: queue.Queue[tuple[Taken, Prepared]] = queue.Queue(PREPARED_FRAMES)
+        self._prepared: queue.Queue[tuple[Taken, Prepared]] = queue.Queue(STAGE_FRAMES)
+        self._embedded: queue.Queue[tuple[Taken, Embedded]] = queue.Queue(STAGE_FRAMES)
         self._decided: queue.Queue[Sequence[Look]] = queue.Queue(KEEP_FRAMES)
         self.parts: deque[Part] = deque(maxlen=PARTS_KEPT)
         self._in_a_row = 0
@@ -199,7 +201,8 @@ class Flow:
         return {
             "trigger": 0 if self.triggers is None else self.triggers.depth,
             "prepare": self._intake.depth,
-            "inspect": self._prepared.qsize(),
+            "backbone": self._prepared.qsize(),
+            "judge": self._embedded.qsize(),
             "keep": self._decided.qsize(),
             "parts": parts,
         }
@@ -240,7 +243,8 @@ class Flow:
         ]
         stages = [
             threading.Thread(target=self._prepare_all, args=(stop,), name="prepare", daemon=True),
-            threading.Thread(target=self._inspect_all, args=(stop,), name="inspect", daemon=True),
+            threading.Thread(target=self._embed_all, args=(stop,), name="backbone", daemon=True),
+            threading.Thread(target=self._judge_all, args=(stop,), name="judge", daemon=True),
         ]
         watch = threading.Thread(target=self._watch, args=(ended,), name="deadlines", daemon=True)
         keep = threading.Thread(target=self._keep_all, args=(drained,), name="keep", daemon=True)
@@ -344,7 +348,7 @@ class Flow:
             self.ledger.expect(taken.key, shot.part or "", shot.captured_utc, shot.at_s, deadline_s)
             self._due.notify_all()
 
-    def _inspect_all(self, stop: threading.Event) -> None:
+    def _embed_all(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 taken, prepared = self._prepared.get(timeout=POLL_S)
@@ -352,7 +356,20 @@ class Flow:
                 continue
             try:
                 with self._work("a frame"):
-                    looked = self._station.look(prepared)
+                    embedded = self._station.embed(prepared)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(taken, error, stop)
+                continue
+            _put(self._embedded, (taken, embedded), stop)
+
+    def _judge_all(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                taken, embedded = self._embedded.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            try:
+                looked = self._station.judge(embedded)
             except Exception as error:  # noqa: BLE001 - as above
                 self._failed(taken, error, stop)
                 continue

@@ -29,7 +29,7 @@ from device_agent.runtime import Batch, Runtime
 from device_agent.store import Sample, SampleStatus, Store
 from sdk.audit import Suspect
 from sdk.bundle import Bundle
-from sdk.codes import Code, Codes
+from sdk.codes import Code, Codes, Features
 from sdk.drift import Drift, DriftWatch
 from sdk.errors import LabelError, NoRelease, StoreFull, UnknownClassError
 from sdk.head import Decisions
@@ -93,6 +93,15 @@ class Prepared(NamedTuple):
     serving: Serving
     shots: Sequence[Shot]
     batch: Batch
+
+
+class Embedded(NamedTuple):
+    """Their features, and how long the backbone took for all of them."""
+
+    serving: Serving
+    shots: Sequence[Shot]
+    features: Features
+    backbone_ms: float
 
 
 class Look(NamedTuple):
@@ -269,18 +278,30 @@ class Station:
         return Prepared(serving, shots, serving.pipeline.prepare([shot.frame for shot in shots]))
 
     def look(self, prepared: Prepared) -> Looked:
-        """Decide about frames by the release that they were prepared for, and its head of this moment.
+        """Decide about frames: `embed`, then `judge`."""
+        return self.judge(self.embed(prepared))
+
+    def embed(self, prepared: Prepared) -> Embedded:
+        """Run the backbone of the release that frames were prepared for.
 
         Raises:
             InferenceFailed: the runtime failed.
-            FeatureSizeError: its output is not finite.
         """
-        serving, shots, batch = prepared
         began_s = time.perf_counter()
-        features = serving.pipeline.features(batch)
-        seen_s = time.perf_counter()
-        looks = self._decided(serving, shots, serving.pipeline.codes_of(features), began_s)
-        return Looked(looks, (seen_s - began_s) * 1000, (time.perf_counter() - seen_s) * 1000)
+        features = prepared.serving.pipeline.features(prepared.batch)
+        return Embedded(prepared.serving, prepared.shots, features, (time.perf_counter() - began_s) * 1000)
+
+    def judge(self, embedded: Embedded) -> Looked:
+        """Decide about frames by their features, and the release's head of this moment.
+
+        Raises:
+            FeatureSizeError: the features are not finite.
+        """
+        serving, shots, features, backbone_ms = embedded
+        began_s = time.perf_counter()
+        codes = serving.pipeline.codes_of(features)
+        looks = self._decided(serving, shots, codes, began_s - backbone_ms / 1000)
+        return Looked(looks, backbone_ms, (time.perf_counter() - began_s) * 1000)
 
     def _decided(self, serving: Serving, shots: Sequence[Shot], codes: Codes, began_s: float) -> list[Look]:
         active = serving.learner.head

@@ -12,7 +12,7 @@ import pytest
 
 from device_agent.camera import Box, CameraState
 from device_agent.config import RecipeSettings
-from device_agent.flow import INTAKE_FRAMES, PREPARED_FRAMES, STAGES, FlowSettings
+from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, FlowSettings
 from device_agent.parts import LATE, STOPPING
 from device_agent.recipe import Recipe
 from device_agent.store import SampleStatus, Store
@@ -78,13 +78,13 @@ def test_in_free_run_the_newest_frame_wins_and_the_others_are_counted(store: Sto
         for i in range(1, 30):
             camera.push(frame_of("pit", i))
         until(lambda: camera.tally.frames == 30, "capture while the backbone is busy")
-        until(lambda: camera.tally.dropped + line.flow.waiting()["inspect"] + 3 >= 30)
+        until(lambda: camera.tally.dropped + line.flow.waiting()["backbone"] + 3 >= 30)
         line.runtime.gate.set()
         until(lambda: line.station.counts.frames + camera.tally.dropped == 30)
         newest = line.parts[-1].finding
         assert newest is not None
         assert newest.shot.source == "sim #30"
-        assert camera.tally.dropped >= 30 - 1 - PREPARED_FRAMES - 2
+        assert camera.tally.dropped >= 30 - 1 - STAGE_FRAMES - 2
 
 
 def test_from_files_none_is_dropped_and_what_waits_is_bounded_and_shown(store: Store, bundle: Bundle) -> None:
@@ -93,9 +93,9 @@ def test_from_files_none_is_dropped_and_what_waits_is_bounded_and_shown(store: S
         line.runtime.gate.clear()
         for i in range(30):
             camera.push(frame_of("pit", i))
-        until(lambda: line.flow.waiting()["inspect"] == PREPARED_FRAMES)
+        until(lambda: line.flow.waiting()["backbone"] == STAGE_FRAMES)
         until(lambda: line.flow.waiting()["prepare"] == INTAKE_FRAMES)
-        assert camera.tally.frames <= 1 + PREPARED_FRAMES + 1 + INTAKE_FRAMES + 1
+        assert camera.tally.frames <= 1 + STAGE_FRAMES + 1 + INTAKE_FRAMES + 1
         line.runtime.gate.set()
         until(lambda: line.station.counts.frames == 30)
         assert camera.tally.dropped == 0

@@ -17,8 +17,8 @@ from device_agent.config import PictureSettings
 
 _log = logging.getLogger(__name__)
 
-GRID: Final = 128
-"""Pixels looked at along a frame's shorter side, about; enough for shares of a hundredth, and under 0.2 ms."""
+GRID: Final = 64
+"""Pixels looked at along a frame's shorter side, about: thousands in all, enough for shares of a hundredth."""
 BLACK: Final = 16
 """A pixel with no channel above is black: video's own black level, and dark current with it."""
 WHITE: Final = 250
@@ -51,10 +51,13 @@ class PictureWatch:
     def _look(self, shot: Shot) -> str:
         step = max(1, min(shot.frame.shape[:2]) // GRID)
         some = np.ascontiguousarray(shot.frame[::step, ::step])
+        blue, green, red = some[..., 0], some[..., 1], some[..., 2]
+        dark = np.maximum(np.maximum(blue, green), red) <= BLACK  # far faster than some.max(2)
+        bright = np.minimum(np.minimum(blue, green), red) >= WHITE
         settings = self._settings
-        if settings.black_share and (some.max(2) <= BLACK).mean() >= settings.black_share:
+        if settings.black_share and dark.mean() >= settings.black_share:
             return "the picture is black"
-        if settings.bright_share and (some.min(2) >= WHITE).mean() >= settings.bright_share:
+        if settings.bright_share and bright.mean() >= settings.bright_share:
             return "the picture is over-exposed"
         if settings.frozen_after and self._camera.live:
             # A sensor's noise never repeats itself, not even in a picture of nothing.
