@@ -57,7 +57,9 @@ def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> 
         lost += len(waiting[start : start + BATCH_FRAMES]) - len(samples)
         if not samples:
             continue
-        codes = pipeline.codes(frames)
+        # One by one, as the line's frames are: in a batch sums may round otherwise, and a label given before a new
+        # backbone must count exactly as if it had been given under it.
+        codes = np.concatenate([pipeline.code(frame) for frame in frames])
         space = bytes.fromhex(pipeline.space)
         bodies: list[Body] = [
             CodeRecord(space, sample.sample_id, sample.group, code_digest(code))

@@ -13,17 +13,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from device_agent.database import Database
 from device_agent.queue import Question
 from device_agent.store import (
+    _MIGRATIONS,
+    STORE_NAME,
     HeadRow,
     Outcome,
     Sample,
     SampleStatus,
     Store,
     StoreLimits,
+    check_store,
 )
 from sdk.codes import code_digest
 from sdk.errors import ConfigError, LabelError, StoreCorrupt, StoreFull
@@ -523,6 +528,31 @@ def test_another_devices_store_is_refused(tmp_path: Path) -> None:
 def test_a_second_agent_on_one_store_is_refused(store: Store) -> None:
     with pytest.raises(ConfigError, match="another agent"):
         Store.open(store.folder, "line-1", limits=LIMITS)
+
+
+# -- older versions
+
+
+@pytest.mark.parametrize("schema", range(1, len(_MIGRATIONS)))
+def test_a_store_of_every_earlier_version_is_read_and_goes_on(tmp_path: Path, schema: int) -> None:
+    database = Database(tmp_path / STORE_NAME, _MIGRATIONS[:schema], max_bytes=2**30)
+    columns = [row[1] for row in database.rows("PRAGMA table_info(samples)")]
+    records = foreign_log("line-1", 3)
+    with database.transaction() as db:
+        db.execute("INSERT INTO meta VALUES ('device', 'line-1')")
+        for record in records:
+            entry = msgspec.msgpack.encode(record.entry)
+            row = ("line-1", record.entry.seq, record.entry.counter, entry)
+            db.execute("INSERT INTO records (device, seq, counter, entry) VALUES (?, ?, ?, ?)", row)
+        values = [1, sample_of(1).sample_id, 1.0, "line-1/p", SPACE, bytes(32), "good", GOOD, 0.9, 0.1, 0]
+        values += ["labelled", "", 0.0, "camera", *[0] * (len(columns) - 15)]
+        db.execute(f"INSERT INTO samples VALUES ({', '.join('?' * len(columns))})", values)
+    database.close()
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        assert list(store.records()) == records
+        assert status_of(store, sample_of(1)) is SampleStatus.LABELLED
+        assert label(store, sample_of(2))[0].entry.prev == entry_hash(records[-1].entry)
+    assert check_store(tmp_path / STORE_NAME, whole=True).entries == 5
 
 
 # -- full disks

@@ -222,6 +222,19 @@ def test_own_labels_are_carried_into_the_new_space_once(rig: Rig, bundles: dict[
     assert Learner(bundles["new"], None, rig.store).status().own_labels == len(ids)
 
 
+def test_labels_given_before_a_new_backbone_count_exactly_as_if_given_under_it(
+    rig: Rig, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    """Same live set, so the same head bit for bit, and the same accuracy on whatever it is measured on."""
+    label_some(rig.store, bundles["old"])
+    rig.install(bundles["new"])
+    with rig_on(tmp_path / "from the start", bundles) as other:
+        label_some(other.store, bundles["new"])
+        carried, given = Learner(bundles["new"], None, rig.store), Learner(bundles["new"], None, other.store)
+        assert carried.status().own_labels == given.status().own_labels == 12
+        assert carried.status().live_set_digest == given.status().live_set_digest
+
+
 def test_a_label_whose_picture_is_lost_does_not_stop_the_update(rig: Rig, bundles: dict[str, Bundle]) -> None:
     label_some(rig.store, bundles["old"])
     lost = next((rig.folder / "images").glob("??/*"))
