@@ -19,6 +19,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ from export.int8 import Plan
 from export.judged import features_of
 from export.profiles import Profile
 from export.progress import Log
+from export.quantize import Method
 from export.selection import LEARNED, Selection
 from sdk.codes import encode
 from sdk.images import open_images
@@ -99,15 +101,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="0 is all")
     parser.add_argument("--budget", type=float, default=Plan().budget_s, help="seconds for layers and fine-tuning")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=[m.value for m in Method],
+        default=[m.value for m in Method],
+        help="ways to choose ranges that are compared; one alone is quicker",
+    )
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it as it is")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    plan = Plan(
+        profiles=tuple(Profile), budget_s=options.budget, methods=tuple(Method(m) for m in options.methods)
+    )
     met = True
     try:
         for backbone in options.backbone or BACKBONES:
             for name in options.set or SETS:
-                splits = [measure(name, backbone, s, options.per_class, options.budget) for s in options.seeds]
+                splits = [measure(name, backbone, s, options.per_class, plan) for s in options.seeds]
                 met &= show(name, backbone, splits)
     except NoImageSets as error:
         print(f"python -m benchmarks.quantization: {error}", file=sys.stderr)
@@ -115,12 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if met else 1
 
 
-def measure(name: str, network: str, seed: int, per_class: int, budget_s: float) -> Split:
+def measure(name: str, network: str, seed: int, per_class: int, plan: Plan) -> Split:
     """Return one split, from disk where it is finished."""
     folder = CACHE / "quantization"
     folder.mkdir(parents=True, exist_ok=True)
     key = f"{name}-{network}-{per_class}-{seed}"
-    kept = folder / f"{key}.json"
+    ways = "" if len(plan.methods) == len(Method) else "".join(f"-{m.value}" for m in plan.methods)
+    kept = folder / f"{key}{ways}.json"
     if kept.is_file():
         return msgspec.json.decode(kept.read_bytes(), type=Split)
     shared = shared_folder()
@@ -150,7 +163,7 @@ def measure(name: str, network: str, seed: int, per_class: int, budget_s: float)
         )
         _fine_tune(backbone, BACKBONES[network], frames, learned, seed, folder / f"{key}.safetensors")
         truth = [ids[images.images[row].label] for row in test]
-        result = _forms(backbone, frames, learned, held, truth, budget_s, seed)
+        result = _forms(backbone, frames, learned, held, truth, replace(plan, seed=seed))
     found = Split(images=len(learn), held_out=len(test), rows=result)
     kept.write_bytes(msgspec.json.encode(found))
     return found
@@ -189,10 +202,8 @@ def _forms(
     learned: Selection,
     held: Frames,
     truth: list[bytes],
-    budget_s: float,
-    seed: int,
+    plan: Plan,
 ) -> list[Row]:
-    plan = Plan(profiles=tuple(Profile), budget_s=budget_s, seed=seed)
     _, forms, refused = make_forms(
         (FP32, INT8), backbone, frames, learned, ~learned.validation, Log(_Quiet()), plan
     )

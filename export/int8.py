@@ -69,6 +69,7 @@ class Plan:
         qat: Fine-tune where leaving layers out is not enough.
         budget_s: For both together.
         seed: Of the fine-tuning.
+        methods: Ways to choose ranges that are compared, at least one.
     """
 
     profiles: tuple[Profile, ...] = (Profile.CPU,)
@@ -76,6 +77,7 @@ class Plan:
     qat: bool = True
     budget_s: float = BUDGET_S
     seed: int = 0
+    methods: tuple[Method, ...] = tuple(Method)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ class Int8Maker:
             ParityFailed: int8 features have nothing to do with fp32's.
         """
         prepared = self._prepared
-        with self.log.stage("calibrate", f"Comparing ranges for int8 ({profile.value})", len(Method)) as step:
+        with self.log.stage(
+            "calibrate", f"Comparing ranges for int8 ({profile.value})", len(self.plan.methods)
+        ) as step:
             ranges, methods = self._compare(prepared, profile, step)
         best = self._form(prepared, ranges, profile, (), self.fp32.fitted)
         sensitivity, qat = None, None
@@ -138,7 +142,7 @@ class Int8Maker:
     def _ranges(self) -> dict[Method, Ranges]:
         """Ranges by each method: the same for every profile."""
         images = self._pixels(self._calibration_rows())
-        return {method: calibrate(self._prepared, images, method) for method in Method}
+        return {method: calibrate(self._prepared, images, method) for method in self.plan.methods}
 
     def _wanting(self, form: Form) -> bool:
         return form.against.beyond_chance(self.plan.max_loss) or form.cosine < NEAR
@@ -164,7 +168,7 @@ class Int8Maker:
         # Validation groups, which decide after fine-tuning, are all among them.
         rows = np.array(sorted(some | set(np.flatnonzero(self.learned.validation)[:COMPARED_IMAGES].tolist())))
         found: list[tuple[Ranges, float, float]] = []
-        for method in Method:
+        for method in self.plan.methods:
             ranges = self._ranges[method]
             model = to_int8(prepared, ranges, profile, self.backbone.feature_size)
             features = features_of(model, self.frames[rows], self.backbone.preprocess, lambda: None)
