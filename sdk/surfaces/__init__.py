@@ -33,7 +33,8 @@ import numpy.typing as npt
 from sdk.errors import ConfigError
 from sdk.preprocess import Frame, resize
 from sdk.surfaces.defects import DEFECTS, blemish
-from sdk.surfaces.parts import FRAME_UNITS, Part, Stream, axes, blur
+from sdk.surfaces.light import lit
+from sdk.surfaces.parts import FRAME_UNITS, Part, Stream, blur
 from sdk.surfaces.textures import TEXTURES
 
 Mask = npt.NDArray[np.uint8]
@@ -91,7 +92,7 @@ def _part(kind: str, defect: str, size_px: int, *key: int | str) -> Part:
 
 def _photograph(rng: Stream, part: Part, size_px: int) -> tuple[Frame, Mask]:
     """Return one picture of a part, and its mask: another draw is another light, shift, focus and noise."""
-    picture = _lit(rng, part)
+    picture = lit(rng, part)
 
     # Camera: shift, turn, distance, focus, exposure, noise.
     reach = 0.75 * MARGIN * size_px
@@ -110,34 +111,6 @@ def _photograph(rng: Stream, part: Part, size_px: int) -> tuple[Frame, Mask]:
     seen += rng.normal(size_px, size_px, 3) * rng.between(0.008, 0.026)
     frame = cv2.convertScaleAbs(np.maximum(seen, 0, out=seen), alpha=255)  # rounds and saturates
     return np.asarray(frame, np.uint8), np.where(np.asarray(mask) > 0.35, np.uint8(255), np.uint8(0))
-
-
-def _lit(rng: Stream, part: Part) -> npt.NDArray[np.float32]:
-    """Return what reaches the camera from a part under one lamp, (s, s, 3) float32."""
-    size = part.size
-    # A lamp at the side, some light from all around, and the lamp's mirror image in the gloss.
-    turn, up = rng.between(0, 2 * math.pi), math.radians(rng.between(32, 62))
-    x, y, z = math.cos(turn) * math.cos(up), math.sin(turn) * math.cos(up), math.sin(up)
-    slope_x = np.asarray(cv2.Scharr(part.height, cv2.CV_32F, 1, 0, scale=1 / 32), np.float32)
-    slope_y = np.asarray(cv2.Scharr(part.height, cv2.CV_32F, 0, 1, scale=1 / 32), np.float32)
-    upright = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
-    lit = np.maximum((z - x * slope_x - y * slope_y) * upright, 0)
-    between = math.sqrt(x * x + y * y + (z + 1) ** 2)  # length of the sum of the ways to lamp and camera
-    mirror = np.maximum((z + 1 - x * slope_x - y * slope_y) * (upright / between), 0)
-    for _ in range(4):  # to the 16th: the highlight of a satin surface
-        mirror *= mirror
-    ambient = rng.between(0.25, 0.5)
-
-    # Brighter towards the lamp, darker to the corners; slow, so a coarse grid will do.
-    coarse = 24
-    u, v = (place * (2 / coarse) for place in axes(coarse, turn))
-    falloff = 1 + rng.between(0.0, 0.28) * u - rng.between(0.0, 0.2) * (u * u + v * v) + 0.06 * rng.slow(coarse, 2)
-    light = np.asarray(cv2.resize(np.maximum(falloff, 0.15), (size, size), interpolation=cv2.INTER_LINEAR))
-    shade = (ambient + (1 - ambient) * lit) * light
-    shine = part.gloss * mirror * light
-    balance = 0.97 + 0.06 * rng.uniform(3)
-    planes = [(plane * shade + shine) * white for plane, white in zip(part.colour, balance, strict=True)]
-    return np.asarray(cv2.merge(planes), np.float32)
 
 
 PRODUCT = ("cast", "painted")
@@ -247,7 +220,7 @@ def _write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     path.write_bytes(png.tobytes())
 
 
-def contact_sheet(*, seed: int = 0, size_px: int = DEFAULT_SIZE_PX, tile_px: int = 92) -> Frame:
+def contact_sheet(*, seed: int = 0, size_px: int = DEFAULT_SIZE_PX, tile_px: int = 68) -> Frame:
     """Return one picture (h, w, 3) of every surface kind (rows) with every defect kind (columns).
 
     Args:
@@ -255,7 +228,7 @@ def contact_sheet(*, seed: int = 0, size_px: int = DEFAULT_SIZE_PX, tile_px: int
         size_px: The size each picture is drawn at.
         tile_px: The size it is shown at.
     """
-    gap, top, left = 4, 24, 74
+    gap, top, left = 4, 24, 78
     side = tile_px + gap
     sheet = np.full((top + side * len(KINDS), left + side * len(CLASSES), 3), 255, np.uint8)
 

@@ -12,8 +12,8 @@ from rich.progress import Progress
 from sdk import surfaces
 from sdk.errors import ConfigError, HeadwayError
 
-SHEET_COLOURS = 176
-"""Of the contact sheet's palette: noise in full colour makes a PNG of 1.5 MB, this one a quarter of it."""
+SHEET_COLOURS = 255
+"""Of the contact sheet's palette: noise in full colour makes a PNG four times as large."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,9 +86,9 @@ def _write_sheet(path: Path, seed: int, size_px: int) -> None:
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise ConfigError(f"{path} cannot be written", hint="Name a .png file in a folder that exists.")
     sheet = Image.fromarray(surfaces.contact_sheet(seed=seed, size_px=size_px)[:, :, ::-1])
-    # The palette from a ninth of the pixels: on all of them k-means takes many seconds and finds the same.
-    sample = sheet.resize((sheet.width // 3, sheet.height // 3), Image.Resampling.NEAREST)
-    palette = sample.quantize(SHEET_COLOURS, kmeans=1)
+    # The palette from a sixteenth of the pixels, which finds the same in a fraction of the time.
+    sample = sheet.resize((sheet.width // 4, sheet.height // 4), Image.Resampling.NEAREST)
+    palette = sample.quantize(SHEET_COLOURS, Image.Quantize.MAXCOVERAGE)
     try:
         sheet.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     except OSError as error:

@@ -248,6 +248,89 @@ def _corrosion(rng: Stream, part: Part) -> None:
     part.mark(np.maximum(specks, rise(near, 0.35, 0.6)))
 
 
+def _missing(rng: Stream, part: Part) -> None:
+    """Material broken out: a sharp edge with corners, a rough floor of other shade below."""
+    unit = part.unit
+    radius = rng.between(9, 28) * unit
+    cx, cy = part.spot(rng, 0.22)
+    corners = rng.count(6, 12)
+    turn = (np.arange(corners) + 0.8 * rng.uniform(corners)) * (2 * math.pi / corners)
+    reach = radius * (0.55 + 0.6 * rng.uniform(corners))
+    points = np.stack([cx + np.cos(turn) * reach, cy + rng.between(0.5, 1.0) * np.sin(turn) * reach], 1)
+    canvas = np.zeros((part.size * FINE, part.size * FINE), np.uint8)
+    cv2.fillPoly(canvas, [np.rint(points * FINE).astype(np.int32)], 255)
+    cover = cv2.resize(canvas, (part.size, part.size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    cover *= 1 / 255
+    floor = rng.noise(part.size, 1.8 * unit) + rng.noise(part.size, 5 * unit)
+    part.height *= 1 - cover
+    part.height -= (rng.between(1.5, 3.5) * part.busy * unit) * blur(cover, 0.5 * unit)
+    part.height += (rng.between(0.2, 0.5) * unit) * cover * floor
+    part.tint(rng.between(0.5, 0.95) * cover, bgr(1, 1, 1) * rng.pick((0.12, 0.25, 0.5, 0.7)))
+    part.gloss *= 1 - cover
+    part.mark(cover)
+
+
+def _bump(rng: Stream, part: Part) -> None:
+    """Blisters: the skin lifted in smooth domes, alone or several."""
+    unit = part.unit
+    for _ in range(rng.count(1, 5)):
+        radius = rng.between(4, 13) * unit
+        far = part.ellipse(part.spot(rng, 0.25), (radius * rng.between(1.0, 1.4), radius), rng.between(0, math.pi))
+        part.height += (rng.between(0.25, 0.5) * radius) * np.sqrt(np.maximum(1 - far * far, 0))
+        part.mark(rise(-far, -1.15, -0.95))
+
+
+def _spatter(rng: Stream, part: Part) -> None:
+    """Drops that flew and stuck: round, of all sizes, many small and few large, standing proud."""
+    unit = part.unit
+    drops = np.zeros((part.size * FINE, part.size * FINE), np.uint8)
+    cx, cy = part.spot(rng, 0.2)
+    spread = rng.between(14, 40) * unit
+    for _ in range(rng.count(12, 50)):
+        out, turn = spread * math.sqrt(rng.between(0.0, 1.0)), rng.between(0, 2 * math.pi)
+        radius = unit * min(5.0, 0.7 * rng.between(0.02, 1.0) ** -0.6)
+        at = (round((cx + out * math.cos(turn)) * FINE), round((cy + out * math.sin(turn)) * FINE))
+        cv2.circle(drops, at, max(1, round(radius * FINE)), 255, -1)
+    cover = cv2.resize(drops, (part.size, part.size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    cover *= 1 / 255
+    part.height += (rng.between(0.8, 2.0) * part.busy * unit) * blur(cover, 0.8 * unit)
+    part.tint(rng.between(0.4, 0.9) * cover, _bare(rng, part))
+    part.mark(cover)
+
+
+def _smear(rng: Stream, part: Part) -> None:
+    """The texture itself gone: rubbed flat or clogged in a patch, of nearly the same shade."""
+    radius = rng.between(13, 32) * part.unit
+    far = _blob(rng, part, radius, rng.between(0.1, 0.25))
+    inside = rise(-far, -1.15, -0.9)
+    wide = rng.between(2.5, 6.0) * part.unit
+    part.height += inside * (blur(part.height, wide) - part.height)
+    for i, plane in enumerate(part.colour):
+        part.colour[i] = plane + inside * (blur(plane, wide) - plane)
+    part.darken(inside, 1 + rng.sign() * rng.between(0.1, 0.22))
+    part.gloss *= 1 + rng.between(-0.5, 1.0) * inside
+    part.mark(inside)
+
+
+def _fold(rng: Stream, part: Part) -> None:
+    """A crease, lap or seam: one long, gently bending ridge that throws a shadow, broad and without a gap."""
+    unit = part.unit
+    angle, length, bend = rng.between(0, math.pi), rng.between(60, 140) * unit, rng.between(-0.5, 0.5)
+    cx, cy = part.spot(rng, 0.2)
+    cos, sin = math.cos(angle), math.sin(angle)
+    path: _Path = []
+    wave, phase = rng.between(0.0, 0.05) * length, rng.between(0, 6)
+    width = rng.between(2.5, 6.0) * unit
+    for t in np.linspace(-0.5, 0.5, 33):
+        along, across = float(t) * length, bend * float(t) ** 2 * length + wave * math.sin(9 * float(t) + phase)
+        taper = min(1.0, 5 * (0.5 - abs(float(t))) + 0.2)
+        path.append((cx + along * cos - across * sin, cy + along * sin + across * cos, width * taper, 1.0))
+    cover = _stroke(part, [path])
+    part.height += (rng.sign() * rng.between(0.5, 0.9) * width) * blur(cover, 0.35 * width)
+    part.darken(cover, rng.between(0.75, 1.0))
+    part.mark(cover)
+
+
 DEFECTS: dict[str, Callable[[Stream, Part], None]] = {
     "scratch": _scratch,
     "crack": _crack,
@@ -257,6 +340,11 @@ DEFECTS: dict[str, Callable[[Stream, Part], None]] = {
     "stain": _stain,
     "scuff": _scuff,
     "corrosion": _corrosion,
+    "missing": _missing,
+    "bump": _bump,
+    "spatter": _spatter,
+    "smear": _smear,
+    "fold": _fold,
 }
 
 

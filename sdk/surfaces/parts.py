@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 Field = npt.NDArray[np.float32]
 """(s, s) float32: one value per pixel of a part."""
+Indices = npt.NDArray[np.int32]
+"""(s, s) int32."""
 Colour = npt.NDArray[np.float32]
 """(3, 1, 1) float32: blue, green, red reflectance, so that it spreads over a (3, s, s) map."""
 _T = TypeVar("_T")
@@ -30,24 +32,34 @@ def bgr(blue: float, green: float, red: float) -> Colour:
     return np.array((blue, green, red), np.float32)[:, None, None]
 
 
-class Stream:
-    """The random numbers of whatever `key` names: nothing drawn elsewhere changes them."""
+def _generator(key: Sequence[int | str]) -> np.random.Generator:
+    words = [int.from_bytes(hashlib.sha256(str(word).encode()).digest()[:8], "little") for word in key]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
-    def __init__(self, *key: int | str) -> None:
-        words = [int.from_bytes(hashlib.sha256(str(word).encode()).digest()[:8], "little") for word in key]
-        self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
+
+class Stream:
+    """The random numbers of whatever `key` names: nothing drawn elsewhere changes them.
+
+    Single numbers decide what something is (`between`, `count`, `chance`, `pick`), fields how it lies there this
+    time (`noise`, `lines`, `cells`, `uniform`, `normal`, `slow`). With `again`, fields come from that key instead:
+    another piece of the same surface.
+    """
+
+    def __init__(self, *key: int | str, again: Sequence[int | str] = ()) -> None:
+        self._one = _generator(key)
+        self._rng = _generator(again) if again else self._one
 
     def between(self, low: float, high: float) -> float:
         """Return a number from [low, high)."""
-        return low + (high - low) * float(self._rng.random())
+        return low + (high - low) * float(self._one.random())
 
     def count(self, low: int, high: int) -> int:
         """Return a whole number from low to high, both included."""
-        return int(self._rng.integers(low, high + 1))
+        return int(self._one.integers(low, high + 1))
 
     def chance(self, probability: float) -> bool:
         """Return True as often as told."""
-        return float(self._rng.random()) < probability
+        return float(self._one.random()) < probability
 
     def sign(self) -> int:
         """Return 1 or -1."""
@@ -92,6 +104,28 @@ class Stream:
         flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
         return _as_field(cv2.warpAffine(grid, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_WRAP))
 
+    def cells(self, size: int, pitch: float, slim: float, angle: float) -> tuple[Field, Indices]:
+        """Return cells about points strewn `pitch` pixels apart: distance to the cell's border, and its number.
+
+        Distances are in units of half a pitch, so that 0 is the border and about 1 the middle. Cells are `slim`
+        times as long in one direction as in the other.
+        """
+        side = math.ceil(1.45 * size / pitch) + 3
+        grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), 2).reshape(-1, 2)
+        stretch = (pitch * math.sqrt(slim), pitch / math.sqrt(slim))
+        points = (grid + 0.85 * self.uniform(len(grid), 2) - 0.42 - side / 2) * stretch
+        cos, sin = math.cos(angle), math.sin(angle)
+        x, y = (points @ np.array([[cos, sin], [-sin, cos]])).T + size / 2
+        seeds = np.full((size, size), 255, np.uint8)
+        inside = (x >= 0) & (y >= 0) & (x < size) & (y < size)
+        seeds[y[inside].astype(int), x[inside].astype(int)] = 0
+        _, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
+        cell: Indices = np.asarray(labels, np.int32)
+        border = np.full((size, size), 255, np.uint8)
+        border[:, 1:][cell[:, 1:] != cell[:, :-1]] = 0
+        border[1:][cell[1:] != cell[:-1]] = 0
+        return _as_field(cv2.distanceTransform(border, cv2.DIST_L2, 3)) * np.float32(2 / pitch), cell
+
     def slow(self, size: int, cells: int) -> Field:
         """Return noise in about [-1, 1] that changes `cells` times from side to side."""
         grid = self.uniform(cells + 1, cells + 1) * 2 - 1
@@ -135,6 +169,7 @@ class Part:
         lay: Direction of the texture in radians.
         busy: How loud the texture is; defects are drawn that much louder.
         unit: Pixels per unit of length.
+        anywhere: Defects may lie anywhere, not only where every photograph of the part shows them.
     """
 
     height: Field
@@ -144,6 +179,7 @@ class Part:
     lay: float
     busy: float
     unit: float
+    anywhere: bool = False
 
     @property
     def size(self) -> int:
@@ -164,6 +200,7 @@ class Part:
 
     def spot(self, rng: Stream, spread: float) -> tuple[float, float]:
         """Return a place (x, y) that every photograph shows, at most `spread` of a side from the middle."""
+        spread = 0.47 if self.anywhere else spread
         x, y = (0.5 + rng.between(-spread, spread) for _ in range(2))
         return x * self.size, y * self.size
 

@@ -154,6 +154,133 @@ def _painted(rng: Stream, size: int, unit: float) -> Part:
     return part
 
 
+def _ground(rng: Stream, size: int, unit: float) -> Part:
+    """Ground or lapped metal: short marks of single grains, in one direction or two."""
+    lay = rng.between(0, math.pi)
+    part = plain(size, unit, bgr(*rng.pick(_STEEL)), gloss=rng.between(0.15, 0.35), lay=lay, busy=1.0)
+    length, rough = rng.between(6, 24) * unit, rng.between(0.5, 1.1)
+    marks = rng.lines(size, length, 0.9 * unit, lay)
+    deep = rise(rng.lines(size, 1.5 * length, 1.5 * unit, lay), 0.5, 1.8)
+    if rng.chance(0.4):  # turned between two passes
+        marks += rng.lines(size, length, 0.9 * unit, lay + rng.between(0.5, 1.6))
+    part.height += (0.13 * rough * unit) * marks - (0.35 * rough * unit) * deep
+    part.colour *= 1 + (0.04 * rough) * marks
+    part.darken(deep, rng.between(0.6, 0.95))
+    return part
+
+
+def _oxidised(rng: Stream, size: int, unit: float) -> Part:
+    """Hot-worked or weathered metal: layers of scale that flake at all sizes, dark beside bright."""
+    part = plain(
+        size, unit, bgr(*rng.pick(_STEEL)), gloss=rng.between(0.05, 0.2), lay=rng.between(0, math.pi), busy=1.2
+    )
+    grain, fall = rng.between(1.2, 2.5) * unit, rng.between(0.55, 1.1)
+    field = np.zeros((size, size), np.float32)
+    for octave in range(5):  # the finer the fainter: noise whose spectrum falls by a power
+        field += rng.noise(size, grain * 2.2**octave) * (2.2 ** (fall * (octave - 4)))
+    field *= 1 / float(field.std() + 1e-6)
+    edge, soft = rng.between(-0.8, 0.8), rng.between(0.05, 0.9)
+    layer = rise(field, edge - soft, edge + soft)
+    part.tint(
+        rng.between(0.3, 0.9) * layer, bgr(*rng.pick(((0.22, 0.24, 0.28), (0.18, 0.22, 0.32), (0.66, 0.66, 0.64))))
+    )
+    part.height += (rng.between(0.1, 0.6) * unit) * (layer + 0.3 * field)
+    part.gloss *= 1 - 0.7 * layer
+    return part
+
+
+def _leather(rng: Stream, size: int, unit: float) -> Part:
+    """Grained skin, hammered paint, crystals of zinc: cells with a border, each a little its own."""
+    tones = ((0.20, 0.28, 0.42), (0.14, 0.15, 0.17), (0.34, 0.45, 0.60), (0.55, 0.56, 0.57), (0.30, 0.22, 0.16))
+    part = plain(
+        size, unit, bgr(*rng.pick(tones)), gloss=rng.between(0.05, 0.35), lay=rng.between(0, math.pi), busy=1.2
+    )
+    far, cell = rng.cells(size, rng.between(4.0, 14.0) * unit, rng.between(1.0, 2.2), part.lay)
+    border, sign = rise(-far, -rng.between(0.15, 0.4), 0.0), rng.pick((1.0, 1.0, -1.0))
+    part.height += (sign * rng.between(0.5, 1.4) * unit) * (
+        rise(far, 0.0, 0.7) + 0.1 * rng.noise(size, 1.5 * unit)
+    )
+    part.darken(border, rng.between(0.5, 1.0))
+    shades = (rng.uniform(1024) - 0.5) * rng.between(0.0, 0.45)
+    part.colour *= 1 + shades[cell % 1024]
+    return part
+
+
+def _wood(rng: Stream, size: int, unit: float) -> Part:
+    """Wood, or anything in layers: bands that wander, fine pores along them."""
+    lay = rng.between(0, math.pi)
+    woods = ((0.30, 0.48, 0.66), (0.22, 0.34, 0.48), (0.48, 0.62, 0.72), (0.12, 0.18, 0.28), (0.50, 0.50, 0.52))
+    part = plain(size, unit, bgr(*rng.pick(woods)), gloss=rng.between(0.03, 0.2), lay=lay, busy=1.0)
+    _, across = axes(size, lay)
+    wander, pitch = rng.between(0.2, 1.4), rng.between(5.0, 18.0) * unit
+    phase = across * (1 / pitch) + wander * rng.lines(size, 90 * unit, 24 * unit, lay)
+    phase += 0.15 * wander * rng.noise(size, 10 * unit) + 500
+    band = (phase % 1) ** rng.between(0.6, 3.0)
+    uneven = rng.uniform(1024)[phase.astype(np.int32) % 1024]
+    part.darken(band * (0.5 + 0.5 * uneven), bgr(0.55, 0.65, 0.75) * rng.between(0.7, 1.2))
+    pores = rise(rng.lines(size, 12 * unit, 0.9 * unit, lay), 0.9, 1.8)
+    part.darken(pores, rng.between(0.5, 0.9))
+    part.height -= (0.35 * unit) * pores + (rng.between(0.0, 0.25) * unit) * band
+    return part
+
+
+def _knurled(rng: Stream, size: int, unit: float) -> Part:
+    """Knurls, perforations, studs: one shape repeated on a lattice."""
+    lay = rng.between(0, math.pi)
+    part = plain(size, unit, bgr(*rng.pick(_STEEL)), gloss=rng.between(0.1, 0.35), lay=lay, busy=1.5)
+    pitch, skew = rng.between(5.0, 14.0) * unit, rng.between(0.9, 1.9)
+    u, v = axes(size, lay)
+    u, v = u * (1 / pitch) + 0.04 * rng.noise(size, 40 * unit) + 500, v * (skew / pitch) + 500
+    if rng.chance(0.5):  # every second row moved by half a pitch
+        u = u + 0.5 * (v.astype(np.int32) % 2)
+    x, y = (u % 1) * 2 - 1, (v % 1) * 2 - 1
+    way = rng.count(0, 2)
+    far = np.maximum(abs(x), abs(y)) if way == 0 else abs(x) + abs(y) if way == 1 else np.sqrt(x * x + y * y)
+    reach, soft = rng.between(0.45, 0.9), rng.between(0.1, 0.5)
+    shape = rise(-far, -reach - soft, -reach + soft)
+    if rng.chance(0.4):  # holes
+        part.darken(shape, rng.between(0.15, 0.6))
+        part.height -= (0.12 * pitch) * shape
+    else:
+        part.height += (rng.between(0.1, 0.25) * pitch) * shape
+    part.height += (0.07 * unit) * rng.noise(size, 1.4 * unit)
+    return part
+
+
+def _felt(rng: Stream, size: int, unit: float) -> Part:
+    """Felt, fleece, paper, chipped composite: fibres in all directions, or nearly one."""
+    lay = rng.between(0, math.pi)
+    tones = ((0.60, 0.62, 0.62), (0.30, 0.32, 0.34), (0.20, 0.30, 0.38), (0.50, 0.40, 0.30), (0.78, 0.80, 0.80))
+    part = plain(size, unit, bgr(*rng.pick(tones)), gloss=rng.between(0.0, 0.1), lay=lay, busy=1.2)
+    length, wide = rng.between(8, 40) * unit, rng.between(0.8, 2.4) * unit
+    spread, layers = rng.between(0.1, 1.57), rng.count(3, 5)
+    shade, high = rng.between(0.06, 0.3), rng.between(0.2, 0.6) * wide
+    for layer in range(layers):
+        tilt = lay + spread * (2 * (layer + 0.5) / layers - 1)
+        fibres = rise(rng.lines(size, length, wide, tilt), 0.5, 1.6)
+        part.height = np.maximum(part.height, fibres * (high * (1 + 0.2 * layer)))
+        part.colour *= 1 + shade * (fibres - 0.3)
+    return part
+
+
+def _stone(rng: Stream, size: int, unit: float) -> Part:
+    """Stone, terrazzo, filled plastic: grains of several materials, polished or broken."""
+    tones = ((0.62, 0.63, 0.64), (0.35, 0.36, 0.38), (0.45, 0.52, 0.60), (0.20, 0.20, 0.22))
+    part = plain(
+        size, unit, bgr(*rng.pick(tones)), gloss=rng.between(0.05, 0.3), lay=rng.between(0, math.pi), busy=1.4
+    )
+    others = ((0.85, 0.85, 0.84), (0.08, 0.08, 0.09), (0.30, 0.38, 0.50), (0.55, 0.50, 0.42), (0.20, 0.22, 0.30))
+    grain = rng.between(1.5, 6.0) * unit
+    for part_of in range(rng.count(1, 3)):
+        field = rng.noise(size, grain * (1.0, 2.2, 0.6)[part_of])
+        rare = rng.between(0.3, 1.7)
+        grains = rise(field, rare, rare + rng.between(0.1, 0.5))
+        part.tint(rng.between(0.4, 0.95) * grains, bgr(*rng.pick(others)))
+        part.height += (rng.between(-0.3, 0.3) * unit) * grains
+    part.height += (rng.between(0.02, 0.3) * unit) * rng.noise(size, 1.5 * unit)
+    return part
+
+
 TEXTURES: dict[str, Callable[[Stream, int, float], Part]] = {
     "cast": _cast,
     "rolled": _rolled,
@@ -162,4 +289,11 @@ TEXTURES: dict[str, Callable[[Stream, int, float], Part]] = {
     "painted": _painted,
     "printed": _printed,
     "woven": _woven,
+    "ground": _ground,
+    "oxidised": _oxidised,
+    "leather": _leather,
+    "wood": _wood,
+    "knurled": _knurled,
+    "felt": _felt,
+    "stone": _stone,
 }
