@@ -74,7 +74,25 @@ def _levels(ctx: click.Context, param: click.Parameter, value: Any) -> int | Non
     return None if value == AUTO else click.IntRange(1, MAX_LEVELS).convert(value, param, ctx)
 
 
-@click.command()
+class WithPretrain(click.Command):
+    """`export DATA ...`, and beside it `export pretrain ...`; a folder of that name is `./pretrain`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context of whichever of the two the first argument names."""
+        if args[:1] == ["pretrain"]:
+            from export.pretrain_cli import pretrain
+
+            return pretrain.make_context(f"{info_name} pretrain", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command(cls=WithPretrain)
 @click.argument("data", metavar="DATA", type=click.Path(path_type=Path))
 @click.option("--check", "check_only", is_flag=True, help="Only check the images; needs DATA alone.")
 @click.option("--format", "layout", type=click.Choice([one.value for one in Layout]),
@@ -272,6 +290,8 @@ def export(
           --levels auto --input-size auto --max-latency-ms 30 --out bundle
     A small network from scratch, at most ten minutes:
       headway export parts/ --backbone resnet10t --weights none --input-size 96 --budget 10 --out bundle
+    Train a backbone on drawn surfaces, see `headway export pretrain --help`:
+      headway export pretrain --minutes 60 --out own
     """
     from export.check import Groups
     from export.images_page import write_page
@@ -335,7 +355,7 @@ def export(
     with ranks() as here:
         check_alone(strategy, here)
         with (
-            _Terminal(Console(stderr=True, quiet=not here.writes)) as terminal,
+            Terminal(Console(stderr=True, quiet=not here.writes)) as terminal,
             board(tensorboard if here.writes else None) as on_scalars,
         ):
             try:
@@ -380,7 +400,7 @@ def _only_check(
     from export.images_page import write_page
     from export.progress import Log
 
-    with _Terminal(Console(stderr=True)) as terminal:
+    with Terminal(Console(stderr=True)) as terminal:
         checked = check(data, layout=layout, unannotated=unannotated, groups=groups, log=Log(terminal))
     report = set_report(checked, seed=seed)
     show_set(report, Console(stderr=json_file == STDOUT, highlight=False))
@@ -462,7 +482,7 @@ def _write_page(page: Path | None, report: Report) -> None:
         ) from error
 
 
-class _Terminal:
+class Terminal:
     """A listener that draws one bar for the stage at hand, where stderr is a terminal, and lines otherwise."""
 
     def __init__(self, console: Console) -> None:
@@ -479,7 +499,7 @@ class _Terminal:
         self._task: TaskID | None = None
         self._note = ""
 
-    def __enter__(self) -> _Terminal:
+    def __enter__(self) -> Terminal:
         self._bars.start()
         return self
 

@@ -1,0 +1,409 @@
+"""Train a backbone on drawn surfaces alone: no image of anybody's, no weights of anybody's.
+
+Two questions are asked of a crop (`export.crops`): which of several hundred surfaces is it, and which kinds of
+defect does it show? The first wants texture told apart whatever light, scale, turn and noise; the second wants
+what lies on it seen whatever the texture. What answers them is thrown away afterwards, the features stay.
+
+Rules this module keeps:
+
+- The same seed, recipe and number of steps go through the same images in the same order, after a kill as well.
+- Some combinations of surface and defect are never shown (`HELD_OUT`): choices are made by how well a head learns
+  those from a few labels (`export.drawn_tasks`), never by an image set that is reported on.
+- Answers are given by a small network on top of the features, not by one layer: then the features need not be as
+  narrow as the answers (Wang et al., arXiv:2112.00496).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
+
+import cv2
+import msgspec
+import numpy as np
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+
+from export.backbones import Tapped
+from export.checkpoint import Checkpoint, Tensors
+from export.crops import Crops, Pool, Source, augmented
+from export.recipes import batch_norms, share_of_peak
+from sdk.errors import ExportError
+from sdk.surfaces import PRODUCT
+from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, Combination
+
+MEAN: Final = 0.5
+STD: Final = 0.25
+"""Of the input, alike for all channels: half the images have no colour."""
+INPUT_PX: Final = 224
+DEMO_NEWS: Final = "crack"
+"""The class that the demo holds back is news on its product's surfaces to the backbone too."""
+HELD_OUT: Final[frozenset[Combination]] = frozenset(
+    (kind, DEFECT_NAMES[(5 * i + far) % len(DEFECT_NAMES)])
+    for i, kind in enumerate(KIND_NAMES)
+    for far in (0, 4, 9)
+) | {(kind, DEMO_NEWS) for kind in PRODUCT}
+"""Three kinds of defect for each kind of surface, in turn, and the demo's."""
+TRIAL_STEPS: Final = 6
+STATISTICS_BATCH: Final = 24
+NOTE_EVERY: Final = 100
+MAX_GRADIENT: Final = 5.0
+
+OnStep = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how.
+
+    Attributes:
+        architecture, model_args: timm's.
+        levels: Of the features, as in `export.backbones.Tapped`.
+        surfaces: Classes of the first question.
+        batch: Crops a step.
+        sides_px: Of crops, at the beginning and at the end: small ones teach most of it for a part of the cost.
+        rate: Peak learning rate (AdamW).
+        weight_decay: Not of biases and norms.
+        smoothing: Share of the first question's label given to all surfaces alike.
+        kinds_weight: Of the loss of the surface's kind beside that of the surface: a coarse question for a start.
+        defects_weight: Of the second question's loss beside the first's.
+        hidden: Width of the network that answers.
+        pool, fresh: See `export.crops.Source`.
+        statistics: Batches that batch norm's statistics come from at the end, of crops at the input size: pooled
+            maxima and edges differ by size.
+    """
+
+    architecture: str = "resnet10t"
+    model_args: dict[str, Any] = field(
+        default_factory=lambda: {
+            "channels": [16, 32, 96, 320],
+            "stem_width": 8,
+            "stem_type": "deep",
+            "avg_down": False,
+            "global_pool": "catavgmax",
+        }
+    )
+    levels: int = 2
+    surfaces: int = 700
+    batch: int = 96
+    sides_px: tuple[int, int] = (64, 112)
+    rate: float = 3e-3
+    weight_decay: float = 0.05
+    smoothing: float = 0.1
+    kinds_weight: float = 0.5
+    defects_weight: float = 16.0
+    hidden: int = 512
+    pool: int = 2000
+    fresh: int = 2
+    statistics: int = 40
+
+
+def recipe_of(text: bytes, source: str) -> Recipe:
+    """Return the recipe that differs from the usual one as a JSON object says.
+
+    Args:
+        text: JSON, with any of the recipe's members.
+        source: What to call it in errors.
+
+    Raises:
+        ExportError: it is no such object.
+    """
+    hint = f"Members are {', '.join(one.name for one in fields(Recipe))}."
+    try:
+        given = msgspec.json.decode(text, type=dict[str, Any])
+        unknown = sorted(given.keys() - {one.name for one in fields(Recipe)})
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], [one.name for one in fields(Recipe)], n=1)
+            raise ExportError(
+                f"{source}: a recipe has no {unknown[0]!r}", hint=f"Did you mean {near[0]!r}?" if near else hint
+            )
+        return msgspec.convert({**asdict(Recipe()), **given}, Recipe)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise ExportError(f"{source}: {error}", hint=hint) from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, and from which seed.
+
+    Attributes:
+        seed: Of weights, surfaces and crops.
+        steps: None plans as many as fit `minutes`.
+        minutes: For drawing and training.
+        processes: That draw ahead.
+        mixed: Train in bfloat16 where that is faster; weights and losses stay float32.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    minutes: float = 60.0
+    processes: int = 0
+    mixed: bool = True
+
+
+class Mark(msgspec.Struct):
+    """The losses around a step, each a mean since the mark before."""
+
+    step: int
+    surface_loss: float
+    kind_loss: float
+    defect_loss: float
+
+
+class Outcome(msgspec.Struct):
+    """How it went.
+
+    Attributes:
+        steps: Taken.
+        crops: Seen.
+        sheets: Drawn.
+        seconds: Of wall time, of all runs together where one was killed.
+        resumed_at: The step that this run began with.
+        marks: Losses on the way.
+    """
+
+    steps: int
+    crops: int
+    sheets: int
+    seconds: float
+    resumed_at: int
+    marks: list[Mark]
+
+
+class _State(msgspec.Struct):
+    step: int
+    total: int
+    seconds: float
+    marks: list[Mark]
+
+
+def bare_network(recipe: Recipe) -> nn.Module:
+    """Return timm's network without weights of anybody, without a classifier."""
+    network: nn.Module = timm.create_model(
+        recipe.architecture, pretrained=False, num_classes=0, **recipe.model_args
+    )
+    return network
+
+
+class _Answers(nn.Module):
+    """What answers both questions from the features; thrown away afterwards."""
+
+    def __init__(self, feature_size: int, recipe: Recipe) -> None:
+        super().__init__()
+        self.between = nn.Sequential(
+            nn.Linear(feature_size, recipe.hidden, bias=False),
+            nn.BatchNorm1d(recipe.hidden),
+            nn.ReLU(inplace=True),
+        )
+        self.surface = nn.Linear(recipe.hidden, recipe.surfaces)
+        self.kind = nn.Linear(recipe.hidden, len(KIND_NAMES))
+        self.defects = nn.Linear(recipe.hidden, len(DEFECT_NAMES))
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden = self.between(features)
+        return self.surface(hidden), self.kind(hidden), self.defects(hidden)
+
+
+class _Whole(nn.Module):
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        network = bare_network(recipe)
+        self.features: nn.Module = Tapped(network, recipe.levels) if recipe.levels > 1 else network
+        with torch.no_grad():
+            size = self.features.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+        self.answers = _Answers(size, recipe)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        answered: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.answers(self.features(pixels))
+        return answered
+
+
+def pretrain(
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    checkpoint: Checkpoint | None = None,
+    on_step: OnStep = lambda _done, _total, _note: None,
+    on_scalars: Callable[[int, dict[str, float]], None] = lambda _step, _figures: None,
+) -> tuple[nn.Module, Outcome]:
+    """Return timm's network, trained and in evaluation mode on the processor, and how it went.
+
+    Raises:
+        ExportError: training diverged, or the checkpoint is damaged or cannot be written.
+    """
+    source = Source(plan.seed, recipe.surfaces, HELD_OUT, recipe.pool, recipe.fresh)
+    pool = Pool(source, plan.processes)
+    try:
+        return _Run(plan, recipe, pool, checkpoint, on_step, on_scalars).run()
+    finally:
+        pool.close()
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        pool: Pool,
+        checkpoint: Checkpoint | None,
+        on_step: OnStep,
+        on_scalars: Callable[[int, dict[str, float]], None],
+    ) -> None:
+        self.plan, self.recipe, self.pool, self.checkpoint = plan, recipe, pool, checkpoint
+        self.on_step, self.on_scalars = on_step, on_scalars
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.began = time.perf_counter()
+        torch.manual_seed(plan.seed)
+        self.whole = _Whole(recipe).to(self.device).to(memory_format=torch.channels_last)
+        decayed = [w for w in self.whole.parameters() if w.ndim > 1]
+        others = [w for w in self.whole.parameters() if w.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=recipe.rate,
+        )
+        said = (plan, asdict(recipe), self.device.type, torch.__version__, timm.__version__, cv2.__version__)
+        self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
+
+    def run(self) -> tuple[nn.Module, Outcome]:
+        state = self._start()
+        resumed, before = state.step, state.seconds
+        self._fill(state.step)
+        if state.total == 0:
+            state.total = self._steps_within_budget()
+        losses = torch.zeros(3)
+        self.whole.train()
+        while state.step < state.total:
+            losses += self._step(state.step, state.total)
+            state.step += 1
+            state.seconds = before + time.perf_counter() - self.began
+            self._note(state, losses, resumed)
+            if self.checkpoint is not None and self.checkpoint.due():
+                self._save(state)
+        self._measure_statistics(state.step)
+        network = self.whole.features.network if isinstance(self.whole.features, Tapped) else self.whole.features
+        plain = network.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        for weight in plain.parameters():
+            weight.requires_grad_(False)
+        sheets = self.recipe.pool + self.recipe.fresh * (state.total - 1)
+        seconds = before + time.perf_counter() - self.began
+        return plain, Outcome(
+            state.total, state.total * self.recipe.batch, sheets, round(seconds, 1), resumed, state.marks
+        )
+
+    def _start(self) -> _State:
+        saved = None if self.checkpoint is None else self.checkpoint.load(self.fingerprint)
+        if saved is None:
+            return _State(0, self.plan.steps or 0, 0.0, [])
+        tensors, state = saved[0], msgspec.json.decode(saved[1], type=_State)
+        self.whole.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("whole.")})
+        kept: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adamw."):
+                _, number, name = key.split(".", 2)
+                kept.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        return state
+
+    def _save(self, state: _State) -> None:
+        assert self.checkpoint is not None
+        moments: dict[int, dict[str, torch.Tensor]] = self.optimizer.state_dict()["state"]
+        tensors: Tensors = {f"whole.{name}": value for name, value in self.whole.state_dict().items()}
+        tensors |= {f"adamw.{i}.{name}": value for i, own in moments.items() for name, value in own.items()}
+        self.checkpoint.save(self.fingerprint, tensors, msgspec.json.encode(state).decode())
+
+    def _fill(self, step: int) -> None:
+        missing = self.pool.missing(step)
+        for done, number in enumerate(missing, 1):
+            self.pool.draw(number)
+            self.on_step(done, len(missing), "drawing the first sheets")
+
+    def _steps_within_budget(self) -> int:
+        """Return how many steps fit the budget, by a few that teach nothing."""
+        self.whole.train()
+        began = time.perf_counter()
+        for step in range(TRIAL_STEPS):
+            if step == 2:  # the first ones allocate
+                began = time.perf_counter()
+            side = side_px(self.recipe, self.plan.seed, step, TRIAL_STEPS)
+            self._loss(self.pool.crops(0, self.recipe.batch, side), step).sum().backward()  # type: ignore[no-untyped-call]
+            self.optimizer.zero_grad(set_to_none=True)
+        now = time.perf_counter()
+        draw = now - began
+        self.pool.source.sheet(0)
+        drawn = time.perf_counter() - now
+        each = draw / (TRIAL_STEPS - 2) + (0 if self.plan.processes else drawn * self.recipe.fresh)
+        left = 60 * self.plan.minutes - (now - self.began)
+        # The trial moved batch norm's averages only, which the first steps forget.
+        return max(1, math.floor(left / each))
+
+    def _pixels(self, crops: Crops, step: int) -> torch.Tensor:
+        pixels = torch.from_numpy(augmented(crops, MEAN, STD, self.plan.seed, step))
+        return pixels.to(self.device).to(memory_format=torch.channels_last)
+
+    def _loss(self, crops: Crops, step: int) -> torch.Tensor:
+        """Return the losses (3,): surface, its kind, defects."""
+        pixels = self._pixels(crops, step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.mixed):
+            surface, kind, defects = self.whole(pixels)
+        wanted = torch.from_numpy(crops.recipes).to(self.device)
+        first = functional.cross_entropy(surface.float(), wanted, label_smoothing=self.recipe.smoothing)
+        second = functional.cross_entropy(kind.float(), wanted % len(KIND_NAMES))
+        shown, counted = (torch.from_numpy(part).to(self.device) for part in (crops.shown, crops.counted))
+        third = functional.binary_cross_entropy_with_logits(defects.float(), shown, counted)
+        return torch.stack([first, second, third])
+
+    def _step(self, step: int, total: int) -> torch.Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate * share_of_peak(step, total)
+        side = side_px(self.recipe, self.plan.seed, step, total)
+        losses = self._loss(self.pool.crops(step, self.recipe.batch, side), step)
+        self.optimizer.zero_grad(set_to_none=True)
+        weights = losses.new_tensor([1, self.recipe.kinds_weight, self.recipe.defects_weight])
+        (losses @ weights).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.whole.parameters(), MAX_GRADIENT)
+        self.optimizer.step()
+        return losses.detach().cpu()
+
+    def _note(self, state: _State, losses: torch.Tensor, resumed: int) -> None:
+        note = ""
+        if state.step % NOTE_EVERY == 0 or state.step == state.total:
+            since = state.step - (state.marks[-1].step if state.marks else 0)
+            surface, kind, defects = (losses / max(1, since)).tolist()
+            if not math.isfinite(surface + kind + defects):
+                raise ExportError("training diverged", hint="Try another --seed.")
+            losses.zero_()
+            state.marks.append(Mark(state.step, round(surface, 4), round(kind, 4), round(defects, 4)))
+            self.on_scalars(state.step, {"surface_loss": surface, "kind_loss": kind, "defect_loss": defects})
+            ran = time.perf_counter() - self.began
+            left = ran / max(1, state.step - resumed) * (state.total - state.step) / 60
+            note = (
+                f"step {state.step} of {state.total}: surface {surface:.3f}, kind {kind:.3f}, "
+                f"defects {defects:.4f}; about {left:.0f} min left"
+            )
+        self.on_step(state.step, state.total, note)
+
+    def _measure_statistics(self, step: int) -> None:
+        norms = batch_norms(self.whole.features)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over what follows
+        self.whole.train()
+        with torch.inference_mode():
+            for i in range(self.recipe.statistics):
+                crops = self.pool.again(step + i, STATISTICS_BATCH, INPUT_PX)
+                self.whole.features(self._pixels(crops, step + i))
+
+
+def side_px(recipe: Recipe, seed: int, step: int, total: int) -> int:
+    """Return the side of a step's crops: growing, give or take a step of 16 pixels."""
+    first, last = recipe.sides_px
+    about = first + (last - first) * step / total + np.random.default_rng([seed, 3, step]).uniform(-16, 16)
+    return int(np.clip(16 * round(about / 16), first, last))
