@@ -316,48 +316,62 @@ class Learner:
         return self._active
 
     def label(self, sample_id: bytes, class_id: bytes | None, operator: str) -> Saved:
-        """Store an operator's label; it is on disk when this returns, and learned soon after.
+        """Store an operator's label; it is on disk when this returns, and learned soon after. See `label_all`."""
+        return self.label_all([(sample_id, class_id)], operator)
+
+    def label_all(self, labels: Sequence[tuple[bytes, bytes | None]], operator: str) -> Saved:
+        """Store labels as one: all are on disk when this returns, or none is. Learned soon after.
 
         Args:
-            sample_id: A sample kept in the store.
-            class_id: Its class; None withdraws the label.
+            labels: Samples kept in the store, each with its class; None withdraws the label.
             operator: Who says so.
 
         Raises:
             LabelError: no such sample, or its picture is needed and gone.
             SummedSample: the release has learned from it, and knows it by its sums only.
             UnknownClassError: no such class.
-            StoreFull: it could not be stored; nothing was.
+            StoreFull: they could not be stored; nothing was.
         """
-        sample = self._store.sample(sample_id)
-        if sample is None:
-            raise LabelError(
-                f"sample {sample_id.hex()[:12]} is not kept here",
-                hint="Only the newest unlabelled pictures are kept; label one of those.",
-            )
-        code = None if class_id is None else self._code_of(sample)
+        asked = [(self._kept(sample_id), class_id) for sample_id, class_id in labels]
+        found = {s.sample_id: self._code_of(s) for s, class_id in asked if class_id is not None}
         with self._changed:
             self._catch_up()
-            if self._fold.is_summed(sample_id):
-                raise SummedSample(
-                    f"sample {sample_id.hex()[:12]} is one that the release was made from, without its code",
-                    hint="Correct it where the release is made, or export with a larger --max-base-codes.",
-                )
-            if class_id is not None and self._fold.canonical(class_id) not in self._fold.class_names():
-                raise UnknownClassError(
-                    f"there is no class {class_id.hex()[:12]}", hint="Define the class first, then label with it."
-                )
-            bodies: list[Body] = [Label(sample_id, class_id, operator)]
+            bodies: list[Body] = []
             codes: dict[bytes, Code] = {}
-            if code is not None and not self._store.has_code(sample_id, self.space):
-                space = bytes.fromhex(self.space)
-                bodies.append(CodeRecord(space, sample_id, sample.group, code_digest(code)))
+            for sample, class_id in asked:
+                sample_id = sample.sample_id
+                self._check_label(sample_id, class_id)
+                bodies.append(Label(sample_id, class_id, operator))
+                code = found.get(sample_id)
+                if code is None or sample_id in codes or self._store.has_code(sample_id, self.space):
+                    continue
+                bodies.append(CodeRecord(bytes.fromhex(self.space), sample_id, sample.group, code_digest(code)))
                 codes[sample_id] = code
             records = self._store.append(bodies, codes)
             if self._durable_at is None:
                 self._durable_at = time.monotonic()
             self._wake()
         return Saved(tuple(records))
+
+    def _kept(self, sample_id: bytes) -> Sample:
+        sample = self._store.sample(sample_id)
+        if sample is None:
+            raise LabelError(
+                f"sample {sample_id.hex()[:12]} is not kept here",
+                hint="Only the newest unlabelled pictures are kept; label one of those.",
+            )
+        return sample
+
+    def _check_label(self, sample_id: bytes, class_id: bytes | None) -> None:
+        if self._fold.is_summed(sample_id):
+            raise SummedSample(
+                f"sample {sample_id.hex()[:12]} is one that the release was made from, without its code",
+                hint="Correct it where the release is made, or export with a larger --max-base-codes.",
+            )
+        if class_id is not None and self._fold.canonical(class_id) not in self._fold.class_names():
+            raise UnknownClassError(
+                f"there is no class {class_id.hex()[:12]}", hint="Define the class first, then label with it."
+            )
 
     def _code_of(self, sample: Sample) -> Code:
         if sample.space == self.space:

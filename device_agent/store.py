@@ -675,6 +675,10 @@ class Store:
             "WHERE status = ? ORDER BY arrival DESC LIMIT ? OFFSET ?", status.value, limit, offset
         )
 
+    def samples_of(self, group: str, *, limit: int) -> list[Sample]:
+        """Return a group's samples that nobody has labelled, newest first."""
+        return self._samples("WHERE part = ? AND status != 'labelled' ORDER BY arrival DESC LIMIT ?", group, limit)
+
     def queue(self, limit: int) -> list[Sample]:
         """Return the samples an operator is asked about, most important first."""
         return self._samples("WHERE status = 'queued' ORDER BY priority DESC, arrival DESC LIMIT ?", limit)

@@ -1,0 +1,130 @@
+"""Which parts are rejected: where a station's operating point lies, kept at a stated escape rate as its head
+learns.
+
+People choose which classes are good and which share of defects may pass at most. The threshold on the probability
+of a defect follows from left-out samples of the head that serves (`sdk.operating`), and is found anew for each
+confirmed head; a provisional one uses the threshold before. Unknown is always rejected.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+
+from sdk.errors import HeadError
+from sdk.head import Calibration
+from sdk.moments import Floats
+from sdk.operating import OperatingPoint, operating_point
+from sdk.score import LeftOut
+
+MAX_ESCAPE_RATE: Final = 0.5
+GOOD_NAMES: Final = frozenset(
+    {"good", "ok", "okay", "pass", "free", "fine", "normal", "gut", "i.o.", "io", "合格", "良品", "正常"}
+)
+"""What people call parts without a defect; the default until somebody names the good classes."""
+
+
+class Scored(Protocol):
+    """A confirmed head's left-out scores: `device_agent.learner.Reference`."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def left_out(self) -> LeftOut: ...
+    @property
+    def calibration(self) -> Calibration: ...
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What people chose. `good` None goes by `GOOD_NAMES`.
+
+    Attributes:
+        good: Ids of the classes without a defect, in hex.
+        escape_rate: Share of defects that may pass at most.
+        by_threshold: Reject from a threshold on that keeps this rate; else whatever is decided as no good class.
+    """
+
+    good: list[str] | None = None
+    escape_rate: float = 0.01
+    by_threshold: bool = False
+
+
+@dataclass(frozen=True)
+class Accepting:
+    """How parts are judged now.
+
+    Attributes:
+        good: Ids of the classes without a defect.
+        threshold: Reject from this probability of a defect on; None rejects every decision that is no good class.
+    """
+
+    good: frozenset[bytes]
+    threshold: float | None
+
+    def defect(self, class_ids: Collection[bytes], probabilities: Floats) -> float:
+        """Return the probability (k,) of any class but the good ones."""
+        bad = np.array([class_id not in self.good for class_id in class_ids])
+        return float(probabilities[bad].sum())
+
+    def rejects(self, class_id: bytes, defect: float, unknown: bool) -> bool:
+        """Return whether a part goes out: it is unknown, or too likely a defect."""
+        if unknown:
+            return True
+        return class_id not in self.good if self.threshold is None else defect >= self.threshold
+
+
+class OperatingTarget:
+    """The target of one station, and the threshold that it means for the head that serves. Any thread may call."""
+
+    def __init__(self, target: Target | None = None) -> None:
+        self._lock = threading.Lock()
+        self._target = target or Target()
+        self._found: tuple[object, OperatingPoint | None] = (None, None)
+
+    @property
+    def target(self) -> Target:
+        """What people chose."""
+        return self._target
+
+    def choose(self, target: Target) -> None:
+        """Go by another target from the next frame on."""
+        with self._lock:
+            self._target, self._found = target, (None, None)
+
+    def good(self, names: dict[bytes, str]) -> frozenset[bytes]:
+        """Return the good classes among those that exist, by what people chose or by their names."""
+        chosen = self._target.good
+        if chosen is None:
+            return frozenset(c for c, name in names.items() if name.casefold() in GOOD_NAMES)
+        return frozenset(c for c in names if c.hex() in chosen)
+
+    def accepting(self, names: dict[bytes, str], scored: Scored | None) -> Accepting | None:
+        """Return how parts are judged now; None where no class is known to be good."""
+        good = self.good(names)
+        if not good:
+            return None
+        if not self._target.by_threshold:
+            return Accepting(good, None)
+        point = self.point(good, scored)
+        return Accepting(good, None if point is None else point.threshold)
+
+    def point(self, good: frozenset[bytes], scored: Scored | None) -> OperatingPoint | None:
+        """Return the operating point for the target; None where no left-out scores can tell it."""
+        with self._lock:
+            if scored is None:
+                return self._found[1]  # a provisional head, or one not scored yet: as before
+            key = (scored.number, good, self._target)
+            if self._found[0] != key:
+                try:
+                    found = operating_point(
+                        scored.left_out, scored.calibration, good, escape_rate=self._target.escape_rate
+                    )
+                except HeadError:
+                    found = None
+                self._found = (key, found)
+            return self._found[1]

@@ -1,0 +1,111 @@
+"""`headway agent user`: accounts of a device's page, from the command line. The agent may run meanwhile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from device_agent.page.access import Access
+
+_SITE = click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
+_ROLE = click.option(
+    "--role",
+    type=click.Choice(["operator", "engineer", "admin"]),
+    default="operator",
+    show_default=True,
+    help="Operators label; engineers also choose what is rejected and roll heads back; admins also make accounts.",
+)
+
+
+@click.group()
+def user() -> None:
+    """Who may use this device's page."""
+
+
+@contextmanager
+def _access(site_file: Path) -> Iterator[Access]:
+    from device_agent.config import load_site
+    from device_agent.page.access import Access
+    from device_agent.page.book import open_book
+
+    book = open_book(load_site(site_file).data_dir)
+    try:
+        yield Access(book)
+    finally:
+        book.close()
+
+
+def _secret(role: str) -> str:
+    """Return a PIN or password: typed twice on a terminal, else the first line of standard input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\n")
+    what = "PIN (6 digits or more) or password" if role == "operator" else "Password"
+    return str(click.prompt(what, hide_input=True, confirmation_prompt=True))
+
+
+@user.command()
+@_SITE
+@click.argument("name")
+@_ROLE
+def add(site_file: Path, name: str, role: str) -> None:
+    """Make an account. The first must be an admin's; from then on everybody logs in.
+
+    The PIN or password is asked for, or read from standard input:
+
+    \b
+      headway agent user add site.toml Ann --role admin
+      headway agent user add site.toml Ben < ben-pin
+    """
+    from device_agent.page.access import Role
+
+    with _access(site_file) as access:
+        account = access.add(name, Role(role), _secret(role))
+        access.note("", "account added", account.id)
+    click.echo(f"{account.name} may log in as {account.role.value}")
+
+
+@user.command("list")
+@_SITE
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_(site_file: Path, as_json: bool) -> None:
+    """Name the accounts."""
+    with _access(site_file) as access:
+        accounts = access.accounts()
+    if as_json:
+        click.echo(json.dumps([{"id": a.id, "name": a.name, "role": a.role.value} for a in accounts]))
+        return
+    for each in accounts:
+        click.echo(f"{each.name}  {each.role.value}  {each.id}")
+    if not accounts:
+        click.echo("no accounts: whoever sits at the device may do everything")
+
+
+@user.command()
+@_SITE
+@click.argument("name")
+def secret(site_file: Path, name: str) -> None:
+    """Give somebody another PIN or password; their sessions end."""
+    with _access(site_file) as access:
+        role = next((a.role.value for a in access.accounts() if a.name.casefold() == name.casefold()), "operator")
+        access.set_secret(name, _secret(role))
+    click.echo(f"{name} has a new secret")
+
+
+@user.command()
+@_SITE
+@click.argument("name")
+@click.option("--erase", is_flag=True, help="Forget the name beside earlier labels and in the audit log too.")
+def remove(site_file: Path, name: str, erase: bool) -> None:
+    """End an account and its sessions."""
+    with _access(site_file) as access:
+        account_id = next((a.id for a in access.accounts() if a.name.casefold() == name.casefold()), "")
+        access.remove(name, erase=erase)
+        access.note("", "account erased" if erase else "account removed", account_id)
+    click.echo(f"{name} is {'erased' if erase else 'removed'}")

@@ -1,0 +1,429 @@
+"""Who may do what on this device's page: local accounts, sessions, tokens for machines, the audit log.
+
+Rules this module keeps:
+
+- Without accounts whoever reaches the page may do everything, and the page is on loopback only (`server`). From
+  the first account on everybody logs in.
+- The label log never holds a name where there are accounts: it holds the account's random id. Erasing a person
+  removes the name that goes with the id; the log's hash chain is untouched.
+- Secrets, session and token values are not stored: argon2id of what people choose, SHA-256 of what we drew.
+- Trying is limited per account and per address; `MAX_TRIES` and what follows say how much.
+
+Cookies, headers and routes are `guard`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from device_agent.database import Database
+from sdk.errors import AccessError, LoginFailed, NameTaken, TooManyTries
+
+MIN_PIN_DIGITS: Final = 6
+"""Six digits and `MAX_TRIES` leave a stranger one chance in 10,000 for a day of trying; four would leave 1 %."""
+MIN_PASSWORD_CHARS: Final = 10
+MAX_SECRET_CHARS: Final = 128
+MAX_TRIES: Final = 5
+"""Wrong tries in a row before the first wait."""
+FIRST_WAIT_S: Final = 30.0
+MAX_WAIT_S: Final = 15 * 60.0
+IDLE_S: Final = 60 * 60.0
+"""An unused session of an engineer or admin ends after this."""
+IDLE_OPERATOR_S: Final = 10 * 60 * 60.0
+"""A shift and its overlap: nobody logs in with gloves on for every label."""
+LONGEST_S: Final = 24 * 60 * 60.0
+MAX_SESSIONS: Final = 200
+KEEP_AUDIT: Final = 200_000
+HASHERS: Final = 2
+"""Secrets that are checked at a time: each takes 64 MiB for a tenth of a second."""
+
+
+class Role(str, Enum):
+    """What somebody may do; each may do what those before may. Values are stored."""
+
+    OPERATOR = "operator"
+    ENGINEER = "engineer"
+    ADMIN = "admin"
+
+    @property
+    def rank(self) -> int:
+        """Return its place in that order."""
+        return list(Role).index(self)
+
+
+@dataclass(frozen=True)
+class Account:
+    """A person. `id` is what the label log says of them."""
+
+    id: str
+    name: str
+    role: Role
+    created_utc: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A machine's way in; its value is shown once, when it is made."""
+
+    name: str
+    role: Role
+    created_utc: float
+
+
+@dataclass(frozen=True)
+class Who:
+    """Who asks.
+
+    Attributes:
+        id: For the label log; empty where nobody is known.
+        name: For people.
+        role: What they may do.
+        csrf: What a writing request of this session must carry; empty where no cookie speaks for anybody.
+    """
+
+    id: str
+    name: str
+    role: Role
+    csrf: str = ""
+
+
+LOCAL: Final = Who("", "", Role.ADMIN)
+"""Whoever sits at the device, where there are no accounts."""
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One thing that somebody did."""
+
+    number: int
+    at_utc: float
+    who: str
+    action: str
+    what: str
+    address: str
+
+
+class Access:
+    """Accounts of one device. Any thread may call.
+
+    Args:
+        book: The page's file.
+        clock: Seconds since 1970.
+        hasher: argon2id; tests take a cheap one.
+    """
+
+    def __init__(
+        self, book: Database, *, clock: Callable[[], float] = time.time, hasher: PasswordHasher | None = None
+    ) -> None:
+        self._book = book
+        self._clock = clock
+        self._hasher = hasher or PasswordHasher()
+        self._slots = threading.BoundedSemaphore(HASHERS)
+        # Somebody who does not exist must take as long to refuse as somebody who does.
+        self._nobody = self._hasher.hash(secrets.token_hex(16))
+        self.local_token = f"hw_{secrets.token_urlsafe(32)}"
+        """For `headway agent status`: in a file that only the agent's own user may read, until the agent stops."""
+
+    # -- accounts ------------------------------------------------------------------------------------------------
+
+    @property
+    def in_use(self) -> bool:
+        """Return whether there are accounts, so that people must log in."""
+        return self._book.row("SELECT 1 FROM accounts WHERE name IS NOT NULL LIMIT 1") is not None
+
+    def accounts(self) -> list[Account]:
+        """Return the accounts, by name."""
+        rows = self._book.rows(
+            "SELECT id, name, role, created_utc FROM accounts WHERE name IS NOT NULL ORDER BY name"
+        )
+        return [Account(id_, name, Role(role), created) for id_, name, role, created in rows]
+
+    def add(self, name: str, role: Role, secret: str) -> Account:
+        """Make an account.
+
+        Raises:
+            AccessError: the name or the secret will not do, or the first account is no admin's.
+            NameTaken: somebody has that name.
+        """
+        name = _name(name)
+        _check_secret(role, secret)
+        if role is not Role.ADMIN and not self.in_use:
+            raise AccessError(
+                "the first account must be an admin's", hint="Add one with --role admin, then the operators."
+            )
+        account = Account(f"p-{secrets.token_hex(6)}", name, role, self._clock())
+        hashed = self._hash(secret)
+        with self._book.transaction() as db:
+            if db.execute("SELECT 1 FROM accounts WHERE name = ?", (name,)).fetchone():
+                raise NameTaken(f"there is an account {name!r} already", hint="Choose another name.")
+            db.execute(
+                "INSERT INTO accounts VALUES (?, ?, ?, ?, ?)",
+                (account.id, name, role.value, hashed, account.created_utc),
+            )
+        return account
+
+    def set_secret(self, name: str, secret: str) -> None:
+        """Give an account another PIN or password, and end its sessions.
+
+        Raises:
+            AccessError: no such account, or the secret will not do.
+        """
+        account = self._account(name)
+        _check_secret(account.role, secret)
+        hashed = self._hash(secret)
+        with self._book.transaction() as db:
+            db.execute("UPDATE accounts SET secret = ? WHERE id = ?", (hashed, account.id))
+            db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
+
+    def remove(self, name: str, *, erase: bool = False) -> None:
+        """End an account and its sessions.
+
+        The name stays readable beside earlier labels and in the audit log, unless it is erased from both: the
+        random id stays in the label log and says nothing about anybody.
+
+        Raises:
+            AccessError: no such account, or the last admin would go while others stay.
+        """
+        account = self._account(name)
+        others = [each for each in self.accounts() if each.id != account.id]
+        if others and not any(each.role is Role.ADMIN for each in others):
+            raise AccessError(f"{account.name!r} is the last admin", hint="Make another admin first.")
+        with self._book.transaction() as db:
+            db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
+            db.execute("UPDATE accounts SET name = NULL, secret = NULL WHERE id = ?", (account.id,))
+            if not erase:
+                db.execute("REPLACE INTO settings VALUES (?, ?)", (f"former/{account.id}", account.name))
+        if erase:
+            self.erase(account.id, account.name)
+
+    def erase(self, account_id: str, name: str) -> None:
+        """Forget what a former account's id stands for, here and in the audit log. Erasing twice is harmless."""
+        with self._book.transaction() as db:
+            db.execute("DELETE FROM settings WHERE key = ?", (f"former/{account_id}",))
+            db.execute("DELETE FROM tries WHERE who = ?", (f"account {name.casefold()}",))
+            db.execute("UPDATE audit SET address = '' WHERE who = ?", (account_id,))
+            db.execute("UPDATE audit SET what = '' WHERE what = ? COLLATE NOCASE", (name,))
+
+    def former(self) -> dict[str, str]:
+        """Return the names of removed accounts that were not erased, by id."""
+        rows = self._book.rows("SELECT key, value FROM settings WHERE key LIKE 'former/%'")
+        return {key.removeprefix("former/"): value for key, value in rows}
+
+    def name_of(self, who: str) -> str:
+        """Return the name of who gave a label: an account's, a removed one's, or what the log says itself."""
+        name = self._book.value("SELECT name FROM accounts WHERE id = ?", who)
+        if name is None:
+            name = self._book.value("SELECT value FROM settings WHERE key = ?", f"former/{who}")
+        return who if name is None else str(name)
+
+    def _account(self, name: str) -> Account:
+        row = self._book.row("SELECT id, name, role, created_utc FROM accounts WHERE name = ?", name.strip())
+        if row is None:
+            raise AccessError(f"there is no account {name[:64]!r}", hint="headway agent user list names them.")
+        return Account(row[0], row[1], Role(row[2]), row[3])
+
+    # -- logging in ----------------------------------------------------------------------------------------------
+
+    def log_in(self, name: str, secret: str, address: str) -> str:
+        """Return the value of a new session.
+
+        Raises:
+            LoginFailed: name and secret do not go together.
+            TooManyTries: there were too many wrong tries; nothing was checked.
+        """
+        keys = (f"account {name.strip().casefold()[:64]}", f"address {address}")
+        self._check_tries(keys)
+        row = self._book.row("SELECT id, secret FROM accounts WHERE name = ?", name.strip())
+        right = self._verify(self._nobody if row is None else str(row[1]), secret[: MAX_SECRET_CHARS + 1])
+        if row is None or not right:
+            self._count_try(keys)
+            self.note("", "login refused", name.strip()[:64], address)
+            raise LoginFailed("name and PIN or password do not go together", hint="Try again.")
+        token, now = secrets.token_urlsafe(32), self._clock()
+        with self._book.transaction() as db:
+            db.execute("DELETE FROM tries WHERE who = ?", (keys[0],))
+            db.execute("DELETE FROM sessions WHERE began_utc < ?", (now - LONGEST_S,))
+            db.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?)",
+                (_digest(token), row[0], secrets.token_urlsafe(24), now, now),
+            )
+            db.execute(
+                "DELETE FROM sessions WHERE token IN"
+                " (SELECT token FROM sessions ORDER BY used_utc DESC LIMIT -1 OFFSET ?)",
+                (MAX_SESSIONS,),
+            )
+        self.note(str(row[0]), "login", "", address)
+        return token
+
+    def session(self, token: str) -> Who | None:
+        """Return whose session this is; None where it is none, or has ended."""
+        row = self._book.row(
+            "SELECT a.id, a.name, a.role, s.csrf, s.began_utc, s.used_utc FROM sessions s"
+            " JOIN accounts a ON a.id = s.account WHERE s.token = ? AND a.name IS NOT NULL",
+            _digest(token),
+        )
+        if row is None:
+            return None
+        id_, name, role, csrf, began, used = row
+        now, who = self._clock(), Who(id_, name, Role(role), csrf)
+        idle_s = IDLE_OPERATOR_S if who.role is Role.OPERATOR else IDLE_S
+        if now - used > idle_s or now - began > LONGEST_S:
+            self.log_out(token)
+            return None
+        if now - used > idle_s / 60:  # not at every request: each is a write
+            with self._book.transaction(durable=False) as db:
+                db.execute("UPDATE sessions SET used_utc = ? WHERE token = ?", (now, _digest(token)))
+        return who
+
+    def log_out(self, token: str) -> None:
+        """End a session."""
+        with self._book.transaction() as db:
+            db.execute("DELETE FROM sessions WHERE token = ?", (_digest(token),))
+
+    def _check_tries(self, keys: tuple[str, ...]) -> None:
+        marks = ", ".join("?" * len(keys))
+        until = self._book.value(f"SELECT max(until_utc) FROM tries WHERE who IN ({marks})", *keys) or 0.0
+        # A clock that jumped back must not lock a line out for longer than the longest wait.
+        wait_s = min(until - self._clock(), MAX_WAIT_S)
+        if wait_s > 0:
+            raise TooManyTries(f"too many wrong tries; wait {wait_s:.0f} s", hint="Ask an admin for a new PIN.")
+
+    def _count_try(self, keys: tuple[str, ...]) -> None:
+        with self._book.transaction() as db:
+            for key in keys:
+                row = db.execute("SELECT failed FROM tries WHERE who = ?", (key,)).fetchone()
+                failed = 1 + (0 if row is None else int(row[0]))
+                # One address may be a gateway with a whole shift behind it.
+                allowed = MAX_TRIES if key.startswith("account") else 4 * MAX_TRIES
+                waits = failed - allowed
+                until = self._clock() + min(FIRST_WAIT_S * 2**waits, MAX_WAIT_S) if waits >= 0 else 0.0
+                db.execute("REPLACE INTO tries VALUES (?, ?, ?)", (key, failed, until))
+            db.execute("DELETE FROM tries WHERE who IN (SELECT who FROM tries LIMIT -1 OFFSET 10000)")
+
+    # -- machines ------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[Token]:
+        """Return the machines' tokens, by name, without their values."""
+        rows = self._book.rows("SELECT name, role, created_utc FROM tokens ORDER BY name")
+        return [Token(name, Role(role), created) for name, role, created in rows]
+
+    def add_token(self, name: str, role: Role) -> str:
+        """Return the value of a new token.
+
+        Raises:
+            AccessError: the name will not do.
+            NameTaken: there is one of that name.
+        """
+        name, value = _name(name), f"hw_{secrets.token_urlsafe(32)}"
+        with self._book.transaction() as db:
+            if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
+                raise NameTaken(
+                    f"there is a token {name!r} already", hint="Remove it first, or choose another name."
+                )
+            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (_digest(value), name, role.value, self._clock()))
+        return value
+
+    def remove_token(self, name: str) -> None:
+        """End a machine's access.
+
+        Raises:
+            AccessError: no such token.
+        """
+        with self._book.transaction() as db:
+            if db.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount == 0:
+                raise AccessError(f"there is no token {name[:64]!r}", hint="Look at the list of tokens.")
+
+    def machine(self, value: str) -> Who | None:
+        """Return whose token this is; None where it is none."""
+        if same(value, self.local_token):
+            return Who("", "this machine", Role.OPERATOR)
+        row = self._book.row("SELECT name, role FROM tokens WHERE token = ?", _digest(value))
+        return None if row is None else Who(f"token {row[0]}"[:64], row[0], Role(row[1]))
+
+    # -- audit ---------------------------------------------------------------------------------------------------
+
+    def note(self, who: str, action: str, what: str = "", address: str = "") -> None:
+        """Write one line of the audit log."""
+        with self._book.transaction(durable=False) as db:
+            last = db.execute(
+                "INSERT INTO audit (at_utc, who, action, what, address) VALUES (?, ?, ?, ?, ?)",
+                (self._clock(), who, action, what[:200], address),
+            ).lastrowid
+            if last is not None and last % 1000 == 0:
+                db.execute("DELETE FROM audit WHERE number <= ?", (last - KEEP_AUDIT,))
+
+    def audit(self, limit: int, *, before: int | None = None) -> list[AuditRow]:
+        """Return what was done, newest first."""
+        rows = self._book.rows(
+            "SELECT number, at_utc, who, action, what, address FROM audit"
+            " WHERE number < ? ORDER BY number DESC LIMIT ?",
+            2**62 if before is None else before,
+            limit,
+        )
+        return [AuditRow(*row) for row in rows]
+
+    def forget_audit_before(self, at_utc: float) -> int:
+        """Delete lines older than this; return how many."""
+        with self._book.transaction() as db:
+            return int(db.execute("DELETE FROM audit WHERE at_utc < ?", (at_utc,)).rowcount)
+
+    # -- secrets -------------------------------------------------------------------------------------------------
+
+    def _hash(self, secret: str) -> str:
+        with self._slots:
+            return self._hasher.hash(secret)
+
+    def _verify(self, hashed: str, secret: str) -> bool:
+        with self._slots:
+            try:
+                return self._hasher.verify(hashed, secret)
+            except (VerificationError, InvalidHashError):
+                return False
+
+
+def same(one: str, other: str) -> bool:
+    """Return whether two secrets are the same, in a time that does not tell where they differ."""
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def _digest(value: str) -> bytes:
+    return hashlib.sha256(value.encode()).digest()
+
+
+def _name(name: str) -> str:
+    name = " ".join(name.split())
+    if not name or len(name) > 48 or not name.isprintable() or name.startswith(("p-", "token ")):
+        raise AccessError(f"{name[:48]!r} is no name for an account", hint="1 to 48 letters, as people call them.")
+    return name
+
+
+def _check_secret(role: Role, secret: str) -> None:
+    if len(secret) > MAX_SECRET_CHARS:
+        raise AccessError("that secret is too long", hint=f"At most {MAX_SECRET_CHARS} characters.")
+    if role is Role.OPERATOR and secret.isdigit():
+        if len(secret) < MIN_PIN_DIGITS or secret in _EASY or len(set(secret)) < 3:
+            raise AccessError(
+                "that PIN is too easy", hint=f"At least {MIN_PIN_DIGITS} digits, no row and no repetition."
+            )
+        return
+    if len(secret) < MIN_PASSWORD_CHARS:
+        pin = f", or a PIN of {MIN_PIN_DIGITS} digits" if role is Role.OPERATOR else ""
+        raise AccessError("that password is too short", hint=f"At least {MIN_PASSWORD_CHARS} characters{pin}.")
+
+
+_ROWS: Final = "01234567890", "09876543210"
+_EASY: Final = frozenset(
+    row[i : i + n] for row in _ROWS for n in range(MIN_PIN_DIGITS, 12) for i in range(len(row) - n + 1)
+)
+"""Runs of digits, up and down."""

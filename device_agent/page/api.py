@@ -1,0 +1,670 @@
+"""Routes of the HTTP interface (docs/agent.md): JSON in and out, ids in hex, errors as {error, hint}.
+
+Everything here translates; what happens is the station's. Who may call is said at each route, and kept by `guard`.
+OpenAPI is at /openapi.json.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from device_agent.camera import encode_png
+from device_agent.learner import score_of
+from device_agent.outlook import LookAhead, OutlookReport
+from device_agent.page.access import Access, Role
+from device_agent.page.alike import alike
+from device_agent.page.asked import Question, Unsure, question_of
+from device_agent.page.counts import ShiftCounter, ShiftReport
+from device_agent.page.guard import address_of, needs, who_of
+from device_agent.page.history import LabelHistory, LabelRow
+from device_agent.page.refusal import Refusal
+from device_agent.report import State
+from device_agent.station import Station
+from device_agent.store import HeadRow, Sample, SampleStatus
+from sdk.errors import LabelError
+from sdk.images import decode
+from sdk.score import Score, score
+
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+"""An image that somebody posts; a 50-megapixel PNG of a smooth surface stays below it."""
+MAX_PAGE: Final = 200
+MAX_TOGETHER: Final = 64
+"""Labels of one go."""
+EVENT_S: Final = 0.4
+"""The page hears of a change within this; a state takes about a millisecond to make."""
+KEEPALIVE_S: Final = 15.0
+"""A stream says something at least so often, so that the page notices a device that is gone."""
+MAX_STREAMS: Final = 64
+_IMAGE_KINDS: Final = (
+    (b"\x89PNG", "image/png"),
+    (b"\xff\xd8", "image/jpeg"),
+    (b"BM", "image/bmp"),
+    (b"RIFF", "image/webp"),
+)
+"""First bytes of what every browser shows; the rest (TIFF) is sent as PNG."""
+
+HexClass = Annotated[str, Query(pattern=r"^[0-9a-f]{32}$")]
+HexSample = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+SampleField = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ClassField = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Offset = Annotated[int, Query(ge=0, le=10_000_000)]
+OperatorName = Annotated[str, Field(max_length=64)]
+ClassName = Annotated[str, Field(min_length=1, max_length=64)]
+Seq = Annotated[int, Field(ge=1, le=2**62)]
+HeadNumber = Annotated[int, Path(ge=1, le=2**62)]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LabelIn(_In):
+    """A label for `sample`, or the same label for all of `samples` at once.
+
+    One of `class_id` and `class_name`; `class_id` null withdraws the label. `operator` counts only where the
+    device has no accounts; otherwise it is whoever is logged in.
+    """
+
+    sample: SampleField | None = None
+    samples: Annotated[list[SampleField], Field(min_length=1, max_length=MAX_TOGETHER)] | None = None
+    class_id: ClassField | None = None
+    class_name: ClassName | None = None
+    operator: OperatorName = ""
+
+
+class UndoIn(_In):
+    """The log entries of the labels to undo, as they were answered when the labels were saved."""
+
+    first_seq: Seq
+    seq: Seq
+    operator: OperatorName = ""
+
+
+class ClassIn(_In):
+    """A new class, or another name for one."""
+
+    name: ClassName
+    operator: OperatorName = ""
+
+
+@dataclass(frozen=True)
+class SavedOut:
+    """The labels are on this device's disk, as entries `first_seq` to `seq` of its log."""
+
+    saved: bool
+    first_seq: int
+    seq: int
+    class_id: str | None
+    labels: int
+
+
+@dataclass(frozen=True)
+class ClassOut:
+    """A class was defined or renamed, and that is on this device's disk."""
+
+    saved: bool
+    class_id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class SampleOut:
+    """A sample as it was decided when it was last seen, and its label if it has one.
+
+    Attributes:
+        class_id: Of the decision shown, None for unknown.
+        forced_class_id: Of the best class in any case.
+        question: Why an operator is asked, None if not.
+        alike: Other samples that the same answer settles; in the queue only.
+        unsure: Somebody could not tell; it is asked again last.
+    """
+
+    sample: str
+    captured_utc: float
+    source: str
+    group: str
+    decision: str
+    class_id: str | None
+    forced_class_id: str | None
+    forced: str | None
+    probability: float
+    novelty: float
+    unknown: bool
+    status: str
+    reason: str
+    priority: float
+    label_class_id: str | None
+    label: str | None
+    question: Question | None
+    alike: list[str]
+    unsure: bool
+
+
+@dataclass(frozen=True)
+class InspectOut:
+    """The decision for a posted image. `rejected` is by the station's operating point, where it has good
+    classes."""
+
+    sample: str
+    decision: str
+    class_id: str | None
+    forced_class: str
+    forced_class_id: str
+    probability: float
+    novelty: float
+    novelty_threshold: float | None
+    unknown: bool
+    scores: dict[str, float]
+    head: int
+    latency_ms: float
+    kept: bool
+    defect: float | None
+    rejected: bool | None
+
+
+@dataclass(frozen=True)
+class HeadOut:
+    """A head that served on this device. `restorable`: how many labels given here since would be taken back."""
+
+    number: int
+    created_utc: float
+    digest: str
+    samples: int
+    outcome: str
+    reason: str
+    balanced_accuracy: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class RestoredOut:
+    """An earlier head's labels are back, on disk. `exact`: the live set is that head's, digest for digest."""
+
+    saved: bool
+    labels: int
+    first_seq: int | None
+    seq: int | None
+    exact: bool
+    digest: str
+
+
+@dataclass(frozen=True)
+class SuspectOut:
+    """A label that does not fit what all other parts say: look at it again; the head may be the one that errs.
+
+    `kept`: its picture is here, so that it can be confirmed or corrected.
+    """
+
+    sample: str
+    labelled: str
+    labelled_class_id: str
+    looks_like: str
+    looks_like_class_id: str
+    suspicion: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class LabelOut:
+    """A label event. `current`: nobody has said anything about the sample since, so it can be undone."""
+
+    device: str
+    seq: int
+    at_utc: float
+    who: str
+    sample: str
+    class_id: str | None
+    label: str | None
+    before_class_id: str | None
+    before: str | None
+    current: bool
+    own: bool
+    kept: bool
+
+
+class Routes:
+    """The interface of one station."""
+
+    def __init__(
+        self,
+        station: Station,
+        state: Callable[[], State],
+        *,
+        access: Access,
+        unsure: Unsure,
+        counter: ShiftCounter,
+        history: LabelHistory,
+    ) -> None:
+        self.station = station
+        self.state = state
+        self.access = access
+        self.unsure = unsure
+        self.counter = counter
+        self.history = history
+        self._ahead = LookAhead()
+        self._feed = _Feed(state)
+
+    def router(self) -> APIRouter:
+        """Return all routes."""
+        api = APIRouter(prefix="/api")
+        look, label = [Depends(needs(Role.OPERATOR))], [Depends(needs(Role.OPERATOR))]
+        change = [Depends(needs(Role.ENGINEER))]
+        binary = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+        for path, get in (
+            ("/state", self.get_state),
+            ("/shift", self.get_shift),
+            ("/queue", self.get_queue),
+            ("/samples", self.get_samples),
+            ("/samples/{sample}", self.get_sample),
+            ("/samples/{sample}/labels", self.get_sample_labels),
+            ("/labels", self.get_labels),
+            ("/heads", self.get_heads),
+            ("/suspects", self.get_suspects),
+            ("/outlook", self.get_outlook),
+        ):
+            api.add_api_route(path, get, dependencies=look)
+        for path, binary_get in (
+            ("/samples/{sample}/image", self.get_image),
+            ("/samples/{sample}/heatmap", self.get_heatmap),
+        ):
+            api.add_api_route(path, binary_get, dependencies=look, response_class=Response)
+        api.add_api_route("/events", self.get_events, dependencies=look, response_class=StreamingResponse)
+        for path, post in (
+            ("/labels", self.post_label),
+            ("/labels/undo", self.post_undo),
+            ("/classes", self.post_class),
+        ):
+            api.add_api_route(path, post, methods=["POST"], status_code=201, dependencies=label)
+        api.add_api_route("/samples/{sample}/unsure", self.post_unsure, methods=["POST"], dependencies=label)
+        api.add_api_route(
+            "/inspect",
+            self.post_inspect,
+            methods=["POST"],
+            dependencies=label,
+            openapi_extra={"requestBody": {**binary, "required": True}},
+        )
+        api.add_api_route("/classes/{class_id}", self.put_class, methods=["PUT"], dependencies=change)
+        api.add_api_route(
+            "/heads/{number}/restore", self.post_restore, methods=["POST"], status_code=201, dependencies=change
+        )
+        return api
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def get_state(self) -> State:
+        """Everything the device says of itself."""
+        return self.state()
+
+    def get_shift(self) -> ShiftReport:
+        """What this shift has brought: frames, parts, rejects, unknown, labels."""
+        return self.counter.report()
+
+    async def get_events(self, request: Request) -> StreamingResponse:
+        """Server-sent events: `state` with what /api/state and /api/shift say, whenever that changes."""
+        return StreamingResponse(
+            self._feed.events(request, self.counter),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
+        )
+
+    # -- samples --------------------------------------------------------------------------------------------------
+
+    def get_queue(self, limit: Limit = 20) -> list[SampleOut]:
+        """Samples an operator is asked about, most important first; what somebody could not tell comes last."""
+        waiting = self.station.store.queue(self.station.store.limits.queue)
+        unsure = self.unsure.among([s.sample_id for s in waiting])
+        waiting.sort(key=lambda s: s.sample_id in unsure)  # stable
+        return self.samples_out(waiting[:limit], alike(waiting))
+
+    def get_samples(
+        self,
+        limit: Limit = 24,
+        status: Literal["seen", "queued", "labelled"] | None = None,
+        offset: Offset = 0,
+    ) -> list[SampleOut]:
+        """Samples, newest first."""
+        wanted = None if status is None else SampleStatus(status)
+        return self.samples_out(self.station.store.samples(limit=limit, status=wanted, offset=offset))
+
+    def get_sample(self, sample: HexSample) -> SampleOut:
+        """One sample, with others of its part that nobody has labelled."""
+        found = self.station.store.sample(bytes.fromhex(sample))
+        if found is None:
+            raise _not_kept(sample)
+        others = [
+            s for s in self.station.store.samples_of(found.group, limit=12) if s.sample_id != found.sample_id
+        ]
+        return self.samples_out([found], {found.sample_id: [s.sample_id for s in others]})[0]
+
+    def get_sample_labels(self, sample: HexSample) -> list[LabelOut]:
+        """What was said of a sample, the last word first."""
+        return self.labels_out(self.history.of_sample(bytes.fromhex(sample)))
+
+    def get_image(self, sample: HexSample) -> Response:
+        """A sample's picture, as it was delivered where browsers show that."""
+        data = self.station.store.image(bytes.fromhex(sample))
+        if data is None:
+            raise _not_kept(sample)
+        kind = next((kind for first, kind in _IMAGE_KINDS if data.startswith(first)), None)
+        if kind is None:
+            data, kind = encode_png(decode(data)), "image/png"
+        # A sample's id is the digest of its bytes, so what was fetched once never changes.
+        return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
+
+    def get_heatmap(
+        self, sample: HexSample, class_id: HexClass | None = None, against: HexClass | None = None
+    ) -> Response:
+        """A sample's picture as PNG, the evidence for a class over it: the head's own decision by default.
+
+        The evidence of the class `against` is taken off; by default that of the class that has most of the labels.
+        404 where the picture is not kept, the class is not known, or the release gives no maps.
+        """
+        data = self.station.store.image(bytes.fromhex(sample))
+        if data is None:
+            raise _not_kept(sample)
+        of, other = (None if each is None else bytes.fromhex(each) for each in (class_id, against))
+        return Response(encode_png(self.station.heatmap(data, of, other)), media_type="image/png")
+
+    def samples_out(
+        self, samples: list[Sample], together: dict[bytes, list[bytes]] | None = None
+    ) -> list[SampleOut]:
+        """Return samples as the interface says them."""
+        serving = self.station.serving
+        names = self.names()
+        unsure = self.unsure.among([s.sample_id for s in samples])
+        out: list[SampleOut] = []
+        for s in samples:
+            label = (
+                serving.learner.label_of(s.sample_id) if serving and s.status is SampleStatus.LABELLED else None
+            )
+            forced = None if s.class_id is None else s.class_id.hex()
+            out.append(
+                SampleOut(
+                    sample=s.sample_id.hex(),
+                    captured_utc=s.captured_utc,
+                    source=s.source,
+                    group=s.group,
+                    decision=s.decision,
+                    class_id=None if s.unknown else forced,
+                    forced_class_id=forced,
+                    forced=None if s.class_id is None else names.get(s.class_id),
+                    probability=s.probability,
+                    novelty=s.novelty,
+                    unknown=s.unknown,
+                    status=s.status.value,
+                    reason=s.reason,
+                    priority=s.priority,
+                    label_class_id=None if label is None else label.hex(),
+                    label=None if label is None else names.get(label, label.hex()[:8]),
+                    question=question_of(s.reason, list(names.values())),
+                    alike=[each.hex() for each in (together or {}).get(s.sample_id, [])],
+                    unsure=s.sample_id in unsure,
+                )
+            )
+        return out
+
+    # -- labels ---------------------------------------------------------------------------------------------------
+
+    def get_labels(self, limit: Limit = 50, offset: Offset = 0) -> list[LabelOut]:
+        """Label events, the newest first: who said what of which picture, and what was said before."""
+        return self.labels_out(self.history.rows(limit, offset))
+
+    def labels_out(self, rows: list[LabelRow]) -> list[LabelOut]:
+        """Return label events as the interface says them."""
+        names, store = self.names(), self.station.store
+
+        def name(class_id: bytes | None) -> str | None:
+            return None if class_id is None else names.get(class_id, class_id.hex()[:8])
+
+        return [
+            LabelOut(
+                device=row.event.device,
+                seq=row.event.seq,
+                at_utc=row.event.at_us / 1e6,
+                who=self.access.name_of(row.event.operator),
+                sample=row.event.sample.hex(),
+                class_id=None if row.event.class_id is None else row.event.class_id.hex(),
+                label=name(row.event.class_id),
+                before_class_id=None if row.before is None else row.before.hex(),
+                before=name(row.before),
+                current=row.current,
+                own=row.own,
+                kept=store.sample(row.event.sample) is not None,
+            )
+            for row in rows
+        ]
+
+    def post_label(self, label: LabelIn, request: Request) -> SavedOut:
+        """Save a label, or one for several samples; on disk when this answers, learned within about a second."""
+        if (label.sample is None) == (label.samples is None):
+            raise Refusal(422, "give either sample or samples", "One picture, or several that are the same.")
+        if label.class_id is not None and label.class_name is not None:
+            raise LabelError("both class_id and class_name are given", hint="Give one of them.")
+        if label.class_name is None and "class_id" not in label.model_fields_set:
+            raise Refusal(422, "neither class_id nor class_name is given", "Withdraw with class_id null.")
+        class_id = None if label.class_id is None else bytes.fromhex(label.class_id)
+        if label.class_name is not None:
+            class_id = self.station.class_named(label.class_name)
+        wanted = label.samples if label.samples is not None else [label.sample or ""]
+        ids = [bytes.fromhex(sample) for sample in dict.fromkeys(wanted)]
+        saved = self.station.label_all([(sample, class_id) for sample in ids], _operator(request, label.operator))
+        self.counter.labelled(len(ids))
+        self.unsure.forget(ids)
+        first = saved.records[0].entry.seq
+        return SavedOut(True, first, saved.seq, None if class_id is None else class_id.hex(), len(ids))
+
+    def post_undo(self, undo: UndoIn, request: Request) -> SavedOut:
+        """Undo labels: each sample is labelled again as it was before, or not at all; on disk when this
+        answers."""
+        plan = self.history.undoing(undo.first_seq, undo.seq)
+        saved = self.station.label_all(plan, _operator(request, undo.operator))
+        class_ids = {class_id for _, class_id in plan}
+        only = class_ids.pop() if len(class_ids) == 1 else None
+        first = saved.records[0].entry.seq
+        return SavedOut(True, first, saved.seq, None if only is None else only.hex(), len(plan))
+
+    def post_unsure(self, sample: HexSample, request: Request) -> dict[str, bool]:
+        """Somebody cannot tell: nothing is learned, and the sample is asked about again after all others."""
+        if self.station.store.sample(bytes.fromhex(sample)) is None:
+            raise _not_kept(sample)
+        self.unsure.mark(bytes.fromhex(sample), who_of(request).id)
+        return {"saved": True}
+
+    def post_class(self, new: ClassIn, request: Request) -> ClassOut:
+        """Define a class; it is on disk when this answers."""
+        class_id = self.station.define_class(new.name, _operator(request, new.operator))
+        self.note(request, "class defined", class_id.hex())
+        return ClassOut(True, class_id.hex(), " ".join(new.name.split()))
+
+    def put_class(
+        self, class_id: Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")], new: ClassIn, request: Request
+    ) -> ClassOut:
+        """Give a class another name; its labels stay."""
+        learner = self.station.require().learner
+        learner.rename_class(bytes.fromhex(class_id), new.name, _operator(request, new.operator))
+        self.note(request, "class renamed", class_id)
+        return ClassOut(True, class_id, " ".join(new.name.split()))
+
+    # -- what was learned -----------------------------------------------------------------------------------------
+
+    def get_heads(self, limit: Limit = 20) -> list[HeadOut]:
+        """The heads that served on this device, newest first."""
+        return [head_out(row) for row in self.station.store.heads(limit=limit)]
+
+    def post_restore(self, number: HeadNumber, request: Request) -> RestoredOut:
+        """Bring an earlier head back: this device's labels since it are taken back, all or none."""
+        learner = self.station.require().learner
+        row = next((r for r in learner.history(self.station.store.limits.keep_heads) if r.number == number), None)
+        if row is None:
+            raise Refusal(404, f"there is no head {number} in this device's history", "GET /api/heads lists them.")
+        if row.space != learner.space:
+            raise LabelError(
+                f"head {number} was of an earlier release", hint="Publish that release again to go back to it."
+            )
+        plan = self.history.restoring(row)
+        first = seq = None
+        if plan.labels:
+            saved = self.station.label_all(plan.labels, _operator(request, ""))
+            first, seq = saved.records[0].entry.seq, saved.seq
+        self.note(request, "head restored", str(number))
+        return RestoredOut(True, len(plan.labels), first, seq, plan.exact, row.digest)
+
+    def get_suspects(self, limit: Limit = 20) -> list[SuspectOut]:
+        """Labels that do not fit what all other parts say, the most suspicious first.
+
+        Where somebody has looked again and said the same, it is not asked once more.
+        """
+        names, store = self.names(), self.station.store
+        found = self.station.suspects(MAX_PAGE)
+        return [
+            SuspectOut(
+                sample=each.sample.hex(),
+                labelled=names.get(each.labelled, each.labelled.hex()[:8]),
+                labelled_class_id=each.labelled.hex(),
+                looks_like=names.get(each.looks_like, each.looks_like.hex()[:8]),
+                looks_like_class_id=each.looks_like.hex(),
+                suspicion=each.suspicion,
+                kept=store.sample(each.sample) is not None,
+            )
+            for each in found
+            if not self.history.said_twice(each.sample)
+        ][:limit]
+
+    def get_outlook(self) -> OutlookReport:
+        """What more labels would give; takes seconds after a label, on a thread of its own."""
+        return self._ahead.of(self.station.require().learner)
+
+    # -- images from elsewhere ------------------------------------------------------------------------------------
+
+    async def post_inspect(
+        self, request: Request, keep: bool = False, part: Annotated[str, Query(max_length=150)] = ""
+    ) -> InspectOut:
+        """Decide about the image in the body; `keep` stores it as a sample, `part` says which part it shows."""
+        data = await _body(request)
+        seen = await run_in_threadpool(self.station.inspect, data, keep=keep, part=part)
+        decision = seen.decision
+        finite = abs(decision.threshold) != float("inf")
+        return InspectOut(
+            sample=seen.sample_id.hex(),
+            decision=decision.shown,
+            class_id=None if decision.class_id is None else decision.class_id.hex(),
+            forced_class=decision.forced,
+            forced_class_id=decision.forced_id.hex(),
+            probability=decision.probability,
+            novelty=decision.novelty,
+            novelty_threshold=decision.threshold if finite else None,
+            unknown=decision.unknown,
+            scores={class_id.hex(): score for class_id, score in decision.scores.items()},
+            head=decision.head,
+            latency_ms=seen.latency_ms,
+            kept=keep,
+            defect=decision.defect,
+            rejected=decision.rejected,
+        )
+
+    def score(self) -> Score | None:
+        """Return the honest score of the head that is confirmed; None before it is made."""
+        reference = None if self.station.serving is None else self.station.serving.learner.reference
+        return None if reference is None else score(reference.left_out, reference.calibration)
+
+    def names(self) -> dict[bytes, str]:
+        """Return the classes' names by id."""
+        return {c.class_id: c.name for c in self.station.classes()}
+
+    def note(self, request: Request, action: str, what: str) -> None:
+        """Write a line of the audit log, where there are accounts."""
+        if self.access.in_use:
+            self.access.note(who_of(request).id, action, what, address_of(request))
+
+
+def head_out(row: HeadRow) -> HeadOut:
+    """Return a row of the heads' history as the interface says it."""
+    score = score_of(row)
+    return HeadOut(
+        number=row.number,
+        created_utc=row.created_utc,
+        digest=row.digest,
+        samples=row.samples,
+        outcome=row.outcome.value,
+        reason=row.reason,
+        balanced_accuracy=None if score is None else float(score.balanced_accuracy),
+        low=None if score is None else float(score.low),
+        high=None if score is None else float(score.high),
+    )
+
+
+def _operator(request: Request, typed: str) -> str:
+    """Return who the label log shall name: whoever is logged in, else what the page's user typed."""
+    return who_of(request).id or typed
+
+
+def _not_kept(sample: str) -> Refusal:
+    return Refusal(404, f"sample {sample[:12]} is not kept here", "Only the newest unlabelled pictures are kept.")
+
+
+async def _body(request: Request) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        Refusal: it is too large.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise Refusal(413, f"over {MAX_BODY_BYTES} bytes", "Send one image, compressed.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+class _Feed:
+    """The state as server-sent events; made once for all who listen, and only while somebody does."""
+
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
+        self._made: tuple[float, bytes] = (-1e9, b"")
+        self._streams = 0
+
+    async def events(self, request: Request, counter: ShiftCounter) -> AsyncIterator[bytes]:
+        if self._streams >= MAX_STREAMS:
+            return
+        self._streams += 1
+        last, quiet_s = b"", 0.0
+        app: FastAPI = request.app
+        try:
+            yield b"retry: 1000\n\n"
+            while not getattr(app.state, "stopping", False):
+                now = await self._now(counter)
+                if now != last:
+                    last, quiet_s = now, 0.0
+                    yield b"event: state\ndata: " + now + b"\n\n"
+                elif quiet_s >= KEEPALIVE_S:
+                    quiet_s = 0.0
+                    yield b": still here\n\n"
+                await asyncio.sleep(EVENT_S)
+                quiet_s += EVENT_S
+        finally:
+            self._streams -= 1
+
+    async def _now(self, counter: ShiftCounter) -> bytes:
+        at, made = self._made
+        if time.monotonic() - at >= EVENT_S / 2:
+            made = await run_in_threadpool(self._encode, counter)
+            self._made = time.monotonic(), made
+        return made
+
+    def _encode(self, counter: ShiftCounter) -> bytes:
+        return msgspec.json.encode({"state": self._state(), "shift": counter.report()})

@@ -1,0 +1,184 @@
+"""Who a request comes from, and what no request may do: other sites' scripts, other hosts' names, floods.
+
+`Guard` answers for every route before it runs. Rules kept here:
+
+- A page on loopback answers to loopback's names only (DNS rebinding).
+- A writing request carries the page's own Origin, or none. With a session it carries the session's token in a
+  header too; a form of another site can set neither.
+- Where there are accounts, a request without a session or a token gets nothing but the login page.
+- What a route needs is said at the route, by `needs`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from device_agent.page.access import LOCAL, Access, Role, Who, same
+from sdk.errors import AccessError
+
+SESSION_COOKIE: Final = "headway-session"
+CSRF_HEADER: Final = "x-headway-csrf"
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+PUBLIC: Final = ("/static/", "/login", "/api/login")
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+RATE: Final = 100.0
+"""Requests a second of one other machine, in the long run: the page of a busy operator makes about five."""
+BURST: Final = 400.0
+"""And so many at once: opening a page with its pictures takes thirty."""
+MAX_ADDRESSES: Final = 4096
+
+
+class Guard:
+    """Middleware of the page.
+
+    Args:
+        access: Accounts and sessions.
+        only_loopback: Whether requests for other host names are refused.
+        secure: Whether the page is served over TLS.
+    """
+
+    def __init__(self, access: Access, *, only_loopback: bool, secure: bool) -> None:
+        self._access = access
+        self._only_loopback = only_loopback
+        self._secure = secure
+        self._floods = _Buckets()
+
+    @property
+    def cookie_name(self) -> str:
+        """Return the session cookie's name; over TLS one that no other host or port can set."""
+        return f"__Host-{SESSION_COOKIE}" if self._secure else SESSION_COOKIE
+
+    async def __call__(self, request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Answer a request, or let its route answer."""
+        response = self._refuse(request)
+        if response is None:
+            response = await go_on(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        if self._secure:
+            response.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+        if not request.url.path.startswith("/static/"):
+            response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    def _refuse(self, request: Request) -> Response | None:
+        host, address = request.headers.get("host", ""), address_of(request)
+        if self._only_loopback and _hostname(host) not in LOOPBACK:
+            return _answer(403, f"this page is not {host[:80]!r}", "Open it as http://127.0.0.1 and its port.")
+        if address not in LOOPBACK and not self._floods.take(address):
+            return _answer(429, "too many requests", "Ask less often, or wait a moment.")
+        writes = request.method not in ("GET", "HEAD", "OPTIONS")
+        if writes and _foreign(request, host):
+            return _answer(403, "another site's page may not write here", "Open the device's own page.")
+        who = self._who(request)
+        request.state.who = who
+        if who is None:
+            if request.url.path.startswith(PUBLIC):
+                return None
+            if request.url.path.startswith("/api/") or request.url.path == "/openapi.json":
+                answer = _answer(
+                    401, "log in first", "Log in on the page, or send a token: Authorization: Bearer."
+                )
+                answer.headers["WWW-Authenticate"] = "Bearer"
+                return answer
+            return RedirectResponse(f"/login?then={quote(request.url.path)}", 303)
+        unproven = who.csrf and not same(request.headers.get(CSRF_HEADER, ""), who.csrf)
+        if writes and unproven and not request.url.path.startswith(PUBLIC):
+            return _answer(403, "the request does not come from this session's page", "Load the page again.")
+        return None
+
+    def _who(self, request: Request) -> Who | None:
+        kind, _, value = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and value:
+            return self._access.machine(value.strip())
+        if not self._access.in_use:
+            return LOCAL
+        token = request.cookies.get(self.cookie_name)
+        return None if token is None else self._access.session(token)
+
+
+def who_of(request: Request) -> Who:
+    """Return who sent a request that the guard let through."""
+    who = request.state.who
+    if not isinstance(who, Who):
+        raise AccessError("log in first", hint="Log in on the page.")
+    return who
+
+
+def needs(role: Role) -> Callable[[Request], None]:
+    """Return a route's dependency: at least this role.
+
+    Raises:
+        AccessError: from the dependency, where somebody has less.
+    """
+
+    def check(request: Request) -> None:
+        if who_of(request).role.rank < role.rank:
+            raise AccessError(f"this needs the role {role.value}", hint="Ask an engineer or an admin.")
+
+    return check
+
+
+def address_of(request: Request) -> str:
+    """Return where a request comes from, as the socket says it; forwarding headers are anybody's to write."""
+    return "" if request.client is None else request.client.host
+
+
+def _foreign(request: Request, host: str) -> bool:
+    origin = request.headers.get("origin")
+    if origin is not None and _netloc(origin) != host:
+        return True
+    # Browsers tell it themselves, also where a form sends no Origin.
+    return request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+
+
+def _hostname(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _answer(status: int, error: str, hint: str) -> JSONResponse:
+    return JSONResponse({"error": error, "hint": hint}, status)
+
+
+class _Buckets:
+    """A token bucket for each address."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, address: str) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            left, then = self._left.pop(address, (BURST, now))
+            left = min(BURST, left + (now - then) * RATE)
+            self._left[address] = (max(left - 1, 0.0), now)
+            while len(self._left) > MAX_ADDRESSES:
+                self._left.popitem(last=False)
+        return left >= 1

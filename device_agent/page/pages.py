@@ -1,0 +1,428 @@
+"""The HTML pages. They show what `api` and `quality` tell, in sentences; nothing is decided here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Final
+
+import jinja2
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from device_agent.learner import score_of
+from device_agent.page.access import Role, Who
+from device_agent.page.api import Routes, head_out
+from device_agent.page.counts import local
+from device_agent.page.guard import needs, who_of
+from device_agent.page.people import People
+from device_agent.page.quality import ConfusionRow, Quality
+from device_agent.page.text import LANGUAGES, for_scripts, language_of, texts
+from device_agent.store import HeadRow, Outcome
+from sdk.score import Score
+
+THEMES: Final = ("auto", "light", "dark")
+SHOWN_SUSPECTS: Final = 5
+SHOWN_HEADS: Final = 12
+SHOWN_LABELS: Final = 12
+SHOWN_CHANGES: Final = 4
+SAME: Final = 0.005
+"""Recalls that differ by less are shown as the same."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What became of the last label: a sentence, and the picture that it is about."""
+
+    level: str
+    mark: str
+    sentence: str
+    more: str = ""
+    sample: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A class's recall, and what it was earlier."""
+
+    name: str
+    recall: float
+    low: float
+    high: float
+    scored: bool
+    before: float | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The score to compare with: yesterday's last, or today's first."""
+
+    when: str
+    score: Score
+
+
+class Pages:
+    """The pages of one station."""
+
+    def __init__(self, routes: Routes, quality: Quality, people: People) -> None:
+        self._routes = routes
+        self._quality = quality
+        self._people = people
+        self._station = routes.station
+        self._templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("device_agent.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+
+    def router(self) -> APIRouter:
+        """Return all pages."""
+        pages = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+        look = [Depends(needs(Role.OPERATOR))]
+        pages.add_api_route("/login", self.login)
+        for path, show in (
+            ("/", self.now),
+            ("/label", self.label),
+            ("/learned", self.learned),
+            ("/learned/part", self.learned_part),
+            ("/learned/outlook", self.outlook),
+            ("/learned/suspects", self.suspects),
+            ("/learned/labels", self.labels),
+            ("/learned/heads", self.heads),
+            ("/quality", self.quality),
+            ("/quality/part", self.quality_part),
+            ("/settings", self.settings),
+        ):
+            pages.add_api_route(path, show, dependencies=look)
+        return pages
+
+    def _render(self, request: Request, template: str, page: str, **values: Any) -> str:
+        language = language_of(request.cookies.get("headway-lang"), request.headers.get("accept-language", ""))
+        theme = request.cookies.get("headway-theme", "auto")
+        t = texts(language)
+        who: Who | None = request.state.who
+        facts = {
+            "texts": for_scripts(language),
+            "csrf": "" if who is None else who.csrf,
+            "page": page,
+            "loggedIn": who is not None,
+            "accounts": self._people.access.in_use,
+        }
+        return self._templates.get_template(template).render(
+            t=t,
+            lang=language,
+            languages=LANGUAGES,
+            theme=theme if theme in THEMES else "auto",
+            device=self._station.store.device,
+            page=page,
+            who=who,
+            facts=facts,
+            may_change=who is not None and who.role.rank >= Role.ENGINEER.rank,
+            percent=percent,
+            when=when,
+            **values,
+        )
+
+    # -- whole pages ----------------------------------------------------------------------------------------------
+
+    def login(self, request: Request, then: Annotated[str, Query(max_length=200)] = "/") -> Any:
+        """Ask who somebody is."""
+        if request.state.who is not None:
+            return RedirectResponse("/", 303)
+        # Only our own pages: "//elsewhere" and "/\\elsewhere" are other sites to a browser.
+        safe = then if then.startswith("/") and not then.startswith(("//", "/\\")) else "/"
+        return HTMLResponse(self._render(request, "login.html", "login", then=safe))
+
+    def now(self, request: Request) -> str:
+        """What the line is doing."""
+        return self._render(request, "now.html", "now")
+
+    def label(self, request: Request) -> str:
+        """One picture at a time."""
+        return self._render(request, "label.html", "label")
+
+    def learned(self, request: Request) -> str:
+        """What labels have done."""
+        return self._render(request, "learned.html", "learned", **self._learned(request))
+
+    def learned_part(self, request: Request) -> str:
+        """Its first part, anew."""
+        return self._render(request, "learned_part.html", "learned", **self._learned(request))
+
+    def quality(self, request: Request) -> str:
+        """For the quality engineer."""
+        return self._render(request, "quality.html", "quality", **self._qualities())
+
+    def quality_part(self, request: Request) -> str:
+        """Its content, anew."""
+        return self._render(request, "quality_part.html", "quality", **self._qualities())
+
+    def settings(self, request: Request) -> str:
+        """Looks, accounts, machines."""
+        who, access = who_of(request), self._people.access
+        admin = who.role is Role.ADMIN
+        return self._render(
+            request,
+            "settings.html",
+            "settings",
+            accounts_on=access.in_use,
+            admin=admin,
+            accounts=access.accounts() if admin else [],
+            tokens=access.tokens() if admin else [],
+            audit=self._people.get_audit(30) if admin else [],
+            version=_version(),
+        )
+
+    # -- what was learned -----------------------------------------------------------------------------------------
+
+    def _learned(self, request: Request) -> dict[str, Any]:
+        heads = self._station.store.heads(limit=self._station.store.limits.keep_heads)
+        space = None if self._station.serving is None else self._station.serving.learner.space
+        scored = [(row, score) for row in heads if row.space == space and (score := score_of(row)) is not None]
+        confirmed = [(row, score) for row, score in scored if row.outcome is Outcome.CONFIRMED]
+        score = confirmed[0][1] if confirmed else self._routes.score()
+        earlier = _earlier(confirmed)
+        names = self._routes.names()
+        rows: list[ScoreRow] = []
+        if score is not None:
+            before = {} if earlier is None else _recalls(earlier.score)
+            rows = sorted(
+                (
+                    ScoreRow(
+                        names.get(c.class_id, c.class_id.hex()[:8]),
+                        c.recall,
+                        c.low,
+                        c.high,
+                        c.class_id not in score.one_group,
+                        before.get(c.class_id),
+                    )
+                    for c in score.classes
+                ),
+                key=lambda row: row.name.casefold(),
+            )
+        return {"news": self._news(self._texts(request), heads), "score": score, "earlier": earlier, "rows": rows}
+
+    def _news(self, t: Any, heads: list[HeadRow]) -> News:
+        serving = self._station.serving
+        if serving is None:
+            return News("wait", "…", t("learned.no-release"))
+        last = self._routes.history.last_own()
+        if last is None:
+            return News("wait", "…", t("learned.nothing"))
+        event, names, status = last.event, self._routes.names(), serving.learner.status()
+        kept = self._station.store.sample(event.sample) is not None
+        sample = event.sample.hex() if kept else None
+        if event.class_id is None:
+            return News("good", "↶", t("learned.undone"), sample=sample)
+        name = names.get(event.class_id, event.class_id.hex()[:8])
+        if status.outcome is Outcome.PROVISIONAL or status.busy:
+            return News("wait", "…", t("learned.on-trial", name=name), sample=sample, label=name)
+        if status.outcome is Outcome.TAKEN_BACK:
+            return News("bad", "✕", t("learned.taken-back", name=name), _english(t, status.reason), sample, name)
+        effect = _effect(t, heads, event.class_id, name)
+        return News(
+            "good", "✓", t("learned.live", name=name) + " " + effect, _english(t, status.reason), sample, name
+        )
+
+    def outlook(self, request: Request) -> str:
+        """How many more labels, and of what."""
+        t, ahead = self._texts(request), self._routes.get_outlook()
+        if ahead.balanced_accuracy is None or not ahead.classes:
+            sentence = t("learned.outlook-none")
+        else:
+            gain = ahead.classes[0].gain
+            if gain.share < 0.01:
+                sentence = t("learned.outlook-enough")
+            else:
+                low, high = (f"{100 * x:.0f}" for x in (gain.low, gain.high))
+                sentence = t(
+                    "learned.outlook-helps",
+                    name=ahead.classes[0].name,
+                    gain=f"{100 * gain.share:.0f}",
+                    low=low,
+                    high=high,
+                )
+        return self._render(
+            request,
+            "learned_outlook.html",
+            "learned",
+            sentence=sentence,
+            now=ahead.balanced_accuracy,
+            steps=ahead.steps if ahead.balanced_accuracy else [],
+            one_group=ahead.one_group,
+        )
+
+    def suspects(self, request: Request) -> str:
+        """Labels to confirm or correct."""
+        found = [] if self._station.serving is None else self._routes.get_suspects(200)
+        here = [each for each in found if each.kept]
+        return self._render(
+            request,
+            "learned_suspects.html",
+            "learned",
+            suspects=here[:SHOWN_SUSPECTS],
+            elsewhere=len(found) - len(here),
+        )
+
+    def labels(self, request: Request, limit: Annotated[int, Query(ge=1, le=200)] = SHOWN_LABELS) -> str:
+        """Who labelled what."""
+        found = self._routes.get_labels(limit=limit, offset=0)
+        more = min(2 * limit, 200) if len(found) == limit < 200 else None
+        return self._render(request, "learned_labels.html", "learned", labels=found, more=more)
+
+    def heads(self, request: Request) -> str:
+        """Heads that served here."""
+        serving, names = self._station.serving, self._routes.names()
+        rows = self._station.store.heads(limit=200)
+        shown = []
+        number = None if serving is None else serving.learner.head.number
+        for i, row in enumerate(rows):
+            if row.outcome is Outcome.SUPERSEDED and row.number != number:
+                continue
+            score = score_of(row)
+            before = next(
+                (s for r in rows[i + 1 :] if r.space == row.space and (s := score_of(r)) is not None), None
+            )
+            back = None
+            same_space = serving is not None and row.space == serving.learner.space
+            if same_space and row.number != number and row.outcome is Outcome.CONFIRMED:
+                back = len(self._routes.history.restoring(row).labels) or None
+            shown.append(
+                {
+                    **head_out(row).__dict__,
+                    "comparable": score is not None and before is not None,
+                    "changes": _changes(before, score, names),
+                    "back": back,
+                    "serves": row.number == number,
+                }
+            )
+        return self._render(request, "learned_heads.html", "learned", heads=shown[:SHOWN_HEADS])
+
+    # -- quality --------------------------------------------------------------------------------------------------
+
+    def _qualities(self) -> dict[str, Any]:
+        report = self._quality.get_quality()
+        points = report.operating.points
+        rate = report.operating.escape_rate
+        place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
+        names = sorted(self._routes.names().items(), key=lambda each: each[1].casefold())
+        return {
+            "report": report,
+            "classes": [{"id": class_id.hex(), "name": name} for class_id, name in names],
+            "place": place,
+            "points": [asdict(point) for point in points],
+            "confusion": [_shaded(row, i) for i, row in enumerate(report.confusion)],
+            "curve": _curve(
+                [(h.samples, h.balanced_accuracy or 0.0, h.low or 0.0, h.high or 0.0) for h in report.heads]
+            ),
+        }
+
+    def _texts(self, request: Request) -> Any:
+        return texts(language_of(request.cookies.get("headway-lang"), request.headers.get("accept-language", "")))
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share for people.
+
+    >>> percent(0.987), percent(0.005, 1)
+    ('99 %', '0.5 %')
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
+def when(at_utc: float) -> str:
+    """Return a time by the device's clock, without what today's date makes plain."""
+    at = local(at_utc)
+    return at.strftime("%H:%M" if at.date() == local(time.time()).date() else "%Y-%m-%d %H:%M")
+
+
+def _earlier(confirmed: list[tuple[HeadRow, Score]]) -> Earlier | None:
+    """Return the last score before today; where there is none, today's first; None where there is but one."""
+    today = local(time.time()).date()
+    older = [score for row, score in confirmed if local(row.created_utc).date() < today]
+    if older:
+        return Earlier("yesterday", older[0])
+    return Earlier("first", confirmed[-1][1]) if len(confirmed) > 1 else None
+
+
+def _recalls(score: Score) -> dict[bytes, float]:
+    return {c.class_id: c.recall for c in score.classes if c.class_id not in score.one_group}
+
+
+def _effect(t: Any, heads: list[HeadRow], class_id: bytes, name: str) -> str:
+    """Return what the newest head made of a class, against the one before, in a sentence."""
+    scores = [score for row in heads if row.outcome is Outcome.CONFIRMED and (score := score_of(row)) is not None]
+    if not scores:
+        return ""
+    now = _recalls(scores[0])
+    before = _recalls(scores[1]) if len(scores) > 1 else {}
+    if class_id not in now:
+        return str(t("learned.effect-few"))
+    share = percent(now[class_id])
+    if class_id not in before:
+        return str(t("learned.effect-new", name=name, share=share)) if len(scores) > 1 else ""
+    if abs(now[class_id] - before[class_id]) < SAME:
+        return str(t("learned.effect-same"))
+    return str(t("learned.effect-up", name=name, share=share, before=percent(before[class_id])))
+
+
+def _english(t: Any, reason: str) -> str:
+    """Return the trial's own sentence where the page speaks its language."""
+    return reason if t("common.class") == "Class" else ""
+
+
+def _changes(before: Score | None, after: Score | None, names: dict[bytes, str]) -> list[dict[str, Any]]:
+    """Return classes whose recall changed from one head to the next, the largest change first."""
+    if before is None or after is None:
+        return []
+    old, new = _recalls(before), _recalls(after)
+    by = {c: new[c] - old.get(c, 0.0) for c in new}
+    largest = sorted((c for c in by if abs(by[c]) >= SAME), key=lambda c: -abs(by[c]))[:SHOWN_CHANGES]
+    return [{"name": names.get(c, c.hex()[:8]), "by": by[c]} for c in largest]
+
+
+def _shaded(row: ConfusionRow, place: int) -> dict[str, Any]:
+    cells = [*row.counts, row.unknown]
+    total = max(sum(cells), 1)
+    return {
+        "name": row.name,
+        "cells": [
+            {"n": n, "level": min(4, -(-4 * n // total)) if n else 0, "right": i == place}
+            for i, n in enumerate(cells)
+        ],
+    }
+
+
+def _curve(heads: list[tuple[int, float, float, float]]) -> dict[str, Any]:
+    """Return the learning curve's points, line and band in the drawing's units, oldest first."""
+    if len(heads) < 2:
+        return {"points": []}
+    heads = sorted(heads)
+    fewest, most = heads[0][0], max(heads[-1][0], heads[0][0] + 1)
+    bottom = min(0.9, int(10 * min(low for _, _, low, _ in heads)) / 10)
+
+    def x(samples: int) -> float:
+        return round(34 + 262 * (samples - fewest) / (most - fewest), 1)
+
+    def y(share: float) -> float:
+        return round(112 - 104 * (share - bottom) / (1 - bottom), 1)
+
+    band = [(x(n), y(high)) for n, _, _, high in heads] + [(x(n), y(low)) for n, _, low, _ in reversed(heads)]
+    line = [(x(n), y(share)) for n, share, _, _ in heads]
+    return {
+        "points": line,
+        "line": " ".join(f"{a},{b}" for a, b in line),
+        "band": " ".join(f"{a},{b}" for a, b in band),
+        "grid": [(y(s), percent(s)) for s in (bottom, (1 + bottom) / 2, 1.0)],
+        "from": fewest,
+        "to": heads[-1][0],
+        "first": heads[0][1],
+        "last": heads[-1][1],
+    }
+
+
+def _version() -> str:
+    try:
+        return version("headway-edge")
+    except PackageNotFoundError:
+        return "0+uninstalled"

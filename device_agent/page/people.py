@@ -1,0 +1,176 @@
+"""Logging in and out, accounts, tokens and the audit log over HTTP. What they mean is `access`'s."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from device_agent.page.access import MAX_SECRET_CHARS, Access, Account, AuditRow, Role, Token
+from device_agent.page.guard import SESSION_COOKIE, address_of, needs, who_of
+
+AUDIT_DAYS: Final = 365
+Name = Annotated[str, Field(min_length=1, max_length=48)]
+Secret = Annotated[str, Field(min_length=1, max_length=MAX_SECRET_CHARS)]
+NamePath = Annotated[str, Path(min_length=1, max_length=48)]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LoginIn(_In):
+    """Who somebody says they are."""
+
+    name: Name
+    secret: Secret
+
+
+class AccountIn(_In):
+    """A new account. Operators may have a PIN of six digits or more."""
+
+    name: Name
+    role: Role
+    secret: Secret
+
+
+class SecretIn(_In):
+    """Another PIN or password."""
+
+    secret: Secret
+
+
+class TokenIn(_In):
+    """A machine's way in."""
+
+    name: Name
+    role: Role = Role.OPERATOR
+
+
+@dataclass(frozen=True)
+class TokenOut:
+    """A token's value; it cannot be shown again."""
+
+    name: str
+    role: Role
+    value: str
+
+
+@dataclass(frozen=True)
+class AuditOut:
+    """One thing that somebody did."""
+
+    number: int
+    at_utc: float
+    who: str
+    action: str
+    what: str
+    address: str
+
+
+class People:
+    """The routes for accounts."""
+
+    def __init__(self, access: Access, *, secure: bool) -> None:
+        self.access = access
+        self._secure = secure
+
+    def router(self) -> APIRouter:
+        """Return all routes."""
+        api = APIRouter(prefix="/api")
+        admin = [Depends(needs(Role.ADMIN))]
+        api.add_api_route("/login", self.post_login, methods=["POST"])
+        api.add_api_route("/logout", self.post_logout, methods=["POST"])
+        api.add_api_route("/accounts", self.get_accounts, dependencies=admin)
+        api.add_api_route("/accounts", self.post_account, methods=["POST"], status_code=201, dependencies=admin)
+        api.add_api_route("/accounts/{name}/secret", self.put_secret, methods=["PUT"], dependencies=admin)
+        api.add_api_route("/accounts/{name}", self.delete_account, methods=["DELETE"], dependencies=admin)
+        api.add_api_route("/tokens", self.get_tokens, dependencies=admin)
+        api.add_api_route("/tokens", self.post_token, methods=["POST"], status_code=201, dependencies=admin)
+        api.add_api_route("/tokens/{name}", self.delete_token, methods=["DELETE"], dependencies=admin)
+        api.add_api_route("/audit", self.get_audit, dependencies=admin)
+        return api
+
+    def post_login(self, login: LoginIn, request: Request, response: Response) -> dict[str, str]:
+        """Begin a session: the answer sets its cookie."""
+        token = self.access.log_in(login.name, login.secret, address_of(request))
+        response.set_cookie(
+            f"__Host-{SESSION_COOKIE}" if self._secure else SESSION_COOKIE,
+            token,
+            httponly=True,
+            samesite="strict",
+            secure=self._secure,
+            path="/",
+        )
+        return {"name": login.name}
+
+    def post_logout(self, request: Request, response: Response) -> dict[str, bool]:
+        """End the session."""
+        name = f"__Host-{SESSION_COOKIE}" if self._secure else SESSION_COOKIE
+        token = request.cookies.get(name)
+        if token is not None:
+            self.access.log_out(token)
+        response.delete_cookie(name, path="/", secure=self._secure, httponly=True, samesite="strict")
+        return {"out": True}
+
+    def get_accounts(self) -> list[Account]:
+        """The accounts, by name."""
+        return self.access.accounts()
+
+    def post_account(self, new: AccountIn, request: Request) -> Account:
+        """Make an account. The first must be an admin's; from then on everybody logs in."""
+        account = self.access.add(new.name, new.role, new.secret)
+        self._note(request, "account added", account.id)
+        return account
+
+    def put_secret(self, name: NamePath, new: SecretIn, request: Request) -> dict[str, bool]:
+        """Give somebody another PIN or password; their sessions end."""
+        self.access.set_secret(name, new.secret)
+        self._note(request, "secret changed", self._id(name))
+        return {"saved": True}
+
+    def delete_account(self, name: NamePath, request: Request, erase: bool = False) -> dict[str, bool]:
+        """End an account; `erase` also forgets the name that goes with its labels."""
+        account_id = self._id(name)
+        self.access.remove(name, erase=erase)
+        self._note(request, "account erased" if erase else "account removed", account_id)
+        return {"removed": True}
+
+    def get_tokens(self) -> list[Token]:
+        """The machines' tokens, without their values."""
+        return self.access.tokens()
+
+    def post_token(self, new: TokenIn, request: Request) -> TokenOut:
+        """Make a token for a machine; its value is shown only now."""
+        value = self.access.add_token(new.name, new.role)
+        self._note(request, "token added", new.name)
+        return TokenOut(new.name, new.role, value)
+
+    def delete_token(self, name: NamePath, request: Request) -> dict[str, bool]:
+        """End a machine's access."""
+        self.access.remove_token(name)
+        self._note(request, "token removed", name)
+        return {"removed": True}
+
+    def get_audit(
+        self,
+        limit: Annotated[int, Query(ge=1, le=500)] = 100,
+        before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
+    ) -> list[AuditOut]:
+        """Who did what, newest first. Labels are not here: they are in the label log."""
+        return [self._row(row) for row in self.access.audit(limit, before=before)]
+
+    def _row(self, row: AuditRow) -> AuditOut:
+        return AuditOut(
+            **{**asdict(row), "who": self.access.name_of(row.who), "what": self.access.name_of(row.what)}
+        )
+
+    def _id(self, name: str) -> str:
+        return next((a.id for a in self.access.accounts() if a.name.casefold() == name.strip().casefold()), "")
+
+    def _note(self, request: Request, action: str, what: str) -> None:
+        self.access.note(who_of(request).id, action, what, address_of(request))
+        self.access.forget_audit_before(time.time() - AUDIT_DAYS * 86_400)

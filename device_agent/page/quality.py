@@ -1,0 +1,310 @@
+"""For the quality engineer: escapes and overkill at the operating point, confusion, slices, drift, the learning
+curve.
+
+All of it is of left-out samples of the head that serves: parts it has never learned. Where the release's samples
+are among them, that is said.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from device_agent.accepting import MAX_ESCAPE_RATE, Target
+from device_agent.database import Database
+from device_agent.learner import Reference
+from device_agent.page.access import Role
+from device_agent.page.api import HeadOut, Routes, head_out
+from device_agent.page.book import set_setting, setting
+from device_agent.page.counts import SHIFTS, local
+from device_agent.page.guard import needs
+from device_agent.report import DriftReport
+from device_agent.store import SampleStatus
+from sdk.errors import HeadError, UnknownClassError
+from sdk.operating import OperatingPoint, Rate, operating_point
+from sdk.score import LeftOut, decisions_right, share
+
+TARGETS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Escape rates that the slider stops at."""
+MIN_SLICE_GROUPS: Final = 3
+"""A slice of fewer parts tells nothing."""
+MAX_SLICES: Final = 24
+_OPERATING: Final = "operating"
+Bools = npt.NDArray[np.bool_]
+
+
+class TargetIn(BaseModel):
+    """The operating point to keep. `good` null goes by the classes' names; without `by_threshold` the decision
+    rules."""
+
+    model_config = ConfigDict(extra="forbid")
+    good: Annotated[list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]], Field(max_length=1000)] | None = None
+    escape_rate: Annotated[float, Field(ge=0, le=MAX_ESCAPE_RATE)] = 0.01
+    by_threshold: bool = False
+
+
+@dataclass(frozen=True)
+class RateOut:
+    """A share with its 95 % interval, and the parts it rests on."""
+
+    share: float
+    low: float
+    high: float
+    samples: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class PointOut:
+    """Escapes and overkill from a threshold on. `reachable`: the target can be kept."""
+
+    target: float
+    threshold: float
+    escapes: RateOut
+    overkill: RateOut
+    reachable: bool
+
+
+@dataclass(frozen=True)
+class OperatingOut:
+    """Where the line rejects. `good` are ids; `point` is None where left-out samples cannot tell it yet."""
+
+    good: list[str]
+    chosen: bool
+    escape_rate: float
+    by_threshold: bool
+    point: PointOut | None
+    points: list[PointOut]
+    missing: str | None
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """How left-out parts of one class were decided: counts in the order of `classes`, then unknown."""
+
+    id: str
+    name: str
+    counts: list[int]
+    unknown: int
+
+
+@dataclass(frozen=True)
+class SliceOut:
+    """How often the decision is right among some of the left-out samples."""
+
+    kind: str
+    name: str
+    right: RateOut
+
+
+@dataclass(frozen=True)
+class QualityOut:
+    """Everything for the quality page; `confusion` is empty before the head is scored."""
+
+    head: HeadOut | None
+    classes: list[str]
+    operating: OperatingOut
+    confusion: list[ConfusionRow]
+    slices: list[SliceOut]
+    drift: DriftReport | None
+    heads: list[HeadOut]
+
+
+class Quality:
+    """The routes for the quality engineer."""
+
+    def __init__(self, routes: Routes, book: Database) -> None:
+        self._routes = routes
+        self._station = routes.station
+        self._book = book
+        stored = setting(book, _OPERATING)
+        if stored is not None:
+            self._station.operating.choose(msgspec.json.decode(stored, type=Target))
+
+    def router(self) -> APIRouter:
+        """Return all routes."""
+        api = APIRouter(prefix="/api")
+        look = [Depends(needs(Role.OPERATOR))]
+        api.add_api_route("/quality", self.get_quality, dependencies=look)
+        api.add_api_route("/quality.csv", self.get_csv, dependencies=look, response_class=Response)
+        api.add_api_route("/operating", self.get_operating, dependencies=look)
+        api.add_api_route(
+            "/operating", self.put_operating, methods=["PUT"], dependencies=[Depends(needs(Role.ENGINEER))]
+        )
+        return api
+
+    def _reference(self) -> Reference | None:
+        serving = self._station.serving
+        return None if serving is None else serving.learner.reference
+
+    def get_operating(self) -> OperatingOut:
+        """Where the line rejects, and what other escape rates would cost in good parts."""
+        operating, names, reference = self._station.operating, self._routes.names(), self._reference()
+        target, good = operating.target, operating.good(names)
+        points: list[PointOut] = []
+        missing: str | None = None
+        if not good:
+            missing = "no class is known to be good"
+        elif reference is None:
+            missing = "the head is not scored yet"
+        else:
+            try:
+                points = [
+                    _point(operating_point(reference.left_out, reference.calibration, good, escape_rate=rate))
+                    for rate in TARGETS
+                ]
+            except HeadError as error:
+                missing = str(error)
+        now = None
+        if points and reference is not None:
+            now = _point(
+                operating_point(reference.left_out, reference.calibration, good, escape_rate=target.escape_rate)
+            )
+        return OperatingOut(
+            good=sorted(c.hex() for c in good),
+            chosen=target.good is not None,
+            escape_rate=target.escape_rate,
+            by_threshold=target.by_threshold,
+            point=now,
+            points=points,
+            missing=missing,
+        )
+
+    def put_operating(self, wanted: TargetIn, request: Request) -> OperatingOut:
+        """Choose the good classes and the escape rate; on disk when this answers, and in force from the next
+        frame."""
+        names = self._routes.names()
+        for each in wanted.good or []:
+            if bytes.fromhex(each) not in names:
+                raise UnknownClassError(f"there is no class {each[:12]}", hint="Look at the list of classes.")
+        target = Target(wanted.good, wanted.escape_rate, wanted.by_threshold)
+        set_setting(self._book, _OPERATING, msgspec.json.encode(target).decode())
+        self._station.operating.choose(target)
+        self._routes.note(
+            request, "operating point", f"{wanted.escape_rate:g} {'threshold' if wanted.by_threshold else 'class'}"
+        )
+        return self.get_operating()
+
+    def get_quality(self) -> QualityOut:
+        """How good the head is on parts that it has never learned."""
+        reference, names = self._reference(), self._routes.names()
+        heads = [head_out(row) for row in self._station.store.heads(limit=200)]
+        number = None if reference is None else reference.number
+        drift = self._routes.state().drift
+        confusion: list[ConfusionRow] = []
+        slices: list[SliceOut] = []
+        classes: list[str] = []
+        if reference is not None:
+            ids = reference.left_out.class_ids
+            classes = [names.get(c, c.hex()[:8]) for c in ids]
+            confusion = _confusion(reference, classes)
+            slices = self._slices(reference)
+        return QualityOut(
+            head=next((h for h in heads if h.number == number), None),
+            classes=classes,
+            operating=self.get_operating(),
+            confusion=confusion,
+            slices=slices,
+            drift=drift,
+            heads=[h for h in heads if h.balanced_accuracy is not None],
+        )
+
+    def _slices(self, reference: Reference) -> list[SliceOut]:
+        left_out = reference.left_out
+        right = decisions_right(left_out, reference.calibration)
+        kept = self._station.store.samples(limit=100_000, status=SampleStatus.LABELLED)
+        at = {s.sample_id: s for s in kept}
+        mine = [at.get(sample) for sample in left_out.samples]
+        found = [
+            *_sliced("origin", left_out, right, ["release" if s is None else "station" for s in mine]),
+            *_sliced("camera", left_out, right, [None if s is None else _folder(s.source) for s in mine]),
+            *_sliced("shift", left_out, right, [None if s is None else self._shift(s.captured_utc) for s in mine]),
+        ]
+        return found[:MAX_SLICES]
+
+    def _shift(self, at_utc: float) -> str:
+        """Return which shift a time falls into, as "06:00"."""
+        clock = local(at_utc).strftime("%H:%M")
+        begins = sorted((setting(self._book, "shifts") or SHIFTS).split())
+        return max((b for b in begins if b <= clock), default=begins[-1])
+
+    def get_csv(self) -> Response:
+        """The quality report as CSV: one line per figure."""
+        report, out = self.get_quality(), io.StringIO()
+        write = csv.writer(out)
+        write.writerow(["table", "row", "column", "value", "low", "high", "samples", "groups"])
+        for row in report.confusion:
+            for name, count in zip([*report.classes, "unknown"], [*row.counts, row.unknown], strict=True):
+                write.writerow(["confusion", _cell(row.name), _cell(name), count, "", "", "", ""])
+        for each in report.operating.points:
+            for what, rate in (("escapes", each.escapes), ("overkill", each.overkill)):
+                values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
+                write.writerow(["operating", each.target, what, *values])
+        for each_slice in report.slices:
+            rate = each_slice.right
+            values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
+            write.writerow([each_slice.kind, _cell(each_slice.name), "right", *values])
+        for head in report.heads:
+            figures = (head.balanced_accuracy, head.low, head.high, head.samples)
+            write.writerow(["heads", head.number, head.outcome, *figures, ""])
+        return Response(
+            out.getvalue(),
+            media_type="text/csv; charset=utf-8",
+            headers={"Content-Disposition": 'attachment; filename="quality.csv"'},
+        )
+
+
+def _cell(text: str) -> str:
+    # A spreadsheet would run what begins like a formula.
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _folder(source: str) -> str | None:
+    """Return what names the camera or lot in a source: the folder of a file, or the whole of another name."""
+    return source.rpartition("/")[0] if "." in source.rpartition("/")[2] else source or None
+
+
+def _rate(rate: Rate) -> RateOut:
+    return RateOut(rate.share, rate.low, rate.high, rate.samples, rate.groups)
+
+
+def _point(point: OperatingPoint) -> PointOut:
+    threshold = min(max(point.threshold, 0.0), 1.0)
+    return PointOut(point.target, threshold, _rate(point.escapes), _rate(point.overkill), point.reachable)
+
+
+def _confusion(reference: Reference, names: list[str]) -> list[ConfusionRow]:
+    left_out, threshold = reference.left_out, reference.calibration.novelty_threshold
+    unknown = left_out.novelty > threshold
+    said = left_out.scores.argmax(1)
+    rows = []
+    for i, class_id in enumerate(left_out.class_ids):
+        of_class = left_out.truth == i
+        counts = np.bincount(said[of_class & ~unknown], minlength=len(names))
+        rows.append(
+            ConfusionRow(class_id.hex(), names[i], [int(n) for n in counts], int((of_class & unknown).sum()))
+        )
+    return rows
+
+
+def _sliced(kind: str, left_out: LeftOut, right: Bools, names: list[str | None]) -> list[SliceOut]:
+    values = sorted({name for name in names if name})
+    if len(values) < 2:
+        return []
+    column = np.array([name or "" for name in names], object)
+    found = []
+    for value in values:
+        rows = column == value
+        groups = len(np.unique(left_out.groups[rows]))
+        if groups >= MIN_SLICE_GROUPS:
+            mean, low, high = share(right[rows], left_out.groups[rows])
+            found.append(SliceOut(kind, value, RateOut(mean, low, high, int(rows.sum()), groups)))
+    return found

@@ -1,0 +1,131 @@
+// What every page shares: texts, calls to the device, the stream of its state, buttons that act.
+// Nothing is kept here but what the page shows; the device is asked again for everything else.
+"use strict";
+
+const facts = JSON.parse(document.getElementById("page-facts").textContent);
+const $ = (id) => document.getElementById(id);
+const percent = (x) => `${Math.round(100 * x)} %`;
+
+function t(key, values = {}) {
+  return (facts.texts[key] || key).replace(/\{([a-z_]+)\}/g, (_, name) => (name in values ? values[name] : ""));
+}
+
+class Refused extends Error {}
+
+async function call(path, options = {}) {
+  const headers = { ...(options.headers || {}) };
+  if (options.method && options.method !== "GET") headers["X-Headway-CSRF"] = facts.csrf;
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    throw new Refused(t("js.no-answer"));
+  }
+  if (answer.status === 401 && facts.loggedIn) location.href = `/login?then=${encodeURIComponent(location.pathname)}`;
+  const body = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Refused(body.hint ? `${body.error}. ${body.hint}` : body.error || String(answer.status));
+  return body;
+}
+
+const send = (method, path, body) =>
+  call(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+const post = (path, body) => send("POST", path, body);
+const operator = () => (facts.accounts ? "" : (localStorage.getItem("operator") || "").trim());
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "class") made.className = value;
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+function cookie(name, value) {
+  document.cookie = `${name}=${value}; Path=/; Max-Age=31536000; SameSite=Strict${location.protocol === "https:" ? "; Secure" : ""}`;
+}
+
+// -- the state of the device ----------------------------------------------------------------------------------
+
+let latest = null;      // {state, shift}
+let learnedKey = "";
+const listeners = [];
+const onState = (listener) => { listeners.push(listener); if (latest) listener(latest); };
+
+// What is most urgent, as {level, mark, text, more}. Levels: good, wait, warn, bad.
+function condition(state) {
+  if (!state.release) return { level: "wait", mark: "…", text: t("state.waiting"), more: t("state.waiting-more") };
+  if (state.camera.state === "lost") return { level: "bad", mark: "✕", text: t("state.camera-lost"), more: t("state.camera-lost-more") };
+  if (state.drift && state.drift.alarm) return { level: "bad", mark: "!", text: t("state.drift"), more: t("state.drift-more") };
+  if (state.faults.length) return { level: "warn", mark: "!", text: t("state.fault"), more: state.faults.join(" · ") };
+  if (state.camera.state === "ended") return { level: "warn", mark: "■", text: t("state.ended"), more: t("state.ended-more") };
+  return { level: "good", mark: "✓", text: t("state.running"), more: "" };
+}
+
+function showCondition(box, { level, mark, text, more }) {
+  if (!box) return;
+  const base = box.className.split(" ")[0];
+  box.className = `${base} ${level}`;
+  for (const [part, value] of [[".mark", mark], [".text", text], [".more", more || ""]]) {
+    const place = box.querySelector(part);
+    if (place && place.textContent !== value) place.textContent = value;
+  }
+}
+
+function heard(message) {
+  latest = message;
+  const { state } = message;
+  const now = condition(state);
+  showCondition($("device-state"), now);
+  $("device-state").title = now.more;
+  $("waiting").textContent = state.queue_depth;
+  $("waiting").hidden = !state.queue_depth;
+  notice("");
+  const key = JSON.stringify([state.head && [state.head.number, state.head.state, state.head.busy, state.head.trial], state.live_set_digest]);
+  if (learnedKey && key !== learnedKey) document.body.dispatchEvent(new CustomEvent("learned"));
+  learnedKey = key;
+  for (const listener of listeners) listener(message);
+}
+
+function notice(text) {
+  if ($("notice").textContent !== text) $("notice").textContent = text;
+  $("notice").hidden = !text;
+}
+
+function away() {
+  const now = { level: "bad", mark: "✕", text: t("state.away"), more: t("state.away-more") };
+  showCondition($("device-state"), now);
+  showCondition($("verdict"), now);
+  notice(`${now.text}. ${now.more}`);
+}
+
+if (facts.loggedIn) {
+  const events = new EventSource("/api/events");
+  events.addEventListener("state", (event) => heard(JSON.parse(event.data)));
+  events.addEventListener("error", away);
+  addEventListener("offline", away);
+  addEventListener("pagehide", () => events.close());
+  addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+}
+
+// -- buttons that act -----------------------------------------------------------------------------------------
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-post], [data-delete]");
+  if (!button || button.disabled) return;
+  if (button.dataset.ask && !window.confirm(button.dataset.ask)) return;
+  button.disabled = true;
+  try {
+    if (button.dataset.post) await post(button.dataset.post, { ...JSON.parse(button.dataset.body), ...named(button) });
+    else await call(button.dataset.delete, { method: "DELETE" });
+    button.textContent = t("js.done");
+    if (button.dataset.delete) location.reload();
+    else document.body.dispatchEvent(new CustomEvent("learned"));
+  } catch (error) {
+    button.disabled = false;
+    notice(t("js.not-saved", { why: error.message }));
+  }
+});
+
+const named = (button) => (button.dataset.post.startsWith("/api/labels") && operator() ? { operator: operator() } : {});

@@ -1,0 +1,407 @@
+// One picture at a time. The next one is shown before the answer to the last is back; "saved" is said only when the
+// device has answered that the label is on its disk. What could not be saved comes back and is asked again.
+"use strict";
+
+const BOUNCE_MS = 250;  // a glove that bounces, or a finger on its way, meant the picture before
+const AHEAD = 4;        // pictures loaded before they are asked about
+const MAX_UNDO = 50;
+const MAX_ZOOM = 12;
+
+let queue = [];         // what waits, most important first
+let current = null;     // what is asked about
+let byHand = null;      // a sample that somebody picked on another page
+let taken = new Map();  // samples answered here whose answer the queue may not know yet, and when they were answered
+let pending = 0;        // answers on their way to the disk
+let chain = Promise.resolve();
+let undoable = [];      // {first_seq, seq, items}
+let together = false;   // the answer is for all that look alike
+let out = new Set();    // but not for these
+let heat = false;
+let changedAt = 0;
+let asking = false;
+let hungry = false;
+const loaded = new Map();  // sample -> <img>, at most a few
+
+// -- what waits -----------------------------------------------------------------------------------------------
+
+async function refill() {
+  if (asking) { hungry = true; return; }
+  asking = true;
+  try {
+    do {
+      hungry = false;
+      const asked = performance.now();
+      const waiting = await call("/api/queue?limit=30");
+      for (const [sample, at] of taken) if (at < asked && !pending) taken.delete(sample);
+      queue = waiting.filter((each) => !taken.has(each.sample) && !(current && each.sample === current.sample));
+      const fresh = current && waiting.find((each) => each.sample === current.sample);
+      if (fresh && JSON.stringify(fresh.alike) !== JSON.stringify(current.alike)) { current = fresh; drawAlike(); }
+      if (!current) show(queue.shift() || null);
+      else preload();
+    } while (hungry);
+  } catch (error) {
+    // The stream says when the device is away.
+  } finally {
+    asking = false;
+  }
+}
+
+function preload() {
+  const wanted = [current, ...queue.slice(0, AHEAD)].filter(Boolean).map((each) => each.sample);
+  for (const sample of wanted) picture(sample);
+  for (const [sample, image] of loaded) {
+    if (!wanted.includes(sample)) { if (!image.isConnected) image.removeAttribute("src"); loaded.delete(sample); }
+  }
+}
+
+function picture(sample) {
+  if (!loaded.has(sample)) {
+    const image = element("img", { src: `/api/samples/${sample}/image`, class: "picture", draggable: "false" });
+    image.alt = "";
+    image.decoding = "sync";
+    image.decode().catch(() => {});
+    loaded.set(sample, image);
+  }
+  return loaded.get(sample);
+}
+
+// -- the question ---------------------------------------------------------------------------------------------
+
+function show(sample) {
+  current = sample;
+  together = false;
+  out = new Set();
+  changedAt = performance.now();
+  const stage = $("stage");
+  for (const old of stage.querySelectorAll(".picture")) old.remove();
+  $("empty").hidden = Boolean(sample);
+  $("over").hidden = !sample;
+  if (sample) {
+    const image = picture(sample.sample);
+    image.alt = t("label.picture");
+    stage.prepend(image);
+    stage.dataset.sample = sample.sample;
+    $("why").textContent = why(sample);
+    $("guess").textContent = sample.unknown ? t("why.not-known") : t("why.says", { name: sample.decision, sure: percent(sample.probability) });
+    zoomTo(1);
+    drawHeat();
+  } else {
+    delete stage.dataset.sample;
+    $("why").textContent = t("label.title");
+    $("guess").textContent = "";
+  }
+  for (const id of ["new-defect", "unsure"]) $(id).disabled = !sample;
+  drawAlike();
+  drawClasses();
+  preload();
+}
+
+function why(sample) {
+  if (sample.label) return t("why.labelled", { name: sample.label });
+  if (sample.unsure) return t("why.unsure");
+  if (!sample.question) return t("why.picked");
+  return t(`why.${sample.question.kind}`, { first: sample.question.first, second: sample.question.second });
+}
+
+function next() {
+  show(queue.shift() || null);
+  if (queue.length < AHEAD) refill();
+}
+
+// -- classes --------------------------------------------------------------------------------------------------
+
+const used = () => JSON.parse(localStorage.getItem("used") || "[]");
+
+function inOrder(classes) {
+  if (localStorage.getItem("order") === "fixed") return classes;
+  const order = used();
+  const place = (each) => (order.includes(each.id) ? order.indexOf(each.id) : order.length);
+  return [...classes].sort((a, b) => place(a) - place(b));
+}
+
+function nowUsed(classId) {
+  localStorage.setItem("used", JSON.stringify([classId, ...used().filter((each) => each !== classId)].slice(0, 200)));
+}
+
+function drawClasses() {
+  const box = $("classes");
+  const classes = inOrder(latest ? latest.state.classes : []);
+  const said = current && !current.unknown ? current.forced_class_id : null;
+  const key = JSON.stringify([classes.map((each) => [each.id, each.name]), said, Boolean(current)]);
+  if (box.dataset.key === key) return;
+  box.dataset.key = key;
+  box.replaceChildren(...classes.map((each, i) => {
+    const button = element("button", { type: "button", "data-class": each.name, "data-id": each.id, class: each.id === said ? "guess" : "" });
+    if (i < 9) button.append(element("kbd", {}, String(i + 1)));
+    button.append(element("span", {}, each.name));
+    button.disabled = !current;
+    return button;
+  }));
+}
+
+$("classes").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button && !button.disabled) answer({ class_id: button.dataset.id }, button.dataset.class);
+});
+
+// -- answers --------------------------------------------------------------------------------------------------
+
+const bounced = () => performance.now() - changedAt < BOUNCE_MS;
+
+function answered() {
+  const items = together ? [current.sample, ...current.alike.filter((each) => !out.has(each))] : [current.sample];
+  for (const each of items) taken.set(each, Infinity);
+  queue = queue.filter((each) => !items.includes(each.sample));
+  return items;
+}
+
+function answer(said, name) {
+  if (!current || bounced()) return;
+  const sample = current, items = answered();
+  nowUsed(said.class_id);
+  next();
+  keep(async () => {
+    const saved = await post("/api/labels", { samples: items, ...said, ...(operator() ? { operator: operator() } : {}) });
+    if (!saved.saved) throw new Refused("");
+    undoable = [...undoable, { ...saved, sample }].slice(-MAX_UNDO);
+    return items.length > 1 ? t("js.saved-n", { n: items.length, name }) : t("js.saved", { name });
+  }, sample, items);
+}
+
+// Answers reach the disk one after the other, in the order they were given.
+function keep(work, sample, items) {
+  pending += 1;
+  say(pending > 1 ? t("js.saving-n", { n: pending }) : t("js.saving"));
+  chain = chain.then(async () => {
+    try {
+      const text = await work();
+      pending -= 1;
+      say(pending ? t("js.saving-n", { n: pending }) : text);
+      for (const each of items) taken.set(each, performance.now());
+    } catch (error) {
+      pending -= 1;
+      for (const each of items) taken.delete(each);
+      say(t("js.not-saved", { why: error.message }), true);
+      if (sample) back(sample);
+    }
+    $("undo").disabled = !undoable.length;
+  });
+}
+
+// It is asked about again, at once.
+function back(sample) {
+  if (current) queue.unshift(current);
+  show(sample);
+}
+
+function say(text, failed = false) {
+  $("saved").textContent = text;
+  $("saved").classList.toggle("failed", failed);
+}
+
+function unsure() {
+  if (!current || bounced()) return;
+  const sample = current;
+  taken.set(sample.sample, Infinity);
+  next();
+  keep(async () => {
+    await post(`/api/samples/${sample.sample}/unsure`, {});
+    return t("js.saved-unsure");
+  }, sample, [sample.sample]);
+}
+
+function undo() {
+  if (!undoable.length && !pending) return;
+  keep(async () => {
+    const last = undoable.pop();
+    if (!last) return "";
+    try {
+      await post("/api/labels/undo", { first_seq: last.first_seq, seq: last.seq, ...(operator() ? { operator: operator() } : {}) });
+    } catch (error) {
+      undoable.push(last);
+      throw error;
+    }
+    taken.delete(last.sample.sample);
+    back(await call(`/api/samples/${last.sample.sample}`));
+    refill();
+    return t("js.undone");
+  }, null, []);
+}
+
+// -- pictures that look the same ------------------------------------------------------------------------------
+
+function drawAlike() {
+  const alike = current ? current.alike : [];
+  $("alike").hidden = !alike.length;
+  $("together").setAttribute("aria-pressed", String(together));
+  const n = alike.length - out.size;
+  $("together-text").textContent = together ? t("label.together-on", { n: n + 1 }) : t("label.together", { n: alike.length });
+  const old = new Map([...$("alike-pictures").children].map((each) => [each.dataset.sample, each]));
+  $("alike-pictures").replaceChildren(...alike.map((sample, i) => {
+    const button = old.get(sample) || element("button", { type: "button", "data-sample": sample, "aria-label": t("label.take-out", { n: i + 1 }) },
+      element("img", { src: `/api/samples/${sample}/image`, alt: "", loading: "lazy" }));
+    button.setAttribute("aria-pressed", String(together && !out.has(sample)));
+    return button;
+  }));
+}
+
+$("together").addEventListener("click", () => { together = !together; drawAlike(); });
+$("alike-pictures").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  const sample = button.dataset.sample;
+  if (!together) together = true;
+  else if (out.has(sample)) out.delete(sample);
+  else out.add(sample);
+  drawAlike();
+});
+
+// -- a new defect: its name, its picture, two taps ----------------------------------------------------------------
+
+function openDefect() {
+  if (!current || bounced()) return;
+  const names = latest ? latest.state.classes.map((each) => each.name.toLowerCase()) : [];
+  const usual = t("js.defects").split("|").filter((name) => !names.includes(name.toLowerCase()));
+  $("suggestions").replaceChildren(...usual.slice(0, 6).map((name) => element("button", { type: "button", "data-name": name }, name)));
+  $("defect-picture").src = picture(current.sample).src;
+  $("defect-name").value = "";
+  $("defect-wrong").textContent = "";
+  $("defect").showModal();
+}
+
+async function nameDefect(typed) {
+  const name = typed.trim().replace(/\s+/g, " ");
+  if (!name) { $("defect-wrong").textContent = t("js.name-it"); return; }
+  const known = latest && latest.state.classes.find((each) => each.name.toLowerCase() === name.toLowerCase());
+  try {
+    const id = known ? known.id : (await post("/api/classes", { name, ...(operator() ? { operator: operator() } : {}) })).class_id;
+    if (!known && latest) latest.state.classes.push({ id, name, labels: 0, own_labels: 0 });
+    $("defect").close();
+    changedAt = 0;
+    answer({ class_id: id }, name);
+  } catch (error) {
+    $("defect-wrong").textContent = t("js.not-saved", { why: error.message });
+  }
+}
+
+$("new-defect").addEventListener("click", openDefect);
+$("suggestions").addEventListener("click", (event) => { if (event.target.dataset.name) nameDefect(event.target.dataset.name); });
+$("defect-form").addEventListener("submit", (event) => { event.preventDefault(); nameDefect($("defect-name").value); });
+$("defect-cancel").addEventListener("click", () => $("defect").close());
+$("unsure").addEventListener("click", unsure);
+$("undo").addEventListener("click", undo);
+
+// -- looking closely --------------------------------------------------------------------------------------------
+
+let zoom = 1, panX = 0, panY = 0;
+const fingers = new Map();
+let pinch = null;
+
+function zoomTo(factor, x = 0, y = 0) {
+  const before = zoom;
+  zoom = Math.min(MAX_ZOOM, Math.max(1, factor));
+  // The point under the finger stays there.
+  panX = zoom === 1 ? 0 : x - ((x - panX) * zoom) / before;
+  panY = zoom === 1 ? 0 : y - ((y - panY) * zoom) / before;
+  place();
+}
+
+function pan(x, y) {
+  const box = $("stage").getBoundingClientRect();
+  const limit = (size) => ((zoom - 1) * size) / 2;
+  panX = Math.max(-limit(box.width), Math.min(limit(box.width), panX + x));
+  panY = Math.max(-limit(box.height), Math.min(limit(box.height), panY + y));
+  place();
+}
+
+function place() {
+  for (const each of $("stage").querySelectorAll(".picture")) each.style.transform = `translate(${panX}px, ${panY}px) scale(${zoom})`;
+}
+
+function fromCentre(event) {
+  const box = $("stage").getBoundingClientRect();
+  return [event.clientX - box.left - box.width / 2, event.clientY - box.top - box.height / 2];
+}
+
+$("stage").addEventListener("wheel", (event) => {
+  event.preventDefault();
+  zoomTo(zoom * (event.deltaY < 0 ? 1.25 : 0.8), ...fromCentre(event));
+}, { passive: false });
+$("stage").addEventListener("dblclick", (event) => zoomTo(zoom > 1 ? 1 : 3, ...fromCentre(event)));
+$("stage").addEventListener("pointerdown", (event) => { fingers.set(event.pointerId, event); $("stage").setPointerCapture(event.pointerId); pinch = null; });
+$("stage").addEventListener("pointermove", (event) => {
+  const before = fingers.get(event.pointerId);
+  if (!before) return;
+  fingers.set(event.pointerId, event);
+  if (fingers.size === 2) {
+    const [a, b] = [...fingers.values()];
+    const apart = Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY);
+    if (pinch) zoomTo((zoom * apart) / pinch, ...fromCentre({ clientX: (a.clientX + b.clientX) / 2, clientY: (a.clientY + b.clientY) / 2 }));
+    pinch = apart;
+  } else if (zoom > 1) pan(event.clientX - before.clientX, event.clientY - before.clientY);
+});
+for (const end of ["pointerup", "pointercancel"]) $("stage").addEventListener(end, (event) => { fingers.delete(event.pointerId); pinch = null; });
+$("zoom-in").addEventListener("click", () => zoomTo(zoom * 1.6));
+$("zoom-out").addEventListener("click", () => zoomTo(zoom / 1.6));
+$("zoom-fit").addEventListener("click", () => zoomTo(1));
+
+// The heatmap is of the head that serves now, so it is asked for anew each time.
+function drawHeat() {
+  $("heat").setAttribute("aria-pressed", String(heat));
+  for (const old of $("stage").querySelectorAll(".over-picture")) old.remove();
+  if (!heat || !current) return;
+  const over = element("img", { class: "picture over-picture", src: `/api/samples/${current.sample}/heatmap`, alt: "", draggable: "false" });
+  over.addEventListener("error", async () => {
+    heat = false;
+    over.remove();
+    $("heat").setAttribute("aria-pressed", "false");
+    if (current) await call(`/api/samples/${current.sample}/heatmap`).catch((error) => say(error.message, true));
+  });
+  $("stage").querySelector(".picture").after(over);
+  place();
+}
+
+$("heat").addEventListener("click", () => { heat = !heat; drawHeat(); });
+
+// -- keys ---------------------------------------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  if (event.target.matches("input, select, textarea") || $("defect").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  const key = event.key.toLowerCase();
+  if (event.target === $("stage")) {
+    const step = { arrowleft: [60, 0], arrowright: [-60, 0], arrowup: [0, 60], arrowdown: [0, -60] }[key];
+    if (step) { event.preventDefault(); pan(...step); return; }
+  }
+  const zoomed = { "+": () => zoomTo(zoom * 1.6), "-": () => zoomTo(zoom / 1.6), "0": () => zoomTo(1) }[key];
+  if (zoomed) { zoomed(); return; }
+  const button = /^[1-9]$/.test(key) ? $("classes").children[Number(key) - 1]
+    : { n: $("new-defect"), h: $("heat"), s: $("unsure"), u: $("undo"), g: $("together") }[key];
+  if (button && !button.disabled && !button.closest("[hidden]")) { event.preventDefault(); button.click(); }
+});
+
+// -- begin --------------------------------------------------------------------------------------------------------
+
+async function begin() {
+  byHand = new URLSearchParams(location.search).get("sample");
+  if (byHand) {
+    try {
+      show(await call(`/api/samples/${encodeURIComponent(byHand)}`));
+    } catch (error) {
+      say(error.message, true);
+    }
+    history.replaceState(null, "", "/label");
+  }
+  await refill();
+  if (!current) show(null);
+}
+
+let heardKey = "";
+onState(({ state }) => {
+  drawClasses();
+  const key = JSON.stringify([state.queue_depth, state.live_set_digest, state.frames]);
+  if (key === heardKey) return;
+  heardKey = key;
+  if (heardKey) refill();
+});
+begin();

@@ -1,0 +1,88 @@
+// What the line is doing: the newest part, the shift, the last parts.
+"use strict";
+
+const SHOWN = 24;
+let newest = null;
+let heat = false;
+let shownFrames = -1;
+let shownLabels = "";
+
+function markOf(sample, classes) {
+  if (sample.label) return { level: "good", mark: "✎", text: sample.label };
+  if (sample.unknown) return { level: "warn", mark: "?", text: t("now.unknown") };
+  const bad = sample.rejected;
+  return { level: bad ? "bad" : "good", mark: bad ? "✕" : "✓", text: sample.decision };
+}
+
+async function drawParts({ state }) {
+  const labels = `${state.live_set_digest} ${state.queue_depth}`;
+  if (state.frames === shownFrames && labels === shownLabels) return;
+  shownFrames = state.frames;
+  shownLabels = labels;
+  const samples = await call(`/api/samples?limit=${SHOWN}`);
+  newest = samples[0] || null;
+  drawLive();
+  const old = new Map([...$("strip").children].map((each) => [each.dataset.key, each]));
+  $("strip").replaceChildren(...samples.map((each) => {
+    const key = [each.sample, each.status, each.decision, each.label, each.rejected].join("|");
+    return old.get(key) || tile(each, key);
+  }));
+}
+
+function tile(sample, key) {
+  const { level, mark, text } = markOf(sample);
+  const more = sample.status === "queued" ? t("now.asks") : sample.label ? t("now.labelled") : percent(sample.probability);
+  return element("a", { href: `/label?sample=${sample.sample}`, "data-key": key, "data-sample": sample.sample, class: `part ${level}` },
+    element("img", { src: `/api/samples/${sample.sample}/image`, alt: "", loading: "lazy" }),
+    element("span", { class: "what" }, element("span", { class: "mark", "aria-hidden": "true" }, mark), ` ${text}`),
+    element("span", { class: "quiet" }, more));
+}
+
+function drawLive() {
+  const image = $("live-picture");
+  $("live").disabled = !newest;
+  $("live-none").hidden = Boolean(newest);
+  image.hidden = !newest;
+  if (!newest) return;
+  $("live").setAttribute("aria-pressed", String(heat));
+  const wanted = `/api/samples/${newest.sample}/${heat ? "heatmap" : "image"}`;
+  if (image.getAttribute("src") !== wanted) image.src = wanted;
+  const { level, mark, text } = markOf(newest);
+  const box = $("live-decision");
+  box.className = `decision ${level}`;
+  box.querySelector(".mark").textContent = mark;
+  box.querySelector(".text").textContent = text;
+  box.querySelector(".sure").textContent = newest.unknown ? "" : t("now.sure", { sure: percent(newest.probability) });
+}
+
+$("live").addEventListener("click", () => { heat = !heat; drawLive(); });
+$("live-picture").addEventListener("error", async () => {
+  if (!heat || !newest) return;
+  heat = false;
+  const path = `/api/samples/${newest.sample}/heatmap`;
+  drawLive();
+  await call(path).catch((error) => notice(error.message));
+});
+
+function put(id, text) {
+  if ($(id).textContent !== String(text)) $(id).textContent = text;
+}
+
+function drawFacts({ state, shift }) {
+  showCondition($("verdict"), condition(state));
+  put("count-parts", shift.parts.toLocaleString(document.documentElement.lang));
+  put("count-rejects", shift.rejects === null ? "–" : shift.rejects);
+  put("count-unknown", shift.unknown);
+  put("count-labels", shift.labels);
+  put("since", t("now.since", { time: new Date(1000 * shift.began_utc).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) }));
+  const { release, head, camera, mqtt } = state;
+  put("fact-release", release ? `${release.name} · ${release.precision} · ${release.runtime}` : "–");
+  put("fact-head", head ? t("now.head-is", { number: head.number, state: t(`now.${head.state}`) }) : "–");
+  put("fact-camera", camera.state === "live" ? t("now.live-camera", { n: camera.frames }) : `${camera.state}: ${camera.name}`);
+  put("fact-fleet", !mqtt ? t("now.fleet-none") : mqtt.connected ? t("now.fleet-on") : t("now.fleet-off", { n: state.outbox }));
+}
+
+onState((message) => {
+  drawFacts(message);
+  drawParts(message).catch(() => {});
+});

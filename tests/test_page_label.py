@@ -1,0 +1,320 @@
+"""Labelling in a real Chromium: each test asserts what is on disk and what the next frame is taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Route, expect
+
+from device_agent.page.alike import alike
+from device_agent.store import SampleStatus
+from sdk.bundle import Bundle
+from tests.pages import ASK_ALL, Device, Screen, chromium, hex_of, opened, screen, serving, wait_for, write_stream
+from tests.tiny import class_id, picture, tiny_bundle
+
+NAMES = ("good", "pit", "rings", "scratch")
+TRUTH = {hex_of(name, i): name for name in NAMES for i in range(24)}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("label") / "bundle", maps=True)
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts of one picture each, many of a class that the bundle does not know."""
+    return write_stream(tmp_path_factory.mktemp("label") / "stream", {"rings": 24, "pit": 6, "good": 6})
+
+
+@pytest.fixture
+def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
+    with serving(tmp_path / "data", stream, bundle, ASK_ALL) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+def tap(on: Screen, name: str) -> str:
+    """Tap the button of a class; return the sample that it was for."""
+    sample = on.asked()
+    on.settled()
+    on.page.locator(f'#classes button[data-class="{name}"]').tap()
+    return sample
+
+
+@pytest.mark.browser
+def test_ten_pictures_are_labelled_by_touch_and_ten_by_keys(device: Device, browser: Browser) -> None:
+    rings = device.station.define_class("rings", "ann")
+    expected: dict[str, str] = {}
+    with screen(browser, device.url + "label", has_touch=True, viewport={"width": 800, "height": 480}) as on:
+        on.ready()
+        for _ in range(10):
+            wanted = TRUTH[on.asked()]
+            expected[tap(on, wanted)] = wanted
+        for _ in range(10):
+            sample = on.asked()
+            on.settled()
+            wanted = TRUTH[sample]
+            buttons = on.page.locator("#classes button").all()
+            place = next(i for i, each in enumerate(buttons) if each.get_attribute("data-class") == wanted)
+            on.page.keyboard.press(str(place + 1))
+            expected[sample] = wanted
+        on.quiet()
+        expect(on.page.locator("#saved")).to_contain_text("✓ saved")
+    assert len(expected) == 20
+    ids = {"rings": rings, **{name: class_id(name) for name in ("good", "pit", "scratch")}}
+    assert {label.sample.hex(): label.class_id for label in device.labels()} == {
+        sample: ids[name] for sample, name in expected.items()
+    }
+    device.settle()
+    assert device.decides(picture("rings", 990)) == "rings"
+
+
+@pytest.mark.browser
+def test_the_class_used_last_comes_first_and_keys_go_with_the_places(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label", has_touch=True) as on:
+        on.ready()
+        first = tap(on, "scratch")
+        expect(on.page.locator("#classes button").first).to_have_attribute("data-class", "scratch")
+        second = on.asked()
+        on.settled()
+        on.page.keyboard.press("1")
+        on.quiet()
+        box = on.page.locator("#classes button").first.bounding_box()
+        assert box is not None
+        assert box["height"] >= 64
+    assert [(each.sample.hex(), each.class_id) for each in device.labels()] == [
+        (first, class_id("scratch")),
+        (second, class_id("scratch")),
+    ]
+
+
+@pytest.mark.browser
+def test_a_new_defect_takes_two_taps(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label", has_touch=True) as on:
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.locator("#new-defect").tap()
+        on.page.locator("#suggestions button", has_text="crack").tap()
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: crack")
+    (label,) = device.labels()
+    names = {each.class_id: each.name for each in device.station.classes()}
+    assert label.class_id is not None
+    assert (label.sample.hex(), names[label.class_id]) == (sample, "crack")
+    device.settle()
+    stored = device.station.store.image(label.sample)
+    assert stored is not None
+    assert device.decides(stored) == "crack"
+
+
+@pytest.mark.browser
+def test_a_script_in_a_class_name_is_text(device: Device, browser: Browser) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    with screen(browser, device.url + "label") as on:
+        on.ready()
+        on.asked()
+        on.settled()
+        on.page.keyboard.press("n")
+        on.page.get_by_label("Or type its name").fill(name)
+        on.page.get_by_label("Or type its name").press("Enter")
+        expect(on.page.locator("#saved")).to_have_text(f"✓ saved: {name}")
+        device.settle()
+        for path in ("", "label", "learned", "quality"):
+            on.page.goto(device.url + path)
+            on.ready()
+            assert on.page.locator("img[onerror]").count() == 0
+    assert name in {each.name for each in device.station.classes()}
+
+
+@pytest.mark.browser
+def test_undo_is_exact_and_can_be_repeated(device: Device, browser: Browser) -> None:
+    before, known = device.digest(), device.decides(picture("rings", 990))
+    with screen(browser, device.url + "label", has_touch=True) as on:
+        on.ready()
+        first, second = tap(on, "scratch"), tap(on, "pit")
+        on.quiet()
+        on.page.locator("#undo").tap()
+        on.quiet()
+        assert on.asked() == second
+        on.page.keyboard.press("u")
+        on.quiet()
+        expect(on.page.locator("#saved")).to_contain_text("as if it had never been learned")
+        assert on.asked() == first
+        expect(on.page.locator("#undo")).to_be_disabled()
+    assert [label.class_id for label in device.labels()] == [class_id("scratch"), class_id("pit"), None, None]
+    assert device.digest() == before
+    assert device.decides(picture("rings", 990)) == known
+
+
+@pytest.mark.browser
+def test_a_group_is_labelled_in_one_go_but_for_what_is_taken_out(
+    tmp_path: Path, bundle: Bundle, browser: Browser
+) -> None:
+    stream = write_stream(tmp_path / "stream", {"rings": 4}, part_of=4)
+    with serving(tmp_path / "data", stream, bundle) as device:
+        asked = device.station.store.samples(limit=10)
+        with screen(browser, f"{device.url}label?sample={asked[0].sample_id.hex()}", has_touch=True) as on:
+            on.ready()
+            one = on.asked()
+            on.page.locator("#together").tap()
+            others = on.page.locator("#alike-pictures button")
+            expect(others).to_have_count(3)
+            left = others.nth(1).get_attribute("data-sample")
+            others.nth(1).tap()
+            on.settled()
+            on.page.locator('#classes button[data-class="pit"]').tap()
+            expect(on.page.locator("#saved")).to_have_text("✓ saved: 3 × pit")
+            labelled = {each.sample.hex() for each in device.labels()}
+            assert one in labelled
+            assert left not in labelled
+            assert len(labelled) == 3
+            # They are one write: three labels and their codes, without anything between.
+            records = list(device.station.store.records())
+            assert [record.entry.seq for record in records] == list(range(1, len(records) + 1))
+            on.page.locator("#undo").tap()
+            on.quiet()
+        labels = device.labels()[3:]
+        assert len(labels) == 3
+        assert {label.class_id for label in labels} == {None}
+
+
+@pytest.mark.browser
+def test_what_somebody_cannot_tell_is_asked_last_and_teaches_nothing(device: Device, browser: Browser) -> None:
+    before = device.digest()
+    with screen(browser, device.url + "label", has_touch=True) as on:
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.locator("#unsure").tap()
+        on.quiet()
+        assert on.asked() != sample
+    queue = device.http.get("/api/queue", params={"limit": 200}).json()
+    assert queue[-1]["sample"] == sample
+    assert queue[-1]["unsure"] is True
+    assert device.labels() == []
+    assert device.digest() == before
+
+
+@pytest.mark.browser
+def test_what_cannot_be_saved_is_said_and_asked_again(device: Device, browser: Browser) -> None:
+    with opened(browser, has_touch=True) as (context, on):
+        on.page.goto(device.url + "label")
+        on.ready()
+        sample = on.asked()
+        context.set_offline(True)
+        tap(on, "pit")
+        expect(on.page.locator("#saved")).to_contain_text("Not saved")
+        assert on.asked() == sample
+        expect(on.page.locator("#device-state")).to_contain_text("No connection")
+    assert device.labels() == []
+    stored = device.station.store.sample(bytes.fromhex(sample))
+    assert stored is not None
+    assert stored.status is SampleStatus.QUEUED
+
+
+@pytest.mark.browser
+def test_a_bouncing_finger_labels_one_picture(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label") as on:
+        on.ready()
+        on.asked()
+        on.settled()
+        on.page.evaluate(
+            "() => { for (let i = 0; i < 3; i++) document.querySelector('#classes button').click(); }"
+        )
+        on.quiet()
+    assert len(device.labels()) == 1
+
+
+@pytest.mark.browser
+def test_the_picture_shows_where_the_evidence_lies_until_asked_not_to(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label") as on:
+        on.ready()
+        sample = on.asked()
+        on.page.keyboard.press("h")
+        over = on.page.locator("#stage .over-picture")
+        expect(over).to_have_attribute("src", f"/api/samples/{sample}/heatmap")
+        on.until("document.querySelector('.over-picture').naturalWidth > 0")
+        on.page.keyboard.press("h")
+        expect(over).to_have_count(0)
+
+
+@pytest.mark.browser
+def test_zoom_and_pan_show_a_part_of_it_and_all_of_it_again(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label") as on:
+        on.ready()
+        on.asked()
+        whole = on.page.locator("#stage .picture").bounding_box()
+        on.page.keyboard.press("+")
+        on.until("zoom > 1")
+        on.page.locator("#stage").focus()
+        on.page.keyboard.press("ArrowRight")
+        assert on.page.evaluate("panX") < 0
+        on.page.keyboard.press("0")
+        on.until("zoom === 1 && panX === 0")
+        wait_for(lambda: on.page.locator("#stage .picture").bounding_box() == whole)
+
+
+@pytest.mark.browser
+def test_an_escape_found_by_eye_is_labelled_from_the_last_parts(device: Device, browser: Browser) -> None:
+    sample = hex_of("rings", 20)
+    assert device.decides(picture("rings", 520)) != "pit"
+    with screen(browser, device.url) as on:
+        on.ready()
+        on.page.locator(f'#strip a[data-sample="{sample}"]').click()
+        on.page.wait_for_url("**/label**")
+        on.ready()
+        assert on.asked() == sample
+        on.settled()
+        on.page.locator('#classes button[data-class="pit"]').click()
+        on.quiet()
+    assert [(each.sample.hex(), each.class_id) for each in device.labels()] == [(sample, class_id("pit"))]
+    device.settle()
+    assert device.decides(picture("rings", 520)) == "pit"
+
+
+@pytest.mark.browser
+def test_a_picture_that_was_picked_stays_when_a_question_arrives_late(device: Device, browser: Browser) -> None:
+    """The queue's answer was on its way when the operator picked another picture: the label is for theirs."""
+    picked, other = hex_of("good", 0), device.http.get(f"/api/samples/{hex_of('rings', 1)}").json()
+    held: list[Route] = []
+    with opened(browser) as (_, on):
+        on.page.route("**/api/queue*", lambda route: held.append(route))  # noqa: PLW0108  (it looks at the handler)
+        on.page.goto(f"{device.url}label?sample={picked}")
+        on.ready()
+        assert on.asked() == picked
+        while not held:
+            on.page.wait_for_timeout(20)
+        held[0].fulfill(json=[other])
+        on.until("queue.length === 1")
+        on.settled()
+        on.page.locator('#classes button[data-class="good"]').click()
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: good")
+        on.page.unroute_all(behavior="ignoreErrors")
+    assert [(each.sample.hex(), each.class_id) for each in device.labels()] == [(picked, class_id("good"))]
+
+
+def test_samples_of_one_part_wait_for_one_answer(tmp_path: Path, bundle: Bundle) -> None:
+    stream = write_stream(tmp_path / "stream", {"rings": 4}, part_of=2)
+    with serving(tmp_path / "data", stream, bundle) as device:
+        samples = device.station.store.samples(limit=10)
+        found = alike(samples)
+        group = {each.sample_id: each.group for each in samples}
+        assert all(group[other] == group[one] for one, others in found.items() for other in others)
+        assert sorted(len(others) for others in found.values()) == [1, 1, 1, 1]
+
+
+def test_codes_of_unlike_decisions_are_never_put_together(device: Device) -> None:
+    samples = device.station.store.samples(limit=100)
+    decided = {each.sample_id: (each.unknown, each.class_id if not each.unknown else None) for each in samples}
+    found = alike(samples)
+    assert any(found.values())
+    assert all(decided[one] == decided[other] for one, others in found.items() for other in others)
+    assert alike([]) == {}
