@@ -301,10 +301,24 @@ class RuntimeSettings(_Section, frozen=True, kw_only=True):
 
 
 class PageSettings(_Section, frozen=True, kw_only=True):
-    """Where the operator's page is. There are no accounts yet: bind beyond loopback only on a trusted network."""
+    """Where the operator's page is. Beyond loopback it wants accounts (`headway agent user`) and TLS.
+
+    Attributes:
+        host: On loopback only this machine reaches it.
+        port: 0 takes a free one.
+        cert_file, key_file: Its certificate and private key, PEM; both or neither.
+        plain_http: Serve beyond loopback without TLS: behind a proxy on this machine, or where nobody listens.
+    """
 
     host: Name = "127.0.0.1"
     port: Port = 8080
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    plain_http: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("give both cert_file and key_file, or neither")
 
 
 class MqttTable(_Section, frozen=True, kw_only=True):
@@ -674,8 +688,11 @@ max_frame_ms = 0.0            # a release that takes longer is rolled back; 0: t
 tensorrt = "auto"             # an engine takes over: auto where it is faster, on (required), or off
 
 [page]
-host = "127.0.0.1"            # there are no accounts yet: bind beyond loopback only on a trusted network
+host = "127.0.0.1"            # beyond loopback: make accounts first (headway agent user add), and give TLS
 port = 8080                   # 0 takes a free one; the agent prints its address
+# cert_file = "page.pem"      # TLS
+# key_file = "page.key"
+# plain_http = false          # true: beyond loopback without TLS, behind a proxy or where nobody listens
 
 # [mqtt]                      # without this table the device works alone
 # host = "broker.example"

@@ -7,7 +7,7 @@ Rules this module keeps:
 - A transaction happens whole or not at all, also when the disk fills in the middle of it.
 - What SQLite and the file system say becomes `StoreFull` (no write is possible now; it may be later) or
   `StoreCorrupt` (the file is damaged, another program's, or from a newer version).
-- One process per folder: a lock file refuses the second.
+- One process per folder: a lock file refuses the second, unless the file is meant to be shared.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Database:
         path: The file; made where it is missing, in a folder that exists.
         migrations: Statements from schema n to n + 1. `PRAGMA user_version` says how many have been run.
         max_bytes: Its largest size.
+        shared: Other processes may have it open too; each transaction is whole all the same.
 
     Raises:
         ConfigError: another process has the folder's lock.
@@ -48,11 +49,13 @@ class Database:
         StoreFull: the disk takes no writes.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], *, max_bytes: int) -> None:
+    def __init__(
+        self, path: Path, migrations: Sequence[Sequence[str]], *, max_bytes: int, shared: bool = False
+    ) -> None:
         self.lock = threading.RLock()
         self._path = path
         with disk(path.parent):
-            self._lock_file = _take_lock(path.parent)
+            self._lock_file = _take_lock(path.parent, shared)
             try:
                 self._db = _connect(path, migrations, max_bytes)
             except BaseException:
@@ -140,10 +143,10 @@ def damaged(what: str) -> StoreCorrupt:
     return StoreCorrupt(what, hint=_RESTORE)
 
 
-def _take_lock(folder: Path) -> IO[bytes]:
+def _take_lock(folder: Path, shared: bool) -> IO[bytes]:
     lock = (folder / LOCK_NAME).open("ab")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
         raise ConfigError(

@@ -35,6 +35,10 @@
         UnknownDevice          no such device
         RolloutHalted          a rollout stopped itself
         LicenceRefused         weights under a licence that may not be published
+      AccessError              somebody may not do this on a device's page
+        LoginFailed            name and secret do not go together
+        TooManyTries           too many wrong tries, or too many requests
+        NameTaken              an account or token of that name exists
       ConfigError              a settings file is wrong
       MissingExtra             an optional part is not installed
 
@@ -212,6 +216,24 @@ class RolloutHalted(FleetError):
 
 class LicenceRefused(FleetError):
     """Weights under a licence that is unknown, or not on the list of those that may be published."""
+
+
+class AccessError(HeadwayError):
+    """Somebody may not do this on a device's page, or an account cannot be as asked."""
+
+
+class LoginFailed(AccessError):
+    """Name and secret do not go together."""
+
+
+class TooManyTries(AccessError):
+    """Too many wrong tries, or too many requests."""
+
+    retryable = True
+
+
+class NameTaken(AccessError):
+    """An account or token of that name exists."""
 
 
 class ConfigError(HeadwayError):
