@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from device_agent.accepting import Accepting, OperatingTarget
 from device_agent.camera import Shot
 from device_agent.heatmap import draw, heatmap
 from device_agent.learner import ActiveHead, ClassInfo, Learner, Saved
@@ -72,6 +73,8 @@ class Decision:
         scores: Score by class id; empty for frames of the camera, where nobody looks at them.
         head: Number of the head that decided.
         question: Why an operator should be asked, if so.
+        defect: Probability of a defect; None where no class is known to be good.
+        rejected: Whether the part goes out by the station's operating point; None like `defect`.
     """
 
     shown: str
@@ -85,6 +88,8 @@ class Decision:
     scores: dict[bytes, float]
     head: int
     question: Question | None
+    defect: float | None = None
+    rejected: bool | None = None
 
 
 class Prepared(NamedTuple):
@@ -175,6 +180,8 @@ class Station:
         self.policy = policy or QueuePolicy()
         self.counts = Counts()
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self.on_seen: Callable[[Shot, Seen], None] | None = None  # called after each frame, on its thread
+        self.operating = OperatingTarget()
         self._on_change = on_change or (lambda: None)
         self._on_saved = on_saved or (lambda: None)
         self._threads = threads
@@ -306,7 +313,8 @@ class Station:
     def _decided(self, serving: Serving, shots: Sequence[Shot], codes: Codes, began_s: float) -> list[Look]:
         active = serving.learner.head
         decided = active.head.decide(codes)
-        decisions = [_decision(active, decided, row) for row in range(len(shots))]
+        accepting = self._accepting(serving, active)
+        decisions = [_decision(active, decided, row, accepting) for row in range(len(shots))]
         latency_ms = (time.perf_counter() - began_s) * 1000
         return [
             Look(serving, shot, np.asarray(codes[row], np.int8), decided, row, active, decisions[row], latency_ms)
@@ -322,7 +330,14 @@ class Station:
         self.counts.unknown += decision.unknown
         self.latencies_ms.append(look.latency_ms)
         self._watch_drift(look)
-        return Seen(shot.sample_id, shot.captured_utc, decision, status, look.latency_ms)
+        seen = Seen(shot.sample_id, shot.captured_utc, decision, status, look.latency_ms)
+        if self.on_seen is not None:
+            self.on_seen(shot, seen)
+        return seen
+
+    def _accepting(self, serving: Serving, active: ActiveHead) -> Accepting | None:
+        names = dict(zip(active.head.class_ids, active.names, strict=True))
+        return self.operating.accepting(names, serving.learner.reference)
 
     def _watch_drift(self, look: Look) -> None:
         """Count one tile of each part, each in turn, against the left-out scores of the confirmed head."""
@@ -406,6 +421,12 @@ class Station:
         self._on_saved()
         return saved
 
+    def label_all(self, labels: Sequence[tuple[bytes, bytes | None]], operator: str) -> Saved:
+        """Store labels as one; all are on disk when this returns, or none is. See `Learner.label_all`."""
+        saved = self.require().learner.label_all(labels, operator)
+        self._on_saved()
+        return saved
+
     def define_class(self, name: str, operator: str) -> bytes:
         """Define a class and return its id. See `Learner.define_class`."""
         class_id = self.require().learner.define_class(name, operator)
@@ -435,9 +456,10 @@ class Station:
         return found[0]
 
 
-def _decision(active: ActiveHead, decided: Decisions, row: int) -> Decision:
+def _decision(active: ActiveHead, decided: Decisions, row: int, accepting: Accepting | None) -> Decision:
     best, unknown = int(decided.class_index[row]), bool(decided.unknown[row])
     ids = active.head.class_ids
+    defect = None if accepting is None else accepting.defect(ids, decided.probabilities[row])
     return Decision(
         shown=UNKNOWN if unknown else active.names[best],
         class_id=None if unknown else ids[best],
@@ -450,6 +472,8 @@ def _decision(active: ActiveHead, decided: Decisions, row: int) -> Decision:
         scores={},
         head=active.number,
         question=None,
+        defect=defect,
+        rejected=None if accepting is None or defect is None else accepting.rejects(ids[best], defect, unknown),
     )
 
 
