@@ -96,7 +96,7 @@ class Agent:
         clock: Callable[[], float] = time.time,
         tensorrt: Callable[[], Library] = open_library,
     ) -> None:
-        from device_agent.page import PageServer
+        from device_agent.page import Access, open_book, open_page
 
         self.site = site
         self.started_utc = clock()
@@ -149,7 +149,10 @@ class Agent:
                 work=self._watchdog.work,
                 clock=clock,
             )
-            self._server = PageServer(site.page.host, site.page.port)
+            self._book = open_book(site.data_dir)
+            undo.callback(self._book.close)
+            self._access = Access(self._book)
+            self._server = open_page(site.page, self._access)
             undo.callback(self._server.stop)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
@@ -192,6 +195,7 @@ class Agent:
             self._sync.stop()
         self.station.close()
         self.store.close()
+        self._book.close()
         (self.site.data_dir / RUNNING_NAME).unlink(missing_ok=True)
 
     @property
@@ -370,8 +374,17 @@ class Agent:
         """
         from device_agent.page import create_app
 
-        app = create_app(self.station, self.state, host=self.site.page.host, trigger=self.flow.trigger)
-        self._server.start(app)
+        self._server.start(
+            create_app(
+                self.station,
+                self.state,
+                host=self.site.page.host,
+                secure=self._server.secure,
+                book=self._book,
+                access=self._access,
+                trigger=self.flow.trigger,
+            )
+        )
         if self._sync is not None:
             self._sync.start()
         self._say_ready(on_ready)
@@ -393,7 +406,9 @@ class Agent:
             "release_id": None if serving is None else serving.release_id,
             "pid": os.getpid(),
         }
-        (self.site.data_dir / RUNNING_NAME).write_text(json.dumps(ready))
+        running = self.site.data_dir / RUNNING_NAME
+        running.touch(mode=0o600)
+        running.write_text(json.dumps({**ready, "token": self._access.local_token}))
         if on_ready is not None:
             on_ready(ready)
 
@@ -515,3 +530,11 @@ def running_page(data_dir: Path) -> str | None:
         return str(json.loads((data_dir / RUNNING_NAME).read_text())["page"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def running_token(data_dir: Path) -> dict[str, str]:
+    """Return the header by which whoever may read the agent's data folder may also ask its page for the state."""
+    try:
+        return {"Authorization": f"Bearer {json.loads((data_dir / RUNNING_NAME).read_text())['token']}"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

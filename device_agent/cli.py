@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 from device_agent.cli_operations import backup, restore, unit
+from device_agent.cli_user import user
 from sdk.errors import ConfigError
 from sdk.layouts import Layout
 from sdk.stopping import stop_on_signals
@@ -80,6 +81,9 @@ def agent() -> None:
     """Inspect, label and learn on this device."""
 
 
+agent.add_command(user)
+
+
 @agent.command()
 @click.argument("file", metavar="[SITE.TOML]", type=click.Path(path_type=Path), default=Path("site.toml"))
 @click.option("--force", is_flag=True, help="Replace the file.")
@@ -128,10 +132,11 @@ for _each in (unit, backup, restore):
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(site_file: Path, as_json: bool) -> None:
     """Say what the agent of this site.toml is doing."""
+    import ssl
     import urllib.error
     import urllib.request
 
-    from device_agent.agent import running_page
+    from device_agent.agent import running_page, running_token
     from device_agent.config import load_site
 
     site = load_site(site_file)
@@ -139,7 +144,12 @@ def status(site_file: Path, as_json: bool) -> None:
     try:
         if page is None:
             raise FileNotFoundError
-        with urllib.request.urlopen(f"{page}api/state", timeout=STATUS_TIMEOUT_S) as answer:
+        tls: ssl.SSLContext | None = None
+        if site.page.cert_file is not None:
+            tls = ssl.create_default_context(cafile=str(site.page.cert_file))
+            tls.check_hostname = False  # it is this machine, whatever name the certificate is for
+        asked = urllib.request.Request(f"{page}api/state", headers=running_token(site.data_dir))
+        with urllib.request.urlopen(asked, timeout=STATUS_TIMEOUT_S, context=tls) as answer:
             state = json.load(answer)
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise ConfigError(

@@ -66,7 +66,11 @@ def test_every_line_commented_out_in_the_template_is_valid_too() -> None:
         ("devise = 'a'\n" + LEAST, "unknown key 'devise'", "Did you mean 'device'?"),
         (LEAST + "retry_s = 1.0\n", "unknown key 'retry_s' in [camera]", "belongs in [camera (opencv)]"),
         ("port = 1\n" + LEAST, "unknown key 'port'", "belongs in [page]"),
-        (LEAST + "[page]\nzzz = 1\n", "unknown key 'zzz'", "Known here: host, port."),
+        (
+            LEAST + "[page]\nzzz = 1\n",
+            "unknown key 'zzz'",
+            "Known here: cert_file, host, key_file, plain_http, port.",
+        ),
         (LEAST + "[page]\nport = 'x'\n", "page.port: expected int, got str", "docs/agent.md"),
         (LEAST + "[page]\nport = 70000\n", "page.port: expected int <= 65535", "docs/agent.md"),
         (LEAST + "rate_fps = -1\n", "camera.rate_fps: expected float >= 0.0", "docs/agent.md"),

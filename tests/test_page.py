@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from device_agent.camera import open_camera
-from device_agent.config import FolderCamera
-from device_agent.page import PageServer, create_app
-from device_agent.report import State, camera_report, station_state
+from device_agent.page import PageServer
 from device_agent.runtime import open_runtime
-from device_agent.station import Station
-from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import ConfigError
 from sdk.images import sample_id
+from tests.pages import Device, hex_of, running, wait_for
 from tests.tiny import CLASSES, class_id, picture, tiny_bundle
-
-CHROMIUM = Path("/usr/bin/chromium")
-CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-DEADLINE_S = 20.0
-
-
-@dataclass
-class Device:
-    station: Station
-    url: str
-    http: httpx.Client
-
-    def state(self) -> dict[str, object]:
-        return dict(self.http.get("/api/state").raise_for_status().json())
-
-    def see(self, folder: Path) -> None:
-        for shot in open_camera(FolderCamera(path=folder), "line-1").shots(threading.Event()):
-            self.station.see(shot)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come true in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +35,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count):
             (folder / f"{name}-{i}.png").write_bytes(picture(name, 500 + i))
     return folder
-
-
-@contextlib.contextmanager
-def running(folder: Path, pictures: Path) -> Iterator[Device]:
-    """Run a device's page, without a release."""
-    camera = open_camera(FolderCamera(path=pictures), "line-1")
-    with Store.open(folder, "line-1") as store:
-        station = Station(store)
-
-        def state() -> State:
-            report = camera_report(camera)
-            return station_state(station, channel="default", version="0", started_utc=0.0, camera=report)
-
-        server = PageServer("127.0.0.1", 0)
-        server.start(create_app(station, state))
-        with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as http:
-            yield Device(station, server.url, http)
-        server.stop()
-        station.close()
 
 
 @pytest.fixture
@@ -114,10 +61,6 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle, pictures
     """The same, for tests that leave it as it was."""
     with running(tmp_path_factory.mktemp("page") / "data", pictures) as device:
         yield with_release(device, bundle, pictures)
-
-
-def hex_of(name: str, i: int) -> str:
-    return sample_id(picture(name, 500 + i)).hex()
 
 
 def test_the_state_tells_release_head_classes_and_counts(unchanged: Device, bundle: Bundle) -> None:
@@ -300,8 +243,11 @@ def test_other_sites_cannot_read_or_write(device: Device) -> None:
 
 def test_the_page_loads_nothing_from_elsewhere(unchanged: Device) -> None:
     answer = unchanged.http.get("/")
-    assert "default-src 'self'" in answer.headers["content-security-policy"]
-    for path in ("/", "/static/page.css", "/static/page.js"):
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    assert "unsafe" not in policy
+    scripts = [f"/static/{name}.js" for name in ("base", "label", "now", "quality", "settings", "login")]
+    for path in ("/", "/label", "/learned", "/quality", "/settings", "/static/page.css", *scripts):
         text = unchanged.http.get(path).raise_for_status().text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text
         assert "https://" not in text
@@ -315,78 +261,6 @@ def test_a_port_in_use_is_refused_at_the_start() -> None:
 def test_an_address_that_is_not_ours_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be served"):
         PageServer("192.0.2.1", 0)
-
-
-@pytest.mark.browser
-def test_an_operator_labels_a_picture_with_a_click(device: Device) -> None:
-    """In a real browser: name a new defect, label by click and by key, take the last one back."""
-    if not CHROMIUM.is_file():
-        pytest.skip("needs Debian's Chromium at /usr/bin/chromium")
-    from playwright.sync_api import expect, sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        page = browser.new_page()
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-        page.goto(device.url)
-        saved = page.locator("#saved")
-
-        page.locator(f'#samples button[data-sample="{hex_of("rings", 0)}"]').click()
-        page.get_by_role("button", name="new defect").click()
-        page.get_by_label("Name of the new defect").fill("<b>rings</b>")
-        page.get_by_label("Name of the new defect").press("Enter")
-        expect(saved).to_have_text("✓ saved: <b>rings</b>")
-        assert device.station.store.sample(bytes.fromhex(hex_of("rings", 0))) is not None
-        learned = device.http.get(f"/api/samples/{hex_of('rings', 0)}").json()
-        assert learned["label"] == "<b>rings</b>"
-
-        page.locator(f'#samples button[data-sample="{hex_of("pit", 1)}"]').click()
-        page.locator('#classes button[data-class="pit"]').click()
-        expect(saved).to_have_text("✓ saved: pit")
-        assert device.http.get(f"/api/samples/{hex_of('pit', 1)}").json()["label"] == "pit"
-
-        page.get_by_role("button", name="undo").click()
-        expect(saved).to_contain_text("taken back")
-        assert device.http.get(f"/api/samples/{hex_of('pit', 1)}").json()["label"] is None
-
-        page.locator(f'#samples button[data-sample="{hex_of("good", 1)}"]').click()
-        page.keyboard.press("1")
-        expect(saved).to_have_text("✓ saved: good")
-        expect(page.locator("#head-state")).to_have_text("confirmed")
-        expect(page.locator("#score tbody tr")).to_have_count(4)
-        browser.close()
-    assert problems == []
-
-
-@pytest.mark.browser
-def test_a_picture_that_was_picked_stays_when_a_question_arrives_late(device: Device) -> None:
-    """The queue's answer was on its way when the operator picked another picture: the label is for theirs."""
-    if not CHROMIUM.is_file():
-        pytest.skip("needs Debian's Chromium at /usr/bin/chromium")
-    from playwright.sync_api import Route, expect, sync_playwright
-
-    held: list[Route] = []
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        page = browser.new_page()
-        page.route("**/api/queue*", lambda route: held.append(route))  # noqa: PLW0108  (it looks at the handler)
-        page.goto(device.url)
-        for _ in range(100):
-            page.wait_for_timeout(50)
-            if held:
-                break
-        page.locator(f'#samples button[data-sample="{hex_of("good", 0)}"]').click()
-        answer = device.http.get(f"/api/samples/{hex_of('rings', 1)}").json()
-        held[0].fulfill(json=[answer])
-        page.wait_for_timeout(200)
-        page.locator('#classes button[data-class="good"]').click()
-        expect(page.locator("#saved")).to_have_text("✓ saved: good")
-        page.unroute_all(behavior="ignoreErrors")
-        browser.close()
-    assert device.http.get(f"/api/samples/{hex_of('good', 0)}").json()["label"] == "good"
-    assert device.http.get(f"/api/samples/{hex_of('rings', 1)}").json()["label"] is None
 
 
 @pytest.fixture(scope="module")
@@ -426,52 +300,6 @@ def test_a_release_without_maps_has_no_heatmap_and_says_why(unchanged: Device) -
     assert answer.status_code == 404
     assert "no maps" in answer.json()["error"]
     assert "Export it again" in answer.json()["hint"]
-
-
-@pytest.mark.browser
-def test_the_picture_shows_where_the_evidence_lies_until_asked_not_to(mapped: Device, unchanged: Device) -> None:
-    if not CHROMIUM.is_file():
-        pytest.skip("needs Debian's Chromium at /usr/bin/chromium")
-    from playwright.sync_api import expect, sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        page = browser.new_page()
-        page.goto(mapped.url)
-        page.locator(f'#samples button[data-sample="{hex_of("pit", 1)}"]').click()
-        picture = page.locator("#picture")
-        page.get_by_role("button", name="where?").click()
-        expect(picture).to_have_attribute("src", f"/api/samples/{hex_of('pit', 1)}/heatmap")
-        page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
-        page.keyboard.press("h")
-        expect(picture).to_have_attribute("src", f"/api/samples/{hex_of('pit', 1)}/image")
-
-        page.goto(unchanged.url)
-        page.locator(f'#samples button[data-sample="{hex_of("pit", 1)}"]').click()
-        page.get_by_role("button", name="where?").click()
-        expect(page.locator("#saved")).to_contain_text("no maps")
-        expect(picture).to_have_attribute("src", f"/api/samples/{hex_of('pit', 1)}/image")
-        browser.close()
-
-
-@pytest.mark.browser
-def test_a_label_that_is_not_saved_is_not_called_saved(device: Device) -> None:
-    if not CHROMIUM.is_file():
-        pytest.skip("needs Debian's Chromium at /usr/bin/chromium")
-    from playwright.sync_api import expect, sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        page = browser.new_page()
-        page.goto(device.url)
-        page.locator(f'#samples button[data-sample="{hex_of("pit", 1)}"]').click()
-        expect(page.locator("#picture")).to_be_visible()
-        page.context.set_offline(True)
-        page.locator('#classes button[data-class="pit"]').click()
-        expect(page.locator("#saved")).to_contain_text("Not saved")
-        expect(page.locator("#shown")).to_be_visible()
-        browser.close()
-    assert device.http.get(f"/api/samples/{hex_of('pit', 1)}").json()["label"] is None
 
 
 def test_labels_that_do_not_fit_are_listed(device: Device) -> None:

@@ -1,11 +1,17 @@
 """The operator's page and the HTTP interface beneath it: what a person or a cell controller can do here.
 
-`create_app` gives the ASGI application, `PageServer` runs it on a thread beside the inspection loop. There are no
-accounts yet; the page binds to loopback unless told otherwise, and answers no other site's scripts: requests
-must name the host they reach, and writing requests must come from the page itself or from no page at all.
+`create_app` gives the ASGI application, `PageServer` runs it on a thread beside the inspection loop.
+
+    api, quality, people   the HTTP interface: labels and samples; what is rejected; accounts
+    pages, text            HTML for people, and every word of it in every language
+    guard, access          who asks, and what they may
+    history, alike, asked  what the label log says, what waits for one answer, why it is asked
+    book, counts           the page's own file, and the shift's counters in it
 """
 
+from device_agent.page.access import Access
 from device_agent.page.app import create_app
-from device_agent.page.server import PageServer
+from device_agent.page.book import open_book
+from device_agent.page.server import PageServer, open_page
 
-__all__ = ["PageServer", "create_app"]
+__all__ = ["Access", "PageServer", "create_app", "open_book", "open_page"]

@@ -31,6 +31,7 @@ from device_agent.page.refusal import Refusal
 from device_agent.report import State
 from device_agent.station import Station
 from device_agent.store import HeadRow, Sample, SampleStatus
+from device_agent.trigger import MAX_PART_CHARS
 from sdk.errors import LabelError
 from sdk.images import decode
 from sdk.score import Score, score
@@ -83,6 +84,12 @@ class LabelIn(_In):
     operator: OperatorName = ""
 
 
+class TriggerIn(_In):
+    """A part that stands before the cameras now. Without a part id one is made."""
+
+    part: Annotated[str, Field(max_length=MAX_PART_CHARS)] = ""
+
+
 class UndoIn(_In):
     """The log entries of the labels to undo, as they were answered when the labels were saved."""
 
@@ -116,6 +123,13 @@ class ClassOut:
     saved: bool
     class_id: str
     name: str
+
+
+@dataclass(frozen=True)
+class TriggerOut:
+    """The part's frames are being taken; its verdict goes to the outputs."""
+
+    part: str
 
 
 @dataclass(frozen=True)
@@ -246,6 +260,7 @@ class Routes:
         unsure: Unsure,
         counter: ShiftCounter,
         history: LabelHistory,
+        trigger: Callable[[str], str] | None = None,
     ) -> None:
         self.station = station
         self.state = state
@@ -253,6 +268,7 @@ class Routes:
         self.unsure = unsure
         self.counter = counter
         self.history = history
+        self._trigger = trigger
         self._ahead = LookAhead()
         self._feed = _Feed(state)
 
@@ -295,6 +311,10 @@ class Routes:
             dependencies=label,
             openapi_extra={"requestBody": {**binary, "required": True}},
         )
+        if self._trigger is not None:
+            api.add_api_route(
+                "/trigger", self.post_trigger, methods=["POST"], status_code=202, dependencies=label
+            )
         api.add_api_route("/classes/{class_id}", self.put_class, methods=["PUT"], dependencies=change)
         api.add_api_route(
             "/heads/{number}/restore", self.post_restore, methods=["POST"], status_code=201, dependencies=change
@@ -547,6 +567,12 @@ class Routes:
         return self._ahead.of(self.station.require().learner)
 
     # -- images from elsewhere ------------------------------------------------------------------------------------
+
+    def post_trigger(self, new: TriggerIn) -> TriggerOut:
+        """Take frames of a part now; 429 where inspection cannot follow: the part is then rejected unseen."""
+        if self._trigger is None:
+            raise Refusal(404, "nothing here takes a trigger", "Set [part] trigger in site.toml.")
+        return TriggerOut(self._trigger(new.part))
 
     async def post_inspect(
         self, request: Request, keep: bool = False, part: Annotated[str, Query(max_length=150)] = ""

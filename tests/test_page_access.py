@@ -1,0 +1,387 @@
+"""Accounts of the page: what is refused, and that nothing secret and no name is where it should not be (T21)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from argon2 import PasswordHasher
+from playwright.sync_api import expect
+
+from device_agent.config import PageSettings
+from device_agent.database import Database
+from device_agent.page import PageServer, open_page
+from device_agent.page.access import (
+    IDLE_OPERATOR_S,
+    IDLE_S,
+    LONGEST_S,
+    MAX_TRIES,
+    MAX_WAIT_S,
+    Access,
+    Role,
+)
+from device_agent.page.book import open_book
+from device_agent.page.guard import SESSION_COOKIE
+from sdk.bundle import Bundle
+from sdk.errors import AccessError, ConfigError, LoginFailed, NameTaken, TooManyTries
+from tests.pages import CHEAP, Device, chromium, opened, serving, write_stream
+from tests.tiny import class_id, tiny_bundle
+
+PASSWORD, PIN = "correct horse", "493817"
+
+
+class Clock:
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[Database]:
+    found = open_book(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def access(book: Database, clock: Clock) -> Access:
+    found = Access(book, clock=clock, hasher=CHEAP)
+    found.add("Ann", Role.ADMIN, PASSWORD)
+    found.add("Ben", Role.OPERATOR, PIN)
+    return found
+
+
+def test_only_the_right_secret_begins_a_session(access: Access) -> None:
+    who = access.session(access.log_in("ben", PIN, "10.0.0.1"))
+    assert who is not None
+    assert (who.name, who.role) == ("Ben", Role.OPERATOR)
+    for name, secret in (("Ben", "493818"), ("Nobody", PIN), ("Ben", ""), ("Ann", PIN)):
+        with pytest.raises(LoginFailed):
+            access.log_in(name, secret, "10.0.0.1")
+    assert access.session("x" * 43) is None
+
+
+def test_secrets_and_session_values_are_not_in_the_file(access: Access, tmp_path: Path) -> None:
+    token, machine = access.log_in("Ann", PASSWORD, ""), access.add_token("plc", Role.OPERATOR)
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "page").iterdir())
+    for value in (PASSWORD, PIN, token, machine):
+        assert value.encode() not in stored
+    assert b"$argon2id$" in stored
+    assert (tmp_path / "page").stat().st_mode & 0o077 == 0
+
+
+def test_the_default_hash_is_what_argon2_recommends() -> None:
+    hasher = PasswordHasher()
+    assert (hasher.memory_cost, hasher.time_cost) >= (64 * 1024, 3)
+
+
+@pytest.mark.parametrize(
+    ("role", "secret"),
+    [
+        (Role.OPERATOR, "12345"),
+        (Role.OPERATOR, "123456"),
+        (Role.OPERATOR, "987654"),
+        (Role.OPERATOR, "111111"),
+        (Role.OPERATOR, "121212"),
+        (Role.OPERATOR, "short"),
+        (Role.ENGINEER, PIN),
+        (Role.ADMIN, "ninechars"),
+        (Role.ADMIN, "x" * 129),
+    ],
+)
+def test_a_secret_that_is_too_easy_is_refused(access: Access, role: Role, secret: str) -> None:
+    with pytest.raises(AccessError) as refusal:
+        access.add("Cem", role, secret)
+    assert refusal.value.hint
+    assert [a.name for a in access.accounts()] == ["Ann", "Ben"]
+
+
+@pytest.mark.parametrize("name", ["", "   ", "x" * 49, "a\x00b", "p-123456", "token plc"])
+def test_a_name_that_is_none_or_reads_like_an_id_is_refused(access: Access, name: str) -> None:
+    with pytest.raises(AccessError):
+        access.add(name, Role.OPERATOR, PIN)
+
+
+def test_the_first_account_is_an_admins_and_the_last_admin_stays(book: Database) -> None:
+    empty = Access(book, hasher=CHEAP)
+    assert not empty.in_use
+    with pytest.raises(AccessError, match="first account"):
+        empty.add("Ben", Role.OPERATOR, PIN)
+    empty.add("Ann", Role.ADMIN, PASSWORD)
+    empty.add("Ben", Role.OPERATOR, PIN)
+    with pytest.raises(NameTaken):
+        empty.add("BEN", Role.OPERATOR, PIN)
+    with pytest.raises(AccessError, match="last admin"):
+        empty.remove("Ann")
+    empty.remove("Ben")
+    empty.remove("Ann")
+    assert not empty.in_use
+
+
+def test_wrong_tries_are_slowed_down_and_the_clock_frees_them(access: Access, clock: Clock) -> None:
+    for _ in range(MAX_TRIES):
+        with pytest.raises(LoginFailed):
+            access.log_in("Ben", "000001", "10.0.0.1")
+    with pytest.raises(TooManyTries):
+        access.log_in("Ben", PIN, "10.0.0.2")  # the right one, from elsewhere: nothing is checked
+    access.log_in("Ann", PASSWORD, "10.0.0.1")
+    clock.now += 31
+    access.log_in("Ben", PIN, "10.0.0.1")
+    waited = 0.0
+    for _ in range(3 * MAX_TRIES):
+        try:
+            access.log_in("Ben", "000001", "10.0.0.1")
+        except TooManyTries:
+            clock.now += MAX_WAIT_S
+            waited += MAX_WAIT_S
+        except LoginFailed:
+            pass
+    assert waited > 4 * MAX_WAIT_S
+    clock.now -= 10 * 365 * 86_400  # a clock that jumps back locks nobody out for ever
+    with pytest.raises((TooManyTries, LoginFailed)):
+        access.log_in("Ben", "000001", "10.0.0.9")
+
+
+@pytest.mark.parametrize(("name", "secret", "idle_s"), [("Ann", PASSWORD, IDLE_S), ("Ben", PIN, IDLE_OPERATOR_S)])
+def test_a_session_ends(access: Access, clock: Clock, name: str, secret: str, idle_s: float) -> None:
+    unused, used, out, changed = (access.log_in(name, secret, "") for _ in range(4))
+    clock.now += idle_s - 1
+    assert access.session(used) is not None
+    clock.now += 2
+    assert access.session(unused) is None
+    assert access.session(used) is not None
+    access.log_out(out)
+    assert access.session(out) is None
+    access.set_secret(name, "another secret")
+    assert access.session(changed) is None
+    fresh = access.log_in(name, "another secret", "")
+    for _ in range(int(LONGEST_S / idle_s) + 2):
+        clock.now += idle_s - 1
+        access.session(fresh)
+    assert access.session(fresh) is None
+
+
+def test_removing_keeps_a_name_and_erasing_forgets_it(access: Access, tmp_path: Path, book: Database) -> None:
+    ben = next(a for a in access.accounts() if a.name == "Ben")
+    with pytest.raises(LoginFailed):
+        access.log_in("Ben", "000001", "10.0.0.7")
+    token = access.log_in("Ben", PIN, "10.0.0.7")
+    access.remove("Ben")
+    assert access.session(token) is None
+    assert access.name_of(ben.id) == "Ben"
+    access.erase(ben.id, "Ben")
+    assert access.name_of(ben.id) == ben.id
+    told = [(row.what, row.address) for row in access.audit(100) if row.who == ben.id or row.what == "Ben"]
+    assert all(address == "" for _, address in told)
+    assert "Ben" not in json.dumps([vars(row) for row in access.audit(100)])
+
+
+# -- over HTTP ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("access") / "bundle")
+
+
+@pytest.fixture
+def device(tmp_path: Path, bundle: Bundle) -> Iterator[Device]:
+    stream = write_stream(tmp_path / "stream", {"rings": 3, "pit": 3})
+    with serving(tmp_path / "data", stream, bundle) as found:
+        found.access.add("Ann", Role.ADMIN, PASSWORD)
+        found.access.add("Ben", Role.OPERATOR, PIN)
+        found.access.add("Eva", Role.ENGINEER, PASSWORD)
+        yield found
+
+
+@contextlib.contextmanager
+def logged_in(device: Device, name: str, secret: str) -> Iterator[httpx.Client]:
+    """Give a client with a session and its token, as the page would send it."""
+    with httpx.Client(base_url=device.url, timeout=60) as http:
+        assert http.post("/api/login", json={"name": name, "secret": secret}).status_code == 200
+        who = device.access.session(http.cookies[SESSION_COOKIE])
+        assert who is not None
+        http.headers["X-Headway-CSRF"] = who.csrf
+        yield http
+
+
+PAGES = ("/", "/label", "/learned", "/learned/part", "/learned/labels", "/quality", "/settings")
+
+
+def test_without_a_session_there_is_nothing_but_the_login(device: Device) -> None:
+    assert device.http.get("/openapi.json").status_code == 401
+    for path in PAGES:
+        answer = device.http.get(path)
+        assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/login")
+    app_paths = [
+        ("GET", path)
+        for path in (
+            "state", "queue", "samples", "labels", "heads", "suspects", "outlook", "events", "shift",
+            "quality", "quality.csv", "operating", "accounts", "tokens", "audit",
+            f"samples/{'0' * 64}/image",
+        )
+    ]  # fmt: skip
+    for method, path in [*app_paths, ("POST", "labels"), ("POST", "inspect"), ("PUT", "operating")]:
+        assert device.http.request(method, f"/api/{path}").status_code == 401, path
+    assert device.http.get("/login").status_code == 200
+    assert device.labels() == []
+
+
+def test_the_cookie_is_not_for_scripts_or_other_sites(device: Device) -> None:
+    answer = device.http.post("/api/login", json={"name": "Ben", "secret": PIN})
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    refused = httpx.post(f"{device.url}api/login", json={"name": "Ben", "secret": "0" * 6})
+    assert refused.status_code == 401
+    assert "set-cookie" not in refused.headers
+
+
+def test_a_write_needs_the_sessions_own_token(device: Device) -> None:
+    sample = device.station.store.samples(limit=1)[0].sample_id.hex()
+    body = {"sample": sample, "class_id": class_id("pit").hex()}
+    with logged_in(device, "Ben", PIN) as ben, logged_in(device, "Ann", PASSWORD) as ann:
+        foreign = ann.headers["X-Headway-CSRF"]
+        for headers in ({"X-Headway-CSRF": ""}, {"X-Headway-CSRF": foreign}, {"Origin": "http://evil.example"}):
+            assert ben.post("/api/labels", json=body, headers=headers).status_code == 403
+        cross = {"Sec-Fetch-Site": "cross-site"}
+        assert ben.post("/api/labels", json=body, headers=cross).status_code == 403
+        assert device.labels() == []
+        assert ben.post("/api/labels", json=body).status_code == 201
+    assert len(device.labels()) == 1
+
+
+def test_the_label_log_holds_an_id_and_the_page_a_name(device: Device) -> None:
+    sample = device.station.store.samples(limit=1)[0].sample_id.hex()
+    with logged_in(device, "Ben", PIN) as ben:
+        body = {"sample": sample, "class_id": class_id("pit").hex(), "operator": "Somebody Else"}
+        ben.post("/api/labels", json=body).raise_for_status()
+        assert ben.get("/api/labels").json()[0]["who"] == "Ben"
+    (label,) = device.labels()
+    assert label.operator == next(a.id for a in device.access.accounts() if a.name == "Ben")
+    before = [record.entry.prev for record in device.station.store.records()]
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        ann.delete("/api/accounts/Ben", params={"erase": "true"}).raise_for_status()
+        assert ann.get("/api/labels").json()[0]["who"] == label.operator
+        assert "Ben" not in ann.get("/settings").text
+    assert [record.entry.prev for record in device.station.store.records()] == before
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "lowest"),
+    [
+        ("POST", "/api/heads/1/restore", Role.ENGINEER),
+        ("PUT", "/api/operating", Role.ENGINEER),
+        ("PUT", f"/api/classes/{'0' * 32}", Role.ENGINEER),
+        ("GET", "/api/accounts", Role.ADMIN),
+        ("POST", "/api/accounts", Role.ADMIN),
+        ("PUT", "/api/accounts/Ann/secret", Role.ADMIN),
+        ("DELETE", "/api/accounts/Ann", Role.ADMIN),
+        ("GET", "/api/tokens", Role.ADMIN),
+        ("POST", "/api/tokens", Role.ADMIN),
+        ("DELETE", "/api/tokens/plc", Role.ADMIN),
+        ("GET", "/api/audit", Role.ADMIN),
+    ],
+)
+def test_a_lower_role_is_refused(device: Device, method: str, path: str, lowest: Role) -> None:
+    for name, secret, role in (("Ben", PIN, Role.OPERATOR), ("Eva", PASSWORD, Role.ENGINEER)):
+        with logged_in(device, name, secret) as http:
+            answer = http.request(method, path, json={})
+            assert (answer.status_code == 403) == (role.rank < lowest.rank), (name, answer.text)
+
+
+def test_a_machine_uses_a_token_and_no_cookie(device: Device) -> None:
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        made = ann.post("/api/tokens", json={"name": "plc", "role": "operator"}).json()
+        assert made["value"] not in ann.get("/settings").text
+    bearer = {"Authorization": f"Bearer {made['value']}"}
+    assert device.http.get("/api/state", headers=bearer).status_code == 200
+    assert device.http.get("/api/accounts", headers=bearer).status_code == 403
+    assert device.http.get("/api/state", headers={"Authorization": "Bearer hw_wrong"}).status_code == 401
+    device.access.remove_token("plc")
+    assert device.http.get("/api/state", headers=bearer).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "then", ["//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)"]
+)
+def test_the_login_leads_to_pages_of_this_device_only(device: Device, then: str) -> None:
+    assert 'data-then="/"' in device.http.get("/login", params={"then": then}).text
+
+
+@pytest.mark.browser
+def test_an_operator_logs_in_with_a_pin_on_the_pad(device: Device) -> None:
+    touch = {"has_touch": True, "viewport": {"width": 800, "height": 480}}
+    with chromium() as browser, opened(browser, **touch) as (_, on):
+        on.page.goto(device.url + "label")
+        expect(on.page).to_have_url(f"{device.url}login?then=/label")
+        on.page.get_by_label("Name").fill("Ben")
+        for digit in PIN:
+            on.page.locator(f'.pad [data-digit="{digit}"]').tap()
+        on.page.locator(".pad .main").tap()
+        expect(on.page).to_have_url(device.url + "label")
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.locator('#classes button[data-class="pit"]').tap()
+        on.quiet()
+        assert on.problems == []
+    (label,) = device.labels()
+    assert label.sample.hex() == sample
+    assert device.access.name_of(label.operator) == "Ben"
+
+
+# -- beyond loopback ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "page.pem", folder / "page.key"
+    subject = ["-subj", "/CN=line-1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "2", "-keyout", key, "-out", cert, *subject],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+def test_beyond_loopback_there_must_be_accounts_and_tls(book: Database, certificate: tuple[Path, Path]) -> None:
+    access = Access(book, hasher=CHEAP)
+    cert, key = certificate
+    for settings, wrong in (
+        (PageSettings(host="0.0.0.0", port=0), "without TLS"),
+        (PageSettings(host="0.0.0.0", port=0, cert_file=cert, key_file=key), "no accounts"),
+        (PageSettings(host="0.0.0.0", port=0, plain_http=True), "no accounts"),
+    ):
+        with pytest.raises(ConfigError, match=wrong) as refusal:
+            open_page(settings, access)
+        assert refusal.value.hint
+    open_page(PageSettings(port=0), access).stop()
+    access.add("Ann", Role.ADMIN, PASSWORD)
+    served = open_page(PageSettings(host="0.0.0.0", port=0, cert_file=cert, key_file=key), access)
+    assert served.url.startswith("https://127.0.0.1:")
+    served.stop()
+
+
+def test_a_certificate_that_is_none_is_told_at_the_start(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    cert, key = certificate
+    (tmp_path / "bad.pem").write_text("no certificate")
+    for pair in ((tmp_path / "bad.pem", key), (cert, tmp_path / "missing.key")):
+        with pytest.raises(ConfigError, match="certificate"):
+            PageServer("127.0.0.1", 0, pair)
+    with pytest.raises(ValueError, match="both cert_file and key_file"):
+        PageSettings(cert_file=cert)
