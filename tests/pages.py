@@ -115,11 +115,13 @@ def running(folder: Path, pictures: Path, policy: QueuePolicy | None = None) -> 
         access = Access(book, hasher=CHEAP)
         server = PageServer("127.0.0.1", 0)
         server.start(create_app(station, state, book=book, access=access))
-        with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as http:
-            yield Device(station, server.url, http, access, book)
-        server.stop()
-        station.close()
-        book.close()
+        try:
+            with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as http:
+                yield Device(station, server.url, http, access, book)
+        finally:
+            server.stop()
+            station.close()
+            book.close()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What was learned, in a real Chromium: suspects, history, rolling back, what is rejected; on disk, in decisions."""
+"""What was learned, in a real Chromium: suspects, history, roll back, what is rejected; on disk, in decisions."""
 
 from __future__ import annotations
 
