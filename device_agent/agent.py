@@ -13,8 +13,10 @@ import contextlib
 import json
 import logging
 import os
+import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -532,9 +534,24 @@ def running_page(data_dir: Path) -> str | None:
         return None
 
 
-def running_token(data_dir: Path) -> dict[str, str]:
-    """Return the header by which whoever may read the agent's data folder may also ask its page for the state."""
-    try:
-        return {"Authorization": f"Bearer {json.loads((data_dir / RUNNING_NAME).read_text())['token']}"}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def running_state(site: Site, timeout_s: float) -> dict[str, Any]:
+    """Return what the agent that runs with these settings says of itself.
+
+    Whoever may read its data folder may ask: the token for it stands there. Over TLS only its own certificate
+    counts, whatever name that is for: it is this machine.
+
+    Raises:
+        OSError: nobody answers.
+        ValueError: what answers is no agent.
+    """
+    page = running_page(site.data_dir)
+    if page is None:
+        raise FileNotFoundError(f"no agent runs on {site.data_dir}")
+    token = json.loads((site.data_dir / RUNNING_NAME).read_text()).get("token", "")
+    tls: ssl.SSLContext | None = None
+    if site.page.cert_file is not None:
+        tls = ssl.create_default_context(cafile=str(site.page.cert_file))
+        tls.check_hostname = False
+    asked = urllib.request.Request(f"{page}api/state", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=timeout_s, context=tls) as answer:
+        return dict(json.load(answer))

@@ -132,26 +132,13 @@ for _each in (unit, backup, restore):
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(site_file: Path, as_json: bool) -> None:
     """Say what the agent of this site.toml is doing."""
-    import ssl
-    import urllib.error
-    import urllib.request
-
-    from device_agent.agent import running_page, running_token
+    from device_agent.agent import running_page, running_state
     from device_agent.config import load_site
 
     site = load_site(site_file)
-    page = running_page(site.data_dir)
     try:
-        if page is None:
-            raise FileNotFoundError
-        tls: ssl.SSLContext | None = None
-        if site.page.cert_file is not None:
-            tls = ssl.create_default_context(cafile=str(site.page.cert_file))
-            tls.check_hostname = False  # it is this machine, whatever name the certificate is for
-        asked = urllib.request.Request(f"{page}api/state", headers=running_token(site.data_dir))
-        with urllib.request.urlopen(asked, timeout=STATUS_TIMEOUT_S, context=tls) as answer:
-            state = json.load(answer)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+        state = running_state(site, STATUS_TIMEOUT_S)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"no agent answers for {site.data_dir}", hint=f"Start it: headway agent run {site_file}"
         ) from error
@@ -162,7 +149,7 @@ def status(site_file: Path, as_json: bool) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     release, head, score = state["release"], state["head"], state["score"]
-    console.print(f"[bold]{state['device']}[/]  {page}")
+    console.print(f"[bold]{state['device']}[/]  {running_page(site.data_dir)}")
     console.print("release   " + (f"{release['name']} ({release['precision']})" if release else "none yet"))
     if head:
         console.print(f"head      {head['number']}, {head['state']}, {head['samples']} samples. {head['reason']}")

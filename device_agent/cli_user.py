@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from device_agent.page.access import Access
@@ -21,6 +22,13 @@ _ROLE = click.option(
     default="operator",
     show_default=True,
     help="Operators label; engineers also choose what is rejected and roll heads back; admins also make accounts.",
+)
+
+_SECRET_FILE = click.option(
+    "--secret-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Its first line is the PIN or password. Default: ask.",
 )
 
 
@@ -42,10 +50,17 @@ def _access(site_file: Path) -> Iterator[Access]:
         book.close()
 
 
-def _secret(role: str) -> str:
-    """Return a PIN or password: typed twice on a terminal, else the first line of standard input."""
-    if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\n")
+def _secret(role: str, file: Path | None) -> str:
+    """Return a PIN or password: the first line of a file, or what is typed twice.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}", hint="It holds the PIN or password.") from error
     what = "PIN (6 digits or more) or password" if role == "operator" else "Password"
     return str(click.prompt(what, hide_input=True, confirmation_prompt=True))
 
@@ -54,19 +69,18 @@ def _secret(role: str) -> str:
 @_SITE
 @click.argument("name")
 @_ROLE
-def add(site_file: Path, name: str, role: str) -> None:
+@_SECRET_FILE
+def add(site_file: Path, name: str, role: str, secret_file: Path | None) -> None:
     """Make an account. The first must be an admin's; from then on everybody logs in.
-
-    The PIN or password is asked for, or read from standard input:
 
     \b
       headway agent user add site.toml Ann --role admin
-      headway agent user add site.toml Ben < ben-pin
+      headway agent user add site.toml Ben
     """
     from device_agent.page.access import Role
 
     with _access(site_file) as access:
-        account = access.add(name, Role(role), _secret(role))
+        account = access.add(name, Role(role), _secret(role, secret_file))
         access.note("", "account added", account.id)
     click.echo(f"{account.name} may log in as {account.role.value}")
 
@@ -90,11 +104,12 @@ def list_(site_file: Path, as_json: bool) -> None:
 @user.command()
 @_SITE
 @click.argument("name")
-def secret(site_file: Path, name: str) -> None:
+@_SECRET_FILE
+def secret(site_file: Path, name: str, secret_file: Path | None) -> None:
     """Give somebody another PIN or password; their sessions end."""
     with _access(site_file) as access:
         role = next((a.role.value for a in access.accounts() if a.name.casefold() == name.casefold()), "operator")
-        access.set_secret(name, _secret(role))
+        access.set_secret(name, _secret(role, secret_file))
     click.echo(f"{name} has a new secret")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import json
 import os
 import platform
 import pwd
@@ -21,8 +20,6 @@ import statistics
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -31,7 +28,7 @@ from typing import Any, Final, cast
 
 import cv2
 
-from device_agent.agent import agent_version, running_page
+from device_agent.agent import agent_version, running_page, running_state
 from device_agent.camera import CameraState, open_camera
 from device_agent.config import (
     CameraSettings,
@@ -448,10 +445,8 @@ def _told(site: Site) -> Iterator[Finding]:
     """Ask the agent that runs."""
     page = running_page(site.data_dir)
     state: dict[str, Any] | None = None
-    with contextlib.suppress(OSError, ValueError, urllib.error.URLError):
-        if page is not None:
-            with urllib.request.urlopen(f"{page}api/state", timeout=STATE_WAIT_S) as answer:
-                state = json.load(answer)
+    with contextlib.suppress(OSError, ValueError):
+        state = running_state(site, STATE_WAIT_S)
     if state is None:
         yield Finding(
             "page",

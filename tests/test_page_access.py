@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from argon2 import PasswordHasher
 from playwright.sync_api import expect
 
-from device_agent.config import PageSettings
+from device_agent.agent import Agent, running_state
+from device_agent.config import PageSettings, load_site
 from device_agent.database import Database
 from device_agent.page import PageServer, open_page
 from device_agent.page.access import (
@@ -29,6 +32,7 @@ from device_agent.page.book import open_book
 from device_agent.page.guard import SESSION_COOKIE
 from sdk.bundle import Bundle
 from sdk.errors import AccessError, ConfigError, LoginFailed, NameTaken, TooManyTries
+from tests.commands import headway
 from tests.pages import CHEAP, Device, chromium, opened, serving, write_stream
 from tests.tiny import class_id, tiny_bundle
 
@@ -385,3 +389,63 @@ def test_a_certificate_that_is_none_is_told_at_the_start(certificate: tuple[Path
             PageServer("127.0.0.1", 0, pair)
     with pytest.raises(ValueError, match="both cert_file and key_file"):
         PageSettings(cert_file=cert)
+
+
+# -- beside the page ----------------------------------------------------------------------------------------------
+
+
+def test_accounts_are_made_from_the_command_line_while_the_agent_runs(
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site_file = tmp_path / "site.toml"
+    write_stream(tmp_path / "images", {"pit": 1})
+    site_file.write_text(
+        'device = "line-1"\n[camera]\nkind = "folder"\npath = "images"\n[page]\nport = 0\n'
+        f'cert_file = "{certificate[0]}"\nkey_file = "{certificate[1]}"\n'
+    )
+    add = ("agent", "user", "add", site_file)
+    site = load_site(site_file)
+    with Agent(site) as agent:
+        stop, ready = threading.Event(), threading.Event()
+        thread = threading.Thread(target=agent.run, args=(stop,), kwargs={"on_ready": lambda _: ready.set()})
+        thread.start()
+        try:
+            assert ready.wait(60)
+            for name, role, secret in (("Ann", "admin", PASSWORD), ("Ben", "operator", PIN)):
+                assert (
+                    headway(capfd, *add, name, "--role", role, "--secret-file", _file(tmp_path, secret)).code == 0
+                )
+            listed = headway(capfd, "agent", "user", "list", site_file, "--json")
+            assert [(a["name"], a["role"]) for a in json.loads(listed.out)] == [
+                ("Ann", "admin"),
+                ("Ben", "operator"),
+            ]
+            refused = headway(capfd, *add, "Cem", "--secret-file", _file(tmp_path, "123"))
+            assert refused.code == 2
+            assert "too easy" in refused.err
+
+            # The page asks who somebody is from now on; this machine's own command line need not say.
+            trusted = ssl.create_default_context(cafile=str(certificate[0]))
+            with httpx.Client(base_url=agent.page_url, verify=trusted) as http:
+                assert http.get("/api/state").status_code == 401
+                cookie = http.post("/api/login", json={"name": "Ben", "secret": PIN}).headers["set-cookie"]
+                assert cookie.startswith("__Host-")
+                assert "secure" in cookie.lower()
+                assert "max-age" in http.get("/login").headers["strict-transport-security"]
+            assert running_state(site, 30)["device"] == "line-1"
+            assert (site.data_dir / "agent.json").stat().st_mode & 0o077 == 0
+            assert headway(capfd, "agent", "user", "remove", site_file, "Ben", "--erase").code == 0
+        finally:
+            stop.set()
+            thread.join(60)
+    assert not thread.is_alive()
+    with pytest.raises(FileNotFoundError):
+        running_state(site, 1)
+
+
+def _file(folder: Path, secret: str) -> Path:
+    (folder / "secret").write_text(secret + "\n")
+    return folder / "secret"
