@@ -142,6 +142,7 @@ class SampleOut:
         question: Why an operator is asked, None if not.
         alike: Other samples that the same answer settles; in the queue only.
         unsure: Somebody could not tell; it is asked again last.
+        good: Whether what is shown is a good class; None where no class is known to be one.
     """
 
     sample: str
@@ -163,6 +164,7 @@ class SampleOut:
     question: Question | None
     alike: list[str]
     unsure: bool
+    good: bool | None
 
 
 @dataclass(frozen=True)
@@ -404,6 +406,7 @@ class Routes:
         serving = self.station.serving
         names = self.names()
         unsure = self.unsure.among([s.sample_id for s in samples])
+        good = self.station.operating.good(names)
         out: list[SampleOut] = []
         for s in samples:
             label = (
@@ -431,6 +434,7 @@ class Routes:
                     question=question_of(s.reason, list(names.values())),
                     alike=[each.hex() for each in (together or {}).get(s.sample_id, [])],
                     unsure=s.sample_id in unsure,
+                    good=None if not good else not s.unknown and s.class_id in good,
                 )
             )
         return out

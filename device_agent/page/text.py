@@ -152,6 +152,7 @@ TEXTS: Final[dict[str, Text]] = {
     "now.parts": ("Parts", "Teile", "零件"),
     "now.rejects": ("Rejects", "Ausschuss", "不合格"),
     "now.unknown": ("Unknown", "Unbekannt", "未知"),
+    "now.ask": ("{n} wait for an answer", "{n} warten auf eine Antwort", "{n} 个等待确认"),
     "now.labels": ("Labels", "Zuordnungen", "标注"),
     "now.since": ("This shift, since {time}", "Diese Schicht, seit {time}", "本班次，自 {time}"),
     "now.release": ("Release", "Release", "版本"),
@@ -285,8 +286,8 @@ TEXTS: Final[dict[str, Text]] = {
         "需要复查的标注",
     ),
     "learned.suspects-say": (
-        "{n} labels disagree with everything else. The head may be the one that errs.",
-        "{n} Zuordnungen widersprechen allem anderen. Vielleicht irrt auch das Gerät.",
+        "Labels that disagree with everything else: {n}. The head may be the one that errs.",
+        "Zuordnungen, die allem anderen widersprechen: {n}. Vielleicht irrt auch das Gerät.",
         "有 {n} 个标注与其他不一致。也可能是设备判断有误。",
     ),
     "learned.suspect": (
@@ -302,8 +303,8 @@ TEXTS: Final[dict[str, Text]] = {
         "无：所有标注一致。",
     ),
     "learned.suspects-elsewhere": (
-        "{n} more are of the release or of other devices; their pictures are not here.",
-        "{n} weitere gehören zum Release oder anderen Geräten; ihre Bilder sind nicht hier.",
+        "Of the release or other devices, without pictures here: {n} more.",
+        "Weitere aus dem Release oder von anderen Geräten, ohne Bild hier: {n}.",
         "另有 {n} 个属于版本或其他设备，图像不在本机。",
     ),
     "learned.labels": ("Who labelled what", "Wer was zugeordnet hat", "标注记录"),

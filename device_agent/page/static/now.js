@@ -7,10 +7,10 @@ let heat = false;
 let shownFrames = -1;
 let shownLabels = "";
 
-function markOf(sample, classes) {
+function markOf(sample) {
   if (sample.label) return { level: "good", mark: "✎", text: sample.label };
   if (sample.unknown) return { level: "warn", mark: "?", text: t("now.unknown") };
-  const bad = sample.rejected;
+  const bad = sample.good === false;
   return { level: bad ? "bad" : "good", mark: bad ? "✕" : "✓", text: sample.decision };
 }
 
@@ -24,7 +24,7 @@ async function drawParts({ state }) {
   drawLive();
   const old = new Map([...$("strip").children].map((each) => [each.dataset.key, each]));
   $("strip").replaceChildren(...samples.map((each) => {
-    const key = [each.sample, each.status, each.decision, each.label, each.rejected].join("|");
+    const key = [each.sample, each.status, each.decision, each.label, each.good].join("|");
     return old.get(key) || tile(each, key);
   }));
 }
@@ -70,6 +70,8 @@ function put(id, text) {
 
 function drawFacts({ state, shift }) {
   showCondition($("verdict"), condition(state));
+  $("ask").hidden = !state.queue_depth;
+  put("ask", t("now.ask", { n: state.queue_depth }));
   put("count-parts", shift.parts.toLocaleString(document.documentElement.lang));
   put("count-rejects", shift.rejects === null ? "–" : shift.rejects);
   put("count-unknown", shift.unknown);
