@@ -4,6 +4,8 @@
       BundleError              a bundle or release cannot be used
         BadFormat              its bytes are not what the format page says
         BadSignature           a digest or signature does not match
+        Unsigned               a release that no signed metadata names
+        Expired                signed metadata that is no longer fresh
         OlderVersion           an older version than one already seen
         Incompatible           well-formed, but not for this device or head
       HeadError                the head cannot do what was asked
@@ -34,6 +36,7 @@
       FleetError               the fleet service cannot do what was asked
         UnknownDevice          no such device
         RolloutHalted          a rollout stopped itself
+        KeyRefused             a signing key or certificate cannot be used
         LicenceRefused         weights under a licence that may not be published
       AccessError              somebody may not do this on a device's page
         LoginFailed            name and secret do not go together
@@ -74,6 +77,16 @@ class BadFormat(BundleError):
 
 class BadSignature(BundleError):
     """A digest or signature that does not match."""
+
+
+class Unsigned(BundleError):
+    """A release that is not a signed target of this device's channel."""
+
+
+class Expired(BundleError):
+    """Signed metadata that is no longer fresh, by a clock that may be believed."""
+
+    retryable = True
 
 
 class OlderVersion(BundleError):
@@ -212,6 +225,10 @@ class UnknownDevice(FleetError):
 
 class RolloutHalted(FleetError):
     """A rollout stopped itself."""
+
+
+class KeyRefused(FleetError):
+    """A signing key or certificate that is missing, locked, or not the right one."""
 
 
 class LicenceRefused(FleetError):

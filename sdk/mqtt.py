@@ -46,7 +46,7 @@ RECONNECT_MIN_S: Final = 0.5
 RECONNECT_MAX_S: Final = 30.0
 _TAKEN_OVER: Final = 0x8E
 
-RELEASE_KINDS: Final = frozenset({"chunk", "meta", "down/desired", "up/want", "up/event"})
+RELEASE_KINDS: Final = frozenset({"chunk", "meta", "trust", "down/desired", "up/want", "up/event"})
 HEAD_KINDS: Final = frozenset({"log", "down/log", "down/ack", "up/label"})
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class MqttSettings:
         ca_file: PEM file of the authority that signed the broker's certificate. Turns TLS on.
         cert_file: Our own certificate, PEM.
         key_file: Its private key, PEM.
+        chunks_cert_file: Certificate of the connection that fetches chunks, for the same key, where a broker takes
+            the names of sessions from certificates: two sessions need two names.
         username: User name, where the broker wants one.
         password_file: File whose first line is the password.
     """
@@ -77,6 +79,7 @@ class MqttSettings:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    chunks_cert_file: Path | None = None
     username: str | None = None
     password_file: Path | None = None
 

@@ -25,6 +25,9 @@ MAX_CHUNK_BYTES: Final = 120 * 1024
 """Brokers and proxies commonly cap packets at 128 KiB; the topic needs some of it."""
 MAX_MESSAGE_BYTES: Final = 120 * 1024
 MAX_BATCH_RECORDS: Final = 256
+MAX_SIGNATURE_BYTES: Final = 64
+"""Ed25519."""
+SEGMENT_PREFIX: Final = b"headway log segment\0"
 MAX_RELEASE_BYTES: Final = 2 * 1024**3
 
 # \Z and not $, which a trailing newline would get past.
@@ -33,7 +36,8 @@ _HEX_64 = r"^[0-9a-f]{64}\Z"
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=_HEX_64)]
 FileName = Annotated[str, msgspec.Meta(pattern=_NAME)]
 ChannelName = Annotated[str, msgspec.Meta(pattern=_NAME)]
-Text = Annotated[str, msgspec.Meta(max_length=500)]
+MAX_TEXT: Final = 500
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Version = Annotated[int, msgspec.Meta(ge=WIRE_VERSION, le=WIRE_VERSION)]
 
@@ -64,6 +68,10 @@ class Topics:
     def meta(self, channel: str) -> str:
         """Server to devices, QoS 1, retained: `ChannelMeta`."""
         return f"{self.prefix}/meta/{channel}"
+
+    def trust(self) -> str:
+        """Server to devices, QoS 1, retained: `TrustFiles`, all of the fleet's signed metadata."""
+        return f"{self.prefix}/trust"
 
     def log(self, channel: str) -> str:
         """Server to devices, QoS 1: `LogSegment`, each new stretch of the union once, to all."""
@@ -172,6 +180,15 @@ class ChannelMeta(_Message, frozen=True, kw_only=True):
     log_length: Count
 
 
+class TrustFiles(_Message, frozen=True, kw_only=True):
+    """All TUF metadata of a fleet by file name, each as the very bytes that were written (docs/trust.md).
+
+    One message, so that what a device sees is consistent whatever the broker forgets.
+    """
+
+    files: Annotated[dict[FileName, msgspec.Raw], msgspec.Meta(min_length=1, max_length=128)]
+
+
 class Desired(_Message, frozen=True, kw_only=True):
     """A device's assignment. `deadline_utc` is seconds since 1970; past it the job has failed."""
 
@@ -202,12 +219,20 @@ class LabelBatch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 class LogSegment(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Records at positions `first`, `first` + 1, ... of a channel's union of logs, MessagePack."""
+    """Records at positions `first`, `first` + 1, ... of a channel's union of logs, MessagePack.
+
+    `signature` is by the role `heads` over `signed_bytes`, empty where the fleet has no keys (docs/trust.md).
+    """
 
     v: Version
     channel: ChannelName
     first: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
     records: Annotated[list[Record], msgspec.Meta(min_length=1, max_length=MAX_BATCH_RECORDS)]
+    signature: Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNATURE_BYTES)] = b""
+
+    def signed_bytes(self) -> bytes:
+        """Return what the signature is over: prefix and segment without it, so that it can mean nothing else."""
+        return SEGMENT_PREFIX + msgspec.msgpack.encode(msgspec.structs.replace(self, signature=b""))
 
 
 class Want(_Message, frozen=True, kw_only=True):
@@ -262,6 +287,8 @@ class DeviceState(_Message, frozen=True, kw_only=True):
     outbox: Count = 0
     log_position: Count = 0
     quality: Quality | None = None
+    trust: Text = ""
+    """What its releases rest on: `unsigned`, `signed`, `time unverified`, or what it refuses."""
 
 
 class UpdateState(str, Enum):
@@ -327,8 +354,8 @@ class Result(_Message, frozen=True, kw_only=True):
     rejected_tiles: Count = 0
 
 
-_BATCH_OVERHEAD_BYTES: Final = 128
-"""MessagePack around a batch's records: version, channel name of up to 64 bytes, position, array headers."""
+_BATCH_OVERHEAD_BYTES: Final = 128 + MAX_SIGNATURE_BYTES
+"""MessagePack around a batch's records: version, channel name of up to 64 bytes, position, headers, signature."""
 
 MAX_RECORD_BYTES: Final = 64 * 1024
 """An encoded record; a code of the largest feature size takes an eighth of it."""
