@@ -45,12 +45,13 @@ from device_agent.station import Station
 from device_agent.store import Store, StoreLimits
 from device_agent.systemd import Notifier, Watchdog
 from device_agent.trigger import MqttTrigger
+from device_agent.trust import Gate
 from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
 from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError
 from sdk.labels import Record
 from sdk.tensorrt_api import Library, open_library
-from sdk.wire import DeviceState, HeadState, ReleaseRef, UpdateEvent, UpdateState
+from sdk.wire import MAX_TEXT, Desired, DeviceState, HeadState, ReleaseRef, UpdateEvent, UpdateState
 
 if TYPE_CHECKING:
     from device_agent.metrics import Metrics
@@ -156,6 +157,8 @@ class Agent:
             self._access = Access(self._book)
             self._server = open_page(site.page, self._access)
             undo.callback(self._server.stop)
+            root_file = None if site.trust is None else site.trust.root
+            self._gate = Gate(self.store, root_file, channel=site.channel, start=self._assigned, clock=clock)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
             self.trigger: MqttTrigger | None = None
@@ -222,12 +225,18 @@ class Agent:
             self.store,
             self.site.channel,
             on_records=self._records_came,
-            on_desired=self._updater.start,
+            on_desired=self._gate.desired,
+            on_trust=self._gate.receive,
+            check_segment=self._gate.check_segment,
             state=self._device_state,
             on_online=self._updater.say_again,
         )
         chunks = self.site.data_dir / "chunks"
         self._fetcher = ChunkFetcher(settings, self.site.device, self.site.channel, chunks)
+
+    def _assigned(self, desired: Desired) -> None:
+        """An assignment that may be taken."""
+        self._updater.start(desired)
 
     def _records_came(self, records: list[Record]) -> None:
         """Labels from elsewhere are in the store."""
@@ -260,7 +269,13 @@ class Agent:
             outbox=self.store.outbox_depth(),
             log_position=self.store.log_position(self.site.channel),
             quality=self._quality.now(self.station),
+            trust=self._trust_words(None if serving is None else serving.release_id),
         )
+
+    def _trust_words(self, release_id: str | None) -> str:
+        fault = self._gate.fault
+        standing = self._gate.standing(release_id)
+        return standing if fault is None else f"{standing}; refused: {fault}"[:MAX_TEXT]
 
     # -- releases --------------------------------------------------------------------------------------------
 
@@ -297,6 +312,7 @@ class Agent:
             serve=self._serve,
             on_event=self._tell_update,
             on_records=self._codes_carried,
+            authorize=self._gate.authorize,
             incumbent=lambda: self._own_bundle,
         )
 
@@ -467,8 +483,9 @@ class Agent:
         sync = None if self._sync is None else self._sync.status()
         update = self._updater.status()
         full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
-        faults = [self._fault, update.fault, None if sync is None else sync.fault, full]
         cameras = [camera_report(source.camera) for source in self.sources]
+        serving = self.station.serving
+        faults = [self._fault, update.fault, None if sync is None else sync.fault, full, self._gate.fault]
         return station_state(
             self.station,
             channel=self.site.channel,
@@ -490,6 +507,7 @@ class Agent:
             ),
             runtimes=self._runtimes(),
             errors=self.errors,
+            trust=self._gate.standing(None if serving is None else serving.release_id),
             faults=tuple(fault for fault in faults if fault is not None),
         )
 

@@ -151,6 +151,7 @@ def status(site_file: Path, as_json: bool) -> None:
     release, head, score = state["release"], state["head"], state["score"]
     console.print(f"[bold]{state['device']}[/]  {running_page(site.data_dir)}")
     console.print("release   " + (f"{release['name']} ({release['precision']})" if release else "none yet"))
+    console.print(f"trust     {state['trust']}")
     if head:
         console.print(f"head      {head['number']}, {head['state']}, {head['samples']} samples. {head['reason']}")
     if score:

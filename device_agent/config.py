@@ -324,8 +324,8 @@ class PageSettings(_Section, frozen=True, kw_only=True):
 class MqttTable(_Section, frozen=True, kw_only=True):
     """The fleet's broker. Without this table the device works alone. `sdk.mqtt.MqttSettings` says it in full.
 
-    `ca_file` turns TLS on; `cert_file` and `key_file` are this device's own certificate. `password_file` holds
-    nothing but the password.
+    `ca_file` turns TLS on; `cert_file` and `key_file` are this device's own certificate, `chunks_cert_file` that
+    of its second connection, for the same key. `password_file` holds nothing but the password.
     """
 
     host: Name
@@ -335,8 +335,19 @@ class MqttTable(_Section, frozen=True, kw_only=True):
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    chunks_cert_file: Path | None = None
     username: Name | None = None
     password_file: Path | None = None
+
+
+class TrustTable(_Section, frozen=True, kw_only=True):
+    """Whose releases and labels this device takes. Without this table it takes all that the broker brings.
+
+    Attributes:
+        root: The fleet's root of trust, `root.json`, copied here by hand and not over the network.
+    """
+
+    root: Path
 
 
 class QueueSettings(_Section, frozen=True, kw_only=True):
@@ -412,6 +423,7 @@ class Site(_Section, frozen=True, kw_only=True):
     runtime: RuntimeSettings = RuntimeSettings()
     page: PageSettings = PageSettings()
     mqtt: MqttTable | None = None
+    trust: TrustTable | None = None
     queue: QueueSettings = QueueSettings()
     store: StoreSettings = StoreSettings()
     metrics: MetricsSettings | None = None
@@ -451,6 +463,7 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "runtime": RuntimeSettings,
     "page": PageSettings,
     "mqtt": MqttTable,
+    "trust": TrustTable,
     "queue": QueueSettings,
     "store": StoreSettings,
     "metrics": MetricsSettings,
@@ -702,8 +715,12 @@ port = 8080                   # 0 takes a free one; the agent prints its address
 # ca_file = "ca.pem"          # turns TLS on
 # cert_file = "line-1.pem"
 # key_file = "line-1.key"
+# chunks_cert_file = "line-1-chunks.pem"
 # username = "line-1"
 # password_file = "mqtt-password"
+
+# [trust]                     # without this table releases and labels are taken unsigned
+# root = "root.json"          # the fleet's root of trust, copied here by hand
 
 [queue]
 ask_below = 0.8               # ask an operator when the best class has less than this probability

@@ -265,6 +265,8 @@ class State:
     line: LineReport | None
     mqtt: MqttReport | None
     update: UpdateReport | None
+    trust: str
+    """What the release that serves rests on: unsigned, signed, time unverified."""
     faults: list[str]
     """What is wrong just now, in words."""
 
@@ -315,6 +317,7 @@ def station_state(
     update: UpdateReport | None = None,
     runtimes: Sequence[Measured] = (),
     errors: int = 0,
+    trust: str = "unsigned",
     faults: tuple[str, ...] = (),
 ) -> State:
     """Return the state of a device. Cheap enough to be asked every second."""
@@ -356,6 +359,7 @@ def station_state(
         line=line,
         mqtt=mqtt,
         update=update,
+        trust=trust,
         faults=wrong,
     )
 

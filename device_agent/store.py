@@ -537,6 +537,20 @@ class Store:
         """Return how far this device has read the channel's union; 0 for nothing yet."""
         return int(self._get(f"log_position/{channel}") or 0)
 
+    def keep(self, key: str, value: bytes) -> None:
+        """Keep a value under a name; when it returns it is on disk.
+
+        Raises:
+            StoreFull: no room; the value kept before is still there.
+        """
+        with self._db.transaction() as db:
+            _set(db, f"kept/{key}", value)
+
+    def kept(self, key: str) -> bytes | None:
+        """Return what is kept under a name; None if nothing is."""
+        value = self._get(f"kept/{key}")
+        return value if isinstance(value, bytes) else None
+
     # -- samples and pictures -----------------------------------------------------------------------------
 
     def put_sample(self, sample: Sample, image: bytes | None) -> SampleStatus:

@@ -109,6 +109,8 @@ class SyncCore:
         channel: Whose union this device reads.
         on_records: Told of records from the fleet, after they were stored.
         on_desired: Told of the assignment, each time it comes.
+        on_trust: Given the fleet's signed metadata, each time it comes.
+        check_segment: Raises `RemoteWireError` for labels that the fleet has not signed.
         state: What the device is doing now.
         limits: Timers and windows.
     """
@@ -122,6 +124,8 @@ class SyncCore:
         on_records: Callable[[list[Record]], None],
         on_desired: Callable[[Desired], None],
         state: Callable[[], DeviceState],
+        on_trust: Callable[[bytes], None] = lambda _payload: None,
+        check_segment: Callable[[LogSegment], None] = lambda _segment: None,
         limits: SyncLimits | None = None,
     ) -> None:
         self._topics = topics
@@ -129,6 +133,8 @@ class SyncCore:
         self._channel = channel
         self._on_records = on_records
         self._on_desired = on_desired
+        self._on_trust = on_trust
+        self._check_segment = check_segment
         self._state = state
         self._limits = limits or SyncLimits()
         self._online = False
@@ -150,7 +156,8 @@ class SyncCore:
     def subscriptions(self) -> list[str]:
         """Return the topics to listen to."""
         t, device = self._topics, self._store.device
-        return [t.ack(device), t.down_log(device), t.desired(device), t.log(self._channel), t.meta(self._channel)]
+        down = [t.ack(device), t.down_log(device), t.desired(device)]
+        return [*down, t.trust(), t.log(self._channel), t.meta(self._channel)]
 
     def farewell(self) -> Publication:
         """Return the state to leave at the broker when the connection ends, or is lost."""
@@ -190,7 +197,7 @@ class SyncCore:
             RemoteWireError: it is not what belongs on its topic.
         """
         t, device = self._topics, self._store.device
-        kept = message.topic in {t.desired(device), t.meta(self._channel)}
+        kept = message.topic in {t.desired(device), t.meta(self._channel), t.trust()}
         if not message.payload and kept:
             return  # an assignment or announcement was taken off the broker
         if message.retained and not kept:
@@ -202,8 +209,12 @@ class SyncCore:
         elif message.topic == t.meta(self._channel):
             self._length = decode_json(message.payload, ChannelMeta).log_length
             self._ask_if_behind(now)
+        elif message.topic == t.trust():
+            self._on_trust(message.payload)
+            self.state_changed()
         elif message.topic == t.desired(device):
             self._on_desired(decode_json(message.payload, Desired))
+            self.state_changed()
 
     def _take_ack(self, ack: Ack, now: float) -> None:
         self._owed = ack.through
@@ -229,6 +240,7 @@ class SyncCore:
             raise RemoteWireError(
                 f"a log segment of channel {segment.channel}", hint=f"This device reads {self._channel}."
             )
+        self._check_segment(segment)
         position = self._store.log_position(self._channel)
         last = segment.first + len(segment.records) - 1
         self._length = max(self._length, last)
@@ -326,6 +338,8 @@ class Sync:
         channel: Whose union this device reads.
         on_records: Told of records from the fleet, after they were stored.
         on_desired: Told of the assignment, each time it comes; it should hand over and return.
+        on_trust: Given the fleet's signed metadata, each time it comes.
+        check_segment: Raises `RemoteWireError` for labels that the fleet has not signed.
         state: What the device is doing now.
         on_online: Called on each connect, so that others can say again what the broker may have lost.
         limits: Timers and windows.
@@ -341,6 +355,8 @@ class Sync:
         on_desired: Callable[[Desired], None],
         state: Callable[[], DeviceState],
         on_online: Callable[[], None] | None = None,
+        on_trust: Callable[[bytes], None] = lambda _payload: None,
+        check_segment: Callable[[LogSegment], None] = lambda _segment: None,
         limits: SyncLimits | None = None,
     ) -> None:
         self._topics = Topics(settings.prefix)
@@ -355,6 +371,8 @@ class Sync:
             on_records=on_records,
             on_desired=on_desired,
             state=state,
+            on_trust=on_trust,
+            check_segment=check_segment,
             limits=limits,
         )
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)

@@ -119,6 +119,7 @@ class Updater:
         serve: Lets a release take over, or with None what served before there were releases.
         on_event: Told each state, after it is on disk.
         on_records: Told that code records were written to the log: the outbox and the learner have news.
+        authorize: Raises where an assigned release may not be taken (`device_agent.trust`).
         incumbent: What serves where no release does: the bundle that the settings name.
         retry_s: First wait before trying again what may help to try again; doubles up to `RETRY_MAX_S`.
         watch_s: A provisional release is committed when nothing has failed for this long.
@@ -137,6 +138,7 @@ class Updater:
         serve: Callable[[Release | None], None],
         on_event: Callable[[UpdateEvent], None],
         on_records: Callable[[], None] = lambda: None,
+        authorize: Callable[[Desired], None] = lambda _desired: None,
         incumbent: Callable[[], Bundle | None] = lambda: None,
         retry_s: float = RETRY_S,
         watch_s: float = WATCH_S,
@@ -152,6 +154,7 @@ class Updater:
         self._serve = serve
         self._on_event = on_event
         self._on_records = on_records
+        self._authorize = authorize
         self._incumbent = incumbent
         self._retry_s = retry_s
         self._watch_s = watch_s
@@ -409,6 +412,8 @@ class Updater:
         """
         desired = _job(row)
         release: Release | None = None
+        if row.state is not UpdateState.PROVISIONAL:  # before a byte is fetched, and after a restart again
+            self._authorize(desired)
         if row.state is UpdateState.DOWNLOADING:
             self._download(desired)
             row = self._note(row, UpdateState.VERIFIED)

@@ -595,7 +595,8 @@ class ChunkFetcher:
     ) -> None:
         # Nothing is left at the broker between connections: the window is subscribed anew on each, and a killed
         # download is not sent what it no longer waits for.
-        self._settings = replace(settings, session_expiry_s=0)
+        cert_file = settings.chunks_cert_file or settings.cert_file
+        self._settings = replace(settings, session_expiry_s=0, cert_file=cert_file)
         self._device = device
         self._channel = channel
         self._topics = Topics(settings.prefix)

@@ -1,0 +1,199 @@
+"""What this device takes from its fleet, and what it refuses: the gate in front of updates and of others' labels.
+
+Rules this module keeps (docs/trust.md, section 4):
+
+- With a root in the settings, no assignment is begun and no labels of others are stored unless they are signed. A
+  refused assignment is kept: metadata may come after it, and then it is looked at again.
+- What was accepted is in the store before it counts.
+- Nothing here ever stops the release that serves.
+- Without a root everything is taken as it comes, and the device says so.
+
+What is right is `sdk.trust.verify`'s to say. That module, and the libraries under it, are loaded only where there
+is a root. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from device_agent.store import Store
+from sdk.errors import BundleError, ConfigError, RemoteWireError
+from sdk.wire import Desired, LogSegment
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key
+
+    from sdk.trust.verify import Seen
+
+KEY: Final = "trust"
+"""Where the store keeps what was seen."""
+MAX_ROOT_BYTES: Final = 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class Gate:
+    """Lets signed assignments and signed labels through.
+
+    Args:
+        store: What was seen is kept in it.
+        root_file: The root that the settings name; None takes everything.
+        channel: This device's.
+        start: Begins an update; called with assignments that may be taken.
+        clock: Seconds since 1970, as this device believes.
+
+    Raises:
+        ConfigError: the root cannot be read, or is none.
+        StoreFull: the disk takes no writes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        root_file: Path | None,
+        *,
+        channel: str,
+        start: Callable[[Desired], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._channel = channel
+        self._start = start
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._seen: Seen | None = None
+        self._keys: list[Key] = []
+        self._held: Desired | None = None
+        self._refused: str | None = None  # why the newest assignment is not taken
+        self._doubt: str | None = None  # why the newest metadata is not taken
+        if root_file is not None:
+            self._open(root_file)
+
+    def _open(self, root_file: Path) -> None:
+        from sdk.trust import verify
+
+        try:
+            anchor = root_file.read_bytes()[:MAX_ROOT_BYTES]
+            first = verify.Seen.first(anchor)
+        except OSError as error:
+            raise ConfigError(
+                f"{root_file}: {error.strerror}", hint="`headway fleet enroll` writes it; copy it to this device."
+            ) from error
+        except BundleError as error:
+            raise ConfigError(f"{root_file}: {error}", hint=error.hint) from error
+        kept = self._store.kept(KEY)
+        seen = None if kept is None else msgspec.msgpack.decode(kept, type=verify.Seen)
+        if seen is None or seen.anchor != hashlib.sha256(anchor).hexdigest():
+            # The settings name another root: another fleet, or one begun anew. What the old one said is void.
+            seen = first
+            self._keep(seen)
+        self._seen, self._keys = seen, verify.heads_keys(seen)
+
+    def _keep(self, seen: Seen) -> None:
+        self._store.keep(KEY, msgspec.msgpack.encode(seen))
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def receive(self, payload: bytes) -> None:
+        """Take in a message with metadata; what does not hold is logged and told, and changes nothing.
+
+        Raises:
+            StoreFull: it holds, and cannot be kept; it comes again.
+        """
+        with self._lock:
+            if self._seen is None:
+                return
+            from sdk.trust import verify
+
+            try:
+                seen = verify.accept(payload, self._seen, self._clock())
+            except (BundleError, RemoteWireError) as error:
+                self._doubt = str(error)
+                log.warning("%s (%s)", error, error.hint)
+                return
+            self._doubt = None
+            if seen != self._seen:
+                self._keep(seen)
+                self._seen, self._keys = seen, verify.heads_keys(seen)
+            held, self._held = self._held, None
+        if held is not None:
+            self.desired(held)
+
+    def desired(self, desired: Desired) -> None:
+        """Begin an assigned update if it may be taken; keep it for later metadata if not."""
+        try:
+            self._check(desired)
+        except BundleError as error:
+            with self._lock:
+                self._held, self._refused = desired, str(error)
+            log.warning("an assignment is refused: %s (%s)", error, error.hint)
+            return
+        with self._lock:
+            self._held = self._refused = None
+        self._start(desired)
+
+    def authorize(self, desired: Desired) -> None:
+        """Say for an update that is about to begin that it may, and note its version: none lower may follow.
+
+        Raises:
+            Unsigned, OlderVersion, Expired: it may not.
+            StoreFull: the disk takes no writes.
+        """
+        self._check(desired, take=True)
+
+    def _check(self, desired: Desired, *, take: bool = False) -> None:
+        with self._lock:
+            if self._seen is None or desired.channel != self._channel:
+                return  # another channel's is refused by whoever begins updates
+            from sdk.trust import verify
+
+            signed = verify.signed_release(self._seen, desired, self._clock())
+            seen = verify.take(self._seen, signed)
+            if take and seen != self._seen:
+                self._keep(seen)
+                self._seen = seen
+
+    def check_segment(self, segment: LogSegment) -> None:
+        """Let a stretch of the union of labels pass.
+
+        Raises:
+            RemoteWireError: the fleet has not signed it.
+        """
+        with self._lock:
+            signed_only, keys = self._seen is not None, self._keys
+        if signed_only:
+            from sdk.trust import verify
+
+            verify.check_segment(segment, keys)
+
+    # -- what it says --------------------------------------------------------------------------------------------
+
+    def standing(self, release_id: str | None) -> str:
+        """Return in a few words what the release that serves rests on."""
+        with self._lock:
+            seen = self._seen
+            if seen is None:
+                return "unsigned"
+            from sdk.trust import verify
+
+            if not seen.files:
+                return "signed releases only; no signed metadata seen yet"
+            if release_id is None or not verify.is_signed(seen, self._channel, release_id):
+                words = "signed releases only; what serves now is not signed"
+            else:
+                words = "signed"
+            return words if seen.believes(self._clock()) else f"{words}; time unverified"
+
+    @property
+    def fault(self) -> str | None:
+        """Why the newest assignment or metadata is not taken; None if nothing is refused."""
+        with self._lock:
+            return self._refused or self._doubt

@@ -1,0 +1,505 @@
+"""Only what the fleet's keys signed is taken, and never anything older than what was taken before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from securesystemslib.signer import CryptoSigner
+
+from sdk.errors import ConfigError, Expired, KeyRefused, OlderVersion, RemoteWireError, Unsigned
+from sdk.labels import Chain, DefineClass, Record
+from sdk.trust import verify
+from sdk.trust.keys import load_key, make_key
+from sdk.trust.repository import (
+    KEPT_RELEASES,
+    TIMESTAMP_LIFE,
+    OnlineTrust,
+    Repository,
+    rotate_root,
+    rotate_targets,
+    sign,
+)
+from sdk.wire import WIRE_VERSION, LogSegment
+from tests.trust_builders import (
+    DAY_S,
+    NOW,
+    GuardedDevice,
+    Thief,
+    TrustedFleet,
+    assignment,
+    files_of,
+    message_of,
+)
+
+EVIL = assignment("evil")
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> TrustedFleet:
+    return TrustedFleet(tmp_path)
+
+
+@pytest.fixture
+def device(tmp_path: Path, fleet: TrustedFleet) -> Iterator[GuardedDevice]:
+    """A device that was given the fleet's first root, and has heard nothing yet."""
+    made = GuardedDevice(tmp_path / "device", fleet.repository.root_file())
+    yield made
+    made.store.close()
+
+
+@pytest.fixture
+def open_device(tmp_path: Path) -> Iterator[GuardedDevice]:
+    """A device without a root: the control, with every protection removed."""
+    made = GuardedDevice(tmp_path / "open", None)
+    yield made
+    made.store.close()
+
+
+def segment(name: str = "scratch", first: int = 1) -> LogSegment:
+    _, entry = Chain("line-9").write(DefineClass(b"c" * 16, name, "anna"), counter=1, wall_time_us=0)
+    return LogSegment(WIRE_VERSION, "default", first, [Record(entry, None)])
+
+
+# What is taken
+
+
+def test_a_signed_release_is_taken(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    desired = fleet.release("one")
+    assert device.takes(fleet.message(), desired)
+    assert device.gate.standing(desired.release.release_id) == "signed"
+    assert device.gate.fault is None
+
+
+def test_an_assignment_waits_for_the_metadata_that_signs_it(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    desired = fleet.release("one")
+    device.gate.desired(desired)
+    assert device.begun == []
+    assert "not signed for channel default" in str(device.gate.fault)
+    device.gate.receive(fleet.message())
+    assert device.begun == ["one"]
+    assert device.gate.fault is None
+
+
+def test_without_a_root_all_is_taken_and_it_says_so(open_device: GuardedDevice) -> None:
+    open_device.gate.desired(EVIL)
+    open_device.gate.check_segment(segment())
+    assert open_device.begun == ["evil"]
+    assert open_device.gate.standing(EVIL.release.release_id) == "unsigned"
+
+
+def test_what_was_taken_is_remembered_after_a_restart(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    desired = fleet.release("one")
+    assert device.takes(fleet.message(), desired)
+    device.restart()
+    assert device.gate.standing(desired.release.release_id) == "signed"
+    device.gate.desired(desired)
+    assert device.begun == ["one", "one"]
+
+
+def test_another_root_in_the_settings_starts_anew(
+    tmp_path: Path, fleet: TrustedFleet, device: GuardedDevice
+) -> None:
+    fleet.release("one")
+    device.gate.receive(fleet.message())
+    other = TrustedFleet(tmp_path / "other")
+    device.root = other.repository.root_file()
+    device.restart()
+    assert not device.takes(fleet.message(), assignment("one"))
+    assert (
+        device.takes(other.message(), other.release("two")) is False
+    )  # this message is from before it was signed
+    device.gate.receive(other.message())
+    assert device.begun == ["two"]
+
+
+# What is refused: a stolen broker may send any message
+
+
+def flip(name: str) -> Callable[[Thief, TrustedFleet], None]:
+    """Change one digit of a file's signature."""
+
+    def change(thief: Thief, _fleet: TrustedFleet) -> None:
+        raw = thief.files[name]
+        at = raw.index(b'"sig":"') + 7
+        thief.files[name] = raw[:at] + (b"0" if raw[at : at + 1] != b"0" else b"1") + raw[at + 1 :]
+
+    return change
+
+
+def alter_content(thief: Thief, _fleet: TrustedFleet) -> None:
+    thief.files["targets.json"] = thief.files["targets.json"].replace(b'"version":2', b'"version":3')
+
+
+def sign_with_own_key(thief: Thief, fleet: TrustedFleet) -> None:
+    thief.name_release(EVIL, CryptoSigner.generate_ed25519())
+    thief.sign_online(CryptoSigner.generate_ed25519())
+
+
+def own_root(thief: Thief, fleet: TrustedFleet) -> None:
+    mine = CryptoSigner.generate_ed25519()
+    thief.name_root([mine], mine)
+    thief.name_release(EVIL, mine)
+    thief.sign_online(mine)
+
+
+def drop(name: str) -> Callable[[Thief, TrustedFleet], None]:
+    def change(thief: Thief, _fleet: TrustedFleet) -> None:
+        del thief.files[name]
+
+    return change
+
+
+def mix(thief: Thief, fleet: TrustedFleet) -> None:
+    """Old targets under a new snapshot."""
+    old = thief.files["targets.json"]
+    fleet.release("two")
+    thief.files = {**files_of(fleet.message()), "targets.json": old}
+
+
+def deep(thief: Thief, _fleet: TrustedFleet) -> None:
+    thief.files["targets.json"] = b"[" * 800 + b"]" * 800
+
+
+BROKER = [
+    *(flip(name) for name in ("timestamp.json", "snapshot.json", "targets.json")),
+    alter_content,
+    sign_with_own_key,
+    own_root,
+    *(drop(name) for name in ("timestamp.json", "snapshot.json", "targets.json")),
+    mix,
+    deep,
+]
+
+
+@pytest.mark.parametrize("attack", BROKER, ids=lambda attack: getattr(attack, "__qualname__", "").split(".")[0])
+def test_a_stolen_broker_brings_nothing_unsigned(
+    fleet: TrustedFleet,
+    device: GuardedDevice,
+    open_device: GuardedDevice,
+    attack: Callable[[Thief, TrustedFleet], None],
+) -> None:
+    desired = fleet.release("one")
+    honest = fleet.message()
+    thief = Thief(honest)
+    attack(thief, fleet)
+    assert not device.takes(thief.message(), desired)
+    assert not device.takes(thief.message(), EVIL)
+    assert device.begun == []
+    assert device.gate.fault is not None
+    # The controls: the same device takes what was signed, and one without its root takes what was not.
+    assert device.takes(honest, desired)
+    assert open_device.takes(thief.message(), EVIL)
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b'{"v":1,"files":{}}', b"\xff" * 100, b'{"v":2,"files":{"a":1}}'])
+def test_what_is_no_metadata_changes_nothing(fleet: TrustedFleet, device: GuardedDevice, payload: bytes) -> None:
+    desired = fleet.release("one")
+    device.gate.receive(fleet.message())
+    device.gate.receive(payload)
+    device.gate.desired(desired)
+    assert device.begun == ["one"]
+
+
+def test_a_release_signed_for_another_channel_is_refused(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    fleet.release("one", channel="castings")
+    assert not device.takes(fleet.message(), assignment("one", "default"))
+    assert device.takes(fleet.message(), fleet.release("one")) is False
+    device.gate.receive(fleet.message())  # the control: signed for this channel too
+    assert device.begun == ["one"]
+
+
+# A stolen online key may say what is current, and nothing else
+
+
+def test_a_stolen_online_key_signs_no_release(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    fleet.release("one")
+    device.gate.receive(fleet.message())
+    thief = Thief(fleet.message())
+    thief.name_release(EVIL, fleet.online)
+    thief.sign_online(fleet.online)
+    assert not device.takes(thief.message(), EVIL)
+    # The control: with the targets key it would be one.
+    thief = Thief(fleet.message())
+    thief.name_release(EVIL, fleet.key("targets"))
+    thief.sign_online(fleet.online)
+    assert device.takes(thief.message(), EVIL)
+
+
+def test_a_stolen_online_key_brings_back_no_older_targets(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    fleet.release("one")
+    old = files_of(fleet.message())["targets.json"]
+    fleet.release("two")
+    device.gate.receive(fleet.message())
+    thief = Thief(fleet.message())
+    thief.files["targets.json"] = old
+    thief.sign_online(fleet.online)
+    seen = device.gate._seen
+    assert seen is not None
+    with pytest.raises(OlderVersion):
+        verify.accept(thief.message(), seen, NOW)
+    # The control: a device that has not seen the newer ones believes it.
+    assert verify.accept(thief.message(), verify.Seen.first(seen.root), NOW).versions["targets"] == 2
+
+
+def test_what_a_stolen_online_key_signed_is_void_once_it_is_replaced(
+    fleet: TrustedFleet, device: GuardedDevice
+) -> None:
+    """It may sign the highest version there is; after a rotation honest ones count again."""
+    fleet.release("one")
+    thief = Thief(fleet.message())
+    thief.sign_online(fleet.online, version=2**31)
+    device.gate.receive(thief.message())
+    desired = fleet.release("two")
+    assert not device.takes(fleet.message(), desired)  # what the thief signed is newer
+    fleet.repository.rotate_online(fleet.root_keys(), fleet.key("targets"))
+    device.gate.receive(fleet.message())
+    assert device.begun == ["two"]
+
+
+# Replays
+
+
+def test_a_replayed_old_assignment_is_refused(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    one, two = fleet.release("one"), fleet.release("two")
+    assert device.takes(fleet.message(), two)
+    assert not device.takes(fleet.message(), one)
+    assert "version 1, and 2 was taken before" in str(device.gate.fault)
+    device.restart()
+    assert not device.takes(fleet.message(), one)
+    # The controls: without that memory it is taken; and the fleet may go back, under a higher version.
+    seen = device.gate._seen
+    assert seen is not None
+    assert verify.signed_release(msgspec.structs.replace(seen, taken={}), one, NOW).version == 1
+    fleet.release("one")
+    assert device.takes(fleet.message(), one)
+
+
+def test_replayed_old_metadata_is_refused_after_a_restart_too(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    fleet.release("one")
+    old = fleet.message()
+    desired = fleet.release("two")
+    device.gate.receive(fleet.message())
+    device.restart()
+    device.gate.receive(old)
+    assert "backwards" in str(device.gate.fault)
+    device.gate.desired(desired)
+    assert device.begun == ["two"]
+
+
+def test_lower_versions_are_refused_even_where_tufs_own_files_are_lost(fleet: TrustedFleet) -> None:
+    fleet.release("one")
+    old = fleet.message()
+    fleet.release("two")
+    seen = verify.accept(fleet.message(), verify.Seen.first(fleet.repository.root_file().read_bytes()), NOW)
+    forgetful = msgspec.structs.replace(seen, files={})
+    with pytest.raises(OlderVersion, match="is older than"):
+        verify.accept(old, forgetful, NOW)
+    # The control: without the versions nothing refuses it.
+    verify.accept(old, msgspec.structs.replace(forgetful, versions={}), NOW)
+
+
+# Time
+
+
+def test_held_back_metadata_stops_new_releases_and_nothing_else(
+    fleet: TrustedFleet, device: GuardedDevice
+) -> None:
+    one, two = fleet.release("one"), fleet.release("two")
+    assert device.takes(fleet.message(), one)
+    device.now = NOW + TIMESTAMP_LIFE.total_seconds() + DAY_S
+    assert not device.takes(fleet.message(), two)
+    assert "has expired" in str(device.gate.fault)
+    assert device.gate.standing(one.release.release_id) == "signed"
+    device.gate.check_segment(OnlineTrust(fleet.repository).sign(segment()))  # labels go on
+    # The control: the service refreshes, and the same assignment is begun.
+    fleet.now = device.now
+    assert fleet.repository.refresh()
+    device.gate.receive(fleet.message())
+    assert device.begun == ["one", "two"]
+
+
+@pytest.mark.parametrize("year", [1970, 2040])
+def test_a_clock_that_cannot_be_right_blocks_nothing_newer_and_lets_nothing_older_in(
+    fleet: TrustedFleet, device: GuardedDevice, year: int
+) -> None:
+    one = fleet.release("one")
+    old = fleet.message()
+    device.now = (year - 1970) * 365.25 * DAY_S
+    assert device.takes(fleet.message(), one)
+    assert device.gate.standing(one.release.release_id) == "signed; time unverified"
+    two = fleet.release("two")
+    fleet.now += 400 * DAY_S
+    fleet.repository.refresh()
+    assert device.takes(fleet.message(), two)
+    device.gate.receive(old)
+    assert "backwards" in str(device.gate.fault)
+    assert not device.takes(old, one)
+
+
+def test_time_is_verified_once_the_clock_is_right(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    one = fleet.release("one")
+    device.now = 0.0
+    device.gate.receive(fleet.message())
+    device.now = NOW
+    assert device.gate.standing(one.release.release_id) == "signed"
+
+
+def test_an_update_that_waits_for_fresh_metadata_may_be_tried_again() -> None:
+    assert Expired.retryable
+    assert not Unsigned.retryable
+
+
+# Keys
+
+
+def test_a_device_follows_every_rotation_at_once(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    fleet.release("one")
+    device.gate.receive(fleet.message())
+    fleet.repository.rotate_online(fleet.root_keys(), fleet.key("targets"))
+    rotate_targets(fleet.repository, fleet.root_keys(), fleet.keys, None)
+    rotate_root(fleet.repository, fleet.keys, "root-2.pem", None)
+    lost = fleet.key("root-3").public_key.keyid
+    (fleet.keys / "root-3.pem").unlink()
+    rotate_root(fleet.repository, fleet.keys, lost[:10], None)
+    assert device.takes(fleet.message(), fleet.release("two")) is False
+    device.gate.receive(fleet.message())
+    assert device.begun == ["two"]
+    device.gate.check_segment(OnlineTrust(fleet.repository).sign(segment()))
+
+
+def test_a_replaced_targets_key_signs_nothing_any_more(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    fleet.release("one")
+    old = fleet.key("targets")
+    rotate_targets(fleet.repository, fleet.root_keys(), fleet.keys, None)
+    thief = Thief(fleet.message())
+    thief.name_release(EVIL, old)
+    thief.sign_online(fleet.online)
+    assert not device.takes(thief.message(), EVIL)
+    thief = Thief(fleet.message())
+    thief.name_release(EVIL, fleet.key("targets"))  # the control: the new one does
+    thief.sign_online(fleet.online)
+    assert device.takes(thief.message(), EVIL)
+
+
+@pytest.mark.parametrize(("signatures", "taken"), [(1, False), (2, True)])
+def test_one_root_key_is_not_enough(
+    fleet: TrustedFleet, device: GuardedDevice, signatures: int, taken: bool
+) -> None:
+    mine = CryptoSigner.generate_ed25519()
+    thief = Thief(fleet.message())
+    thief.name_root(fleet.root_keys()[:signatures], mine)
+    thief.name_release(EVIL, mine)
+    thief.sign_online(fleet.online)
+    assert device.takes(thief.message(), EVIL) is taken
+
+
+def test_what_is_not_signed_as_the_root_demands_does_not_come_into_force(fleet: TrustedFleet) -> None:
+    staged = fleet.repository.stage_renewal()
+    sign(staged, [fleet.online])
+    with pytest.raises(KeyRefused, match="not signed as the root demands"):
+        fleet.repository.put_into_force(staged)
+    root = fleet.repository.stage_root()
+    sign(root, fleet.root_keys()[:1])
+    with pytest.raises(KeyRefused, match="not signed as the root demands"):
+        fleet.repository.put_into_force(root)
+
+
+def test_two_people_who_stage_at_once_do_not_overwrite_each_other(fleet: TrustedFleet) -> None:
+    first, second = fleet.repository.stage_renewal(), fleet.repository.stage_renewal()
+    for staged in (first, second):
+        sign(staged, [fleet.key("targets")])
+    fleet.repository.put_into_force(first)
+    with pytest.raises(KeyRefused, match="does not follow"):
+        fleet.repository.put_into_force(second)
+
+
+def test_a_channel_keeps_its_newest_releases_and_the_message_stays_small(fleet: TrustedFleet) -> None:
+    for number in range(KEPT_RELEASES + 3):
+        fleet.release(f"r{number}")
+    other = fleet.release("other", channel="castings")
+    versions = [r.version for r in fleet.repository.releases().values() if r.channel == "default"]
+    assert sorted(versions) == list(range(4, KEPT_RELEASES + 4))
+    assert any(other.release.release_id in path for path in fleet.repository.releases())
+    assert len(fleet.message()) < 16 * 1024
+
+
+def test_metadata_is_signed_anew_a_day_later_and_not_before(fleet: TrustedFleet) -> None:
+    trust = OnlineTrust(fleet.repository, monotonic=lambda: fleet.now)
+    assert trust.poll() is not None
+    fleet.now += 3600
+    assert trust.poll() is None
+    fleet.now += DAY_S
+    assert trust.poll() is not None
+    assert fleet.repository.timestamp().signed.expires.timestamp() > fleet.now + 13 * DAY_S
+
+
+def test_a_service_without_the_roots_online_key_says_so(fleet: TrustedFleet) -> None:
+    key = fleet.repository.folder / "online.pem"
+    key.unlink()
+    with pytest.raises(KeyRefused, match=r"online\.pem"):
+        OnlineTrust(fleet.repository)
+    make_key(key, None)
+    with pytest.raises(KeyRefused, match="not the key that the root names"):
+        fleet.repository.refresh(force=True)
+
+
+def test_a_locked_key_opens_with_its_passphrase_only(tmp_path: Path) -> None:
+    file = tmp_path / "root-1.pem"
+    made = make_key(file, b"correct horse")
+    assert load_key(file, b"correct horse").public_key.keyid == made.public_key.keyid
+    assert file.stat().st_mode & 0o077 == 0
+    for wrong in (None, b"wrong"):
+        with pytest.raises(KeyRefused):
+            load_key(file, wrong)
+    with pytest.raises(KeyRefused, match="is there already"):
+        make_key(file, None)
+
+
+@pytest.mark.parametrize(("keys", "threshold"), [(3, 0), (2, 3), (10, 2)])
+def test_numbers_of_keys_that_make_no_sense_are_refused(tmp_path: Path, keys: int, threshold: int) -> None:
+    with pytest.raises(KeyRefused):
+        Repository.create(tmp_path / "trust", tmp_path / "keys", root_keys=keys, threshold=threshold)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"not json"])
+def test_a_root_that_is_none_stops_the_start(tmp_path: Path, content: bytes | None) -> None:
+    root = tmp_path / "root.json"
+    if content is not None:
+        root.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"root\.json"):
+        GuardedDevice(tmp_path / "device", root)
+
+
+def test_a_root_that_its_own_keys_did_not_sign_stops_the_start(tmp_path: Path, fleet: TrustedFleet) -> None:
+    root = tmp_path / "root.json"
+    root.write_bytes(fleet.repository.root_file().read_bytes().replace(b'"version":1', b'"version":2'))
+    with pytest.raises(ConfigError, match="not signed by its own keys"):
+        GuardedDevice(tmp_path / "device", root)
+
+
+# The stream of labels
+
+
+def test_labels_pass_with_the_fleets_signature_only(fleet: TrustedFleet, device: GuardedDevice) -> None:
+    device.gate.receive(fleet.message())
+    trust = OnlineTrust(fleet.repository)
+    signed = trust.sign(segment())
+    device.gate.check_segment(signed)
+    own = CryptoSigner.generate_ed25519()
+    forged = msgspec.structs.replace(
+        segment(), signature=bytes.fromhex(own.sign(segment().signed_bytes()).signature)
+    )
+    altered = msgspec.structs.replace(segment("dent"), signature=signed.signature)
+    moved = msgspec.structs.replace(segment(first=2), signature=signed.signature)
+    for bad in (segment(), forged, altered, moved):
+        with pytest.raises(RemoteWireError, match="not signed by the fleet"):
+            device.gate.check_segment(bad)
+
+
+def test_a_message_is_the_same_bytes_that_were_written(fleet: TrustedFleet) -> None:
+    found = files_of(fleet.message())
+    assert found["targets.json"] == (fleet.repository.folder / "targets.json").read_bytes()
+    assert files_of(message_of(found)) == found
