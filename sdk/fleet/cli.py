@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from sdk.errors import FleetError, RolloutHalted
+from sdk.errors import FleetError, KeyRefused, RolloutHalted
 from sdk.fleet.cli_rollout import plan_of, rollout
+from sdk.fleet.cli_trust import (
+    has_trust,
+    keys,
+    keys_option,
+    open_trust,
+    passphrase_option,
+    publish_signed,
+    publish_unsigned,
+    sign,
+)
 from sdk.stopping import stop_on_signals
 from sdk.wire import DEFAULT_PREFIX
 
@@ -43,6 +53,8 @@ def fleet() -> None:
 
 
 fleet.add_command(rollout)
+fleet.add_command(keys)
+fleet.add_command(sign)
 
 _dir_option = click.option(
     "--dir",
@@ -113,6 +125,7 @@ def serve(
     from sdk.fleet.service import FleetService
     from sdk.fleet.store import FleetStore
     from sdk.mqtt import MqttSettings
+    from sdk.trust.repository import OnlineTrust
 
     settings = dataclasses.replace(
         MqttSettings.at(broker, prefix),
@@ -128,8 +141,9 @@ def serve(
         name_database(directory, database)
     report = _report_json if as_json else _report_text
     own = own_broker(settings) if start_broker else contextlib.nullcontext()
+    trust = OnlineTrust(open_trust(directory)) if has_trust(directory) else None
     with stop_on_signals() as stop, FleetStore(directory) as store, own, contextlib.ExitStack() as page:
-        service = FleetService(store, settings, channels, report)
+        service = FleetService(store, settings, channels, report, trust)
         if page_port is not None:
             from sdk.fleet.page.app import make_app
             from sdk.fleet.page.server import serving_page
@@ -188,6 +202,13 @@ def serve(
     show_default=True,
     help="A device fails that takes longer by this.",
 )
+@keys_option
+@passphrase_option
+@click.option(
+    "--unsigned",
+    is_flag=True,
+    help="Without the keys at hand: write what is to be signed with `headway fleet sign`, publish nothing yet.",
+)
 @_json_option
 def publish(
     bundle: Path,
@@ -196,12 +217,18 @@ def publish(
     precision: str | None,
     wait_s: float | None,
     accept_licence: Sequence[str],
+    keys_dir: Path | None,
+    passphrase_file: Path | None,
+    unsigned: bool,
     as_json: bool,
     waves: str | None,
     approve: bool,
     **limits: Any,
 ) -> None:
     """Publish BUNDLE to a channel's devices.
+
+    Where the fleet has keys (`headway fleet keys init`), a release is signed: name the folder with the targets key
+    with --keys.
 
     Checks the bundle, stores it in the fleet's directory and assigns it to every device of the channel. A running
     `headway fleet serve` announces it within a second; without one it is announced when one starts.
@@ -226,7 +253,27 @@ def publish(
     opened = Bundle.open(bundle)
     ruling = licences.rule(opened, licences.read_list(directory), accept_licence)
     with FleetStore(directory) as store:
-        publication = store.publish(opened, channel=channel, precision=precision, plan=plan)
+        signed = has_trust(directory)
+        if unsigned:
+            to_sign = publish_unsigned(store, opened, channel=channel, precision=precision)
+            click.echo(f"to sign: {to_sign}; then headway fleet sign {to_sign.name} --keys KEYS")
+            return
+        if signed and keys_dir is None:
+            raise KeyRefused(
+                "this fleet's releases are signed, and no keys are named",
+                hint="--keys FOLDER with targets.pem, or --unsigned to sign it elsewhere.",
+            )
+        if signed and keys_dir is not None:
+            publication = publish_signed(
+                store,
+                opened,
+                channel=channel,
+                precision=precision,
+                keys_dir=keys_dir,
+                passphrase_file=passphrase_file,
+            )
+        else:
+            publication = store.publish(opened, channel=channel, precision=precision, plan=plan)
         if ruling.accepted is not None:
             licences.record(directory, opened, ruling)
         ref, served = publication.ref, store.served()
@@ -239,6 +286,8 @@ def publish(
                 click.echo(
                     f"in waves of {', '.join(plan.waves)}; see: headway fleet rollout show --dir {directory}"
                 )
+            if not signed:
+                click.echo("unsigned: whoever reaches the broker can publish too; see `headway fleet keys init`")
             if not served:
                 click.echo("no fleet service runs on this directory; start one: headway fleet serve --dir ...")
         rows = [] if wait_s is None else _wait_for_devices(store, publication, wait_s, quiet=as_json)
@@ -251,6 +300,7 @@ def publish(
                     "channel": channel,
                     "space": publication.space,
                     "served": served,
+                    "signed": signed,
                     "licence": dataclasses.asdict(ruling),
                     "devices": rows,
                 }
@@ -308,6 +358,8 @@ def devices(directory: Path, channel: str | None, as_json: bool) -> None:
     for one in overview["devices"]:
         if one["refused"]:
             console.print(f"{one['device']}: its next label is refused: {one['refused']}", highlight=False)
+        if "refused" in one["trust"] or "unverified" in one["trust"]:
+            console.print(f"{one['device']}: {one['trust']}", highlight=False)
 
 
 @fleet.command()
@@ -396,6 +448,7 @@ def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[st
         "head_state": state.head_state.value,
         "live_set_digest": state.live_set_digest,
         "live_samples": state.live_samples,
+        "trust": state.trust,
         "in_sync": state.live_set_digest == live_set.digest if live_set and comparable else None,
         "outbox": state.outbox,
         "acknowledged": device.acknowledged,

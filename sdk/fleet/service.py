@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from sdk.errors import BrokerError, RemoteWireError, UnknownDevice
+from sdk.errors import BrokerError, KeyRefused, RemoteWireError, UnknownDevice
 from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import Device, FleetStore, Ledger, Taken, records_of
 from sdk.fleet.store import Publication as Published
 from sdk.labels import Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
+from sdk.trust.repository import OnlineTrust
 from sdk.wire import (
     WIRE_VERSION,
     Ack,
@@ -75,6 +76,7 @@ class FleetCore:
         channels: The channels it serves. Devices of others are left to whoever serves those: acknowledging
             their labels here would lose them there.
         report: Told what happened.
+        trust: Signs and announces with the fleet's online key; None where the fleet has no keys.
     """
 
     def __init__(
@@ -83,11 +85,14 @@ class FleetCore:
         topics: Topics,
         channels: Sequence[str],
         report: Report = lambda _kind, _more: None,
+        trust: OnlineTrust | None = None,
     ) -> None:
         self._store = store
         self._topics = topics
         self._channels = tuple(channels)
         self._report = report
+        self._trust = trust
+        self._trust_fault: str | None = None  # complained about once
         self._seeder = Seeder()
         self._readers: dict[str, tuple[str, LogReader]] = {}  # device -> its channel, how far it is
         self._meta_due: dict[str, float] = {}  # channel -> not before
@@ -113,7 +118,7 @@ class FleetCore:
         """Return what to publish now that the broker is there; with `remembered` it kept our session."""
         self._greeted.clear()
         self._readers.clear()  # what was on its way to them is lost; they ask again
-        out: list[Publication] = []
+        out = self._metadata(again=True)  # before the assignments that it vouches for
         with self._store.read() as ledger:
             self._load(ledger)
             for channel in self._channels:
@@ -317,7 +322,10 @@ class FleetCore:
 
     def _segments(self, topic: str, channel: str, first: int, records: Sequence[Record]) -> Iterator[Publication]:
         for batch in batches(records):
-            yield Publication(topic, encode_msgpack(LogSegment(WIRE_VERSION, channel, first, batch)))
+            segment = LogSegment(WIRE_VERSION, channel, first, batch)
+            if self._trust is not None:
+                segment = self._trust.sign(segment)
+            yield Publication(topic, encode_msgpack(segment))
             first += len(batch)
 
     # What a channel's devices should know
@@ -354,7 +362,8 @@ class FleetCore:
             return [self._meta(ledger, channel) for channel in due]
 
     def _poll(self, now_utc: float) -> list[Publication]:
-        """Notice what another process published; clear chunks that nobody needs any more."""
+        """Notice what another process published or signed; clear chunks that nobody needs any more."""
+        out = self._metadata()
         garbage: list[tuple[Published, list[str]]] = []
         with self._store.read() as ledger:
             if ledger.newest_publication() != self._newest:
@@ -366,7 +375,6 @@ class FleetCore:
             if self._tidy and not self._announcing:
                 self._tidy = False
                 garbage = self._garbage(ledger, now_utc)
-        out: list[Publication] = []
         if garbage:
             with self._store.write() as ledger:
                 for publication, digests in garbage:
@@ -419,6 +427,20 @@ class FleetCore:
 
     def _is_news(self, rollout: Rollout, channel: str) -> bool:
         return self._rollouts.get(channel) != (rollout.publication_id, rollout.version)
+
+    def _metadata(self, *, again: bool = False) -> list[Publication]:
+        """Return the signed metadata where it is new, or with `again` as it is."""
+        if self._trust is None:
+            return []
+        try:
+            message = self._trust.message() if again else self._trust.poll()
+        except KeyRefused as error:
+            if str(error) != self._trust_fault:
+                self._trust_fault = str(error)
+                self._report("trust", {"error": str(error)})
+            return []
+        self._trust_fault = None
+        return [] if message is None else [Publication(self._topics.trust(), message, retain=True)]
 
     def _garbage(self, ledger: Ledger, now_utc: float) -> list[tuple[Published, list[str]]]:
         """Return older publications whose chunks no device needs any more, with those chunks."""
@@ -529,6 +551,7 @@ class FleetService:
         settings: The broker.
         channels: The channels it serves.
         report: Told what happened, on the serving thread.
+        trust: Signs with the fleet's online key; None where the fleet has no keys.
     """
 
     def __init__(
@@ -537,10 +560,11 @@ class FleetService:
         settings: MqttSettings,
         channels: Sequence[str] = ("default",),
         report: Report = lambda _kind, _more: None,
+        trust: OnlineTrust | None = None,
     ) -> None:
         self._store = store
         self._report = report
-        self._core = FleetCore(store, Topics(settings.prefix), channels, report)
+        self._core = FleetCore(store, Topics(settings.prefix), channels, report, trust)
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)
         self._connects: queue.SimpleQueue[bool] = queue.SimpleQueue()
         name = ".".join(["headway-fleet", *settings.prefix.split("/"), *sorted(channels)])

@@ -233,6 +233,15 @@ class Taken:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A bundle whose chunks are stored, not published yet."""
+
+    release: Release
+    space: str
+    feature_size: int
+
+
 class FleetStore:
     """The fleet's directory, opened.
 
@@ -323,6 +332,18 @@ class FleetStore:
             StoreFull: no space for its chunks.
             FleetError: a rollout is under way in this channel.
         """
+        prepared = self.prepare(bundle, precision=precision)
+        with self.write() as ledger:
+            return ledger.publish(
+                prepared.release,
+                channel=channel,
+                space=prepared.space,
+                feature_size=prepared.feature_size,
+                plan=plan,
+            )
+
+    def prepare(self, bundle: Bundle, *, precision: str | None = None) -> Prepared:
+        """Store the chunks of a verified bundle, and nothing else; raises as `publish`."""
         release = describe(bundle.path, bundle.manifest.name, bundle.file_names(), put=self.chunks.put)
         listed = {entry.name: entry.sha256 for entry in bundle.manifest.files}
         for file in release.descriptor.files:
@@ -330,10 +351,7 @@ class FleetStore:
                 raise BadSignature(f"{file.name} changed while it was published", hint="Publish the bundle again.")
         self.chunks.sync()
         entry = bundle.precision(precision)
-        with self.write() as ledger:
-            return ledger.publish(
-                release, channel=channel, space=entry.space, feature_size=entry.feature_size, plan=plan
-            )
+        return Prepared(release, entry.space, entry.feature_size)
 
     def live_set(self, channel: str) -> LiveSet | None:
         """Return the live set of the channel's union in its current release's feature space.
