@@ -192,6 +192,11 @@ class Gate:
                 words = "signed"
             return words if seen.believes(self._clock()) else f"{words}; time unverified"
 
+    def root_version(self) -> int:
+        """Return the version of the newest root accepted; 0 without one."""
+        with self._lock:
+            return 0 if self._seen is None else self._seen.versions["root"]
+
     @property
     def fault(self) -> str | None:
         """Why the newest assignment or metadata is not taken; None if nothing is refused."""

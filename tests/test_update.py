@@ -83,6 +83,7 @@ class Rig:
     on_serve: Callable[[Release | None], None] = lambda _release: None
     on_event: Callable[[UpdateEvent], None] = lambda _event: None
     on_records: Callable[[], None] = lambda: None
+    authorize: Callable[[Desired], None] = lambda _desired: None
     fetcher: Fetch | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +98,7 @@ class Rig:
             serve=self._serve,
             on_event=self._event,
             on_records=self._records,
+            authorize=self._authorize,
             retry_s=0.05,
             watch_s=self.watch_s,
             clock=lambda: self.now,
@@ -135,6 +137,9 @@ class Rig:
     def _event(self, event: UpdateEvent) -> None:
         self.on_event(event)
         self.events.append((self.names[event.release_id], event.state, event.reason))
+
+    def _authorize(self, assigned: Desired) -> None:
+        self.authorize(assigned)
 
     def _records(self) -> None:
         self.on_records()
