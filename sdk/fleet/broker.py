@@ -1,8 +1,8 @@
 """A Mosquitto of our own on this machine, with the configuration Headway needs.
 
 For the demo, the tests and small plants. The broker is a cache (docs/protocol.md): nothing in it needs to
-survive, so it keeps nothing on disk. It listens on loopback only, because it asks nobody who they are; a broker
-for a plant's network wants TLS, users and an access list, which come with enrolment.
+survive, so it keeps nothing on disk. Without certificates it listens on loopback only, because it asks nobody who
+they are; `sdk.fleet.access` has the configuration for a plant's network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -60,6 +60,14 @@ def mosquitto_config(port: int, limits: BrokerLimits = BrokerLimits(), host: str
         "# Written by Headway; docs/protocol.md says why.",
         f"listener {port} {host}",
         "allow_anonymous true",
+        *limit_lines(limits),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def limit_lines(limits: BrokerLimits) -> list[str]:
+    """Return what every broker of ours has in its configuration, whoever may reach it."""
+    return [
         "# Without it chunks wait for delayed acknowledgements: 27.7 s for what takes 0.39 s.",
         "set_tcp_nodelay true",
         "persistence false",
@@ -74,7 +82,6 @@ def mosquitto_config(port: int, limits: BrokerLimits = BrokerLimits(), host: str
         "log_type warning",
         "connection_messages false",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def find_mosquitto(path: str | None = None) -> Path:
@@ -96,18 +103,28 @@ class Mosquitto:
         port: Where to listen; 0 takes a free port, the same again after a restart.
         limits: What it may use.
         binary: The broker; found by itself where None.
+        config: Returns the configuration for a port; loopback and nobody asked by default.
+        pid_file: Holds the process id while it runs, for `reload_broker`.
 
     Raises, on entering:
         BrokerError: not installed, the port is taken, or it does not come up.
     """
 
     def __init__(
-        self, port: int = 0, *, limits: BrokerLimits = BrokerLimits(), binary: Path | None = None
+        self,
+        port: int = 0,
+        *,
+        limits: BrokerLimits = BrokerLimits(),
+        binary: Path | None = None,
+        config: Callable[[int], str] | None = None,
+        pid_file: Path | None = None,
     ) -> None:
         self.port = port
         self._any_port = port == 0
         self._limits = limits
         self._binary = binary
+        self._config = config or (lambda port: mosquitto_config(port, self._limits))
+        self._pid_file = pid_file
         self._child: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
 
@@ -169,7 +186,7 @@ class Mosquitto:
         if not _is_free(self.port):
             raise _PortTaken
         config, errors = folder / "mosquitto.conf", folder / "mosquitto.log"
-        config.write_text(mosquitto_config(self.port, self._limits), encoding="utf-8")
+        config.write_text(self._config(self.port), encoding="utf-8")
         # As root Mosquitto reads its configuration first and then becomes user `mosquitto`; it opens no other
         # file, since errors go to a handle we opened.
         with errors.open("wb") as stream:
@@ -193,6 +210,8 @@ class Mosquitto:
                     child.wait(0.02)
                 if child.returncode is None:
                     self._child = child
+                    if self._pid_file is not None:
+                        self._pid_file.write_text(str(child.pid))
                     return
             elif time.monotonic() > deadline:
                 child.kill()
@@ -226,12 +245,26 @@ class Mosquitto:
         child, self._child = self._child, None
         if child is None:
             return
+        if self._pid_file is not None:
+            self._pid_file.unlink(missing_ok=True)
         child.send_signal(how)
         try:
             child.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def reload_broker(pid_file: Path) -> bool:
+    """Let a running broker of ours read its certificates and access list again; return whether there is one."""
+    try:
+        pid = int(pid_file.read_text())
+        if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return False
+        os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError, KeyRefused, RolloutHalted
+from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
     has_trust,
@@ -55,6 +56,8 @@ def fleet() -> None:
 fleet.add_command(rollout)
 fleet.add_command(keys)
 fleet.add_command(sign)
+for _command in (tls, enroll, revoke):
+    fleet.add_command(_command)
 
 _dir_option = click.option(
     "--dir",
@@ -69,7 +72,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 @fleet.command()
 @_dir_option
 @click.option(
-    "--broker", default=DEFAULT_BROKER, show_default=True, metavar="HOST:PORT", help="The MQTT 5 broker."
+    "--broker",
+    metavar="HOST:PORT",
+    help=f"The MQTT 5 broker; by default the one of `headway fleet tls`, or {DEFAULT_BROKER}.",
 )
 @click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="First part of every topic.")
 @click.option(
@@ -89,7 +94,11 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     "--page-port", type=click.IntRange(0, 65535), metavar="PORT",
     help="Show the fleet in a browser at http://127.0.0.1:PORT; 0 takes a free one.",
 )  # fmt: skip
-@click.option("--start-broker", is_flag=True, help="Run a Mosquitto of our own there; 127.0.0.1 only.")
+@click.option(
+    "--start-broker",
+    is_flag=True,
+    help="Run a Mosquitto of our own: on 127.0.0.1 only, or after `headway fleet tls` for the plant's network.",
+)
 @click.option("--username", help="User name at the broker.")
 @click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="File with the password.")
 @click.option(
@@ -100,7 +109,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 @_json_option
 def serve(
     directory: Path,
-    broker: str,
+    broker: str | None,
     prefix: str,
     channels: Sequence[str],
     database: str | None,
@@ -127,8 +136,9 @@ def serve(
     from sdk.mqtt import MqttSettings
     from sdk.trust.repository import OnlineTrust
 
-    settings = dataclasses.replace(
-        MqttSettings.at(broker, prefix),
+    secured = service_settings(directory, here=start_broker) if broker is None and ca_file is None else None
+    settings = secured or dataclasses.replace(
+        MqttSettings.at(broker or DEFAULT_BROKER, prefix),
         username=username,
         password_file=password_file,
         ca_file=ca_file,
@@ -140,7 +150,9 @@ def serve(
     if database is not None:
         name_database(directory, database)
     report = _report_json if as_json else _report_text
-    own = own_broker(settings) if start_broker else contextlib.nullcontext()
+    own: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if start_broker:
+        own = own_broker(settings) if secured is None else secure_broker(directory)
     trust = OnlineTrust(open_trust(directory)) if has_trust(directory) else None
     with stop_on_signals() as stop, FleetStore(directory) as store, own, contextlib.ExitStack() as page:
         service = FleetService(store, settings, channels, report, trust)

@@ -1,0 +1,91 @@
+"""What each party may say and hear at the broker: Mosquitto's configuration and access list for a plant's network.
+
+Text in, text out. Everything that is not listed is refused. Topics are named one by one where a device writes: a
+wildcard would let it fill the broker with retained messages of its own invention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from sdk.fleet.broker import BrokerLimits, limit_lines
+from sdk.fleet.certificates import CHUNKS_SUFFIX, SERVICE_NAME
+from sdk.wire import Topics
+
+DEFAULT_LIMITS: Final = BrokerLimits()
+MAX_CONNECTIONS: Final = 5000
+"""Two for each device of a large plant, and file descriptors to spare."""
+
+
+def access_list(topics: Topics, channels: Mapping[str, str]) -> str:
+    """Return the text of Mosquitto's acl_file.
+
+    Args:
+        topics: Names of topics.
+        channels: The enrolled devices and the channel of each.
+
+    >>> "topic write headway/v1/dev/line-1/up/label" in access_list(Topics(), {"line-1": "default"})
+    True
+    """
+    t = topics
+    service_writes = [t.trust(), t.chunk("+"), t.meta("+"), t.log("+")]
+    service_writes += [t.desired("+"), t.ack("+"), t.down_log("+")]
+    service_reads = [t.state("+"), t.up_label("+"), t.up_want("+"), t.up_event("+")]
+    blocks = [_block(SERVICE_NAME, service_reads, service_writes)]
+    for device, channel in sorted(channels.items()):
+        reads = [t.trust(), t.meta(channel), t.log(channel), t.desired(device), t.ack(device), t.down_log(device)]
+        writes = [t.up_label(device), t.up_event(device), t.up_result(device), t.up_want(device), t.state(device)]
+        blocks.append(_block(device, reads, writes))
+        blocks.append(_block(device + CHUNKS_SUFFIX, [t.chunk("+")], [t.up_want(device)]))
+    return "# Written by Headway: `headway fleet enroll` and `revoke` keep it.\n\n" + "\n".join(blocks)
+
+
+def _block(user: str, reads: list[str], writes: list[str]) -> str:
+    lines = [f"user {user}"]
+    lines += [f"topic read {topic}" for topic in reads]
+    lines += [f"topic write {topic}" for topic in writes]
+    return "\n".join(lines) + "\n"
+
+
+def secure_config(
+    port: int,
+    folder: Path,
+    *,
+    limits: BrokerLimits = DEFAULT_LIMITS,
+    host: str | None = None,
+    user: str | None = None,
+) -> str:
+    """Return the text of a mosquitto.conf for a network: TLS, certificates, access list, limits.
+
+    Args:
+        port: Where to listen.
+        folder: The fleet's `tls/`.
+        limits: What the broker may use.
+        host: Listen on this address only.
+        user: Whom Mosquitto becomes when it is started by root; its own user by default, who must be able to read
+            the folder.
+    """
+    folder = folder.resolve()
+    lines = [
+        "# Written by Headway; docs/protocol.md, section 8, and docs/fleet.md say why.",
+        f"listener {port}" + (f" {host}" if host else ""),
+        "# Nobody without a certificate of this fleet; the name in it is the user and the session.",
+        "allow_anonymous false",
+        f"cafile {folder / 'ca.pem'}",
+        f"certfile {folder / 'broker.pem'}",
+        f"keyfile {folder / 'broker.key'}",
+        f"crlfile {folder / 'crl.pem'}",
+        "tls_version tlsv1.2",
+        "require_certificate true",
+        "use_identity_as_username true",
+        "# Else a valid certificate with another's client id throws that other off.",
+        "use_username_as_clientid true",
+        f"acl_file {folder / 'acl'}",
+        f"max_connections {MAX_CONNECTIONS}",
+        *limit_lines(limits),
+    ]
+    if user is not None:
+        lines.append(f"user {user}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,249 @@
+"""Who is who at the broker: a certificate authority of the fleet's own, ECDSA P-256, in a folder.
+
+    DIR/tls/ca.pem, ca.key           the authority; the key readable by its owner only
+    DIR/tls/broker.pem, broker.key   the broker's, for the names it is reached by
+    DIR/tls/service.pem, service.key the fleet service's
+    DIR/tls/issued/                  a copy of every device's certificates, without keys
+    DIR/tls/crl.pem                  what was revoked
+
+The broker takes a client's name, and the name of its session, from the certificate's common name. A device has two
+sessions, and two certificates for one key: `<device>` and `<device>.chunks`. Device ids have no dot, so no device
+can be called like another's second session, or like the service.
+
+Rules this module keeps: keys are never overwritten; a name is issued once, until it is revoked.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sdk.errors import KeyRefused
+from sdk.trust.keys import write_private
+
+TLS_FOLDER: Final = "tls"
+SERVICE_NAME: Final = "fleet.service"
+CHUNKS_SUFFIX: Final = ".chunks"
+AUTHORITY_LIFE: Final = timedelta(days=20 * 366)
+CERTIFICATE_LIFE: Final = timedelta(days=5 * 366)
+"""As long as the root's: one visit renews both. Theft is answered by `revoke`, not by waiting for the end."""
+BACKDATED: Final = timedelta(days=1)
+"""A device's clock may be behind the server's on the day of its enrolment."""
+
+Clock = Callable[[], datetime]
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True)
+class Issued:
+    """One party's certificate and key, PEM. `chunks` is the certificate of a device's second session."""
+
+    certificate: bytes
+    key: bytes
+    chunks: bytes = b""
+
+
+class Authority:
+    """A fleet's certificate authority.
+
+    Args:
+        folder: `tls/` in the fleet's directory.
+        clock: Now, with a time zone.
+
+    Raises:
+        KeyRefused: the folder holds none, or its key does not open.
+    """
+
+    def __init__(self, folder: Path, *, clock: Clock = _now) -> None:
+        self.folder = folder
+        self._clock = clock
+        try:
+            self._certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+            key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+        except (OSError, ValueError, TypeError) as error:
+            raise KeyRefused(
+                f"{folder} holds no certificate authority", hint="`headway fleet tls` makes it."
+            ) from error
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise KeyRefused(
+                f"{folder / 'ca.key'} is no ECDSA key", hint="`headway fleet tls` makes the right kind."
+            )
+        self._key = key
+
+    @classmethod
+    def create(cls, folder: Path, hosts: Sequence[str], *, clock: Clock = _now) -> Authority:
+        """Make the authority, and the broker's and the service's certificates.
+
+        Args:
+            folder: Made where it is missing.
+            hosts: Names and addresses that the broker is reached by; this machine's own are added.
+            clock: Now.
+
+        Raises:
+            KeyRefused: there is one already, or a host is none.
+        """
+        key = generate_private_key(SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headway fleet")])
+        now = clock()
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - BACKDATED)
+            .not_valid_after(now + AUTHORITY_LIFE)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(authority=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, SHA256())
+        )
+        names = [_alternative(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1"])]
+        write_private(folder / "ca.key", _private(key))
+        (folder / "ca.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        authority = cls(folder, clock=clock)
+        for party, common_name, alternatives in (("broker", hosts[0], names), ("service", SERVICE_NAME, None)):
+            issued = authority._issue([common_name], alternatives)
+            write_private(folder / f"{party}.key", issued.key)
+            (folder / f"{party}.pem").write_bytes(issued.certificate)
+        (folder / "issued").mkdir(exist_ok=True)
+        authority._write_revoked([])
+        return authority
+
+    def enroll(self, device: str) -> Issued:
+        """Return a device's key and its two certificates; only the certificates are kept here.
+
+        Raises:
+            KeyRefused: the device has one that was not revoked.
+        """
+        file = self._issued(device)
+        if file.exists():
+            raise KeyRefused(
+                f"{device} is enrolled already",
+                hint=f"One id, one device. If its key is lost or stolen, first: headway fleet revoke {device}",
+            )
+        issued = self._issue([device, device + CHUNKS_SUFFIX], None)
+        file.write_bytes(issued.certificate + issued.chunks)
+        return issued
+
+    def revoke(self, device: str) -> None:
+        """Let a device's certificates count no more.
+
+        Raises:
+            KeyRefused: it has none.
+        """
+        file = self._issued(device)
+        if not file.is_file():
+            raise KeyRefused(
+                f"{device} is not enrolled here", hint="`headway fleet devices` lists the known ones."
+            )
+        serials = [one.serial_number for one in x509.load_pem_x509_certificates(file.read_bytes())]
+        self._write_revoked([*self.revoked(), *serials])
+        file.unlink()
+
+    def enrolled(self) -> list[str]:
+        """Return the names of the devices whose certificates count."""
+        return sorted(file.stem for file in (self.folder / "issued").glob("*.pem"))
+
+    def revoked(self) -> list[int]:
+        """Return the serial numbers that count no more."""
+        found = x509.load_pem_x509_crl((self.folder / "crl.pem").read_bytes())
+        return [one.serial_number for one in found]
+
+    def _issued(self, device: str) -> Path:
+        return self.folder / "issued" / f"{device}.pem"
+
+    def _issue(self, names: Sequence[str], alternatives: Sequence[x509.GeneralName] | None) -> Issued:
+        """Return a new key with a certificate for each name; with alternatives it is a server's."""
+        key = generate_private_key(SECP256R1())
+        made = [self._certify(name, key, alternatives).public_bytes(Encoding.PEM) for name in names]
+        return Issued(made[0], _private(key), made[1] if len(made) > 1 else b"")
+
+    def _certify(
+        self, name: str, key: EllipticCurvePrivateKey, alternatives: Sequence[x509.GeneralName] | None
+    ) -> x509.Certificate:
+        now = self._clock()
+        purpose = ExtendedKeyUsageOID.CLIENT_AUTH if alternatives is None else ExtendedKeyUsageOID.SERVER_AUTH
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(self._certificate.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - BACKDATED)
+            .not_valid_after(now + CERTIFICATE_LIFE)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+        )
+        if alternatives is not None:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        return builder.sign(self._key, SHA256())
+
+    def _write_revoked(self, serials: Sequence[int]) -> None:
+        """Write the list. It expires with the authority: a broker with an expired one refuses everybody."""
+        now = self._clock()
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(now - BACKDATED)
+            .next_update(self._certificate.not_valid_after_utc)
+        )
+        for serial in serials:
+            one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(one)
+        draft = self.folder / ".crl.pem"
+        draft.write_bytes(builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
+        draft.replace(self.folder / "crl.pem")
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host.encode("idna").decode("ascii"))
+    except (UnicodeError, ValueError) as error:
+        raise KeyRefused(
+            f"{host[:80]!r} is no host name or address", hint="Such as broker.plant.example."
+        ) from error
+
+
+def _private(key: EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,258 @@
+"""`headway fleet tls`, `enroll` and `revoke`: who may speak at the broker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+
+from sdk.errors import KeyRefused
+from sdk.fleet.cli_trust import dir_option, has_trust, open_trust
+from sdk.labels import DeviceId
+from sdk.wire import DEFAULT_PREFIX, ChannelName
+
+if TYPE_CHECKING:
+    from sdk.fleet.broker import Mosquitto
+    from sdk.mqtt import MqttSettings
+
+TLS_PORT: Final = 8883
+PLACE_NAME: Final = "place.json"
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where devices find the fleet's broker, and which device is on which channel.
+
+    Attributes:
+        host: Name or address.
+        port: TCP port.
+        prefix: First part of every topic.
+        channels: The enrolled devices and the channel of each.
+    """
+
+    host: str
+    port: int = TLS_PORT
+    prefix: str = DEFAULT_PREFIX
+    channels: Mapping[str, ChannelName] = {}
+
+
+@click.command()
+@dir_option
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    required=True,
+    help="Name or address by which devices reach the broker. May be given several times; devices use the first.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=TLS_PORT, show_default=True)
+@click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="First part of every topic.")
+def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str) -> None:
+    """Make the certificates and the configuration of a broker for a plant's network.
+
+    Afterwards `headway fleet serve --start-broker` runs that broker, open to the network for devices with a
+    certificate of this fleet, and for nobody else.
+    """
+    from sdk.fleet.access import secure_config
+    from sdk.fleet.certificates import Authority
+    from sdk.wire import Topics
+
+    Topics(prefix)
+    folder = tls_folder(directory)
+    if (folder / PLACE_NAME).exists():
+        raise KeyRefused(f"{folder} has certificates already", hint="`headway fleet enroll` adds devices.")
+    Authority.create(folder, hosts)
+    _write_place(folder, Place(host=hosts[0], port=port, prefix=prefix))
+    (folder / "mosquitto.conf").write_text(secure_config(port, folder), encoding="utf-8")
+    click.echo(f"""\
+{folder}/ca.key            stays here, readable by its owner only: who has it enrols devices
+{folder}/mosquitto.conf    the broker's configuration, with its access list and certificates beside it
+Run broker and service:    headway fleet serve --dir {directory} --start-broker
+Or run your own Mosquitto with that configuration; its user must be able to read the folder.
+Enrol a device:            headway fleet enroll NAME --dir {directory} --out NAME""")
+
+
+@click.command()
+@click.argument("device")
+@dir_option
+@click.option("--channel", default="default", show_default=True, help="The product line it belongs to.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder to make, and to carry to the device.",
+)
+def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
+    """Make a folder that makes a machine into DEVICE: certificate, key, the fleet's root, site.toml.
+
+    Carry it there by hand or over ssh, then delete it here: the key is in it.
+    """
+    from sdk.fleet.certificates import Authority
+
+    _check(device, DeviceId, "device id", "a-z, 0-9 and '-'")
+    _check(channel, ChannelName, "channel name", "a-z, 0-9, '.', '_' and '-'")
+    folder = tls_folder(directory)
+    place = read_place(folder)
+    if out.exists():
+        raise KeyRefused(f"{out} is there already", hint="Name a new folder.")
+    issued = Authority(folder).enroll(device)
+    out.mkdir(mode=0o700, parents=True)
+    files = {
+        "ca.pem": (folder / "ca.pem").read_bytes(),
+        "device.pem": issued.certificate,
+        "device-chunks.pem": issued.chunks,
+        "device.key": issued.key,
+    }
+    trusted = has_trust(directory)
+    if trusted:
+        files["root.json"] = open_trust(directory).root_file().read_bytes()
+    files["site.toml"] = site_text(device, channel, place, trusted=trusted).encode()
+    for name, content in files.items():
+        (out / name).touch(mode=0o600)
+        (out / name).write_bytes(content)
+    _write_place(folder, msgspec.structs.replace(place, channels={**place.channels, device: channel}))
+    _tell_broker(directory)
+    click.echo(
+        f"{device} is enrolled on channel {channel}; carry {out}/ to it, set [camera] in site.toml, then there:"
+    )
+    click.echo("  headway agent run site.toml")
+    click.echo(f"and delete {out}/ here: its key is in it")
+    if not trusted:
+        click.echo("releases are not signed in this fleet; see `headway fleet keys init`")
+
+
+@click.command()
+@click.argument("device")
+@dir_option
+def revoke(device: str, directory: Path) -> None:
+    """Let DEVICE's certificates count no more. What it labelled stays; the id can be enrolled anew."""
+    from sdk.fleet.certificates import Authority
+
+    folder = tls_folder(directory)
+    place = read_place(folder)
+    Authority(folder).revoke(device)
+    channels = {name: channel for name, channel in place.channels.items() if name != device}
+    _write_place(folder, msgspec.structs.replace(place, channels=channels))
+    click.echo(f"{device} is revoked")
+    _tell_broker(directory)
+
+
+def site_text(device: str, channel: str, place: Place, *, trusted: bool) -> str:
+    """Return the settings file of an enrolled device."""
+    trust = '\n[trust]\nroot = "root.json"\n' if trusted else ""
+    return f"""\
+# Settings of {device}. `headway agent init other.toml` writes an example with every key.
+
+device = "{device}"
+channel = "{channel}"
+
+[camera]
+kind = "folder"               # folder, video or opencv
+path = "images"
+
+[mqtt]
+host = "{place.host}"
+port = {place.port}
+prefix = "{place.prefix}"
+ca_file = "ca.pem"
+cert_file = "device.pem"
+key_file = "device.key"
+chunks_cert_file = "device-chunks.pem"
+{trust}"""
+
+
+# -- what `serve` uses ---------------------------------------------------------------------------------------
+
+
+def tls_folder(directory: Path) -> Path:
+    """Return the folder of a fleet's certificates, there or not."""
+    from sdk.fleet.certificates import TLS_FOLDER
+
+    return directory / TLS_FOLDER
+
+
+def service_settings(directory: Path, *, here: bool) -> MqttSettings | None:
+    """Return how the fleet's service reaches the broker that `headway fleet tls` set up; None if it did not.
+
+    Args:
+        directory: The fleet's.
+        here: The broker is on this machine.
+    """
+    from sdk.mqtt import MqttSettings
+
+    folder = tls_folder(directory)
+    if not (folder / PLACE_NAME).exists():
+        return None
+    place = read_place(folder)
+    return MqttSettings(
+        host="127.0.0.1" if here else place.host,
+        port=place.port,
+        prefix=place.prefix,
+        ca_file=folder / "ca.pem",
+        cert_file=folder / "service.pem",
+        key_file=folder / "service.key",
+    )
+
+
+def secure_broker(directory: Path, *, port: int | None = None, host: str | None = None) -> Mosquitto:
+    """Return the broker that `headway fleet tls` set up, not started yet; by default open to the network."""
+    from sdk.fleet.access import secure_config
+    from sdk.fleet.broker import Mosquitto
+
+    folder = tls_folder(directory)
+    place = read_place(folder)
+    # Mosquitto started by root becomes another user, who cannot read our keys.
+    user = "root" if os.geteuid() == 0 else None
+    return Mosquitto(
+        place.port if port is None else port,
+        config=lambda chosen: secure_config(chosen, folder, host=host, user=user),
+        pid_file=folder / "broker.pid",
+    )
+
+
+def read_place(folder: Path) -> Place:
+    """Return where the broker is.
+
+    Raises:
+        KeyRefused: `headway fleet tls` was not run, or its file is damaged.
+    """
+    try:
+        return msgspec.json.decode((folder / PLACE_NAME).read_bytes(), type=Place)
+    except (OSError, msgspec.DecodeError) as error:
+        raise KeyRefused(
+            f"{folder} says no broker", hint="`headway fleet tls --dir ... --host ...` comes first."
+        ) from error
+
+
+def _write_place(folder: Path, place: Place) -> None:
+    """Write where the broker is, and the access list that follows from it; both appear whole."""
+    from sdk.fleet.access import access_list
+    from sdk.wire import Topics
+
+    contents = {
+        PLACE_NAME: msgspec.json.format(msgspec.json.encode(place)),
+        "acl": access_list(Topics(place.prefix), place.channels).encode(),
+    }
+    for name, content in contents.items():
+        draft = folder / f".{name}"
+        draft.write_bytes(content)
+        draft.chmod(0o600)
+        draft.replace(folder / name)
+
+
+def _tell_broker(directory: Path) -> None:
+    from sdk.fleet.broker import reload_broker
+
+    if not reload_broker(tls_folder(directory) / "broker.pid") and shutil.which("systemctl") is not None:
+        click.echo("if the broker runs elsewhere, let it reload: systemctl reload mosquitto (or SIGHUP)")
+
+
+def _check(text: str, kind: type, what: str, allowed: str) -> None:
+    try:
+        msgspec.convert(text, kind)
+    except msgspec.ValidationError as error:
+        raise KeyRefused(f"{text[:80]!r} is no {what}", hint=f"Use up to 63 of {allowed}.") from error
