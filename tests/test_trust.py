@@ -277,6 +277,20 @@ def test_a_replayed_old_assignment_is_refused(fleet: TrustedFleet, device: Guard
     assert device.takes(fleet.message(), one)
 
 
+def test_a_halted_rollout_goes_back_without_a_key_and_no_further(
+    fleet: TrustedFleet, device: GuardedDevice
+) -> None:
+    one, two = fleet.release("one"), fleet.release("two")
+    three = fleet.release("three", fallback=two)
+    assert device.takes(fleet.message(), three)
+    assert device.takes(fleet.message(), two)
+    assert not device.takes(fleet.message(), one)
+    # The control: published at once, three leaves no way back but a new signature.
+    four = fleet.release("four")
+    assert device.takes(fleet.message(), four)
+    assert not device.takes(fleet.message(), three)
+
+
 def test_replayed_old_metadata_is_refused_after_a_restart_too(fleet: TrustedFleet, device: GuardedDevice) -> None:
     fleet.release("one")
     old = fleet.message()

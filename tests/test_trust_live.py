@@ -214,12 +214,31 @@ def test_publishing_an_older_bundle_again_gives_it_a_higher_version(
     ]
 
 
+def test_a_signed_rollout_begins_with_its_first_wave(tmp_path: Path, fleet: Path, bundle: Bundle) -> None:
+    """The release that the channel runs stays what it is, and stays one that devices may go back to."""
+    newer = make_bundle(tmp_path / "newer", backbone="seed-2")
+    publish(fleet, bundle)
+    keys = ["--dir", fleet, "--keys", tmp_path / "keys"]
+    assert headway("fleet", "publish", newer.path, *keys, "--waves", "1,100%") == 0
+    signed = sorted(open_trust(fleet).releases().values(), key=lambda one: one.fallback)
+    assert [(one.name, one.version, one.fallback) for one in signed] == [
+        (newer.manifest.name, 2, False),
+        (bundle.manifest.name, 2, True),
+    ]
+    with FleetStore(fleet) as store, store.read() as ledger:
+        current, under_way = ledger.current("default"), ledger.rollout("default")
+        assert current is not None
+        assert under_way is not None
+        assert (current.ref.name, under_way[0].ref.name) == (bundle.manifest.name, newer.manifest.name)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
         (["publish", "BUNDLE", "--dir", "FLEET"], "no keys are named"),
         (["publish", "BUNDLE", "--dir", "FLEET", "--keys", "NONE"], "holds no key of the role targets"),
         (["publish", "BUNDLE", "--dir", "OTHER", "--unsigned"], "holds no keys"),
+        (["publish", "BUNDLE", "--dir", "FLEET", "--unsigned", "--waves", "1"], "with the key at hand"),
         (["keys", "init", "--dir", "FLEET", "--keys", "NONE", "--no-passphrase"], "holds keys already"),
         (["keys", "init", "--dir", "OTHER", "--keys", "OTHER/keys", "--no-passphrase"], "is inside"),
         (["keys", "show", "--dir", "OTHER"], "holds no keys"),

@@ -46,7 +46,7 @@ class TrustedFleet:
     def root_keys(self) -> list[CryptoSigner]:
         return [self.key(f"root-{n}") for n in (1, 2, 3)]
 
-    def release(self, name: str, channel: str = "default") -> Desired:
+    def release(self, name: str, channel: str = "default", *, fallback: Desired | None = None) -> Desired:
         """Sign a release and return its assignment."""
         desired = assignment(name, channel)
         new = SignedRelease(
@@ -56,7 +56,8 @@ class TrustedFleet:
             space="ab" * 32,
             feature_size=8,
         )
-        staged = self.repository.stage_release(desired.release.release_id, 100, new)
+        back = None if fallback is None else fallback.release.release_id
+        staged = self.repository.stage_release(desired.release.release_id, 100, new, fallback=back)
         sign(staged, [self.key("targets")])
         self.repository.put_into_force(staged)
         return desired

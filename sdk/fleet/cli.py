@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from sdk.errors import FleetError, KeyRefused, RolloutHalted
+from sdk.errors import FleetError, RolloutHalted
 from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
@@ -22,7 +22,7 @@ from sdk.fleet.cli_trust import (
     keys_option,
     open_trust,
     passphrase_option,
-    publish_signed,
+    publish_bundle,
     publish_unsigned,
     sign,
 )
@@ -267,25 +267,18 @@ def publish(
     with FleetStore(directory) as store:
         signed = has_trust(directory)
         if unsigned:
-            to_sign = publish_unsigned(store, opened, channel=channel, precision=precision)
+            to_sign = publish_unsigned(store, opened, channel=channel, precision=precision, plan=plan)
             click.echo(f"to sign: {to_sign}; then headway fleet sign {to_sign.name} --keys KEYS")
             return
-        if signed and keys_dir is None:
-            raise KeyRefused(
-                "this fleet's releases are signed, and no keys are named",
-                hint="--keys FOLDER with targets.pem, or --unsigned to sign it elsewhere.",
-            )
-        if signed and keys_dir is not None:
-            publication = publish_signed(
-                store,
-                opened,
-                channel=channel,
-                precision=precision,
-                keys_dir=keys_dir,
-                passphrase_file=passphrase_file,
-            )
-        else:
-            publication = store.publish(opened, channel=channel, precision=precision, plan=plan)
+        publication = publish_bundle(
+            store,
+            opened,
+            channel=channel,
+            precision=precision,
+            keys_dir=keys_dir,
+            passphrase_file=passphrase_file,
+            plan=plan,
+        )
         if ruling.accepted is not None:
             licences.record(directory, opened, ruling)
         ref, served = publication.ref, store.served()

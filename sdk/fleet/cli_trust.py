@@ -13,6 +13,7 @@ from sdk.errors import FleetError, KeyRefused
 
 if TYPE_CHECKING:
     from sdk.bundle import Bundle
+    from sdk.fleet.rollout import Plan
     from sdk.fleet.store import FleetStore, Prepared, Publication
     from sdk.trust.repository import Repository, Staged
 
@@ -262,8 +263,15 @@ def has_trust(directory: Path) -> bool:
     return exists(directory / TRUST_FOLDER)
 
 
-def stage(repository: Repository, prepared: Prepared, channel: str) -> Staged:
-    """Return metadata that names a prepared release as its channel's next, to be signed."""
+def stage(repository: Repository, prepared: Prepared, channel: str, fallback: Publication | None = None) -> Staged:
+    """Return metadata that names a prepared release as its channel's next, to be signed.
+
+    Args:
+        repository: The fleet's.
+        prepared: The release.
+        channel: Its channel.
+        fallback: What devices may go back to while it is rolled out.
+    """
     from sdk.trust.metadata import SignedRelease
 
     ref = prepared.release.ref
@@ -274,33 +282,62 @@ def stage(repository: Repository, prepared: Prepared, channel: str) -> Staged:
         space=prepared.space,
         feature_size=prepared.feature_size,
     )
-    return repository.stage_release(ref.release_id, len(prepared.release.encoded), new)
+    back = None if fallback is None else fallback.ref.release_id
+    return repository.stage_release(ref.release_id, len(prepared.release.encoded), new, fallback=back)
 
 
-def publish_signed(
+def publish_bundle(
     store: FleetStore,
     bundle: Bundle,
     *,
     channel: str,
     precision: str | None,
-    keys_dir: Path,
+    keys_dir: Path | None,
     passphrase_file: Path | None,
+    plan: Plan | None,
 ) -> Publication:
-    """Store a bundle, sign it as the channel's next release and publish it."""
+    """Store a bundle, sign it as the channel's next release where the fleet has keys, and publish it.
+
+    Raises:
+        KeyRefused: the fleet has keys, and none is named that may sign.
+    """
     from sdk.trust.repository import sign as add_signatures
+
+    if not has_trust(store.directory):
+        return store.publish(bundle, channel=channel, precision=precision, plan=plan)
+    if keys_dir is None:
+        raise KeyRefused(
+            "this fleet's releases are signed, and no keys are named",
+            hint="--keys FOLDER with targets.pem, or --unsigned to sign it elsewhere.",
+        )
 
     repository = open_trust(store.directory)
     signers = targets_signers(repository, keys_dir, passphrase_for(keys_dir, passphrase_file))
     prepared = store.prepare(bundle, precision=precision)
-    staged = stage(repository, prepared, channel)
+    with store.read() as ledger:
+        fallback = None if plan is None else ledger.current(channel)
+    staged = stage(repository, prepared, channel, fallback)
     add_signatures(staged, signers)
-    published = put_into_force(store, repository, staged)
+    published = put_into_force(store, repository, staged, plan)
     return next(one for one in published if one.channel == channel)
 
 
-def publish_unsigned(store: FleetStore, bundle: Bundle, *, channel: str, precision: str | None) -> Path:
-    """Store a bundle's chunks and write what is to be signed for it; nothing is published yet."""
+def publish_unsigned(
+    store: FleetStore, bundle: Bundle, *, channel: str, precision: str | None, plan: Plan | None
+) -> Path:
+    """Store a bundle's chunks and write what is to be signed for it; nothing is published yet.
+
+    Raises:
+        FleetError: it is to go out in waves: the plan would be forgotten until it is signed.
+        KeyRefused: the fleet has no keys.
+    """
     from sdk.trust.repository import write_staged
+
+    if plan is not None:
+        raise FleetError(
+            "a release in waves is signed with the key at hand",
+            hint="Publish with --keys, or without --waves.",
+        )
 
     repository = open_trust(store.directory)
     file = store.directory / STAGED_NAME
@@ -308,8 +345,10 @@ def publish_unsigned(store: FleetStore, bundle: Bundle, *, channel: str, precisi
     return file
 
 
-def put_into_force(store: FleetStore, repository: Repository, staged: Staged) -> list[Publication]:
-    """Make signed metadata current and publish each release that is new in it.
+def put_into_force(
+    store: FleetStore, repository: Repository, staged: Staged, plan: Plan | None = None
+) -> list[Publication]:
+    """Make signed metadata current and publish each release that is new in it, or begin its rollout.
 
     Raises:
         KeyRefused: it is not signed as it must be, or not the next version.
@@ -322,7 +361,7 @@ def put_into_force(store: FleetStore, repository: Repository, staged: Staged) ->
 
     before = repository.releases()
     after = releases(staged.signed) if isinstance(staged.signed, Targets) else before
-    fresh = [(path, signed) for path, signed in after.items() if before.get(path) != signed]
+    fresh = [(p, signed) for p, signed in after.items() if before.get(p) != signed and not signed.fallback]
     found = []
     for path, signed in fresh:
         descriptor = store.chunks.get(path.rpartition("/")[2])
@@ -337,7 +376,11 @@ def put_into_force(store: FleetStore, repository: Repository, staged: Staged) ->
         with store.write() as ledger:
             published.append(
                 ledger.publish(
-                    release, channel=signed.channel, space=signed.space, feature_size=signed.feature_size
+                    release,
+                    channel=signed.channel,
+                    space=signed.space,
+                    feature_size=signed.feature_size,
+                    plan=plan,
                 )
             )
     return published

@@ -34,6 +34,8 @@ class SignedRelease(msgspec.Struct, frozen=True, kw_only=True):
         name: What people call it.
         space: The feature space that its devices learn in.
         feature_size: Length of a code there.
+        fallback: What the channel ran when this version was published in waves: devices on which it fails go back
+            to it. Signed with that same version, so that going back needs no key, and goes no further.
     """
 
     channel: ChannelName
@@ -41,6 +43,7 @@ class SignedRelease(msgspec.Struct, frozen=True, kw_only=True):
     name: Text
     space: Sha256Hex
     feature_size: Count
+    fallback: bool = False
 
 
 def release_path(channel: str, release_id: str) -> str:

@@ -50,6 +50,7 @@ from sdk.trust.metadata import (
     SIGNED_UTC,
     SignedRelease,
     from_target,
+    release_path,
     releases,
     to_target,
 )
@@ -242,8 +243,17 @@ class Repository:
 
     # -- offline -------------------------------------------------------------------------------------------------
 
-    def stage_release(self, release_id: str, descriptor_bytes: int, new: SignedRelease) -> Metadata[Targets]:
-        """Return targets, not signed yet, that name one more release; the oldest of its channel gives way."""
+    def stage_release(
+        self, release_id: str, descriptor_bytes: int, new: SignedRelease, *, fallback: str | None = None
+    ) -> Metadata[Targets]:
+        """Return targets, not signed yet, that name one more release; the oldest of its channel gives way.
+
+        Args:
+            release_id: The release.
+            descriptor_bytes: Length of its descriptor.
+            new: What is signed about it.
+            fallback: A signed release of the channel that its devices may go back to.
+        """
         metadata = self._next_targets()
         targets = metadata.signed
         known = {
@@ -255,6 +265,10 @@ class Repository:
         for path in newest[KEPT_RELEASES - 1 :]:
             del targets.targets[path]
         targets.targets[target.path] = target
+        back = targets.targets.get(release_path(new.channel, fallback or ""))
+        if back is not None and back is not target:
+            lifted = msgspec.structs.replace(from_target(back), version=new.version, fallback=True)
+            targets.targets[back.path] = to_target(back.hashes["sha256"], back.length, lifted)
         return metadata
 
     def next_version(self, channel: str) -> int:
