@@ -314,9 +314,7 @@ class Routes:
             openapi_extra={"requestBody": {**binary, "required": True}},
         )
         if self._trigger is not None:
-            api.add_api_route(
-                "/trigger", self.post_trigger, methods=["POST"], status_code=202, dependencies=label
-            )
+            api.add_api_route("/trigger", self.post_trigger, methods=["POST"], status_code=202, dependencies=label)
         api.add_api_route("/classes/{class_id}", self.put_class, methods=["PUT"], dependencies=change)
         api.add_api_route(
             "/heads/{number}/restore", self.post_restore, methods=["POST"], status_code=201, dependencies=change
