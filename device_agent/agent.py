@@ -126,14 +126,7 @@ class Agent:
         with contextlib.ExitStack() as undo:
             undo.callback(self._engines.stop)
             self.sources = [open_source(each, site.device, clock) for each in site.cameras]
-            limits = StoreLimits(
-                keep_samples=site.store.keep_samples,
-                queue=site.queue.limit,
-                keep_parts=site.store.keep_parts,
-                max_image_bytes=site.store.max_image_mib * 1024**2,
-                ballast_bytes=site.store.ballast_mib * 1024**2,
-            )
-            self.store = Store.open(site.data_dir, site.device, clock=clock, limits=limits)
+            self.store = Store.open(site.data_dir, site.device, clock=clock, limits=_limits_of(site))
             undo.callback(self.store.close)
             policy = QueuePolicy(site.queue.ask_below, site.queue.spot_check_share)
             self.station = Station(
@@ -157,8 +150,7 @@ class Agent:
             self._access = Access(self._book)
             self._server = open_page(site.page, self._access)
             undo.callback(self._server.stop)
-            root_file = None if site.trust is None else site.trust.root
-            self._gate = Gate(self.store, root_file, channel=site.channel, start=self._assigned, clock=clock)
+            self._gate = self._make_gate(clock)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
             self.trigger: MqttTrigger | None = None
@@ -177,6 +169,11 @@ class Agent:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _make_gate(self, clock: Callable[[], float]) -> Gate:
+        trust = self.site.trust
+        root = None if trust is None else trust.root
+        return Gate(self.store, root, channel=self.site.channel, start=self._assigned, clock=clock)
 
     def _open_outputs(self) -> list[Output]:
         opened: list[Output] = [History(self.site.data_dir, self.site.history.keep_parts)]
@@ -573,3 +570,14 @@ def running_state(site: Site, timeout_s: float) -> dict[str, Any]:
     asked = urllib.request.Request(f"{page}api/state", headers={"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(asked, timeout=timeout_s, context=tls) as answer:
         return dict(json.load(answer))
+
+
+def _limits_of(site: Site) -> StoreLimits:
+    """Return what the settings let the store keep."""
+    return StoreLimits(
+        keep_samples=site.store.keep_samples,
+        queue=site.queue.limit,
+        keep_parts=site.store.keep_parts,
+        max_image_bytes=site.store.max_image_mib * 1024**2,
+        ballast_bytes=site.store.ballast_mib * 1024**2,
+    )
