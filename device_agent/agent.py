@@ -128,9 +128,11 @@ class Agent:
             self.sources = [open_source(each, site.device, clock) for each in site.cameras]
             self.store = Store.open(site.data_dir, site.device, clock=clock, limits=_limits_of(site))
             undo.callback(self.store.close)
-            policy = QueuePolicy(site.queue.ask_below, site.queue.spot_check_share)
             self.station = Station(
-                self.store, policy=policy, on_change=self._head_changed, on_saved=self._log_grew
+                self.store,
+                policy=QueuePolicy(site.queue.ask_below, site.queue.spot_check_share),
+                on_change=self._head_changed,
+                on_saved=self._log_grew,
             )
             undo.callback(self.station.close)
             self._choice = RuntimeChoice(site.data_dir, site.runtime)
@@ -157,8 +159,7 @@ class Agent:
             if site.mqtt is not None:
                 self._join_fleet()
             undo.callback(self.outputs.stop)
-            for output in self._open_outputs():
-                self.outputs.add(output)
+            self._open_outputs()
             self._first_release()
             if site.metrics is not None:
                 self._show_metrics(site.metrics)
@@ -175,12 +176,14 @@ class Agent:
         root = None if trust is None else trust.root
         return Gate(self.store, root, channel=self.site.channel, start=self._assigned, clock=clock)
 
-    def _open_outputs(self) -> list[Output]:
+    def _open_outputs(self) -> None:
         opened: list[Output] = [History(self.site.data_dir, self.site.history.keep_parts)]
         if self._sync is not None:
             opened.append(ResultTopic(self._sync.publish_result))
         run = f"{self.started_utc:.3f}"
-        return opened + [open_output(each, self.site.device, run) for each in self.site.output]
+        opened += [open_output(each, self.site.device, run) for each in self.site.output]
+        for output in opened:
+            self.outputs.add(output)
 
     def close(self) -> None:
         """Stop everything; what is not learned or sent yet is at the next start."""
