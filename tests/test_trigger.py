@@ -136,9 +136,12 @@ def test_a_trigger_over_a_real_broker_brings_a_verdict_back_over_it(site: Site, 
 
 @pytest.mark.broker
 def test_a_retained_trigger_is_of_the_past_and_fires_nothing(mosquitto: Mosquitto) -> None:
-    sender = MqttSession(mosquitto.settings, "plc", on_message=lambda _: None)
+    echoes: list[bytes] = []
+    sender = MqttSession(mosquitto.settings, "plc", on_message=lambda message: echoes.append(message.payload))
+    sender.subscribe([TOPIC])
     sender.connect()
     sender.publish(TOPIC, b"old", retain=True)
+    wait_for(lambda: echoes, DEADLINE_S)  # the broker has it
     fired: list[str] = []
     trigger = MqttTrigger(mosquitto.settings, "line-1", TOPIC, fired.append)
     trigger.start()
