@@ -8,8 +8,8 @@ Rules kept here:
 - Free run: the newest frame wins, and the ones it replaced are counted, at the intake and nowhere else. With
   triggers, and from files, none is dropped: each stage waits for the next (`Flow.waiting` shows where), and a
   trigger that finds its queue full is refused and its part rejected.
-- A verdict never waits for storage, and storage never loses a sample: when it falls behind, inspection waits
-  for it.
+- A verdict never waits for storage. When that falls behind, tiles that are surely good and that nobody would be
+  asked about are not stored, and counted; then inspection waits for it.
 - A part whose time is over is rejected by a thread that does nothing else, whatever the others are stuck in.
 - A frame that fails is counted and rejects its part; the next one is taken. The broad catches are the flow's
   outermost loops.
@@ -43,8 +43,8 @@ INTAKE_FRAMES: Final = 2
 decoded."""
 STAGE_FRAMES: Final = 2
 """The same between the stages: one is in work while the next is at hand."""
-KEEP_FRAMES: Final = 16
-"""Decided frames that wait to be stored: at 20 a second, 0.8 s of a disk that does not answer."""
+KEEP_BYTES: Final = 64 * 1024**2
+"""Decided frames that wait to be stored, as pixels: 400 of 224 px, and four of 5 megapixels."""
 POLL_S: Final = 0.2
 RETRY_S: Final = 1.0
 RETRY_MAX_S: Final = 30.0
@@ -154,6 +154,53 @@ class Intake:
         return None
 
 
+class Backlog:
+    """Decided frames that wait to be stored, bounded by the memory that their pixels take."""
+
+    def __init__(self, limit_bytes: int = KEEP_BYTES) -> None:
+        self._waiting: deque[Sequence[Look]] = deque()
+        self._bytes = 0
+        self._limit_bytes = limit_bytes
+        self._changed = threading.Condition()
+
+    @property
+    def depth(self) -> int:
+        """Frames that wait."""
+        return len(self._waiting)
+
+    @property
+    def behind(self) -> bool:
+        """Whether storing is slower than inspection: a quarter of the room is taken."""
+        return 4 * self._bytes > self._limit_bytes
+
+    def put(self, looks: Sequence[Look], stop: threading.Event) -> None:
+        """Leave a frame, waiting for room; when stopped, only as long as a stop may take."""
+        size = _pixel_bytes(looks)
+        with self._changed:
+            while self._bytes and self._bytes + size > self._limit_bytes:
+                if not self._changed.wait(POLL_S) and stop.is_set():
+                    return
+            self._waiting.append(looks)
+            self._bytes += size
+            self._changed.notify_all()
+
+    def take(self, timeout_s: float) -> Sequence[Look] | None:
+        """Return the oldest frame; None where none comes in time."""
+        with self._changed:
+            if not self._waiting:
+                self._changed.wait(timeout_s)
+            if not self._waiting:
+                return None
+            looks = self._waiting.popleft()
+            self._bytes -= _pixel_bytes(looks)
+            self._changed.notify_all()
+            return looks
+
+
+def _pixel_bytes(looks: Sequence[Look]) -> int:
+    return sum(look.shot.frame.nbytes for look in looks)
+
+
 class Flow:
     """Cameras to verdicts.
 
@@ -190,7 +237,8 @@ class Flow:
         self.triggers = Triggers(len(sources), settings.triggers) if settings.triggers else None
         self._prepared: queue.Queue[tuple[Taken, Prepared]] = queue.Queue(STAGE_FRAMES)
         self._embedded: queue.Queue[tuple[Taken, Embedded]] = queue.Queue(STAGE_FRAMES)
-        self._decided: queue.Queue[Sequence[Look]] = queue.Queue(KEEP_FRAMES)
+        self._decided = Backlog()
+        self.tiles_shed = 0
         self.parts: deque[Part] = deque(maxlen=PARTS_KEPT)
         self._in_a_row = 0
 
@@ -203,7 +251,7 @@ class Flow:
             "prepare": self._intake.depth,
             "backbone": self._prepared.qsize(),
             "judge": self._embedded.qsize(),
-            "keep": self._decided.qsize(),
+            "keep": self._decided.depth,
             "parts": parts,
         }
 
@@ -379,7 +427,7 @@ class Flow:
             self.latencies["head"].add(looked.head_ms)
             self._in_a_row = 0
             self._on_frame(None, taken.prepare_ms + looked.backbone_ms + looked.head_ms)
-            _put(self._decided, looked.looks, stop)
+            self._decided.put(self._worth_keeping(looked.looks), stop)
 
     def _decide(self, taken: Taken, findings: Sequence[Finding], fault: str) -> None:
         with self._lock:
@@ -412,11 +460,17 @@ class Flow:
 
     # -- keeping ---------------------------------------------------------------------------------------------
 
+    def _worth_keeping(self, looks: Sequence[Look]) -> Sequence[Look]:
+        if not self._decided.behind:
+            return looks
+        kept = worth_keeping(looks, self.ledger, self._station.policy.ask_below)
+        self.tiles_shed += len(looks) - len(kept)
+        return kept
+
     def _keep_all(self, drained: threading.Event) -> None:
         while True:
-            try:
-                looks = self._decided.get(timeout=POLL_S)
-            except queue.Empty:
+            looks = self._decided.take(POLL_S)
+            if looks is None:
                 if drained.is_set():
                     return
                 continue
@@ -428,6 +482,17 @@ class Flow:
             except Exception as error:  # noqa: BLE001 - as above
                 self._on_frame(error, 0.0)
             self.latencies["keep"].add((time.monotonic() - began_s) * 1000)
+
+
+def worth_keeping(looks: Sequence[Look], ledger: Ledger, ask_below: float) -> list[Look]:
+    """Return the tiles of a frame that are stored even when storing falls behind: all but those that are surely
+    good, and of those the least sure one."""
+    least = min(looks, key=lambda look: look.decision.probability)
+    return [
+        look
+        for look in looks
+        if look is least or ledger.bad(look.decision) or look.decision.probability < ask_below
+    ]
 
 
 _T = TypeVar("_T")

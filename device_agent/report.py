@@ -182,6 +182,7 @@ class LineReport:
         passed, rejected: Verdicts since the start.
         waiting: Triggers, frames and parts that wait, by stage.
         refused_triggers: Parts that were rejected unseen because too many were waiting.
+        tiles_shed: Tiles that were surely good and not stored, because storing fell behind.
         stages: Latencies.
         outputs: Where verdicts go.
     """
@@ -190,6 +191,7 @@ class LineReport:
     rejected: int
     waiting: dict[str, int]
     refused_triggers: int
+    tiles_shed: int
     stages: list[StageReport]
     outputs: list[OutputReport]
 
@@ -294,6 +296,7 @@ def line_report(flow: Flow, outputs: Outputs) -> LineReport:
         rejected=closed[Verdict.REJECT],
         waiting=flow.waiting(),
         refused_triggers=0 if flow.triggers is None else flow.triggers.refused,
+        tiles_shed=flow.tiles_shed,
         stages=[StageReport(stage, *astuple(times.latency())) for stage, times in flow.latencies.items()],
         outputs=[
             OutputReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 
 from device_agent.camera import Box, CameraState
 from device_agent.config import RecipeSettings
-from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, FlowSettings
+from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, Backlog, FlowSettings, worth_keeping
 from device_agent.parts import LATE, STOPPING
 from device_agent.recipe import Recipe
+from device_agent.station import Look
 from device_agent.store import SampleStatus, Store
 from sdk.bundle import Bundle
 from sdk.errors import InferenceFailed, NoRelease, TriggerRefused
@@ -324,3 +326,46 @@ def test_every_stage_is_timed(store: Store, bundle: Bundle) -> None:
         assert {stage: times.latency().count for stage, times in line.flow.latencies.items()} == dict.fromkeys(
             STAGES, 1
         )
+
+
+def decided(line: Line, *names: str) -> list[Look]:
+    """Return a decided frame whose tiles show these."""
+    camera, stop = SimCamera(live=False), threading.Event()
+    for i, name in enumerate(names):
+        camera.push(frame_of(name, i))
+    camera.end()
+    return list(line.station.look(line.station.prepare(list(camera.shots(stop)))).looks)
+
+
+def test_what_waits_to_be_stored_is_bounded_by_its_memory(store: Store, bundle: Bundle) -> None:
+    line = Line(store, bundle, [SimCamera()], PATIENT)
+    looks, stop = decided(line, "pit", "pit"), threading.Event()
+    size = 2 * looks[0].shot.frame.nbytes
+    backlog = Backlog(limit_bytes=2 * size)
+    behind = [backlog.behind]
+    for _ in range(2):
+        backlog.put(looks, stop)
+        behind.append(backlog.behind)
+    assert behind == [False, True, True]
+    stop.set()
+    backlog.put(looks, stop)  # no room: given up, because the line stops
+    assert backlog.depth == 2
+    assert backlog.take(0) is looks
+    assert backlog.take(0) is looks
+    assert backlog.take(0) is None
+    huge = Backlog(limit_bytes=1)
+    huge.put(looks, stop)  # larger than all the room, and there is nothing to wait for
+    assert huge.depth == 1
+    line.station.close()
+
+
+def test_when_storing_falls_behind_only_surely_good_tiles_are_left_out(store: Store, bundle: Bundle) -> None:
+    line = Line(store, bundle, [SimCamera()], PATIENT)
+    looks = decided(line, *["good"] * 30, "pit", "rings")
+    kept = worth_keeping(looks, line.flow.ledger, 0.8)
+    left_out = [look for look in looks if look not in kept]
+    assert left_out
+    assert all(look.decision.shown == "good" and look.decision.probability >= 0.8 for look in left_out)
+    assert min(looks, key=lambda look: look.decision.probability) in kept
+    assert worth_keeping(looks[:1], line.flow.ledger, 0.0) == looks[:1]
+    line.station.close()
