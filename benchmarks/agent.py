@@ -392,41 +392,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of one turn")
     parser.add_argument("--rate", type=float, default=20.0, help="parts a second that are triggered")
+    parser.add_argument("--only", choices=("throughput", "relearning", "reject"), help="one of the three")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
     files = sorted(p for p in options.images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    tables: list[Table] = []
-    targets: list[Target] = []
+    found: list[tuple[Table, list[Target]]] = []
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         broker = stack.enter_context(Mosquitto())
         listener = Listener(broker)
         stack.callback(listener.session.close)
         camera = folder_camera(options.images)
-        with agent(Path(scratch) / "replay", options.bundle, camera, broker, options.threads) as running:
-            for found in (
-                throughput(
-                    running, listener, Bare(bundle, files, options.threads), options.rounds, options.seconds
-                ),
-                relearning(running, listener, options.rounds, options.seconds),
-            ):
-                tables.append(found[0])
-                targets += found[1]
-        plc = stack.enter_context(Plc())
-        more = (
-            f'[trigger]\ntopic = "{TOPIC}"\n[[output]]\nkind = "modbus"\nhost = "127.0.0.1"\nport = {plc.port}\n'
-            f"pass_coil = 0\nreject_coil = 1\ncounter_register = {COUNTER}\n"
-        )
-        with agent(Path(scratch) / "line", options.bundle, camera, broker, options.threads, more) as running:
-            table, more_targets = rejecting(running, broker, plc, options.rate, options.rounds * options.seconds)
-            tables.append(table)
-            targets += more_targets
+        if options.only != "reject":
+            with agent(Path(scratch) / "replay", options.bundle, camera, broker, options.threads) as running:
+                if options.only != "relearning":
+                    bare = Bare(bundle, files, options.threads)
+                    found.append(throughput(running, listener, bare, options.rounds, options.seconds))
+                if options.only != "throughput":
+                    found.append(relearning(running, listener, options.rounds, options.seconds))
+        if options.only in (None, "reject"):
+            plc = stack.enter_context(Plc())
+            more = (
+                f'[trigger]\ntopic = "{TOPIC}"\n[[output]]\nkind = "modbus"\nhost = "127.0.0.1"\n'
+                f"port = {plc.port}\npass_coil = 0\nreject_coil = 1\ncounter_register = {COUNTER}\n"
+            )
+            with agent(Path(scratch) / "line", options.bundle, camera, broker, options.threads, more) as running:
+                found.append(rejecting(running, broker, plc, options.rate, options.rounds * options.seconds))
     load = os.getloadavg()[0]
     report = Report(
         "agent",
         "what the whole agent costs beside its backbone",
-        tuple(tables),
-        tuple(targets),
+        tuple(table for table, _ in found),
+        tuple(chain.from_iterable(targets for _, targets in found)),
         (
             f"{bundle.manifest.lineage.backbone}, {len(files)} images, {options.threads} backbone threads, "
             f"{os.cpu_count()} cores, ONNX Runtime {onnxruntime.__version__}; load at the end {load:.1f}",
