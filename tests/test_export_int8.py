@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, TensorsData
 
-from benchmarks.quantization import Row, Split, show
+from benchmarks.quantization import Row, Split, show, some_rows
 from export.backbones import Backbone, load_backbone
 from export.graph import OnnxBackbone, Pixels, latencies_ms, to_onnx
 from export.paired import Paired, paired
@@ -28,6 +28,7 @@ from sdk.head import Calibration
 from sdk.images import decode
 from sdk.preprocess import resize
 from sdk.score import LeftOut
+from sdk.splits import Part
 from tests.tiny import picture
 
 pytestmark = pytest.mark.torch
@@ -389,3 +390,22 @@ def test_the_benchmark_says_whether_a_target_is_met(
     told = capsys.readouterr().out
     assert ("MISSED" in told) is not met
     assert "0.50 of fp32's time" in told
+
+
+@pytest.mark.parametrize(("most", "groups"), [(2, {"p", "q"}), (3, {"p", "q", "r"}), (0, {"p", "q", "r"})])
+def test_the_benchmark_takes_few_images_of_many_groups(most: int, groups: set[str]) -> None:
+    @dataclass
+    class Image:
+        label: str
+        group: str
+
+    @dataclass
+    class Images:
+        images: list[Image]
+
+    images = Images([Image("pit", group) for group in "ppppqqrs"])
+    parts = [Part.TRAIN] * 7 + [Part.TEST]
+    taken = some_rows(images, parts, True, most)
+    assert {images.images[row].group for row in taken} == groups
+    assert len(taken) == (most or 7)
+    assert some_rows(images, parts, False, most) == [7]
