@@ -3,7 +3,7 @@
 #   make demo    export, fleet, two devices, a new defect learned and shared; writes demo-out/report.html
 #   make test    everything the tests need, then the tests
 #   make lint    ruff and strict mypy
-#   make soak    what takes long: every power cut after every write of a day
+#   make soak    what takes long: a power cut after every write of a day, and 300 kills
 #   make bench   benchmarks (see benchmarks/README.md)
 #
 # Variables:
@@ -42,7 +42,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 soak: $(VENV)/.dev
-	HEADWAY_ALL_CRASHES=1 $(BIN)/python -m pytest tests/test_crash_points.py -n 0 --no-cov -s
+	HEADWAY_ALL_CRASHES=1 $(BIN)/python -m pytest tests/test_crash_points.py tests/test_kills.py -n 0 --no-cov -s --timeout 3600
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,113 @@
+"""T1: a whole agent killed with signal 9 at random, while it inspects, labels and relearns, or takes releases.
+
+A few times here, three hundred with `HEADWAY_ALL_CRASHES=1` (make soak). After each kill the store must be whole
+and hold every label that was acknowledged, and the next agent must decide frames.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_agent.agent import Agent
+from device_agent.config import FolderCamera, PageSettings, RuntimeSettings, Site
+from device_agent.store import STORE_NAME, check_store
+from sdk.bundle import Bundle
+from sdk.wire import UpdateState
+from tests.processes import Doomed
+from tests.simulators import wait_for
+from tests.test_update import bundles, label_some, rig_on
+from tests.tiny import class_id, picture, tiny_bundle
+
+__all__ = ["bundles"]
+
+RUNS = 200 if os.environ.get("HEADWAY_ALL_CRASHES") else 4
+UPDATES = 100 if os.environ.get("HEADWAY_ALL_CRASHES") else 3
+PICTURES = 12
+LONGEST_S = 1.5
+
+
+def inspect_and_label(folder: Path, seed: int, tell: Callable[[Any], None]) -> None:
+    """Run an agent, tell when it decides frames, then label for ever and tell each acknowledged entry."""
+    site = Site(
+        device="line-1",
+        camera=FolderCamera(path=folder / "images", loop=True, rate_fps=100.0),
+        data_dir=folder / "data",
+        bundle=folder / "bundle",
+        page=PageSettings(port=0),
+        runtime=RuntimeSettings(threads=1),
+    )
+    roll = random.Random(seed)
+    with Agent(site) as agent:
+        threading.Thread(target=agent.run, args=(threading.Event(),), daemon=True).start()
+        wait_for(lambda: agent.state().frames >= PICTURES, 60.0)
+        tell(("decides", agent.state().frames))
+        samples = agent.store.samples(limit=PICTURES)
+        while True:
+            sample = roll.choice(samples).sample_id
+            chosen = roll.choice(["good", "pit", "scratch", None])
+            saved = agent.station.label(sample, None if chosen is None else class_id(chosen), "ann")
+            tell(("label", saved.seq))
+
+
+def test_an_agent_killed_at_any_moment_keeps_every_acknowledged_label_and_starts_again(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "bundle")
+    (tmp_path / "images").mkdir()
+    for i in range(PICTURES):
+        (tmp_path / "images" / f"{i}.png").write_bytes(picture("pit" if i % 2 else "rings", 700 + i))
+    roll, acknowledged, labels = random.Random(7), 0, 0
+    for run in range(RUNS):
+        child = Doomed(inspect_and_label, tmp_path, run)
+        assert child.told()[0] == "decides", "it starts, and inspects"
+        time.sleep(roll.uniform(0.0, LONGEST_S))  # the moment of the kill, not a wait for something
+        told = [seq for what, seq in child.kill() if what == "label"]
+        labels += len(told)
+        acknowledged = max([acknowledged, *told])
+        facts = check_store(tmp_path / "data" / STORE_NAME, whole=True)
+        assert facts.entries >= acknowledged
+        assert facts.lost == 0
+    assert labels > RUNS
+    print(f"{RUNS} kills, {labels} labels acknowledged, none lost")
+
+
+def update_for_ever(folder: Path, bundle_folder: Path, tell: Callable[[Any], None]) -> None:
+    """Install one release after the other for ever; tell each that is committed."""
+    bundles = {name: Bundle.open(bundle_folder / name) for name in ("old", "new")}
+    with rig_on(folder, bundles) as rig:
+        tell(("serves", rig.updater.boot()))
+        while True:
+            for name in ("new", "old"):
+                rig.install(bundles[name])
+                tell(("committed", name))
+
+
+@pytest.mark.usefixtures("bundles")
+def test_a_device_killed_at_any_moment_of_an_update_serves_a_whole_release(
+    tmp_path: Path, bundles: dict[str, Bundle]
+) -> None:
+    with rig_on(tmp_path, bundles) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        ids = label_some(rig.store, bundles["old"], count=3)
+    roll, committed = random.Random(9), 0
+    for _ in range(UPDATES):
+        child = Doomed(update_for_ever, tmp_path, bundles["new"].path.parent)
+        assert child.told() == ("serves", True)
+        time.sleep(roll.uniform(0.0, LONGEST_S))
+        committed += len(child.kill())
+        # This rig's copying fetcher leaves a draft behind where the real one (`test_chunks`) takes its own up.
+        for draft in (tmp_path / "slots").glob("*.draft"):
+            shutil.rmtree(draft)
+    with rig_on(tmp_path, bundles) as rig:
+        assert rig.updater.boot()
+        wait_for(lambda: rig.updater.status().state in (UpdateState.COMMITTED, UpdateState.ROLLED_BACK))
+        assert {s.sample_id for s in rig.store.samples(limit=20)} == ids
+    print(f"{UPDATES} kills in updates, {committed} committed meanwhile, a release served after each")
