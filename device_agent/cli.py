@@ -110,6 +110,9 @@ def run(site_file: Path, verbose: bool) -> None:
     Prints one line of JSON when it is ready: the page's address, the device, the release. Logs go to stderr.
     """
     _learn_on_one_core()
+    from device_agent.memory import give_back_memory
+
+    give_back_memory()
     from device_agent.agent import Agent
     from device_agent.config import load_site
     from device_agent.logs import set_up_logs

@@ -111,8 +111,9 @@ def check_golden(runtime: Runtime, bundle: Bundle, precision: str | None = None)
         InferenceFailed: they are out of tolerance, or the runtime failed.
     """
     golden, entry = bundle.golden(precision), bundle.precision(precision)
-    batch = np.concatenate([bundle.manifest.preprocess.apply(frame) for frame in golden.frames])
-    codes = encode(runtime.features(batch), entry.code_scale)
+    # One by one, as the line's frames are: a batch would make the runtime keep memory that no frame needs.
+    frames = (bundle.manifest.preprocess.apply(frame) for frame in golden.frames)
+    codes = encode(np.concatenate([runtime.features(frame) for frame in frames]), entry.code_scale)
     off = float(np.abs(codes.astype(np.int16) - golden.codes).mean())
     again = "Use another precision or runtime on this device, or export the bundle again."
     if off > CODE_TOLERANCE:

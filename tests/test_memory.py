@@ -1,0 +1,42 @@
+"""What a trial took goes back to the system, and the control shows that it otherwise does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_TAKE = """
+import sys
+from device_agent.memory import give_back_memory
+if sys.argv[1] == "back":
+    assert give_back_memory()
+import numpy as np
+def resident():
+    return next(int(l.split()[1]) // 1024 for l in open("/proc/self/status") if l.startswith("VmRSS"))
+np.ones(3_000_000)  # freed at once: from now on glibc keeps arrays up to this size
+before, kept = resident(), []
+for _ in range(8):
+    matrix = np.ones(1_638_400)  # 1280 x 1280 float64
+    kept.append((matrix, np.ones(10)))
+    pinned = np.ones(30_000)  # lies above it, as a frame might, and stays
+    kept.append((pinned, None))
+kept = [pair for pair in kept if len(pair[0]) < 1_000_000]
+del matrix
+print(resident() - before)
+"""
+
+
+def kept_mib(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", _TAKE, how], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_large_matrices_go_back_to_the_system_when_they_are_freed() -> None:
+    assert kept_mib("back") < 20
+    assert kept_mib("as it is") > 60
