@@ -1,0 +1,226 @@
+"""What the device agent needs: disk when installed (Jetson's aarch64 too), memory, time to the first decision.
+
+    python -m benchmarks.footprint installed                 minutes; needs the package index
+    python -m benchmarks.footprint running BUNDLE            a real agent process with 5,000 labelled samples
+
+`installed` resolves the `agent` extra for the Pythons of JetPack 6 and 7 from aarch64 wheels only, and installs
+them into folders that are measured and deleted again; nothing of them is run. `running` needs a bundle, such as
+`headway export DATA --backbone mobilenetv2_100 --precision int8 --out BUNDLE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+
+from device_agent.config import SITE_NAME
+from device_agent.store import Sample, Store, StoreLimits
+from sdk.bundle import Bundle
+from sdk.codes import code_digest
+from sdk.labels import Body, CodeRecord, Label
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT: Final = Path(__file__).parents[1]
+MB: Final = 1_000_000
+TARGETS: Final = {
+    # Ubuntu 22.04 has glibc 2.35 and Ubuntu 24.04 has 2.39: wheels for any glibc up to that run there.
+    "JetPack 6, Python 3.10, aarch64": ("3.10", 35),
+    "JetPack 7, Python 3.12, aarch64": ("3.12", 39),
+}
+LABELS: Final = 5_000
+FRAMES: Final = 400
+WAIT_S: Final = 600.0
+
+
+def requirements(extra: str) -> list[str]:
+    """Return what an extra of this project needs, other extras of it included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def of(name: str) -> list[str]:
+        found: list[str] = []
+        for requirement in project["optional-dependencies"][name]:
+            own = requirement.startswith(f"{project['name']}[")
+            found += of(requirement.partition("[")[2].rstrip("]")) if own else [requirement]
+        return found
+
+    return list(dict.fromkeys([*project["dependencies"], *of(extra)]))
+
+
+def installed_mb(python: str, glibc: int, folder: Path) -> float:
+    """Return the megabytes of the agent extra, installed from aarch64 wheels for a Python and a glibc.
+
+    Raises:
+        SystemExit: something has no wheel for it.
+    """
+    platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(17, glibc + 1)] + ["manylinux2014_aarch64"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(folder)]
+    command += ["--python-version", python, "--implementation", "cp", "--only-binary=:all:"]
+    command += [word for platform in platforms for word in ("--platform", platform)]
+    done = subprocess.run([*command, *requirements("agent")], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"no wheels for Python {python} on aarch64:\n{done.stderr}")
+    return size_mb(folder)
+
+
+def size_mb(folder: Path) -> float:
+    """Return the megabytes of all files in a folder."""
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()) / MB
+
+
+def installed() -> int:
+    """Print the sizes of the agent extra; return 1 where one is over 400 MB."""
+    worst = 0.0
+    for name, (python, glibc) in TARGETS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            size = installed_mb(python, glibc, Path(folder))
+        worst = max(worst, size)
+        print(f"{name}: {size:.0f} MB from wheels alone, before Python compiles its files", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder]
+        subprocess.run([*command, *requirements("agent")], check=True, capture_output=True)
+        size = size_mb(Path(folder))
+    print(f"this machine, Python {sys.version.split()[0]}, compiled: {size:.0f} MB", flush=True)
+    return int(max(worst, size) > 400)
+
+
+def fill_store(data_dir: Path, bundle: Bundle, precision: str, count: int) -> None:
+    """Make a store with so many labelled samples, their codes near the release's own, five pictures a part."""
+    base, entry = bundle.base(precision), bundle.precision(precision)
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(base.samples), count)
+    space = bytes.fromhex(entry.space)
+    picture = rng.integers(0, 255, (64, 64, 3), np.uint8)
+    with Store.open(data_dir, "line-1", limits=StoreLimits(keep_samples=count, outbox=10 * count)) as store:
+        for start in range(0, count, 100):
+            bodies: list[Body] = []
+            codes = {}
+            for number in range(start, min(start + 100, count)):
+                pick = int(picks[number])
+                noise = rng.normal(0, 4, base.codes.shape[1])
+                code = np.clip(base.codes[pick] + noise, -127, 127).astype(np.int8)
+                picture[0, 0] = number % 251, number // 251 % 251, 0
+                done, encoded = cv2.imencode(".png", picture)
+                assert done
+                data = encoded.tobytes()
+                sample = hashlib.sha256(data).digest()
+                group = f"line-1/part-{number // 5}"
+                class_id = base.class_ids[pick]
+                shown = Sample(sample, float(number), group, entry.space, code, "good", class_id, 0.9, 0.1, False)
+                store.put_sample(shown, data)
+                bodies += [Label(sample, class_id, "ann"), CodeRecord(space, sample, group, code_digest(code))]
+                codes[sample] = code
+            store.append(bodies, codes)
+
+
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Return a process's resident memory now, and the most that it ever was."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("Vm")}
+    return found["VmRSS"], found["VmHWM"]
+
+
+def running(bundle_path: Path, images: Path, precision: str, labels: int) -> int:
+    """Run an agent and print what it needs; return 1 where that is more than 300 MB or 3 s."""
+    bundle = Bundle.open(bundle_path)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fill_store(folder / "data", bundle, precision, labels)
+        site = folder / SITE_NAME
+        site.write_text(
+            f'device = "line-1"\ndata_dir = "data"\n'
+            f'bundle = "{bundle_path.resolve()}"\nprecision = "{precision}"\n'
+            f'[camera]\nkind = "folder"\npath = "{images.resolve()}"\nloop = true\nrate_fps = 20.0\n'
+            "[page]\nport = 0\n",
+            encoding="utf-8",
+        )
+        worst = 0
+        for start in ("first start, runtimes measured", "later start"):
+            worst |= one_run(site, start)
+    return worst
+
+
+def one_run(site: Path, start: str) -> int:
+    """Start an agent, let it decide frames and finish learning, and print what that took."""
+    began_s = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdk.cli", "agent", "run", str(site)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as child:
+        try:
+            assert child.stdout is not None
+            page = json.loads(child.stdout.readline())["page"]
+            state = until(page, lambda state: state["frames"] > 0)
+            first_s, first_cpu_s = time.perf_counter() - began_s, cpu_s(child.pid)
+            until(page, lambda state: state["frames"] >= FRAMES and not state["head"]["busy"])
+            now_mb, peak_mb = memory_mb(child.pid)
+        finally:
+            child.terminate()
+            child.wait(60)
+    print(
+        f"{start}: first decision after {first_s:.1f} s ({first_cpu_s:.1f} s of processor time, load "
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores); {now_mb:.0f} MB resident after {FRAMES} frames "
+        f"with {state['live_samples']} samples in the head, {peak_mb:.0f} MB at most",
+        flush=True,
+    )
+    return int(first_s > 3 or now_mb > 300)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def until(page: str, there: Any) -> dict[str, Any]:
+    """Ask the agent for its state until it is so."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{page}api/state", timeout=WAIT_S) as answer:
+            state: dict[str, Any] = json.load(answer)
+        if there(state):
+            return state
+        time.sleep(0.02)
+    sys.exit(f"it did not come to that in {WAIT_S:.0f} s")
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.footprint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("installed")
+    run = commands.add_parser("running")
+    run.add_argument("bundle", type=Path)
+    run.add_argument("--images", type=Path, required=True, help="a folder of frames")
+    run.add_argument("--precision", default="int8")
+    run.add_argument("--labels", type=int, default=LABELS)
+    options = parser.parse_args()
+    if options.command == "installed":
+        return installed()
+    return running(options.bundle, options.images, options.precision, options.labels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
