@@ -2,7 +2,10 @@
 
    Loaded into the process by LD_PRELOAD; `tests/crashes.py` builds it, reads the trace, and plays it back with power
    cuts. Environment: TRACE_ROOT (the folder), TRACE_LOG (where to write). A record is
-   struct record, then `size_one` and `size_two` bytes. Shared memory of SQLite (`-shm`) is no part of the disk. */
+   struct record, then `size_one` and `size_two` bytes. Shared memory of SQLite (`-shm`) is no part of the disk.
+
+   `disk_fails` lets the disk refuse: of the writes, syncs, truncations and new files from now on, `after` still work,
+   then `count` fail with `error`. It returns how many were refused since it was last called. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,6 +38,25 @@ static char root[PATH_MAX];
 static size_t root_size;
 static int out = -1;
 static char traced[FILES]; /* by file descriptor */
+
+static int fail_after = -1, fail_count, fail_error, refused;
+
+int disk_fails(int after, int count, int error) {
+    pthread_mutex_lock(&order);
+    int before = refused;
+    fail_after = after, fail_count = count, fail_error = error, refused = 0;
+    pthread_mutex_unlock(&order);
+    return before;
+}
+
+static int refuses(void) {
+    if (fail_after < 0) return 0;
+    if (fail_after > 0) return fail_after--, 0;
+    if (fail_count == 0) return 0;
+    fail_count--, refused++;
+    errno = fail_error;
+    return 1;
+}
 
 #define REAL(result, name, ...) \
     static result (*real)(__VA_ARGS__); \
@@ -108,6 +130,11 @@ static int open_any(int folder, const char *path, int flags, mode_t mode) {
     struct stat there;
     pthread_mutex_lock(&order);
     int was_there = fstatat(folder, path, &there, 0) == 0;
+    char whole[PATH_MAX];
+    if (!was_there && (flags & O_CREAT) && below(folder, path, whole) && refuses()) {
+        pthread_mutex_unlock(&order);
+        return -1;
+    }
     int file = opened(real(folder, path, flags, mode), folder, path, flags, was_there);
     pthread_mutex_unlock(&order);
     return file;
@@ -143,7 +170,7 @@ ssize_t write(int file, const void *bytes, size_t size) {
     REAL(ssize_t, write, int, const void *, size_t);
     if (file < 0 || file >= FILES || !traced[file]) return real(file, bytes, size);
     pthread_mutex_lock(&order);
-    ssize_t done = real(file, bytes, size);
+    ssize_t done = refuses() ? -1 : real(file, bytes, size);
     if (done > 0) note('w', file, lseek(file, 0, SEEK_CUR) - done, bytes, (size_t)done, NULL);
     pthread_mutex_unlock(&order);
     return done;
@@ -153,7 +180,7 @@ static ssize_t pwrite_any(int file, const void *bytes, size_t size, off_t offset
     REAL(ssize_t, pwrite64, int, const void *, size_t, off_t);
     if (file < 0 || file >= FILES || !traced[file]) return real(file, bytes, size, offset);
     pthread_mutex_lock(&order);
-    ssize_t done = real(file, bytes, size, offset);
+    ssize_t done = refuses() ? -1 : real(file, bytes, size, offset);
     if (done > 0) note('w', file, offset, bytes, (size_t)done, NULL);
     pthread_mutex_unlock(&order);
     return done;
@@ -165,8 +192,9 @@ ssize_t pwrite64(int file, const void *bytes, size_t size, off_t at) { return pw
 static int truncate_any(int file, off_t size) {
     REAL(int, ftruncate64, int, off_t);
     pthread_mutex_lock(&order);
-    int result = real(file, size);
-    if (!result && file >= 0 && file < FILES && traced[file]) note('t', file, size, "", 0, NULL);
+    int mine = file >= 0 && file < FILES && traced[file];
+    int result = mine && refuses() ? -1 : real(file, size);
+    if (!result && mine) note('t', file, size, "", 0, NULL);
     pthread_mutex_unlock(&order);
     return result;
 }
@@ -178,8 +206,9 @@ int ftruncate64(int file, off_t size) { return truncate_any(file, size); }
     int name(int file) { \
         REAL(int, name, int); \
         pthread_mutex_lock(&order); \
-        int result = real(file); \
-        if (!result && file >= 0 && file < FILES && traced[file]) note('s', file, 0, "", 0, NULL); \
+        int mine = file >= 0 && file < FILES && traced[file]; \
+        int result = mine && refuses() ? -1 : real(file); \
+        if (!result && mine) note('s', file, 0, "", 0, NULL); \
         pthread_mutex_unlock(&order); \
         return result; \
     }
