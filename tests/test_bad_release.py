@@ -6,6 +6,8 @@ release that it does not stay up with in `test_update`.
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,32 @@ def make_bad(kind: str, bundle: Bundle, folder: Path) -> tuple[Bundle, str]:
     return tiny_bundle(out, backbone_seed=3, per_class=40, called=swapped), "Taken back"
 
 
+class LongestGap:
+    """How long inspection stood still at most while the block ran."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.seconds = 0.0
+        self._agent = agent
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> LongestGap:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        frames, since = self._agent.station.counts.frames, time.monotonic()
+        while not self._stop.wait(0.005):
+            now = time.monotonic()
+            self.seconds = max(self.seconds, now - since)
+            if self._agent.station.counts.frames != frames:
+                frames, since = self._agent.station.counts.frames, now
+
+
 @pytest.mark.broker
 @pytest.mark.parametrize("kind", ["wrong features", "slow", "worse on own labels"])
 def test_a_bad_release_leaves_by_itself_and_inspection_goes_on(
@@ -109,7 +137,9 @@ def test_a_bad_release_leaves_by_itself_and_inspection_goes_on(
             assert release.digest == bundle.digest(), "nothing else ever served"
             return update is not None and update.state == "rolled_back"
 
-        wait_for(rolled_back, DEADLINE_S)
+        with LongestGap(agent) as gap:
+            wait_for(rolled_back, DEADLINE_S)
+        print(f"{kind}: inspection stood still for {gap.seconds:.2f} s at most")
         update = agent.state().update
         assert update is not None
         assert reason in update.reason
