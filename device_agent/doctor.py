@@ -56,7 +56,7 @@ CAMERA_WAIT_S: Final = 15.0
 BROKER_WAIT_S: Final = 10.0
 STATE_WAIT_S: Final = 5.0
 BURST: Final = 8
-BURST_TRIES: Final = 5
+BURST_TRIES: Final = 8
 NAGLE_S: Final = 0.025
 """A burst of acknowledgements from a broker without `set_tcp_nodelay` waits for our delayed one, 40 ms; measured
 with Mosquitto on loopback: 43 to 45 ms a burst without, 1 to 3 ms with."""
@@ -611,7 +611,8 @@ def _broker(site: Site, table: MqttTable) -> Iterator[Finding]:
 
 
 def _round_trips(session: MqttSession, topic: str) -> tuple[float, float | None]:
-    """Return the time of one message and of a burst, medians in seconds; None where they are not taken."""
+    """Return the time of one message and of a burst, the shortest in seconds; None where they are not taken."""
+    # The shortest: other work on this machine makes a message late, and nothing makes a delayed one early.
     times: dict[int, list[float]] = {1: [], BURST: []}
     for _ in range(BURST_TRIES):
         for count, taken in times.items():
@@ -621,4 +622,4 @@ def _round_trips(session: MqttSession, topic: str) -> tuple[float, float | None]
             if not session.wait_taken(BROKER_WAIT_S):
                 return 0.0, None
             taken.append(time.perf_counter() - began_s)
-    return statistics.median(times[1]), statistics.median(times[BURST])
+    return min(times[1]), min(times[BURST])
