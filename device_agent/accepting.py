@@ -84,7 +84,12 @@ class OperatingTarget:
     def __init__(self, target: Target | None = None) -> None:
         self._lock = threading.Lock()
         self._target = target or Target()
+        self._names = GOOD_NAMES
         self._found: tuple[object, OperatingPoint | None] = (None, None)
+
+    def default_names(self, good: Collection[str]) -> None:
+        """Go by these names, in any case, until people choose the good classes."""
+        self._names = frozenset(name.casefold() for name in good)
 
     @property
     def target(self) -> Target:
@@ -100,7 +105,7 @@ class OperatingTarget:
         """Return the good classes among those that exist, by what people chose or by their names."""
         chosen = self._target.good
         if chosen is None:
-            return frozenset(c for c, name in names.items() if name.casefold() in GOOD_NAMES)
+            return frozenset(c for c, name in names.items() if name.casefold() in self._names)
         return frozenset(c for c in names if c.hex() in chosen)
 
     def accepting(self, names: dict[bytes, str], scored: Scored | None) -> Accepting | None:

@@ -147,9 +147,8 @@ class Agent:
                 work=self._watchdog.work,
                 clock=clock,
             )
-            self._book = open_book(site.data_dir)
-            undo.callback(self._book.close)
-            self._access = Access(self._book)
+            self._access = Access(open_book(site.data_dir))
+            undo.callback(self._access.book.close)
             self._server = open_page(site.page, self._access)
             undo.callback(self._server.stop)
             self._gate = self._make_gate(clock)
@@ -200,7 +199,7 @@ class Agent:
             self._sync.stop()
         self.station.close()
         self.store.close()
-        self._book.close()
+        self._access.book.close()
         (self.site.data_dir / RUNNING_NAME).unlink(missing_ok=True)
 
     @property
@@ -286,6 +285,7 @@ class Agent:
             BundleError: that bundle is none, and nothing else serves. A line does not stop for a folder that it
                 no longer needs.
         """
+        self.station.operating.default_names(self.site.part.good)
         fault: BundleError | None = None
         if self.site.bundle is not None:
             try:
@@ -398,7 +398,6 @@ class Agent:
                 self.state,
                 host=self.site.page.host,
                 secure=self._server.secure,
-                book=self._book,
                 access=self._access,
                 trigger=self.flow.trigger,
             )

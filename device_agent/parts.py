@@ -205,7 +205,9 @@ class Ledger:
         return [self._close(key, now_s, STOPPING) for key in list(self._open)]
 
     def bad(self, decision: Decision) -> bool:
-        """Return whether a decision speaks against its part."""
+        """Return whether a decision speaks against its part: by the station's operating point where it has one."""
+        if decision.rejected is not None:
+            return decision.rejected
         return decision.unknown or decision.shown.casefold() not in self._good
 
     def _close(self, key: object, now_s: float, fault: str = "") -> Part:

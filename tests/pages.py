@@ -24,7 +24,7 @@ from device_agent.queue import QueuePolicy
 from device_agent.report import State, camera_report, station_state
 from device_agent.runtime import open_runtime
 from device_agent.station import Station
-from device_agent.store import Store
+from device_agent.store import Store, StoreLimits
 from sdk.bundle import Bundle
 from sdk.images import sample_id
 from sdk.labels import Label
@@ -37,6 +37,7 @@ CHROMIUM: Final = Path("/usr/bin/chromium")
 CHROMIUM_ARGS: Final = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DEADLINE_S: Final = 60.0
 ASK_ALL: Final = QueuePolicy(ask_below=1.0, spot_check_share=1.0)
+"""Every picture is asked about, and none falls out of the queue."""
 CHEAP: Final = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 """argon2id all the same: what it costs is not tested here."""
 
@@ -104,7 +105,8 @@ def write_stream(folder: Path, counts: dict[str, int], *, part_of: int = 1) -> P
 def running(folder: Path, pictures: Path, policy: QueuePolicy | None = None) -> Iterator[Device]:
     """Run a device's page, without a release."""
     camera = open_camera(FolderCamera(path=pictures), "line-1")
-    with Store.open(folder, "line-1") as store:
+    limits = StoreLimits(queue=10_000, keep_samples=10_000) if policy is ASK_ALL else None
+    with Store.open(folder, "line-1", limits=limits) as store:
         station = Station(store, policy=policy)
 
         def state() -> State:
@@ -114,7 +116,7 @@ def running(folder: Path, pictures: Path, policy: QueuePolicy | None = None) -> 
         book = open_book(folder)
         access = Access(book, hasher=CHEAP)
         server = PageServer("127.0.0.1", 0)
-        server.start(create_app(station, state, book=book, access=access))
+        server.start(create_app(station, state, access=access))
         try:
             with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as http:
                 yield Device(station, server.url, http, access, book)

@@ -126,7 +126,7 @@ class Access:
     def __init__(
         self, book: Database, *, clock: Callable[[], float] = time.time, hasher: PasswordHasher | None = None
     ) -> None:
-        self._book = book
+        self.book = book
         self._clock = clock
         self._hasher = hasher or PasswordHasher()
         self._slots = threading.BoundedSemaphore(HASHERS)
@@ -140,11 +140,11 @@ class Access:
     @property
     def in_use(self) -> bool:
         """Return whether there are accounts, so that people must log in."""
-        return self._book.row("SELECT 1 FROM accounts WHERE name IS NOT NULL LIMIT 1") is not None
+        return self.book.row("SELECT 1 FROM accounts WHERE name IS NOT NULL LIMIT 1") is not None
 
     def accounts(self) -> list[Account]:
         """Return the accounts, by name."""
-        rows = self._book.rows(
+        rows = self.book.rows(
             "SELECT id, name, role, created_utc FROM accounts WHERE name IS NOT NULL ORDER BY name"
         )
         return [Account(id_, name, Role(role), created) for id_, name, role, created in rows]
@@ -164,7 +164,7 @@ class Access:
             )
         account = Account(f"p-{secrets.token_hex(6)}", name, role, self._clock())
         hashed = self._hash(secret)
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             if db.execute("SELECT 1 FROM accounts WHERE name = ?", (name,)).fetchone():
                 raise NameTaken(f"there is an account {name!r} already", hint="Choose another name.")
             db.execute(
@@ -182,7 +182,7 @@ class Access:
         account = self._account(name)
         _check_secret(account.role, secret)
         hashed = self._hash(secret)
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             db.execute("UPDATE accounts SET secret = ? WHERE id = ?", (hashed, account.id))
             db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
 
@@ -199,7 +199,7 @@ class Access:
         others = [each for each in self.accounts() if each.id != account.id]
         if others and not any(each.role is Role.ADMIN for each in others):
             raise AccessError(f"{account.name!r} is the last admin", hint="Make another admin first.")
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
             db.execute("UPDATE accounts SET name = NULL, secret = NULL WHERE id = ?", (account.id,))
             if not erase:
@@ -209,7 +209,7 @@ class Access:
 
     def erase(self, account_id: str, name: str) -> None:
         """Forget what a former account's id stands for, here and in the audit log. Erasing twice is harmless."""
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             db.execute("DELETE FROM settings WHERE key = ?", (f"former/{account_id}",))
             db.execute("DELETE FROM tries WHERE who = ?", (f"account {name.casefold()}",))
             db.execute("UPDATE audit SET address = '' WHERE who = ?", (account_id,))
@@ -217,18 +217,18 @@ class Access:
 
     def former(self) -> dict[str, str]:
         """Return the names of removed accounts that were not erased, by id."""
-        rows = self._book.rows("SELECT key, value FROM settings WHERE key LIKE 'former/%'")
+        rows = self.book.rows("SELECT key, value FROM settings WHERE key LIKE 'former/%'")
         return {key.removeprefix("former/"): value for key, value in rows}
 
     def name_of(self, who: str) -> str:
         """Return the name of who gave a label: an account's, a removed one's, or what the log says itself."""
-        name = self._book.value("SELECT name FROM accounts WHERE id = ?", who)
+        name = self.book.value("SELECT name FROM accounts WHERE id = ?", who)
         if name is None:
-            name = self._book.value("SELECT value FROM settings WHERE key = ?", f"former/{who}")
+            name = self.book.value("SELECT value FROM settings WHERE key = ?", f"former/{who}")
         return who if name is None else str(name)
 
     def _account(self, name: str) -> Account:
-        row = self._book.row("SELECT id, name, role, created_utc FROM accounts WHERE name = ?", name.strip())
+        row = self.book.row("SELECT id, name, role, created_utc FROM accounts WHERE name = ?", name.strip())
         if row is None:
             raise AccessError(f"there is no account {name[:64]!r}", hint="headway agent user list names them.")
         return Account(row[0], row[1], Role(row[2]), row[3])
@@ -244,14 +244,14 @@ class Access:
         """
         keys = (f"account {name.strip().casefold()[:64]}", f"address {address}")
         self._check_tries(keys)
-        row = self._book.row("SELECT id, secret FROM accounts WHERE name = ?", name.strip())
+        row = self.book.row("SELECT id, secret FROM accounts WHERE name = ?", name.strip())
         right = self._verify(self._nobody if row is None else str(row[1]), secret[: MAX_SECRET_CHARS + 1])
         if row is None or not right:
             self._count_try(keys)
             self.note("", "login refused", name.strip()[:64], address)
             raise LoginFailed("name and PIN or password do not go together", hint="Try again.")
         token, now = secrets.token_urlsafe(32), self._clock()
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             db.execute("DELETE FROM tries WHERE who = ?", (keys[0],))
             db.execute("DELETE FROM sessions WHERE began_utc < ?", (now - LONGEST_S,))
             db.execute(
@@ -268,7 +268,7 @@ class Access:
 
     def session(self, token: str) -> Who | None:
         """Return whose session this is; None where it is none, or has ended."""
-        row = self._book.row(
+        row = self.book.row(
             "SELECT a.id, a.name, a.role, s.csrf, s.began_utc, s.used_utc FROM sessions s"
             " JOIN accounts a ON a.id = s.account WHERE s.token = ? AND a.name IS NOT NULL",
             _digest(token),
@@ -282,25 +282,25 @@ class Access:
             self.log_out(token)
             return None
         if now - used > idle_s / 60:  # not at every request: each is a write
-            with self._book.transaction(durable=False) as db:
+            with self.book.transaction(durable=False) as db:
                 db.execute("UPDATE sessions SET used_utc = ? WHERE token = ?", (now, _digest(token)))
         return who
 
     def log_out(self, token: str) -> None:
         """End a session."""
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             db.execute("DELETE FROM sessions WHERE token = ?", (_digest(token),))
 
     def _check_tries(self, keys: tuple[str, ...]) -> None:
         marks = ", ".join("?" * len(keys))
-        until = self._book.value(f"SELECT max(until_utc) FROM tries WHERE who IN ({marks})", *keys) or 0.0
+        until = self.book.value(f"SELECT max(until_utc) FROM tries WHERE who IN ({marks})", *keys) or 0.0
         # A clock that jumped back must not lock a line out for longer than the longest wait.
         wait_s = min(until - self._clock(), MAX_WAIT_S)
         if wait_s > 0:
             raise TooManyTries(f"too many wrong tries; wait {wait_s:.0f} s", hint="Ask an admin for a new PIN.")
 
     def _count_try(self, keys: tuple[str, ...]) -> None:
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             for key in keys:
                 row = db.execute("SELECT failed FROM tries WHERE who = ?", (key,)).fetchone()
                 failed = 1 + (0 if row is None else int(row[0]))
@@ -315,7 +315,7 @@ class Access:
 
     def tokens(self) -> list[Token]:
         """Return the machines' tokens, by name, without their values."""
-        rows = self._book.rows("SELECT name, role, created_utc FROM tokens ORDER BY name")
+        rows = self.book.rows("SELECT name, role, created_utc FROM tokens ORDER BY name")
         return [Token(name, Role(role), created) for name, role, created in rows]
 
     def add_token(self, name: str, role: Role) -> str:
@@ -326,7 +326,7 @@ class Access:
             NameTaken: there is one of that name.
         """
         name, value = _name(name), f"hw_{secrets.token_urlsafe(32)}"
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
                 raise NameTaken(
                     f"there is a token {name!r} already", hint="Remove it first, or choose another name."
@@ -340,7 +340,7 @@ class Access:
         Raises:
             AccessError: no such token.
         """
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             if db.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount == 0:
                 raise AccessError(f"there is no token {name[:64]!r}", hint="Look at the list of tokens.")
 
@@ -348,14 +348,14 @@ class Access:
         """Return whose token this is; None where it is none."""
         if same(value, self.local_token):
             return Who("", "this machine", Role.OPERATOR)
-        row = self._book.row("SELECT name, role FROM tokens WHERE token = ?", _digest(value))
+        row = self.book.row("SELECT name, role FROM tokens WHERE token = ?", _digest(value))
         return None if row is None else Who(f"token {row[0]}"[:64], row[0], Role(row[1]))
 
     # -- audit ---------------------------------------------------------------------------------------------------
 
     def note(self, who: str, action: str, what: str = "", address: str = "") -> None:
         """Write one line of the audit log."""
-        with self._book.transaction(durable=False) as db:
+        with self.book.transaction(durable=False) as db:
             last = db.execute(
                 "INSERT INTO audit (at_utc, who, action, what, address) VALUES (?, ?, ?, ?, ?)",
                 (self._clock(), who, action, what[:200], address),
@@ -365,7 +365,7 @@ class Access:
 
     def audit(self, limit: int, *, before: int | None = None) -> list[AuditRow]:
         """Return what was done, newest first."""
-        rows = self._book.rows(
+        rows = self.book.rows(
             "SELECT number, at_utc, who, action, what, address FROM audit"
             " WHERE number < ? ORDER BY number DESC LIMIT ?",
             2**62 if before is None else before,
@@ -375,7 +375,7 @@ class Access:
 
     def forget_audit_before(self, at_utc: float) -> int:
         """Delete lines older than this; return how many."""
-        with self._book.transaction() as db:
+        with self.book.transaction() as db:
             return int(db.execute("DELETE FROM audit WHERE at_utc < ?", (at_utc,)).rowcount)
 
     # -- secrets -------------------------------------------------------------------------------------------------

@@ -29,10 +29,13 @@ def alike(samples: Sequence[Sample]) -> dict[bytes, list[bytes]]:
     """
     if len(samples) < 2:
         return {s.sample_id: [] for s in samples}
-    same_group = np.array([[a.group == b.group for b in samples] for a in samples])
+    group = np.unique([s.group for s in samples], return_inverse=True)[1]
+    same_group = group[:, None] == group[None, :]
     similarity = _similarity(samples)
-    decisions = np.array([b"" if s.unknown else s.class_id or b"" for s in samples], object)
-    same = decisions[:, None] == decisions[None, :]
+    decided = [None if s.unknown else s.class_id for s in samples]
+    place = {each: i for i, each in enumerate(dict.fromkeys(decided))}
+    decision = np.array([place[each] for each in decided])
+    same = decision[:, None] == decision[None, :]
     upper = np.triu(np.ones_like(same), 1).astype(bool)
     apart = similarity[upper & ~same & np.isfinite(similarity)]
     threshold = float(np.quantile(apart, 1 - FALSE_PAIR_RATE)) if len(apart) >= MIN_PAIRS else np.inf

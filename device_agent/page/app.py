@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from device_agent.database import Database
 from device_agent.page.access import Access
 from device_agent.page.api import Routes
 from device_agent.page.asked import Unsure
@@ -66,7 +65,6 @@ def create_app(
     *,
     host: str = "127.0.0.1",
     secure: bool = False,
-    book: Database | None = None,
     access: Access | None = None,
     trigger: Callable[[str], str] | None = None,
 ) -> FastAPI:
@@ -77,12 +75,11 @@ def create_app(
         state: What the device says of itself now.
         host: Where it is bound. On loopback, requests for other host names are refused (DNS rebinding).
         secure: Whether it is served over TLS.
-        book: What the page keeps; by default the file in the store's folder.
-        access: Its accounts.
+        access: Its accounts; by default those in the store's folder.
         trigger: Takes the id of a part that stands before the cameras now, and returns it.
     """
-    book = book or open_book(station.store.folder)
-    access = access or Access(book)
+    access = access or Access(open_book(station.store.folder))
+    book = access.book
     app = FastAPI(
         title="Headway device",
         description="One device's decisions, questions and labels. docs/agent.md is the guide.",

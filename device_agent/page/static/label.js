@@ -185,6 +185,7 @@ function keep(work, sample, items) {
       if (sample) back(sample);
     }
     $("undo").disabled = !undoable.length;
+    if (!pending && queue.length < AHEAD) refill();
   });
 }
 
@@ -399,7 +400,7 @@ async function begin() {
 let heardKey = "";
 onState(({ state }) => {
   drawClasses();
-  const key = JSON.stringify([state.queue_depth, state.live_set_digest, state.frames]);
+  const key = JSON.stringify([state.queue_depth, state.live_set_digest, state.head && state.head.number]);
   if (key === heardKey) return;
   heardKey = key;
   if (heardKey) refill();

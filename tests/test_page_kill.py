@@ -1,0 +1,118 @@
+"""Power lost between a tap and "saved": the label is there, whole, or asked about again. Never half of it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from device_agent.runtime import open_runtime
+from device_agent.store import SampleStatus, Store
+from sdk.bundle import Bundle
+from sdk.labels import CodeRecord, Label
+from tests.pages import ASK_ALL, running, serving, write_stream
+from tests.processes import Doomed
+from tests.tiny import class_id, tiny_bundle
+
+KILLS: Final = 6
+"""`python -m benchmarks.page` does it a hundred times."""
+LATEST_S: Final = 0.03
+"""A label takes a few milliseconds here: kills fall before, within and after it."""
+
+
+def serve_page(folder: Path, pictures: Path, bundle: Path, tell: Callable[[Any], None]) -> None:
+    """Serve a device's page until killed."""
+    with running(folder, pictures, ASK_ALL) as device:
+        opened = Bundle.open(bundle)
+        device.station.serve(opened, None, open_runtime(opened, None))
+        tell(device.url)
+        threading.Event().wait()
+
+
+class Killed:
+    """A device whose power is lost while labels are being saved.
+
+    Args:
+        folder: For its data.
+        counts: Pictures of each class.
+    """
+
+    def __init__(self, folder: Path, counts: dict[str, int]) -> None:
+        self.bundle = tiny_bundle(folder / "bundle").path
+        self.pictures = write_stream(folder / "stream", counts)
+        self.data = folder / "data"
+        self.acknowledged: dict[bytes, int] = {}
+        self.lost_at: dict[str, int] = {"before": 0, "within": 0, "after": 0}
+        with serving(self.data, self.pictures, Bundle.open(self.bundle), ASK_ALL):
+            pass
+
+    def once(self, delay_s: float) -> None:
+        """Label two alike pictures, lose power so long after the tap, and look at what is on disk."""
+        process = Doomed(serve_page, self.data, self.pictures, self.bundle)
+        url = process.told()
+        queue = httpx.get(f"{url}api/queue", params={"limit": 200}).raise_for_status().json()
+        samples = [each["sample"] for each in queue[:2]]
+        answers: list[int] = []
+
+        def tap() -> None:
+            body = {"samples": samples, "class_id": class_id("pit").hex()}
+            try:
+                answer = httpx.post(f"{url}api/labels", json=body)
+            except httpx.TransportError:
+                return
+            answers.append(answer.status_code)
+
+        finger = threading.Thread(target=tap)
+        finger.start()
+        time.sleep(delay_s)  # where the kill falls, not something to wait for
+        process.kill()
+        finger.join()
+        self._look([bytes.fromhex(each) for each in samples], saved=answers == [201])
+
+    def _look(self, samples: list[bytes], *, saved: bool) -> None:
+        with Store.open(self.data, "line-1") as store:
+            bodies = [record.entry.body for record in store.records()]
+            labelled = {body.sample for body in bodies if isinstance(body, Label)}
+            coded = {body.sample for body in bodies if isinstance(body, CodeRecord)}
+            there = [sample in labelled for sample in samples]
+            assert all(there) or not any(there), "half of a group"
+            if saved:
+                assert all(there), "said to be saved, and is not"
+            for sample in samples:
+                self.acknowledged.setdefault(sample, int(saved)) if all(there) else None
+                kept = store.sample(sample)
+                assert kept is not None
+                expected = SampleStatus.LABELLED if sample in labelled else SampleStatus.QUEUED
+                assert kept.status is expected
+                assert (sample in labelled) == (sample in coded), "a label without its code"
+                assert store.image(sample) is not None
+            assert set(self.acknowledged) <= labelled, "a label that was there is gone"
+            entries = [record.entry.seq for record in store.records()]
+            assert entries == list(range(1, len(entries) + 1))
+        self.lost_at["after" if saved else "within" if any(there) else "before"] += 1
+
+
+def test_a_label_is_there_or_asked_again_when_power_is_lost(tmp_path: Path) -> None:
+    device = Killed(tmp_path, {"rings": 2 * KILLS, "pit": 4})
+    chance = random.Random(7)
+    for _ in range(KILLS):
+        device.once(chance.uniform(0, LATEST_S))
+    assert sum(device.lost_at.values()) == KILLS
+
+
+def test_the_check_would_notice_a_label_without_its_code(tmp_path: Path) -> None:
+    """Sabotage: what must never happen, made to happen."""
+    device = Killed(tmp_path, {"rings": 4, "pit": 2})
+    with Store.open(device.data, "line-1") as store:
+        samples = [each.sample_id for each in store.queue(2)]
+        store.append([Label(samples[0], class_id("pit"), "ann")])
+    with pytest.raises(AssertionError, match="half of a group"):
+        device._look(samples, saved=False)
+    with pytest.raises(AssertionError, match="a label without its code"):
+        device._look(samples[:1], saved=True)
