@@ -324,8 +324,9 @@ class PageSettings(_Section, frozen=True, kw_only=True):
 class MqttTable(_Section, frozen=True, kw_only=True):
     """The fleet's broker. Without this table the device works alone. `sdk.mqtt.MqttSettings` says it in full.
 
-    `ca_file` turns TLS on; `cert_file` and `key_file` are this device's own certificate, `chunks_cert_file` that
-    of its second connection, for the same key. `password_file` holds nothing but the password.
+    `ca_file` turns TLS on; `cert_file` and `key_file` are this device's own certificate, `chunks_cert_file` and
+    `trigger_cert_file` those of its other connections, for the same key. `password_file` holds nothing but the
+    password.
     """
 
     host: Name
@@ -336,6 +337,7 @@ class MqttTable(_Section, frozen=True, kw_only=True):
     cert_file: Path | None = None
     key_file: Path | None = None
     chunks_cert_file: Path | None = None
+    trigger_cert_file: Path | None = None
     username: Name | None = None
     password_file: Path | None = None
 
@@ -716,6 +718,7 @@ port = 8080                   # 0 takes a free one; the agent prints its address
 # cert_file = "line-1.pem"
 # key_file = "line-1.key"
 # chunks_cert_file = "line-1-chunks.pem"
+# trigger_cert_file = "line-1-trigger.pem"
 # username = "line-1"
 # password_file = "mqtt-password"
 

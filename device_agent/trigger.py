@@ -124,8 +124,11 @@ class MqttTrigger:
 
     def __init__(self, settings: MqttSettings, device: str, topic: str, fire: Callable[[str], object]) -> None:
         self._topic, self._fire = topic, fire
+        cert_file = settings.trigger_cert_file or settings.cert_file
         self._session = MqttSession(
-            replace(settings, session_expiry_s=0), f"{device}-trigger", on_message=self._arrive
+            replace(settings, session_expiry_s=0, cert_file=cert_file),
+            f"{device}-trigger",
+            on_message=self._arrive,
         )
         self._session.subscribe([topic])
         self.refused = 0

@@ -67,6 +67,7 @@ class MqttSettings:
         key_file: Its private key, PEM.
         chunks_cert_file: Certificate of the connection that fetches chunks, for the same key, where a broker takes
             the names of sessions from certificates: two sessions need two names.
+        trigger_cert_file: The same for the connection that brings triggers.
         username: User name, where the broker wants one.
         password_file: File whose first line is the password.
     """
@@ -80,6 +81,7 @@ class MqttSettings:
     cert_file: Path | None = None
     key_file: Path | None = None
     chunks_cert_file: Path | None = None
+    trigger_cert_file: Path | None = None
     username: str | None = None
     password_file: Path | None = None
 

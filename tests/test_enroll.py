@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-import tomllib
 from cryptography import x509
 
 from device_agent.config import load_site
+from device_agent.trigger import MqttTrigger
 from sdk.chunks import ChunkFetcher
 from sdk.errors import BrokerError, KeyRefused
-from sdk.fleet.access import access_list, secure_config
+from sdk.fleet.access import access_list, secure_config, trigger_topic
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.certificates import Authority
 from sdk.fleet.cli_enroll import secure_broker, service_settings, tls_folder
@@ -23,6 +25,11 @@ from tests.simulators import LiveDevice, make_release, same_files, wait_for
 from tests.test_fleet_live import publish as publish_release
 from tests.test_fleet_live import serving, stored
 from tests.test_trust_live import headway
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 pytestmark = pytest.mark.broker
 T = Topics()
@@ -53,6 +60,7 @@ class Plant:
             cert_file=mqtt.cert_file,
             key_file=mqtt.key_file,
             chunks_cert_file=mqtt.chunks_cert_file,
+            trigger_cert_file=mqtt.trigger_cert_file,
         )
 
     @property
@@ -70,6 +78,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
         pytest.skip(f"{error}: {error.hint}")
     folder = tmp_path_factory.mktemp("plant")
     assert headway("fleet", "tls", "--dir", folder / "fleet", "--host", "127.0.0.1") == 0
+    # b is also a controller that triggers a.
+    own = f"user b\ntopic write {trigger_topic(T, 'a')}\n"
+    (tls_folder(folder / "fleet") / "acl.local").write_text(own)
     with secure_broker(folder / "fleet", port=0, host="127.0.0.1") as broker:
         yield Plant(folder, broker)
 
@@ -243,7 +254,7 @@ def test_nobody_comes_in_without_a_certificate_of_this_fleet(
     """No certificate, one by another authority, and another's certificate without its key."""
     good = settings["a"]
     other = Authority.create(tmp_path / "other", ["127.0.0.1"]).enroll("a")
-    (tmp_path / "cert.pem").write_bytes(other.certificate)
+    (tmp_path / "cert.pem").write_bytes(other.certificates[0])
     (tmp_path / "key.pem").write_bytes(other.key)
     bare = replace(good, cert_file=None, key_file=None, chunks_cert_file=None)
     forged = replace(good, cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
@@ -326,6 +337,27 @@ def test_labels_and_a_release_move_over_the_secured_broker(
     assert stored(tmp_path / "fleet") == device.log
 
 
+def test_the_sessions_of_one_device_do_not_throw_each_other_off(
+    made: Plant, settings: dict[str, MqttSettings]
+) -> None:
+    fired: list[str] = []
+    trigger = MqttTrigger(settings["a"], "a", trigger_topic(T, "a"), fired.append)
+    with LiveDevice(settings["a"], "a") as device, Ear(settings["b"], "b") as controller:
+        trigger.start()
+        try:
+            wait_for(lambda: trigger.connected and device.session.connected, 60.0, "both sessions")
+            # A trigger that nobody listens for yet is gone, as on a line: the controller sends one for each part.
+            for _ in range(100):
+                controller.says(trigger_topic(T, "a"), b"4711")
+                with contextlib.suppress(AssertionError):
+                    wait_for(lambda: fired, 0.5)
+                    break
+            assert device.session.connected
+        finally:
+            trigger.stop()
+    assert set(fired) == {"4711"}
+
+
 # Without a broker
 
 
@@ -336,8 +368,8 @@ def test_what_enrolment_writes_is_a_devices_settings(made: Plant, settings: dict
     assert site.trust is None  # this fleet has no keys
     assert folder.stat().st_mode & 0o077 == 0
     names = [x509.load_pem_x509_certificate((folder / name).read_bytes()).subject.rfc4514_string()
-             for name in ("device.pem", "device-chunks.pem")]  # fmt: skip
-    assert names == ["CN=a", "CN=a.chunks"]
+             for name in ("device.pem", "device-chunks.pem", "device-trigger.pem")]  # fmt: skip
+    assert names == ["CN=a", "CN=a.chunks", "CN=a.trigger"]
     assert "[mqtt]" in (folder / "site.toml").read_text()
     assert tomllib.loads((folder / "site.toml").read_text())["mqtt"]["prefix"] == "headway/v1"
 
@@ -357,11 +389,10 @@ def test_an_enrolled_device_is_given_the_root(tmp_path: Path) -> None:
 
 def test_the_access_list_names_every_topic_a_device_writes() -> None:
     """A pattern would let a device fill the broker with retained messages."""
-    writes = [
-        line for line in access_list(T, {"line-1": "default"}).splitlines() if line.startswith("topic write")
-    ]
+    listed = access_list(T, {"line-1": "default"}).splitlines()
+    writes = [line for line in listed if line.startswith(("topic write", "topic readwrite"))]
     of_devices = [line for line in writes if "/dev/line-1/" in line]
-    assert len(of_devices) == 6
+    assert len(of_devices) == 7
     assert not any("#" in line or "+" in line for line in of_devices)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from sdk.fleet.broker import BrokerLimits, limit_lines
-from sdk.fleet.certificates import CHUNKS_SUFFIX, SERVICE_NAME
+from sdk.fleet.certificates import SERVICE_NAME, SESSIONS
 from sdk.wire import Topics
 
 DEFAULT_LIMITS: Final = BrokerLimits()
@@ -19,12 +19,13 @@ MAX_CONNECTIONS: Final = 5000
 """Two for each device of a large plant, and file descriptors to spare."""
 
 
-def access_list(topics: Topics, channels: Mapping[str, str]) -> str:
+def access_list(topics: Topics, channels: Mapping[str, str], more: str = "") -> str:
     """Return the text of Mosquitto's acl_file.
 
     Args:
         topics: Names of topics.
         channels: The enrolled devices and the channel of each.
+        more: A plant's own entries, for what else speaks there: controllers that send triggers.
 
     >>> "topic write headway/v1/dev/line-1/up/label" in access_list(Topics(), {"line-1": "default"})
     True
@@ -37,15 +38,26 @@ def access_list(topics: Topics, channels: Mapping[str, str]) -> str:
     for device, channel in sorted(channels.items()):
         reads = [t.trust(), t.meta(channel), t.log(channel), t.desired(device), t.ack(device), t.down_log(device)]
         writes = [t.up_label(device), t.up_event(device), t.up_result(device), t.up_want(device), t.state(device)]
-        blocks.append(_block(device, reads, writes))
-        blocks.append(_block(device + CHUNKS_SUFFIX, [t.chunk("+")], [t.up_want(device)]))
+        # `headway doctor` measures the way to the broker and back on its own telemetry.
+        _, chunks, trigger = (device + session for session in SESSIONS)
+        blocks.append(_block(device, [*reads, t.up_tele(device)], [*writes, t.up_tele(device)]))
+        blocks.append(_block(chunks, [t.chunk("+")], [t.up_want(device)]))
+        blocks.append(_block(trigger, [trigger_topic(t, device)], []))
+    if more:
+        blocks.append(more)
     return "# Written by Headway: `headway fleet enroll` and `revoke` keep it.\n\n" + "\n".join(blocks)
+
+
+def trigger_topic(topics: Topics, device: str) -> str:
+    """Return the topic on which an enrolled device may be triggered."""
+    return f"{topics.prefix}/dev/{device}/down/trigger"
 
 
 def _block(user: str, reads: list[str], writes: list[str]) -> str:
     lines = [f"user {user}"]
-    lines += [f"topic read {topic}" for topic in reads]
-    lines += [f"topic write {topic}" for topic in writes]
+    lines += [f"topic readwrite {topic}" for topic in reads if topic in writes]
+    lines += [f"topic read {topic}" for topic in reads if topic not in writes]
+    lines += [f"topic write {topic}" for topic in writes if topic not in reads]
     return "\n".join(lines) + "\n"
 
 

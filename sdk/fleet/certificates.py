@@ -6,9 +6,9 @@
     DIR/tls/issued/                  a copy of every device's certificates, without keys
     DIR/tls/crl.pem                  what was revoked
 
-The broker takes a client's name, and the name of its session, from the certificate's common name. A device has two
-sessions, and two certificates for one key: `<device>` and `<device>.chunks`. Device ids have no dot, so no device
-can be called like another's second session, or like the service.
+The broker takes a client's name, and the name of its session, from the certificate's common name. A device has up
+to three sessions, and three certificates for one key: `<device>`, `<device>.chunks` and `<device>.trigger`. Device
+ids have no dot, so no device can be called like another's second session, or like the service.
 
 Rules this module keeps: keys are never overwritten; a name is issued once, until it is revoked.
 """
@@ -38,7 +38,8 @@ from sdk.trust.keys import write_private
 
 TLS_FOLDER: Final = "tls"
 SERVICE_NAME: Final = "fleet.service"
-CHUNKS_SUFFIX: Final = ".chunks"
+SESSIONS: Final = ("", ".chunks", ".trigger")
+"""A device's sessions by what follows its id: labels and all else, releases' chunks, triggers of its line."""
 AUTHORITY_LIFE: Final = timedelta(days=20 * 366)
 CERTIFICATE_LIFE: Final = timedelta(days=5 * 366)
 """As long as the root's: one visit renews both. Theft is answered by `revoke`, not by waiting for the end."""
@@ -54,11 +55,10 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Issued:
-    """One party's certificate and key, PEM. `chunks` is the certificate of a device's second session."""
+    """One party's key and its certificates, a device's in the order of `SESSIONS`; PEM."""
 
-    certificate: bytes
     key: bytes
-    chunks: bytes = b""
+    certificates: tuple[bytes, ...]
 
 
 class Authority:
@@ -123,13 +123,13 @@ class Authority:
         for party, common_name, alternatives in (("broker", hosts[0], names), ("service", SERVICE_NAME, None)):
             issued = authority._issue([common_name], alternatives)
             write_private(folder / f"{party}.key", issued.key)
-            (folder / f"{party}.pem").write_bytes(issued.certificate)
+            (folder / f"{party}.pem").write_bytes(issued.certificates[0])
         (folder / "issued").mkdir(exist_ok=True)
         authority._write_revoked([])
         return authority
 
     def enroll(self, device: str) -> Issued:
-        """Return a device's key and its two certificates; only the certificates are kept here.
+        """Return a device's key and its certificates; only the certificates are kept here.
 
         Raises:
             KeyRefused: the device has one that was not revoked.
@@ -140,8 +140,8 @@ class Authority:
                 f"{device} is enrolled already",
                 hint=f"One id, one device. If its key is lost or stolen, first: headway fleet revoke {device}",
             )
-        issued = self._issue([device, device + CHUNKS_SUFFIX], None)
-        file.write_bytes(issued.certificate + issued.chunks)
+        issued = self._issue([device + session for session in SESSIONS], None)
+        file.write_bytes(b"".join(issued.certificates))
         return issued
 
     def revoke(self, device: str) -> None:
@@ -174,8 +174,8 @@ class Authority:
     def _issue(self, names: Sequence[str], alternatives: Sequence[x509.GeneralName] | None) -> Issued:
         """Return a new key with a certificate for each name; with alternatives it is a server's."""
         key = generate_private_key(SECP256R1())
-        made = [self._certify(name, key, alternatives).public_bytes(Encoding.PEM) for name in names]
-        return Issued(made[0], _private(key), made[1] if len(made) > 1 else b"")
+        made = (self._certify(name, key, alternatives).public_bytes(Encoding.PEM) for name in names)
+        return Issued(_private(key), tuple(made))
 
     def _certify(
         self, name: str, key: EllipticCurvePrivateKey, alternatives: Sequence[x509.GeneralName] | None

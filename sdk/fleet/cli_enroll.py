@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TLS_PORT: Final = 8883
 PLACE_NAME: Final = "place.json"
+OWN_ACCESS_NAME: Final = "acl.local"
+"""A plant's own entries, taken over into the access list."""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,8 +105,7 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
     out.mkdir(mode=0o700, parents=True)
     files = {
         "ca.pem": (folder / "ca.pem").read_bytes(),
-        "device.pem": issued.certificate,
-        "device-chunks.pem": issued.chunks,
+        **dict(zip(("device.pem", "device-chunks.pem", "device-trigger.pem"), issued.certificates, strict=True)),
         "device.key": issued.key,
     }
     trusted = has_trust(directory)
@@ -162,6 +163,7 @@ ca_file = "ca.pem"
 cert_file = "device.pem"
 key_file = "device.key"
 chunks_cert_file = "device-chunks.pem"
+trigger_cert_file = "device-trigger.pem"
 {trust}"""
 
 
@@ -233,9 +235,11 @@ def _write_place(folder: Path, place: Place) -> None:
     from sdk.fleet.access import access_list
     from sdk.wire import Topics
 
+    own = folder / OWN_ACCESS_NAME
+    more = own.read_text(encoding="utf-8") if own.is_file() else ""
     contents = {
         PLACE_NAME: msgspec.json.format(msgspec.json.encode(place)),
-        "acl": access_list(Topics(place.prefix), place.channels).encode(),
+        "acl": access_list(Topics(place.prefix), place.channels, more).encode(),
     }
     for name, content in contents.items():
         draft = folder / f".{name}"
