@@ -226,7 +226,7 @@ class Agent:
             on_records=self._records_came,
             on_desired=self._gate.desired,
             on_trust=self._gate.receive,
-            check_segment=self._gate.check_segment,
+            check_signed=self._gate.check_signed,
             state=self._device_state,
             on_online=self._updater.say_again,
         )

@@ -110,7 +110,7 @@ class SyncCore:
         on_records: Told of records from the fleet, after they were stored.
         on_desired: Told of the assignment, each time it comes.
         on_trust: Given the fleet's signed metadata, each time it comes.
-        check_segment: Raises `RemoteWireError` for labels that the fleet has not signed.
+        check_signed: Raises `RemoteWireError` for labels and acknowledgements that the fleet has not signed.
         state: What the device is doing now.
         limits: Timers and windows.
     """
@@ -125,7 +125,7 @@ class SyncCore:
         on_desired: Callable[[Desired], None],
         state: Callable[[], DeviceState],
         on_trust: Callable[[bytes], None] = lambda _payload: None,
-        check_segment: Callable[[LogSegment], None] = lambda _segment: None,
+        check_signed: Callable[[LogSegment | Ack], None] = lambda _message: None,
         limits: SyncLimits | None = None,
     ) -> None:
         self._topics = topics
@@ -134,7 +134,7 @@ class SyncCore:
         self._on_records = on_records
         self._on_desired = on_desired
         self._on_trust = on_trust
-        self._check_segment = check_segment
+        self._check_signed = check_signed
         self._state = state
         self._limits = limits or SyncLimits()
         self._online = False
@@ -203,7 +203,9 @@ class SyncCore:
         if message.retained and not kept:
             raise RemoteWireError(f"a retained message on {message.topic}", hint="Somebody else publishes there.")
         if message.topic == t.ack(device):
-            self._take_ack(decode_json(message.payload, Ack), now)
+            ack = decode_json(message.payload, Ack)
+            self._check_signed(ack)
+            self._take_ack(ack, now)
         elif message.topic in {t.log(self._channel), t.down_log(device)}:
             self._take_segment(decode_msgpack(message.payload, LogSegment), now)
         elif message.topic == t.meta(self._channel):
@@ -240,7 +242,7 @@ class SyncCore:
             raise RemoteWireError(
                 f"a log segment of channel {segment.channel}", hint=f"This device reads {self._channel}."
             )
-        self._check_segment(segment)
+        self._check_signed(segment)
         position = self._store.log_position(self._channel)
         last = segment.first + len(segment.records) - 1
         self._length = max(self._length, last)
@@ -339,7 +341,7 @@ class Sync:
         on_records: Told of records from the fleet, after they were stored.
         on_desired: Told of the assignment, each time it comes; it should hand over and return.
         on_trust: Given the fleet's signed metadata, each time it comes.
-        check_segment: Raises `RemoteWireError` for labels that the fleet has not signed.
+        check_signed: Raises `RemoteWireError` for labels and acknowledgements that the fleet has not signed.
         state: What the device is doing now.
         on_online: Called on each connect, so that others can say again what the broker may have lost.
         limits: Timers and windows.
@@ -356,7 +358,7 @@ class Sync:
         state: Callable[[], DeviceState],
         on_online: Callable[[], None] | None = None,
         on_trust: Callable[[bytes], None] = lambda _payload: None,
-        check_segment: Callable[[LogSegment], None] = lambda _segment: None,
+        check_signed: Callable[[LogSegment | Ack], None] = lambda _message: None,
         limits: SyncLimits | None = None,
     ) -> None:
         self._topics = Topics(settings.prefix)
@@ -372,7 +374,7 @@ class Sync:
             on_desired=on_desired,
             state=state,
             on_trust=on_trust,
-            check_segment=check_segment,
+            check_signed=check_signed,
             limits=limits,
         )
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)

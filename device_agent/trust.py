@@ -2,8 +2,9 @@
 
 Rules this module keeps (docs/trust.md, section 4):
 
-- With a root in the settings, no assignment is begun and no labels of others are stored unless they are signed. A
-  refused assignment is kept: metadata may come after it, and then it is looked at again.
+- With a root in the settings, no assignment is begun, no labels of others are stored and no own labels leave the
+  outbox unless it was signed that they may. A refused assignment is kept: metadata may come after it, and then it
+  is looked at again.
 - What was accepted is in the store before it counts.
 - Nothing here ever stops the release that serves.
 - Without a root everything is taken as it comes, and the device says so.
@@ -26,7 +27,7 @@ import msgspec
 
 from device_agent.store import Store
 from sdk.errors import BundleError, ConfigError, RemoteWireError
-from sdk.wire import Desired, LogSegment
+from sdk.wire import Ack, Desired, LogSegment
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
@@ -161,8 +162,8 @@ class Gate:
                 self._keep(seen)
                 self._seen = seen
 
-    def check_segment(self, segment: LogSegment) -> None:
-        """Let a stretch of the union of labels pass.
+    def check_signed(self, message: LogSegment | Ack) -> None:
+        """Let a stretch of the union of labels, or an acknowledgement of own labels, pass.
 
         Raises:
             RemoteWireError: the fleet has not signed it.
@@ -172,7 +173,7 @@ class Gate:
         if signed_only:
             from sdk.trust import verify
 
-            verify.check_segment(segment, keys)
+            verify.check_signed(message, self._store.device, keys)
 
     # -- what it says --------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ MAX_BATCH_RECORDS: Final = 256
 MAX_SIGNATURE_BYTES: Final = 64
 """Ed25519."""
 SEGMENT_PREFIX: Final = b"headway log segment\0"
+ACK_PREFIX: Final = b"headway acknowledgement\0"
 MAX_RELEASE_BYTES: Final = 2 * 1024**3
 
 # \Z and not $, which a trailing newline would get past.
@@ -205,10 +206,19 @@ class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Ack(_Message, frozen=True, kw_only=True):
-    """Every entry of the device up to `through` is committed by the server."""
+    """Every entry of the device up to `through` is committed by the server.
+
+    `signature` is by the role `heads` over `signed_bytes`, in hex; empty without keys (docs/trust.md).
+    """
 
     through: Count
     refused: Refusal | None = None
+    signature: Annotated[str, msgspec.Meta(pattern=rf"^([0-9a-f]{{2}}){{0,{MAX_SIGNATURE_BYTES}}}\Z")] = ""
+
+    def signed_bytes(self, device: str) -> bytes:
+        """Return what the signature is over: whose acknowledgement it is, and what it says."""
+        said = msgspec.json.encode(msgspec.structs.replace(self, signature=""), order="sorted")
+        return ACK_PREFIX + device.encode() + b"\0" + said
 
 
 class LabelBatch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

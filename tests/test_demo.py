@@ -34,6 +34,7 @@ def test_one_device_learns_a_defect_and_the_other_knows_it(
     a, b = report["devices"]
     assert (a["labels_given"], b["labels_given"]) == (4, 0)
     for device in (a, b):
+        assert device["trust"] == "signed"
         assert device["new_class_recall_before"] == 0
         assert device["new_class_recall_after"] >= 0.5
         assert 0 < device["mqtt_bytes_head"] < device["mqtt_bytes_release"]

@@ -22,7 +22,7 @@ from sdk.trust.repository import (
     rotate_targets,
     sign,
 )
-from sdk.wire import WIRE_VERSION, LogSegment
+from sdk.wire import WIRE_VERSION, Ack, LogSegment
 from tests.trust_builders import (
     DAY_S,
     NOW,
@@ -85,7 +85,7 @@ def test_an_assignment_waits_for_the_metadata_that_signs_it(fleet: TrustedFleet,
 
 def test_without_a_root_all_is_taken_and_it_says_so(open_device: GuardedDevice) -> None:
     open_device.gate.desired(EVIL)
-    open_device.gate.check_segment(segment())
+    open_device.gate.check_signed(segment())
     assert open_device.begun == ["evil"]
     assert open_device.gate.standing(EVIL.release.release_id) == "unsigned"
 
@@ -327,7 +327,7 @@ def test_held_back_metadata_stops_new_releases_and_nothing_else(
     assert not device.takes(fleet.message(), two)
     assert "has expired" in str(device.gate.fault)
     assert device.gate.standing(one.release.release_id) == "signed"
-    device.gate.check_segment(OnlineTrust(fleet.repository).sign(segment()))  # labels go on
+    device.gate.check_signed(OnlineTrust(fleet.repository).sign(segment()))  # labels go on
     # The control: the service refreshes, and the same assignment is begun.
     fleet.now = device.now
     assert fleet.repository.refresh()
@@ -381,7 +381,7 @@ def test_a_device_follows_every_rotation_at_once(fleet: TrustedFleet, device: Gu
     assert device.takes(fleet.message(), fleet.release("two")) is False
     device.gate.receive(fleet.message())
     assert device.begun == ["two"]
-    device.gate.check_segment(OnlineTrust(fleet.repository).sign(segment()))
+    device.gate.check_signed(OnlineTrust(fleet.repository).sign(segment()))
 
 
 def test_a_replaced_targets_key_signs_nothing_any_more(fleet: TrustedFleet, device: GuardedDevice) -> None:
@@ -501,7 +501,7 @@ def test_labels_pass_with_the_fleets_signature_only(fleet: TrustedFleet, device:
     device.gate.receive(fleet.message())
     trust = OnlineTrust(fleet.repository)
     signed = trust.sign(segment())
-    device.gate.check_segment(signed)
+    device.gate.check_signed(signed)
     own = CryptoSigner.generate_ed25519()
     forged = msgspec.structs.replace(
         segment(), signature=bytes.fromhex(own.sign(segment().signed_bytes()).signature)
@@ -510,7 +510,26 @@ def test_labels_pass_with_the_fleets_signature_only(fleet: TrustedFleet, device:
     moved = msgspec.structs.replace(segment(first=2), signature=signed.signature)
     for bad in (segment(), forged, altered, moved):
         with pytest.raises(RemoteWireError, match="not signed by the fleet"):
-            device.gate.check_segment(bad)
+            device.gate.check_signed(bad)
+
+
+def test_own_labels_leave_the_outbox_by_a_signed_acknowledgement_only(
+    fleet: TrustedFleet, device: GuardedDevice, open_device: GuardedDevice
+) -> None:
+    device.gate.receive(fleet.message())
+    trust = OnlineTrust(fleet.repository)
+    said = Ack(through=7)
+    signed = trust.sign_ack(said, "line-1")
+    device.gate.check_signed(signed)
+    for bad in (
+        said,
+        msgspec.structs.replace(said, signature="00" * 64),
+        msgspec.structs.replace(signed, through=8),
+        trust.sign_ack(said, "line-2"),
+    ):
+        with pytest.raises(RemoteWireError, match="not signed by the fleet"):
+            device.gate.check_signed(bad)
+        open_device.gate.check_signed(bad)  # the control
 
 
 def test_a_message_is_the_same_bytes_that_were_written(fleet: TrustedFleet) -> None:

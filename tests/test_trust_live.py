@@ -16,6 +16,7 @@ from device_agent.sync import Sync
 from device_agent.trust import Gate
 from sdk.bundle import Bundle
 from sdk.cli import main
+from sdk.errors import RemoteWireError
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.cli_trust import open_trust
 from sdk.fleet.service import FleetService
@@ -23,7 +24,7 @@ from sdk.fleet.store import FleetStore
 from sdk.labels import Chain, DefineClass, Record
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.trust.repository import OnlineTrust
-from sdk.wire import WIRE_VERSION, DeviceState, LogSegment, Topics, UpdateState, encode_json, encode_msgpack
+from sdk.wire import WIRE_VERSION, Ack, DeviceState, LogSegment, Topics, UpdateState, encode_json, encode_msgpack
 from tests.builders import make_bundle
 from tests.simulators import LiveDevice, wait_for
 from tests.test_update import desired, rig_on
@@ -74,6 +75,7 @@ class Line:
     store: Store
     begun: list[str] = field(default_factory=list)
     told: list[Record] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     gate: Gate | None = None
     sync: Sync | None = None
 
@@ -81,6 +83,15 @@ class Line:
         """Return how many bytes of metadata have come."""
         assert self.sync is not None
         return self.sync.traffic().received.get("trust", 0)
+
+    def check(self, message: LogSegment | Ack) -> None:
+        """As the gate does, and remember what it refused."""
+        assert self.gate is not None
+        try:
+            self.gate.check_signed(message)
+        except RemoteWireError as error:
+            self.refused.append(str(error))
+            raise
 
     def fault(self) -> str:
         assert self.gate is not None
@@ -101,7 +112,7 @@ def line(folder: Path, settings: MqttSettings, root: Path | None) -> Iterator[Li
             on_records=made.told.extend,
             on_desired=gate.desired,
             on_trust=gate.receive,
-            check_segment=gate.check_segment,
+            check_signed=made.check,
             state=lambda: DeviceState(
                 device="line-1", channel="default", online=True, log_position=store.log_position("default"),
                 trust=gate.standing(None),
@@ -143,10 +154,12 @@ def test_who_owns_the_broker_publishes_no_release_and_no_labels(
         wait_for(lambda: "is not signed for channel" in guarded.fault(), what="the refusal")
         # In the order of this connection: once this was heard, the labels before it were.
         attacker.publish(TOPICS.down_log("line-1"), forged)
+        attacker.publish(TOPICS.ack("line-1"), encode_json(Ack(through=1)))
         attacker.publish(TOPICS.desired("line-1"), b"", retain=True)
         # The control: a device without the root, on the same broker, takes all of it.
         attacker.publish(TOPICS.desired("line-1"), encode_json(EVIL), retain=True)
         assert guarded.sync is not None
+        wait_for(lambda: len(guarded.refused) >= 3, what="the labels and the acknowledgement being refused")
         guarded.sync.stop()
         with line(tmp_path / "b", settings, None) as trusting:
             wait_for(lambda: "evil" in trusting.begun, what="the control's assignment")
@@ -154,6 +167,7 @@ def test_who_owns_the_broker_publishes_no_release_and_no_labels(
             wait_for(lambda: trusting.told, what="the control's labels")
         assert guarded.begun == []
         assert guarded.told == []
+        assert guarded.store.acknowledged() == 0
         assert guarded.store.log_position("default") == 0
     # And after the service is back, what is signed arrives.
     publish(fleet, bundle)

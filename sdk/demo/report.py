@@ -31,6 +31,7 @@ def figures(shown: Shown) -> dict[str, Any]:
         before, after, state = shown.before[name], shown.after[name], shown.states[name]
         devices.append(
             {
+                "trust": state["trust"],
                 "device": name,
                 "new_class_recall_before": before.recall[plan.hold_back],
                 "new_class_recall_after": after.recall[plan.hold_back],

@@ -148,12 +148,14 @@ def play(plan: Plan, say: Say, *, stay: Callable[[Shown, dict[str, str]], None] 
     streams = _streams(plan, by_part[Part.STREAM])
 
     with contextlib.ExitStack() as stack:
-        with act(shown, "Fleet: broker, service and two devices; the release goes out over MQTT", say):
+        with act(shown, "Fleet: keys, broker, service, two devices; the signed release goes out over MQTT", say):
+            fleet_dir = ("--dir", out / "fleet", "--keys", out / "keys")
+            run("fleet", "keys", "init", *fleet_dir, "--no-passphrase", log=logs)
             broker = stack.enter_context(Mosquitto())
             address = f"127.0.0.1:{broker.port}"
             fleet = stack.enter_context(_service("fleet", logs, _fleet_command(out, address)))
             fleet.wait_ready(60)
-            run("fleet", "publish", out / "bundle", "--dir", out / "fleet", log=logs)
+            run("fleet", "publish", out / "bundle", *fleet_dir, log=logs)
             services = [
                 stack.enter_context(
                     _service(name, logs, headway("agent", "run", _site(plan, name, stream, broker.port)))
@@ -283,6 +285,9 @@ threads = 1
 [mqtt]
 host = "127.0.0.1"
 port = {port}
+
+[trust]
+root = "fleet/trust/1.root.json"
 """
     )
     return site

@@ -265,8 +265,9 @@ class FleetCore:
                 )
         # Committed: from here on it may be told.
         for one in taken:
-            out.append(self._ack(one))
             verdict = one.verdict
+            ack = Ack(through=verdict.standing.chain.seq, refused=verdict.refused)
+            out.append(self._ack(one.device, ack))
             if verdict.refused is not None:
                 reports.append(
                     (
@@ -302,8 +303,7 @@ class FleetCore:
         elif device.device not in self._greeted:
             # It may have missed the last acknowledgement; with this it need not wait for its timer.
             self._greeted.add(device.device)
-            through = Ack(through=device.acknowledged)
-            out.append(Publication(self._topics.ack(device.device), encode_json(through)))
+            out.append(self._ack(device.device, Ack(through=device.acknowledged)))
         return out
 
     def _complain(self, device: str, what: str, reports: list[tuple[str, dict[str, Any]]]) -> None:
@@ -315,10 +315,10 @@ class FleetCore:
         row = ledger.device(device)
         return row is None or row.channel in self._channels
 
-    def _ack(self, taken: Taken) -> Publication:
-        verdict = taken.verdict
-        ack = Ack(through=verdict.standing.chain.seq, refused=verdict.refused)
-        return Publication(self._topics.ack(taken.device), encode_json(ack))
+    def _ack(self, device: str, ack: Ack) -> Publication:
+        if self._trust is not None:
+            ack = self._trust.sign_ack(ack, device)
+        return Publication(self._topics.ack(device), encode_json(ack))
 
     def _segments(self, topic: str, channel: str, first: int, records: Sequence[Record]) -> Iterator[Publication]:
         for batch in batches(records):

@@ -54,7 +54,7 @@ from sdk.trust.metadata import (
     releases,
     to_target,
 )
-from sdk.wire import LogSegment, TrustFiles, encode_json
+from sdk.wire import Ack, LogSegment, TrustFiles, encode_json
 
 TRUST_FOLDER: Final = "trust"
 ONLINE_KEY: Final = "online.pem"
@@ -425,6 +425,10 @@ class OnlineTrust:
     def message(self) -> bytes:
         """Return the message as it is now."""
         return self.poll() or self._message
+
+    def sign_ack(self, ack: Ack, device: str) -> Ack:
+        """Return an acknowledgement to a device with the fleet's signature."""
+        return msgspec.structs.replace(ack, signature=self._signer.sign(ack.signed_bytes(device)).signature)
 
     def sign(self, segment: LogSegment) -> LogSegment:
         """Return a segment with the fleet's signature."""

@@ -39,7 +39,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from sdk.errors import BadFormat, BadSignature, Expired, OlderVersion, RemoteWireError, Unsigned
 from sdk.trust.metadata import HEADS_ROLE, SIGNED_UTC, SignedRelease, release_path, releases
-from sdk.wire import MAX_MESSAGE_BYTES, Desired, LogSegment, TrustFiles, decode_json
+from sdk.wire import MAX_MESSAGE_BYTES, Ack, Desired, LogSegment, TrustFiles, decode_json
 
 CLOCK_SLACK_S: Final = 24 * 3600.0
 """A clock may be this much behind the last signature: server and device are not set by one clock."""
@@ -253,21 +253,29 @@ def heads_keys(seen: Seen) -> list[Key]:
     return [delegations.keys[keyid] for keyid in delegations.roles[HEADS_ROLE].keyids if keyid in delegations.keys]
 
 
-def check_segment(segment: LogSegment, keys: list[Key]) -> None:
-    """Check the signature under a stretch of the union of labels.
+def check_signed(message: LogSegment | Ack, device: str, keys: list[Key]) -> None:
+    """Check the signature under a stretch of the union of labels, or under an acknowledgement to a device.
 
     Raises:
         RemoteWireError: no key that may do so has signed it.
     """
-    signed = segment.signed_bytes()
+    if isinstance(message, Ack):
+        what, signed, signature = (
+            f"an acknowledgement to {device}",
+            message.signed_bytes(device),
+            message.signature,
+        )
+    else:
+        what = f"a stretch of labels from position {message.first} on"
+        signed, signature = message.signed_bytes(), message.signature.hex()
     for key in keys:
         try:
-            key.verify_signature(Signature(key.keyid, segment.signature.hex()), signed)
+            key.verify_signature(Signature(key.keyid, signature), signed)
         except (UnverifiedSignatureError, VerificationError):
             continue
         return
     raise RemoteWireError(
-        f"labels from position {segment.first} on are not signed by the fleet",
+        f"{what} is not signed by the fleet",
         hint="Somebody else publishes there, or the fleet's online key was changed just now.",
     )
 
