@@ -53,6 +53,8 @@ from sdk.wire import MAX_MESSAGE_BYTES, Topics
 
 CAMERA_WAIT_S: Final = 15.0
 """OpenCV's own timeout for opening a stream is 10 s."""
+RENEW_DAYS: Final = 60
+"""A certificate that ends sooner wants a visit planned."""
 BROKER_WAIT_S: Final = 10.0
 STATE_WAIT_S: Final = 5.0
 BURST: Final = 8
@@ -156,6 +158,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     if site.mqtt is None:
         yield Finding("broker", Level.NOTE, "no [mqtt] table: this device works alone")
     else:
+        yield from _trust(machine, site, site.mqtt)
         yield from _broker(site, site.mqtt)
 
 
@@ -552,6 +555,47 @@ def _camera_fix(settings: CameraSettings, bad: int) -> str:
     return (
         "Try the address in another player: ffprobe -rtsp_transport tcp 'ADDRESS'; check user and password in it."
     )
+
+
+def _trust(machine: Machine, site: Site, table: MqttTable) -> Iterator[Finding]:
+    """Look at the root, and at how long the device's certificates last."""
+    if site.trust is None:
+        yield Finding(
+            "trust",
+            Level.NOTE,
+            "unsigned: no [trust] table, so releases and labels are taken from whoever has the broker",
+            "`headway fleet enroll` writes it, with the fleet's root.json.",
+        )
+    else:
+        from device_agent.trust import read_root
+
+        try:
+            root = read_root(site.trust.root)
+        except HeadwayError as error:
+            yield _fault("trust", error)
+        else:
+            yield Finding("trust", Level.GOOD, f"signed releases only, by root version {root.versions['root']}")
+    for file in (table.cert_file, table.chunks_cert_file, table.trigger_cert_file):
+        if file is not None:
+            yield _certificate(machine, file)
+
+
+def _certificate(machine: Machine, file: Path) -> Finding:
+    from cryptography.x509 import load_pem_x509_certificate
+
+    try:
+        until = load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        return Finding("trust", Level.FAULT, f"{file} is no certificate: {error}", "Enrol this device anew.")
+    left_days = (until.timestamp() - machine.clock()) / 86_400.0
+    what = f"{file.name} until {until:%Y-%m-%d}"
+    if left_days <= 0:
+        return Finding(
+            "trust", Level.FAULT, f"{what}: it has expired", "Enrol this device anew, or set its clock."
+        )
+    if left_days < RENEW_DAYS:
+        return Finding("trust", Level.NOTE, what, "Revoke it and enrol this device anew before that day.")
+    return Finding("trust", Level.GOOD, what)
 
 
 def _broker(site: Site, table: MqttTable) -> Iterator[Finding]:

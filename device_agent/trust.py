@@ -15,7 +15,6 @@ is a root. Any thread may call.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -81,18 +80,10 @@ class Gate:
     def _open(self, root_file: Path) -> None:
         from sdk.trust import verify
 
-        try:
-            anchor = root_file.read_bytes()[:MAX_ROOT_BYTES]
-            first = verify.Seen.first(anchor)
-        except OSError as error:
-            raise ConfigError(
-                f"{root_file}: {error.strerror}", hint="`headway fleet enroll` writes it; copy it to this device."
-            ) from error
-        except BundleError as error:
-            raise ConfigError(f"{root_file}: {error}", hint=error.hint) from error
+        first = read_root(root_file)
         kept = self._store.kept(KEY)
         seen = None if kept is None else msgspec.msgpack.decode(kept, type=verify.Seen)
-        if seen is None or seen.anchor != hashlib.sha256(anchor).hexdigest():
+        if seen is None or seen.anchor != first.anchor:
             # The settings name another root: another fleet, or one begun anew. What the old one said is void.
             seen = first
             self._keep(seen)
@@ -203,3 +194,21 @@ class Gate:
         """Why the newest assignment or metadata is not taken; None if nothing is refused."""
         with self._lock:
             return self._refused or self._doubt
+
+
+def read_root(root_file: Path) -> Seen:
+    """Return where trust in a root begins.
+
+    Raises:
+        ConfigError: it cannot be read, or is none.
+    """
+    from sdk.trust import verify
+
+    try:
+        return verify.Seen.first(root_file.read_bytes()[:MAX_ROOT_BYTES])
+    except OSError as error:
+        raise ConfigError(
+            f"{root_file}: {error.strerror}", hint="`headway fleet enroll` writes it; copy it to this device."
+        ) from error
+    except BundleError as error:
+        raise ConfigError(f"{root_file}: {error}", hint=error.hint) from error

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from device_agent.store import Store, StoreLimits
 from sdk.bundle import Bundle
 from sdk.errors import TensorRtMissing
 from sdk.fleet.broker import Mosquitto, find_mosquitto
+from sdk.fleet.certificates import Authority
 from sdk.tensorrt_api import Library
+from sdk.trust.repository import Repository
 from tests.simulators import wait_for
 from tests.test_agent import bundle, flipped, images, running, site_file, site_of
 
@@ -223,6 +226,52 @@ def test_a_broker_that_would_hurt_is_a_fault_with_the_line_to_write(
         (found,) = faults(with_broker(site_file(images, bundle), broker.port))
     assert found.area == "broker"
     assert fix in found.fix
+
+
+# Signatures and certificates
+
+
+def enrolled(images: Path, bundle: Bundle, *, now: datetime) -> Path:
+    """Return a device's settings with what enrolment at that time writes."""
+    file = site_file(images, bundle)
+    Authority.create(file.parent / "tls", ["127.0.0.1"], clock=lambda: now)
+    made = Authority(file.parent / "tls", clock=lambda: now).enroll("line-1")
+    (file.parent / "device.pem").write_bytes(made.certificates[0])
+    (file.parent / "device.key").write_bytes(made.key)
+    (file.parent / "device.key").chmod(0o600)
+    Repository.create(file.parent / "trust", file.parent / "keys", clock=lambda: now)
+    root = "trust/1.root.json"
+    file.write_text(
+        file.read_text()
+        + '[mqtt]\nhost = "127.0.0.1"\nport = 9\nca_file = "tls/ca.pem"\ncert_file = "device.pem"\n'
+        + f'key_file = "device.key"\n[trust]\nroot = "{root}"\n'
+    )
+    return file
+
+
+@pytest.mark.parametrize(
+    ("age_days", "level"), [(0, Level.GOOD), (5 * 366 - 30, Level.NOTE), (5 * 366 + 1, Level.FAULT)]
+)
+def test_a_certificate_that_ends_is_told_in_time(
+    images: Path, bundle: Bundle, age_days: int, level: Level
+) -> None:
+    now = datetime.fromtimestamp(NOW, timezone.utc) - timedelta(days=age_days)
+    found = [each for each in examine(enrolled(images, bundle, now=now), GOOD) if each.area == "trust"]
+    assert [each.level for each in found] == [Level.GOOD, level]
+    assert found[0].what == "signed releases only, by root version 1"
+
+
+def test_a_device_without_a_root_is_told_that_it_takes_anything(images: Path, bundle: Bundle) -> None:
+    file = with_broker(site_file(images, bundle), 9)
+    (found,) = [each for each in examine(file, GOOD) if each.area == "trust"]
+    assert found.level is Level.NOTE
+    assert found.what.startswith("unsigned")
+
+
+def test_a_root_that_is_none_is_a_fault(images: Path, bundle: Bundle) -> None:
+    file = enrolled(images, bundle, now=datetime.fromtimestamp(NOW, timezone.utc))
+    (file.parent / "trust" / "1.root.json").write_text("{}")
+    assert "not TUF metadata" in next(each.what for each in faults(file) if each.area == "trust")
 
 
 # The command
