@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from device_agent.doctor import Finding
+    from device_agent.finding import Finding
 
 FAULT_EXIT: Final = 1
 _COLOURS: Final = {"good": "green", "note": "yellow", "fault": "red"}
@@ -26,7 +26,8 @@ def doctor(site_file: Path | None, as_json: bool) -> None:
     Looks at runtimes and clock; with a SITE.TOML also at its camera, release, broker, disk, store and permissions.
     Exit code 0 when nothing keeps the agent from working, 1 when something does.
     """
-    from device_agent.doctor import Level, examine
+    from device_agent.doctor import examine
+    from device_agent.finding import Level
 
     found: list[Finding] = []
     for finding in examine(site_file):

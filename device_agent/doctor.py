@@ -21,14 +21,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 import cv2
 
 from device_agent.agent import agent_version, running_page, running_state
+from device_agent.broker_check import check_broker
 from device_agent.camera import CameraState, open_camera
 from device_agent.config import (
     CameraSettings,
@@ -41,27 +41,20 @@ from device_agent.config import (
     load_site,
 )
 from device_agent.database import LOCK_NAME
+from device_agent.finding import Finding, Level
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
 from device_agent.store import STORE_NAME, StoreLimits, check_store
 from sdk.bundle import Bundle
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
-from sdk.mqtt import MqttSession, MqttSettings
 from sdk.tensorrt_api import Library, open_library
-from sdk.wire import MAX_MESSAGE_BYTES, Topics
 
 CAMERA_WAIT_S: Final = 15.0
 """OpenCV's own timeout for opening a stream is 10 s."""
 RENEW_DAYS: Final = 60
 """A certificate that ends sooner wants a visit planned."""
-BROKER_WAIT_S: Final = 10.0
 STATE_WAIT_S: Final = 5.0
-BURST: Final = 8
-BURST_TRIES: Final = 8
-NAGLE_S: Final = 0.025
-"""A burst of acknowledgements from a broker without `set_tcp_nodelay` waits for our delayed one, 40 ms; measured
-with Mosquitto on loopback: 43 to 45 ms a burst without, 1 to 3 ms with."""
 SLOW_SYNC_MS: Final = 100.0
 """A label waits for one sync; a click that takes longer feels stuck."""
 EARLIEST_UTC: Final = 1_767_225_600.0
@@ -69,31 +62,6 @@ EARLIEST_UTC: Final = 1_767_225_600.0
 _TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
 _NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ceph"})
-
-
-class Level(str, Enum):
-    """How a finding is meant."""
-
-    GOOD = "good"
-    NOTE = "note"
-    FAULT = "fault"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        area: settings, machine, runtime, release, camera, broker, clock, disk, permissions, store or page.
-        level: A fault keeps the agent from working, or from working safely.
-        what: What is so, in one line.
-        fix: What to do; empty where nothing is wrong.
-    """
-
-    area: str
-    level: Level
-    what: str
-    fix: str = ""
 
 
 def clock_synchronised() -> bool | None:
@@ -139,7 +107,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
             site = load_site(site_file)
             yield Finding("settings", Level.GOOD, f"{site_file} is well-formed, device {site.device}")
         except HeadwayError as error:
-            yield _fault("settings", error)
+            yield Finding.of("settings", error)
     yield from _machine(machine)
     yield from _runtimes(machine, site)
     yield from _clock(machine)
@@ -159,11 +127,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
         yield Finding("broker", Level.NOTE, "no [mqtt] table: this device works alone")
     else:
         yield from _trust(machine, site, site.mqtt)
-        yield from _broker(site, site.mqtt)
-
-
-def _fault(area: str, error: HeadwayError) -> Finding:
-    return Finding(area, Level.FAULT, str(error), error.hint)
+        yield from check_broker(site, site.mqtt)
 
 
 # -- the machine
@@ -383,7 +347,7 @@ def _store(site: Site, running: bool) -> Iterator[Finding]:
     try:
         facts = check_store(file, whole=not running)
     except HeadwayError as error:
-        yield _fault("store", error)
+        yield Finding.of("store", error)
         return
     if facts.device != site.device:
         yield Finding(
@@ -423,7 +387,7 @@ def _release(site: Site) -> Iterator[Finding]:
         runtime = open_runtime(bundle, site.precision, site.runtime)
         worst = check_golden(runtime, bundle, site.precision)
     except (BundleError, HeadwayError) as error:
-        yield _fault("release", error)
+        yield Finding.of("release", error)
         return
     name = bundle.precision(site.precision).precision
     yield Finding(
@@ -515,7 +479,7 @@ def _camera(settings: CameraSettings, device: str) -> Iterator[Finding]:
         finally:
             timer.cancel()
     except HeadwayError as error:
-        yield _fault("camera", error)
+        yield Finding.of("camera", error)
         return
     if shot is None and isinstance(settings, WatchCamera) and not camera.tally.bad:
         yield Finding("camera", Level.GOOD, f"{camera.name} is there, and nothing came into it just now")
@@ -572,7 +536,7 @@ def _trust(machine: Machine, site: Site, table: MqttTable) -> Iterator[Finding]:
         try:
             root = read_root(site.trust.root)
         except HeadwayError as error:
-            yield _fault("trust", error)
+            yield Finding.of("trust", error)
         else:
             yield Finding("trust", Level.GOOD, f"signed releases only, by root version {root.versions['root']}")
     for file in (table.cert_file, table.chunks_cert_file, table.trigger_cert_file):
@@ -596,74 +560,3 @@ def _certificate(machine: Machine, file: Path) -> Finding:
     if left_days < RENEW_DAYS:
         return Finding("trust", Level.NOTE, what, "Revoke it and enrol this device anew before that day.")
     return Finding("trust", Level.GOOD, what)
-
-
-def _broker(site: Site, table: MqttTable) -> Iterator[Finding]:
-    import msgspec
-
-    try:
-        settings = replace(MqttSettings(**msgspec.structs.asdict(table)), session_expiry_s=0)
-        topic = Topics(settings.prefix).up_tele(site.device)
-        began_s = time.perf_counter()
-        # The agent does not run, so its own name is free; brokers may admit no other.
-        with MqttSession(settings, site.device, on_message=lambda _message: None) as session:
-            session.connect(BROKER_WAIT_S)
-            connected_ms = (time.perf_counter() - began_s) * 1e3
-            offer = session.offer
-            single_s, burst_s = _round_trips(session, topic)
-    except HeadwayError as error:
-        yield _fault("broker", error)
-        return
-    secure = "TLS" if table.ca_file is not None else "no TLS"
-    yield Finding(
-        "broker", Level.GOOD, f"{settings.address}: MQTT 5, {secure}, connected in {connected_ms:.0f} ms"
-    )
-    if not offer.retain or offer.max_qos < 1:
-        yield Finding(
-            "broker",
-            Level.FAULT,
-            f"it offers {'no retained messages' if not offer.retain else 'QoS 0 only'}",
-            "Releases travel as retained messages of QoS 1: set retain_available true and max_qos 1 or more.",
-        )
-    if offer.max_packet_bytes is not None and offer.max_packet_bytes < MAX_MESSAGE_BYTES:
-        yield Finding(
-            "broker",
-            Level.FAULT,
-            f"it takes packets of {offer.max_packet_bytes} bytes at most",
-            f"Set max_packet_size {2 * MAX_MESSAGE_BYTES} in mosquitto.conf.",
-        )
-    if burst_s is None:
-        yield Finding(
-            "broker",
-            Level.FAULT,
-            f"it accepts this device and takes nothing from it on {topic}",
-            "Give the device write access to that topic in the broker's access list.",
-        )
-    elif burst_s - single_s > NAGLE_S:
-        yield Finding(
-            "broker",
-            Level.FAULT,
-            f"{BURST} small messages take {burst_s * 1e3:.0f} ms, one takes {single_s * 1e3:.0f}",
-            "Set set_tcp_nodelay true in mosquitto.conf: without it releases take 70 times as long.",
-        )
-    else:
-        yield Finding(
-            "broker",
-            Level.GOOD,
-            f"a message is taken after {single_s * 1e3:.0f} ms, {BURST} after {burst_s * 1e3:.0f} ms",
-        )
-
-
-def _round_trips(session: MqttSession, topic: str) -> tuple[float, float | None]:
-    """Return the time of one message and of a burst, the shortest in seconds; None where they are not taken."""
-    # The shortest: other work on this machine makes a message late, and nothing makes a delayed one early.
-    times: dict[int, list[float]] = {1: [], BURST: []}
-    for _ in range(BURST_TRIES):
-        for count, taken in times.items():
-            began_s = time.perf_counter()
-            for _ in range(count):
-                session.publish(topic, b"{}", expiry_s=1)
-            if not session.wait_taken(BROKER_WAIT_S):
-                return 0.0, None
-            taken.append(time.perf_counter() - began_s)
-    return min(times[1]), min(times[BURST])

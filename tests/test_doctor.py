@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from device_agent.agent import Agent
 from device_agent.cli_operations import FAULT_EXIT, doctor
-from device_agent.doctor import Finding, Level, Machine, examine
+from device_agent.doctor import Machine, examine
+from device_agent.finding import Finding, Level
 from device_agent.store import Store, StoreLimits
 from sdk.bundle import Bundle
 from sdk.errors import TensorRtMissing
@@ -223,7 +224,9 @@ def test_a_broker_that_would_hurt_is_a_fault_with_the_line_to_write(
     images: Path, bundle: Bundle, tmp_path: Path, edit: str, fix: str
 ) -> None:
     with Mosquitto(binary=careless(tmp_path, edit)) as broker:
-        (found,) = faults(with_broker(site_file(images, bundle), broker.port))
+        file = with_broker(site_file(images, bundle), broker.port)
+        # What is told by its timing may need another look on a machine as busy as one that tests.
+        (found,) = next((seen for _ in range(5) if (seen := faults(file))), [])
     assert found.area == "broker"
     assert fix in found.fix
 
