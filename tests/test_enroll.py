@@ -12,6 +12,8 @@ import pytest
 from cryptography import x509
 
 from device_agent.config import load_site
+from device_agent.store import Store
+from device_agent.sync import SyncCore
 from device_agent.trigger import MqttTrigger
 from sdk.chunks import ChunkFetcher
 from sdk.errors import BrokerError, KeyRefused
@@ -19,6 +21,8 @@ from sdk.fleet.access import access_list, secure_config, trigger_topic
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.certificates import Authority
 from sdk.fleet.cli_enroll import secure_broker, service_settings, tls_folder
+from sdk.fleet.service import FleetCore
+from sdk.fleet.store import FleetStore
 from sdk.mqtt import Message, MqttSession, MqttSettings
 from sdk.wire import Ack, DeviceState, Topics, encode_json
 from tests.simulators import LiveDevice, make_release, same_files, wait_for
@@ -394,6 +398,26 @@ def test_the_access_list_names_every_topic_a_device_writes() -> None:
     of_devices = [line for line in writes if "/dev/line-1/" in line]
     assert len(of_devices) == 7
     assert not any("#" in line or "+" in line for line in of_devices)
+
+
+def test_each_party_may_hear_what_its_code_listens_to(tmp_path: Path) -> None:
+    """The access list follows the code: a topic added there and forgotten here would be silence."""
+    blocks = access_list(T, {"line-1": "castings"}).split("user ")
+    heard = {block.split("\n")[0]: block for block in blocks}
+    with FleetStore(tmp_path / "fleet") as store:
+        of_service = FleetCore(store, T, ["castings"]).subscriptions()
+    with Store.open(tmp_path / "device", "line-1") as device:
+        core = SyncCore(
+            T,
+            device,
+            "castings",
+            on_records=lambda _records: None,
+            on_desired=lambda _desired: None,
+            state=lambda: DeviceState(device="line-1", channel="castings", online=True),
+        )
+        of_device = core.subscriptions()
+    for name, topics in (("fleet.service", of_service), ("line-1", of_device)):
+        assert [topic for topic in topics if f"topic read {topic}\n" not in heard[name]] == []
 
 
 @pytest.mark.parametrize(

@@ -384,6 +384,16 @@ def test_a_device_follows_every_rotation_at_once(fleet: TrustedFleet, device: Gu
     device.gate.check_signed(OnlineTrust(fleet.repository).sign(segment()))
 
 
+def test_a_key_left_from_a_rotation_that_did_not_end_is_never_overwritten(fleet: TrustedFleet) -> None:
+    left = fleet.keys / "targets.pem.next"
+    make_key(left, None)
+    before = left.read_bytes()
+    with pytest.raises(KeyRefused, match="did not end"):
+        rotate_targets(fleet.repository, fleet.root_keys(), fleet.keys, None)
+    assert left.read_bytes() == before
+    assert fleet.repository.root().signed.version == 1
+
+
 def test_a_replaced_targets_key_signs_nothing_any_more(fleet: TrustedFleet, device: GuardedDevice) -> None:
     fleet.release("one")
     old = fleet.key("targets")

@@ -310,8 +310,7 @@ class Repository:
             current = self.folder / ONLINE_KEY
             old_ids = self.root().signed.roles["timestamp"].keyids
             old = [self.root().signed.keys[keyid] for keyid in old_ids]
-            fresh = self.folder / f"{ONLINE_KEY}.next"
-            fresh.unlink(missing_ok=True)
+            fresh = _next_to(current)
             online = make_key(fresh, None)
             root = self.stage_root(old, [(online.public_key, "snapshot"), (online.public_key, "timestamp")])
             targets = self._next_targets()
@@ -505,8 +504,8 @@ def rotate_targets(
     """Replace the targets key; return the new one's file. The old file is moved aside, to `.old`."""
     root = repository.root().signed
     old = [root.keys[keyid] for keyid in root.roles["targets"].keyids]
-    file, fresh = keys / "targets.pem", keys / "targets.pem.next"
-    fresh.unlink(missing_ok=True)
+    file = keys / "targets.pem"
+    fresh = _next_to(file)
     made = make_key(fresh, passphrase)
     new_root = repository.stage_root(old, [(made.public_key, "targets")])
     targets = repository.stage_renewal()
@@ -548,14 +547,27 @@ def rotate_root(repository: Repository, keys: Path, name: str, passphrase: bytes
             )
         replaced = root.keys[lost[0]]
         file = keys / f"root-{lost[0][:8]}-new.pem"
-    fresh = file.with_name(f"{file.name}.next")
-    fresh.unlink(missing_ok=True)
+    fresh = _next_to(file)
     made = make_key(fresh, passphrase)
     new_root = repository.stage_root([replaced], [(made.public_key, "root")])
     sign(new_root, [*signers.values(), made])
     repository.put_into_force(new_root)
     _exchange(file, fresh)
     return file
+
+
+def _next_to(file: Path) -> Path:
+    """Return where a new key waits until it counts.
+
+    Raises:
+        KeyRefused: one waits there. It may count already: it is never overwritten.
+    """
+    fresh = file.with_name(f"{file.name}.next")
+    if fresh.exists():
+        raise KeyRefused(
+            f"{fresh} is left from a rotation that did not end", hint="Move it aside, keep it, and rotate again."
+        )
+    return fresh
 
 
 def _exchange(file: Path, fresh: Path) -> None:
