@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from sdk.errors import ConfigError, Expired, KeyRefused, OlderVersion, RemoteWireError, Unsigned
+from sdk.errors import BundleError, ConfigError, Expired, KeyRefused, OlderVersion, RemoteWireError, Unsigned
 from sdk.labels import Chain, DefineClass, Record
 from sdk.trust import verify
 from sdk.trust.keys import load_key, make_key
@@ -201,6 +202,30 @@ def test_what_is_no_metadata_changes_nothing(fleet: TrustedFleet, device: Guarde
     device.gate.receive(payload)
     device.gate.desired(desired)
     assert device.begun == ["one"]
+
+
+def test_no_flipped_bit_brings_anything_else(fleet: TrustedFleet) -> None:
+    """It is refused with a declared error, or says what the honest message says."""
+    fleet.release("one")
+    honest = fleet.message()
+    first = verify.Seen.first(fleet.repository.root_file().read_bytes())
+    said = verify.accept(honest, first, NOW)
+    chance = random.Random(7)
+    refused = 0
+    for _ in range(150):
+        at, bit = chance.randrange(len(honest)), chance.randrange(8)
+        flipped = honest[:at] + bytes([honest[at] ^ 1 << bit]) + honest[at + 1 :]
+        try:
+            seen = verify.accept(flipped, first, NOW)
+        except (BundleError, RemoteWireError):
+            refused += 1
+            continue
+        # Such as a signature more than the threshold needs: the bytes differ, what is signed does not.
+        assert (seen.versions, seen.floor_utc) == (said.versions, said.floor_utc)
+        assert verify.signed_release(seen, assignment("one"), NOW) == verify.signed_release(
+            said, assignment("one"), NOW
+        )
+    assert refused > 75
 
 
 def test_a_release_signed_for_another_channel_is_refused(fleet: TrustedFleet, device: GuardedDevice) -> None:

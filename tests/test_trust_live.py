@@ -27,6 +27,7 @@ from sdk.trust.repository import OnlineTrust
 from sdk.wire import WIRE_VERSION, Ack, DeviceState, LogSegment, Topics, UpdateState, encode_json, encode_msgpack
 from tests.builders import make_bundle
 from tests.simulators import LiveDevice, wait_for
+from tests.test_sync import write_label
 from tests.test_update import desired, rig_on
 from tests.trust_builders import Thief, assignment
 
@@ -176,6 +177,10 @@ def test_who_owns_the_broker_publishes_no_release_and_no_labels(
         with LiveDevice(settings, "line-2") as other:
             other.label(1)
             wait_for(lambda: guarded.told == other.log, what="the signed labels")
+        assert guarded.sync is not None
+        write_label(guarded.store, 1)
+        guarded.sync.notify_outbox()
+        wait_for(lambda: guarded.store.outbox_depth() == 0, what="the signed acknowledgement")
 
 
 @pytest.mark.broker
