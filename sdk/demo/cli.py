@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+import httpx
 from rich.console import Console
 from rich.progress import Progress
 
@@ -110,8 +111,11 @@ def demo(
     def linger(shown: Shown, pages: dict[str, str]) -> None:
         write(shown)
         for name, url in pages.items():
-            console.print(f"Device {name}: [bold]{url}[/]")
-        console.print("Label something. Ctrl-C ends the demo.")
+            waiting = len(
+                httpx.get(f"{url}api/queue", params={"limit": 200}, timeout=30).raise_for_status().json()
+            )
+            console.print(f"Device {name}: [bold]{url}label[/]  {waiting} pictures wait for an answer")
+        console.print("Label something; any part under Now can be labelled too. Ctrl-C ends the demo.")
         try:
             signal.pause()
         except KeyboardInterrupt:
