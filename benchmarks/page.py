@@ -22,7 +22,7 @@ import numpy as np
 from playwright.sync_api import Response
 
 from tests.pages import ASK_ALL, Device, Screen, chromium, opened, serving, write_stream
-from tests.test_page_kill import LATEST_S, Killed
+from tests.test_page_kill import Killed
 from tests.tiny import class_id, tiny_bundle
 
 QUESTION: Final = "how fast is a label saved, what does the page weigh, what does a kill leave?"
@@ -181,10 +181,10 @@ def _answer(device: Device, on: Screen, truth: dict[str, str], count: dict[str, 
 
 def kills(folder: Path, times: int) -> dict[str, Any]:
     """Lose power so often between a tap and "saved"; return where the kills fell. What is half on disk ends it."""
-    device = Killed(folder, {"rings": 2 * times + 4})
+    device = Killed(folder, {"rings": 2 * times + 8})
     chance = random.Random(0)
     for _ in range(times):
-        device.once(chance.uniform(0, LATEST_S))
+        device.once(chance.random())
     return {"kills": times, "half": 0, **device.lost_at}
 
 

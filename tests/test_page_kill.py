@@ -22,8 +22,8 @@ from tests.tiny import class_id, tiny_bundle
 
 KILLS: Final = 6
 """`python -m benchmarks.page` does it a hundred times."""
-LATEST_S: Final = 0.03
-"""A label takes a few milliseconds here: kills fall before, within and after it."""
+LATEST: Final = 1.6
+"""Kills fall up to so many times what a label takes here, now: before, within and after it."""
 
 
 def serve_page(folder: Path, pictures: Path, bundle: Path, tell: Callable[[Any], None]) -> None:
@@ -51,17 +51,35 @@ class Killed:
         self.lost_at: dict[str, int] = {"before": 0, "within": 0, "after": 0}
         with serving(self.data, self.pictures, Bundle.open(self.bundle), ASK_ALL):
             pass
+        self.takes_s = self._label_takes_s()
 
-    def once(self, delay_s: float) -> None:
-        """Label two alike pictures, lose power so long after the tap, and look at what is on disk."""
+    def _label_takes_s(self) -> float:
+        """Label twice, as `once` does, and return how long the quicker one took."""
         process = Doomed(serve_page, self.data, self.pictures, self.bundle)
         url = process.told()
-        queue = httpx.get(f"{url}api/queue", params={"limit": 200}).raise_for_status().json()
-        samples = [each["sample"] for each in queue[:2]]
+        took = []
+        for _ in range(2):
+            body = self._question(url)
+            began_s = time.monotonic()
+            httpx.post(f"{url}api/labels", json=body).raise_for_status()
+            took.append(time.monotonic() - began_s)
+        process.kill()
+        return min(took)
+
+    def _question(self, url: str) -> dict[str, Any]:
+        queue = httpx.get(f"{url}api/queue", params={"limit": 200}, timeout=60).raise_for_status().json()
+        return {"samples": [each["sample"] for each in queue[:2]], "class_id": class_id("pit").hex()}
+
+    def once(self, share: float) -> None:
+        """Label two pictures, lose power within this share of what it can take, and look at what is on disk."""
+        delay_s = share * LATEST * self.takes_s
+        process = Doomed(serve_page, self.data, self.pictures, self.bundle)
+        url = process.told()
+        body = self._question(url)
+        samples = [str(each) for each in body["samples"]]
         answers: list[int] = []
 
         def tap() -> None:
-            body = {"samples": samples, "class_id": class_id("pit").hex()}
             try:
                 answer = httpx.post(f"{url}api/labels", json=body)
             except httpx.TransportError:
@@ -99,16 +117,16 @@ class Killed:
 
 
 def test_a_label_is_there_or_asked_again_when_power_is_lost(tmp_path: Path) -> None:
-    device = Killed(tmp_path, {"rings": 2 * KILLS, "pit": 4})
+    device = Killed(tmp_path, {"rings": 2 * KILLS, "pit": 8})
     chance = random.Random(7)
     for _ in range(KILLS):
-        device.once(chance.uniform(0, LATEST_S))
+        device.once(chance.random())
     assert sum(device.lost_at.values()) == KILLS
 
 
 def test_the_check_would_notice_a_label_without_its_code(tmp_path: Path) -> None:
     """Sabotage: what must never happen, made to happen."""
-    device = Killed(tmp_path, {"rings": 4, "pit": 2})
+    device = Killed(tmp_path, {"rings": 6, "pit": 4})
     with Store.open(device.data, "line-1") as store:
         samples = [each.sample_id for each in store.queue(2)]
         store.append([Label(samples[0], class_id("pit"), "ann")])
