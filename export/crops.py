@@ -28,8 +28,6 @@ LARGEST_SCALE: Final = 1.8
 SHOWN: Final = 0.3
 HIDDEN: Final = 0.02
 """Of a defect's marks on the sheet: from the one it is shown, up to the other it is not; between, neither."""
-AIMED: Final = 0.5
-"""Share of the crops that look at a defect, where the sheet has one: drawn blindly, most would show none."""
 SHOWN_OF_CROP: Final = 0.03
 """Of the crop: so much of a large defect is enough."""
 AHEAD: Final = 4
@@ -46,6 +44,7 @@ class Source:
         without: Combinations that are never drawn.
         pool: Sheets held at a time.
         fresh: Sheets that replace the oldest at each step.
+        aimed: Share of the crops that look at a defect, where the sheet has one; the others look anywhere.
         size_px: Side of a sheet.
     """
 
@@ -54,6 +53,7 @@ class Source:
     without: frozenset[Combination]
     pool: int
     fresh: int
+    aimed: float = 0.0
     size_px: int = SHEET_PX
 
     def sheet(self, number: int) -> Sheet:
@@ -138,7 +138,7 @@ class Pool:
         counted = np.empty_like(shown)
         places = rng.integers(0, self.source.pool, count)
         for i, place in enumerate(places):
-            matrix, scale = _view(rng, self._marks[place], self.source.size_px, side_px)
+            matrix, scale = _view(rng, self.source, self._marks[place], side_px)
             cv2.warpAffine(
                 self._frames[place], matrix, (side_px, side_px), dst=images[i],
                 flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101,
@@ -152,9 +152,10 @@ def _quietly() -> None:
 
 
 def _view(
-    rng: np.random.Generator, marks: npt.NDArray[np.uint16], sheet_px: int, side_px: int
+    rng: np.random.Generator, source: Source, marks: npt.NDArray[np.uint16], side_px: int
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Return the way from a crop's pixels to the sheet's, (2, 3), and its scale: place, size, turn, mirror."""
+    sheet_px = source.size_px
     reach = min(LARGEST_SCALE, 1.15 * sheet_px / side_px)
     scale = math.exp(rng.uniform(math.log(min(SMALLEST_SCALE, reach)), math.log(reach)))
     stretch = math.exp(rng.uniform(-0.15, 0.15))
@@ -164,7 +165,7 @@ def _view(
     turn = np.array([[cos, -sin], [sin, cos]]) @ np.diag([scale * stretch * mirror, scale / stretch])
     room = max(0.0, (sheet_px - scale * side_px) / 2)
     middle = sheet_px / 2 + rng.uniform(-room, room, 2)
-    if rng.random() < AIMED and marks.any():
+    if source.aimed and rng.random() < source.aimed and marks.any():
         rows, columns = np.nonzero(marks)
         one = rng.integers(len(rows))
         there = MARK_PX * np.array([columns[one], rows[one]]) + scale * side_px * rng.uniform(-0.3, 0.3, 2)

@@ -43,6 +43,8 @@ MEAN: Final = 0.5
 STD: Final = 0.25
 """Of the input, alike for all channels: half the images have no colour."""
 INPUT_PX: Final = 224
+READ_LEVELS: Final = 4
+"""Of the trained network: it was trained to answer from two, four measure better on drawn tasks."""
 DEMO_NEWS: Final = "crack"
 """The class that the demo holds back is news on its product's surfaces to the backbone too."""
 HELD_OUT: Final[frozenset[Combination]] = frozenset(
@@ -75,7 +77,7 @@ class Recipe:
         kinds_weight: Of the loss of the surface's kind beside that of the surface: a coarse question for a start.
         defects_weight: Of the second question's loss beside the first's.
         hidden: Width of the network that answers.
-        pool, fresh: See `export.crops.Source`.
+        pool, fresh, aimed: See `export.crops.Source`.
         statistics: Batches that batch norm's statistics come from at the end, of crops at the input size: pooled
             maxima and edges differ by size.
     """
@@ -102,6 +104,7 @@ class Recipe:
     hidden: int = 512
     pool: int = 2000
     fresh: int = 2
+    aimed: float = 0.5
     statistics: int = 40
 
 
@@ -238,7 +241,7 @@ def pretrain(
     Raises:
         ExportError: training diverged, or the checkpoint is damaged or cannot be written.
     """
-    source = Source(plan.seed, recipe.surfaces, HELD_OUT, recipe.pool, recipe.fresh)
+    source = Source(plan.seed, recipe.surfaces, HELD_OUT, recipe.pool, recipe.fresh, recipe.aimed)
     pool = Pool(source, plan.processes)
     try:
         return _Run(plan, recipe, pool, checkpoint, on_step, on_scalars).run()

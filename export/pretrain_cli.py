@@ -54,7 +54,7 @@ def pretrain(
     json_file: str | None,
     tensorboard: Path | None,
 ) -> None:
-    """Train a backbone on drawn surfaces alone.
+    """Train a backbone on drawn surfaces alone, as `--backbone builtin` was.
 
     No image and no weights of anybody are needed, and no network. What comes out is a timm model folder with its
     card and ML-BOM: give it to `headway export` with --weights. After a kill, the same command goes on from there.
@@ -62,7 +62,7 @@ def pretrain(
     \b
     An hour on this machine:
       headway export pretrain --minutes 60 --out own
-      headway export parts/ --backbone resnet10t --weights own --levels 2 --out bundle
+      headway export parts/ --backbone resnet10t --weights own --levels 4 --out bundle
     On a machine with a GPU, eight processes drawing:
       headway export pretrain --steps 40000 --workers 8 --out own
     """

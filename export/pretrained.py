@@ -2,6 +2,7 @@
 
 config.json         timm's: architecture, model arguments, preprocessing, licence
 model.safetensors   weights in fp16, without a classifier
+recipe.json         for `headway export pretrain --recipe`
 record.json         recipe, seed, steps, losses, figures on drawn tasks, versions: what training it again needs
 card.md             for people
 mlbom.cdx.json      for machines, CycloneDX 1.6
@@ -39,13 +40,14 @@ from export.drawn_tasks import DrawnScore, draw_tasks, drawn_scores
 from export.finetune import OnScalars
 from export.mlbom import CARD_NAME
 from export.papers import NOT_FOR
-from export.pretrain import HELD_OUT, INPUT_PX, MEAN, STD, Outcome, Plan, Recipe, pretrain
+from export.pretrain import HELD_OUT, INPUT_PX, MEAN, READ_LEVELS, STD, Outcome, Plan, Recipe, pretrain
 from export.progress import Listener
 from sdk.errors import ExportError
 from sdk.lineage import MLBOM_NAME, PREFIX
 from sdk.preprocess import Preprocess
 from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES
 
+RECIPE_NAME: Final = "recipe.json"
 RECORD_NAME: Final = "record.json"
 CHECKPOINT_NAME: Final = "training.safetensors"
 LICENCE: Final = "apache-2.0"
@@ -162,6 +164,7 @@ def write_folder(
     weights = half(network)
     record = msgspec.structs.replace(record, sha256=hashlib.sha256(weights).hexdigest())
     files = {WEIGHTS_NAME: weights, CONFIG_NAME: config(recipe, record.feature_size)}
+    files[RECIPE_NAME] = json.dumps(record.recipe, indent=1).encode() + b"\n"
     files[RECORD_NAME] = msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
     files[CARD_NAME] = card(recipe, record, figures).encode()
     files[MLBOM_NAME] = bom(recipe, record, files)
@@ -211,8 +214,8 @@ def train_folder(
 
 
 def as_backbone(network: nn.Module, recipe: Recipe) -> Backbone:
-    """Return a network as a backbone, read as it was trained."""
-    module = Tapped(network, recipe.levels).eval() if recipe.levels > 1 else network.eval()
+    """Return a network as a backbone."""
+    module = Tapped(network, READ_LEVELS).eval()
     with torch.inference_mode():
         size = int(module(torch.zeros(1, 3, INPUT_PX, INPUT_PX)).shape[1])
     preprocess = Preprocess(height=INPUT_PX, width=INPUT_PX, mean=(MEAN,) * 3, std=(STD,) * 3)
@@ -224,7 +227,9 @@ def card(recipe: Recipe, record: Record, figures: Sequence[str] = ()) -> str:
     outcome = record.outcome
     arguments = ", ".join(f"{name} {value}" for name, value in recipe.model_args.items())
     drawn = [f"| {s.task} | {s.labels} | {100 * s.accuracy:.1f} |" for s in record.drawn]
-    again = f"headway export pretrain --seed {record.seed} --steps {outcome.steps} --out FOLDER"
+    again = (
+        f"headway export pretrain --recipe recipe.json --seed {record.seed} --steps {outcome.steps} --out FOLDER"
+    )
     lines = [
         "# A backbone that has seen drawn surfaces only",
         "",
@@ -235,7 +240,7 @@ def card(recipe: Recipe, record: Record, figures: Sequence[str] = ()) -> str:
         "## Architecture",
         "",
         f"timm `{recipe.architecture}` ({arguments}), {record.parameters:,} weights, "
-        f"{record.feature_size} features from the last {recipe.levels} levels, {INPUT_PX} x {INPUT_PX} px. "
+        f"{record.feature_size} features from the last {READ_LEVELS} levels, {INPUT_PX} x {INPUT_PX} px. "
         f"Licence: Apache-2.0. SHA-256 of the weights: `{record.sha256}`.",
         "",
         "## Data",

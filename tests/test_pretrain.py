@@ -32,7 +32,7 @@ TINY = Recipe(
     model_args={"channels": [8, 8, 16, 16], "stem_width": 8, "stem_type": "deep", "global_pool": "catavgmax"},
     surfaces=28, batch=8, sides_px=(32, 48), hidden=16, pool=6, fresh=1, statistics=2,
 )  # fmt: skip
-SOURCE = Source(seed=5, recipes=28, without=HELD_OUT, pool=6, fresh=1, size_px=96)
+SOURCE = Source(seed=5, recipes=28, without=HELD_OUT, pool=6, fresh=1, aimed=0.5, size_px=96)
 
 
 def _weights(network: nn.Module) -> list[bytes]:
@@ -172,12 +172,12 @@ def test_the_command_writes_a_folder_that_loads(made: Path, capfd: pytest.Captur
     ended = headway(capfd, *command, "--recipe", made / "recipe.json", "--json", figures)
     assert ended.code == 0, ended.err
     assert sorted(path.name for path in out.iterdir()) == [
-        "card.md", "config.json", "mlbom.cdx.json", "model.safetensors", "record.json",
+        "card.md", "config.json", "mlbom.cdx.json", "model.safetensors", "recipe.json", "record.json",
     ]  # fmt: skip
     record = json.loads((out / "record.json").read_text())
     assert (record["seed"], record["outcome"]["steps"], record["recipe"]["batch"]) == (7, 2, 8)
     assert json.loads(figures.read_text()) == record
-    backbone = load_backbone("resnet10t", str(out), levels=2)
+    backbone = load_backbone("resnet10t", str(out), levels=4)
     assert backbone.feature_size == record["feature_size"]
     assert (backbone.origin.licence, backbone.origin.sha256) == ("apache-2.0", record["sha256"])
     assert backbone.preprocess.mean == (0.5, 0.5, 0.5)

@@ -307,7 +307,7 @@ def _smear(rng: Stream, part: Part) -> None:
     part.height += inside * (blur(part.height, wide) - part.height)
     for i, plane in enumerate(part.colour):
         part.colour[i] = plane + inside * (blur(plane, wide) - plane)
-    part.darken(inside, 1 + rng.sign() * rng.between(0.1, 0.22))
+    part.darken(inside, rng.between(0.75, 1.2))
     part.gloss *= 1 + rng.between(-0.5, 1.0) * inside
     part.mark(inside)
 
