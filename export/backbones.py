@@ -1,4 +1,4 @@
-"""timm architectures with weights from a file, a folder, timm's hub, or none: pooled features, ready to train.
+"""timm architectures with weights from a file, a folder, timm's hub, ourselves, or none: pooled features.
 
 Rules this module keeps:
 
@@ -39,6 +39,11 @@ from sdk.preprocess import Preprocess
 
 NO_WEIGHTS: Final = "none"
 """`--weights none`: random initialisation, to be trained from scratch."""
+BUILTIN: Final = "builtin"
+"""`--backbone builtin`: the network that comes with Headway, trained by `headway export pretrain`."""
+BUILTIN_FOLDER: Final = Path(__file__).with_name("builtin")
+BUILTIN_LEVELS: Final = 4
+"""Chosen on drawn tasks (`export.pretrain.READ_LEVELS`)."""
 WEIGHTS_NAME: Final = "model.safetensors"
 _SLACK: Final = 4
 """Times the weights' own size that a model may register while it is built; layers may be made and replaced."""
@@ -136,13 +141,18 @@ class _Source:
     model_args: dict[str, Any]
 
 
+def own_levels(name: str) -> int:
+    """Return how many levels are read of a backbone where nobody says."""
+    return BUILTIN_LEVELS if name == BUILTIN else 1
+
+
 def load_backbone(
     name: str,
     weights: str | None = None,
     *,
     input_size_px: int | None = None,
     pool: str | None = None,
-    levels: int = 1,
+    levels: int | None = None,
     seed: int = 0,
     licence: str | None = None,
     hub_cache: Path | None = None,
@@ -150,14 +160,15 @@ def load_backbone(
     """Return timm's architecture `name` with weights, without its classifier.
 
     Args:
-        name: A name of `timm.list_models()`; with hub weights also with a tag (`resnet18.a1_in1k`).
+        name: A name of `timm.list_models()`, with hub weights also with a tag (`resnet18.a1_in1k`), or `builtin`.
         weights: A safetensors file of timm's own key names, a timm model folder (config.json and
-            model.safetensors), `none` for random ones, or None for timm's hub.
+            model.safetensors), `none` for random ones, or None for timm's hub, or for `builtin`'s own.
         input_size_px: Side of the square input; None takes the weights' own.
         pool: timm's name of the global pooling (`avg`, `max`, `catavgmax`); None takes the weights' own. In an
             average over the frame, a defect of a few pixels drowns.
         levels: 1 takes the network's own features. More adds the averages and maxima of as many levels below: the
-            last level knows what training asked of it, those below see other kinds of change as well.
+            last level knows what training asked of it, those below see other kinds of change as well. None is
+            `own_levels(name)`.
         seed: Of random weights.
         licence: Of weights that do not state theirs.
         hub_cache: A copy of the hub's cache, on machines without a network: nothing is fetched then. None is the
@@ -167,17 +178,11 @@ def load_backbone(
         UnknownBackbone: no such architecture, or weights that are missing, damaged or do not fit.
         ExportError: the network does not give features that a head can use.
     """
-    architecture, _, tag = name.partition(".")
-    if ":" in name or "/" in name or not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "See the names that timm.list_models() gives."
-        raise UnknownBackbone(f"timm has no architecture {name!r}", hint=hint)
-    if tag and weights is not None:
-        raise UnknownBackbone(
-            f"{name!r} names weights of timm's hub, and --weights names others",
-            hint=f"Give --backbone {architecture} with --weights, or {name} alone.",
-        )
-    source = _find(name, weights, seed, hub_cache)
+    levels = own_levels(name) if levels is None else levels
+    if name == BUILTIN:
+        architecture, source = _builtin(weights, seed)
+    else:
+        architecture, source = _named(name, weights, seed, hub_cache)
     if licence is not None:
         source = replace(source, origin=_with_licence(source.origin, licence))
     if pool is not None:
@@ -188,10 +193,45 @@ def load_backbone(
     if levels > 1:
         module = _tapped(name, module, levels)
     size = _check_features(name, module, preprocess)
-    described = architecture if pool is None else f"{architecture}, {pool} pooling"
+    described = f"{BUILTIN} ({architecture})" if name == BUILTIN else architecture
+    if pool is not None:
+        described += f", {pool} pooling"
     if levels > 1:
         described += f", {levels} levels"
     return Backbone(described, module, size, preprocess, source.origin, layout_of(module, preprocess))
+
+
+def _named(name: str, weights: str | None, seed: int, hub_cache: Path | None) -> tuple[str, _Source]:
+    """Return timm's architecture, and the weights that are asked for."""
+    architecture, _, tag = name.partition(".")
+    if ":" in name or "/" in name or not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "See the names that timm.list_models() gives."
+        raise UnknownBackbone(f"timm has no architecture {name!r}", hint=hint)
+    if tag and weights is not None:
+        raise UnknownBackbone(
+            f"{name!r} names weights of timm's hub, and --weights names others",
+            hint=f"Give --backbone {architecture} with --weights, or {name} alone.",
+        )
+    return architecture, _find(name, weights, seed, hub_cache)
+
+
+def _builtin(weights: str | None, seed: int) -> tuple[str, _Source]:
+    """Return the architecture and weights that come with Headway; the architecture alone with `--weights none`."""
+    if weights not in (None, NO_WEIGHTS):
+        raise UnknownBackbone(
+            f"--weights {weights}: {BUILTIN} comes with its own",
+            hint="Leave --weights out, or name the timm architecture that the weights are of.",
+        )
+    architecture = _described(BUILTIN_FOLDER).architecture
+    source = _from_folder(architecture, BUILTIN_FOLDER)
+    if weights == NO_WEIGHTS:
+        return architecture, replace(source, origin=_random(seed), state=None)
+    return architecture, replace(source, origin=replace(source.origin, source="comes with Headway"))
+
+
+def _random(seed: int) -> Origin:
+    return Origin(f"random initialisation, seed {seed}", None, "not applicable", False)
 
 
 def _with_licence(origin: Origin, licence: str) -> Origin:
@@ -207,8 +247,7 @@ def _find(name: str, weights: str | None, seed: int, hub_cache: Path | None) -> 
     if weights is None:
         return _from_hub(name, config, hub_cache)
     if weights == NO_WEIGHTS:
-        origin = Origin(f"random initialisation, seed {seed}", None, "not applicable", False)
-        return _Source(origin, None, config, {})
+        return _Source(_random(seed), None, config, {})
     path = Path(weights)
     if path.is_dir():
         return _from_folder(name, path)
@@ -271,18 +310,25 @@ class _FolderConfig(msgspec.Struct):
     model_args: dict[str, Any] = {}
 
 
-def _from_folder(name: str, folder: Path) -> _Source:
+_AGAIN: Final = "Name a timm model folder: config.json and model.safetensors, as timm's save_for_hf writes them."
+
+
+def _described(folder: Path) -> _FolderConfig:
+    """Return a timm model folder's config.json."""
     file = folder / CONFIG_NAME
-    again = "Name a timm model folder: config.json and model.safetensors, as timm's save_for_hf writes them."
     try:
-        _check_regular(file, again)
+        _check_regular(file, _AGAIN)
         if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise UnknownBackbone(f"{file} is too large", hint=again)
-        found = msgspec.json.decode(file.read_bytes(), type=_FolderConfig)
+            raise UnknownBackbone(f"{file} is too large", hint=_AGAIN)
+        return msgspec.json.decode(file.read_bytes(), type=_FolderConfig)
     except OSError as error:
-        raise UnknownBackbone(f"{file}: {error.strerror}", hint=again) from error
+        raise UnknownBackbone(f"{file}: {error.strerror}", hint=_AGAIN) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnknownBackbone(f"{file}: {_one_line(error)}", hint=again) from error
+        raise UnknownBackbone(f"{file}: {_one_line(error)}", hint=_AGAIN) from error
+
+
+def _from_folder(name: str, folder: Path) -> _Source:
+    found = _described(folder)
     architecture = found.architecture.partition(".")[0]
     if architecture != name:
         raise UnknownBackbone(
@@ -290,7 +336,7 @@ def _from_folder(name: str, folder: Path) -> _Source:
         )
     own = found.model_args.keys() & inspect.signature(timm.create_model).parameters.keys()
     if own:  # `checkpoint_path` would have timm unpickle any file
-        raise UnknownBackbone(f"{file}: model_args may not set {min(own)}", hint=again)
+        raise UnknownBackbone(f"{folder / CONFIG_NAME}: model_args may not set {min(own)}", hint=_AGAIN)
     state, sha256 = _read_weights(folder / WEIGHTS_NAME)
     described = msgspec.structs.asdict(found.pretrained_cfg)
     usual = timm.get_pretrained_cfg(name) or PretrainedCfg()

@@ -70,7 +70,9 @@ def _readout_budget(
 
 
 def _levels(ctx: click.Context, param: click.Parameter, value: Any) -> int | None:
-    """Return the number of levels; None for auto."""
+    """Return the number of levels; None for auto, 0 for the backbone's own."""
+    if value is None:
+        return 0
     return None if value == AUTO else click.IntRange(1, MAX_LEVELS).convert(value, param, ctx)
 
 
@@ -105,12 +107,16 @@ class WithPretrain(click.Command):
               help="Write what is known of the images, with pictures, as an HTML page.")  # fmt: skip
 @click.option("--write-index", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="With --check: write an index.csv with the groups found, to correct and use.")  # fmt: skip
-@click.option("--backbone", metavar="NAME", help="timm architecture, for example mobilenetv2_100.")
+@click.option(
+    "--backbone",
+    metavar="NAME",
+    help="timm architecture, for example mobilenetv2_100. `builtin` is Headway's own.",
+)
 @click.option(
     "--weights",
     metavar="PATH",
     help="A .safetensors file, a timm model folder (config.json, model.safetensors), or `none`: random weights. "
-    "Default: timm's hub.",
+    "Default: timm's hub; `builtin` brings its own.",
 )
 @click.option(
     "--strategy",
@@ -194,10 +200,8 @@ class WithPretrain(click.Command):
     "--levels",
     metavar="N|auto",
     callback=_levels,
-    default="1",
-    show_default=True,
     help="Read features from the last N levels of the backbone; more see more kinds of new defect. `auto` "
-    "measures which.",
+    "measures which. Default: 1, and 4 of `builtin`.",
 )
 @click.option(
     "--max-feature-size",
@@ -288,6 +292,8 @@ def export(
     Measure which levels and input size suit these images:
       headway export parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
           --levels auto --input-size auto --max-latency-ms 30 --out bundle
+    Headway's own backbone, without a network or anybody's weights:
+      headway export parts/ --backbone builtin --out bundle
     A small network from scratch, at most ten minutes:
       headway export parts/ --backbone resnet10t --weights none --input-size 96 --budget 10 --out bundle
     Train a backbone on drawn surfaces, see `headway export pretrain --help`:
@@ -338,7 +344,7 @@ def export(
         budget_s=None if budget is None else budget * 60,
         input_size_px=None if isinstance(input_size, str) else input_size,
         pool=None if pool == AUTO else pool,
-        levels=levels or 1,
+        levels=levels or None,
         readout=_readout_budget(levels, max_feature_size, max_latency_ms, pool, input_size),
         classes_from=classes_from,
         max_base_codes=max_base_codes,

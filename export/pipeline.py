@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from export.backbones import NO_WEIGHTS, Backbone, load_backbone
+from export.backbones import NO_WEIGHTS, Backbone, load_backbone, own_levels
 from export.card import card
 from export.check import Groups, check, set_report, with_scores
 from export.checkpoint import Checkpoint
@@ -119,7 +119,7 @@ class Request:
         budget_s: See `export.finetune.Schedule`.
         input_size_px: Side of the input; None is the weights' own.
         pool: Global pooling; None is the weights' own.
-        levels: How many of the backbone's levels the features are read from.
+        levels: How many of the backbone's levels the features are read from; None is the backbone's own number.
         readout: With a budget, levels, and pooling and input size where they are None, are chosen by measurement.
         classes_from: An earlier bundle whose class ids are kept for classes of the same name.
         max_base_codes: Of more images only so many have their codes in the bundle, and the others exact sums.
@@ -148,7 +148,7 @@ class Request:
     budget_s: float | None = None
     input_size_px: int | None = None
     pool: str | None = None
-    levels: int = 1
+    levels: int | None = None
     readout: Budget | None = None
     classes_from: Path | None = None
     max_base_codes: int = MAX_BASE_CODES
@@ -317,7 +317,8 @@ def _parents(request: Request) -> tuple[Link, ...]:
 
 def _readout(request: Request, learned: Selection, log: Log) -> tuple[Readout, list[ReadoutReport]]:
     """Return how features are read from the backbone, and what was tried, where it is chosen by measurement."""
-    asked = Readout(request.input_size_px, request.pool, request.levels)
+    levels = own_levels(request.backbone) if request.levels is None else request.levels
+    asked = Readout(request.input_size_px, request.pool, levels)
     if request.readout is None:
         return asked, []
     paths = [learned.images.images[row].path for row in learned.rows]

@@ -49,9 +49,7 @@ def test_one_device_learns_a_defect_and_the_other_knows_it(
 
     # It runs again over its own folder, and over nobody else's.
     (out / "headway-demo").unlink()
-    again = headway(
-        capfd, "demo", "--data", data, "--backbone", "test_resnet", "--hold-back", "rings", "--out", out
-    )
+    again = headway(capfd, "demo", "--data", data, "--hold-back", "rings", "--out", out)
     assert again.code == 2
     assert "holds other things" in again.err
     assert (out / "report.json").is_file()
@@ -59,15 +57,13 @@ def test_one_device_learns_a_defect_and_the_other_knows_it(
 
 def test_wrong_use_is_said_before_any_work(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    no_backbone = headway(capfd, "demo", "--data", data, "--out", out)
-    assert no_backbone.code == 2
-    assert "--backbone" in no_backbone.err
+    no_class = headway(capfd, "demo", "--data", data, "--out", out)
+    assert no_class.code == 2
+    assert "--hold-back" in no_class.err
     no_data = headway(capfd, "demo", "--backbone", "test_resnet", "--out", out)
     assert no_data.code == 2
     assert "--data" in no_data.err
     assert not out.exists()
-    unknown = headway(
-        capfd, "demo", "--data", data, "--backbone", "test_resnet", "--hold-back", "dent", "--out", out
-    )
+    unknown = headway(capfd, "demo", "--data", data, "--hold-back", "dent", "--out", out)
     assert unknown.code == 2
     assert "rings" in unknown.err

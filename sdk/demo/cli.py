@@ -27,6 +27,8 @@ BUILT_IN_EXPORT: Final = (
     "--input-size", "96", "--epochs", "26", "--budget", "4",
 )  # fmt: skip
 """A small timm architecture, trained from scratch on the demo's own images: no hub, no licence question."""
+OWN_BACKBONE: Final = "builtin"
+"""For images of one's own: it comes with Headway, so that no hub is asked and no licence is in question."""
 MARK: Final = "headway-demo"
 
 
@@ -36,7 +38,7 @@ MARK: Final = "headway-demo"
     type=click.Path(path_type=Path),
     help="Labelled images of your own; drawn by the demo itself if absent.",
 )
-@click.option("--backbone", help="timm architecture to use with --data, for example mobilenetv2_100.")
+@click.option("--backbone", help="To use with --data: `builtin`, or a timm architecture.  [default: builtin]")
 @click.option("--weights", help="Its weights: a safetensors file or a timm model folder; timm's hub if absent.")
 @click.option("--strategy", help="How to train, see `headway export --help`.")
 @click.option("--hold-back", help="The class that nobody knows at first.  [default: crack]")
@@ -76,15 +78,16 @@ def demo(
     \b
     With nothing but the defaults it draws its own images and trains a small backbone on them:
       headway demo
-    On your own images:
+    On your own images, with the backbone that comes with Headway or with another:
+      headway demo --data parts/ --hold-back scratches
       headway demo --data parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
           --hold-back scratches --labels 10 --out demo-parts
     """
     console = Console(stderr=True)
     if data is None and (backbone or weights or strategy):
         raise click.UsageError("--backbone, --weights and --strategy go with --data.")
-    if data is not None and (backbone is None or hold_back is None):
-        raise click.UsageError("--data needs --backbone and --hold-back too.")
+    if data is not None and hold_back is None:
+        raise click.UsageError("--data needs --hold-back too.")
     signal.signal(signal.SIGTERM, _stop)
     start = time.monotonic()
     _prepare(out)
@@ -92,7 +95,7 @@ def demo(
     if data is None:
         data = _draw(out / "images", seed, console)
     else:
-        export_args = ["--backbone", str(backbone)]
+        export_args = ["--backbone", backbone or OWN_BACKBONE]
         for option, value in (("--weights", weights), ("--strategy", strategy)):
             if value is not None:
                 export_args += [option, value]
