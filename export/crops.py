@@ -14,6 +14,7 @@ import math
 from collections.abc import Collection
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Final
 
 import cv2
@@ -97,7 +98,9 @@ class Pool:
         self._next = 0
         self._coming: dict[int, Future[Sheet]] = {}
         self._ahead = processes * AHEAD
-        self._drawers = ProcessPoolExecutor(processes, initializer=_quietly) if processes else None
+        # Forked from a process with threads (torch has some), a child may wait for ever for what one of them held.
+        fresh = get_context("spawn")
+        self._drawers = ProcessPoolExecutor(processes, fresh, initializer=_quietly) if processes else None
 
     def close(self) -> None:
         """End the drawing processes."""
