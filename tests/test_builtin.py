@@ -113,3 +113,10 @@ def test_a_bundle_says_where_its_backbone_comes_from(tmp_path: Path, capfd: pyte
     assert (lineage.weights_source, lineage.weights_licence) == ("comes with Headway", "apache-2.0")
     assert lineage.weights_sha256 == record["sha256"]
     assert lineage.backbone.startswith("builtin (")
+
+
+def test_its_papers_name_the_files_that_are_shipped() -> None:
+    parts = json.loads((BUILTIN_FOLDER / "mlbom.cdx.json").read_text())["components"]
+    named = {part["name"]: part["hashes"][0]["content"] for part in parts if part["bom-ref"].startswith("file/")}
+    shipped = {file for file in BUILTIN_FOLDER.iterdir() if file.is_file() and file.name != "mlbom.cdx.json"}
+    assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in shipped} == named
