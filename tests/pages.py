@@ -140,7 +140,9 @@ def chromium() -> Iterator[Browser]:
     """Run a real Chromium; the test is skipped where there is none."""
     if not CHROMIUM.is_file():
         pytest.skip("needs Debian's Chromium at /usr/bin/chromium")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=1000 * DEADLINE_S)
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-DEADLINE_S: Final = 30.0
+DEADLINE_S: Final = 60.0
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.test_store", "tests.test_learner", "tests.test_update"])

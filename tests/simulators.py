@@ -42,7 +42,7 @@ from sdk.wire import (
 TOPICS = Topics()
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 20.0, what: str = "it") -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "it") -> None:
     """Wait until a condition holds; fail the test when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

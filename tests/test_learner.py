@@ -33,7 +33,7 @@ from tests.processes import Doomed
 GOOD, SCRATCH, PIT = (class_id_of(name) for name in ("good", "scratch", "pit"))
 LIMITS = StoreLimits(reserve_bytes=0)
 NO_SPOT_CHECKS = QueuePolicy(spot_check_share=0.0)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")

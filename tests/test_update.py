@@ -36,7 +36,7 @@ from tests.test_sync import serving
 S = UpdateState
 GOOD, SCRATCH = class_id_of("good"), class_id_of("scratch")
 LIMITS = StoreLimits(reserve_bytes=0)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 ALL_STEPS = [S.DOWNLOADING, S.VERIFIED, S.CANDIDATE, S.PROVISIONAL, S.COMMITTED]
 
 
