@@ -17,7 +17,7 @@ from argon2 import PasswordHasher
 from device_agent.camera import open_camera
 from device_agent.config import FolderCamera
 from device_agent.database import Database
-from device_agent.page import PageServer, create_app
+from device_agent.page import create_app
 from device_agent.page.access import Access
 from device_agent.page.book import open_book
 from device_agent.queue import QueuePolicy
@@ -28,6 +28,7 @@ from device_agent.store import Store, StoreLimits
 from sdk.bundle import Bundle
 from sdk.images import sample_id
 from sdk.labels import Label
+from sdk.web.server import PageServer
 from tests.tiny import picture
 
 if TYPE_CHECKING:

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from playwright.sync_api import Page, expect, sync_playwright
 
 from sdk.bundle import Bundle
-from sdk.errors import FleetError
-from sdk.fleet.page.app import make_app
-from sdk.fleet.page.server import serving_page
+from sdk.errors import ConfigError
+from sdk.fleet.page.app import HOST, make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.rollout import Plan
 from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord, Label
+from sdk.web.server import serving_page
 from sdk.wire import DeviceState, HeadState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.simulators import SimDevice
@@ -51,8 +52,13 @@ def floor(fleet_dir: Path, bundles: dict[str, Bundle]) -> Floor:
 
 
 @pytest.fixture
-def client(floor: Floor) -> TestClient:
-    return TestClient(make_app(FleetView(floor.store, lambda: floor.now)), base_url="http://127.0.0.1")
+def app(floor: Floor) -> FastAPI:
+    return make_app(FleetView(floor.store, lambda: floor.now))
+
+
+@pytest.fixture
+def client(app: FastAPI) -> TestClient:
+    return TestClient(app, base_url="http://127.0.0.1")
 
 
 def test_devices_are_shown_as_they_are(floor: Floor, client: TestClient) -> None:
@@ -154,18 +160,18 @@ def test_names_are_text_and_the_browser_is_told_to_trust_nothing_else(floor: Flo
         assert answer.headers["content-security-policy"].startswith("default-src 'self'")
 
 
-def test_a_page_elsewhere_cannot_read_the_fleet_under_another_name(client: TestClient) -> None:
-    with serving_page(client.app, 0) as address:  # type: ignore[arg-type]
+def test_a_page_elsewhere_cannot_read_the_fleet_under_another_name(app: FastAPI) -> None:
+    with serving_page(app, HOST, 0) as address:
         assert httpx.get(address).status_code == 200
         rebound = httpx.get(address, headers={"host": "evil.example"})
     assert rebound.status_code == 400
     assert "fleet" not in rebound.text
 
 
-def test_a_port_that_is_taken_is_told(client: TestClient) -> None:
-    with serving_page(client.app, 0) as address:  # type: ignore[arg-type]
+def test_a_port_that_is_taken_is_told(app: FastAPI) -> None:
+    with serving_page(app, HOST, 0) as address:
         port = int(address.rstrip("/").rpartition(":")[2])
-        with pytest.raises(FleetError, match="cannot be served") as caught, serving_page(client.app, port):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="cannot be served") as caught, serving_page(app, HOST, port):
             pass
         assert caught.value.hint
 
@@ -187,12 +193,12 @@ def page() -> Iterator[Page]:
 @pytest.mark.browser
 @pytest.mark.parametrize("fleet_dir", ["sqlite"], indirect=True)
 def test_the_page_goes_on_by_itself_and_says_when_it_is_old(
-    floor: Floor, bundles: dict[str, Bundle], page: Page
+    floor: Floor, app: FastAPI, bundles: dict[str, Bundle], page: Page
 ) -> None:
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    with serving_page(make_app(FleetView(floor.store, lambda: floor.now)), 0) as address:
+    with serving_page(app, HOST, 0) as address:
         page.goto(address)
         expect(page.get_by_text("4 of 4 online")).to_be_visible(timeout=60_000)
         floor.away.add("b")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from device_agent.page import PageServer
 from device_agent.runtime import open_runtime
 from sdk.bundle import Bundle
 from sdk.errors import ConfigError
 from sdk.images import sample_id
+from sdk.web.server import PageServer
 from tests.pages import Device, hex_of, running, wait_for
 from tests.tiny import CLASSES, class_id, picture, tiny_bundle
 

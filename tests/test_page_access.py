@@ -18,7 +18,7 @@ from playwright.sync_api import expect
 from device_agent.agent import Agent, running_state
 from device_agent.config import PageSettings, load_site
 from device_agent.database import Database
-from device_agent.page import PageServer, open_page
+from device_agent.page import open_page
 from device_agent.page.access import (
     IDLE_OPERATOR_S,
     IDLE_S,
@@ -32,6 +32,7 @@ from device_agent.page.book import open_book
 from device_agent.page.guard import SESSION_COOKIE
 from sdk.bundle import Bundle
 from sdk.errors import AccessError, ConfigError, LoginFailed, NameTaken, TooManyTries
+from sdk.web.server import PageServer
 from tests.commands import headway
 from tests.pages import CHEAP, Device, chromium, opened, serving, write_stream
 from tests.tiny import class_id, tiny_bundle

@@ -1,6 +1,6 @@
 """The operator's page and the HTTP interface beneath it: what a person or a cell controller can do here.
 
-`create_app` gives the ASGI application, `PageServer` runs it on a thread beside the inspection loop.
+`create_app` gives the ASGI application, `sdk.web.server` runs it on a thread beside the inspection loop.
 
     api, quality, people   the HTTP interface: labels and samples; what is rejected; accounts
     pages, text            HTML for people, and every word of it in every language
@@ -12,6 +12,6 @@
 from device_agent.page.access import Access
 from device_agent.page.app import create_app
 from device_agent.page.book import open_book
-from device_agent.page.server import PageServer, open_page
+from device_agent.page.server import open_page
 
-__all__ = ["Access", "PageServer", "create_app", "open_book", "open_page"]
+__all__ = ["Access", "create_app", "open_book", "open_page"]

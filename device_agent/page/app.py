@@ -40,6 +40,7 @@ from sdk.errors import (
     TriggerRefused,
     UnknownClassError,
 )
+from sdk.web.server import mount_shared
 
 _STATUS: Final[tuple[tuple[type[HeadwayError], int], ...]] = (
     (StoreFull, 507),
@@ -87,6 +88,7 @@ def create_app(
         docs_url=None,  # its assets come from a content network; /openapi.json is enough
         redoc_url=None,
     )
+    mount_shared(app)
     app.mount("/static", StaticFiles(directory=str(files("device_agent.page") / "static")), name="static")
     _add_errors(app)
     app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure))

@@ -157,11 +157,12 @@ def serve(
     with stop_on_signals() as stop, FleetStore(directory) as store, own, contextlib.ExitStack() as page:
         service = FleetService(store, settings, channels, report, trust)
         if page_port is not None:
-            from sdk.fleet.page.app import make_app
-            from sdk.fleet.page.server import serving_page
+            from sdk.fleet.page.app import HOST, make_app
             from sdk.fleet.page.view import FleetView
+            from sdk.web.server import serving_page
 
-            report("page", {"address": page.enter_context(serving_page(make_app(FleetView(store)), page_port))})
+            address = page.enter_context(serving_page(make_app(FleetView(store)), HOST, page_port))
+            report("page", {"address": address})
         service.run(stop.event)
     report("stopped", {"dir": str(directory)})
 

@@ -190,12 +190,12 @@ def _device(publication: Publication, rollout: Rollout, member: Member) -> dict[
     from sdk.fleet.rollout import failure
 
     release_id = publication.ref.release_id
-    end = settled(release_id, member.state, member.running)
+    state = member.state or settled(release_id, member.state, member.running)
     return {
         "device": member.device,
         "wave": member.wave,
         "online": member.online,
-        "state": "assigned" if member.state is None and end is None else (member.state or end).value,  # type: ignore[union-attr]
+        "state": "assigned" if state is None else state.value,
         "runs_it": member.running == release_id,
         "trouble": failure(rollout.plan, member, release_id),
         "before": None if member.before is None else msgspec.to_builtins(member.before),

@@ -208,16 +208,16 @@ def decide(
     taken = [m for m in there if _took(m, release_id) and m.device not in failed]
     asked = [m for m in there if m.device not in failed and m not in taken]
     if out and (asked or not there) and not late:
-        return Decision(Step.WAIT, _changed(rollout, state=RolloutState.ROLLING, well_since_utc=None))
+        return Decision(Step.WAIT, _stands(rollout, RolloutState.ROLLING, None))
     if out and (not taken or len(taken) < plan.success * len(there)):
         return _halt(rollout, f"{len(taken)} of {len(out)} devices of wave {rollout.wave} took it")
     since = rollout.well_since_utc if rollout.well_since_utc is not None else now_utc
     if now_utc < since + plan.soak_s:
-        return Decision(Step.WAIT, _changed(rollout, state=RolloutState.SOAKING, well_since_utc=since))
+        return Decision(Step.WAIT, _stands(rollout, RolloutState.SOAKING, since))
     if rollout.wave >= len(plan.waves):
-        return Decision(Step.FINISH, _changed(rollout, state=RolloutState.DONE, well_since_utc=since))
+        return Decision(Step.FINISH, _stands(rollout, RolloutState.DONE, since))
     if plan.approve and rollout.wave >= rollout.approved:
-        return Decision(Step.WAIT, _changed(rollout, state=RolloutState.AWAITING, well_since_utc=since))
+        return Decision(Step.WAIT, _stands(rollout, RolloutState.AWAITING, since))
     return _next(rollout, members, channel)
 
 
@@ -226,7 +226,7 @@ def _took(member: Member, release_id: str) -> bool:
 
 
 def _halt(rollout: Rollout, reason: str) -> Decision:
-    return Decision(Step.HALT, _changed(rollout, state=RolloutState.HALTED, reason=reason[:500]))
+    return Decision(Step.HALT, _newer(rollout, replace(rollout, state=RolloutState.HALTED, reason=reason[:500])))
 
 
 def _next(rollout: Rollout, members: Sequence[Member], channel: Iterable[str]) -> Decision:
@@ -277,7 +277,10 @@ def worse(plan: Plan, before: Quality, now: Quality) -> str | None:
     return None
 
 
-def _changed(rollout: Rollout, **changes: object) -> Rollout:
-    """Return the rollout changed, its version raised where that is news."""
-    new = replace(rollout, **changes)  # type: ignore[arg-type]
-    return new if new == rollout else replace(new, version=rollout.version + 1)
+def _stands(rollout: Rollout, state: RolloutState, well_since_utc: float | None) -> Rollout:
+    return _newer(rollout, replace(rollout, state=state, well_since_utc=well_since_utc))
+
+
+def _newer(before: Rollout, after: Rollout) -> Rollout:
+    """Return the rollout as it is now, its version raised where that is news."""
+    return after if after == before else replace(after, version=before.version + 1)

@@ -689,7 +689,7 @@ class Ledger:
             FleetError: none is under way.
         """
         rollout = self._under_way(channel)
-        return self._store(rollout, state=RolloutState.HALTED, reason=reason[:500])
+        return self._store(replace(rollout, state=RolloutState.HALTED, reason=reason[:500]))
 
     def approve(self, channel: str) -> Rollout:
         """Let the next wave of a channel's rollout begin.
@@ -703,7 +703,7 @@ class Ledger:
                 f"the rollout on {channel} is {rollout.state.value}; it waits for no approval",
                 hint="Look at it: headway fleet rollout show.",
             )
-        return self._store(rollout, approved=rollout.wave + 1, state=RolloutState.SOAKING)
+        return self._store(replace(rollout, approved=rollout.wave + 1, state=RolloutState.SOAKING))
 
     def resume(self, channel: str) -> Rollout:
         """Go on with a halted rollout, from the wave that was out, as if its devices had said nothing yet.
@@ -734,7 +734,9 @@ class Ledger:
             .values(announced=False, cleared=False)
         )
         return self._store(
-            rollout, state=RolloutState.ROLLING, reason="", wave_began_utc=time.time(), well_since_utc=None
+            replace(
+                rollout, state=RolloutState.ROLLING, reason="", wave_began_utc=time.time(), well_since_utc=None
+            )
         )
 
     def _under_way(self, channel: str) -> Rollout:
@@ -746,8 +748,8 @@ class Ledger:
             )
         return found[1]
 
-    def _store(self, rollout: Rollout, **changes: object) -> Rollout:
-        after: Rollout = replace(rollout, version=rollout.version + 1, **changes)  # type: ignore[arg-type]
+    def _store(self, rollout: Rollout) -> Rollout:
+        after = replace(rollout, version=rollout.version + 1)
         self._put_rollout(after)
         return after
 

@@ -11,19 +11,22 @@ from typing import Annotated, Any, Final
 
 import jinja2
 from fastapi import FastAPI, Path, Request, Response
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from sdk.errors import FleetError, HeadwayError
 from sdk.fleet.page.view import FleetView
+from sdk.web.server import mount_shared
 
+HOST: Final = "127.0.0.1"
+"""It asks nobody who they are. On a network a proxy with the plant's own log-in belongs before it."""
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 Channel = Annotated[str, Path(pattern=r"^[a-z0-9._-]{1,64}$")]
 
@@ -43,18 +46,16 @@ def make_app(view: FleetView) -> FastAPI:
         lstrip_blocks=True,
     )
     templates.filters.update(percent=_percent, points=_points)
-    static = files("sdk.fleet.page") / "static"
-    app.mount("/static", StaticFiles(directory=str(static)), name="static")
+    mount_shared(app)
+    app.mount("/static", StaticFiles(directory=str(files("sdk.fleet.page") / "static")), name="static")
+    # A page elsewhere that resolves its own name to this machine must not read the fleet.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
     def page(name: str, active: str, **values: Any) -> HTMLResponse:
         return HTMLResponse(templates.get_template(name).render(active=active, **values))
 
     @app.middleware("http")
-    async def _guard(request: Request, call_next: Any) -> Response:
-        # A page elsewhere that resolves its own name to this machine must not read the fleet.
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if request.client is not None and request.client.host in ("127.0.0.1", "::1") and host not in _LOOPBACK:
-            return JSONResponse({"error": "unknown host", "hint": "Use 127.0.0.1."}, 400, dict(_HEADERS))
+    async def _with_headers(request: Request, call_next: Any) -> Response:
         response: Response = await call_next(request)
         for name, value in _HEADERS.items():
             if not (name == "Cache-Control" and request.url.path.startswith("/static/")):

@@ -1,0 +1,130 @@
+"""Uvicorn on a thread of its own, on a socket that is bound before anything else starts."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from sdk.errors import ConfigError
+
+STOP_TIMEOUT_S: Final = 5.0
+"""Longer than any answer takes; a request that hangs beyond it is cut off when the process ends."""
+BACKLOG: Final = 128
+
+
+class PageServer:
+    """The page's socket and the thread that serves it.
+
+    Binding at once means that a port in use is told at the start, and that `url` is good from then on: whoever
+    calls early waits in the socket's queue.
+
+    Args:
+        host: Where to bind.
+        port: 0 takes a free one.
+        tls: Certificate and private key, PEM; None serves plain HTTP.
+
+    Raises:
+        ConfigError: the address cannot be bound, or the certificate not be used.
+    """
+
+    def __init__(self, host: str, port: int, tls: tuple[Path, Path] | None = None) -> None:
+        if tls is not None:
+            _check_certificate(*tls)
+        self._tls = tls
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            raise ConfigError(
+                f"the page cannot be served at {host}:{port}: {error.strerror or error}",
+                hint="Choose another host or port; port 0 takes a free one.",
+            ) from error
+        # asyncio sets it on sockets whose protocol number is TCP's, which Python leaves 0 here. Without it every
+        # answer waits 40 ms for the client's delayed acknowledgement. Accepted sockets inherit it.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.host = host
+        self.port = int(self._socket.getsockname()[1])
+        self._app: FastAPI | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the page."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        scheme = "https" if self.secure else "http"
+        return f"{scheme}://[{host}]:{self.port}/" if ":" in host else f"{scheme}://{host}:{self.port}/"
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is served over TLS."""
+        return self._tls is not None
+
+    def start(self, app: FastAPI) -> None:
+        """Begin to answer."""
+        cert, key = self._tls or (None, None)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+            server_header=False,
+            proxy_headers=False,  # who asks is who connects; anybody can write a forwarding header
+            ssl_certfile=cert,
+            ssl_keyfile=key,
+        )
+        self._app = app
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="page", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the answers under way and close the socket."""
+        if self._app is not None:
+            self._app.state.stopping = True  # streams of events end by themselves
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(STOP_TIMEOUT_S)
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def serving_page(app: FastAPI, host: str, port: int) -> Iterator[str]:
+    """Serve a page for the block; yield its address.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    server = PageServer(host, port)
+    server.start(app)
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def mount_shared(app: FastAPI) -> None:
+    """Serve what pages share at `/static/shared/`. To be called before `/static` is mounted."""
+    app.mount("/static/shared", StaticFiles(directory=str(files("sdk.web") / "static")), name="shared")
+
+
+def _check_certificate(cert: Path, key: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the page's certificate {cert} cannot be used: {error.strerror or error}",
+            hint="Certificate and key are PEM files that belong together, readable for this process.",
+        ) from error
