@@ -142,6 +142,25 @@ def test_positions_have_no_gaps_whoever_writes_at_once(fleet_dir: Path) -> None:
         assert {name: [r for r in stored if r.entry.device == name] for name in logs} == logs
 
 
+def test_a_writer_begins_when_the_one_before_has_ended(fleet_dir: Path) -> None:
+    """What it reads is then what it changes: a halt is not written over by a service that read before it."""
+    entered = threading.Event()
+
+    def write() -> None:
+        with FleetStore(fleet_dir) as other, other.write() as ledger:
+            ledger.channels()
+            entered.set()
+
+    with FleetStore(fleet_dir) as store:
+        second = threading.Thread(target=write)
+        with store.write() as ledger:
+            ledger.channels()  # it has only read, and changed no row that anybody else wants
+            second.start()
+            assert not entered.wait(0.5)
+        assert entered.wait(60)
+        second.join()
+
+
 def test_channels_have_unions_of_their_own(fleet_dir: Path) -> None:
     with FleetStore(fleet_dir) as store, store.write() as ledger:
         register(ledger, "a", "left")
