@@ -20,9 +20,9 @@ from typing import Final
 import msgspec
 
 from device_agent.database import disk, read_uri
-from device_agent.images import sync_path
 from device_agent.store import AWAIT_FLEET, IMAGES_NAME, STORE_NAME, StoreFacts, check_store
 from sdk.bundle import Bundle
+from sdk.durable import sync_path
 from sdk.errors import BundleError, ConfigError, StoreCorrupt
 
 BACKUP_NAME: Final = "backup.json"

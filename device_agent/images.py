@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from sdk.durable import sync_path
 
 
 class ImageFolder:
@@ -70,12 +71,3 @@ class ImageFolder:
     def _path(self, sample_id: bytes) -> Path:
         name = sample_id.hex()
         return self.folder / name[:2] / name
-
-
-def sync_path(path: Path) -> None:
-    """Return when a file's contents, or a folder's names, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

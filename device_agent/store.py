@@ -36,9 +36,10 @@ import numpy as np
 
 from device_agent.ballast import Ballast
 from device_agent.database import Database, damaged, disk, open_to_read
-from device_agent.images import ImageFolder, sync_path
+from device_agent.images import ImageFolder
 from device_agent.queue import Question
 from sdk.codes import Code
+from sdk.durable import sync_path
 from sdk.errors import ConfigError, LabelError, StoreFull
 from sdk.labels import (
     MAX_COUNTER_JUMP,

@@ -31,11 +31,11 @@ from typing import Final, NamedTuple, Protocol
 
 from device_agent.candidate import carry_labels, compare
 from device_agent.database import disk
-from device_agent.images import sync_path
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime
 from device_agent.store import Store, UpdateRow
 from sdk.bundle import Bundle
+from sdk.durable import sync_path
 from sdk.errors import BundleError, HeadwayError, InferenceFailed, RemoteWireError
 from sdk.wire import (
     UPDATE_STEPS,

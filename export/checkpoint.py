@@ -8,7 +8,6 @@ The new file is written beside the old one, synced and renamed: a kill at any mo
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from sdk import durable
 from sdk.errors import ExportError
 
 EVERY_S: Final = 30.0
@@ -91,18 +91,8 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         ExportError: it cannot be written.
     """
-    unfinished = file.with_name(f".{file.name}.part")
     try:
-        with unfinished.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.write_whole(file, content)
     except OSError as error:
         raise ExportError(
             f"{file} cannot be written: {error.strerror}", hint="Free some space, or use another folder."

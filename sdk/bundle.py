@@ -25,6 +25,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from sdk.codes import MAX_FEATURE_SIZE, Codes, Features, code_digest, feature_space_id
+from sdk.durable import sync_path
 from sdk.errors import BadFormat, BadSignature, HeadError, Incompatible
 from sdk.moments import Moments, same
 from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
@@ -705,7 +706,7 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-        _sync_folder(draft)
+        sync_path(draft)
         if out.exists():
             old = out.with_name(f".{out.name}.{os.getpid()}.old")
             out.rename(old)
@@ -713,15 +714,7 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
             shutil.rmtree(old)
         else:
             draft.rename(out)
-        _sync_folder(out.parent)
+        sync_path(out.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Bundle.open(out)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

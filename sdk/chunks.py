@@ -34,6 +34,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from sdk.durable import sync_path
 from sdk.errors import BadFormat, BadSignature, BrokerError, RemoteWireError, StoreCorrupt, StoreFull
 from sdk.mqtt import Message, MqttSession, MqttSettings, Traffic
 from sdk.wire import (
@@ -252,7 +253,7 @@ class ChunkStore:
 
     def sync(self) -> None:
         """Make the names of what was put durable too."""
-        sync_folder(self._folder)
+        sync_path(self._folder)
 
     def keep_only(self, digests: Container[str]) -> None:
         """Remove all other chunks, and drafts of writers that are no more."""
@@ -279,15 +280,6 @@ def _disk(folder: Path) -> Iterator[None]:
         raise StoreCorrupt(
             f"{folder} cannot be written: {error.strerror}", hint="Check the disk and its permissions."
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def assemble(release: Release, store: ChunkStore, target: Path) -> set[str]:
@@ -326,11 +318,11 @@ def assemble(release: Release, store: ChunkStore, target: Path) -> set[str]:
                 )
         if missing:
             return missing
-        sync_folder(draft)
+        sync_path(draft)
         # A directory that is there and not complete is the wreck of an earlier slot.
         shutil.rmtree(target, ignore_errors=True)
         draft.replace(target)
-        sync_folder(target.parent)
+        sync_path(target.parent)
     return set()
 
 

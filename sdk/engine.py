@@ -31,6 +31,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from sdk.bundle import Bundle
+from sdk.durable import PARTIAL, write_whole
 from sdk.errors import EngineError
 from sdk.onnxfile import check_onnx_file
 from sdk.tensorrt_api import BuilderConfig, Library, Network, Parser, Shape
@@ -52,7 +53,6 @@ _MAGIC: Final = b"headway-engine-1\n"
 _HEADER_LENGTH: Final = struct.Struct(">I")
 _MAX_HEADER_BYTES: Final = 64 * 1024
 _SUFFIX: Final = ".engine"
-_PARTIAL: Final = ".partial"
 
 OnProgress = Callable[[str, float], None]
 """Told what is being done, in TensorRT's words, and how much of the whole is done, 0 to 1, never falling."""
@@ -210,30 +210,18 @@ class EngineCache:
             return 0
 
     def _write(self, name: str, data: bytes) -> None:
-        draft = self.folder / f".{name}.{os.getpid()}{_PARTIAL}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.rename(self.folder / name)
-            handle = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            write_whole(self.folder / name, data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
             raise EngineError(
                 f"{self.folder} takes no engine: {error.strerror}", hint="Free some space, or check permissions."
             ) from error
 
     def _prune(self, newest: str) -> None:
         with contextlib.suppress(OSError):
-            for draft in self.folder.glob(f".*{_PARTIAL}"):
-                if not draft.name.endswith(f".{os.getpid()}{_PARTIAL}"):
+            for draft in self.folder.glob(f".*{PARTIAL}"):
+                if not draft.name.endswith(f".{os.getpid()}{PARTIAL}"):
                     draft.unlink()  # of a process that was killed, or that writes the same and will say so
             engines = sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda f: (f.name == newest, f.stat().st_mtime))
             for file in engines[:-KEPT_ENGINES]:

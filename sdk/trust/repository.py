@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
@@ -41,6 +40,7 @@ from tuf.api.metadata import (
 )
 from tuf.api.serialization import DeserializationError
 
+from sdk.durable import write_whole
 from sdk.errors import KeyRefused
 from sdk.trust.keys import load_key, make_key
 from sdk.trust.metadata import (
@@ -611,15 +611,4 @@ def _read(file: Path, kind: type[_T]) -> Metadata[_T]:
 
 
 def _write(file: Path, metadata: Metadata[_T] | Staged) -> None:
-    """Write metadata beside and rename it, synced."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with draft.open("wb") as stream:
-        stream.write(metadata.to_bytes(COMPACT))
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
-    handle = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(file, metadata.to_bytes(COMPACT))

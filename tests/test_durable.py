@@ -1,0 +1,32 @@
+"""A file is written whole or stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdk.durable import sync_path, write_whole
+
+
+def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for content in (b"old", b"newer and longer", b""):
+        write_whole(file, content)
+        assert file.read_bytes() == content
+        assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "place" / "within").mkdir(parents=True)
+    with pytest.raises(OSError, match="director"):
+        write_whole(tmp_path / "place", b"a file")
+    assert (tmp_path / "place" / "within").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_what_is_not_there_cannot_be_synced(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        sync_path(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "nowhere" / "file", b"")
