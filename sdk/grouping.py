@@ -18,8 +18,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cholesky, solve_triangular
 
+from sdk import triangular
 from sdk.codes import Codes
 from sdk.head import DEFAULT_KNOBS, Knobs
 from sdk.moments import Ints
@@ -191,8 +191,9 @@ def _whitened_residuals(codes: Codes, y: Ints, knobs: Knobs) -> Float32:
         return np.zeros((n, 1), np.float32)
     W = U.T @ U
     W[np.diag_indices(d)] += ridge
-    L = cholesky(W, lower=True, overwrite_a=True, check_finite=False)
-    white = solve_triangular(L, U.T, lower=True, overwrite_b=True, check_finite=False).T
+    L = triangular.cholesky(W)
+    assert L is not None, "a positive ridge was added"
+    white = triangular.whiten(L, U, overwrite=True)
     length = np.sqrt(np.einsum("nd,nd->n", white, white))
     white /= np.where(length > 0, length, np.inf)[:, None]
     return np.ascontiguousarray(white, np.float32)

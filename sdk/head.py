@@ -16,9 +16,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dpotrf, dpotrs, strtri
-from scipy.special import softmax  # scipy.stats takes a second to import
 
+from sdk import triangular
 from sdk.codes import Code, Codes
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
 from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, Sums, same, sums_of
@@ -403,14 +402,13 @@ def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, npt.NDArray[np.float3
     diagonal = np.diag_indices(d)
     ridge = shrinkage(rho, d, float(sums.effective.sum())) * (np.maximum(W[diagonal], 0) + trace / d) / 2
     W[diagonal] += ridge
-    # LAPACK works in place on column order; W is symmetric, so its transpose is W in that order.
-    L, failed = dpotrf(W.T, lower=1, clean=1, overwrite_a=1)
-    if failed:
+    L = triangular.cholesky(W)
+    if L is None:
         raise HeadError(
             "the scatter matrix is not positive definite",
             hint="The moments are damaged: fold the label log again.",
         )
-    R, _ = strtri(L.astype(np.float32), lower=1, overwrite_c=1)
+    R = triangular.inverse(L.astype(np.float32))
     return Geometry(count, sums.effective, m, L, _delta(count, spread, R, ridge)), R
 
 
@@ -502,7 +500,9 @@ def probabilities_of(scores: Floats, temperature: float) -> Floats:
     what is like none of them may be any (docs/head.md, equation 12).
     """
     there = np.isfinite(scores)
-    p = softmax(np.hstack([temperature * scores, np.zeros((len(scores), 1))]), axis=1)
+    p = np.hstack([temperature * scores, np.zeros((len(scores), 1))])
+    p = np.exp(p - p.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
     return np.asarray(p[:, :-1] + p[:, -1:] * there / there.sum(1, keepdims=True))
 
 
@@ -545,7 +545,7 @@ def solve(
     w = centre_weights(geometry.effective, knobs.centre_damping)
     mu = w @ geometry.m
     V = geometry.m - mu
-    PM, _ = dpotrs(geometry.L, geometry.m.T, lower=1)
+    PM = triangular.solve(geometry.L, geometry.m).T
     PV = PM - (PM @ w)[:, None]
     lengths = lengths_of(np.einsum("kd,dk->k", V, PV), geometry.effective, w, geometry.delta, knobs)
     return Head(

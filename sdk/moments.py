@@ -18,8 +18,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dpotrf
 
+from sdk import triangular
 from sdk.codes import FULL_SCALE, Codes
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
 
@@ -232,7 +232,7 @@ def _impossible(class_ids: Sequence[bytes], n: Ints, s: Ints, squares: Ints, gra
         return "a class's mean is longer than its samples"
     W = gram.astype(np.float64) - s.T.astype(np.float64) @ m
     W[np.diag_indices(d)] += slack + TINY
-    if dpotrf(W.T, lower=1, overwrite_a=1)[1]:
+    if triangular.cholesky(W) is None:
         return "the scatter is negative in some direction"
     return None
 

@@ -13,10 +13,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_triangular
-from scipy.optimize import minimize_scalar
-from scipy.special import betaincinv, stdtrit  # scipy.stats takes a second to import
 
+from sdk import triangular
 from sdk.codes import Codes
 from sdk.errors import HeadError
 from sdk.head import (
@@ -33,6 +31,7 @@ from sdk.head import (
     scores_and_novelty,
 )
 from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, sums_of
+from sdk.quantile import beta_quantile, lowest, t_quantile
 
 _PROJECTED_ROWS: Final = 2048
 """Samples projected at a time: 8 d bytes each, 20 MB at d = 1280; more at a time is no faster."""
@@ -132,7 +131,7 @@ def leave_one_group_out(
     weight, offset = np.where(mine, float(adaptation.own_weight), 1.0), adaptation.offset(codes.shape[1])
 
     # All that follows lives in the span of a group's samples and the means.
-    ZM = solve_triangular(geometry.L, geometry.m.T, lower=True, check_finite=False).T
+    ZM = triangular.whiten(geometry.L, geometry.m)
     M_M = ZM @ ZM.T
 
     k = len(ids)
@@ -143,9 +142,9 @@ def leave_one_group_out(
     bounds = np.flatnonzero(np.diff(group_index[order])) + 1
     for block in _blocks([members for members in np.split(order, bounds) if scored[members].any()]):
         rows = np.concatenate(block)
-        x = codes[rows].T.astype(np.float64)
-        x[:, mine[rows]] -= offset[:, None]
-        Z = solve_triangular(geometry.L, x, lower=True, overwrite_b=True, check_finite=False).T
+        x = codes[rows].astype(np.float64)
+        x[mine[rows]] -= offset
+        Z = triangular.whiten(geometry.L, x, overwrite=True)
         Z_M = Z @ ZM.T
         end = 0
         for members in block:
@@ -268,7 +267,7 @@ def _temperature(scores: Floats, truth: Ints, weight: Floats, doubt: float) -> f
         return -float(weight @ ((1 - doubt) * log_p[rows, truth] + doubt * any_class)) / float(weight.sum())
 
     # Cosines differ by at most 2: below 1 nothing is ever sure, above 1000 everything is.
-    return float(np.exp(minimize_scalar(loss, bounds=(0.0, np.log(1000)), method="bounded").x))
+    return float(np.exp(lowest(loss, 0.0, float(np.log(1000)))))
 
 
 def _conformal(values: Floats, weight: Floats, rate: float) -> float:
@@ -396,7 +395,7 @@ def _effective(right: npt.NDArray[np.bool_], groups: Ints) -> float:
     sizes = np.bincount(index).astype(float)
     n, g = sizes.sum(), len(sizes)
     p = right.mean()
-    few = (float(stdtrit(np.inf, _UPPER)) / float(stdtrit(max(g - 1, 1), _UPPER))) ** 2
+    few = (t_quantile(np.inf, _UPPER) / t_quantile(max(g - 1, 1), _UPPER)) ** 2
     if p in (0.0, 1.0) or g < 2:
         return float(n**2 / (sizes**2).sum()) * few  # nothing varies: as if groups were wholly alike
     residual = np.bincount(index, weights=right - p)
@@ -408,8 +407,8 @@ def _interval(p: float, n: float) -> tuple[float, float]:
     """Return the Jeffreys 95 % interval of a share p seen in n draws."""
     tail = 1 - _UPPER
     a, b = n * p + 0.5, n * (1 - p) + 0.5
-    low = 0.0 if p == 0 else float(betaincinv(a, b, tail))
-    high = 1.0 if p == 1 else float(betaincinv(a, b, 1 - tail))
+    low = 0.0 if p == 0 else beta_quantile(a, b, tail)
+    high = 1.0 if p == 1 else beta_quantile(a, b, 1 - tail)
     return min(low, p), max(high, p)
 
 

@@ -1,6 +1,6 @@
 """Real processes for tests that kill them: forked from a server that has everything imported already.
 
-Starting Python and importing scipy costs two seconds; a fork costs milliseconds. The server itself has no
+Starting Python and importing everything costs two seconds; a fork costs milliseconds. The server itself has no
 threads, so a fork is as good as a fresh process.
 """
 

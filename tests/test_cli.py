@@ -130,7 +130,7 @@ sdk.cli.main({1!r})
     [
         ("onnxruntime", ["evaluate", "{bundle}", "--data", "{data}"], "agent"),
         ("fastapi", ["agent", "run", "{site}"], "agent"),
-        ("scipy", ["rehearse", "{bundle}", "--data", "{data}", "--labels", "1"], "agent"),
+        ("cv2", ["rehearse", "{bundle}", "--data", "{data}", "--labels", "1"], "agent"),
     ],
 )
 def test_an_extra_that_is_missing_is_named(

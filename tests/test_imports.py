@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for side in ("sdk", "device_agent", "export") for p in (ROOT / side).rglob("*.py"))
 LEARNING = {"torch", "timm", "torchvision", "onnx", "onnxscript"}
 """What only the export side may import."""
+LOCKING = "scipy"
+"""Its wrappers of LAPACK hold the interpreter's lock, and it is a third of an installation: export and tests only
+(docs/decisions/0035)."""
 
 
 def imported(file: Path, root: Path = ROOT) -> Iterator[str]:
@@ -35,8 +38,8 @@ def wrong(file: Path, root: Path = ROOT) -> set[str]:
     found = set(imported(file, root))
     top = {name: name.partition(".")[0] for name in found}
     forbidden = {
-        "sdk": {"device_agent", "export", "tests", *LEARNING},
-        "device_agent": {"export", "tests", *LEARNING},
+        "sdk": {"device_agent", "export", "tests", LOCKING, *LEARNING},
+        "device_agent": {"export", "tests", LOCKING, *LEARNING},
         "export": {"device_agent", "tests"},
     }[side]
     return {name for name in found if top[name] in forbidden}
@@ -68,10 +71,12 @@ ABOVE = {
     "sdk/codes.py": {"errors", "preprocess"},
     "sdk/labels.py": {"errors", "codes"},
     "sdk/wire.py": {"errors", "labels"},
-    "sdk/moments.py": {"errors", "codes"},
-    "sdk/head.py": {"errors", "codes", "moments"},
-    "sdk/score.py": {"errors", "codes", "head", "moments"},
-    "sdk/grouping.py": {"codes", "head", "moments"},
+    "sdk/triangular.py": set[str](),
+    "sdk/quantile.py": set[str](),
+    "sdk/moments.py": {"errors", "codes", "triangular"},
+    "sdk/head.py": {"errors", "codes", "moments", "triangular"},
+    "sdk/score.py": {"errors", "codes", "head", "moments", "quantile", "triangular"},
+    "sdk/grouping.py": {"codes", "head", "moments", "triangular"},
     "sdk/outlook.py": {"errors", "codes", "head", "moments"},
     "sdk/adaptation.py": {"errors", "codes", "head", "labels", "moments", "score"},
     "sdk/verdict.py": {"head", "score", "moments"},
@@ -133,7 +138,7 @@ DEVICE = "device_agent.agent, device_agent.cli, device_agent.page, device_agent.
 @pytest.mark.parametrize(
     ("modules", "blocked"),
     [
-        (DEVICE, LEARNING | {"sklearn", "export"}),
+        (DEVICE, LEARNING | {LOCKING, "sklearn", "export"}),
         ("sdk.cli, sdk.cli_bundle", LEARNING | {"numpy", "device_agent", "export", "paho", "cv2"}),
         ("sdk.bundle, sdk.head, sdk.labels, sdk.wire", LEARNING | {"device_agent", "export", "paho"}),
         ("device_agent.cli", LEARNING | {"numpy", "cv2", "onnxruntime", "fastapi", "paho"}),
