@@ -37,9 +37,19 @@ def rooted(features: Features) -> npt.NDArray[np.float32]:
 
     A row of zeros (a black frame through a ReLU backbone) stays zero.
     """
-    root = np.sign(features) * np.sqrt(np.abs(features))
-    length = np.linalg.norm(root, axis=1, keepdims=True)
+    root, length = _root(features)
     return np.asarray(root / np.where(length > 0, length, 1), np.float32)
+
+
+def _root(features: Features) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return sign(f) sqrt|f| (n, d), and the length (n, 1) of each row.
+
+    In place, and in few steps: in each of them another thread of the line may take the interpreter's lock.
+    """
+    root = np.abs(features)
+    np.sqrt(root, out=root)
+    np.copysign(root, features, out=root)
+    return root, np.sqrt(np.add.reduce(root * root, axis=1, keepdims=True))
 
 
 def fit_scale(features: Features) -> float:
@@ -70,12 +80,17 @@ def encode(features: Features, scale: float) -> Codes:
         raise FeatureSizeError(
             f"features have shape {features.shape}", hint="The backbone must give one row per frame."
         )
-    if not np.isfinite(features).all():
+    root, length = _root(features)
+    # What is not finite makes its row's length so; so may the sum of very large numbers, which is no fault.
+    if not np.isfinite(length).all() and not np.isfinite(features).all():
         raise FeatureSizeError(
             "features are not finite", hint="Check the frame and the backbone; the sample is not learned."
         )
-    code = np.rint(rooted(features) * np.float32(FULL_SCALE / scale))
-    return np.asarray(np.clip(code, -FULL_SCALE, FULL_SCALE), np.int8)
+    root /= np.where(length > 0, length, 1)
+    root *= np.float32(FULL_SCALE / scale)
+    np.rint(root, out=root)
+    np.clip(root, -FULL_SCALE, FULL_SCALE, out=root)
+    return root.astype(np.int8)
 
 
 def feature_space_id(backbone_sha256: str, preprocess: Preprocess, scale: float) -> str:

@@ -748,3 +748,16 @@ def test_few_samples_are_shrunk_more_than_many_and_the_more_numbers_a_code_has()
     assert shrinkage(1.0, 1280, 30) > shrinkage(1.0, 1280, 3000) > 1.0
     assert shrinkage(1.0, 1280, 30) > shrinkage(1.0, 128, 30)
     assert shrinkage(2.0, 1280, 640) == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize("d", [96, 256, 1280])
+def test_one_code_is_decided_as_among_many(d: int) -> None:
+    """One alone reads the factor in strips (256, 1280); sizes that do not divide read it whole."""
+    codes = random_codes(40, d)
+    moments = Moments(d)
+    moments.add(codes, [A, B] * 20)
+    head = solve(moments)
+    together, novelty = head.scores(codes), head.novelty(codes)
+    for i in range(3):
+        np.testing.assert_allclose(head.scores(codes[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-6)
+        assert head.novelty(codes[i : i + 1])[0] == pytest.approx(novelty[i], rel=1e-5, abs=1e-6)
