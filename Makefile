@@ -42,7 +42,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 soak: $(VENV)/.dev
-	HEADWAY_ALL_CRASHES=1 $(BIN)/python -m pytest tests/test_crash_points.py tests/test_kills.py -n 0 --no-cov -s --timeout 3600
+	HEADWAY_ALL_CRASHES=1 $(BIN)/python -m pytest tests/test_crash_points.py tests/test_kills.py tests/test_versions.py -n 0 --no-cov -s --timeout 3600
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
