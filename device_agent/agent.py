@@ -42,13 +42,14 @@ from device_agent.runtime.apart import try_apart
 from device_agent.runtime.choice import Measured, RuntimeChoice
 from device_agent.runtime.engines import Engines
 from device_agent.station import Station
+from device_agent.stick import Inbox
 from device_agent.store import Store, StoreLimits
 from device_agent.systemd import Notifier, Watchdog
 from device_agent.trigger import MqttTrigger
 from device_agent.trust import Gate
 from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
-from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError
+from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError, Unreadable
 from sdk.labels import Record
 from sdk.tensorrt_api import Library, open_library
 from sdk.wire import MAX_TEXT, Desired, DeviceState, HeadState, ReleaseRef, UpdateEvent, UpdateState
@@ -154,6 +155,7 @@ class Agent:
             self._gate = self._make_gate(clock)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
+            self._inbox = Inbox(site.data_dir, offer=self._gate.bring, pending=self._updater.pending)
             self.trigger: MqttTrigger | None = None
             if site.mqtt is not None:
                 self._join_fleet()
@@ -194,6 +196,7 @@ class Agent:
         self._server.stop()
         self._engines.stop()
         self._choice.close()
+        self._inbox.stop()
         self._updater.stop()
         if self._sync is not None:
             self._sync.stop()
@@ -363,10 +366,16 @@ class Agent:
         progress: Callable[[int, int], None] = lambda _done, _total: None,
         stop: threading.Event | None = None,
     ) -> object | None:
+        try:
+            if self._inbox.fetch(ref, target):
+                return ref
+        except Unreadable:
+            if self._fetcher is None:
+                raise
         if self._fetcher is None:
             raise BrokerError(
                 f"release {ref.name!r} cannot be fetched without a broker",
-                hint="Give site.toml its [mqtt] table back.",
+                hint="Give site.toml its [mqtt] table back, or bring it on a stick.",
             )
         fetched = self._fetcher.fetch(ref, target, progress=progress, stop=stop)
         if fetched is not None:
@@ -404,6 +413,7 @@ class Agent:
         )
         if self._sync is not None:
             self._sync.start()
+        self._inbox.start()
         self._say_ready(on_ready)
         self._notifier.tell("READY=1", f"STATUS=page at {self.page_url}")
         self.outputs.start()

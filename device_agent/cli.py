@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 from device_agent.cli_operations import backup, restore, unit
+from device_agent.cli_update import update
 from device_agent.cli_user import user
 from sdk.errors import ConfigError
 from sdk.layouts import Layout
@@ -126,7 +127,7 @@ def run(site_file: Path, verbose: bool) -> None:
             raise KeyboardInterrupt
 
 
-for _each in (unit, backup, restore):
+for _each in (unit, backup, restore, update):
     agent.add_command(_each)
 
 

@@ -408,7 +408,7 @@ class Site(_Section, frozen=True, kw_only=True):
         trigger: One frame per part, on demand; without it every frame is looked at that inspection keeps up with.
         data_dir: Labels, images, releases. Back it up; never copy it to a second device.
         channel: The product line whose releases and labels this device shares.
-        bundle: Release to start with. Without it the device waits for one over MQTT.
+        bundle: Release to start with. Without it the device waits for one, over MQTT or on a stick.
         precision: fp32, fp16, int8 or int8-tensorrt; by default the bundle's first.
     """
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from device_agent.store import Store
-from sdk.errors import BundleError, ConfigError, RemoteWireError
+from sdk.errors import BundleError, ConfigError, OlderVersion, RemoteWireError, Unsigned
 from sdk.wire import Ack, Desired, LogSegment
 
 if TYPE_CHECKING:
@@ -111,10 +111,7 @@ class Gate:
                 self._doubt = str(error)
                 log.warning("%s (%s)", error, error.hint)
                 return
-            self._doubt = None
-            if seen != self._seen:
-                self._keep(seen)
-                self._seen, self._keys = seen, verify.heads_keys(seen)
+            self._take_in(seen)
             held, self._held = self._held, None
         if held is not None:
             self.desired(held)
@@ -131,6 +128,46 @@ class Gate:
         with self._lock:
             self._held = self._refused = None
         self._start(desired)
+
+    def bring(self, payload: bytes | None, desired: Desired) -> None:
+        """Take in metadata and an assignment that somebody carried here, and begin the update.
+
+        Metadata older than what was seen is no reason to refuse: a stick may have been packed yesterday, and the
+        network have told more since. Then what was seen says whether the release may be taken.
+
+        Raises:
+            RemoteWireError, BadSignature, Unsigned, OlderVersion, Expired: it may not be taken.
+            StoreFull: the disk takes no writes.
+        """
+        older: OlderVersion | None = None
+        with self._lock:
+            if self._seen is not None and payload is not None:
+                from sdk.trust import verify
+
+                try:
+                    seen = verify.accept(payload, self._seen, self._clock())
+                except OlderVersion as error:
+                    older = error
+                else:
+                    self._take_in(seen)
+        try:
+            self._check(desired)
+        except Unsigned as error:
+            if older is None:
+                raise
+            raise older from error
+        with self._lock:
+            self._held = self._refused = None
+        self._start(desired)
+
+    def _take_in(self, seen: Seen) -> None:
+        """Keep what was seen, where it is news."""
+        from sdk.trust import verify
+
+        self._doubt = None
+        if seen != self._seen:
+            self._keep(seen)
+            self._seen, self._keys = seen, verify.heads_keys(seen)
 
     def authorize(self, desired: Desired) -> None:
         """Say for an update that is about to begin that it may, and note its version: none lower may follow.

@@ -198,9 +198,18 @@ class Updater:
         with self._changed:
             self._assigned = desired
             newest = self._newest()
-            if newest is not None and newest.release_id != desired.release.release_id:
+            other = newest is not None and newest.release_id != desired.release.release_id
+            if other or self._status.fault is not None:  # what it waits for may have come with this
                 self._halt.set()
             self._changed.notify_all()
+
+    def pending(self, desired: Desired) -> bool:
+        """Return whether this is the assignment in force, and its release's files are not all here yet."""
+        with self._changed:
+            newest = self._newest()
+            if newest is not None and newest.job == encode_json(desired):
+                return newest.state is UpdateState.DOWNLOADING
+            return self._assigned == desired and self._is_new(desired, newest)
 
     def confirm(self, release_id: str) -> bool:
         """This release does its work: commit it, if it is provisional. Return whether it serves at all."""

@@ -32,7 +32,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from sdk.durable import sync_path
 from sdk.errors import BadFormat, BadSignature, BrokerError, RemoteWireError, StoreCorrupt, StoreFull
@@ -282,7 +282,14 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def assemble(release: Release, store: ChunkStore, target: Path) -> set[str]:
+class Chunks(Protocol):
+    """Where chunks come from when files are put together."""
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a chunk that has this digest; None if it is not there."""
+
+
+def assemble(release: Release, store: Chunks, target: Path) -> set[str]:
     """Put a release's files together in a directory that appears by one rename, synced to disk.
 
     Returns the digests of missing or damaged chunks; empty when the target is there.

@@ -37,7 +37,7 @@ _COMMANDS: Final = {
     "export": _Known("export", "Turn labelled images into a bundle: backbone, quantization, head."),
     "evaluate": _Known("agent", "Measure a bundle on images it did not learn from."),
     "rehearse": _Known("agent", "Replay images with an oracle: how many labels will be needed?"),
-    "bundle": _Known("", "Show or verify a bundle, or say where it comes from."),
+    "bundle": _Known("", "Show, verify or carry a bundle, or say where it comes from."),
     "agent": _Known("agent", "Inspect, label and learn on this device."),
     "fleet": _Known("fleet", "Serve and publish to a fleet of devices."),
     "doctor": _Known("agent", "Say what this machine can run, and what to fix."),

@@ -1,4 +1,7 @@
-"""`headway bundle`: what a bundle says of itself, whether it is whole, where it comes from. Needs no extra."""
+"""`headway bundle`: what a bundle says of itself, whether it is whole, where it comes from. Needs no extra.
+
+`sdk.cli_stick` has the two commands that carry one on a stick.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from sdk.cli_stick import pack, unpack
 
 if TYPE_CHECKING:
     from sdk.bundle import Bundle
@@ -19,7 +24,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def bundle() -> None:
-    """Show or verify a bundle, or say where it comes from."""
+    """Show or verify a bundle, say where it comes from, or carry it on a stick."""
+
+
+bundle.add_command(pack)
+bundle.add_command(unpack)
 
 
 @bundle.command()

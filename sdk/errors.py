@@ -8,6 +8,7 @@
         Expired                signed metadata that is no longer fresh
         OlderVersion           an older version than one already seen
         Incompatible           well-formed, but not for this device or head
+        Unreadable             the medium that it is on cannot be read
       HeadError                the head cannot do what was asked
         FeatureSizeError       codes of another size, or of another feature space
         UnknownClassError      a class the head or log has never heard of
@@ -95,6 +96,12 @@ class OlderVersion(BundleError):
 
 class Incompatible(BundleError):
     """Well-formed, but not for this device, head or version of Headway."""
+
+
+class Unreadable(BundleError):
+    """The medium that it is on cannot be read: taken out, or damaged."""
+
+    retryable = True
 
 
 class HeadError(HeadwayError):

@@ -6,10 +6,7 @@ with the kernel's limit on file sizes stand for them.
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,47 +17,15 @@ from device_agent.store import BALLAST_NAME, Store, StoreLimits, check_store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
 from sdk.labels import Record
+from tests.disks import fill, mount, small
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, call, images, running
 from tests.test_store import image_of, label, sample_of
 
-__all__ = ["bundle", "images"]
+__all__ = ["bundle", "images", "small"]
 
 MIB = 1024**2
 LIMITS = StoreLimits(reserve_bytes=0, ballast_bytes=MIB)
-
-
-def mount(*words: str) -> bool:
-    return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    try:
-        mounted = mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder))
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path, name: str = "others") -> Path:
-    """Take all the room that is left, as another program would."""
-    hog = folder / name
-    with hog.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(64 * 1024))
-    with hog.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(512))
-    return hog
 
 
 def label_until_refused(store: Store, first: int) -> list[Record]:

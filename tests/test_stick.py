@@ -1,0 +1,423 @@
+"""Releases on a stick: real packs, real devices that never see a network, and sticks that somebody has been at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from device_agent.agent import Agent
+from device_agent.config import Site, TrustTable
+from device_agent.stick import INBOX_NAME, ORDER_NAME, bring, is_ordered, refusal
+from sdk.bundle import Bundle
+from sdk.chunks import ChunkStore, Release
+from sdk.errors import BadFormat, BadSignature, BundleError, StoreFull, Unreadable
+from sdk.stick import CHUNKS_NAME, INDEX_NAME, TRUST_NAME, Stick, copy_chunks, pack
+from tests.commands import headway
+from tests.disks import fill, small
+from tests.processes import Doomed
+from tests.simulators import same_files, wait_for
+from tests.test_agent import images, running, site_of
+from tests.tiny import tiny_bundle
+from tests.trust_builders import files_of, message_of
+
+__all__ = ["images", "small"]
+
+MANY = 12
+"""Chunks that a tiny release has at least."""
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {
+        name: tiny_bundle(folder / name, name=name, backbone_seed=seed)
+        for seed, name in enumerate(("old", "new", "newer"))
+    }
+
+
+@pytest.fixture
+def stick(tmp_path: Path, bundles: dict[str, Bundle]) -> Path:
+    """An unsigned stick with the old release."""
+    pack(bundles["old"], tmp_path / "stick", channel="default", trust=None)
+    return tmp_path / "stick"
+
+
+def some_chunk(stick: Path) -> Path:
+    """Return a chunk that is not the descriptor."""
+    with Stick(stick) as opened:
+        return stick / CHUNKS_NAME / opened.release().digests()[3]
+
+
+def descriptor(stick: Path) -> Path:
+    with Stick(stick) as opened:
+        return stick / CHUNKS_NAME / opened.index.release.release_id
+
+
+# -- the medium
+
+
+def test_what_is_packed_comes_off_the_stick_the_same(
+    tmp_path: Path, stick: Path, bundles: dict[str, Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {entry.name for entry in stick.iterdir()} == {INDEX_NAME, CHUNKS_NAME}
+    ended = headway(capsys, "bundle", "unpack", stick, tmp_path / "out")
+    assert ended.code == 0
+    assert "who signed it was not checked" in ended.out
+    assert same_files(bundles["old"].path, tmp_path / "out")
+
+
+def test_packing_again_writes_what_is_new_and_leaves_no_old_chunks(
+    stick: Path, bundles: dict[str, Bundle]
+) -> None:
+    (stick / "holiday.jpg").write_bytes(b"somebody's own")
+    assert pack(bundles["old"], stick, channel="default", trust=None).new_bytes == 0
+    (some_chunk(stick)).write_bytes(b"a bit has flipped on the shelf")
+    assert pack(bundles["old"], stick, channel="default", trust=None).new_bytes > 0
+    pack(bundles["new"], stick, channel="default", trust=None)
+    with Stick(stick) as opened:
+        assert {entry.name for entry in (stick / CHUNKS_NAME).iterdir()} == set(opened.release().digests())
+    assert (stick / "holiday.jpg").exists()
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def link(file: Path) -> None:
+    """Let a name lead to the very bytes that belong there, elsewhere."""
+    away = file.rename(file.parent.parent / "elsewhere")
+    file.symlink_to(away)
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def grow(file: Path) -> None:
+    os.truncate(file, 3 * 1024**3)  # sparse: nothing of it may be read
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def swap(stick: Path) -> None:
+    shutil.copy(descriptor(stick), some_chunk(stick))
+
+
+def name_outside(stick: Path) -> None:
+    index = stick / INDEX_NAME
+    text = index.read_text()
+    with Stick(stick) as opened:
+        index.write_text(text.replace(opened.index.release.release_id, "../../../../etc/passwd".ljust(64, "0")))
+
+
+HARMS: dict[str, tuple[Callable[[Path], object], type[BundleError], str]] = {
+    "chunk altered": (lambda s: flip(some_chunk(s)), BadSignature, "was changed or cut short"),
+    "chunk truncated": (lambda s: cut(some_chunk(s)), BadSignature, "was changed or cut short"),
+    "chunk missing": (lambda s: some_chunk(s).unlink(), Unreadable, "cannot be read"),
+    "chunk a link": (lambda s: link(some_chunk(s)), BadFormat, "is a link"),
+    "chunk a pipe": (lambda s: pipe(some_chunk(s)), BadFormat, "is no file of at most"),
+    "chunk without end": (lambda s: device(some_chunk(s)), BadFormat, "is a link"),
+    "chunk of 3 GB": (lambda s: grow(some_chunk(s)), BadFormat, "is no file of at most"),
+    "chunk a folder": (lambda s: folder(some_chunk(s)), BadFormat, "is no file"),
+    "descriptor altered": (lambda s: flip(descriptor(s)), BadSignature, "was changed or cut short"),
+    "two chunks swapped": (swap, BadSignature, "was changed or cut short"),
+    "chunks a link": (lambda s: link(s / CHUNKS_NAME), BadFormat, "is a link"),
+    "no chunks": (lambda s: shutil.rmtree(s / CHUNKS_NAME), Unreadable, "cannot be read"),
+    "index a link": (lambda s: link(s / INDEX_NAME), BadFormat, "is a link"),
+    "index missing": (lambda s: (s / INDEX_NAME).unlink(), Unreadable, "cannot be read"),
+    "index empty": (lambda s: (s / INDEX_NAME).write_bytes(b""), BadFormat, "not a StickIndex"),
+    "index of 3 GB": (lambda s: grow(s / INDEX_NAME), BadFormat, "is no file of at most"),
+    "index names a path": (name_outside, BadFormat, "not a StickIndex"),
+    "trust a link": (lambda s: (s / TRUST_NAME).symlink_to("/etc/passwd"), BadFormat, "is a link"),
+    "nothing there": (shutil.rmtree, Unreadable, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_stick_that_somebody_has_been_at_orders_nothing(tmp_path: Path, stick: Path, harm: str) -> None:
+    do, expected, words = HARMS[harm]
+    data = tmp_path / "data"
+    do(stick)
+    with pytest.raises(expected, match=words), Stick(stick) as opened:
+        bring(opened, data, "default")
+    assert not is_ordered(data)
+    kept = data / INBOX_NAME / CHUNKS_NAME
+    for chunk in kept.iterdir() if kept.exists() else []:  # and what was copied is what it is called
+        assert ChunkStore(kept).get(chunk.name) is not None
+
+
+def test_the_stick_is_pulled_out_while_it_is_read(tmp_path: Path, stick: Path) -> None:
+    """Nothing is ordered; plugged in again, it goes on from there."""
+    data, away = tmp_path / "data", tmp_path / "in the pocket"
+
+    def pull(done: int, _total: int) -> None:
+        if done == 3:
+            (stick / CHUNKS_NAME).rename(away)
+            shutil.copytree(away, tmp_path / "copy")
+            shutil.rmtree(away)
+
+    with pytest.raises(Unreadable, match="cannot be read"), Stick(stick) as opened:
+        bring(opened, data, "default", pull)
+    assert not is_ordered(data)
+    copied = {file.name for file in (data / INBOX_NAME / CHUNKS_NAME).iterdir()}
+    assert len(copied) == 3
+    shutil.copytree(tmp_path / "copy", stick / CHUNKS_NAME)
+    with Stick(stick) as opened:
+        bring(opened, data, "default")
+    assert is_ordered(data)
+
+
+def bring_and_tell(stick: Path, data: Path, tell: Callable[[int], None]) -> None:
+    with Stick(stick) as opened:
+        bring(opened, data, "default", lambda done, _total: tell(done))
+    tell(-1)
+
+
+@pytest.mark.parametrize("after", [0, 2, 5])
+def test_a_device_that_dies_while_it_copies_has_ordered_nothing(tmp_path: Path, stick: Path, after: int) -> None:
+    data = tmp_path / "data"
+    doomed = Doomed(bring_and_tell, stick, data)
+    while doomed.told() < after:
+        pass
+    told = doomed.kill()
+    assert is_ordered(data) <= (-1 in told or len(told) > 0)
+    with Stick(stick) as opened:
+        bring(opened, data, "default")
+        for digest in opened.release().digests():
+            assert ChunkStore(data / INBOX_NAME / CHUNKS_NAME).get(digest) is not None
+
+
+def test_a_full_stick_is_refused_and_keeps_what_it_had(small: Path, bundles: dict[str, Bundle]) -> None:
+    stick = small / "headway"
+    pack(bundles["old"], stick, channel="default", trust=None)
+    hog = fill(small)
+    with pytest.raises(StoreFull, match="no space left"):
+        pack(bundles["new"], stick, channel="default", trust=None)
+    with Stick(stick) as opened:
+        assert opened.index.release.name == "old"
+        for digest in opened.release().digests():
+            opened.get(digest)
+    hog.unlink()
+    pack(bundles["new"], stick, channel="default", trust=None)
+
+
+def test_a_full_device_refuses_before_it_copies(small: Path, stick: Path) -> None:
+    fill(small)
+    with pytest.raises(StoreFull), Stick(stick) as opened:
+        bring(opened, small / "data", "default")
+    assert not is_ordered(small / "data")
+
+
+def test_copying_onto_itself_costs_nothing(tmp_path: Path, stick: Path) -> None:
+    store = ChunkStore(tmp_path / "store")
+    with Stick(stick) as opened:
+        copy_chunks(opened, store)
+        (stick / CHUNKS_NAME / opened.release().digests()[3]).unlink()
+        assert isinstance(copy_chunks(opened, store), Release)  # it was not asked for again
+
+
+# -- a fleet with keys, and devices that never see it
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, Bundle]) -> Path:
+    """Sticks as they were packed after each publication: `old`, `new`, and `foreign` by another fleet."""
+    folder = tmp_path_factory.mktemp("signed")
+
+    def run(*words: object) -> None:
+        from sdk.cli import main
+
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        assert not ended.value.code
+
+    for fleet, releases in (("fleet", ("old", "new")), ("foreign", ("newer",))):
+        keys = folder / f"{fleet}-keys"
+        run("fleet", "keys", "init", "--dir", folder / fleet, "--keys", keys, "--no-passphrase")
+        for name in releases:
+            run("fleet", "publish", bundles[name].path, "--dir", folder / fleet, "--keys", keys)
+            run("bundle", "pack", bundles[name].path, folder / name, "--fleet", folder / fleet)
+    run("bundle", "pack", bundles["newer"].path, folder / "unsigned")
+    run("bundle", "pack", bundles["old"].path, folder / "elsewhere", "--channel", "casting")
+    # A release of a thief's beside the fleet's own metadata.
+    shutil.copytree(folder / "unsigned", folder / "mixed")
+    shutil.copy(folder / "new" / TRUST_NAME, folder / "mixed" / TRUST_NAME)
+    # The fleet's own metadata, altered.
+    shutil.copytree(folder / "new", folder / "forged")
+    files = files_of((folder / "forged" / TRUST_NAME).read_bytes())
+    targets = files["targets.json"].replace(b'"name":"old"', b'"name":"odd"')
+    assert targets != files["targets.json"]
+    (folder / "forged" / TRUST_NAME).write_bytes(message_of(files | {"targets.json": targets}))
+    return folder
+
+
+@pytest.fixture
+def alone(images: Path, signed: Path) -> Iterator[tuple[Agent, Path]]:
+    """A device without a network, that takes its fleet's releases only, and its site.toml."""
+    root = signed / "fleet" / "trust" / "1.root.json"
+    with Agent(site_alone(images, root)) as agent, running(agent):
+        yield agent, write_site(images, root)
+
+
+def site_alone(images: Path, root: Path | None) -> Site:
+    return site_of(images, None, loop=True, rate_fps=200.0, trust=None if root is None else TrustTable(root=root))
+
+
+def write_site(images: Path, root: Path | None) -> Path:
+    file = images.parent / "site.toml"
+    trust = "" if root is None else f'[trust]\nroot = "{root}"\n'
+    file.write_text(
+        f'device = "line-1"\ndata_dir = "{images.parent / "data"}"\n'
+        f'[camera]\nkind = "folder"\npath = "{images}"\n{trust}'
+    )
+    return file
+
+
+def release_of(agent: Agent) -> str | None:
+    release = agent.state().release
+    return None if release is None else release.name
+
+
+def test_a_device_that_never_saw_a_network_takes_what_its_fleet_signed_and_nothing_else(
+    alone: tuple[Agent, Path], signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent, site = alone
+    for name, why in (
+        ("unsigned", "is not signed for channel default"),
+        ("newer", "signed metadata does not hold"),
+        ("forged", "signed metadata does not hold"),
+        ("mixed", "is not signed for channel default"),
+        ("elsewhere", "this device is on default"),
+        ("nowhere", "cannot be read"),
+    ):
+        ended = headway(capsys, "agent", "update", site, "--from", signed / name)
+        assert (ended.code, why in ended.err) == (2, True), (name, ended)
+        assert release_of(agent) is None
+    for name in ("old", "new"):
+        ended = headway(capsys, "agent", "update", site, "--from", signed / name)
+        assert ended.code == 0, ended
+        assert ended.out.splitlines()[-1] == "committed"
+        assert release_of(agent) == name
+        assert agent.state().trust == "signed"
+    # The stick of last year: its metadata is older than what was seen, its release than what was taken.
+    ended = headway(capsys, "agent", "update", site, "--from", signed / "old")
+    assert ended.code == 2
+    assert "has version 1, and 2 was taken before" in ended.err
+    # And the same stick again changes nothing.
+    ended = headway(capsys, "agent", "update", site, "--from", signed / "new")
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, "committed")
+    assert release_of(agent) == "new"
+    assert [row.release_id for row in agent.store.updates()].count(agent.state().update.release_id) == 1  # type: ignore[union-attr]
+    wait_for(
+        lambda: not (site.parent / "data" / INBOX_NAME / CHUNKS_NAME).exists(), what="the inbox to be cleared"
+    )
+
+
+def test_a_device_without_a_root_takes_the_old_stick(
+    images: Path, signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control: with the protection removed, the replayed stick is taken."""
+    site = write_site(images, None)
+    with Agent(site_alone(images, None)) as agent, running(agent):
+        for name in ("new", "old"):
+            assert headway(capsys, "agent", "update", site, "--from", signed / name).code == 0
+            assert release_of(agent) == name
+
+
+def test_an_agent_that_does_not_run_takes_it_at_its_next_start(
+    images: Path, signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a chunk that a power cut tore in the data folder is asked for, not served."""
+    root = signed / "fleet" / "trust" / "1.root.json"
+    site = write_site(images, root)
+    ended = headway(capsys, "agent", "update", site, "--from", signed / "old")
+    assert ended.code == 0
+    assert "no agent runs here" in ended.out
+    inbox = images.parent / "data" / INBOX_NAME
+    cut(max((inbox / CHUNKS_NAME).iterdir(), key=lambda file: file.stat().st_size))
+    with Agent(site_alone(images, root)) as agent, running(agent):
+        wait_for(lambda: any("are damaged" in fault for fault in agent.state().faults), what="the damage told")
+        assert release_of(agent) is None
+        assert (inbox / ORDER_NAME).exists()
+        assert headway(capsys, "agent", "update", site, "--from", signed / "old").code == 0
+        assert release_of(agent) == "old"
+
+
+def test_high_water_marks_outlive_a_restart(
+    images: Path, signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = signed / "fleet" / "trust" / "1.root.json"
+    site = write_site(images, root)
+    with Agent(site_alone(images, root)) as agent, running(agent):
+        assert headway(capsys, "agent", "update", site, "--from", signed / "new").code == 0
+    assert headway(capsys, "agent", "update", site, "--from", signed / "old").code == 0
+    with Agent(site_alone(images, root)) as agent, running(agent):
+        wait_for(lambda: refusal(images.parent / "data"), what="the refusal")
+        told = refusal(images.parent / "data")
+        assert told is not None
+        assert "has version 1, and 2 was taken before" in told.reason
+        assert release_of(agent) == "new"
+        wait_for(lambda: not is_ordered(images.parent / "data"), what="the inbox to be cleared")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["pack", "newer", "STICK", "--fleet", "fleet"], "is not signed for channel default"),
+        (
+            ["pack", "old", "STICK", "--fleet", "fleet", "--channel", "casting"],
+            "is not signed for channel casting",
+        ),
+        (["pack", "old", "STICK", "--fleet", "."], "holds no keys"),
+        (["unpack", "unsigned", "STICK", "--root", "fleet/trust/1.root.json"], "has no signed metadata"),
+        (["unpack", "newer", "STICK", "--root", "fleet/trust/1.root.json"], "signed metadata does not hold"),
+        (["unpack", "new", "STICK", "--root", "fleet/trust/targets.json"], "is no root of trust"),
+        (["unpack", "new", "fleet"], "exists"),
+    ],
+)
+def test_what_cannot_be_packed_or_unpacked_is_refused(
+    tmp_path: Path,
+    signed: Path,
+    bundles: dict[str, Bundle],
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    why: str,
+) -> None:
+    verb, source, *rest = words
+    first = bundles[source].path if verb == "pack" else signed / source
+    more = [tmp_path / "stick" if word == "STICK" else word for word in rest]
+    ended = headway(capsys, "bundle", verb, first, *(_below(signed, word) for word in more))
+    assert ended.code == 2
+    assert why in ended.err
+
+
+def _below(signed: Path, word: Path | str) -> Path | str:
+    return signed / word if isinstance(word, str) and (signed / word).exists() else word
+
+
+def test_a_signed_stick_is_unpacked_with_its_version(
+    tmp_path: Path, signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = signed / "fleet" / "trust" / "1.root.json"
+    ended = headway(capsys, "bundle", "unpack", signed / "new", tmp_path / "out", "--root", root)
+    assert ended.code == 0
+    assert "signed, version 2" in ended.out
