@@ -26,7 +26,7 @@ import msgspec
 
 from device_agent.camera import open_camera
 from device_agent.camera.picture import PictureWatch
-from device_agent.config import CameraSettings, MetricsSettings, Site
+from device_agent.config import CameraSettings, ChunksTable, MetricsSettings, MqttTable, Site
 from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
 from device_agent.history import History
 from device_agent.outputs import Output, Outputs, open_output
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from device_agent.metrics import Metrics
     from device_agent.sync import Sync
     from sdk.chunks import ChunkFetcher
+    from sdk.http_chunks import HttpChunks
 
 _log = logging.getLogger(__name__)
 
@@ -234,7 +235,8 @@ class Agent:
             on_online=self._updater.say_again,
         )
         chunks = self.site.data_dir / "chunks"
-        self._fetcher = ChunkFetcher(settings, self.site.device, self.site.channel, chunks)
+        source = None if self.site.chunks is None else chunk_source(self.site.chunks, self.site.mqtt)
+        self._fetcher = ChunkFetcher(settings, self.site.device, self.site.channel, chunks, source=source)
 
     def _assigned(self, desired: Desired) -> None:
         """An assignment that may be taken."""
@@ -534,6 +536,22 @@ class Agent:
             release_bytes=traffic.release_bytes + self._fetched_bytes,
             head_bytes=traffic.head_bytes,
         )
+
+
+def chunk_source(settings: ChunksTable, mqtt: MqttTable) -> HttpChunks:
+    """Return the web server that has chunks too. Over https what it does not name is as at the broker.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    from sdk.http_chunks import HttpChunks
+
+    ca_file, cert_file, key_file = settings.ca_file, settings.cert_file, settings.key_file
+    if settings.url.startswith("https:"):
+        ca_file = ca_file or mqtt.ca_file
+        if cert_file is None:
+            cert_file, key_file = mqtt.chunks_cert_file or mqtt.cert_file, key_file or mqtt.key_file
+    return HttpChunks(settings.url, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
 
 
 def open_source(settings: CameraSettings, device: str, clock: Callable[[], float]) -> Source:

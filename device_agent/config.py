@@ -342,6 +342,22 @@ class MqttTable(_Section, frozen=True, kw_only=True):
     password_file: Path | None = None
 
 
+class ChunksTable(_Section, frozen=True, kw_only=True):
+    """A server of HTTP that also has releases' chunks, asked before the broker. Its word counts for nothing.
+
+    Attributes:
+        url: What stands before a chunk's digest.
+        ca_file: Authority of its certificate; over https by default that of `[mqtt]`, else the system's.
+        cert_file: This device's own certificate; over https by default that of `[mqtt]`.
+        key_file: Its key.
+    """
+
+    url: Name
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
 class TrustTable(_Section, frozen=True, kw_only=True):
     """Whose releases and labels this device takes. Without this table it takes all that the broker brings.
 
@@ -426,6 +442,7 @@ class Site(_Section, frozen=True, kw_only=True):
     page: PageSettings = PageSettings()
     mqtt: MqttTable | None = None
     trust: TrustTable | None = None
+    chunks: ChunksTable | None = None
     queue: QueueSettings = QueueSettings()
     store: StoreSettings = StoreSettings()
     metrics: MetricsSettings | None = None
@@ -436,6 +453,8 @@ class Site(_Section, frozen=True, kw_only=True):
             raise ValueError("a station has a camera")
         if self.trigger is not None and self.trigger.topic is not None and self.mqtt is None:
             raise ValueError("trigger.topic needs an [mqtt] table")
+        if self.chunks is not None and self.mqtt is None:
+            raise ValueError("[chunks] needs an [mqtt] table: releases are assigned there")
         if self.part.frames > 1 and self.trigger is None and not all(map(_names_parts, self.cameras)):
             raise ValueError("part.frames above 1 needs part ids: a [trigger], or a folder with an index.csv")
 
@@ -466,6 +485,7 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "page": PageSettings,
     "mqtt": MqttTable,
     "trust": TrustTable,
+    "chunks": ChunksTable,
     "queue": QueueSettings,
     "store": StoreSettings,
     "metrics": MetricsSettings,
@@ -721,6 +741,9 @@ port = 8080                   # 0 takes a free one; the agent prints its address
 # trigger_cert_file = "line-1-trigger.pem"
 # username = "line-1"
 # password_file = "mqtt-password"
+
+# [chunks]                    # a web server that has releases too, asked before the broker
+# url = "https://fleet.example:8443/chunks/"
 
 # [trust]                     # without this table releases and labels are taken unsigned
 # root = "root.json"          # the fleet's root of trust, copied here by hand

@@ -54,6 +54,9 @@ MAX_WANT_CHUNKS: Final = 256
 HEARTBEAT_S: Final = 0.5
 """The longest the fetching thread sleeps, so that it sees a request to stop."""
 
+SOURCE_AGAIN_S: Final = 60.0
+"""A source that failed, or has not everything yet, is asked again after this long."""
+
 log = logging.getLogger(__name__)
 
 
@@ -399,6 +402,7 @@ class Download:
         release: The release, once its descriptor is known.
         bytes_done: On disk, of `ref.size_bytes`.
         received_bytes: Payloads that arrived, useful or not.
+        source_bytes: Chunks that another source than the broker gave.
         corrupt, duplicates, wanted: Counts of chunks.
     """
 
@@ -408,6 +412,7 @@ class Download:
         self.release: Release | None = None
         self.bytes_done = 0
         self.received_bytes = 0
+        self.source_bytes = 0
         self.corrupt = 0
         self.duplicates = 0
         self.wanted = 0
@@ -460,6 +465,10 @@ class Download:
             self._want_at.pop(digest, None)
             if self._asked.pop(digest, None) is not None:
                 self._answered.append(digest)
+
+    def missing(self) -> list[str]:
+        """Return the chunks that are not on disk and were not asked for at the broker yet."""
+        return list(self._todo)
 
     def lost(self, digests: Iterable[str]) -> None:
         """These were thought to be on disk and are damaged or gone: ask for them again."""
@@ -556,7 +565,8 @@ class Fetched:
     Attributes:
         target: Where the release's files are.
         size_bytes: Of all files.
-        received_bytes: Chunk payloads that came over the wire in this call.
+        received_bytes: Chunk payloads that came from the broker in this call.
+        source_bytes: Those that came from another source.
         corrupt: Chunks whose digest was wrong; dropped and asked for again.
         wanted: Chunks named in a `Want`.
         duration_s: Of this call.
@@ -566,10 +576,18 @@ class Fetched:
     target: Path
     size_bytes: int
     received_bytes: int
+    source_bytes: int
     corrupt: int
     wanted: int
     duration_s: float
     traffic: Traffic
+
+
+class ChunkSource(Protocol):
+    """Another place that may have chunks (`sdk.http_chunks`). What does not come from there is no loss."""
+
+    def fetch(self, digests: Iterable[str], take: Callable[[str, bytes], None], stop: threading.Event) -> int:
+        """Hand each chunk that comes to `take`, on this thread; return how many came."""
 
 
 class ChunkFetcher:
@@ -580,6 +598,7 @@ class ChunkFetcher:
         device: This device's id; the connection is called `<device>-chunks`.
         channel: Named in every `Want`.
         folder: Where chunks wait until all are there; on the same disk as the targets.
+        source: Asked before the broker, and again now and then while something is missing.
         limits: Window and timers.
     """
 
@@ -590,6 +609,7 @@ class ChunkFetcher:
         channel: str,
         folder: Path,
         *,
+        source: ChunkSource | None = None,
         limits: FetchLimits = FetchLimits(),
     ) -> None:
         # Nothing is left at the broker between connections: the window is subscribed anew on each, and a killed
@@ -600,6 +620,7 @@ class ChunkFetcher:
         self._channel = channel
         self._topics = Topics(settings.prefix)
         self._folder = folder
+        self._source = source
         self._limits = limits
 
     def fetch(
@@ -639,10 +660,16 @@ class ChunkFetcher:
             on_connect=lambda _present: arrivals.put(None),
         )
         stop = stop or threading.Event()
+        source_due = began
         try:
             while not self._finished(download, store, target):
                 if stop.is_set():
                     return None
+                if self._source is not None and time.monotonic() >= source_due:
+                    came = self._ask_source(self._source, download, store, target, progress, stop)
+                    source_due = time.monotonic() + SOURCE_AGAIN_S
+                    if came:
+                        continue
                 session.start()
                 if not session.connected:
                     download.disconnected()
@@ -665,11 +692,39 @@ class ChunkFetcher:
             target=target,
             size_bytes=ref.size_bytes,
             received_bytes=download.received_bytes,
+            source_bytes=download.source_bytes,
             corrupt=download.corrupt,
             wanted=download.wanted,
             duration_s=time.monotonic() - began,
             traffic=session.traffic(),
         )
+
+    def _ask_source(
+        self,
+        source: ChunkSource,
+        download: Download,
+        store: ChunkStore,
+        target: Path,
+        progress: Callable[[int, int], None],
+        stop: threading.Event,
+    ) -> int:
+        """Take what another source has; return how many chunks that was."""
+
+        def take(digest: str, chunk: bytes) -> None:
+            store.put(digest, chunk)
+            download.source_bytes += len(chunk)
+            if digest == download.ref.release_id:
+                self._learn(chunk, download, store, target)
+            else:
+                download.found([digest])
+            progress(download.bytes_done, download.ref.size_bytes)
+
+        came = 0
+        if download.release is None:
+            came = source.fetch([download.ref.release_id], take, stop)
+        if download.release is not None:
+            came += source.fetch(download.missing(), take, stop)
+        return came
 
     def _finished(self, download: Download, store: ChunkStore, target: Path) -> bool:
         if not download.complete or download.release is None:

@@ -49,13 +49,14 @@ def test_every_line_commented_out_in_the_template_is_valid_too() -> None:
     live = lines.index("# [camera]                    # a live camera instead")
     opencv = [line.removeprefix("# ") for line in lines[live : live + 6]]
     mqtt = next(i for i, line in enumerate(lines) if line.startswith("# [mqtt]"))
-    broker = [line.removeprefix("# ") for line in lines[mqtt : mqtt + 15]]
+    broker = [line.removeprefix("# ") for line in lines[mqtt : mqtt + 18]]
     top = [line.removeprefix("# ") for line in lines if line.startswith(("# bundle", "# precision"))]
     site = site_of("\n".join(['device = "a"', *top, *opencv, *broker]))
     assert isinstance(site.camera, OpenCvCamera)
     assert site.camera.index == 0
     assert site.mqtt is not None
     assert site.mqtt.password_file == Path("/plant/mqtt-password")
+    assert site.chunks is not None
     assert site.trust is not None
     assert site.trust.root == Path("/plant/root.json")
     assert site.precision == "int8"

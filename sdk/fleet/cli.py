@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError, RolloutHalted
-from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls
+from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls, tls_folder
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
     has_trust,
@@ -95,6 +95,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     help="Show the fleet in a browser at http://127.0.0.1:PORT; 0 takes a free one.",
 )  # fmt: skip
 @click.option(
+    "--chunks-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="Also serve releases' chunks over HTTP: on 127.0.0.1, or after `headway fleet tls` to enrolled devices.",
+)  # fmt: skip
+@click.option(
     "--start-broker",
     is_flag=True,
     help="Run a Mosquitto of our own: on 127.0.0.1 only, or after `headway fleet tls` for the plant's network.",
@@ -114,6 +118,7 @@ def serve(
     channels: Sequence[str],
     database: str | None,
     page_port: int | None,
+    chunks_port: int | None,
     start_broker: bool,
     username: str | None,
     password_file: Path | None,
@@ -163,6 +168,12 @@ def serve(
 
             address = page.enter_context(serving_page(make_app(FleetView(store)), HOST, page_port))
             report("page", {"address": address})
+        if chunks_port is not None:
+            from sdk.fleet.chunk_server import serving_chunks
+
+            folder = None if secured is None else tls_folder(directory)
+            address = page.enter_context(serving_chunks(directory / "chunks", chunks_port, folder))
+            report("chunks", {"address": address})
         service.run(stop.event)
     report("stopped", {"dir": str(directory)})
 

@@ -32,15 +32,25 @@ class PageServer:
         host: Where to bind.
         port: 0 takes a free one.
         tls: Certificate and private key, PEM; None serves plain HTTP.
+        clients: With it only clients with a certificate are answered: the authority's PEM, and its list of those
+            revoked, which is read at the start.
 
     Raises:
         ConfigError: the address cannot be bound, or the certificate not be used.
     """
 
-    def __init__(self, host: str, port: int, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: tuple[Path, Path] | None = None,
+        *,
+        clients: tuple[Path, Path] | None = None,
+    ) -> None:
         if tls is not None:
             _check_certificate(*tls)
         self._tls = tls
+        self._clients = clients
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -83,6 +93,13 @@ class PageServer:
             ssl_certfile=cert,
             ssl_keyfile=key,
         )
+        if self._clients is not None:
+            config.ssl_ca_certs = str(self._clients[0])
+            config.ssl_cert_reqs = ssl.CERT_REQUIRED
+            config.load()
+            assert config.ssl is not None
+            config.ssl.load_verify_locations(self._clients[1])
+            config.ssl.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         self._app = app
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
