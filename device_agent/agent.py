@@ -39,7 +39,7 @@ from device_agent.recipe import Recipe
 from device_agent.report import MqttReport, State, UpdateReport, camera_report, line_report, station_state
 from device_agent.runtime import Runtime
 from device_agent.runtime.apart import try_apart
-from device_agent.runtime.choice import Measured, RuntimeChoice
+from device_agent.runtime.choice import Measured, RuntimeChoice, best_of_each
 from device_agent.runtime.engines import Engines
 from device_agent.station import Station
 from device_agent.stick import Inbox
@@ -274,6 +274,9 @@ class Agent:
             log_position=self.store.log_position(self.site.channel),
             quality=self._quality.now(self.station),
             trust=self._trust_words(None if serving is None else serving.release_id),
+            precision=None if serving is None else serving.pipeline.precision,
+            precision_fixed=self.site.precision is not None,
+            precisions=best_of_each(self._runtimes()),
         )
 
     def _trust_words(self, release_id: str | None) -> str:
@@ -358,7 +361,7 @@ class Agent:
                 self.station.serve_nothing()
             serving = self.station.serving
         if serving is not None:
-            self._choice.measure_rest(serving.bundle)
+            self._choice.measure_rest(serving.bundle, self._head_changed)
 
     def _fetch(
         self,

@@ -282,6 +282,23 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
+PrecisionName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,32}\Z")]
+
+
+class PrecisionTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a device measured of one precision of its release: the fastest way that is right there.
+
+    Attributes:
+        precision: Which.
+        frame_ms: Median time of one frame through the backbone; 0 where none is right.
+        refused: Why it cannot run there; empty where it can.
+    """
+
+    precision: PrecisionName
+    frame_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    refused: Text = ""
+
+
 class DeviceState(_Message, frozen=True, kw_only=True):
     """What a device is doing; retained, and sent by the broker as its last will with `online` false."""
 
@@ -299,6 +316,12 @@ class DeviceState(_Message, frozen=True, kw_only=True):
     quality: Quality | None = None
     trust: Text = ""
     """What its releases rest on: `unsigned`, `signed`, `time unverified`, or what it refuses."""
+    precision: PrecisionName | None = None
+    """Which precision of its release serves."""
+    precision_fixed: bool = False
+    """Its own settings name that precision: it stays, whatever the release says."""
+    precisions: Annotated[list[PrecisionTime], msgspec.Meta(max_length=4)] = []
+    """What it measured of all precisions of the release that serves."""
 
 
 class UpdateState(str, Enum):

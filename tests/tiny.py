@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -247,3 +248,22 @@ def with_backbone(bundle: Bundle, out: Path, model: bytes) -> Bundle:
     space = feature_space_id(hashlib.sha256(model).hexdigest(), bundle.manifest.preprocess, entry.code_scale)
     entries = [structs.replace(entry, space=space), *bundle.manifest.precisions[1:]]
     return write_bundle(out, files, structs.replace(bundle.manifest, precisions=entries))
+
+
+def two_precisions(out: Path, **more: Any) -> Bundle:
+    """Write and return a tiny bundle with fp32 and, of another backbone, what is called int8."""
+    forms = {
+        name: tiny_bundle(out.with_name(f"{out.name}-{name}"), precision=name, backbone_seed=seed, **more)
+        for name, seed in (("fp32", 0), ("int8", 1))
+    }
+    first = forms["fp32"]
+    golden = {name: form.golden(name) for name, form in forms.items()}
+    files = {
+        name: (form.path / name).read_bytes()
+        for form in forms.values()
+        for name in form.file_names()
+        if name != MANIFEST_NAME
+    }
+    files["golden.safetensors"] = golden_bytes(golden["fp32"].frames, golden)
+    entries = [form.precision() for form in forms.values()]
+    return write_bundle(out, files, structs.replace(first.manifest, name=out.name, precisions=entries))

@@ -28,6 +28,7 @@ from device_agent.runtime import Runtime, check_golden, open_runtime
 from device_agent.runtime.onnx import installed_providers, usable_providers
 from sdk.bundle import Bundle
 from sdk.errors import HeadwayError, InferenceFailed
+from sdk.wire import MAX_TEXT, PrecisionTime
 
 TABLE_NAME: Final = "runtimes.json"
 RECIPE: Final = 1
@@ -285,6 +286,21 @@ def ranked(measured: Sequence[Measured]) -> list[Measured]:
     close = [m for m in fit if m.frame_ms <= fit[0].frame_ms * CLOSE]
     first = min(close, key=lambda m: m.threads)
     return [first, *(m for m in fit if m is not first)]
+
+
+def best_of_each(table: Sequence[Measured]) -> list[PrecisionTime]:
+    """Return for each precision of a table its fastest way that is right, or why there is none, for the fleet."""
+    found: dict[str, PrecisionTime] = {}
+    for each in table:
+        best = found.get(each.precision)
+        if best is not None and (each.refused or (best.frame_ms and best.frame_ms <= each.frame_ms)):
+            continue
+        # Two digits: what is only noise is no news.
+        frame_ms = 0.0 if each.refused else float(f"{each.frame_ms:.2g}")
+        found[each.precision] = PrecisionTime(
+            precision=each.precision, frame_ms=frame_ms, refused=each.refused[:MAX_TEXT]
+        )
+    return list(found.values())
 
 
 def _key(bundle: Bundle, precision: str) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from sdk.errors import FleetError, RolloutHalted
 from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls, tls_folder
+from sdk.fleet.cli_precision import precision as precision_commands
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
     has_trust,
@@ -54,6 +55,7 @@ def fleet() -> None:
 
 
 fleet.add_command(rollout)
+fleet.add_command(precision_commands)
 fleet.add_command(keys)
 fleet.add_command(sign)
 for _command in (tls, enroll, revoke):
