@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sdk.chunks import ChunkFetcher
 from sdk.errors import BrokerError, KeyRefused
 from sdk.fleet.access import access_list, secure_config, trigger_topic
 from sdk.fleet.broker import Mosquitto, find_mosquitto
-from sdk.fleet.certificates import Authority
+from sdk.fleet.certificates import CERTIFICATE_LIFE, Authority
 from sdk.fleet.cli_enroll import secure_broker, service_settings, tls_folder
 from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
@@ -266,6 +267,29 @@ def test_nobody_comes_in_without_a_certificate_of_this_fleet(
         with pytest.raises(BrokerError):
             MqttSession(bad, "a", on_message=lambda _m: None).connect(20.0)
     with Ear(good, "a"):  # the control
+        pass
+
+
+def test_an_expired_certificate_lets_nobody_in(made: Plant, settings: dict[str, MqttSettings]) -> None:
+    """Of this fleet, never revoked, made so long ago that its time is over."""
+    long_ago = datetime.now(timezone.utc) - CERTIFICATE_LIFE - timedelta(days=1)
+    issued = Authority(tls_folder(made.fleet), clock=lambda: long_ago).enroll("retired")
+    cert, key = made.folder / "retired.pem", made.folder / "retired.key"
+    cert.write_bytes(issued.certificates[0])
+    key.write_bytes(issued.key)
+    with pytest.raises(BrokerError):
+        MqttSession(
+            replace(settings["a"], cert_file=cert, key_file=key), "retired", on_message=lambda _m: None
+        ).connect(20.0)
+
+
+def test_without_the_list_of_those_revoked_one_comes_in_again(
+    made: Plant, weakened: Callable[[str], Mosquitto]
+) -> None:
+    """The control of the test below it: no `crlfile`, and a revoked certificate is one like any other."""
+    gone = made.enroll("gone")
+    assert headway("fleet", "revoke", "gone", "--dir", made.fleet) == 0
+    with Ear(replace(gone, port=weakened("crlfile").port), "gone"):
         pass
 
 

@@ -336,7 +336,7 @@ def publish_unsigned(
     if plan is not None:
         raise FleetError(
             "a release in waves is signed with the key at hand",
-            hint="Publish with --keys, or without --waves.",
+            hint="Publish with --keys where the key is, or --unsigned without --waves, to all devices at once.",
         )
 
     repository = open_trust(store.directory)
