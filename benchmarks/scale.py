@@ -56,7 +56,8 @@ from sdk.bundle import (
 from sdk.codes import Codes, code_digest, encode, feature_space_id, fit_scale
 from sdk.head import solve
 from sdk.images import decode
-from sdk.labels import live_set_digest, new_class_id
+from sdk.labels import new_class_id
+from sdk.liveset import live_set_digest
 from sdk.preprocess import Preprocess
 from sdk.score import calibrate, leave_one_group_out
 from sdk.splits import Part

@@ -47,13 +47,12 @@ from sdk.labels import (
     CodeRecord,
     DefineClass,
     Label,
-    LiveRow,
-    LiveSet,
     MergeClasses,
     Record,
     RenameClass,
     new_class_id,
 )
+from sdk.liveset import LiveRow, LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.score import LeftOut, Score
 from sdk.wire import HeadState

@@ -20,7 +20,8 @@ from sdk.bundle import Bundle
 from sdk.errors import BadFormat, HeadError
 from sdk.grouping import derive_groups
 from sdk.head import UNCALIBRATED, Calibration, Head, Knobs
-from sdk.labels import Fold, LiveSet
+from sdk.labels import Fold
+from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
 from sdk.verdict import trial

@@ -88,10 +88,10 @@ from sdk.bundle import (
 )
 from sdk.codes import code_digest, encode, feature_space_id
 from sdk.errors import ExportError
-from sdk.labels import live_set_digest
 from sdk.layouts import Layout
 from sdk.licences import allowed, normalise
 from sdk.lineage import MLBOM_NAME, Link, lineage
+from sdk.liveset import live_set_digest
 from sdk.splits import Part
 from sdk.tensorrt_api import Library
 

@@ -23,9 +23,9 @@ import hashlib
 import secrets
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from sdk.codes import Codes, code_digest
 from sdk.errors import FeatureSizeError, LabelError
+from sdk.liveset import ROW_BYTES, LiveRow, LiveSet, digest_of_rows, live_row_bytes
 
 RELEASE_DEVICE = "release"
 """Device id of the samples that come with a release; their counter is 0."""
@@ -205,73 +206,6 @@ class Order(NamedTuple):
     device: str
 
 
-class LiveRow(NamedTuple):
-    """One sample of the live set, its class before merges are applied."""
-
-    sample: bytes
-    class_id: bytes
-    group: str
-    device: str
-    code: npt.NDArray[np.int8]
-
-
-@dataclass(frozen=True)
-class LiveSet:
-    """The labelled codes of one feature space, sorted by sample id.
-
-    Its length counts the samples that a release knows by their sums only, too; n does not.
-
-    Attributes:
-        space: Feature space id, 64 hex digits.
-        samples: Sample ids, n of 32 bytes.
-        class_ids: Class per sample after merges, n of 16 bytes.
-        groups: Group id per sample.
-        devices: Who labelled each sample; `release` for base samples.
-        codes: (n, d) int8.
-        digest: Names this state; `live_set_digest` of all rows.
-        summed: Samples whose codes are in the release's sums only.
-        unapplied: How many of them devices have labelled otherwise, to no effect.
-        merged: The id that stands for each class id that was merged away.
-    """
-
-    space: str
-    samples: tuple[bytes, ...]
-    class_ids: tuple[bytes, ...]
-    groups: tuple[str, ...]
-    devices: tuple[str, ...]
-    codes: Codes
-    digest: str
-    summed: int = 0
-    unapplied: int = 0
-    merged: Mapping[bytes, bytes] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.samples) + self.summed
-
-
-def live_set_digest(space: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> str:
-    """Return the digest, 64 hex digits, of rows (sample id, class id after merges, SHA-256 of the code).
-
-    SHA-256 over the sorted rows of 32 + 32 + 16 + 32 bytes, the feature space first; one row per sample.
-    """
-    head = bytes.fromhex(space)
-    return _digest_of(b"".join(live_row_bytes(head, *row) for row in sorted(rows)))
-
-
-def live_row_bytes(space: bytes, sample: bytes, class_id: bytes, code_sha256: bytes) -> bytes:
-    """Return one row as it is digested: `_ROW_BYTES` bytes."""
-    return space + sample + class_id + code_sha256
-
-
-_ROW_BYTES: Final = 32 + 32 + 16 + 32
-
-
-def _digest_of(rows: bytes | bytearray) -> str:
-    digest = hashlib.sha256(b"headway-live-set-1\0")
-    digest.update(rows)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class _Labelled:
     order: Order
@@ -408,7 +342,7 @@ class Fold:
         at = bisect_left(self._order, sample)
         there = at < len(self._order) and self._order[at] == sample
         self._order[at : at + there] = [] if row is None else [sample]
-        self._rows[at * _ROW_BYTES : (at + there) * _ROW_BYTES] = row or b""
+        self._rows[at * ROW_BYTES : (at + there) * ROW_BYTES] = row or b""
         self._digest = None
 
     def _relive(self) -> None:
@@ -532,7 +466,7 @@ class Fold:
     def digest(self) -> str:
         """Return the digest of the live set, 64 hex digits."""
         if self._digest is None:
-            self._digest = _digest_of(self._rows)
+            self._digest = digest_of_rows(self._rows)
         return self._digest
 
     def class_names(self) -> dict[bytes, str]:

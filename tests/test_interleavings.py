@@ -18,11 +18,11 @@ from sdk.labels import (
     DefineClass,
     Fold,
     Label,
-    LiveRow,
     MergeClasses,
     Record,
     RenameClass,
 )
+from sdk.liveset import LiveRow
 from sdk.moments import Moments
 
 SPACE, D = "33" * 32, 5

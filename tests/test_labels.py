@@ -28,8 +28,8 @@ from sdk.labels import (
     Record,
     RenameClass,
     entry_hash,
-    live_set_digest,
 )
+from sdk.liveset import live_set_digest
 from sdk.moments import Moments
 
 SPACE, OTHER_SPACE = "11" * 32, "22" * 32

@@ -38,7 +38,7 @@ from sdk.bundle import (
 from sdk.codes import encode, feature_space_id, fit_scale
 from sdk.head import Knobs, solve
 from sdk.images import decode, sample_id
-from sdk.labels import live_set_digest
+from sdk.liveset import live_set_digest
 from sdk.moments import Moments
 from sdk.preprocess import Frame, Preprocess, resize
 from sdk.score import calibrate, leave_one_group_out

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sdk.fleet.store import Device, FleetStore, Publication
-    from sdk.labels import LiveSet, Record
+    from sdk.labels import Record
+    from sdk.liveset import LiveSet
 
 DEFAULT_BROKER = "127.0.0.1:1883"
 ONLINE_WORD = {True: "online", False: "offline"}

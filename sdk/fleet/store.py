@@ -48,7 +48,8 @@ from sdk.errors import BadSignature, FleetError, UnknownDevice
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
 from sdk.fleet.registry import Standing, Verdict, judge, next_state
 from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Step, decide
-from sdk.labels import GENESIS, Chain, Fold, LiveSet, Record, entry_hash
+from sdk.labels import GENESIS, Chain, Fold, Record, entry_hash
+from sdk.liveset import LiveSet
 from sdk.wire import (
     MAX_BATCH_RECORDS,
     Desired,
