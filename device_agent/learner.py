@@ -55,6 +55,7 @@ from sdk.labels import (
 from sdk.liveset import LiveRow, LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.score import LeftOut, Score
+from sdk.sources import Hold
 from sdk.wire import HeadState
 
 LEARNING_NICE: Final = 5
@@ -140,6 +141,7 @@ class LearnerStatus:
         fault: What last went wrong, None if nothing.
         refused: Records in the log that contradict themselves and are not learned from.
         unapplied: Labels in the log that cannot be learned, because the release has the sample in its sums only.
+        quarantine: What the fleet holds back of the labels given on this device, and why; empty for none.
     """
 
     state: HeadState
@@ -157,6 +159,7 @@ class LearnerStatus:
     fault: str | None
     refused: int
     unapplied: int
+    quarantine: str
 
 
 @dataclass(frozen=True)
@@ -487,6 +490,7 @@ class Learner:
                 fault=self._fault,
                 refused=self._refused,
                 unapplied=len(self._fold.unapplied()),
+                quarantine=_quarantine(self._fold.holds(), self._store.device),
             )
 
     @property
@@ -620,20 +624,15 @@ class Learner:
                 self._through = arrival
 
     def _fold_one(self, record: Record) -> None:
-        sample = getattr(record.entry.body, "sample", None)
-        before = None if sample is None else self._fold.live(sample)
         try:
-            self._fold.apply(record)
+            changed = self._fold.changes(record)
         except HeadwayError as error:
             # The fleet should not have taken it. Everybody refuses it alike, so live sets still agree.
             self._refused += 1
             self._fault = str(error)
             return
-        if sample is None:
-            return
-        after = self._fold.live(sample)
-        first = self._changes[sample][0] if sample in self._changes else before
-        self._changes[sample] = (first, after)
+        for sample, (before, after) in changed.items():
+            self._changes[sample] = (self._changes[sample][0] if sample in self._changes else before, after)
 
     def _apply(self, changes: _Changes) -> None:
         """Bring the moments up to the fold, without the lock: only one thread at a time ever learns."""
@@ -747,6 +746,8 @@ class Learner:
             return None
         if any(canonical.get(class_id, class_id) != class_id for class_id in head.class_ids):
             return None  # a merge: two columns become one
+        if not {canonical[class_id] for class_id in self._moments.counts()} <= set(head.class_ids):
+            return None  # a merge that no longer counts: one column becomes two
         try:
             for before, after in real:
                 if after is not None:
@@ -977,6 +978,15 @@ def _more(choice: Choice, harm: Harm | None) -> list[str]:
             f"the time, {harm.recall_without:.0%} without them."
         )
     return found
+
+
+def _quarantine(holds: Sequence[Hold], device: str) -> str:
+    """Return what is held back of this device's labels, in a sentence; empty for nothing."""
+    own = [hold for hold in holds if hold.device == device]
+    whose = ", ".join(f"those by {hold.operator}" for hold in own if hold.operator)
+    if any(not hold.operator for hold in own):
+        whose = "all"
+    return f"labels given here do not count ({whose}): {own[0].reason}" if own else ""
 
 
 def _pack(value: Score | Calibration | Adaptation) -> bytes:

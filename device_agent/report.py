@@ -334,6 +334,8 @@ def station_state(
         wrong.append(
             f"{status.unapplied} labels change nothing here: the release has their samples in its sums only"
         )
+    if status is not None and status.quarantine:
+        wrong.append(status.quarantine)
     if counts.unstored:
         wrong.append(f"{counts.unstored} samples could not be stored: the disk is full or was")
     return State(

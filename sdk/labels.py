@@ -11,6 +11,7 @@ Rules this module keeps (docs/labels.md):
 - Order is (Lamport counter, device id). Wall time is only a record. The last event on a sample wins; an event
   without a class withdraws the sample.
 - Merging logs is the union of their entries, folded again: idempotent, order-free, overlaps counted once.
+- A source that is quarantined does not count, from its first event to a counter, whatever comes when (section 5).
 - A release may know samples by their sums only (docs/labels.md, section 4): their rows are in the digest, their
   codes are nowhere, so no event can change them. Every reader of the release leaves such events out alike.
 
@@ -25,7 +26,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -34,6 +35,7 @@ import numpy.typing as npt
 from sdk.codes import Codes, code_digest
 from sdk.errors import FeatureSizeError, LabelError
 from sdk.liveset import ROW_BYTES, LiveRow, LiveSet, digest_of_rows, live_row_bytes
+from sdk.sources import ANYBODY, Hold, Holds, Order, Said, Sayings
 
 RELEASE_DEVICE = "release"
 """Device id of the samples that come with a release; their counter is 0."""
@@ -41,6 +43,9 @@ RELEASE_DEVICE = "release"
 MAX_COUNTER = 2**62
 MAX_COUNTER_JUMP = 2**32
 """A counter may run ahead of what its reader has seen by at most this much (T12: a wild clock or an attack)."""
+
+FLEET_LOG_PREFIX: Final = "headway-fleet-"
+"""Begins the device ids under which a fleet service writes its own decisions; no device may have such a name."""
 
 DEVICE_ID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
 GENESIS = bytes(32)
@@ -57,6 +62,15 @@ DeviceId = Annotated[str, msgspec.Meta(pattern=DEVICE_ID_PATTERN)]
 ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Operator = Annotated[str, msgspec.Meta(max_length=64)]
 GroupId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+def fleet_log_of(channel: str) -> str:
+    """Return the device id under which a fleet service writes into a channel's union.
+
+    >>> fleet_log_of("default")
+    'headway-fleet-37a8eec1ce19'
+    """
+    return FLEET_LOG_PREFIX + hashlib.sha256(channel.encode()).hexdigest()[:12]
 
 
 def new_class_id() -> bytes:
@@ -105,7 +119,33 @@ class MergeClasses(msgspec.Struct, frozen=True, tag="merge", array_like=True, fo
     operator: Operator
 
 
-Body = Label | CodeRecord | DefineClass | RenameClass | MergeClasses
+class KeepApart(msgspec.Struct, frozen=True, tag="apart", array_like=True, forbid_unknown_fields=True):
+    """These two are different classes, however alike their names are: nobody needs to ask again."""
+
+    one: ClassId
+    other: ClassId
+    operator: Operator
+
+
+class Quarantine(msgspec.Struct, frozen=True, tag="quarantine", array_like=True, forbid_unknown_fields=True):
+    """What a source said, up to a counter, does not count. Only a fleet service says so, in its own log.
+
+    Attributes:
+        device: Whose events.
+        source: The operator on it; empty for the whole device.
+        through: Events with a counter up to this: 0 releases it, `MAX_COUNTER` holds whatever will come.
+        reason: Why, in words.
+        operator: Who decided it.
+    """
+
+    device: DeviceId
+    source: Operator
+    through: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)]
+    reason: Annotated[str, msgspec.Meta(max_length=200)]
+    operator: Operator
+
+
+Body = Label | CodeRecord | DefineClass | RenameClass | MergeClasses | KeepApart | Quarantine
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -159,6 +199,11 @@ def check_record(record: Record) -> None:
             f"{where}: the name {RELEASE_DEVICE!r} is kept for a release's own samples",
             hint="Give the device another id.",
         )
+    if isinstance(body, Quarantine):
+        if not record.entry.device.startswith(FLEET_LOG_PREFIX):
+            raise LabelError(f"{where}: a device cannot quarantine", hint="Do it where the fleet's service runs.")
+        if body.device == RELEASE_DEVICE or body.device.startswith(FLEET_LOG_PREFIX):
+            raise LabelError(f"{where}: {body.device} cannot be quarantined", hint="Only devices can.")
     if code is None:
         return
     if not isinstance(body, CodeRecord):
@@ -199,25 +244,27 @@ class Chain(NamedTuple):
         return Chain(self.device, entry.seq, entry_hash(entry))
 
 
-class Order(NamedTuple):
-    """The total order of entries."""
-
-    counter: int
-    device: str
-
-
 @dataclass(frozen=True, slots=True)
-class _Labelled:
-    order: Order
+class _Labelled(Said):
     class_id: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Coded:
-    order: Order
+class _Coded(Said):
     group: str
     code: npt.NDArray[np.int8] | None
     code_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Named(Said):
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Paired(Said):
+    one: bytes
+    other: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +292,12 @@ class Fold:
         self.counter = 0  # the highest Lamport counter seen; the next own entry is above it
         self._space_bytes = bytes.fromhex(space)
         self._seen: dict[str, set[int]] = {}
-        self._labels: dict[bytes, _Labelled] = {}
-        self._codes: dict[bytes, _Coded] = {}
-        self._names: dict[bytes, tuple[Order, str]] = {}
+        self._holds = Holds()
+        self._labels: Sayings[_Labelled] = Sayings(self._holds)
+        self._codes: Sayings[_Coded] = Sayings(self._holds)
+        self._names: Sayings[_Named] = Sayings(self._holds)
+        self._apart: Sayings[_Paired] = Sayings(self._holds)  # by both ids, the smaller first
+        self._merges: list[_Paired] = []
         self._parent: dict[bytes, bytes] = {}
         self._summed: dict[bytes, _Summed] = {}
         self._summed_of: Counter[bytes] = Counter()  # class, before merges
@@ -290,15 +340,13 @@ class Fold:
             if i >= len(codes):
                 self._summed[sample] = _Summed(class_id, next(digests))
                 self._summed_of[class_id] += 1
-                if sample in self._labels:
+                if self._labels.all_of(sample):
                     self._answered.add(sample)
                 continue
-            if sample not in self._labels:
-                self._labels[sample] = _Labelled(order, class_id)
-            if sample not in self._codes:
-                self._codes[sample] = _Coded(order, group, codes[i], code_digest(codes[i]))
+            self._labels.put(sample, _Labelled(order, ANYBODY, class_id))
+            self._codes.put(sample, _Coded(order, ANYBODY, group, codes[i], code_digest(codes[i])))
         for class_id, name in names.items():
-            self._name(class_id, order, name)
+            self._names.put(class_id, _Named(order, ANYBODY, name))
         self._relive()
 
     def apply(self, record: Record) -> bytes | None:
@@ -317,9 +365,7 @@ class Fold:
         sample: bytes | None = None
         if isinstance(body, Label):
             sample = body.sample
-            old = self._labels.get(sample)
-            if old is None or old.order < order:
-                self._labels[sample] = _Labelled(order, body.class_id)
+            self._labels.put(sample, _Labelled(order, body.operator, body.class_id))
             if sample in self._summed:
                 self._answered.add(sample)
         elif isinstance(body, CodeRecord):
@@ -327,9 +373,14 @@ class Fold:
                 sample = body.sample
                 self._code(order, body, record.code)
         elif isinstance(body, MergeClasses):
-            self._merge(body.one, body.other)
+            self._merge(_Paired(order, body.operator, body.one, body.other))
+        elif isinstance(body, KeepApart):
+            one, other = sorted((body.one, body.other))
+            self._apart.put(one + other, _Paired(order, body.operator, one, other))
+        elif isinstance(body, Quarantine):
+            self._hold(entry, body)
         else:
-            self._name(body.class_id, order, body.name)
+            self._names.put(body.class_id, _Named(order, body.operator, body.name))
         if sample is not None:
             self._enliven(sample)
         seen.add(entry.seq)
@@ -348,7 +399,7 @@ class Fold:
     def _relive(self) -> None:
         """Bring the whole live set up to labels, codes and merges."""
         self._order, self._rows, self._digest = [], bytearray(), None
-        for sample in sorted(self._labels.keys() | self._summed.keys()):
+        for sample in sorted({*self._labels, *self._summed}):
             row = self._digested(sample)
             if row is not None:
                 self._order.append(sample)
@@ -363,8 +414,13 @@ class Fold:
         if row is None:
             return None
         return live_row_bytes(
-            self._space_bytes, sample, self.canonical(row.class_id), self._codes[sample].code_sha256
+            self._space_bytes, sample, self.canonical(row.class_id), self._coded(sample).code_sha256
         )
+
+    def _coded(self, sample: bytes) -> _Coded:
+        coded = self._codes.get(sample)
+        assert coded is not None  # its row is live
+        return coded
 
     def _code(self, order: Order, body: CodeRecord, raw: bytes | None) -> None:
         code = None if raw is None else np.frombuffer(raw, np.int8)
@@ -373,20 +429,55 @@ class Fold:
                 f"a code of {code.size} values came for a space of {self.feature_size}",
                 hint="The sender's feature space id is wrong; its release should be checked.",
             )
-        old = self._codes.get(body.sample)
-        if old is None or old.order < order:
-            self._codes[body.sample] = _Coded(order, body.group, code, body.code_sha256)
+        self._codes.put(body.sample, _Coded(order, ANYBODY, body.group, code, body.code_sha256))
 
-    def _name(self, class_id: bytes, order: Order, name: str) -> None:
-        old = self._names.get(class_id)
-        if old is None or old[0] < order:
-            self._names[class_id] = (order, name)
+    def _merge(self, merge: _Paired) -> None:
+        self._merges.append(merge)
+        if self._holds.counts(merge) and self._link(merge):
+            self._relive()
 
-    def _merge(self, one: bytes, other: bytes) -> None:
-        low, high = sorted((self.canonical(one), self.canonical(other)))
+    def _link(self, merge: _Paired) -> bool:
+        low, high = sorted((self.canonical(merge.one), self.canonical(merge.other)))
         if low != high:
             self._parent[high] = low
-            self._relive()
+        return low != high
+
+    def _hold(self, entry: Entry, body: Quarantine) -> None:
+        hold = Hold(body.device, body.source, body.through, body.reason, body.operator, entry.wall_time_us)
+        if not self._holds.put(Order(entry.counter, entry.device), hold):
+            return
+        for said in (self._labels, self._codes, self._names, self._apart):
+            said.recount()
+        self._parent.clear()
+        for merge in filter(self._holds.counts, self._merges):
+            self._link(merge)
+        self._relive()
+
+    def changes(self, record: Record) -> dict[bytes, tuple[LiveRow | None, LiveRow | None]]:
+        """Fold in one record; return the rows it may have changed, before and after, by sample.
+
+        Raises:
+            LabelError, FeatureSizeError: as `apply`.
+        """
+        if isinstance(record.entry.body, Quarantine):
+            old = {row.sample: row for row in self.rows()}
+            self.apply(record)
+            new = {row.sample: row for row in self.rows()}
+            pairs = {sample: (old.get(sample), new.get(sample)) for sample in old.keys() | new.keys()}
+            return {sample: (was, now) for sample, (was, now) in pairs.items() if not _alike(was, now)}
+        named = getattr(record.entry.body, "sample", None)
+        before = None if named is None else self.live(named)
+        self.apply(record)
+        return {} if named is None else {named: (before, self.live(named))}
+
+    def holds(self) -> list[Hold]:
+        """Return the quarantines that stand, by device and operator."""
+        return self._holds.standing()
+
+    def apart(self) -> set[tuple[bytes, bytes]]:
+        """Return the pairs of classes that somebody said are different, the smaller id first."""
+        found = filter(None, map(self._apart.get, self._apart))
+        return {(pair.one, pair.other) for pair in found}
 
     def canonical(self, class_id: bytes) -> bytes:
         """Return the id that stands for this class after merges: the smallest of those merged."""
@@ -401,7 +492,7 @@ class Fold:
         label, coded = self._labels.get(sample), self._codes.get(sample)
         if label is None or label.class_id is None or coded is None or coded.code is None:
             return None
-        return LiveRow(sample, label.class_id, coded.group, label.order.device, coded.code)
+        return LiveRow(sample, label.class_id, coded.group, label.order.device, coded.code, label.operator)
 
     def label_of(self, sample: bytes) -> bytes | None:
         """Return the sample's class after merges; None if it is not labelled."""
@@ -439,11 +530,14 @@ class Fold:
 
         The live set keeps the release's class. The same on every reader of the same log and release.
         """
-        return sorted(s for s in self._answered if self._class_given(s) != self.label_of(s))
+        return sorted(s for s in self._answered if self._is_unapplied(s))
 
-    def _class_given(self, sample: bytes) -> bytes | None:
-        given = self._labels[sample].class_id
-        return None if given is None else self.canonical(given)
+    def _is_unapplied(self, sample: bytes) -> bool:
+        given = self._labels.get(sample)
+        if given is None:
+            return False  # whoever said it does not count
+        class_id = None if given.class_id is None else self.canonical(given.class_id)
+        return class_id != self.label_of(sample)
 
     def live_set(self) -> LiveSet:
         """Return the live set, classes after merges."""
@@ -456,6 +550,7 @@ class Fold:
             class_ids=class_ids,
             groups=tuple(row.group for row in rows),
             devices=tuple(row.device for row in rows),
+            operators=tuple(row.operator for row in rows),
             codes=codes,
             digest=self.digest(),
             summed=len(self._summed),
@@ -474,9 +569,25 @@ class Fold:
 
         A merged class goes by the last name given to any of its members.
         """
-        latest: dict[bytes, tuple[Order, str]] = {}
-        for class_id, named in self._names.items():
-            root = self.canonical(class_id)
-            if root not in latest or latest[root] < named:
-                latest[root] = named
-        return {class_id: name for class_id, (_, name) in latest.items()}
+        latest: dict[bytes, _Named] = {}
+        for class_id in self._names:
+            self._keep_later(latest, class_id, self._names.get(class_id))
+        if self._holds.standing():
+            # A class that others label with keeps a name, though whoever invented it does not count.
+            used = {self.canonical(row.class_id) for row in self.rows()} - latest.keys()
+            for class_id in self._names.everybodys():
+                if self.canonical(class_id) in used:
+                    for named in self._names.all_of(class_id):
+                        self._keep_later(latest, class_id, named)
+        return {class_id: named.name for class_id, named in latest.items()}
+
+    def _keep_later(self, latest: dict[bytes, _Named], class_id: bytes, named: _Named | None) -> None:
+        root = self.canonical(class_id)
+        if named is not None and (root not in latest or latest[root].order < named.order):
+            latest[root] = named
+
+
+def _alike(one: LiveRow | None, other: LiveRow | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.code is other.code and one[:4] == other[:4] and one.operator == other.operator

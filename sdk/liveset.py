@@ -21,6 +21,7 @@ class LiveRow(NamedTuple):
     group: str
     device: str
     code: npt.NDArray[np.int8]
+    operator: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class LiveSet:
         class_ids: Class per sample after merges, n of 16 bytes.
         groups: Group id per sample.
         devices: Who labelled each sample; `release` for base samples.
+        operators: Which person on that device; empty for base samples.
         codes: (n, d) int8.
         digest: Names this state; `live_set_digest` of all rows.
         summed: Samples whose codes are in the release's sums only.
@@ -47,6 +49,7 @@ class LiveSet:
     class_ids: tuple[bytes, ...]
     groups: tuple[str, ...]
     devices: tuple[str, ...]
+    operators: tuple[str, ...]
     codes: Codes
     digest: str
     summed: int = 0

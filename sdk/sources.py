@@ -1,0 +1,162 @@
+"""Who said what of one thing, and whose word counts: the last one in order whose source is not quarantined.
+
+A *source* is a device, or one operator on a device. A quarantine says up to which Lamport counter its events do
+not count. What it said is kept: released, in whatever order all this arrives, it is as if it had never been
+quarantined; quarantined, as if it had never been there (docs/labels.md, section 5).
+
+No files, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Generic, NamedTuple, TypeVar
+
+ANYBODY: Final = ""
+"""Instead of an operator: the whole device."""
+
+
+class Order(NamedTuple):
+    """The total order of entries."""
+
+    counter: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Something that a source said of one thing."""
+
+    order: Order
+    operator: str
+
+    def same_source(self, other: Said) -> bool:
+        """Return whether the same operator said it on the same device."""
+        return self.order.device == other.order.device and self.operator == other.operator
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A source's events up to a counter do not count, and why.
+
+    Attributes:
+        device: Whose events.
+        operator: This operator's on it; `ANYBODY` for all of the device's.
+        through: Events with a Lamport counter up to this one.
+        reason: Why, in words.
+        by: Who decided it.
+        wall_time_us: When, by the service's clock, microseconds since 1970.
+    """
+
+    device: str
+    operator: str
+    through: int
+    reason: str
+    by: str
+    wall_time_us: int
+
+
+class Holds:
+    """All quarantines: per source the last word in order. Order and repetition change nothing."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], tuple[Order, Hold]] = {}
+
+    def put(self, order: Order, hold: Hold) -> bool:
+        """Take in one decision; return whether it may change whose word counts."""
+        key = hold.device, hold.operator
+        old = self._last.get(key)
+        if old is not None and old[0] >= order:
+            return False
+        self._last[key] = order, hold
+        return hold.through != (0 if old is None else old[1].through)
+
+    def counts(self, said: Said) -> bool:
+        """Return whether this word counts."""
+        if not self._last:
+            return True
+        counter, device = said.order
+        return all(
+            key not in self._last or counter > self._last[key][1].through
+            for key in ((device, ANYBODY), (device, said.operator))
+        )
+
+    def standing(self) -> list[Hold]:
+        """Return the quarantines that hold something back, by device and operator."""
+        return [hold for _, (_, hold) in sorted(self._last.items()) if hold.through]
+
+    def last(self, device: str, operator: str = ANYBODY) -> Hold | None:
+        """Return the last decision about a source, a release too; None where there was none."""
+        found = self._last.get((device, operator))
+        return None if found is None else found[1]
+
+
+S = TypeVar("S", bound=Said)
+
+
+class Sayings(Generic[S]):
+    """What sources said of each key; `get` is the word that counts.
+
+    Of each source the last word is kept and no other: a quarantine goes up to a counter, so where the last does
+    not count, none before it does. Nearly every key has one source, which costs one entry.
+
+    Args:
+        holds: Whose word counts; call `recount` where these changed.
+    """
+
+    def __init__(self, holds: Holds) -> None:
+        self._holds = holds
+        self._winner: dict[bytes, S] = {}
+        self._others: dict[bytes, list[S]] = {}
+
+    def put(self, key: bytes, said: S) -> None:
+        """Take in one word."""
+        winner = self._winner.get(key)
+        if winner is None and key not in self._others:
+            kept = [said]
+        else:
+            kept = [*self._others.get(key, ()), *([] if winner is None else [winner])]
+            mine = [each for each in kept if each.same_source(said)]
+            if any(each.order >= said.order for each in mine):
+                return
+            kept = [each for each in kept if not each.same_source(said)] + [said]
+        self._settle(key, kept)
+
+    def _settle(self, key: bytes, kept: list[S]) -> None:
+        counting = [each for each in kept if self._holds.counts(each)]
+        winner = max(counting, key=lambda each: each.order, default=None)
+        others = [each for each in kept if each is not winner]
+        if winner is None:
+            self._winner.pop(key, None)
+        else:
+            self._winner[key] = winner
+        if others:
+            self._others[key] = others
+        else:
+            self._others.pop(key, None)
+
+    def recount(self) -> None:
+        """Look again whose word counts."""
+        for key in [*self._winner.keys() | self._others.keys()]:
+            self._settle(key, self.all_of(key))
+
+    def get(self, key: bytes) -> S | None:
+        """Return the word that counts; None where nobody's does."""
+        return self._winner.get(key)
+
+    def all_of(self, key: bytes) -> list[S]:
+        """Return the last word of every source, whether or not it counts."""
+        winner = self._winner.get(key)
+        return [*self._others.get(key, ()), *([] if winner is None else [winner])]
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._winner
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the keys of which somebody's word counts."""
+        return iter(self._winner)
+
+    def everybodys(self) -> Iterable[bytes]:
+        """Return the keys of which anybody said anything."""
+        return self._winner.keys() | self._others.keys()
