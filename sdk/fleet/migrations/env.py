@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from sdk.fleet.store import Base
+from sdk.fleet.tables import Base
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
 with context.begin_transaction():
