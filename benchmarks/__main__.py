@@ -19,7 +19,19 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import calibration, few, honest, leaks, newclass, novelty, outlook, speed, station, wronglabels
+from benchmarks import (
+    calibration,
+    few,
+    honest,
+    leaks,
+    newclass,
+    novelty,
+    outlook,
+    poison,
+    speed,
+    station,
+    wronglabels,
+)
 from benchmarks.features import NoImageSets, drawn, real
 from benchmarks.report import Report, Setup, as_json, as_text
 
@@ -33,6 +45,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "calibration": calibration,
     "novelty": novelty,
     "wronglabels": wronglabels,
+    "poison": poison,
     "station": station,
     "outlook": outlook,
 }

@@ -16,6 +16,7 @@ import msgspec
 from sdk.errors import FleetError, RolloutHalted
 from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls, tls_folder
 from sdk.fleet.cli_precision import precision as precision_commands
+from sdk.fleet.cli_quarantine import hold_row, quarantine, release, suspects
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
     has_trust,
@@ -59,7 +60,7 @@ fleet.add_command(rollout)
 fleet.add_command(precision_commands)
 fleet.add_command(keys)
 fleet.add_command(sign)
-for _command in (tls, enroll, revoke):
+for _command in (tls, enroll, revoke, suspects, quarantine, release):
     fleet.add_command(_command)
 
 _dir_option = click.option(
@@ -376,6 +377,8 @@ def devices(directory: Path, channel: str | None, as_json: bool) -> None:
         )
     console.print(table)
     for one in overview["devices"]:
+        for hold in one["quarantine"]:
+            console.print(f"quarantined: {hold['words']}", highlight=False)
         if one["refused"]:
             console.print(f"{one['device']}: its next label is refused: {one['refused']}", highlight=False)
         if "refused" in one["trust"] or "unverified" in one["trust"]:
@@ -432,10 +435,18 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
         lengths = {name: ledger.log_length(name) for name in channels}
         known = ledger.devices(channel)
         release_names = ledger.release_names()
-    live = {name: store.live_set(name) for name in channels}
+    learned = {name: store.learned(name) for name in channels}
+    live = {name: None if found is None else found.live for name, found in learned.items()}
+    holds = [hold_row(hold) for found in learned.values() if found is not None for hold in found.holds]
     return {
         "channels": [_channel_row(name, current[name], live[name], lengths[name]) for name in channels],
-        "devices": [_device_row(device, live.get(device.channel), release_names) for device in known],
+        "devices": [
+            {
+                **_device_row(device, live.get(device.channel), release_names),
+                "quarantine": [hold for hold in holds if hold["device"] == device.device],
+            }
+            for device in known
+        ],
     }
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from sdk.errors import KeyRefused
 from sdk.fleet.cli_trust import dir_option, has_trust, open_trust
-from sdk.labels import DeviceId
+from sdk.labels import FLEET_LOG_PREFIX, RELEASE_DEVICE, DeviceId
 from sdk.wire import DEFAULT_PREFIX, ChannelName
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
     from sdk.fleet.certificates import Authority
 
     _check(device, DeviceId, "device id", "a-z, 0-9 and '-'")
+    if device.startswith(FLEET_LOG_PREFIX) or device == RELEASE_DEVICE:
+        raise KeyRefused(
+            f"{device} is a name that Headway keeps for itself", hint="Name the device after its line."
+        )
     _check(channel, ChannelName, "channel name", "a-z, 0-9, '.', '_' and '-'")
     folder = tls_folder(directory)
     place = read_place(folder)

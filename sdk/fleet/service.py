@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from sdk.errors import BrokerError, KeyRefused, RemoteWireError, UnknownDevice
+from sdk.fleet.garbage import garbage, in_use
 from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import Device, FleetStore, Ledger, Taken, records_of
 from sdk.fleet.store import Publication as Published
-from sdk.labels import Record
+from sdk.labels import FLEET_LOG_PREFIX, Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
 from sdk.trust.repository import OnlineTrust
 from sdk.wire import (
@@ -56,8 +57,6 @@ PACE_BYTES: Final = 4 * 1024 * 1024
 BUSY_TURN_S: Final = 0.01
 IDLE_S: Final = 0.25
 """The longest the service sleeps, so that it sees a request to stop."""
-GONE_S: Final = 30 * 24 * 3600.0
-"""A device unseen for this long no longer keeps old chunks on the broker."""
 MAX_TURN_MESSAGES: Final = 256
 MAX_QUEUED_MESSAGES: Final = 1024
 
@@ -97,6 +96,7 @@ class FleetCore:
         self._readers: dict[str, tuple[str, LogReader]] = {}  # device -> its channel, how far it is
         self._meta_due: dict[str, float] = {}  # channel -> not before
         self._meta_sent: dict[str, float] = {}
+        self._shared: dict[str, int] = {}  # channel -> how much of its union has been published
         self._announcing: dict[int, str] = {}  # publications that wait for their chunks to be out -> channel
         self._rollouts: dict[str, tuple[int, int]] = {}  # channel -> its rollout and the version last acted on
         self._greeted: set[str] = set()  # devices that were told where their log ends since they came online
@@ -129,14 +129,14 @@ class FleetCore:
                     continue
                 if not remembered:
                     # It may have forgotten the chunks too. Devices that know of the release ask for them anyway.
-                    for publication in _in_use(ledger, channel):
+                    for publication in in_use(ledger, channel):
                         self._seeder.announce(publication.release.digests())
                 out += self._notice(ledger, channel)
         return out
 
     def _unannounced(self, ledger: Ledger, channel: str) -> list[Published]:
         """Return what of a channel's releases in use was never announced."""
-        return [publication for publication in _in_use(ledger, channel) if not publication.announced]
+        return [publication for publication in in_use(ledger, channel) if not publication.announced]
 
     def _announce(self, publication: Published) -> None:
         """Publish a release's chunks first, then who should fetch them: `_bulk` goes on when all are out."""
@@ -153,6 +153,8 @@ class FleetCore:
 
     def _load(self, ledger: Ledger) -> None:
         self._newest = ledger.newest_publication()
+        for channel in self._channels:
+            self._shared.setdefault(channel, ledger.log_length(channel))
         self._sizes = ledger.feature_sizes()
         self._known = frozenset(
             digest
@@ -182,6 +184,8 @@ class FleetCore:
         for message in messages:
             try:
                 device = self._topics.device_of(message.topic)
+                if device.startswith(FLEET_LOG_PREFIX):
+                    raise RemoteWireError(f"{device} is no device", hint="That name is the service's own.")
                 kind = self._topics.kind_of(message.topic)
                 if kind == "state" and message.payload:
                     states.append((self._state(device, message), message.retained))
@@ -277,6 +281,8 @@ class FleetCore:
                 )
         for channel, (first, records) in records_of(taken).items():
             out += self._segments(self._topics.log(channel), channel, first, records)
+            if self._shared[channel] == first - 1:
+                self._shared[channel] += len(records)
             self._note_meta(channel, now)
             reports.append(("stored", {"channel": channel, "first": first, "records": len(records)}))
         for kind, more in reports:
@@ -364,7 +370,7 @@ class FleetCore:
     def _poll(self, now_utc: float) -> list[Publication]:
         """Notice what another process published or signed; clear chunks that nobody needs any more."""
         out = self._metadata()
-        garbage: list[tuple[Published, list[str]]] = []
+        old: list[tuple[Published, list[str]]] = []
         with self._store.read() as ledger:
             if ledger.newest_publication() != self._newest:
                 self._load(ledger)
@@ -372,12 +378,19 @@ class FleetCore:
                 for channel in self._channels:
                     for publication in self._unannounced(ledger, channel):
                         self._announce(publication)
+            for channel, shared in self._shared.items():
+                # What a person decided by a command (`Ledger.decide`), and what came between two of these.
+                if new := ledger.records(channel, shared + 1):
+                    self._report("decided", {"channel": channel, "first": shared + 1, "records": len(new)})
+                    out += self._segments(self._topics.log(channel), channel, shared + 1, new)
+                    self._shared[channel] += len(new)
+                    self._meta_due.setdefault(channel, 0.0)
             if self._tidy and not self._announcing:
                 self._tidy = False
-                garbage = self._garbage(ledger, now_utc)
-        if garbage:
+                old = garbage(ledger, self._channels, now_utc)
+        if old:
             with self._store.write() as ledger:
-                for publication, digests in garbage:
+                for publication, digests in old:
                     ledger.mark_cleared(publication.id)
                     out += [Publication(self._topics.chunk(digest), b"", retain=True) for digest in digests]
                     self._report("cleared", {"name": publication.ref.name, "chunks": len(digests)})
@@ -442,34 +455,6 @@ class FleetCore:
         self._trust_fault = None
         return [] if message is None else [Publication(self._topics.trust(), message, retain=True)]
 
-    def _garbage(self, ledger: Ledger, now_utc: float) -> list[tuple[Published, list[str]]]:
-        """Return older publications whose chunks no device needs any more, with those chunks."""
-        garbage: list[tuple[Published, list[str]]] = []
-        current = {channel: ledger.current(channel) for channel in ledger.channels()}
-        needed = {
-            digest
-            for channel in current
-            for publication in _in_use(ledger, channel)
-            for digest in publication.release.digests()
-        }
-        for channel in self._channels:
-            now_running = current.get(channel)
-            if now_running is None:
-                continue
-            devices = [d for d in ledger.devices(channel) if d.last_seen_utc > now_utc - GONE_S]
-            if any(d.state.release_id != now_running.ref.release_id for d in devices):
-                needed.update(
-                    digest
-                    for publication in ledger.publications(channel, cleared=False)
-                    for digest in publication.release.digests()
-                )
-        for channel in self._channels:
-            for publication in ledger.publications(channel, cleared=False):
-                digests = [digest for digest in publication.release.digests() if digest not in needed]
-                if digests:
-                    garbage.append((publication, digests))
-        return garbage
-
     # Bulk
 
     def _note_wants(self, wants: list[tuple[str, Want]], now: float) -> None:
@@ -532,15 +517,6 @@ class FleetCore:
                     ledger.mark_announced(publication_id)
             self._announcing.clear()
         return out
-
-
-def _in_use(ledger: Ledger, channel: str) -> list[Published]:
-    """Return a channel's current release and what a rollout brings it, as far as there are such."""
-    current, under_way = ledger.current(channel), ledger.rollout(channel)
-    found = [] if current is None else [current]
-    if under_way is not None and under_way[1].open:
-        found.append(under_way[0])
-    return found
 
 
 class FleetService:

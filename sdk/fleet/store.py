@@ -27,15 +27,18 @@ import msgspec
 from sqlalchemy import Engine, func, inspect, select, text, update
 from sqlalchemy.orm import Session
 
-from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, decode_manifest
+from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
 from sdk.chunks import ChunkStore, Release, describe
 from sdk.errors import BadSignature, FleetError, UnknownDevice
+from sdk.fleet import fleetlog
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
 from sdk.fleet.registry import Standing, Verdict, judge, next_state
 from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Step, decide
 from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, EntryRow, PublicationRow, ReleaseRow, RolloutRow
-from sdk.labels import GENESIS, Chain, Fold, Record, entry_hash
+from sdk.labels import GENESIS, Body, Chain, Entry, Fold, Record, entry_hash, fleet_log_of
 from sdk.liveset import LiveSet
+from sdk.moments import Moments
+from sdk.sources import Hold
 from sdk.wire import (
     MAX_BATCH_RECORDS,
     Desired,
@@ -105,6 +108,23 @@ class Taken:
     channel: str
     first_position: int
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a channel's union folds to, in its current release's feature space.
+
+    Attributes:
+        live: The live set.
+        names: Class names by id, after merges.
+        holds: The quarantines that stand.
+        apart: Pairs of classes that somebody said are different, the smaller id first.
+    """
+
+    live: LiveSet
+    names: dict[bytes, str]
+    holds: list[Hold]
+    apart: set[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True)
@@ -233,10 +253,10 @@ class FleetStore:
         The same fold over the same records that every device of the channel makes; None without a release.
         """
         learned = self.learned(channel)
-        return None if learned is None else learned[0]
+        return None if learned is None else learned.live
 
-    def learned(self, channel: str) -> tuple[LiveSet, dict[bytes, str]] | None:
-        """Return the live set of the channel's union, and the names of its classes by id after merges.
+    def learned(self, channel: str) -> Learned | None:
+        """Return what the channel's union folds to; None without a release.
 
         Cost: the whole union is read the first time, later what is new of it.
         """
@@ -253,13 +273,34 @@ class FleetStore:
                     fold.apply(record)
                 position += len(records)
             self._folds[channel] = publication.id, fold, position
-            return fold.live_set(), fold.class_names()
+            return Learned(fold.live_set(), fold.class_names(), fold.holds(), fold.apart())
 
-    def _base_fold(self, publication: Publication) -> Fold:
+    def summed_moments(self, channel: str, live: LiveSet) -> Moments | None:
+        """Return the moments of the samples that a channel's release knows by their sums only; None without.
+
+        Args:
+            channel: Whose.
+            live: Its live set: classes are those after its merges.
+        """
+        with self.read() as ledger:
+            publication = ledger.current(channel)
+        if publication is None:
+            return None
+        entry, _, base = self._base_of(publication)
+        if isinstance(entry.moments, str):
+            files = {file.name: file for file in publication.release.descriptor.files}
+            base = base.with_moments(self.chunks.read(files[entry.moments]), entry.moments)
+        return None if base.rest is None else base.rest.merged(lambda c: live.merged.get(c, c))
+
+    def _base_of(self, publication: Publication) -> tuple[PrecisionEntry, Manifest, BaseSamples]:
         files = {file.name: file for file in publication.release.descriptor.files}
         manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
         entry = next(entry for entry in manifest.precisions if entry.space == publication.space)
         base = BaseSamples.from_bytes(self.chunks.read(files[entry.samples]), entry.samples, entry.feature_size)
+        return entry, manifest, base
+
+    def _base_fold(self, publication: Publication) -> Fold:
+        _, manifest, base = self._base_of(publication)
         fold = Fold(publication.space, publication.feature_size)
         names = {bytes.fromhex(c.id): c.name for c in manifest.classes}
         fold.add_base(base.samples, base.class_ids, base.groups, base.codes, names, base.summed)
@@ -310,7 +351,8 @@ class Ledger:
         if plan is not None:
             self._put_rollout(Rollout(row.id, plan))
             return Publication(row.id, channel, release, space, feature_size, announced=False, staged=True)
-        for device in self._session.scalars(select(DeviceRow.device).where(DeviceRow.channel == channel)):
+        of_channel = select(DeviceRow.device).where(DeviceRow.channel == channel, fleetlog.is_device())
+        for device in self._session.scalars(of_channel):
             self._session.add(AssignmentRow(publication_id=row.id, device=device))
         return Publication(row.id, channel, release, space, feature_size, announced=False)
 
@@ -431,7 +473,7 @@ class Ledger:
 
     def devices(self, channel: str | None = None) -> list[Device]:
         """Return the devices, of one channel or all, by name."""
-        query = select(DeviceRow).order_by(DeviceRow.device)
+        query = select(DeviceRow).where(fleetlog.is_device()).order_by(DeviceRow.device)
         if channel is not None:
             query = query.where(DeviceRow.channel == channel)
         return [_device(row) for row in self._session.scalars(query)]
@@ -701,6 +743,27 @@ class Ledger:
         row.last_seen_utc = now_utc
         self._session.flush()
         return Taken(device, channel.name, first, verdict)
+
+    def decide(self, channel: str, bodies: Sequence[Body]) -> list[Record]:
+        """Write what the fleet's people decided into its own log, at the end of a channel's union.
+
+        A running service shares it within a second.
+
+        Raises:
+            LabelError: one of the bodies is none that a fleet may say.
+        """
+        return fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter())
+
+    def decisions(self, channel: str) -> list[Entry]:
+        """Return the entries of a channel's own log, in order: what the fleet's people decided."""
+        encoded = self._session.scalars(
+            select(EntryRow.record).where(EntryRow.device == fleet_log_of(channel)).order_by(EntryRow.seq)
+        )
+        return [msgspec.msgpack.decode(record, type=Record).entry for record in encoded]
+
+    def last_counter(self, device: str) -> int:
+        """Return the Lamport counter of a device's last stored entry, 0 where it has none."""
+        return self._session.scalar(select(DeviceRow.last_counter).where(DeviceRow.device == device)) or 0
 
     def _hash_at(self, device: str, seq: int) -> bytes | None:
         return self._session.scalar(select(EntryRow.hash).where(EntryRow.device == device, EntryRow.seq == seq))

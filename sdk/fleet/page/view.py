@@ -54,7 +54,7 @@ class FleetView:
 
     def _troubles(self, device: dict[str, Any]) -> list[str]:
         """Return what somebody should look at, in words."""
-        found: list[str] = []
+        found = [f"quarantined: {hold['words']}" for hold in device["quarantine"]]
         if device["refused"]:
             found.append(f"its next label is refused: {device['refused']}")
         if device["online"] and device["release_id"] is None:
@@ -102,10 +102,10 @@ class FleetView:
                 records += list(enumerate(page, position))
                 position += len(page)
         found = self._store.learned(channel)
-        names = {} if found is None else found[1]
+        names = {} if found is None else found.names
         counts: Counter[tuple[bytes, str]] = Counter()
         if found is not None:
-            counts.update(zip(found[0].class_ids, found[0].devices, strict=True))
+            counts.update(zip(found.live.class_ids, found.live.devices, strict=True))
         teachers = [RELEASE, *sorted({device for _, device in counts} - {RELEASE})]
         classes = [
             {"name": name, "total": sum(row), "counts": row}
@@ -132,7 +132,7 @@ class FleetView:
             "labels": labels[:RECENT],
             "devices": len(devices),
             "log_length": length,
-            "live_set_digest": None if found is None else found[0].digest,
+            "live_set_digest": None if found is None else found.live.digest,
         }
 
 

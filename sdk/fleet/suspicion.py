@@ -1,0 +1,204 @@
+"""Which devices and operators label against all others: leave-one-device-out scoring at the fleet's union.
+
+Each device's labels are compared with what a head says that has learned from everything but that device. A source
+is suspected when that agreement lies, beyond doubt, below that of all other labels together; what the others lose
+by learning from it is told beside it. Nobody is accused by it: a person looks and decides (`headway fleet
+quarantine`).
+
+- Labels of a class that only this device knows are not judged: a new kind of defect is not a wrong label.
+- The worst source is found first, and the others are looked at again without it, so that one who errs does not
+  make those suspect who do not.
+
+No files, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sdk.adaptation import Labelled, harmful_source
+from sdk.audit import Agreement, agreement
+from sdk.errors import HeadError
+from sdk.head import DEFAULT_KNOBS, Knobs
+from sdk.labels import RELEASE_DEVICE
+from sdk.liveset import LiveSet
+from sdk.moments import Moments
+from sdk.score import LeftOut, leave_one_group_out, share
+from sdk.sources import ANYBODY
+
+MIN_GAP: Final = 0.1
+"""So much less agreement than the others is worth a person's look. Lines differ by some points; somebody who
+mistakes one part in five differs by about twenty."""
+MIN_LABELS: Final = 10
+"""Fewer judged labels are an operator's first hour."""
+MAX_SUSPECTS: Final = 5
+"""Each costs a solve; where more err, somebody should look at the release."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A source whose labels do not fit what all others say.
+
+    Attributes:
+        device: Whose.
+        operator: This operator's on it; `sdk.sources.ANYBODY` for the device.
+        labels: How many of its labels could be judged.
+        agreement: Share of these that a head without the device agrees with, with its interval `low` to `high`.
+        others: The same of all other judged labels together.
+        harms: Whether the others' labels are less well known for it, beyond doubt.
+        recall: Mean recall of the others' left-out labels as it is; None where `harms` is false.
+        recall_without: Without this source.
+    """
+
+    device: str
+    operator: str
+    labels: int
+    agreement: float
+    low: float
+    high: float
+    others: float
+    harms: bool
+    recall: float | None
+    recall_without: float | None
+
+
+def find_suspects(
+    live: LiveSet,
+    rest: Moments | None = None,
+    *,
+    knobs: Knobs = DEFAULT_KNOBS,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Suspect]:
+    """Return the sources that label against all others, in the order they were found: the worst first.
+
+    Cost: for each suspect, and once more, two solves and the projection of all that devices have labelled; memory
+    besides: O(g^2) for the g labels of the largest device.
+
+    Args:
+        live: The union's live set.
+        rest: Moments of the release's summed samples, class ids after merges.
+        knobs: The head's constants.
+        stop: Asked between devices; true ends with `InterruptedError`.
+    """
+    found: list[Suspect] = []
+    kept = np.ones(len(live.samples), bool)
+    while len(found) < MAX_SUSPECTS:
+        labelled = _labelled(live, kept, rest)
+        if not labelled.own.any():
+            break
+        operators = [operator for operator, keep in zip(live.operators, kept, strict=True) if keep]
+        worst = _worst(labelled, operators, knobs, stop)
+        if worst is None:
+            break
+        device, operator, its, others = worst
+        theirs = _rows_of(live, device, operator)
+        found.append(_suspect(labelled, device, operator, its, others, theirs[kept], knobs))
+        kept &= ~theirs
+    return found
+
+
+def _labelled(live: LiveSet, kept: Mask, rest: Moments | None) -> Labelled:
+    rows = np.flatnonzero(kept)
+    devices = [live.devices[int(row)] for row in rows]
+    return Labelled(
+        codes=live.codes[rows],
+        class_ids=[live.class_ids[int(row)] for row in rows],
+        groups=[live.groups[int(row)] for row in rows],
+        devices=devices,
+        own=np.array([device != RELEASE_DEVICE for device in devices], bool),
+        rest=rest,
+    )
+
+
+def _rows_of(live: LiveSet, device: str, operator: str) -> Mask:
+    pairs = zip(live.devices, live.operators, strict=True)
+    return np.array([d == device and operator in (ANYBODY, o) for d, o in pairs], bool)
+
+
+def without_each_device(labelled: Labelled, knobs: Knobs, stop: Callable[[], bool]) -> LeftOut | None:
+    """Return what a head says of each device's labels that learned from all else; None where nothing is left.
+
+    The groups of the result are parts, so that intervals are over parts.
+    """
+    left_out_together = [
+        f"device {device}" if own else f"part {group}"
+        for device, own, group in zip(labelled.devices, labelled.own, labelled.groups, strict=True)
+    ]
+    try:
+        left_out = leave_one_group_out(
+            labelled.codes,
+            labelled.class_ids,
+            left_out_together,
+            knobs=knobs,
+            only=labelled.own,
+            learned=labelled.everything,
+            stop=stop,
+        )
+    except HeadError:
+        return None
+    parts = [group for group, own in zip(labelled.groups, labelled.own, strict=True) if own]
+    return replace(left_out, groups=np.unique(parts, return_inverse=True)[1].astype(np.int64))
+
+
+def _worst(
+    labelled: Labelled, operators: Sequence[str], knobs: Knobs, stop: Callable[[], bool]
+) -> tuple[str, str, Agreement, float] | None:
+    """Return the source that agrees least, its agreement and that of all others; None where none stands out."""
+    left_out = without_each_device(labelled, knobs, stop)
+    if left_out is None:
+        return None
+    rows = np.flatnonzero(labelled.own)
+    devices = np.array([labelled.devices[int(row)] for row in rows], object)
+    people = np.array([operators[int(row)] for row in rows], object)
+    said = left_out.scores.argmax(1) == left_out.truth
+    candidates: list[tuple[str, str, Agreement, float]] = []
+    for device in sorted(set(devices)):
+        here = devices == device
+        names = sorted(set(people[here])) if len(set(people[here])) > 1 else []
+        for operator in (*names, ANYBODY):
+            theirs = here & (people == operator) if operator != ANYBODY else here
+            found = _stands_out(left_out, said, theirs)
+            # Who errs alone, while the rest of the device does not, is the one to look at.
+            rest_errs = operator == ANYBODY or _stands_out(left_out, said, here & ~theirs) is not None
+            if found is not None and (operator == ANYBODY or not rest_errs):
+                candidates.append((device, operator, *found))
+                break
+    return min(candidates, key=lambda each: (each[2].share, each[0], each[1]), default=None)
+
+
+def _stands_out(left_out: LeftOut, said: Mask, theirs: Mask) -> tuple[Agreement, float] | None:
+    others = ~theirs & ~left_out.orphan
+    found = agreement(left_out, ["its" if each else "" for each in theirs])
+    if not found or not others.any() or found[0].labels < MIN_LABELS:
+        return None
+    mean, low, _ = share(said[others], left_out.groups[others])
+    stands_out = found[0].high < low and found[0].share < mean - MIN_GAP
+    return (found[0], mean) if stands_out else None
+
+
+def _suspect(
+    labelled: Labelled, device: str, operator: str, its: Agreement, others: float, theirs: Mask, knobs: Knobs
+) -> Suspect:
+    """Return the suspect with what the others lose by it (`sdk.adaptation.harmful_source`)."""
+    name = device if operator == ANYBODY else f"{device} {operator}"
+    named = [name if its_row else each for each, its_row in zip(labelled.devices, theirs, strict=True)]
+    harm = harmful_source(replace(labelled, devices=named, own=labelled.own & ~theirs), knobs=knobs)
+    return Suspect(
+        device=device,
+        operator=operator,
+        labels=its.labels,
+        agreement=its.share,
+        low=its.low,
+        high=its.high,
+        others=others,
+        harms=harm is not None,
+        recall=None if harm is None else harm.recall,
+        recall_without=None if harm is None else harm.recall_without,
+    )
