@@ -292,6 +292,16 @@ class FleetStore:
             base = base.with_moments(self.chunks.read(files[entry.moments]), entry.moments)
         return None if base.rest is None else base.rest.merged(lambda c: live.merged.get(c, c))
 
+    def released_classes(self, channel: str) -> frozenset[bytes]:
+        """Return the ids of the classes that a channel's release brings; none without a release."""
+        with self.read() as ledger:
+            publication = ledger.current(channel)
+        if publication is None:
+            return frozenset()
+        files = {file.name: file for file in publication.release.descriptor.files}
+        manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
+        return frozenset(bytes.fromhex(entry.id) for entry in manifest.classes)
+
     def _base_of(self, publication: Publication) -> tuple[PrecisionEntry, Manifest, BaseSamples]:
         files = {file.name: file for file in publication.release.descriptor.files}
         manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))

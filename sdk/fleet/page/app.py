@@ -110,6 +110,11 @@ def make_app(view: FleetView) -> FastAPI:
         """Return who taught a channel what, and its newest labels."""
         return view.learned(channel)
 
+    @app.get("/api/classes/{channel}")
+    def api_classes(channel: Channel) -> dict[str, Any]:
+        """Return a channel's classes, the pairs that may be one, and what was decided about them."""
+        return view.classes(channel)
+
     return app
 
 

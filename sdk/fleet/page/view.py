@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sdk.errors import FleetError
 from sdk.fleet.cli import fleet_overview
+from sdk.fleet.cli_classes import classes_of
 from sdk.fleet.cli_rollout import overview as rollout_overview
 from sdk.fleet.store import FleetStore
 from sdk.labels import Label
@@ -31,6 +32,7 @@ class FleetView:
     def __init__(self, store: FleetStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self._proposals: dict[str, tuple[object, dict[str, Any]]] = {}  # channel -> what they rest on, and they
 
     def fleet(self) -> dict[str, Any]:
         """Return channels with their rollouts, and devices with what they say and what needs a look."""
@@ -45,6 +47,23 @@ class FleetView:
             device["troubles"] = self._troubles(device)
             device["ago"] = ago(self._clock() - device["last_seen_utc"])
         return {**found, "service": self._store.served(), "utc": self._clock()}
+
+    def classes(self, channel: str) -> dict[str, Any]:
+        """Return a channel's classes, the pairs that may be one, and what was decided about them.
+
+        Cost: a comparison of the labelled codes after each change of the union; else none.
+
+        Raises:
+            FleetError: there is no such channel, or it has no release.
+        """
+        with self._store.read() as ledger:
+            current = ledger.current(channel)
+            rests_on = None if current is None else current.id, ledger.log_length(channel)
+        known = self._proposals.get(channel)
+        if known is None or known[0] != rests_on:
+            known = rests_on, classes_of(self._store, channel)
+            self._proposals[channel] = known
+        return known[1]
 
     def _rollout(self, channel: str) -> dict[str, Any] | None:
         try:
@@ -130,6 +149,7 @@ class FleetView:
             "teachers": teachers,
             "classes": classes,
             "labels": labels[:RECENT],
+            "alike": None if found is None else self.classes(channel),
             "devices": len(devices),
             "log_length": length,
             "live_set_digest": None if found is None else found.live.digest,

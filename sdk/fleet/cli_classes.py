@@ -1,0 +1,222 @@
+"""`headway fleet classes`: the classes of a channel, those that may be one, and a person's word about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from sdk.errors import FleetError, LabelError
+from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
+from sdk.labels import Body, KeepApart, MergeClasses, RenameClass
+
+if TYPE_CHECKING:
+    from sdk.fleet.alike import Pair, Side
+    from sdk.fleet.store import FleetStore, Learned
+
+MIN_DIGITS: Final = 4
+"""Fewer digits of an id are a typing error, or a name that nothing has."""
+
+
+@click.group(invoke_without_command=True)
+@dir_option
+@channel_option
+@json_option
+@click.pass_context
+def classes(context: click.Context, directory: Path, channel: str, as_json: bool) -> None:
+    """Show a channel's classes, and which of them may be one.
+
+    Two lines that invent a class of the same name have two classes until somebody merges them. Pairs that are
+    named alike are proposed, with what their codes say; nothing is merged by itself.
+
+    \b
+      headway fleet classes --dir fleet
+      headway fleet classes --dir fleet merge 5c1e07 91aa3b
+      headway fleet classes --dir fleet apart 5c1e07 91aa3b
+    """
+    context.obj = directory, channel, as_json
+    if context.invoked_subcommand is not None:
+        return
+    from sdk.fleet.cli import open_fleet
+
+    with open_fleet(directory) as store:
+        found = classes_of(store, channel)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    for one in found["classes"]:
+        click.echo(f"{one['class_id'][:8]}  {one['name']}: {one['labels']} labels")
+    for pair in found["proposed"]:
+        click.echo(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
+    for done in found["decided"]:
+        click.echo(f"\n{done['words']}")
+
+
+@classes.command()
+@click.argument("one")
+@click.argument("other")
+@click.option("--name", metavar="NAME", help="What the class is called from now on; else by its last name.")
+@by_option
+@click.pass_obj
+def merge(settings: tuple[Path, str, bool], one: str, other: str, name: str | None, by: str | None) -> None:
+    """Make ONE and OTHER one class on every device; each is a name or the first digits of an id.
+
+    It cannot be undone. Labels keep the class they were given; both ids stand for the same class from now on.
+    """
+    _decide(settings, one, other, by, name, apart=False)
+
+
+@classes.command()
+@click.argument("one")
+@click.argument("other")
+@by_option
+@click.pass_obj
+def apart(settings: tuple[Path, str, bool], one: str, other: str, by: str | None) -> None:
+    """Say that ONE and OTHER are different classes: they are not proposed again."""
+    _decide(settings, one, other, by, None, apart=True)
+
+
+def _decide(
+    settings: tuple[Path, str, bool], one: str, other: str, by: str | None, name: str | None, *, apart: bool
+) -> None:
+    from sdk.fleet.cli import open_fleet
+
+    directory, channel, as_json = settings
+    decided_by = who(by)
+    with open_fleet(directory) as store:
+        learned = _learned(store, channel)
+        pair = _class(learned, one), _class(learned, other)
+        if pair[0] == pair[1]:
+            raise LabelError(f"{one} and {other} are one class already", hint="Nothing needs to be done.")
+        low, high = sorted(pair)
+        if apart and (low, high) in learned.apart:
+            raise LabelError(f"{one} and {other} are known to be different", hint="Nothing needs to be done.")
+        bodies: list[Body] = [KeepApart(low, high, decided_by) if apart else MergeClasses(low, high, decided_by)]
+        if name is not None:
+            bodies.append(RenameClass(low, _checked(name, learned, pair), decided_by))
+        with store.write() as ledger:
+            ledger.decide(channel, bodies)
+        found, served = classes_of(store, channel), store.served()
+    done = found["decided"][-2 if name is not None else -1]
+    if as_json:
+        click.echo(msgspec.json.encode({**done, "served": served, "live_set_digest": found["live_set_digest"]}))
+        return
+    click.echo(done["words"])
+    if not served:
+        click.echo("no fleet service runs on this directory: devices hear of it when one does")
+
+
+def _checked(name: str, learned: Learned, pair: tuple[bytes, bytes]) -> str:
+    name = " ".join(name.split())
+    taken = {called.casefold() for class_id, called in learned.names.items() if class_id not in pair}
+    if not 0 < len(name) <= 64 or not name.isprintable() or name.casefold() in taken:
+        raise LabelError(f"{name[:64]!r} is no name for this class", hint="Choose one that no other class has.")
+    return name
+
+
+def _class(learned: Learned, said: str) -> bytes:
+    """Return the class of this name, or whose id begins with these digits."""
+    merged = learned.live.merged
+    named = {class_id for class_id, name in learned.names.items() if name == said}
+    digits = said.lower() if len(said) >= MIN_DIGITS else "-"
+    found = named or {merged.get(c, c) for c in {*learned.names, *merged} if c.hex().startswith(digits)}
+    if len(found) != 1:
+        what = "no class" if not found else f"{len(found)} classes"
+        raise LabelError(
+            f"{said[:64]!r} names {what}", hint="Give the first digits of its id: headway fleet classes."
+        )
+    return found.pop()
+
+
+def _learned(store: FleetStore, channel: str) -> Learned:
+    learned = store.learned(channel)
+    if learned is None:
+        raise FleetError(f"channel {channel} has no release", hint="Without one no codes can be compared.")
+    return learned
+
+
+def classes_of(store: FleetStore, channel: str) -> dict[str, Any]:
+    """Return a channel's classes, the pairs that may be one, and what was decided, ready for JSON.
+
+    Raises:
+        FleetError: there is no such channel, or it has no release.
+    """
+    from sdk.fleet.alike import propose
+
+    learned = _learned(store, channel)
+    live, names = learned.live, learned.names
+    pairs = propose(
+        live,
+        names,
+        released=store.released_classes(channel),
+        apart=learned.apart,
+        rest=store.summed_moments(channel, live),
+    )
+    with store.read() as ledger:
+        decisions = ledger.decisions(channel)
+    counts = dict.fromkeys(names, 0)
+    for class_id in live.class_ids:
+        counts[class_id] = counts.get(class_id, 0) + 1
+    return {
+        "channel": channel,
+        "live_set_digest": live.digest,
+        "classes": [
+            {"class_id": class_id.hex(), "name": name, "labels": counts[class_id]}
+            for class_id, name in sorted(names.items(), key=lambda each: (each[1].casefold(), each[0]))
+        ],
+        "proposed": [_pair_row(pair) for pair in pairs],
+        "decided": [
+            row for entry in decisions if (row := _decision_row(entry.body, entry.wall_time_us / 1e6, learned))
+        ],
+    }
+
+
+def _pair_row(pair: Pair) -> dict[str, Any]:
+    ids = f"{pair.one.class_id.hex()[:8]} {pair.other.class_id.hex()[:8]}"
+    return {
+        "one": _side_row(pair.one),
+        "other": _side_row(pair.other),
+        "names_alike": pair.names_alike,
+        "words": f"{_side_words(pair.one, pair.other)}; {_side_words(pair.other, pair.one)}",
+        "merge": f"headway fleet classes --dir DIR merge {ids}",
+        "apart": f"headway fleet classes --dir DIR apart {ids}",
+    }
+
+
+def _side_row(side: Side) -> dict[str, Any]:
+    return {
+        "class_id": side.class_id.hex(),
+        "name": side.name,
+        "labels": side.labels,
+        "devices": list(side.devices),
+        "taken_for_other": side.taken_for_other,
+    }
+
+
+def _side_words(side: Side, other: Side) -> str:
+    where = ", ".join(side.devices) or "nobody yet"
+    words = f"{side.name!r} ({side.labels} labels, {where})"
+    if side.taken_for_other is None:
+        return words
+    return f"{words}, {side.taken_for_other:.0%} of which would be called {other.name!r} without it"
+
+
+def _decision_row(body: Body, utc: float, learned: Learned) -> dict[str, Any] | None:
+    if isinstance(body, RenameClass):
+        kind, ids, words = "rename", [body.class_id], f"called {body.name!r}"
+    elif isinstance(body, MergeClasses | KeepApart):
+        kind = "merge" if isinstance(body, MergeClasses) else "apart"
+        ids, words = [body.one, body.other], {"merge": "made one", "apart": "said to be different"}[kind]
+    else:
+        return None
+    called = [learned.names.get(learned.live.merged.get(c, c), c.hex()[:8]) for c in ids]
+    said = " and ".join(f"{name} ({class_id.hex()[:8]})" for name, class_id in zip(called, ids, strict=True))
+    return {
+        "kind": kind,
+        "class_ids": [class_id.hex() for class_id in ids],
+        "by": body.operator,
+        "utc": utc,
+        "words": f"{said}: {words} by {body.operator}",
+    }

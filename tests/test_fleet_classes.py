@@ -1,0 +1,212 @@
+"""Classes named alike on two lines: proposed with evidence, merged or told apart by a person, never silently."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from device_agent.learner import Learner
+from device_agent.store import Store, StoreLimits
+from sdk.bundle import Bundle
+from sdk.fleet.alike import ALIKE, names_alike
+from sdk.fleet.page.app import make_app
+from sdk.fleet.page.view import FleetView
+from sdk.fleet.store import FleetStore
+from sdk.labels import CodeRecord, DefineClass, KeepApart, Label, MergeClasses
+from sdk.wire import DeviceState
+from tests.builders import class_id_of, code_of, make_bundle, picture
+from tests.commands import Ended, headway
+from tests.simulators import SimDevice
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "first", ("good", "scratch"))
+
+
+def teach(bundle: Bundle, device: str, name: str, shows: str, first: int) -> SimDevice:
+    """Return a device that has invented a class of this name, and labelled five pictures of what it shows."""
+    line = SimDevice(device)
+    line.write(DefineClass(class_id_of(device), name, "ann"))
+    for number in range(first, first + 5):
+        image = picture(shows, number)
+        code, sample = code_of(bundle, image).tobytes(), hashlib.sha256(image).digest()
+        digest = hashlib.sha256(code).digest()
+        line.write(CodeRecord(bytes.fromhex(bundle.space()), sample, f"{device}/{number}", digest), code)
+        line.write(Label(sample, class_id_of(device), "ann"))
+    return line
+
+
+@pytest.fixture
+def fleet(fleet_dir: Path, bundle: Bundle) -> Iterator[FleetStore]:
+    """Three lines: two call the same defect alike, the third calls another defect as the first does."""
+    lines = [
+        teach(bundle, "line-1", "Pit mark", "pit", 0),
+        teach(bundle, "line-2", "pit-marks", "pit", 100),
+        teach(bundle, "line-3", "stain", "stain", 200),
+    ]
+    with FleetStore(fleet_dir) as store:
+        store.publish(bundle, channel="default")
+        with store.write() as ledger:
+            for line in lines:
+                state = DeviceState(device=line.device, channel="default", online=True)
+                ledger.note_state(state, seen_utc=1.0)
+                ledger.take(line.device, line.log, {})
+        yield store
+
+
+def classes(capsys: pytest.CaptureFixture[str], fleet: FleetStore, *args: str, as_json: bool = True) -> Ended:
+    more = ("--json",) if as_json else ()
+    return headway(capsys, "fleet", "classes", "--dir", fleet.directory, *more, *args)
+
+
+def names(*of: str) -> tuple[str, ...]:
+    """Return the first digits of the ids of these lines' classes."""
+    return tuple(class_id_of(each).hex()[:8] for each in of)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Scratch", "scratch", True),
+        ("scratch", "scratches", True),
+        ("Kratzer", "KRATZER ", True),
+        ("größe", "GROSSE", True),
+        ("Réticule", "reticule", True),
+        ("oil-spot", "Oil spot", True),
+        ("划痕", "划 痕", True),
+        ("pit", "pin", False),
+        ("scratch", "crack", False),
+        ("Kratzer", "scratch", False),
+        ("划痕", "凹坑", False),
+        ("---", "???", False),
+    ],
+)
+def test_names_are_compared_as_people_write_them(one: str, other: str, alike: bool) -> None:
+    assert (names_alike(one, other) >= ALIKE, names_alike(other, one) >= ALIKE) == (alike, alike)
+
+
+def test_a_pair_is_proposed_with_what_its_codes_say(fleet: FleetStore, capsys: pytest.CaptureFixture[str]) -> None:
+    before = fleet.live_set("default")
+    found = json.loads(classes(capsys, fleet).out)
+    (pair,) = found["proposed"]
+    sides = {side["name"]: side for side in (pair["one"], pair["other"])}
+    assert set(sides) == {"Pit mark", "pit-marks"}
+    assert sides["Pit mark"]["devices"] == ["line-1"]
+    assert [side["taken_for_other"] for side in sides.values()] == [1.0, 1.0]
+    assert "100% of which would be called" in classes(capsys, fleet, as_json=False).out
+    after = fleet.live_set("default")
+    assert before is not None
+    assert after is not None
+    assert after.digest == before.digest  # looking merges nothing
+
+
+def test_parts_that_look_different_are_told_as_such(
+    fleet_dir: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FleetStore(fleet_dir) as store:
+        store.publish(bundle, channel="default")
+        for line in (teach(bundle, "line-1", "mark", "pit", 0), teach(bundle, "line-2", "Mark", "good", 100)):
+            with store.write() as ledger:
+                ledger.note_state(DeviceState(device=line.device, channel="default", online=True), seen_utc=1.0)
+                ledger.take(line.device, line.log, {})
+        (pair,) = json.loads(classes(capsys, store).out)["proposed"]
+        seen = {side["devices"][0]: side["taken_for_other"] for side in (pair["one"], pair["other"])}
+        assert seen["line-2"] == 0.0  # good parts are called good without it
+
+
+def test_merged_by_command_the_devices_know_one_class(
+    fleet: FleetStore, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = classes(capsys, fleet, "merge", *names("line-1", "line-2"), "--name", "pit", "--by", "ann")
+    done = json.loads(ended.out)
+    assert (done["kind"], done["by"], done["utc"] > 0) == ("merge", "ann", True)
+    found = json.loads(classes(capsys, fleet).out)
+    assert found["proposed"] == []
+    assert [one["name"] for one in found["classes"]] == ["good", "pit", "scratch", "stain"]
+    with fleet.read() as ledger:
+        union = ledger.records("default", 1)
+    with Store.open(tmp_path / "data", "line-9", limits=StoreLimits()) as store:
+        learner = Learner(bundle, None, store)
+        store.receive(union, len(union), "default")
+        learner.received(union)
+        learner.run_until_idle()
+        assert sorted(each.name for each in learner.classes()) == ["good", "pit", "scratch", "stain"]
+        live = fleet.live_set("default")
+        assert live is not None
+        assert learner.status().live_set_digest == live.digest
+        learner.stop()
+
+
+def test_told_apart_they_are_not_proposed_again_and_the_page_says_who_said_so(
+    fleet: FleetStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = TestClient(make_app(FleetView(fleet)), base_url="http://127.0.0.1")
+    text = page.get("/learned/default").text
+    assert "are named alike" in text
+    assert "headway fleet classes --dir DIR merge" in text
+    classes(capsys, fleet, "apart", *names("line-2", "line-1"), "--by", "bob")
+    assert json.loads(classes(capsys, fleet).out)["proposed"] == []
+    text = page.get("/part/learned/default").text
+    assert "are named alike" not in text
+    assert "said to be different by bob" in text
+    assert page.get("/api/classes/default").json()["decided"][0]["kind"] == "apart"
+
+
+def test_a_device_may_say_both_too(fleet: FleetStore, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    line = SimDevice("line-4")
+    line.write(KeepApart(class_id_of("line-1"), class_id_of("line-2"), "ann"))
+    with fleet.write() as ledger:
+        ledger.note_state(DeviceState(device="line-4", channel="default", online=True), seen_utc=1.0)
+        ledger.take("line-4", line.log, {})
+    assert json.loads(classes(capsys, fleet).out)["proposed"] == []
+    line.write(MergeClasses(class_id_of("line-1"), class_id_of("line-2"), "ann"))
+    with fleet.write() as ledger:
+        ledger.take("line-4", line.log[1:], {})
+    assert len(json.loads(classes(capsys, fleet).out)["classes"]) == 4
+
+
+def test_a_class_of_the_release_is_proposed_with_a_new_one_but_not_with_another_of_the_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = make_bundle(tmp_path / "two", ("scratch a", "scratch b"))
+    with FleetStore(tmp_path / "fleet") as store:
+        store.publish(released, channel="default")
+        assert json.loads(classes(capsys, store).out)["proposed"] == []
+        line = teach(released, "line-1", "Scratch A", "scratch a", 0)
+        with store.write() as ledger:
+            ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
+            ledger.take("line-1", line.log, {})
+        found = json.loads(classes(capsys, store).out)["proposed"]
+        assert {found[0]["one"]["name"], found[0]["other"]["name"]} == {"scratch a", "Scratch A"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("merge", "good", "nothing"), "'nothing' names no class"),
+        (("merge", "good", "good"), "are one class already"),
+        (("merge", "Pit mark", "pit-marks", "--name", "Good"), "is no name for this class"),
+        (("merge", "Pit mark", "pit-marks", "--name", " "), "is no name for this class"),
+        (("apart", "good", "abc"), "names no class"),
+    ],
+)
+def test_what_cannot_be_said_of_classes_is_refused(
+    fleet: FleetStore, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], message: str
+) -> None:
+    ended = classes(capsys, fleet, *args)
+    assert (ended.code, message in ended.err) == (2, True), ended.err
+    with fleet.read() as ledger:
+        assert ledger.decisions("default") == []
+
+
+def test_saying_it_twice_is_refused(fleet: FleetStore, capsys: pytest.CaptureFixture[str]) -> None:
+    classes(capsys, fleet, "apart", "Pit mark", "pit-marks")
+    assert "known to be different" in classes(capsys, fleet, "apart", "pit-marks", "Pit mark").err
+    classes(capsys, fleet, "merge", "Pit mark", "pit-marks")
+    assert "are one class already" in classes(capsys, fleet, "merge", *names("line-1", "line-1")).err
