@@ -30,7 +30,7 @@ from benchmarks.features import BACKBONE, CACHE, INPUT_SIZE_PX, NoImageSets, Row
 from benchmarks.learners import Ours, mean_recall
 from benchmarks.report import Cell, Report, Table, Target, as_json, as_text, mean_and_error, percent
 from export.augment import Frames, to_pixels
-from export.backbones import BUILTIN, NO_WEIGHTS, Backbone, load_backbone, own_levels
+from export.backbones import BUILTIN, NO_WEIGHTS, Backbone, load_backbone
 from export.embed import features
 from export.finetune import Schedule, finetune, resized_frames
 from export.graph import OnnxBackbone, to_onnx
@@ -80,7 +80,7 @@ def own(folder: Path | None, seed: int = 0, *, weights: bool = True, side_px: in
     """Return our backbone, shipped or from a folder, or its architecture with random weights."""
     if folder is None:
         return load_backbone(BUILTIN, None if weights else NO_WEIGHTS, input_size_px=side_px, seed=seed)
-    return load_backbone("resnet10t", str(folder), levels=own_levels(BUILTIN), input_size_px=side_px)
+    return load_backbone("resnet10t", str(folder), input_size_px=side_px)
 
 
 def calibrated(backbone: Backbone, frames: Frames) -> None:

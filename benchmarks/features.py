@@ -1,7 +1,8 @@
 """Features of the real image sets from a frozen backbone, computed once and kept in `.bench/`; drawn ones too.
 
-The backbone is mobilenetv2_100 at 224 px with ImageNet weights, run as the exporter's own ONNX file one frame at a
-time, so what is measured is what a device would compute. Nothing of the sets is copied into the repository.
+The backbone is mobilenetv2_100 at 224 px with ImageNet weights, read at four levels and run as the exporter's own
+ONNX file one frame at a time, so what is measured is what a device would compute. Nothing of the sets is copied
+into the repository.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = ROOT / ".bench"
 BACKBONE: Final = "mobilenetv2_100"
 INPUT_SIZE_PX: Final = 224
+LEVELS: Final = 4
+"""What `headway export` reads where nobody says: 1,584 features."""
 DRAWN_SIZE: Final = 48
 CAMERAS: Final[dict[str, Callable[[Frame], Frame]]] = {
     "blurred": lambda frame: np.asarray(cv2.GaussianBlur(frame, (0, 0), 2.5), np.uint8),
@@ -97,7 +100,7 @@ def real(name: str, say: Callable[[str], None] = lambda _: None) -> Sample:
             raise NoImageSets(f"{needed} is missing; set HEADWAY_SHARED to the folder with data/ and weights/")
     key = hashlib.sha256((folder / "index.csv").read_bytes() + (weights / "model.safetensors").read_bytes())
     seen = f"{name}-{camera}" if camera else name
-    file = CACHE / f"{seen}-{BACKBONE}-{INPUT_SIZE_PX}-{key.hexdigest()[:12]}.npz"
+    file = CACHE / f"{seen}-{BACKBONE}-{INPUT_SIZE_PX}-{LEVELS}-{key.hexdigest()[:12]}.npz"
     if not file.is_file():
         _compute(seen, folder, weights, file, say, CAMERAS[camera] if camera else None)
     with np.load(file) as kept:
@@ -125,7 +128,7 @@ def _compute(
 
     say(f"computing the features of {name}, once; kept in {file.relative_to(ROOT)}")
     images = open_images(folder)
-    backbone = load_backbone(BACKBONE, str(weights), input_size_px=INPUT_SIZE_PX)
+    backbone = load_backbone(BACKBONE, str(weights), input_size_px=INPUT_SIZE_PX, levels=LEVELS)
     with tempfile.TemporaryDirectory() as scratch:
         paths = [image.path for image in images.images]
         frames = resized_frames(paths, backbone.preprocess, Path(scratch))

@@ -17,6 +17,7 @@ import inspect
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,8 +43,11 @@ NO_WEIGHTS: Final = "none"
 BUILTIN: Final = "builtin"
 """`--backbone builtin`: the network that comes with Headway, trained by `headway export pretrain`."""
 BUILTIN_FOLDER: Final = Path(__file__).with_name("builtin")
-BUILTIN_LEVELS: Final = 4
-"""Chosen on drawn tasks (`export.pretrain.READ_LEVELS`)."""
+OWN_LEVELS: Final = 4
+OWN_FEATURE_SIZE: Final = 2048
+"""Levels that are read where nobody says: up to four, and no more than give so many numbers. With four, classes
+never seen stand out better and probabilities are truer (docs/decisions/0042); a head of 2048 is solved in four
+times the time of one of 1280."""
 WEIGHTS_NAME: Final = "model.safetensors"
 _SLACK: Final = 4
 """Times the weights' own size that a model may register while it is built; layers may be made and replaced."""
@@ -95,6 +99,11 @@ class Backbone:
     maps: tuple[MapEntry, ...] = ()
 
     @property
+    def levels(self) -> int:
+        """How many of the network's levels the features are read from."""
+        return self.module.levels if isinstance(self.module, Tapped) else 1
+
+    @property
     def network(self) -> nn.Module:
         """timm's own model, under whatever reads its levels."""
         return self.module.network if isinstance(self.module, Tapped) else self.module
@@ -141,9 +150,19 @@ class _Source:
     model_args: dict[str, Any]
 
 
-def own_levels(name: str) -> int:
-    """Return how many levels are read of a backbone where nobody says."""
-    return BUILTIN_LEVELS if name == BUILTIN else 1
+def own_levels(module: nn.Module, size: int) -> int:
+    """Return how many of a network's last levels are read where nobody says.
+
+    Args:
+        module: A timm model without a classifier.
+        size: Its own features.
+    """
+    if not hasattr(module, "forward_intermediates"):
+        return 1
+    info: Any = getattr(module, "feature_info", ())
+    channels = [int(level["num_chs"]) for level in info][-OWN_LEVELS:-1]  # of the levels below the last
+    room = accumulate([size, *(2 * c for c in reversed(channels))])
+    return max(1, sum(d <= OWN_FEATURE_SIZE for d in room))
 
 
 def load_backbone(
@@ -167,8 +186,8 @@ def load_backbone(
         pool: timm's name of the global pooling (`avg`, `max`, `catavgmax`); None takes the weights' own. In an
             average over the frame, a defect of a few pixels drowns.
         levels: 1 takes the network's own features. More adds the averages and maxima of as many levels below: the
-            last level knows what training asked of it, those below see other kinds of change as well. None is
-            `own_levels(name)`.
+            last level knows what training asked of it, those below see other kinds of change as well. None is as
+            many of the last four as `OWN_FEATURE_SIZE` has room for.
         seed: Of random weights.
         licence: Of weights that do not state theirs.
         hub_cache: A copy of the hub's cache, on machines without a network: nothing is fetched then. None is the
@@ -178,7 +197,6 @@ def load_backbone(
         UnknownBackbone: no such architecture, or weights that are missing, damaged or do not fit.
         ExportError: the network does not give features that a head can use.
     """
-    levels = own_levels(name) if levels is None else levels
     if name == BUILTIN:
         architecture, source = _builtin(weights, seed)
     else:
@@ -190,9 +208,12 @@ def load_backbone(
     module = _build(architecture, source, seed)
     preprocess = _preprocess(name, source.config, input_size_px)
     module = _resized(name, module, source.config, preprocess)
+    size = _check_features(name, module, preprocess)
+    if levels is None:
+        levels = own_levels(module, size)
     if levels > 1:
         module = _tapped(name, module, levels)
-    size = _check_features(name, module, preprocess)
+        size = _check_features(name, module, preprocess)
     described = f"{BUILTIN} ({architecture})" if name == BUILTIN else architecture
     if pool is not None:
         described += f", {pool} pooling"

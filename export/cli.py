@@ -200,8 +200,8 @@ class WithPretrain(click.Command):
     "--levels",
     metavar="N|auto",
     callback=_levels,
-    help="Read features from the last N levels of the backbone; more see more kinds of new defect. `auto` "
-    "measures which. Default: 1, and 4 of `builtin`.",
+    help="Read features from the last N levels of the backbone; more see more kinds of new defect, and make codes "
+    "longer. `auto` measures which. Default: 4, or as many as give at most 2048 features.",
 )
 @click.option(
     "--max-feature-size",

@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from export.backbones import NO_WEIGHTS, Backbone, load_backbone, own_levels
+from export.backbones import NO_WEIGHTS, Backbone, load_backbone
 from export.card import card
 from export.check import Groups, check, set_report, with_scores
 from export.checkpoint import Checkpoint
@@ -317,8 +317,7 @@ def _parents(request: Request) -> tuple[Link, ...]:
 
 def _readout(request: Request, learned: Selection, log: Log) -> tuple[Readout, list[ReadoutReport]]:
     """Return how features are read from the backbone, and what was tried, where it is chosen by measurement."""
-    levels = own_levels(request.backbone) if request.levels is None else request.levels
-    asked = Readout(request.input_size_px, request.pool, levels)
+    asked = Readout(request.input_size_px, request.pool, request.levels)
     if request.readout is None:
         return asked, []
     paths = [learned.images.images[row].path for row in learned.rows]
@@ -376,7 +375,7 @@ def _auto(request: Request, backbone: Backbone, frames: Frames, learned: Selecti
             NO_WEIGHTS,
             input_size_px=backbone.preprocess.height,
             pool=request.pool,
-            levels=request.levels,
+            levels=backbone.levels,
             seed=request.seed,
         )
 

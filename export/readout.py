@@ -2,7 +2,7 @@
 
     for each input size: one pass over the images, all levels and poolings at once -> columns
     for each candidate:  its columns -> codes -> balanced accuracy on groups left out
-    the best, or the cheapest that is not distinguishable from it
+    the default, or what is better than it beyond chance
 
 Rules this module keeps:
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.backbones import Backbone, Tapped, load_backbone
+from export.backbones import Backbone, Tapped, load_backbone, own_levels
 from export.finetune import resized_frames
 from export.forms import features_of
 from export.graph import latencies_ms, to_onnx
@@ -74,17 +74,27 @@ class Readout:
 
     input_size_px: int | None = None
     pool: str | None = None
-    levels: int = 1
+    levels: int | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One readout that is tried: at `px` pixels it reads these columns of all there are."""
+    """One readout that is tried: at `px` pixels it reads these columns of all there are.
+
+    Attributes:
+        default: It has the levels and the pooling that are read where nobody says.
+    """
 
     readout: Readout
     px: int
     columns: npt.NDArray[np.int64]
     latency_ms: float
+    default: bool = False
+
+    @property
+    def levels(self) -> int:
+        """How many levels it reads."""
+        return self.readout.levels or 1
 
 
 class _Everything(Tapped):
@@ -121,7 +131,7 @@ def choose_readout(
     Raises:
         ExportError: the weights are random, or nothing is within the budget.
     """
-    first = load_backbone(backbone, weights, input_size_px=fixed.input_size_px, pool=fixed.pool)
+    first = load_backbone(backbone, weights, input_size_px=fixed.input_size_px, pool=fixed.pool, levels=1)
     if not first.origin.pretrained:
         raise ExportError(
             "--levels auto compares readouts of pretrained features, and --weights none has none",
@@ -158,7 +168,7 @@ def describe(candidate: Candidate) -> str:
     """Return a candidate in words."""
     readout = candidate.readout
     pool = "" if readout.pool is None else f"{readout.pool} pooling, "
-    return f"{pool}{readout.levels} level{'s' * (readout.levels > 1)} at {candidate.px} px"
+    return f"{pool}{candidate.levels} level{'s' * (candidate.levels != 1)} at {candidate.px} px"
 
 
 def larger_px(px: int) -> int:
@@ -171,10 +181,11 @@ def read_all(
 ) -> tuple[Features, list[Candidate]] | None:
     """Return all columns (n, .) at one input size, and which each candidate reads; None where it cannot be."""
     try:
-        backbone = load_backbone(name, weights, input_size_px=readout.input_size_px, pool=readout.pool)
+        backbone = load_backbone(name, weights, input_size_px=readout.input_size_px, pool=readout.pool, levels=1)
     except ExportError as error:
         log.warn(f"Not tried: {error}.")
         return None
+    default = own_levels(backbone.network, backbone.feature_size)
     levels = min(MAX_LEVELS, len(getattr(backbone.network, "feature_info", ())))
     if levels < 2 or not hasattr(backbone.network, "forward_intermediates"):
         log.warn(f"{name} does not show its levels: its own features are the only readout.")
@@ -202,7 +213,8 @@ def read_all(
     for pool, last in lasts.items():
         for count in range(1, levels + 1):
             columns = np.concatenate([last, np.arange(ends[levels - count], ends[-1])]).astype(np.int64)
-            found.append(Candidate(Readout(readout.input_size_px, pool, count), px, columns, latency))
+            is_default = pool == readout.pool and count == default
+            found.append(Candidate(Readout(readout.input_size_px, pool, count), px, columns, latency, is_default))
     return features, found
 
 
@@ -234,25 +246,21 @@ def choose(
         behind, error = difference(right[best], right[i], truth, groups)
         if behind <= error:
             ties.append(i)
-    chosen = min(ties, key=lambda i: (candidates[i].px, len(candidates[i].columns), i))  # the default is the first
+    # What is no better beyond chance on known classes does not displace the default: what it is good for is
+    # novelty, which left-out groups of known classes do not show.
+    chosen = min(ties, key=lambda i: (candidates[i].px, not candidates[i].default, len(candidates[i].columns), i))
     reports = []
     for i, each in enumerate(candidates):
         gained, error = difference(right[i], right[0], truth, groups)
         over = _over(each, budget)
         verdict = (
-            over
-            if over
-            else "chosen"
-            if i == chosen
-            else "no better beyond chance, and dearer"
-            if i in ties
-            else "worse"
+            over if over else "chosen" if i == chosen else "no better beyond chance" if i in ties else "worse"
         )
         reports.append(
             ReadoutReport(
                 input_px=each.px,
                 pool=each.readout.pool,
-                levels=each.readout.levels,
+                levels=each.levels,
                 feature_size=len(each.columns),
                 latency_ms=round(each.latency_ms, 3),
                 balanced_accuracy=accuracy[i],

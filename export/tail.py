@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -42,8 +43,10 @@ class Cut:
     Attributes:
         whole: The traced network.
         trunk, tail: Its calls, in order; those of the trunk hold no trained weight.
-        crossing: Calls of the trunk whose value the tail uses.
+        crossing: Calls of the trunk whose value, a tensor, the tail uses.
         inputs: Of the forward pass, pixels first; the others keep their default.
+        counts: Calls of the trunk that give how many images there are.
+        fixed: Other calls of the trunk that the tail uses, such as the sides of a map, with what they always give.
     """
 
     whole: fx.GraphModule
@@ -51,9 +54,16 @@ class Cut:
     tail: tuple[fx.Node, ...]
     crossing: tuple[fx.Node, ...]
     inputs: tuple[tuple[fx.Node, Any], ...]
+    counts: tuple[fx.Node, ...] = ()
+    fixed: tuple[tuple[fx.Node, Any], ...] = ()
 
     def kept(self, pixels: torch.Tensor) -> Crossing:
         """Return what crosses the cut for a batch of pixels (n, 3, H, W)."""
+        found: Crossing = self.values(pixels)
+        return found
+
+    def values(self, pixels: torch.Tensor) -> tuple[Any, ...]:
+        """Return what the calls `crossing` give for a batch of pixels (n, 3, H, W), tensors or not."""
         run = fx.Interpreter(self.whole)
         run.env.update(self.inputs)
         run.env[self.inputs[0][0]] = pixels
@@ -65,7 +75,8 @@ class Cut:
     def rest(self, crossing: Crossing) -> torch.Tensor:
         """Return the network's output (n, d) for what crossed the cut."""
         run = fx.Interpreter(self.whole)
-        run.env.update(self.inputs)
+        run.env.update((*self.inputs, *self.fixed))
+        run.env.update(dict.fromkeys(self.counts, len(crossing[0])))
         for node, part in zip(self.crossing, crossing, strict=True):
             run.env[node] = part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part
         for node in self.tail:
@@ -77,9 +88,13 @@ class Cut:
 class _Tracer(fx.Tracer):
     """Looks into a module only where some of its weights are trained and others are not."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         untraceable: Any = get_notrace_functions
         super().__init__(autowrap_functions=tuple(untraceable()))
+        # They are looked for where the root's forward pass is written only, and the root may be a wrapper.
+        self._autowrap_search += [
+            sys.modules[type(module).__module__] for module in (network, *network.children())
+        ]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         trained = [weight.requires_grad for weight in m.parameters()]
@@ -99,9 +114,23 @@ def cut(network: nn.Module, probe: torch.Tensor) -> Cut | None:
             return None
         with torch.no_grad():
             expected = network(probe)
-            crossing = found.kept(probe[:1])  # traced with one batch size, used with others
-            if any(not isinstance(part, torch.Tensor) or part.shape[:1] != (1,) for part in crossing):
+            sizes = 1, len(probe)  # traced with one batch size, used with others
+            one, all_ = (found.values(probe[:n]) for n in sizes)
+            tensors, counts, fixed = [], [], []
+            for node, *of in zip(found.crossing, one, all_, strict=True):
+                if isinstance(of[0], torch.Tensor):
+                    tensors.append(node)
+                    if of[0].shape[:1] != (1,):
+                        return None
+                elif of[0] == of[1]:
+                    fixed.append((node, of[0]))
+                elif tuple(of) == sizes:
+                    counts.append(node)
+                else:
+                    return None
+            if not tensors:
                 return None
+            found = replace(found, crossing=tuple(tensors), counts=tuple(counts), fixed=tuple(fixed))
             difference = (found.rest(found.kept(probe)) - expected).abs().max()
     except (TraceError, TypeError, ValueError, RuntimeError, AttributeError, KeyError, AssertionError):
         return None  # control flow that depends on values: nothing is lost but time
@@ -112,7 +141,7 @@ def cut(network: nn.Module, probe: torch.Tensor) -> Cut | None:
 def _found(network: nn.Module) -> Cut:
     _, *others = inspect.signature(network.forward).parameters.values()
     defaults: dict[str, Any] = {other.name: other.default for other in others}
-    graph = _Tracer().trace(network, concrete_args=defaults)
+    graph = _Tracer(network).trace(network, concrete_args=defaults)
     whole = fx.GraphModule(network, graph)
     whole.graph.eliminate_dead_code()
     nodes = [node for node in whole.graph.nodes if node.op != "placeholder"]

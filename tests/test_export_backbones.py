@@ -46,7 +46,7 @@ def features(module: torch.nn.Module, side: int = 64) -> torch.Tensor:
 
 def test_a_folder_gives_what_timm_gives_for_it(tmp_path: Path) -> None:
     folder = save_weights(tmp_path / "weights")
-    backbone = load_backbone(NAME, str(folder))
+    backbone = load_backbone(NAME, str(folder), levels=1)
     expected: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     expected.reset_classifier(0)
     expected.eval()
@@ -74,7 +74,7 @@ def test_a_bare_file_is_loaded_and_its_licence_unknown(tmp_path: Path) -> None:
 def test_weights_without_a_classifier_are_loaded(tmp_path: Path) -> None:
     model = timm.create_model(NAME, num_classes=0).eval()
     save_file(model.state_dict(), tmp_path / "features.safetensors")
-    backbone = load_backbone(NAME, str(tmp_path / "features.safetensors"))
+    backbone = load_backbone(NAME, str(tmp_path / "features.safetensors"), levels=1)
     assert torch.equal(features(backbone.module), features(model))
 
 
@@ -280,12 +280,26 @@ def test_an_input_size_that_the_network_cannot_take_is_refused() -> None:
     ],
 )
 def test_lower_levels_are_added_behind_the_networks_own_features(name: str, levels: int, size: int) -> None:
-    own = load_backbone(name, "none", input_size_px=64)
+    own = load_backbone(name, "none", input_size_px=64, levels=1)
     tapped = load_backbone(name, "none", input_size_px=64, levels=levels)
     assert tapped.feature_size == size
     assert tapped.parameters() == own.parameters()
     assert torch.equal(features(tapped.module)[:, : own.feature_size], features(own.module))
     assert tapped.name == f"{name}, {levels} levels"
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "size"),
+    [
+        ("test_resnet", 4, 96 + 2 * (192 + 48 + 32)),
+        ("test_vit", 4, 7 * 64),
+        ("resnet50", 1, 2048),  # any level below has a thousand more
+        ("vit_small_patch16_224", 3, 5 * 384),  # a fourth would give 2,688
+    ],
+)
+def test_as_many_levels_are_read_as_there_is_room_for(name: str, levels: int, size: int) -> None:
+    backbone = load_backbone(name, "none")
+    assert (backbone.levels, backbone.feature_size) == (levels, size)
 
 
 def test_more_levels_than_there_are_are_refused() -> None:
@@ -299,7 +313,7 @@ def test_real_pretrained_folders_load_as_timm_loads_them(name: str) -> None:
     folder = SHARED / "weights" / name
     if not folder.is_dir():
         pytest.skip(f"needs {folder} (HEADWAY_SHARED)")
-    backbone = load_backbone(name, str(folder))
+    backbone = load_backbone(name, str(folder), levels=1)
     expected: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     expected.reset_classifier(0)
     expected.eval()

@@ -57,13 +57,13 @@ def train(
 
 
 def changed(backbone: Backbone, before: dict[str, torch.Tensor]) -> set[str]:
-    after = backbone.module.state_dict()
+    after = backbone.network.state_dict()
     return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
 
 
 def test_last_changes_the_last_stage_and_nothing_else(pictures: tuple[Frames, Rows]) -> None:
     backbone = fresh()
-    before = copy.deepcopy(backbone.module.state_dict())
+    before = copy.deepcopy(backbone.network.state_dict())
     outcome = train(backbone, pictures, Strategy.LAST)
     different = changed(backbone, before)
     assert different
@@ -77,7 +77,7 @@ def test_full_learns_batch_norm_statistics_only_from_scratch(
     pictures: tuple[Frames, Rows], pretrained: bool
 ) -> None:
     backbone = fresh(pretrained=pretrained)
-    before = copy.deepcopy(backbone.module.state_dict())
+    before = copy.deepcopy(backbone.network.state_dict())
     train(backbone, pictures, Strategy.FULL, epochs=1)
     different = changed(backbone, before)
     assert "conv1.0.weight" in different
@@ -87,16 +87,16 @@ def test_full_learns_batch_norm_statistics_only_from_scratch(
 def test_last_means_the_same_stage_when_lower_levels_are_read(pictures: tuple[Frames, Rows]) -> None:
     loaded = load_backbone("test_resnet", "none", input_size_px=SIDE, levels=3)
     backbone = replace(loaded, origin=Origin("test", None, "mit", True))
-    before = copy.deepcopy(backbone.module.state_dict())
+    before = copy.deepcopy(backbone.network.state_dict())
     train(backbone, pictures, Strategy.LAST, epochs=1)
     different = changed(backbone, before)
     assert different
-    assert all(name.startswith("network.layer4.") for name in different)
+    assert all(name.startswith("layer4.") for name in different)
 
 
 def test_a_transformer_trains_its_last_blocks(pictures: tuple[Frames, Rows]) -> None:
     backbone = fresh(name="test_vit")
-    before = copy.deepcopy(backbone.module.state_dict())
+    before = copy.deepcopy(backbone.network.state_dict())
     train(backbone, pictures, Strategy.LAST, epochs=1)
     different = changed(backbone, before)
     assert any(name.startswith("blocks.5.") for name in different)
@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_others(pictures: tuple
     for seed in (3, 3, 4):
         backbone = fresh()
         train(backbone, pictures, Strategy.LAST, epochs=1, seed=seed)
-        states.append(backbone.module.state_dict())
+        states.append(backbone.network.state_dict())
     name = "layer4.0.conv1.weight"
     assert torch.equal(states[0][name], states[1][name])
     assert not torch.equal(states[0][name], states[2][name])

@@ -30,7 +30,7 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return load_backbone("test_resnet", "none", input_size_px=SIDE)
+    return load_backbone("test_resnet", "none", input_size_px=SIDE, levels=1)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_maps_are_torchs_and_make_the_features_in_int8_too(pixels: Pixels) -> No
 def test_how_features_come_from_maps_is_found_out(
     name: str, arguments: dict[str, Any], reads: list[list[tuple[int, str]]]
 ) -> None:
-    backbone = load_backbone(name, "none", input_size_px=SIDE, **arguments)
+    backbone = load_backbone(name, "none", input_size_px=SIDE, **{"levels": 1, **arguments})
     assert [[(read.start, read.pool) for read in entry.reads] for entry in backbone.maps] == reads
 
 
@@ -116,7 +116,7 @@ def test_the_file_says_nothing_of_the_machine(model: bytes) -> None:
 
 
 def test_parity_refuses_another_networks_onnx(model: bytes, pixels: Pixels) -> None:
-    other = load_backbone("test_resnet", "none", input_size_px=SIDE, seed=1)
+    other = load_backbone("test_resnet", "none", input_size_px=SIDE, levels=1, seed=1)
     with pytest.raises(ParityFailed, match="differ"):
         fp32_difference(other, model, pixels)
 

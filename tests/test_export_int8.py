@@ -40,7 +40,7 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return load_backbone("test_resnet", "none", input_size_px=SIDE)
+    return load_backbone("test_resnet", "none", input_size_px=SIDE, levels=1)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_tensorrt_rules_refuse(
 
 
 def test_transformers_keep_attention_in_float_and_write_no_8_bit_outputs() -> None:
-    vit = load_backbone("test_vit", "none", input_size_px=SIDE)
+    vit = load_backbone("test_vit", "none", input_size_px=SIDE, levels=1)
     pixels = np.random.default_rng(0).normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
     prepared = prepare(to_onnx(vit))
     ranges = calibrate(prepared, np.split(pixels, 3), Method.PERCENTILE)
@@ -309,7 +309,7 @@ def test_fine_tuning_for_int8_leaves_the_given_backbone_alone_and_plans_within_i
 def test_fine_tuning_that_diverges_is_refused(
     backbone: Backbone, frames: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
-    broken = load_backbone("test_resnet", "none", input_size_px=SIDE)
+    broken = load_backbone("test_resnet", "none", input_size_px=SIDE, levels=1)
     with torch.no_grad():
         next(broken.module.parameters()).fill_(float("nan"))
     with pytest.raises(ExportError, match=r"diverged|does not take"):

@@ -36,7 +36,7 @@ def images() -> list[Array]:
 @pytest.fixture(scope="module")
 def uneven() -> Prepared:
     """A transformer of random weights in which some channels are as large as in trained ones."""
-    backbone = load_backbone("test_vit", "none", input_size_px=SIDE)
+    backbone = load_backbone("test_vit", "none", input_size_px=SIDE, levels=1)
     with torch.no_grad():
         network: Any = backbone.network
         for block in network.blocks:

@@ -67,7 +67,7 @@ def is_what_one_run_gives(folder: Path, strategy: Strategy, epochs: int, *, tole
     resumed_at, losses = json.loads((folder / f"{strategy.value}.json").read_text())
     assert losses == pytest.approx([epoch.loss for epoch in outcome.history], abs=tolerance)
     for name, tensor in load_file(folder / f"{strategy.value}.safetensors").items():
-        torch.testing.assert_close(tensor, whole.module.state_dict()[name], rtol=0, atol=tolerance)
+        torch.testing.assert_close(tensor, whole.network.state_dict()[name], rtol=0, atol=tolerance)
     return int(resumed_at)
 
 
@@ -96,7 +96,14 @@ def test_alone_one_process_writes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "levels"),
-    [("test_resnet", 1), ("test_resnet", 3), ("test_vit", 1), ("test_convnext", 1), ("mobilenetv2_035", 1)],
+    [
+        ("test_resnet", 1),
+        ("test_resnet", 3),
+        ("test_vit", 1),
+        ("test_vit", 4),
+        ("test_convnext", 1),
+        ("mobilenetv2_035", 1),
+    ],
 )
 def test_a_network_cut_in_two_gives_what_it_gave_whole(name: str, levels: int) -> None:
     backbone = load_backbone(name, "none", input_size_px=64, levels=levels)
@@ -133,7 +140,7 @@ def test_a_network_that_is_trained_whole_is_not_cut() -> None:
 def learned(some: tuple[Frames, Rows], recipe: Recipe, aids: Aids) -> tuple[bool, dict[str, torch.Tensor]]:
     backbone = tiny()
     outcome = finetune(backbone, Strategy.LAST, *some, HELD, Schedule(2), recipe=recipe, aids=aids)
-    return outcome.cached, backbone.module.state_dict()
+    return outcome.cached, backbone.network.state_dict()
 
 
 def test_kept_activations_change_nothing_and_serve_the_next_run(some: tuple[Frames, Rows]) -> None:
@@ -172,10 +179,10 @@ def test_features_from_a_memory_are_the_networks(some: tuple[Frames, Rows]) -> N
 
 def test_time_is_measured_without_changing_the_backbone(some: tuple[Frames, Rows]) -> None:
     backbone = tiny()
-    before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
     assert forward_s(backbone, some[0]) > 0
     assert step_s(backbone, Strategy.LAST, some[0]) > 0
-    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.module.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.network.state_dict().items())
 
 
 # --- Recipes
@@ -194,7 +201,7 @@ def test_lower_layers_learn_more_slowly(some: tuple[Frames, Rows]) -> None:
     moved = {}
     for decay in (1.0, 0.1):
         backbone = tiny()
-        before = backbone.module.state_dict()["conv1.0.weight"].clone()
+        before = backbone.network.state_dict()["conv1.0.weight"].clone()
         finetune(
             backbone,
             Strategy.FULL,
@@ -203,7 +210,7 @@ def test_lower_layers_learn_more_slowly(some: tuple[Frames, Rows]) -> None:
             Schedule(1),
             recipe=replace(RECIPES[Strategy.FULL], layer_decay=decay),
         )
-        moved[decay] = float((backbone.module.state_dict()["conv1.0.weight"] - before).abs().mean())
+        moved[decay] = float((backbone.network.state_dict()["conv1.0.weight"] - before).abs().mean())
     assert 0 < moved[0.1] < moved[1.0] / 100
 
 
@@ -222,7 +229,7 @@ def test_images_that_a_run_may_not_see_have_no_influence(some: tuple[Frames, Row
         if change:
             seen[labels == 2] = 255 - seen[labels == 2]
         finetune(backbone, Strategy.LAST, seen, labels, HELD, Schedule(1), rows=np.flatnonzero(labels != 2))
-        states.append(backbone.module.state_dict())
+        states.append(backbone.network.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 

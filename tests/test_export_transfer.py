@@ -221,7 +221,7 @@ def stripes(per_class: int, first: int = 0) -> tuple[Frames, Rows]:
 
 
 def random_start() -> Backbone:
-    return load_backbone("test_resnet", "none", input_size_px=SIDE)
+    return load_backbone("test_resnet", "none", input_size_px=SIDE, levels=1)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def run(*words: str | Path) -> tuple[int, str]:
 
 def test_the_command_tries_chooses_and_shows(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "set", ("good", "pit"), 24)
-    save_file(random_start().module.state_dict(), tmp_path / "w.safetensors")
+    save_file(random_start().network.state_dict(), tmp_path / "w.safetensors")
     code, told = run(
         folder, "--backbone", "test_resnet", "--weights", tmp_path / "w.safetensors", "--input-size", "48",
         "--strategy", "auto", "--epochs", "1", "--precision", "fp32", "--out", tmp_path / "bundle",

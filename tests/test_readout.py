@@ -30,7 +30,7 @@ PX = 64
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
-    save_file(load_backbone("test_resnet", "none").module.state_dict(), file)
+    save_file(load_backbone("test_resnet", "none").network.state_dict(), file)
     return str(file)
 
 
@@ -74,8 +74,8 @@ def test_the_one_chosen_is_the_one_reported_and_has_its_features(tried: Tried, w
         assert backbone.feature_size == each.feature_size
 
 
-def candidate(levels: int, d: int, latency_ms: float = 1.0, px: int = PX) -> Candidate:
-    return Candidate(Readout(px, None, levels), px, np.arange(d), latency_ms)
+def candidate(levels: int, d: int, latency_ms: float = 1.0, px: int = PX, *, default: bool = False) -> Candidate:
+    return Candidate(Readout(px, None, levels), px, np.arange(d), latency_ms, default)
 
 
 RNG = np.random.default_rng(0)
@@ -92,14 +92,25 @@ HARDLY = HALF ^ np.isin(np.arange(200), CHANGED)
     [
         ([candidate(1, 10), candidate(2, 20)], [HALF, BETTER], Budget(), 2),
         ([candidate(1, 10), candidate(2, 20)], [HALF, HARDLY], Budget(), 1),
+        ([candidate(1, 10), candidate(2, 20, default=True)], [HALF, HARDLY], Budget(), 2),
+        ([candidate(1, 10, default=True), candidate(2, 20)], [HALF, BETTER], Budget(), 2),
         ([candidate(1, 20), candidate(2, 10)], [HALF, HALF], Budget(), 2),
         ([candidate(1, 20), candidate(2, 10, px=96)], [HALF, HALF], Budget(), 1),
         ([candidate(1, 10), candidate(2, 20)], [HALF, BETTER], Budget(max_feature_size=15), 1),
         ([candidate(1, 10), candidate(2, 20, 9.0)], [HALF, BETTER], Budget(max_latency_ms=5), 1),
     ],
-    ids=["better", "a tie", "a smaller tie", "a larger input", "too many features", "too slow"],
+    ids=[
+        "better",
+        "a tie",
+        "a tie with the default",
+        "better than the default",
+        "a smaller tie",
+        "a larger input",
+        "too many features",
+        "too slow",
+    ],
 )
-def test_the_best_is_chosen_or_the_cheapest_that_ties(
+def test_the_best_is_chosen_or_the_default_or_the_cheapest_that_ties(
     candidates: list[Candidate],
     right: list[np.ndarray[tuple[int], np.dtype[np.bool_]]],
     budget: Budget,

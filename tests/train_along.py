@@ -59,7 +59,7 @@ def main() -> None:
         for strategy in sys.argv[4:]:
             backbone, outcome = trained(Strategy(strategy), epochs, Aids(here, saved, on_step=on_step))
             if here.writes:
-                save_file(backbone.module.state_dict(), folder / f"{strategy}.safetensors")
+                save_file(backbone.network.state_dict(), folder / f"{strategy}.safetensors")
                 losses = [epoch.loss for epoch in outcome.history]
                 (folder / f"{strategy}.json").write_text(json.dumps([outcome.resumed_at, losses]))
 
