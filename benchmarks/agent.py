@@ -2,6 +2,7 @@
 
     python -m benchmarks.agent BUNDLE --images DIR                          about four minutes
     python -m benchmarks.agent BUNDLE --images DIR --threads 2
+    python -m benchmarks.agent BUNDLE --images DIR --only reject --trace reject.svg     every part, drawn
     python -m benchmarks.agent BUNDLE --images DIR --rounds 1 --seconds 2   only shows that it runs
 
 `headway agent run` is a process of its own, with a real Mosquitto, a real Modbus server (pymodbus) and a store on
@@ -14,8 +15,9 @@ disk; images are replayed from the folder, over and over, and a result counts wh
   PLC's counter register, which follows the coil. It includes reading and decoding the frame.
 - Relearning: the agent replays as fast as it can, with and without a label every half second, in turns.
 
-Medians of rounds. Where other work runs on the machine, ratios say more than times, and processor time more than
-either: what the busiest thread takes for a frame bounds the throughput that free cores would give.
+What a single frame costs, step by step, is `benchmarks.frame`'s. Medians of rounds. Where other work runs on the
+machine, ratios say more than times, and processor time more than either: what the busiest thread takes for a frame
+bounds the throughput that free cores would give.
 """
 
 from __future__ import annotations
@@ -132,13 +134,12 @@ class AgentProcess:
     def __init__(self, child: subprocess.Popen[str], page: str) -> None:
         self._child, self.page = child, page
 
-    def cpu_s(self) -> tuple[float, float]:
-        """Return processor seconds so far: of all threads, and of the busiest."""
-        each = [
-            int((task / "schedstat").read_text().split()[0]) / 1e9
+    def cpu_s(self) -> dict[str, float]:
+        """Return processor seconds so far, by thread."""
+        return {
+            task.name: int((task / "schedstat").read_text().split()[0]) / 1e9
             for task in Path(f"/proc/{self._child.pid}/task").iterdir()
-        ]
-        return sum(each), max(each)
+        }
 
     def pause(self) -> None:
         self._child.send_signal(signal.SIGSTOP)
@@ -204,11 +205,11 @@ def folder_camera(images: Path) -> str:
 class Bare:
     """The loop that one would write: decode, preprocess, run."""
 
-    def __init__(self, bundle: Bundle, files: Sequence[Path], threads: int) -> None:
+    def __init__(self, bundle: Bundle, precision: str | None, files: Sequence[Path], threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(
-            bundle.backbone(None), options, providers=["CPUExecutionProvider"]
+            bundle.backbone(precision), options, providers=["CPUExecutionProvider"]
         )
         self._name = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
@@ -255,12 +256,11 @@ def throughput(
     before = running.settle()
     for _ in range(rounds):
         running.go_on()
-        all_s, busiest_s = running.cpu_s()
+        earlier_s = running.cpu_s()
         arrived = listener.during(seconds)
-        all_then_s, busiest_then_s = running.cpu_s()
+        used_s = [now - earlier_s.get(thread, 0.0) for thread, now in running.cpu_s().items()]
         running.pause()
-        cpu_ms = 1000 * (all_then_s - all_s) / max(1, len(arrived))
-        busiest_ms = 1000 * (busiest_then_s - busiest_s) / max(1, len(arrived))
+        cpu_ms, busiest_ms = (1000 * taken / max(1, len(arrived)) for taken in (sum(used_s), max(used_s)))
         rows.append((rate_of(arrived), cpu_ms, busiest_ms, *bare.whole(seconds), *bare.prepared(seconds)))
     running.go_on()
     state = running.call("state")
@@ -335,9 +335,9 @@ def _label(running: AgentProcess, classes: Sequence[str], stop: threading.Event,
 
 
 def rejecting(
-    running: AgentProcess, broker: Mosquitto, plc: Plc, rate: float, seconds: float
+    running: AgentProcess, broker: Mosquitto, plc: Plc, rate: float, seconds: float, trace: Path | None = None
 ) -> tuple[Table, list[Target]]:
-    """Trigger parts at a rate, and see when the PLC knows."""
+    """Trigger parts at a rate, and see when the PLC knows; draw every part where a file is named."""
     running.settle()
     session = MqttSession(broker.settings, "trigger", on_message=lambda _: None)
     session.connect()
@@ -358,6 +358,8 @@ def rejecting(
     session.close()
     written = dict(plc.written)
     times = [(written[first + 1 + i] - at_s) * 1000 for i, at_s in enumerate(sent) if first + 1 + i in written]
+    if trace is not None:
+        draw(times, trace)
     state = running.call("state")
     stages = {stage["stage"]: stage for stage in state["line"]["stages"]}
     rows = (
@@ -379,6 +381,25 @@ def rejecting(
     ]
 
 
+def draw(times: Sequence[float], file: Path) -> None:
+    """Draw how long each part took from its trigger to the PLC's register."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 3), layout="constrained")
+    axis.plot(times, ".", markersize=2)
+    axis.axhline(percentile(times, 0.99), linewidth=0.8, label=f"p99: {percentile(times, 0.99):.1f} ms")
+    axis.axhline(REJECT_TARGET_MS, linestyle="--", linewidth=0.8, color="grey", label=f"{REJECT_TARGET_MS:g} ms")
+    axis.set_xlabel("part")
+    axis.set_ylabel("trigger to reject output, ms")
+    axis.set_ylim(bottom=0)
+    axis.legend(loc="upper right")
+    figure.savefig(file)
+    pyplot.close(figure)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run all of it; print a report."""
     parser = argparse.ArgumentParser(
@@ -393,6 +414,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=6.0, help="of one turn")
     parser.add_argument("--rate", type=float, default=20.0, help="parts a second that are triggered")
     parser.add_argument("--only", choices=("throughput", "relearning", "reject"), help="one of the three")
+    parser.add_argument("--precision", help="of the bundle's; the first by default")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="draw every triggered part: .svg")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     bundle = Bundle.open(options.bundle)
@@ -402,11 +425,12 @@ def main(arguments: list[str] | None = None) -> int:
         broker = stack.enter_context(Mosquitto())
         listener = Listener(broker)
         stack.callback(listener.session.close)
-        camera = folder_camera(options.images)
+        precision = "" if options.precision is None else f'precision = "{options.precision}"\n'
+        camera = precision + folder_camera(options.images)
         if options.only != "reject":
             with agent(Path(scratch) / "replay", options.bundle, camera, broker, options.threads) as running:
                 if options.only != "relearning":
-                    bare = Bare(bundle, files, options.threads)
+                    bare = Bare(bundle, options.precision, files, options.threads)
                     found.append(throughput(running, listener, bare, options.rounds, options.seconds))
                 if options.only != "throughput":
                     found.append(relearning(running, listener, options.rounds, options.seconds))
@@ -417,7 +441,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"port = {plc.port}\npass_coil = 0\nreject_coil = 1\ncounter_register = {COUNTER}\n"
             )
             with agent(Path(scratch) / "line", options.bundle, camera, broker, options.threads, more) as running:
-                found.append(rejecting(running, broker, plc, options.rate, options.rounds * options.seconds))
+                duration_s = options.rounds * options.seconds
+                found.append(rejecting(running, broker, plc, options.rate, duration_s, options.trace))
     load = os.getloadavg()[0]
     report = Report(
         "agent",
@@ -425,7 +450,8 @@ def main(arguments: list[str] | None = None) -> int:
         tuple(table for table, _ in found),
         tuple(chain.from_iterable(targets for _, targets in found)),
         (
-            f"{bundle.manifest.lineage.backbone}, {len(files)} images, {options.threads} backbone threads, "
+            f"{bundle.manifest.lineage.backbone} {bundle.precision(options.precision).precision}, "
+            f"{len(files)} images, {options.threads} backbone threads, "
             f"{os.cpu_count()} cores, ONNX Runtime {onnxruntime.__version__}; load at the end {load:.1f}",
         ),
     )

@@ -12,12 +12,13 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the dev extra")
 pytest.importorskip("torch", reason="needs the export extra")
 
-from benchmarks import fleet, heatmap, readout, scale
+from benchmarks import agent, fleet, frame, heatmap, readout, scale
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.features import drawn
 from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
 from benchmarks.report import Target
 from sdk.score import calibration_error
+from tests.tiny import picture, tiny_bundle
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
@@ -125,3 +126,45 @@ def test_a_simulated_fleet_loses_no_label_and_ends_by_itself(
     assert run["records"] == run["acknowledged"] == run["stored"] > 6 * 3
     assert run["records_heard"] >= 3 * run["records"]  # each of its channel hears of it, its maker too
     assert "records lost" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, and images to replay."""
+    folder = tmp_path_factory.mktemp("line")
+    tiny_bundle(folder / "bundle")
+    (folder / "images").mkdir()
+    for i in range(6):
+        (folder / "images" / f"{i}.png").write_bytes(picture("pit" if i % 2 else "rings", 900 + i))
+    return folder
+
+
+def test_what_a_frame_costs_is_measured_step_by_step(line: Path, tmp_path: Path) -> None:
+    file = tmp_path / "frame.json"
+    arguments = [str(line / "bundle"), "--images", str(line / "images"), "--frames", "3", "--json", str(file)]
+    assert frame.main(arguments) == 0
+    (report,) = json.loads(file.read_bytes())
+    (table,) = report["tables"]
+    (one, several) = table["rows"]
+    assert one[0] == "one image"
+    assert int(several[0].split(", ")[1].split()[0]) > 4  # tiles
+    assert all(0 < each < 1e5 for row in (one, several) for each in row[2:6])
+
+
+def test_a_bench_without_images_is_refused(line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        frame.main([str(line / "bundle"), "--images", str(tmp_path)])
+    assert "no images" in capsys.readouterr().err
+
+
+@pytest.mark.broker
+def test_the_whole_agent_is_measured_beside_a_bare_loop(line: Path, tmp_path: Path) -> None:
+    file, trace = tmp_path / "agent.json", tmp_path / "reject.svg"
+    quick = ["--rounds", "1", "--seconds", "1", "--trace", str(trace), "--json", str(file)]
+    assert agent.main([str(line / "bundle"), "--images", str(line / "images"), *quick]) == 0
+    (report,) = json.loads(file.read_bytes())
+    assert [table["title"].split()[0] for table in report["tables"]] == ["Frames", "Capture", "Reject"]
+    measured = {target["what"]: target["measured"] for target in report["targets"]}
+    assert measured["parts without a verdict"] == 0
+    assert 0 < measured["trigger to reject output, p99, ms"] < 60_000
+    assert trace.read_text().startswith("<?xml")
