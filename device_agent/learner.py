@@ -1,9 +1,10 @@
 """The head that serves on this device: learned at every label, tried on groups left out, kept or taken back.
 
-A head is a function of the live set, so nothing of one is stored but a row of its history. Two threads:
+A head is a function of the live set, so nothing of one is stored but a row of its history. Two threads, and one of
+the lowest priority that solves for the first:
 
 - *learning* folds new records, lets the head updated by them serve at once as provisional, then updates the exact
-  moments, solves, and swaps the canonical head in;
+  moments, has them solved, and swaps the canonical head in;
 - *trial* scores the provisional head on left-out groups against the confirmed one, then confirms it or takes it
   back. A label that comes meanwhile ends the trial: the next one tries the newer head.
 
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -33,6 +33,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from device_agent.background import LOWEST, Background, Rhythm, give_way
 from device_agent.queue import QueuePolicy, ask
 from device_agent.store import HeadRow, Outcome, Sample, Store
 from device_agent.trial import Base, judge, meanwhile, owned
@@ -60,13 +61,9 @@ from sdk.wire import HeadState
 
 LEARNING_NICE: Final = 5
 """The learning thread gives way to frames: on a busy core it gets a quarter of the time that a stage of the
-line gets, enough for a solve within a second."""
-TRIAL_NICE: Final = 10
-"""A trial can wait: a tenth."""
+line gets, enough for a label to be live within a tenth of a second. The solve and the trial can wait."""
 RESERVED_NAMES: Final = frozenset({"unknown"})
 """What the page shows for "none of these"; no class may be called so."""
-QUIET_S: Final = 0.3
-"""A trial begins when no label has come for this long: about as long as one solve."""
 SEARCH_S: Final = 5.0
 """A trial looks no longer than this for a better way to count own labels: the seven solves at d = 1280 take one
 second on a server's core. Its scores and its judgement come on top."""
@@ -236,6 +233,7 @@ class Learner:
         # Guards everything below; notified when there is work, and when work is done.
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
+        self._background: Background | None = None
         self._stopping = False
         self._through = 0  # arrival number of the last record folded
         self._refused = 0
@@ -244,6 +242,7 @@ class Learner:
         self._dirty = True  # there may be something to learn
         self._learning = False
         self._durable_at: float | None = None  # monotonic time of the first label not yet learned
+        self._rhythm = Rhythm()
         self._label_to_live_ms: float | None = None
         self._latest: Head | None = None  # of the live set last learned, whatever became of it; None: not at hand
         self._candidate: _Solved | None = None  # provisional, waiting for its trial or in it
@@ -356,8 +355,10 @@ class Learner:
                 bodies.append(CodeRecord(bytes.fromhex(self.space), sample_id, sample.group, code_digest(code)))
                 codes[sample_id] = code
             records = self._store.append(bodies, codes)
+            now_s = time.monotonic()
+            self._rhythm.beat(now_s)
             if self._durable_at is None:
-                self._durable_at = time.monotonic()
+                self._durable_at = now_s
             self._wake()
         return Saved(tuple(records))
 
@@ -533,9 +534,10 @@ class Learner:
             threading.Thread(target=self._run, args=(step, nice), name=name, daemon=True)
             for name, step, nice in (
                 ("learning", self._learning_step, LEARNING_NICE),
-                ("trial", self._trial_step, TRIAL_NICE),
+                ("trial", self._trial_step, LOWEST),
             )
         ]
+        self._background = Background("solving")
         for thread in self._threads:
             thread.start()
 
@@ -547,6 +549,9 @@ class Learner:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+        if self._background is not None:
+            self._background.stop()
+            self._background = None
 
     def run_until_idle(self, *, trials: bool = True) -> None:
         """Learn and try on this thread what there is, for programs that run without the two threads."""
@@ -571,8 +576,7 @@ class Learner:
         self._changed.notify_all()
 
     def _run(self, step: Callable[[], None], nice: int) -> None:
-        with contextlib.suppress(OSError):  # where the system will not, frames wait a little longer
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)
+        give_way(nice)
         while not self._stopping:
             step()
 
@@ -673,17 +677,7 @@ class Learner:
         if learned:
             return
         # Undone is as if it had never been learned: the head from before is there already.
-        head = (
-            confirmed.head
-            if undone
-            else solve(
-                self._moments,
-                canonical=work.canonical.__getitem__,
-                knobs=self._base.knobs,
-                own=self._own,
-                adaptation=confirmed.head.adaptation,
-            )
-        )
+        head = confirmed.head if undone else self._solved(work, confirmed.head.adaptation)
         with self._changed:
             self._latest = head
             self._learned_digest = live.digest
@@ -703,6 +697,20 @@ class Learner:
         if last.outcome is Outcome.PROVISIONAL:
             self._put_head(last)
         self._ask_again(active)
+
+    def _solved(self, work: _Work, adaptation: Adaptation) -> Head:
+        """Return the canonical head of the moments, which nobody changes meanwhile."""
+
+        def now() -> Head:
+            return solve(
+                self._moments,
+                canonical=work.canonical.__getitem__,
+                knobs=self._base.knobs,
+                own=self._own,
+                adaptation=adaptation,
+            )
+
+        return now() if self._background is None else self._background.run(now)
 
     def _take(self, earlier: _Changes) -> _Work:
         """Return what there is to learn, after changes taken earlier. Needs the lock."""
@@ -807,7 +815,8 @@ class Learner:
         with self._changed:
             # In a burst of labels each trial would be in vain, and slow the next head down.
             newer = self._changed.wait_for(
-                lambda: self._stopping or self._candidate is not candidate, QUIET_S if self._threads else 0.0
+                lambda: self._stopping or self._candidate is not candidate,
+                self._rhythm.pause_s() if self._threads else 0.0,
             )
             if newer:
                 return

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device_agent.background import QUIET_S, Rhythm
 from device_agent.learner import Learner, score_of
 from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, Question, QueuePolicy, ask
 from device_agent.store import Outcome, Sample, SampleStatus, Store, StoreLimits
@@ -822,3 +823,22 @@ def test_spot_checks_are_a_stated_share_and_the_same_every_time() -> None:
     assert 150 < len(questions) < 250
     assert {question.reason for question in questions} == {SPOT_CHECK}
     assert asked() == asked()
+
+
+@pytest.mark.parametrize(
+    ("at_s", "pause_s"),
+    [
+        ((100.0,), QUIET_S),
+        ((100.0, 100.1), QUIET_S),  # a burst: as long as a solve
+        ((100.0, 101.0), 1.5),  # the next one is due in a second
+        ((100.0, 101.0, 160.0), QUIET_S),  # they have stopped coming one after the other
+    ],
+)
+def test_a_trial_waits_for_as_long_as_the_next_label_may_be_expected(
+    at_s: tuple[float, ...], pause_s: float
+) -> None:
+    """A trial that the next label ends is work in vain, and delays frames."""
+    rhythm = Rhythm()
+    for now_s in at_s:
+        rhythm.beat(now_s)
+    assert rhythm.pause_s() == pytest.approx(pause_s)
