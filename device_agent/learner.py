@@ -1,10 +1,9 @@
 """The head that serves on this device: learned at every label, tried on groups left out, kept or taken back.
 
-A head is a function of the live set, so nothing of one is stored but a row of its history. Two threads, and one of
-the lowest priority that solves for the first:
+A head is a function of the live set, so nothing of one is stored but a row of its history. Two threads:
 
 - *learning* folds new records, lets the head updated by them serve at once as provisional, then updates the exact
-  moments, has them solved, and swaps the canonical head in;
+  moments, solves, and swaps the canonical head in;
 - *trial* scores the provisional head on left-out groups against the confirmed one, then confirms it or takes it
   back. A label that comes meanwhile ends the trial: the next one tries the newer head.
 
@@ -23,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -33,8 +33,8 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from device_agent.background import LOWEST, Background, Rhythm, give_way
 from device_agent.queue import QueuePolicy, ask
+from device_agent.rhythm import Rhythm
 from device_agent.store import HeadRow, Outcome, Sample, Store
 from device_agent.trial import Base, judge, meanwhile, owned
 from sdk.adaptation import MAX_STREAM, Choice, Harm, choose, harmful_source
@@ -61,7 +61,9 @@ from sdk.wire import HeadState
 
 LEARNING_NICE: Final = 5
 """The learning thread gives way to frames: on a busy core it gets a quarter of the time that a stage of the
-line gets, enough for a label to be live within a tenth of a second. The solve and the trial can wait."""
+line gets, enough for a solve within a second."""
+TRIAL_NICE: Final = 10
+"""A trial can wait: a tenth. With less it would never end where the line keeps every core busy."""
 RESERVED_NAMES: Final = frozenset({"unknown"})
 """What the page shows for "none of these"; no class may be called so."""
 SEARCH_S: Final = 5.0
@@ -233,7 +235,6 @@ class Learner:
         # Guards everything below; notified when there is work, and when work is done.
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self._background: Background | None = None
         self._stopping = False
         self._through = 0  # arrival number of the last record folded
         self._refused = 0
@@ -534,10 +535,9 @@ class Learner:
             threading.Thread(target=self._run, args=(step, nice), name=name, daemon=True)
             for name, step, nice in (
                 ("learning", self._learning_step, LEARNING_NICE),
-                ("trial", self._trial_step, LOWEST),
+                ("trial", self._trial_step, TRIAL_NICE),
             )
         ]
-        self._background = Background("solving")
         for thread in self._threads:
             thread.start()
 
@@ -549,9 +549,6 @@ class Learner:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        if self._background is not None:
-            self._background.stop()
-            self._background = None
 
     def run_until_idle(self, *, trials: bool = True) -> None:
         """Learn and try on this thread what there is, for programs that run without the two threads."""
@@ -576,7 +573,8 @@ class Learner:
         self._changed.notify_all()
 
     def _run(self, step: Callable[[], None], nice: int) -> None:
-        give_way(nice)
+        with contextlib.suppress(OSError):  # where the system will not, frames wait a little longer
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)
         while not self._stopping:
             step()
 
@@ -677,7 +675,17 @@ class Learner:
         if learned:
             return
         # Undone is as if it had never been learned: the head from before is there already.
-        head = confirmed.head if undone else self._solved(work, confirmed.head.adaptation)
+        head = (
+            confirmed.head
+            if undone
+            else solve(
+                self._moments,
+                canonical=work.canonical.__getitem__,
+                knobs=self._base.knobs,
+                own=self._own,
+                adaptation=confirmed.head.adaptation,
+            )
+        )
         with self._changed:
             self._latest = head
             self._learned_digest = live.digest
@@ -697,20 +705,6 @@ class Learner:
         if last.outcome is Outcome.PROVISIONAL:
             self._put_head(last)
         self._ask_again(active)
-
-    def _solved(self, work: _Work, adaptation: Adaptation) -> Head:
-        """Return the canonical head of the moments, which nobody changes meanwhile."""
-
-        def now() -> Head:
-            return solve(
-                self._moments,
-                canonical=work.canonical.__getitem__,
-                knobs=self._base.knobs,
-                own=self._own,
-                adaptation=adaptation,
-            )
-
-        return now() if self._background is None else self._background.run(now)
 
     def _take(self, earlier: _Changes) -> _Work:
         """Return what there is to learn, after changes taken earlier. Needs the lock."""
