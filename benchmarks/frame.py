@@ -54,7 +54,8 @@ def steps(station: Station, recipe: Recipe, shots: Sequence[Shot], count: int) -
     tiles: list[Shot] = []
     for shot in islice(cycle(shots), WARM + count):
         began = time.perf_counter()
-        tiles = recipe.tiles(shot, station.require().pipeline.input_px)
+        pipeline = station.require().pipeline
+        tiles = recipe.tiles(shot, pipeline.input_px, pipeline.picture_px)
         cut = time.perf_counter()
         prepared = station.prepare(tiles)
         there = time.perf_counter()

@@ -377,7 +377,8 @@ class Flow:
             self._expect(taken, source.camera.live)
             try:
                 taken = replace(taken, fault=source.check(shot))
-                tiles = source.recipe.tiles(shot, self._station.require().pipeline.input_px)
+                pipeline = self._station.require().pipeline
+                tiles = source.recipe.tiles(shot, pipeline.input_px, pipeline.picture_px)
                 prepared = self._station.prepare(tiles)
             except Exception as error:  # noqa: BLE001 - the line must not stop for one frame, whatever is wrong
                 self._failed(taken, error, stop)

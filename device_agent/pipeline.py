@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from device_agent.runtime import Batch, MappingRuntime, Runtime
@@ -33,6 +34,7 @@ class Pipeline:
         feature_size: d.
         runtime: What runs the backbone.
         input_px: Height and width of the backbone's input.
+        picture_px: The same of the pictures that the release learned from; None where it does not say.
     """
 
     def __init__(self, bundle: Bundle, precision: str | None, runtime: Runtime) -> None:
@@ -45,6 +47,8 @@ class Pipeline:
         self._layout = entry.layout
         self._preprocess = bundle.manifest.preprocess
         self.input_px = self._preprocess.height, self._preprocess.width
+        pictures = bundle.manifest.pictures
+        self.picture_px = None if isinstance(pictures, msgspec.UnsetType) else (pictures.height, pictures.width)
 
     def code(self, frame: Frame) -> Codes:
         """Return the code (1, d) int8 of one frame (h, w, 3) uint8 BGR.

@@ -4,7 +4,7 @@ A tile is a sample: it is decided, stored, asked about and labelled by itself, a
 backbone sees of it. Rules kept here:
 
 - A large frame is never squeezed into the backbone's input: without a tile size in the settings, a region that
-  would shrink by more than `MAX_SHRINK` is cut into tiles.
+  would shrink by more than `MAX_SHRINK` is cut into tiles, as large as the pictures that the release learned from.
 - Tiles cover the whole region and overlap, so that a defect on a border lies whole in one of them.
 - A frame that is one whole tile stays as it was delivered, byte for byte, so its digest is the file's.
 
@@ -13,7 +13,7 @@ Which tile makes a part bad is `parts`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -38,6 +38,8 @@ MASK_THRESHOLD: Final = 128
 MAX_TILES: Final = 1024
 """More tiles of one frame are surely a mistake in the settings."""
 
+_log = logging.getLogger(__name__)
+
 _P = TypeVar("_P", np.uint8, np.bool_)
 
 
@@ -54,21 +56,24 @@ class Recipe:
     def __init__(self, settings: RecipeSettings | None = None) -> None:
         self._settings = settings or RecipeSettings()
         self._mask = None if self._settings.mask is None else _read_mask(self._settings.mask)
-        self._plan: tuple[tuple[int, ...], list[Box], npt.NDArray[np.bool_] | None] | None = None
+        self._plan: tuple[object, list[Box], npt.NDArray[np.bool_] | None] | None = None
 
-    def tiles(self, shot: Shot, input_px: tuple[int, int]) -> list[Shot]:
+    def tiles(
+        self, shot: Shot, input_px: tuple[int, int], picture_px: tuple[int, int] | None = None
+    ) -> list[Shot]:
         """Return the tiles of a frame, left to right and top to bottom; the shot itself where it is one whole
         tile.
 
         Args:
             shot: As the camera gave it.
             input_px: Height and width of the backbone's input.
+            picture_px: The same of the pictures that it learned from; None where the release does not say.
 
         Raises:
             ConfigError: region or mask does not fit this frame.
         """
         height, width = shot.frame.shape[:2]
-        boxes, hidden = self._planned((height, width, *input_px))
+        boxes, hidden = self._planned((height, width), input_px, picture_px)
         if hidden is None and boxes == [Box(0, 0, width, height)]:
             return [shot]
         frame = shot.frame
@@ -88,17 +93,23 @@ class Recipe:
             for number, box in enumerate(boxes, 1)
         ]
 
-    def _planned(self, key: tuple[int, ...]) -> tuple[list[Box], npt.NDArray[np.bool_] | None]:
-        """Return boxes and hidden pixels for frames and inputs of these sizes, worked out once."""
+    def _planned(
+        self, frame_px: tuple[int, int], input_px: tuple[int, int], picture_px: tuple[int, int] | None
+    ) -> tuple[list[Box], npt.NDArray[np.bool_] | None]:
+        """Return boxes and hidden pixels for frames, inputs and pictures of these sizes, worked out once."""
+        key = frame_px, input_px, picture_px
         if self._plan is None or self._plan[0] != key:
-            height, width, *input_px = key
+            height, width = frame_px
             region = self._region(width, height)
             hidden = None if self._mask is None else _hidden(self._mask, width, height)
-            boxes = tile_boxes(region, self._tile(region, input_px), self._settings.overlap)
+            boxes = tile_boxes(region, self._tile(region, input_px, picture_px), self._settings.overlap)
             if hidden is not None:
                 boxes = [box for box in boxes if not _cut(hidden, box).all()]
             if not boxes:
                 raise ConfigError("camera.recipe: the mask hides the whole region", hint="White is inspected.")
+            if len(boxes) > 1:
+                size = f"{boxes[0].width} x {boxes[0].height}"
+                _log.info("frames of %d x %d are cut into %d tiles of %s", width, height, len(boxes), size)
             self._plan = key, boxes, hidden
         return self._plan[1], self._plan[2]
 
@@ -113,18 +124,22 @@ class Recipe:
             )
         return region
 
-    def _tile(self, region: Box, input_px: Sequence[int]) -> tuple[int, int]:
-        """Return width and height of a tile, of the input's shape, at most the region's."""
+    def _tile(self, region: Box, input_px: tuple[int, int], picture_px: tuple[int, int] | None) -> tuple[int, int]:
+        """Return width and height of a tile, at most the region's; of the input's shape, or the pictures'."""
         input_height, input_width = input_px
         if self._settings.tile_px is not None:
             wide = self._settings.tile_px
             return min(wide, region.width), min(round(wide * input_height / input_width), region.height)
         if region.width <= MAX_SHRINK * input_width and region.height <= MAX_SHRINK * input_height:
             return region.width, region.height
-        return (
-            min(int(MAX_SHRINK * input_width), region.width),
-            min(int(MAX_SHRINK * input_height), region.height),
-        )
+        widest, highest = int(MAX_SHRINK * input_width), int(MAX_SHRINK * input_height)
+        largest = min(widest, region.width), min(highest, region.height)
+        if picture_px is None:
+            return largest
+        height, width = picture_px
+        as_trained = min(width, largest[0]), min(height, largest[1])
+        # So many tiles that no device could follow are surely not what was meant.
+        return as_trained if _count(region, as_trained, self._settings.overlap) <= MAX_TILES else largest
 
 
 def tile_boxes(region: Box, tile: tuple[int, int], overlap: float) -> list[Box]:
@@ -138,12 +153,16 @@ def tile_boxes(region: Box, tile: tuple[int, int], overlap: float) -> list[Box]:
     """
     wide, high = tile
     columns, rows = _starts(region.width, wide, overlap), _starts(region.height, high, overlap)
-    if len(columns) * len(rows) > MAX_TILES:
+    if _count(region, tile, overlap) > MAX_TILES:
         raise ConfigError(
             f"camera.recipe: {len(columns) * len(rows)} tiles of {wide} x {high} pixels",
             hint=f"At most {MAX_TILES} are possible: raise tile_px, or name a smaller region.",
         )
     return [Box(region.x + x, region.y + y, wide, high) for y in rows for x in columns]
+
+
+def _count(region: Box, tile: tuple[int, int], overlap: float) -> int:
+    return len(_starts(region.width, tile[0], overlap)) * len(_starts(region.height, tile[1], overlap))
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:

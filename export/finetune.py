@@ -154,9 +154,20 @@ class Aids:
 
 
 def resized_frames(
-    paths: Sequence[Path], preprocess: Preprocess, scratch: Path, on_image: Callable[[], None] = lambda: None
+    paths: Sequence[Path],
+    preprocess: Preprocess,
+    scratch: Path,
+    on_image: Callable[[], None] = lambda: None,
+    sizes: npt.NDArray[np.int64] | None = None,
 ) -> Frames:
     """Return the images of these files at input size: in memory or, when they are many, in a file under `scratch`.
+
+    Args:
+        paths: n files.
+        preprocess: Says the input's size.
+        scratch: A folder for a large file.
+        on_image: Called after each.
+        sizes: (n, 2), filled with height and width of each as it was delivered.
 
     Raises:
         BadImages: a file changed since it was checked.
@@ -169,7 +180,10 @@ def resized_frames(
         frames = np.empty(shape, np.uint8)
 
     def load(row: int) -> None:
-        frames[row] = resize(read(paths[row])[1], preprocess.height, preprocess.width)
+        image = read(paths[row])[1]
+        if sizes is not None:
+            sizes[row] = image.shape[:2]
+        frames[row] = resize(image, preprocess.height, preprocess.width)
 
     with ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(load, range(len(paths))):

@@ -80,6 +80,7 @@ from sdk.bundle import (
     HeadEntry,
     Lineage,
     Manifest,
+    PicturesEntry,
     PrecisionEntry,
     SplitEntry,
     golden_bytes,
@@ -210,7 +211,8 @@ def export_bundle(
     with tempfile.TemporaryDirectory(prefix="headway-export-") as scratch:
         paths = [images.images[row].path for row in learned.rows]
         with log.stage("decode", "Decoding images", len(paths)) as step:
-            frames = resized_frames(paths, backbone.preprocess, Path(scratch), step)
+            sizes = np.zeros((len(paths), 2), np.int64)
+            frames = resized_frames(paths, backbone.preprocess, Path(scratch), step, sizes)
         tuned = _tune(request, strategy, reason, backbone, frames, learned, ranks or alone(), on_scalars, log)
         fitted = np.zeros(len(frames), bool) if tuned.outcome is None else ~learned.validation
         plan = Plan(request.profiles, request.max_int8_loss, request.qat, request.int8_budget_s, request.seed)
@@ -265,7 +267,7 @@ def export_bundle(
         entries, files = _forms(kept, backbone, golden_frames, learned, None if summed is None else coded)
         files[CARD_NAME] = card(report, papers).encode(errors="replace")
         files[SPLIT_FILE] = split_bytes([image.sample_id for image in images.images], learned.parts)
-        manifest = _manifest(report, learned, backbone, entries)
+        manifest = _manifest(report, learned, backbone, entries, sizes)
         files[MLBOM_NAME] = mlbom(report, papers, manifest, files)
         try:
             bundle = write_bundle(request.out, files, manifest, replace=request.replace)
@@ -548,12 +550,20 @@ def _entry(
     return entry, Golden(golden_frames, features, codes, scores)
 
 
-def _manifest(report: Report, learned: Selection, backbone: Backbone, entries: list[PrecisionEntry]) -> Manifest:
+def _manifest(
+    report: Report,
+    learned: Selection,
+    backbone: Backbone,
+    entries: list[PrecisionEntry],
+    sizes: npt.NDArray[np.int64],
+) -> Manifest:
+    height, width = (int(side) for side in np.median(sizes, axis=0))
     return Manifest(
         format=FORMAT_VERSION,
         name=report.name,
         classes=[ClassEntry(id=class_id.hex(), name=name) for name, class_id in learned.class_ids.items()],
         preprocess=backbone.preprocess,
+        pictures=PicturesEntry(width=width, height=height),
         precisions=entries,
         golden=GOLDEN_FILE,
         split=SplitEntry(seed=report.seed, file=SPLIT_FILE, held_back=report.held_back),

@@ -31,12 +31,14 @@ from sdk.moments import Moments, same
 from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 from sdk.splits import Part
 
-FORMAT_VERSION: Final = 2
-"""The newest that is read and written. A bundle with the codes of all its samples and no maps is version 1."""
+FORMAT_VERSION: Final = 3
+"""The newest that is read and written; the oldest that can say what a bundle says is its own."""
 MAX_MAPS: Final = 12
 """Levels that a backbone's features can be read from, at most."""
 MAX_MAP_VALUES: Final = 4 * 1024**2
 """Of one map, c h w: 16 MiB as float32. Four levels of mobilenetv2 at 224 px have a tenth of it together."""
+MAX_PICTURE_SIDE_PX: Final = 65_535
+"""The most that a JPEG can have."""
 MANIFEST_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 1024 * 1024
 MAX_FILES: Final = 64
@@ -169,6 +171,17 @@ class Lineage(_Part, frozen=True, kw_only=True):
     tool_versions: dict[str, str]
 
 
+class PicturesEntry(_Part, frozen=True, kw_only=True):
+    """How large the pictures were that the bundle learned from: the medians of their sides, in pixels.
+
+    All of a picture was squeezed into the input. A device that cuts large frames into tiles of this size shows the
+    backbone everything as large as in training.
+    """
+
+    width: Annotated[int, msgspec.Meta(ge=1, le=MAX_PICTURE_SIDE_PX)]
+    height: Annotated[int, msgspec.Meta(ge=1, le=MAX_PICTURE_SIDE_PX)]
+
+
 class Manifest(_Part, frozen=True, kw_only=True):
     """`manifest.json`, in canonical form: sorted members, no white space, UTF-8."""
 
@@ -176,6 +189,8 @@ class Manifest(_Part, frozen=True, kw_only=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     classes: Annotated[list[ClassEntry], msgspec.Meta(min_length=1, max_length=MAX_CLASSES)]
     preprocess: Preprocess
+    pictures: PicturesEntry | msgspec.UnsetType = msgspec.UNSET
+    """Absent before format 3."""
     precisions: Annotated[list[PrecisionEntry], msgspec.Meta(min_length=1, max_length=4)]
     """The first is the one a channel runs unless its devices' figures say otherwise."""
     golden: FileName
@@ -447,9 +462,11 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def format_of(precisions: Sequence[PrecisionEntry]) -> int:
-    """Return the one format version that these are written in: the oldest that can say them."""
-    plain = all(entry.moments is msgspec.UNSET and entry.maps is msgspec.UNSET for entry in precisions)
+def format_of(manifest: Manifest) -> int:
+    """Return the one format version that this is written in: the oldest that can say it."""
+    if manifest.pictures is not msgspec.UNSET:
+        return 3
+    plain = all(entry.moments is msgspec.UNSET and entry.maps is msgspec.UNSET for entry in manifest.precisions)
     return 1 if plain else 2
 
 
@@ -478,7 +495,7 @@ def _check_manifest(manifest: Manifest) -> None:
     ):
         if len(set(values)) != len(values):
             raise BadFormat(f"the manifest names {values} with one twice", hint=again)
-    if manifest.format != format_of(manifest.precisions):
+    if manifest.format != format_of(manifest):
         raise BadFormat(f"the manifest is not what format {manifest.format} says", hint=again)
     for entry in manifest.precisions:
         _check_maps(entry)
@@ -693,7 +710,7 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
         FileEntry(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         for name, data in sorted(files.items())
     ]
-    version = format_of(manifest.precisions)
+    version = format_of(manifest)
     encoded = encode_manifest(msgspec.structs.replace(manifest, files=entries, format=version))
     decode_manifest(encoded)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from sdk.bundle import (
     BaseSamples,
     Bundle,
+    PicturesEntry,
     decode_manifest,
     encode_manifest,
     write_bundle,
@@ -196,7 +197,35 @@ def test_a_manifest_that_breaks_the_format_is_refused(bundle: Bundle, case: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("format_version", [0, 3, 2**31])
+PICTURES = {"width": 640, "height": 480}
+
+
+def test_a_bundle_that_says_how_large_its_pictures_were_is_format_3(bundle: Bundle) -> None:
+    said = decode_manifest(edited(bundle, lambda t: t.update(format=3, pictures=PICTURES)))
+    assert said.pictures == PicturesEntry(width=640, height=480)
+    assert bundle.manifest.pictures is msgspec.UNSET
+
+
+@pytest.mark.parametrize(
+    ("version", "pictures"),
+    [
+        (1, PICTURES),
+        (2, PICTURES),
+        (3, None),
+        (3, {"width": 640}),
+        (3, {"width": 0, "height": 480}),
+        (3, {"width": 65_536, "height": 480}),
+        (3, {**PICTURES, "depth": 3}),
+    ],
+)
+def test_pictures_of_no_size_or_in_an_older_format_are_refused(
+    bundle: Bundle, version: int, pictures: dict[str, int] | None
+) -> None:
+    with pytest.raises(BadFormat):
+        decode_manifest(edited(bundle, lambda t: t.update(format=version, pictures=pictures)))
+
+
+@pytest.mark.parametrize("format_version", [0, 4, 2**31])
 def test_another_format_version_says_to_update(bundle: Bundle, format_version: int) -> None:
     with pytest.raises(Incompatible, match="format"):
         decode_manifest(edited(bundle, lambda t: t.update(format=format_version)))

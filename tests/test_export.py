@@ -31,7 +31,7 @@ from export.pipeline import Request, export_bundle
 from export.profiles import Profile
 from export.report import Report
 from export.selection import data_digest
-from sdk.bundle import Bundle
+from sdk.bundle import Bundle, PicturesEntry
 from sdk.codes import encode
 from sdk.errors import BadImages, ExportError, HeadwayError, UnknownBackbone
 from sdk.head import Calibration, Knobs, solve
@@ -220,6 +220,12 @@ def test_no_group_stands_in_two_parts(frozen: Made, pictures: Path) -> None:
         seen.setdefault(image.group, set()).add(parts[image.sample_id])
     assert all(len(found) == 1 for found in seen.values())
     assert Counter(part for found in seen.values() for part in found)[Part.TEST] >= 3
+
+
+def test_the_bundle_says_how_large_the_pictures_were(frozen: Made) -> None:
+    _, bundle = frozen
+    assert bundle.manifest.pictures == PicturesEntry(width=48, height=48)
+    assert bundle.manifest.format == 3
 
 
 def test_a_truncated_image_is_refused_by_name_and_nothing_else_is(frozen: Made) -> None:

@@ -21,7 +21,8 @@ TEXT = (DOCS / "bundle.md").read_text()
 def test_every_member_of_the_manifest_is_described() -> None:
     parts = (
         bundle.Manifest, bundle.FileEntry, bundle.ClassEntry, bundle.PrecisionEntry, bundle.HeadEntry,
-        bundle.SplitEntry, bundle.Lineage, bundle.MapEntry, bundle.ReadEntry, Preprocess,
+        bundle.SplitEntry, bundle.Lineage, bundle.MapEntry, bundle.ReadEntry, bundle.PicturesEntry,
+        Preprocess,
     )  # fmt: skip
     described = set(re.findall(r"`([a-z0-9_]+)`", TEXT))
     for part in parts:
@@ -32,11 +33,11 @@ def test_the_limits_are_the_codes() -> None:
     limits = (
         bundle.MAX_MANIFEST_BYTES, bundle.MAX_FILES, bundle.MAX_BUNDLE_BYTES, bundle.MAX_CLASSES,
         bundle.MAX_GROUP_BYTES, bundle.MAX_MAPS, bundle.MAX_MAP_VALUES, MAX_FEATURE_SIZE, MAX_INPUT_SIDE_PX,
-        MAX_SAMPLES,
+        MAX_SAMPLES, bundle.MAX_PICTURE_SIDE_PX,
     )  # fmt: skip
     for limit in limits:
         assert f"{limit:,}" in TEXT or str(limit) in TEXT
-    assert f"versions 1 and {bundle.FORMAT_VERSION}\n" in TEXT
+    assert f"versions 1 to {bundle.FORMAT_VERSION}\n" in TEXT
 
 
 def test_the_worked_example_of_a_feature_space_id_holds() -> None:

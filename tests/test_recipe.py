@@ -48,6 +48,29 @@ def test_a_5_megapixel_frame_is_never_squeezed() -> None:
         assert height <= MAX_SHRINK * 224
 
 
+@pytest.mark.parametrize(
+    ("frame", "pictures", "tile"),
+    [
+        ((2592, 1944), (448, 448), (448, 448)),
+        ((2592, 1944), (300, 400), (400, 300)),
+        ((2592, 1944), (1944, 2592), (896, 896)),  # trained on whole frames: never squeezed all the same
+        ((2592, 1944), (40, 40), (896, 896)),  # thousands of tiles
+        ((640, 480), (200, 200), (640, 480)),  # what is not large stays whole
+    ],
+)
+def test_a_large_frame_is_cut_as_large_as_the_pictures_that_the_release_learned_from(
+    frame: tuple[int, int], pictures: tuple[int, int], tile: tuple[int, int]
+) -> None:
+    """Frame and tile: width, height; pictures: height, width."""
+    cuts = Recipe().tiles(shot_of(noise(*frame)), INPUT, pictures)
+    assert {each.frame.shape[1::-1] for each in cuts} == {tile}
+
+
+def test_the_settings_go_before_what_the_release_learned_from() -> None:
+    cuts = Recipe(RecipeSettings(tile_px=500)).tiles(shot_of(noise(2592, 1944)), INPUT, (448, 448))
+    assert {each.frame.shape for each in cuts} == {(500, 500, 3)}
+
+
 def test_tiles_are_cut_at_the_scale_that_the_settings_say() -> None:
     tiles = cut(noise(700, 500), tile_px=224, overlap=0.0)
     assert len(tiles) == 4 * 3
