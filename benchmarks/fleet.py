@@ -105,11 +105,11 @@ class Device:
         )
         self.log.append(Record(entry, code))
 
-    def label(self) -> None:
-        """An operator labels a picture."""
+    def label(self, code: bytes | None = None) -> None:
+        """An operator labels a picture of this code; by default of numbers at random, which are the dearest."""
         if not self.log:
             self._write(DefineClass(self._class_id, "scratch", "anna"))
-        code = self._roll.integers(-127, 128, FEATURE_SIZE, np.int8).tobytes()
+        code = code or self._roll.integers(-127, 128, FEATURE_SIZE, np.int8).tobytes()
         sample = self._roll.bytes(32)
         self._write(
             CodeRecord(self.space, sample, f"{self.device}/{len(self.log)}", hashlib.sha256(code).digest()), code

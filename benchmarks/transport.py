@@ -1,11 +1,13 @@
 """Time to fetch a release over MQTT against a plain HTTP download of the same file, on this machine.
 
-    python -m benchmarks.transport --size-mb 14 --runs 3
-    python -m benchmarks.transport --size-mb 14 --runs 3 --mbit 20 --rtt-ms 100
+    python -m benchmarks.transport                                    # all that the targets are about, 10 MB
+    python -m benchmarks.transport --size-mb 14 --mbit 20 --rtt-ms 100
+    python -m benchmarks.transport --devices 50
 
-Both end with the same files on disk, synced and with their SHA-256 checked. Without the last two options both are
-bound by the processor: the figure says what chunks cost in work. With them a relay of our own limits the rate and
-delays both ways, for both alike: what a plant's network would show.
+Both end with the same files on disk, synced and with their SHA-256 checked. Without a rate both are bound by the
+processor: the figure says what chunks cost in work. With one a relay of our own limits the rate and delays both
+ways, for both alike: what a plant's network would show. With no options at all: one device over two such lines,
+fifty at once on loopback, and what one label costs every other device.
 """
 
 from __future__ import annotations
@@ -14,68 +16,67 @@ import argparse
 import contextlib
 import hashlib
 import os
-import queue
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from sdk.chunks import ChunkFetcher, describe
+from benchmarks.crowd import crowd_seconds, over_mqtt
+from benchmarks.features import NoImageSets
+from benchmarks.label_cost import bytes_a_label, real_codes
+from benchmarks.link import Link
+from sdk.chunks import ChunkFetcher, Release, describe
 from sdk.fleet.broker import Mosquitto
-from sdk.mqtt import MqttSession
+from sdk.mqtt import MqttSession, MqttSettings
 from sdk.wire import Topics
 
-FILE = "backbone.int8.onnx"
-BLOCK_BYTES = 8192
+FILE: Final = "backbone.int8.onnx"
+SIZE_MB: Final = 10.0
+LINES: Final = ((100.0, 20.0), (20.0, 100.0))
+"""Mbit/s and round trip in ms: a plant's network, and a poor one between two sites."""
+DEVICES: Final = 50
+LABELS: Final = 20
 
 
-class Link:
-    """A relay to a local port that passes at most so many bytes a second, each so many seconds late."""
+@dataclass(frozen=True)
+class Ratio:
+    """MQTT against HTTP.
 
-    def __init__(self, port: int, bytes_per_s: float, delay_s: float) -> None:
-        self._target, self._rate, self._delay_s = port, bytes_per_s, delay_s
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+    Attributes:
+        what: What was fetched by whom.
+        mqtt_s: Of each run.
+        http_s: Of each run.
+    """
 
-    def _accept(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            far = socket.create_connection(("127.0.0.1", self._target))
-            for source, sink in ((near, far), (far, near)):
-                sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # What is on the link at once: its rate times its delay, and a router's queue of 100 ms.
-                room = max(8, int(self._rate * (self._delay_s + 0.1) / BLOCK_BYTES))
-                waiting: queue.Queue[tuple[float, bytes]] = queue.Queue(room)
-                threading.Thread(target=self._read, args=(source, waiting), daemon=True).start()
-                threading.Thread(target=self._write, args=(sink, waiting), daemon=True).start()
+    what: str
+    mqtt_s: list[float]
+    http_s: list[float]
 
-    def _read(self, source: socket.socket, waiting: queue.Queue[tuple[float, bytes]]) -> None:
-        free_at = time.monotonic()
-        block = b"x"
-        while block:
-            try:
-                block = source.recv(BLOCK_BYTES)
-            except OSError:
-                block = b""
-            free_at = max(free_at, time.monotonic()) + len(block) / self._rate
-            waiting.put((free_at + self._delay_s, block))
+    def __str__(self) -> str:
+        mqtt, http = statistics.median(self.mqtt_s), statistics.median(self.http_s)
+        runs = f"MQTT {[round(s, 2) for s in self.mqtt_s]}  HTTP {[round(s, 2) for s in self.http_s]}"
+        return f"{self.what}: MQTT {mqtt:.3f} s, HTTP {http:.3f} s, {mqtt / http:.2f} x\n  {runs}"
 
-    def _write(self, sink: socket.socket, waiting: queue.Queue[tuple[float, bytes]]) -> None:
-        while True:
-            due, block = waiting.get()
-            time.sleep(max(0.0, due - time.monotonic()))
-            with contextlib.suppress(OSError):
-                if not block:
-                    sink.shutdown(socket.SHUT_WR)
-                    return
-                sink.sendall(block)
+
+@dataclass(frozen=True)
+class Servers:
+    """A broker and a web server that have one release."""
+
+    settings: MqttSettings
+    port: int
+    release: Release
+    folder: Path
+
+    @property
+    def sha256(self) -> str:
+        """Of its one file."""
+        return self.release.descriptor.files[0].sha256
 
 
 def http_seconds(port: int, sha256: str, target: Path) -> float:
@@ -92,19 +93,19 @@ def http_seconds(port: int, sha256: str, target: Path) -> float:
     return seconds
 
 
-def main() -> None:
-    """Print medians and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size-mb", type=float, default=14.0)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--mbit", type=float, help="limit both to this rate")
-    parser.add_argument("--rtt-ms", type=float, default=0.0, help="and this round trip")
-    options = parser.parse_args()
+def over_http(number: int, folder: Path, port: int, sha256: str) -> None:
+    """Download as one of many."""
+    http_seconds(port, sha256, folder / f"http-{number}")
+
+
+@contextlib.contextmanager
+def serving(size_mb: float) -> Iterator[Servers]:
+    """Serve a release of one file by both."""
     with tempfile.TemporaryDirectory() as name, Mosquitto() as broker:
         folder = Path(name)
         source = folder / "source"
         source.mkdir()
-        (source / FILE).write_bytes(os.urandom(int(options.size_mb * 1e6)))
+        (source / FILE).write_bytes(os.urandom(int(size_mb * 1e6)))
         chunks: dict[str, bytes] = {}
         release = describe(source, "benchmark", [FILE], put=chunks.__setitem__)
         with MqttSession(broker.settings, "server", on_message=lambda _message: None) as server:
@@ -121,27 +122,80 @@ def main() -> None:
         )
         assert web.stdout is not None
         port = int(web.stdout.readline().split(" port ")[1].split()[0])
-        settings = broker.settings
-        if options.mbit:
-            rate, delay_s = options.mbit * 1e6 / 8, options.rtt_ms / 2000
+        try:
+            yield Servers(broker.settings, port, release, folder)
+        finally:
+            web.terminate()
+            web.wait()
+
+
+def one_device(size_mb: float, runs: int, mbit: float | None, rtt_ms: float) -> Ratio:
+    """Return both ways' times for one device."""
+    with serving(size_mb) as servers:
+        settings, port = servers.settings, servers.port
+        line = "loopback"
+        if mbit:
+            line = f"{mbit:g} Mbit/s, {rtt_ms:g} ms round trip"
+            rate, delay_s = mbit * 1e6 / 8, rtt_ms / 2000
             port = Link(port, rate, delay_s).port
             settings = replace(settings, port=Link(settings.port, rate, delay_s).port)
         mqtt_s: list[float] = []
         http_s: list[float] = []
-        try:
-            for run in range(options.runs):
-                http_s.append(http_seconds(port, release.descriptor.files[0].sha256, folder / f"http-{run}"))
-                fetcher = ChunkFetcher(settings, "device", "default", folder / f"chunks-{run}")
-                began = time.perf_counter()
-                fetcher.fetch(release.ref, folder / f"slot-{run}")
-                mqtt_s.append(time.perf_counter() - began)
-        finally:
-            web.terminate()
-            web.wait()
-    mqtt, http = statistics.median(mqtt_s), statistics.median(http_s)
-    what = f"{options.size_mb:g} MB, median of {options.runs}"
-    print(f"{what}: MQTT {mqtt:.3f} s, HTTP {http:.3f} s, {mqtt / http:.2f} x")
-    print(f"  MQTT {[round(s, 3) for s in mqtt_s]}  HTTP {[round(s, 3) for s in http_s]}")
+        for run in range(runs):
+            http_s.append(http_seconds(port, servers.sha256, servers.folder / f"http-{run}"))
+            fetcher = ChunkFetcher(settings, "device", "default", servers.folder / f"chunks-{run}")
+            began = time.perf_counter()
+            fetcher.fetch(servers.release.ref, servers.folder / f"slot-{run}")
+            mqtt_s.append(time.perf_counter() - began)
+    return Ratio(f"{size_mb:g} MB to one device, {line}, median of {runs}", mqtt_s, http_s)
+
+
+def many_devices(size_mb: float, runs: int, devices: int) -> Ratio:
+    """Return both ways' times until the last of many devices has the release, on loopback."""
+    mqtt_s: list[float] = []
+    http_s: list[float] = []
+    with serving(size_mb) as servers:
+        for run in range(runs):
+            folder = servers.folder / str(run)
+            folder.mkdir()
+            http_s.append(crowd_seconds(devices, over_http, folder, servers.port, servers.sha256))
+            mqtt_s.append(crowd_seconds(devices, over_mqtt, folder, servers.settings, servers.release.ref))
+    return Ratio(f"{size_mb:g} MB to {devices} devices at once, loopback, median of {runs}", mqtt_s, http_s)
+
+
+def label_cost(labels: int) -> str:
+    """Return in words what one label costs every other device."""
+    try:
+        codes: list[bytes | None] = [*real_codes(labels)]
+        of = "codes of NEU"
+    except NoImageSets:
+        codes, of = [None] * labels, "numbers at random"
+    with tempfile.TemporaryDirectory() as name:
+        cost = bytes_a_label(codes, Path(name))
+    return f"one label (d = 1280, signed, {of}) costs every other device {cost:.0f} bytes, mean of {labels}"
+
+
+def main() -> None:
+    """Print medians and their ratios."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.transport",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--size-mb", type=float, default=SIZE_MB)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--mbit", type=float, help="limit both to this rate")
+    parser.add_argument("--rtt-ms", type=float, default=0.0, help="and this round trip")
+    parser.add_argument("--devices", type=int, help="so many at once, on loopback")
+    parser.add_argument("--label", action="store_true", help="what one label costs every other device")
+    options = parser.parse_args()
+    everything = not (options.mbit or options.devices or options.label)
+    for mbit, rtt_ms in LINES if everything else [(options.mbit, options.rtt_ms)] * bool(options.mbit):
+        print(one_device(options.size_mb, options.runs, mbit, rtt_ms), flush=True)
+    if everything or options.devices:
+        print(many_devices(options.size_mb, options.runs, options.devices or DEVICES), flush=True)
+    if everything or options.label:
+        print(label_cost(LABELS))
 
 
 if __name__ == "__main__":

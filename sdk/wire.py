@@ -7,6 +7,7 @@ docs/protocol.md is the prose. Whatever bytes arrive, decoding ends in a value o
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +26,10 @@ MAX_CHUNK_BYTES: Final = 120 * 1024
 """Brokers and proxies commonly cap packets at 128 KiB; the topic needs some of it."""
 MAX_MESSAGE_BYTES: Final = 120 * 1024
 MAX_BATCH_RECORDS: Final = 256
+ZLIB_FIRST: Final = b"\x78"
+"""First byte of a zlib stream (RFC 1950) with a window of 32 KiB. MessagePack's is 0x90 and up for a batch."""
+ZLIB_LEVEL: Final = 6
+_ANOTHER_VERSION: Final = "The sender speaks another version, or is not Headway."
 MAX_SIGNATURE_BYTES: Final = 64
 """Ed25519."""
 SEGMENT_PREFIX: Final = b"headway log segment\0"
@@ -432,12 +437,16 @@ def encode_json(message: msgspec.Struct) -> bytes:
 
 
 def encode_msgpack(message: LabelBatch | LogSegment) -> bytes:
-    """Return a batch as MessagePack.
+    """Return a batch as MessagePack, deflated where that is shorter.
+
+    Codes of a real backbone are (zeros, mostly small numbers): a label then costs a fifth less.
 
     Raises:
-        LocalWireError: it is over `MAX_MESSAGE_BYTES`.
+        LocalWireError: it is over `MAX_MESSAGE_BYTES` before it is deflated.
     """
-    return _checked(msgspec.msgpack.encode(message), message)
+    plain = _checked(msgspec.msgpack.encode(message), message)
+    packed = zlib.compress(plain, ZLIB_LEVEL)
+    return packed if len(packed) < len(plain) else plain
 
 
 def _checked(payload: bytes, message: msgspec.Struct) -> bytes:
@@ -459,12 +468,29 @@ def decode_json(payload: bytes, kind: type[_M]) -> _M:
 
 
 def decode_msgpack(payload: bytes, kind: type[_M]) -> _M:
-    """Return the batch of this kind that the MessagePack bytes say.
+    """Return the batch of this kind that the bytes say: MessagePack, deflated or not.
 
     Raises:
         RemoteWireError: they say none.
     """
+    if payload[:1] == ZLIB_FIRST:
+        payload = _inflated(payload, kind)
     return _decode(payload, kind, msgspec.msgpack.decode)
+
+
+def _inflated(payload: bytes, kind: type[_M]) -> bytes:
+    """Undo the deflating, and no further than a message may be long."""
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(payload[:MAX_MESSAGE_BYTES], MAX_MESSAGE_BYTES)
+    except zlib.error as error:
+        raise RemoteWireError(f"not a {kind.__name__}: {error}", hint=_ANOTHER_VERSION) from error
+    if not stream.eof or stream.unused_data:
+        raise RemoteWireError(
+            f"a deflated {kind.__name__} that is cut short, or longer than {MAX_MESSAGE_BYTES} bytes",
+            hint=_ANOTHER_VERSION,
+        )
+    return plain
 
 
 def _decode(payload: bytes, kind: type[_M], decode: object) -> _M:
@@ -478,5 +504,5 @@ def _decode(payload: bytes, kind: type[_M], decode: object) -> _M:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteWireError(
             f"not a {kind.__name__}: {str(error)[:200]}",
-            hint="The sender speaks another version, or is not Headway.",
+            hint=_ANOTHER_VERSION,
         ) from error
