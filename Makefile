@@ -3,7 +3,7 @@
 #   make demo    export, fleet, two devices, a new defect learned and shared; writes demo-out/report.html
 #   make test    everything the tests need, then the tests
 #   make lint    ruff and strict mypy
-#   make soak    what takes long: a power cut after every write of a day, 300 kills, 100 power cuts on a lossy disk
+#   make soak    what takes long: power cuts after every write and on a lossy disk, kills, faults of network and broker
 #   make bench   benchmarks (see benchmarks/README.md)
 #
 # Variables:
@@ -18,6 +18,7 @@ VENV ?= .venv
 TORCH_INDEX_URL ?=
 DEMO_ARGS ?= --out demo-out
 PYTEST_ARGS ?= -n 2 --cov --cov-report=term:skip-covered
+SOAK_FLEET := tests/test_faults.py tests/test_fleet_live.py tests/test_chunks.py tests/test_trust.py tests/test_wire.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -45,6 +46,7 @@ lint: $(VENV)/.dev
 soak: $(VENV)/.dev
 	@scripts/system-packages fusermount3 || echo "The tests on a disk that forgets are skipped." >&2
 	HEADWAY_ALL_CRASHES=1 $(BIN)/python -m pytest tests/test_crash_points.py tests/test_kills.py tests/test_lossy_disk.py tests/test_versions.py -n 0 --no-cov -s --timeout 3600
+	HEADWAY_SOAK=1 $(BIN)/python -m pytest $(SOAK_FLEET) -n 0 --no-cov -s --timeout 3600
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -69,6 +69,7 @@ class Servers:
     """A broker and a web server that have one release."""
 
     settings: MqttSettings
+    broker_pid: int
     port: int
     release: Release
     folder: Path
@@ -123,7 +124,7 @@ def serving(size_mb: float) -> Iterator[Servers]:
         assert web.stdout is not None
         port = int(web.stdout.readline().split(" port ")[1].split()[0])
         try:
-            yield Servers(broker.settings, port, release, folder)
+            yield Servers(broker.settings, broker.pid, port, release, folder)
         finally:
             web.terminate()
             web.wait()
@@ -160,7 +161,15 @@ def many_devices(size_mb: float, runs: int, devices: int) -> Ratio:
             folder.mkdir()
             http_s.append(crowd_seconds(devices, over_http, folder, servers.port, servers.sha256))
             mqtt_s.append(crowd_seconds(devices, over_mqtt, folder, servers.settings, servers.release.ref))
-    return Ratio(f"{size_mb:g} MB to {devices} devices at once, loopback, median of {runs}", mqtt_s, http_s)
+        peak = peak_mib(servers.broker_pid)
+    what = f"{size_mb:g} MB to {devices} devices at once, loopback, broker {peak:.0f} MiB, median of {runs}"
+    return Ratio(what, mqtt_s, http_s)
+
+
+def peak_mib(pid: int) -> float:
+    """Return the most memory that a process has held."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def label_cost(labels: int) -> str:

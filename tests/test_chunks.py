@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +31,12 @@ from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import MqttSession, Publication
 from sdk.wire import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, ReleaseDescriptor, ReleaseFile, Topics, encode_json
 from tests.simulators import Faults, SimBroker, SimDownload, TcpRelay, make_release, same_files, wait_for
+from tests.soak import SOAK, tell, times
 
 TOPICS = Topics()
 SIZES = {"backbone.int8.onnx": 3_000_000, "samples.int8.safetensors": 200_001, "card.md": 17, "empty": 0}
 WINDOW = FetchLimits().window_bytes
+KILLED_BYTES = 10_000_017
 QUICK = FetchLimits(stall_s=0.3, stall_max_s=2.0)
 
 
@@ -444,9 +447,23 @@ ChunkFetcher(MqttSettings(port=int(port)), "device", "default", Path(folder) / "
 def test_a_download_killed_again_and_again_costs_at_most_its_window_each_time(
     mosquitto: Mosquitto, tmp_path: Path
 ) -> None:
-    release, chunks, source = make_release(tmp_path, {"backbone.int8.onnx": 10_000_000, "card.md": 17})
+    kills = times(3, 100)
+    assert killed_and_fetched(mosquitto, tmp_path, kills) <= 1.02 * KILLED_BYTES + kills * WINDOW
+    tell("T7", kills, 0)
+
+
+@pytest.mark.broker
+@pytest.mark.skipif(not SOAK, reason="the long run: HEADWAY_SOAK=1")
+def test_a_download_that_forgets_what_it_has_costs_more(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """The control: what is on disk is thrown away after each kill."""
+    assert killed_and_fetched(mosquitto, tmp_path, 3, forget=True) > 1.02 * KILLED_BYTES + 3 * WINDOW
+
+
+def killed_and_fetched(mosquitto: Mosquitto, tmp_path: Path, kills: int, *, forget: bool = False) -> int:
+    """Kill a download so often, each time further on, and let it end; return the bytes that came in all."""
+    release, chunks, source = make_release(tmp_path, {"backbone.int8.onnx": KILLED_BYTES - 17, "card.md": 17})
     seed(mosquitto, chunks)
-    size, kills = release.ref.size_bytes, 3
+    size = release.ref.size_bytes
     with TcpRelay(mosquitto.port) as relay:
         for kill in range(kills):
             arguments = [relay.port, release.ref.release_id, size, tmp_path, size * (kill + 1) // (kills + 1)]
@@ -457,11 +474,14 @@ def test_a_download_killed_again_and_again_costs_at_most_its_window_each_time(
             assert child.stdout.readline()
             child.send_signal(signal.SIGKILL)
             child.communicate()
+            if forget:
+                shutil.rmtree(tmp_path / "chunks")
         settings = replace(mosquitto.settings, port=relay.port)
         fetched = ChunkFetcher(settings, "device", "default", tmp_path / "chunks").fetch(
             release.ref, tmp_path / "slot"
         )
         assert fetched is not None
-        assert fetched.received_bytes < size / 2
-        assert relay.down_bytes <= 1.02 * size + kills * WINDOW
+        assert forget or fetched.received_bytes < size / 2
+        down_bytes = relay.down_bytes
     assert same_files(source, tmp_path / "slot")
+    return down_bytes

@@ -30,6 +30,7 @@ from sdk.mqtt import Message, MqttSession, MqttSettings
 from sdk.wire import Desired, DeviceState, Topics, UpdateEvent, UpdateState, decode_json, encode_json
 from tests.builders import make_bundle
 from tests.simulators import LiveDevice, make_release, same_files, wait_for
+from tests.soak import tell, times
 
 pytestmark = pytest.mark.broker
 TOPICS = Topics()
@@ -123,10 +124,11 @@ def check_all_arrived(devices: list[LiveDevice], directory: Path) -> None:
 
 
 def test_broker_killed_under_label_load_no_label_is_lost_or_doubled(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    kills = times(3, 50)  # T4
     with serving(tmp_path, mosquitto.settings):
         devices = [LiveDevice(mosquitto.settings, name) for name in ("a", "b")]
         with devices[0], devices[1]:
-            for number in range(120):
+            for number in range(40 * kills):
                 devices[number % 2].label(number)
                 if number % 40 == 20:
                     wait_for(lambda: any(device.acknowledged for device in devices))
@@ -134,14 +136,17 @@ def test_broker_killed_under_label_load_no_label_is_lost_or_doubled(mosquitto: M
                 time.sleep(0.005)  # the pace of the load, not a wait for anything
             began = time.monotonic()
             check_all_arrived(devices, tmp_path)
-            assert time.monotonic() - began < 15
+            drained_s = time.monotonic() - began
+            assert drained_s < 15
+    tell("T4", kills, 0, f"{sum(len(device.log) for device in devices)} entries, drained in {drained_s:.1f} s")
 
 
 def test_service_killed_under_label_load_no_label_is_lost_or_doubled(mosquitto: Mosquitto, tmp_path: Path) -> None:
     served = Served(tmp_path, mosquitto.settings)
     devices = [LiveDevice(mosquitto.settings, name) for name in ("a", "b")]
     with devices[0], devices[1]:
-        for kill in range(2):
+        kills = times(2, 50)  # T5
+        for kill in range(kills):
             for number in range(60):
                 devices[number % 2].label(100 * kill + number)
             wait_for(lambda: any(device.outbox < 90 for device in devices))
@@ -149,6 +154,7 @@ def test_service_killed_under_label_load_no_label_is_lost_or_doubled(mosquitto: 
             served.start()
         check_all_arrived(devices, tmp_path)
         served.stop()
+    tell("T5", kills, 0, f"{sum(len(device.log) for device in devices)} entries")
 
 
 def test_broker_killed_in_the_middle_of_a_release_it_completes_byte_for_byte(
@@ -176,19 +182,46 @@ def test_broker_killed_in_the_middle_of_a_release_it_completes_byte_for_byte(
 def test_chunks_wiped_from_the_broker_are_seeded_again_on_demand(mosquitto: Mosquitto, tmp_path: Path) -> None:
     release, chunks, source = make_release(tmp_path, {"backbone.int8.onnx": 6_000_000})
     publish(tmp_path / "fleet", release, chunks)
+    wipes = times(2, 25)  # T19
     with serving(tmp_path / "fleet", mosquitto.settings) as events, LiveDevice(mosquitto.settings, "a") as device:
         wait_for(lambda: "registered" in [kind for kind, _ in events])
+        wait_for(lambda: device.session.traffic().received.get("meta"), what="the announcement")
+        for wipe in range(wipes):
+            for digest in chunks:
+                device.session.publish(TOPICS.chunk(digest), b"", retain=True)
+            wait_for(lambda: device.session.pending_bytes == 0)
+            limits = FetchLimits(stall_s=0.5, stall_max_s=2.0)
+            folder = tmp_path / f"chunks-{wipe}"
+            fetched = ChunkFetcher(mosquitto.settings, "a", "default", folder, limits=limits).fetch(
+                release.ref, tmp_path / f"slot-{wipe}"
+            )
+            assert same_files(source, tmp_path / f"slot-{wipe}")
+            assert fetched is not None
+            assert fetched.wanted > 0
+    assert "reseeding" in [kind for kind, _ in events]
+    tell("T19", wipes, 0)
+
+
+def test_without_wants_a_download_of_wiped_chunks_never_ends(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """T19's control: the broker has nothing, and a device that may not say so waits until it is stopped."""
+    release, chunks, _ = make_release(tmp_path, {"backbone.int8.onnx": 600_000})
+    publish(tmp_path / "fleet", release, chunks)
+    stop, beats = threading.Event(), []
+
+    def progress(done: int, _total: int) -> None:
+        beats.append(done)
+        if len(beats) > 6:
+            stop.set()
+
+    with serving(tmp_path / "fleet", mosquitto.settings) as events, LiveDevice(mosquitto.settings, "a") as device:
         wait_for(lambda: device.session.traffic().received.get("meta"), what="the announcement")
         for digest in chunks:
             device.session.publish(TOPICS.chunk(digest), b"", retain=True)
         wait_for(lambda: device.session.pending_bytes == 0)
-        limits = FetchLimits(stall_s=0.5, stall_max_s=2.0)
-        fetcher = ChunkFetcher(mosquitto.settings, "a", "default", tmp_path / "chunks", limits=limits)
-        fetched = fetcher.fetch(release.ref, tmp_path / "slot")
-    assert same_files(source, tmp_path / "slot")
-    assert fetched is not None
-    assert fetched.wanted > 0
-    assert "reseeding" in [kind for kind, _ in events]
+        never = FetchLimits(stall_s=3600.0, stall_max_s=3600.0)
+        fetcher = ChunkFetcher(mosquitto.settings, "a", "default", tmp_path / "chunks", limits=never)
+        assert fetcher.fetch(release.ref, tmp_path / "slot", progress=progress, stop=stop) is None
+        assert "reseeding" not in [kind for kind, _ in events]
 
 
 def test_labels_are_acknowledged_while_a_release_is_on_its_way(mosquitto: Mosquitto, tmp_path: Path) -> None:
