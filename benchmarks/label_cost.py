@@ -7,6 +7,7 @@ acknowledgements. Codes are of real pictures (`benchmarks.features`), which defl
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -66,11 +67,21 @@ def bytes_a_label(codes: Sequence[bytes | None], folder: Path) -> float:
     repository = Repository.create(folder / "trust", folder / "keys")
     device = Device("line-1", "default", 60.0, SPACE, t)
     stop = threading.Event()
-    with FleetStore(folder / "fleet") as store, Mosquitto() as broker:
+    with FleetStore(folder / "fleet") as store, Mosquitto() as broker, contextlib.ExitStack() as undo:
         store.publish(make_bundle(folder / "bundle"), channel="default")
-        service = FleetService(store, broker.settings, trust=OnlineTrust(repository))
+        ready = threading.Event()
+
+        def report(kind: str, _more: object) -> None:
+            if kind == "ready":
+                ready.set()
+
+        service = FleetService(store, broker.settings, report=report, trust=OnlineTrust(repository))
         serving = threading.Thread(target=service.run, args=(stop,))
         serving.start()
+        undo.callback(serving.join)
+        undo.callback(stop.set)
+        if not ready.wait(TIMEOUT_S):  # what is said before is heard by nobody
+            raise RuntimeError("the service did not start")
         link = Link(broker.port, 1e9, 0.0)
         listens = replace(broker.settings, port=link.port)
         with (
@@ -93,7 +104,4 @@ def bytes_a_label(codes: Sequence[bytes | None], folder: Path) -> float:
                 time.sleep(PAUSE_S)
                 if number == 0:
                     before = link.passed_bytes  # the class's definition, and what a connection costs
-            cost = (link.passed_bytes - before) / len(codes)
-        stop.set()
-        serving.join()
-    return cost
+            return (link.passed_bytes - before) / len(codes)

@@ -57,7 +57,7 @@ def update(site_file: Path, folder: Path, wait_s: float) -> None:
 
         ref = bring(stick, site.data_dir, site.channel, progress)
     click.echo(f"{ref.name} is copied; the stick may be taken out")
-    if _state(site) is None:
+    if not _runs(site):
         click.echo(f"no agent runs here: it takes it when it starts, headway agent run {site_file}")
     elif wait_s:
         _watch(site, ref, wait_s)
@@ -70,6 +70,19 @@ def _state(site: Site) -> dict[str, Any] | None:
         return running_state(site, ASK_TIMEOUT_S)
     except (OSError, ValueError):
         return None
+
+
+def _runs(site: Site) -> bool:
+    """Return whether an agent runs here; one that is too busy to answer in time does."""
+    from device_agent.agent import running_state
+
+    try:
+        running_state(site, ASK_TIMEOUT_S)
+    except (FileNotFoundError, ConnectionError, ValueError):
+        return False
+    except OSError as error:
+        return not isinstance(getattr(error, "reason", None), ConnectionError)
+    return True
 
 
 def _watch(site: Site, ref: ReleaseRef, wait_s: float) -> None:

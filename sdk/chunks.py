@@ -35,7 +35,15 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from sdk.durable import sync_path
-from sdk.errors import BadFormat, BadSignature, BrokerError, RemoteWireError, StoreCorrupt, StoreFull
+from sdk.errors import (
+    BadFormat,
+    BadSignature,
+    BrokerError,
+    HeadwayError,
+    RemoteWireError,
+    StoreCorrupt,
+    StoreFull,
+)
 from sdk.mqtt import Message, MqttSession, MqttSettings, Traffic
 from sdk.wire import (
     DEFAULT_CHUNK_BYTES,
@@ -196,15 +204,20 @@ class ChunkStore:
     def __contains__(self, digest: object) -> bool:
         return isinstance(digest, str) and (self._folder / digest).is_file()
 
-    def put(self, digest: str, chunk: bytes) -> None:
+    def put(self, digest: str, chunk: bytes, *, checked: bool = False) -> None:
         """Keep a chunk.
+
+        Args:
+            digest: Its name.
+            chunk: Its bytes.
+            checked: They were compared with the name just now, and need not be once more.
 
         Raises:
             BadSignature: it is not the chunk of that name.
             StoreFull: no space.
             StoreCorrupt: the disk refuses otherwise.
         """
-        if hashlib.sha256(chunk).hexdigest() != digest:
+        if not checked and hashlib.sha256(chunk).hexdigest() != digest:
             raise BadSignature(f"these bytes are not chunk {digest[:12]}", hint="Fetch it again.")
         if digest in self:
             return
@@ -217,8 +230,9 @@ class ChunkStore:
                         stream.flush()
                         os.fsync(stream.fileno())
                 draft.replace(self._folder / digest)
-        finally:
+        except HeadwayError:
             draft.unlink(missing_ok=True)  # a full disk must not fill further with halves
+            raise
 
     def get(self, digest: str) -> bytes | None:
         """Return a chunk, checked; None if it is not there. A damaged one is removed."""
@@ -755,7 +769,7 @@ class ChunkFetcher:
             return
         receipt = download.receive(digest, message.payload, time.monotonic())
         if receipt is Receipt.NEW:
-            store.put(digest, message.payload)
+            store.put(digest, message.payload, checked=True)
             if digest == download.ref.release_id:
                 self._learn(message.payload, download, store, target)
         elif receipt is Receipt.CORRUPT:

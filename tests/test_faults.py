@@ -19,7 +19,8 @@ import pytest
 from sdk.chunks import ChunkFetcher, ChunkStore
 from sdk.errors import BadSignature
 from sdk.fleet.broker import BrokerLimits, Mosquitto
-from sdk.labels import CodeRecord, Fold, Label, LiveSet, Record
+from sdk.labels import CodeRecord, Fold, Label, Record
+from sdk.liveset import LiveSet
 from sdk.moments import Moments
 from sdk.mqtt import MqttSession, Publication
 from tests.simulators import (
