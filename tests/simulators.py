@@ -388,6 +388,7 @@ class TcpRelay:
         self.down_bytes = 0
         self.up_bytes = 0
         self._lines: list[socket.socket] = []
+        self._frozen: set[socket.socket] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -406,6 +407,11 @@ class TcpRelay:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
             line.close()
+
+    def freeze(self) -> None:
+        """Let nothing through on the lines of now, and close none: half-open, as behind a router that forgot."""
+        with self._lock:
+            self._frozen.update(self._lines)
 
     def _accept(self) -> None:
         while True:
@@ -429,6 +435,8 @@ class TcpRelay:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 with self._lock:
+                    if source in self._frozen:
+                        continue
                     if way == "down":
                         self.down_bytes += len(data)
                     else:

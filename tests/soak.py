@@ -17,5 +17,5 @@ def times(quick: int, full: int) -> int:
 
 def tell(fault: str, runs: int, failures: int, more: str = "") -> None:
     """Say what was run, with the upper 95 % bound of the share of failures where there were none: 3 / n."""
-    bound = f"; below {3 / runs:.2g} at 95 %" if not failures and runs else ""
+    bound = f"; below {3 / runs:.2g} at 95 %" if not failures and runs > 3 else ""
     print(f"\n{fault}: {runs} runs, {failures} failures{bound}{'; ' if more else ''}{more}", flush=True)

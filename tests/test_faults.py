@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_a_line_that_breaks_again_and_again_loses_nothing(mosquitto: Mosquitto, 
     release, chunks, source = make_release(tmp_path, {"backbone.int8.onnx": 10_000_000})
     publish(tmp_path / "fleet", release, chunks)
     with TcpRelay(mosquitto.port) as relay, serving(tmp_path / "fleet", mosquitto.settings):
-        settings = mosquitto.settings.at(f"127.0.0.1:{relay.port}")
+        settings = replace(mosquitto.settings, port=relay.port)
         with LiveDevice(settings, "a") as device:
             fetcher = ChunkFetcher(settings, "a", "default", tmp_path / "chunks")
             thread = threading.Thread(target=fetcher.fetch, args=(release.ref, tmp_path / "slot"))
@@ -99,6 +100,25 @@ def test_a_line_that_breaks_again_and_again_loses_nothing(mosquitto: Mosquitto, 
             check_all_arrived([device], tmp_path / "fleet")
     assert same_files(source, tmp_path / "slot")
     tell("T6, flapping", cuts, 0)
+
+
+@long_run
+@pytest.mark.broker
+def test_a_line_that_is_half_open_is_noticed_and_left(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """No word comes through and no end either: only the keep-alive tells."""
+    runs = times(1, 5)
+    with TcpRelay(mosquitto.port) as relay, serving(tmp_path, mosquitto.settings):
+        settings = replace(mosquitto.settings, port=relay.port, keepalive_s=5)
+        with LiveDevice(settings, "a") as device:
+            for number in range(runs):
+                device.label(2 * number)
+                wait_for(lambda: not device.outbox, what="the control: the line carries labels")
+                relay.freeze()
+                device.label(2 * number + 1)
+                assert device.outbox
+                wait_for(lambda: not device.outbox, what="another line")
+            check_all_arrived([device], tmp_path)
+    tell("T6, half-open", runs, 0)
 
 
 # -- T8: bits
