@@ -24,7 +24,7 @@ from sdk.wire import MAX_CHUNK_BYTES, Topics
 from tests.simulators import make_release, same_files
 
 SIZES = {"backbone.int8.onnx": 900_000, "samples.int8.safetensors": 70_001, "card.md": 17}
-QUICK = HttpLimits(connect_s=2.0, silent_s=0.4, chunk_s=0.8)
+QUICK = HttpLimits(connect_s=0.5, silent_s=0.4, chunk_s=0.8)
 PATIENT = HttpLimits(connect_s=60.0, silent_s=60.0, chunk_s=60.0)
 """For servers that are good, on a machine that is busy."""
 NO_BROKER = MqttSettings(port=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -270,14 +270,6 @@ def signed(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, Bundle])
     return folder
 
 
-@pytest.fixture
-def alone(images: Path, signed: Path) -> Iterator[tuple[Agent, Path]]:
-    """A device without a network, that takes its fleet's releases only, and its site.toml."""
-    root = signed / "fleet" / "trust" / "1.root.json"
-    with Agent(site_alone(images, root)) as agent, running(agent):
-        yield agent, write_site(images, root)
-
-
 def site_alone(images: Path, root: Path | None) -> Site:
     return site_of(images, None, loop=True, rate_fps=200.0, trust=None if root is None else TrustTable(root=root))
 
@@ -298,38 +290,46 @@ def release_of(agent: Agent) -> str | None:
 
 
 def test_a_device_that_never_saw_a_network_takes_what_its_fleet_signed_and_nothing_else(
-    alone: tuple[Agent, Path], signed: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, signed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    agent, site = alone
-    for name, why in (
-        ("unsigned", "is not signed for channel default"),
-        ("newer", "signed metadata does not hold"),
-        ("forged", "signed metadata does not hold"),
-        ("mixed", "is not signed for channel default"),
-        ("elsewhere", "this device is on default"),
-        ("nowhere", "cannot be read"),
-    ):
-        ended = headway(capsys, "agent", "update", site, "--from", signed / name)
-        assert (ended.code, why in ended.err) == (2, True), (name, ended)
-        assert release_of(agent) is None
-    for name in ("old", "new"):
-        ended = headway(capsys, "agent", "update", site, "--from", signed / name)
-        assert ended.code == 0, ended
-        assert ended.out.splitlines()[-1] == "committed"
-        assert release_of(agent) == name
-        assert agent.state().trust == "signed"
-    # The stick of last year: its metadata is older than what was seen, its release than what was taken.
-    ended = headway(capsys, "agent", "update", site, "--from", signed / "old")
-    assert ended.code == 2
-    assert "has version 1, and 2 was taken before" in ended.err
-    # And the same stick again changes nothing.
-    ended = headway(capsys, "agent", "update", site, "--from", signed / "new")
-    assert (ended.code, ended.out.splitlines()[-1]) == (0, "committed")
-    assert release_of(agent) == "new"
-    assert [row.release_id for row in agent.store.updates()].count(agent.state().update.release_id) == 1  # type: ignore[union-attr]
-    wait_for(
-        lambda: not (site.parent / "data" / INBOX_NAME / CHUNKS_NAME).exists(), what="the inbox to be cleared"
-    )
+    root = signed / "fleet" / "trust" / "1.root.json"
+    site, data = write_site(images, root), images.parent / "data"
+    with Agent(site_alone(images, root)) as agent, running(agent):
+        for name, why in (
+            ("unsigned", "is not signed for channel default"),
+            ("newer", "signed metadata does not hold"),
+            ("forged", "signed metadata does not hold"),
+            ("mixed", "is not signed for channel default"),
+            ("elsewhere", "this device is on default"),
+            ("nowhere", "cannot be read"),
+        ):
+            ended = headway(capsys, "agent", "update", site, "--from", signed / name)
+            assert (ended.code, why in ended.err) == (2, True), (name, ended)
+            assert release_of(agent) is None
+        for name in ("old", "new"):
+            ended = headway(capsys, "agent", "update", site, "--from", signed / name)
+            assert ended.code == 0, ended
+            assert ended.out.splitlines()[-1] == "committed"
+            assert release_of(agent) == name
+            assert agent.state().trust == "signed"
+        # The stick of last year: its metadata is older than what was seen, its release than what was taken.
+        ended = headway(capsys, "agent", "update", site, "--from", signed / "old")
+        assert ended.code == 2
+        assert "has version 1, and 2 was taken before" in ended.err
+        # And the same stick again changes nothing.
+        ended = headway(capsys, "agent", "update", site, "--from", signed / "new")
+        assert (ended.code, ended.out.splitlines()[-1]) == (0, "committed")
+        assert release_of(agent) == "new"
+        assert len(agent.store.updates()) == 2
+        wait_for(lambda: not (data / INBOX_NAME / CHUNKS_NAME).exists(), what="the inbox to be cleared")
+    # What was seen outlives the agent.
+    assert headway(capsys, "agent", "update", site, "--from", signed / "old").code == 0
+    with Agent(site_alone(images, root)) as agent, running(agent):
+        wait_for(lambda: not is_ordered(data), what="the order to be looked at")
+        told = refusal(data)
+        assert told is not None
+        assert "has version 1, and 2 was taken before" in told.reason
+        assert release_of(agent) == "new"
 
 
 def test_a_device_without_a_root_takes_the_old_stick(
@@ -360,23 +360,6 @@ def test_an_agent_that_does_not_run_takes_it_at_its_next_start(
         assert (inbox / ORDER_NAME).exists()
         assert headway(capsys, "agent", "update", site, "--from", signed / "old").code == 0
         assert release_of(agent) == "old"
-
-
-def test_high_water_marks_outlive_a_restart(
-    images: Path, signed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = signed / "fleet" / "trust" / "1.root.json"
-    site = write_site(images, root)
-    with Agent(site_alone(images, root)) as agent, running(agent):
-        assert headway(capsys, "agent", "update", site, "--from", signed / "new").code == 0
-    assert headway(capsys, "agent", "update", site, "--from", signed / "old").code == 0
-    with Agent(site_alone(images, root)) as agent, running(agent):
-        wait_for(lambda: refusal(images.parent / "data"), what="the refusal")
-        told = refusal(images.parent / "data")
-        assert told is not None
-        assert "has version 1, and 2 was taken before" in told.reason
-        assert release_of(agent) == "new"
-        wait_for(lambda: not is_ordered(images.parent / "data"), what="the inbox to be cleared")
 
 
 @pytest.mark.parametrize(
