@@ -255,18 +255,7 @@ class ChunkStore:
             StoreCorrupt: a chunk is missing or damaged.
             BadSignature: the file is not what the descriptor says.
         """
-        parts = []
-        for digest in file.chunks:
-            part = self.get(digest)
-            if part is None:
-                raise StoreCorrupt(
-                    f"chunk {digest[:12]} of {file.name} is damaged", hint="Publish the bundle again."
-                )
-            parts.append(part)
-        whole = b"".join(parts)
-        if hashlib.sha256(whole).hexdigest() != file.sha256:
-            raise BadSignature(f"{file.name} is not what its descriptor says", hint="Publish the bundle again.")
-        return whole
+        return whole_file(self.get, file)
 
     def sync(self) -> None:
         """Make the names of what was put durable too."""
@@ -282,6 +271,29 @@ class ChunkStore:
     def free_bytes(self) -> int:
         """Return the space left on this store's disk."""
         return shutil.disk_usage(self._folder).free
+
+
+def whole_file(get: Callable[[str], bytes | None], file: ReleaseFile) -> bytes:
+    """Return a whole file of a release, checked.
+
+    Args:
+        get: Returns a chunk, checked; None where there is none.
+        file: Which.
+
+    Raises:
+        StoreCorrupt: a chunk is missing or damaged.
+        BadSignature: the file is not what the descriptor says.
+    """
+    parts = []
+    for digest in file.chunks:
+        part = get(digest)
+        if part is None:
+            raise StoreCorrupt(f"chunk {digest[:12]} of {file.name} is damaged", hint="Publish the bundle again.")
+        parts.append(part)
+    whole = b"".join(parts)
+    if hashlib.sha256(whole).hexdigest() != file.sha256:
+        raise BadSignature(f"{file.name} is not what its descriptor says", hint="Publish the bundle again.")
+    return whole
 
 
 @contextlib.contextmanager

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from sdk.errors import FleetError, RolloutHalted
+from sdk.errors import FleetError
 from sdk.fleet.cli_classes import classes
 from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls, tls_folder
 from sdk.fleet.cli_precision import precision as precision_commands
+from sdk.fleet.cli_progress import ONLINE_WORD, check_outcome, wait_for_devices
 from sdk.fleet.cli_quarantine import hold_row, quarantine, release, suspects
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
@@ -33,14 +34,11 @@ from sdk.stopping import stop_on_signals
 from sdk.wire import DEFAULT_PREFIX
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sdk.fleet.store import Device, FleetStore, Publication
     from sdk.labels import Record
     from sdk.liveset import LiveSet
 
 DEFAULT_BROKER = "127.0.0.1:1883"
-ONLINE_WORD = {True: "online", False: "offline"}
 
 
 @click.group()
@@ -96,6 +94,11 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     "directory remembers it.",
 )  # fmt: skip
 @click.option(
+    "--chunks", "chunks_url", metavar="URL",
+    help="Keep releases' chunks there instead of in the directory: s3://bucket/fleet, or what else fsspec opens. "
+    "Needed once; the directory remembers it.",
+)  # fmt: skip
+@click.option(
     "--page-port", type=click.IntRange(0, 65535), metavar="PORT",
     help="Show the fleet in a browser at http://127.0.0.1:PORT; 0 takes a free one.",
 )  # fmt: skip
@@ -122,6 +125,7 @@ def serve(
     prefix: str,
     channels: Sequence[str],
     database: str | None,
+    chunks_url: str | None,
     page_port: int | None,
     chunks_port: int | None,
     start_broker: bool,
@@ -139,6 +143,7 @@ def serve(
 
     Ends with exit code 2 when there is no broker at the start; a broker that goes away later is waited for.
     """
+    from sdk.fleet.blobs import name_place
     from sdk.fleet.broker import own_broker
     from sdk.fleet.database import name_database
     from sdk.fleet.service import FleetService
@@ -159,6 +164,8 @@ def serve(
         _check_channel_name(channel)
     if database is not None:
         name_database(directory, database)
+    if chunks_url is not None:
+        name_place(directory, chunks_url)
     report = _report_json if as_json else _report_text
     own: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if start_broker:
@@ -312,7 +319,7 @@ def publish(
                 click.echo("unsigned: whoever reaches the broker can publish too; see `headway fleet keys init`")
             if not served:
                 click.echo("no fleet service runs on this directory; start one: headway fleet serve --dir ...")
-        rows = [] if wait_s is None else _wait_for_devices(store, publication, wait_s, quiet=as_json)
+        rows = [] if wait_s is None else wait_for_devices(store, publication, wait_s, quiet=as_json)
         if as_json:
             _echo_json(
                 {
@@ -328,7 +335,7 @@ def publish(
                 }
             )
     if wait_s is not None:
-        _check_outcome(rows, wait_s)
+        check_outcome(rows, wait_s)
 
 
 @fleet.command()
@@ -489,76 +496,6 @@ def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[st
         "refused": device.refused,
         "quality": None if state.quality is None else msgspec.to_builtins(state.quality),
     }
-
-
-def _wait_for_devices(
-    store: FleetStore, publication: Publication, wait_s: float, *, quiet: bool
-) -> list[dict[str, Any]]:
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(stderr=True, quiet=quiet)
-    deadline = time.monotonic() + wait_s
-    rows = _progress_rows(store, publication)
-    watch = Live(_progress_table(rows), console=console) if console.is_terminal else contextlib.nullcontext()
-    with watch as live:
-        while time.monotonic() < deadline and not (rows and all(row["settled"] for row in rows)):
-            time.sleep(min(0.25, max(0.0, deadline - time.monotonic())))
-            rows = _progress_rows(store, publication)
-            if live is not None:
-                live.update(_progress_table(rows))
-    if not console.is_terminal:
-        console.print(_progress_table(rows))
-    return rows
-
-
-def _progress_rows(store: FleetStore, publication: Publication) -> list[dict[str, Any]]:
-    from sdk.fleet.registry import settled
-
-    with store.read() as ledger:
-        known = {device.device: device for device in ledger.devices(publication.channel)}
-        assignments = ledger.assignments(publication.id)
-    rows = []
-    for one in assignments:
-        device = known[one.device]
-        end = settled(publication.ref.release_id, one.state, device.state.release_id)
-        rows.append(
-            {
-                "device": one.device,
-                "online": device.state.online,
-                "state": "assigned" if one.state is None else one.state.value,
-                "settled": None if end is None else end.value,
-                "reason": one.reason,
-            }
-        )
-    return rows
-
-
-def _progress_table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table("device", "", "update", "reason")
-    for row in rows:
-        table.add_row(row["device"], ONLINE_WORD[row["online"]], row["settled"] or row["state"], row["reason"])
-    return table
-
-
-def _check_outcome(rows: list[dict[str, Any]], wait_s: float) -> None:
-    back = [row for row in rows if row["settled"] == "rolled_back"]
-    if back:
-        raise RolloutHalted(
-            f"{len(back)} of {len(rows)} devices rolled it back, {back[0]['device']}: {back[0]['reason']}",
-            hint="They still run what they ran before. Look at the reason, mend the bundle, publish again.",
-        )
-    later = "They take it when they connect; see `headway fleet devices`."
-    if not rows:
-        raise FleetError(f"no device was registered within {wait_s:g} s", hint=later)
-    waiting = [row["device"] for row in rows if row["settled"] is None]
-    if waiting:
-        raise FleetError(
-            f"{len(waiting)} of {len(rows)} devices did not take it in {wait_s:g} s: {', '.join(waiting[:3])}",
-            hint=later,
-        )
 
 
 def open_fleet(directory: Path) -> FleetStore:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from sdk.errors import BrokerError, KeyRefused, RemoteWireError, UnknownDevice
+from sdk.errors import BrokerError, KeyRefused, RemoteWireError, StoreCorrupt, UnknownDevice
 from sdk.fleet.garbage import garbage, in_use
 from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
@@ -502,7 +502,11 @@ class FleetCore:
                         room_bytes -= len(page.payload)
                         reader.sent(reader.next + len(records) - 1, len(page.payload), now)
         while room_bytes > 0 and (digest := self._seeder.next(now)) is not None:
-            chunk = self._store.chunks.get(digest)
+            try:
+                chunk = self._store.chunks.get(digest)
+            except StoreCorrupt as error:  # the place is away; whoever needs the chunk asks again
+                self._report("unavailable_chunk", {"chunk": digest, "error": str(error)})
+                continue
             if chunk is None:
                 self._report("damaged_chunk", {"chunk": digest, "error": "publish its bundle again"})
                 continue

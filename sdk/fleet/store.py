@@ -1,7 +1,8 @@
 """What the fleet knows, durably: devices, the union of their logs, releases, assignments.
 
 One directory: `fleet.db` (SQLite, WAL, every commit synced) and `chunks/`. Where `database.url` names a PostgreSQL
-database, that stands in for the file; what is different there is in `sdk.fleet.database`. The schema is brought up
+database, that stands in for the file (`sdk.fleet.database`), where `chunks.url` names a place, that stands in for
+the folder (`sdk.fleet.blobs`). The schema is brought up
 to date when the directory is opened.
 
 Rules this module keeps:
@@ -28,9 +29,10 @@ from sqlalchemy import Engine, func, inspect, select, text, update
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.chunks import ChunkStore, Release, describe
+from sdk.chunks import Release, describe
 from sdk.errors import BadSignature, FleetError, UnknownDevice
 from sdk.fleet import fleetlog
+from sdk.fleet.blobs import blobs_of
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
 from sdk.fleet.registry import Standing, Verdict, judge, next_state
 from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Step, decide
@@ -154,7 +156,7 @@ class FleetStore:
             raise FleetError(
                 f"{directory}: {error.strerror}", hint="Name a directory you may write to."
             ) from error
-        self.chunks = ChunkStore(directory / "chunks", durable=True)
+        self.chunks = blobs_of(directory)
         self._folding = threading.Lock()
         self._folds: dict[str, tuple[int, Fold, int]] = {}  # channel -> publication, its fold, next position
         self._engine = engine_of(directory)

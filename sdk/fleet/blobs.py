@@ -1,0 +1,246 @@
+"""Where a fleet keeps the chunks of its releases: its own folder, or any place that fsspec has a name for.
+
+By default `DIR/chunks` is all there is (`sdk.chunks.ChunkStore`, synced to disk). A URL in `DIR/chunks.url`, such
+as `s3://bucket/fleet`, names another place; `DIR/chunks` is then a copy of what this machine has used, so that
+serving devices waits for no network. Rules this module keeps:
+
+- A chunk is named by its digest and checked when it is read, here and at the device: a place may lose or damage
+  chunks, never change one unnoticed.
+- A chunk is in the place, whole, when `put` returns. A writer that is killed leaves no half under a chunk's name:
+  object stores make an object appear at once; elsewhere it is written under another name and moved.
+- A release becomes a row of the database only after that (`sdk.fleet.store`): a crash in between costs publishing
+  it again and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+from sdk.chunks import ChunkStore, whole_file
+from sdk.durable import write_whole
+from sdk.errors import BadSignature, FleetError, StoreCorrupt, StoreFull
+from sdk.wire import ReleaseFile
+
+FOLDER_NAME: Final = "chunks"
+URL_NAME: Final = "chunks.url"
+_AT_ONCE: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
+"""Places where an object appears whole, or not at all, by themselves."""
+_EXAMPLE: Final = "Such as s3://bucket/fleet or file:///srv/fleet; fsspec's documentation has more."
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Blobs(Protocol):
+    """Chunks by their digests; `sdk.chunks.ChunkStore` is one."""
+
+    def __contains__(self, digest: object) -> bool:
+        """Return whether a chunk is kept."""
+
+    def put(self, digest: str, chunk: bytes) -> None:
+        """Keep a chunk: it is there, whole, when this returns."""
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a chunk, checked; None if it is not there or damaged."""
+
+    def read(self, file: ReleaseFile) -> bytes:
+        """Return a whole file of a release, checked."""
+
+    def sync(self) -> None:
+        """Make all that was put durable."""
+
+
+def name_place(directory: Path, url: str) -> None:
+    """Let a fleet keep its chunks at a URL from now on, and copy there what its folder has.
+
+    Args:
+        directory: The fleet's; made if it is not there.
+        url: As fsspec takes it. Credentials belong where its file system looks for them, not into it.
+
+    Raises:
+        FleetError: there is no such place, what it needs is not installed, or the fleet names another one.
+        StoreCorrupt, StoreFull: it cannot be written.
+    """
+    file = directory / URL_NAME
+    place = place_at(url)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if file.is_file() and file.read_text().strip() != url:
+            raise FleetError(
+                f"{file} names another place",
+                hint=f"Leave --chunks out; to move, copy the chunks, then mend {file}.",
+            )
+        folder = directory / FOLDER_NAME
+        for chunk in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not chunk.name.startswith("."):
+                place.put(chunk.name, chunk.read_bytes())
+        write_whole(file, f"{url}\n".encode())
+    except OSError as error:
+        raise FleetError(f"{file}: {error.strerror}", hint="Name a directory you may write to.") from error
+
+
+def blobs_of(directory: Path) -> Blobs:
+    """Return where a fleet's directory says its chunks are.
+
+    Raises:
+        FleetError: it names a place that is not known, or needs what is not installed.
+        StoreCorrupt, StoreFull: the folder cannot be written.
+    """
+    file = directory / URL_NAME
+    own = ChunkStore(directory / FOLDER_NAME, durable=True)
+    try:
+        url = file.read_text().strip() if file.is_file() else None
+    except OSError as error:
+        raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
+    return own if url is None else CachedChunks(place_at(url), own)
+
+
+def place_at(url: str) -> Blobs:
+    """Return the place that a URL names; a folder of this machine is synced as the fleet's own is.
+
+    Raises:
+        FleetError: there is no such place, or what it needs is not installed.
+        StoreCorrupt, StoreFull: it cannot be written.
+    """
+    if url.startswith(("file:///", "local:///")):
+        return ChunkStore(Path(url.partition("://")[2]), durable=True)
+    return UrlChunks(url)
+
+
+class UrlChunks:
+    """Chunks below a URL that fsspec opens.
+
+    Args:
+        url: Such as `s3://bucket/fleet`, `sftp://host/fleet`, `memory://fleet`.
+
+    Raises:
+        FleetError: fsspec knows no such place, or what it needs is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url
+        if "://" not in url:
+            raise FleetError(f"{url[:80]!r} is no URL", hint=_EXAMPLE)
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            words = " ".join(str(error).split())[:200]
+            raise FleetError(f"{url[:80]} cannot be used: {words}", hint=_EXAMPLE) from error
+        protocol = self._files.protocol
+        self._at_once = bool(_AT_ONCE & {protocol, *(() if isinstance(protocol, str) else protocol)})
+        with self._place():
+            self._files.makedirs(self._root, exist_ok=True)
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root}/{digest}"
+
+    def __contains__(self, digest: object) -> bool:
+        with self._place():
+            return isinstance(digest, str) and bool(self._files.isfile(self._path(digest)))
+
+    def put(self, digest: str, chunk: bytes) -> None:
+        """Keep a chunk: it is there, whole, when this returns.
+
+        Raises:
+            BadSignature: it is not the chunk of that name.
+            StoreFull, StoreCorrupt: the place does not take it.
+        """
+        if hashlib.sha256(chunk).hexdigest() != digest:
+            raise BadSignature(f"these bytes are not chunk {digest[:12]}", hint="Fetch it again.")
+        path = self._path(digest)
+        with self._place():
+            with contextlib.suppress(FileNotFoundError):
+                if self._files.info(path)["size"] == len(chunk):
+                    return
+            if self._at_once:
+                self._files.pipe_file(path, chunk)
+                return
+            draft = f"{self._root}/.{digest}.{os.getpid()}.{threading.get_ident()}"
+            try:
+                self._files.pipe_file(draft, chunk)
+                self._files.mv(draft, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._files.rm_file(draft)
+                raise
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a chunk, checked; None if it is not there. A damaged one is removed.
+
+        Raises:
+            StoreCorrupt: the place does not answer.
+        """
+        with self._place():
+            try:
+                chunk: bytes = self._files.cat_file(self._path(digest))
+            except FileNotFoundError:
+                return None
+            if hashlib.sha256(chunk).hexdigest() != digest:
+                self._files.rm_file(self._path(digest))
+                return None
+            return chunk
+
+    def read(self, file: ReleaseFile) -> bytes:
+        """Return a whole file of a release, checked; raises as `sdk.chunks.whole_file`."""
+        return whole_file(self.get, file)
+
+    def sync(self) -> None:
+        """Nothing: what such a place has taken is there."""
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """Say what a failing place means."""
+        try:
+            yield
+        except OSError as error:
+            words = " ".join(str(error).split())[:200]
+            kind = StoreFull if error.errno in _FULL else StoreCorrupt
+            raise kind(
+                f"{self.url} cannot be used: {words}", hint="Check that place, and who may use it."
+            ) from error
+
+
+class CachedChunks:
+    """A place's chunks, with a copy on this disk of those that were used here.
+
+    Args:
+        place: Where they are kept.
+        near: The copy. It may be deleted at any time.
+    """
+
+    def __init__(self, place: Blobs, near: ChunkStore) -> None:
+        self._place = place
+        self._near = near
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._near or digest in self._place
+
+    def put(self, digest: str, chunk: bytes) -> None:
+        """Keep a chunk in the place, then here."""
+        self._place.put(digest, chunk)
+        self._near.put(digest, chunk)
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a chunk, checked; None if the place has none, or a damaged one."""
+        chunk = self._near.get(digest)
+        if chunk is None:
+            chunk = self._place.get(digest)
+            if chunk is not None:
+                self._near.put(digest, chunk)
+        return chunk
+
+    def read(self, file: ReleaseFile) -> bytes:
+        """Return a whole file of a release, checked; raises as `sdk.chunks.whole_file`."""
+        return whole_file(self.get, file)
+
+    def sync(self) -> None:
+        """Make all that was put durable."""
+        self._place.sync()
+        self._near.sync()
