@@ -16,6 +16,7 @@ import msgspec
 from sdk.errors import FleetError
 from sdk.fleet.cli_classes import classes
 from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls, tls_folder
+from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_precision import precision as precision_commands
 from sdk.fleet.cli_progress import ONLINE_WORD, check_outcome, wait_for_devices
 from sdk.fleet.cli_quarantine import hold_row, quarantine, release, suspects
@@ -59,7 +60,7 @@ fleet.add_command(rollout)
 fleet.add_command(precision_commands)
 fleet.add_command(keys)
 fleet.add_command(sign)
-for _command in (tls, enroll, revoke, suspects, quarantine, release, classes):
+for _command in (tls, enroll, revoke, suspects, quarantine, release, classes, labels, retention):
     fleet.add_command(_command)
 
 _dir_option = click.option(

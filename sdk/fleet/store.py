@@ -766,6 +766,41 @@ class Ledger:
         """
         return fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter())
 
+    def received(self, channel: str, first: int) -> list[tuple[Record, float]]:
+        """Return records from a position on, and when each came; empty past the end."""
+        rows = self._session.execute(
+            select(EntryRow.record, EntryRow.received_utc)
+            .where(EntryRow.channel == channel, EntryRow.position >= first)
+            .order_by(EntryRow.position)
+            .limit(MAX_BATCH_RECORDS)
+        )
+        return [(msgspec.msgpack.decode(record, type=Record), received_utc) for record, received_utc in rows]
+
+    def log_ends(self, channel: str) -> dict[str, tuple[int, bytes]]:
+        """Return the number and hash of the last entry of every log in a channel's union, the fleet's own too."""
+        rows = self._session.scalars(select(DeviceRow).where(DeviceRow.channel == channel, DeviceRow.last_seq > 0))
+        return {row.device: (row.last_seq, row.last_hash) for row in rows}
+
+    def spaces_in_use(self, channel: str) -> set[bytes]:
+        """Return the feature spaces of a channel's release, of a rollout under way and of what its devices run."""
+        found = {device.state.space for device in self.devices(channel)} - {None}
+        current, under_way = self.current(channel), self.rollout(channel)
+        found |= set() if current is None else {current.space}
+        found |= {under_way[0].space} if under_way is not None and under_way[1].open else set()
+        return {bytes.fromhex(space) for space in found if space is not None}
+
+    def erase_codes(self, channel: str, positions: Sequence[int]) -> int:
+        """Take the codes out of these records of a channel's union; return how many there were."""
+        rows = self._session.scalars(
+            select(EntryRow).where(EntryRow.channel == channel, EntryRow.position.in_(positions))
+        )
+        count = 0
+        for row in rows:
+            record = msgspec.msgpack.decode(row.record, type=Record)
+            count += record.code is not None
+            row.record = msgspec.msgpack.encode(Record(record.entry))
+        return count
+
     def decisions(self, channel: str) -> list[Entry]:
         """Return the entries of a channel's own log, in order: what the fleet's people decided."""
         encoded = self._session.scalars(

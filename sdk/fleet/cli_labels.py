@@ -1,0 +1,201 @@
+"""`headway fleet labels` and `retention`: the whole label log for others to keep, and codes that are not kept."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from sdk.durable import PARTIAL, sync_path
+from sdk.errors import FleetError
+from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
+
+if TYPE_CHECKING:
+    from sdk.fleet.labellog import Checked
+
+RECORD_NAME: Final = "retention.jsonl"
+"""In the fleet's directory: who let codes be erased, when, by which policy."""
+
+
+@click.group()
+def labels() -> None:
+    """Export the whole label log of a channel, and check such an export."""
+
+
+@labels.command()
+@dir_option
+@channel_option
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+    help="The file to write. Its ending says what: .jsonl or .csv.",
+)  # fmt: skip
+@click.option("--no-codes", is_flag=True, help="Leave the codes out; their digests are there.")
+@json_option
+def export(directory: Path, channel: str, out: Path, no_codes: bool, as_json: bool) -> None:
+    """Write every entry of a channel's log to a file, its hash chain checked from the first to the last.
+
+    The file appears only when the whole log holds. Of .jsonl, `headway fleet labels check` needs no fleet to check
+    it again.
+    """
+    from sdk.fleet.cli import open_fleet
+    from sdk.fleet.labellog import Checked, log_rows
+
+    write = _writer_of(out)
+    checked = Checked()
+    with open_fleet(directory) as store:
+        with store.read() as ledger:
+            if channel not in ledger.channels():
+                raise FleetError(f"there is no channel {channel}", hint="`headway fleet devices` shows them.")
+        with _appearing(out) as draft:
+            write(draft, log_rows(store, channel, checked, codes=not no_codes))
+    _tell(checked, as_json, {"channel": channel, "file": str(out), "size_bytes": out.stat().st_size})
+
+
+@labels.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@json_option
+def check(file: Path, as_json: bool) -> None:
+    """Check an exported log, FILE.jsonl: every hash, every chain, and every code that is in it.
+
+    It says whether anything in the file was changed, left out or put in between. That nothing is missing at the
+    end of a device's log only its fleet knows: compare the numbers.
+    """
+    from sdk.fleet.labellog import Checked, check_rows
+
+    checked = Checked()
+    try:
+        with file.open(encoding="utf-8") as stream:
+            check_rows(stream, checked)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FleetError(f"{file} cannot be read: {error}", hint="Name a file of `labels export`.") from error
+    _tell(checked, as_json, {"file": str(file)})
+
+
+def _tell(checked: Checked, as_json: bool, more: dict[str, Any]) -> None:
+    ends = {device: {"seq": c.seq, "hash": c.last_hash.hex()} for device, c in sorted(checked.chains.items())}
+    if as_json:
+        answer = {**more, "entries": checked.entries, "codes": checked.codes, "chain": "holds", "logs": ends}
+        click.echo(msgspec.json.encode(answer))
+        return
+    click.echo(
+        f"{checked.entries} entries of {len(ends)} logs, {checked.codes} with their codes; every hash chain holds"
+    )
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Give the name to write to; the file appears under its own name, on disk, when the block ends well."""
+    draft = out.with_name(f".{out.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield draft
+        sync_path(draft)
+        draft.replace(out)
+        sync_path(out.parent)
+    except OSError as error:
+        raise FleetError(f"{out}: {error.strerror}", hint="Name a file that you may write.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+Write = Callable[[Path, Iterator[dict[str, Any]]], None]
+
+
+def _writer_of(out: Path) -> Write:
+    """Return what writes a file of this ending."""
+    found: dict[str, Write] = {".jsonl": _write_jsonl, ".csv": _write_csv}
+    if out.suffix not in found:
+        raise FleetError(f"{out.name} ends neither in .jsonl nor in .csv", hint="Name the file so.")
+    return found[out.suffix]
+
+
+def _write_jsonl(file: Path, rows: Iterator[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_csv(file: Path, rows: Iterator[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        _csv_rows(stream, rows)
+
+
+def _csv_rows(stream: IO[str], rows: Iterator[dict[str, Any]]) -> None:
+    from sdk.fleet.labellog import COLUMNS, cell, flat
+
+    out = csv.writer(stream, lineterminator="\n")
+    out.writerow(COLUMNS)
+    for row in rows:
+        out.writerow([cell(value) for value in flat(row).values()])
+
+
+@click.command()
+@dir_option
+@channel_option
+@click.option(
+    "--older-than", "older_than_days", type=click.FloatRange(min=0), required=True, metavar="DAYS",
+    help="Codes that came before that many days.",
+)  # fmt: skip
+@click.option("--live-too", is_flag=True, help="Also those that count now: nothing learns from these any more.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be erased.")
+@by_option
+@json_option
+def retention(
+    directory: Path,
+    channel: str,
+    older_than_days: float,
+    live_too: bool,
+    dry_run: bool,
+    by: str | None,
+    as_json: bool,
+) -> None:
+    """Erase codes that are older than the plant's policy keeps them; events stay, and the hash chain still holds.
+
+    A code reveals something of its picture. Without --live-too only those go that nothing rests on: of samples
+    that were withdrawn, and of feature spaces that no release in use has. What is erased is said in the log, so
+    that every device's live set stays the fleet's; devices keep their own copies.
+    """
+    from sdk.fleet.cli import open_fleet
+    from sdk.fleet.retention import DAY_S, Policy, due, erase
+
+    decided_by, now_utc = who(by), time.time()
+    policy = Policy(older_than_days * DAY_S, live_too)
+    with open_fleet(directory) as store:
+        with store.read() as ledger:
+            if channel not in ledger.channels():
+                raise FleetError(f"there is no channel {channel}", hint="`headway fleet devices` shows them.")
+        what = due(store, channel, policy, now_utc)
+        answer = {
+            "channel": channel,
+            "older_than_days": older_than_days,
+            "live_too": live_too,
+            "samples": len(what),
+            "live_samples": sum(each.live for each in what),
+            "size_bytes": sum(each.size_bytes for each in what),
+            "erased": 0,
+        }
+        if not dry_run and what:
+            answer["erased"] = erase(store, channel, what)
+            _note(directory, {"utc": now_utc, "by": decided_by, **answer})
+    if as_json:
+        click.echo(msgspec.json.encode(answer))
+        return
+    said = f"codes of {len(what)} samples ({answer['live_samples']} of them count), {answer['size_bytes']} bytes"
+    click.echo(f"would erase {said}" if dry_run else f"erased {said}")
+
+
+def _note(directory: Path, line: dict[str, Any]) -> None:
+    file = directory / RECORD_NAME
+    try:
+        with file.open("ab") as stream:
+            stream.write(msgspec.json.encode(line) + b"\n")
+        sync_path(file)
+    except OSError as error:
+        raise FleetError(f"{file}: {error.strerror}", hint="The codes are erased; note it by hand.") from error
