@@ -108,6 +108,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     help="Also serve releases' chunks over HTTP: on 127.0.0.1, or after `headway fleet tls` to enrolled devices.",
 )  # fmt: skip
 @click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="Answer Prometheus at http://127.0.0.1:PORT/metrics; 0 takes a free one.",
+)  # fmt: skip
+@click.option(
     "--start-broker",
     is_flag=True,
     help="Run a Mosquitto of our own: on 127.0.0.1 only, or after `headway fleet tls` for the plant's network.",
@@ -129,6 +133,7 @@ def serve(
     chunks_url: str | None,
     page_port: int | None,
     chunks_port: int | None,
+    metrics_port: int | None,
     start_broker: bool,
     username: str | None,
     password_file: Path | None,
@@ -147,6 +152,8 @@ def serve(
     from sdk.fleet.blobs import name_place
     from sdk.fleet.broker import own_broker
     from sdk.fleet.database import name_database
+    from sdk.fleet.metrics import HOST as METRICS_HOST
+    from sdk.fleet.metrics import FleetMetrics
     from sdk.fleet.service import FleetService
     from sdk.fleet.store import FleetStore
     from sdk.mqtt import MqttSettings
@@ -173,7 +180,12 @@ def serve(
         own = own_broker(settings) if secured is None else secure_broker(directory)
     trust = OnlineTrust(open_trust(directory)) if has_trust(directory) else None
     with stop_on_signals() as stop, FleetStore(directory) as store, own, contextlib.ExitStack() as page:
-        service = FleetService(store, settings, channels, report, trust)
+        counted = FleetMetrics(store, lambda: service.queued)
+        service = FleetService(store, settings, channels, counted.before(report), trust)
+        if metrics_port is not None:
+            store.on_commit = counted.committed
+            port = page.enter_context(counted.serving(metrics_port))
+            report("metrics", {"address": f"http://{METRICS_HOST}:{port}/metrics"})
         if page_port is not None:
             from sdk.fleet.page.app import HOST, make_app
             from sdk.fleet.page.view import FleetView
@@ -533,6 +545,8 @@ def _report_json(kind: str, more: dict[str, Any]) -> None:
 def _report_text(kind: str, more: dict[str, Any]) -> None:
     if kind == "ready":
         click.echo(f"fleet service ready on {more['broker']}; Ctrl-C stops it")
+    elif kind == "metrics":
+        click.echo(f"Prometheus is answered at {more['address']}")
     elif kind == "page":
         click.echo(f"the fleet's page is at {more['address']}")
     elif kind not in ("connected", "reseeding"):

@@ -28,7 +28,7 @@ from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import Device, FleetStore, Ledger, Taken, records_of
 from sdk.fleet.store import Publication as Published
-from sdk.labels import FLEET_LOG_PREFIX, Record
+from sdk.labels import FLEET_LOG_PREFIX, Label, Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
 from sdk.trust.repository import OnlineTrust
 from sdk.wire import (
@@ -284,7 +284,9 @@ class FleetCore:
             if self._shared[channel] == first - 1:
                 self._shared[channel] += len(records)
             self._note_meta(channel, now)
-            reports.append(("stored", {"channel": channel, "first": first, "records": len(records)}))
+            labels_in = sum(isinstance(record.entry.body, Label) for record in records)
+            stored = {"channel": channel, "first": first, "records": len(records), "labels": labels_in}
+            reports.append(("stored", stored))
         for kind, more in reports:
             self._report(kind, more)
         return out
@@ -550,6 +552,11 @@ class FleetService:
         name = ".".join(["headway-fleet", *settings.prefix.split("/"), *sorted(channels)])
         self._session = MqttSession(settings, name, on_message=self._arrive, on_connect=self._connected)
         self._session.subscribe(self._core.subscriptions())
+
+    @property
+    def queued(self) -> int:
+        """How many messages wait for the next turn."""
+        return self._arrivals.qsize()
 
     def run(self, stop: threading.Event, *, connect_timeout_s: float = 5.0) -> None:
         """Serve until `stop` is set; a broker that goes away later is waited for.

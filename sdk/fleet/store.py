@@ -19,7 +19,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -157,6 +157,8 @@ class FleetStore:
                 f"{directory}: {error.strerror}", hint="Name a directory you may write to."
             ) from error
         self.chunks = blobs_of(directory)
+        self.on_commit: Callable[[float], None] = lambda _seconds: None
+        """Told how long each commit took to be on disk."""
         self._folding = threading.Lock()
         self._folds: dict[str, tuple[int, Fold, int]] = {}  # channel -> publication, its fold, next position
         self._engine = engine_of(directory)
@@ -206,8 +208,11 @@ class FleetStore:
     @contextlib.contextmanager
     def write(self) -> Iterator[Ledger]:
         """Open the one write transaction; leaving the block commits it to disk, an exception takes it back."""
-        with database_errors(self.directory), Session(self._writer) as session, session.begin():
-            yield Ledger(session)
+        with database_errors(self.directory), Session(self._writer) as session:
+            with session.begin():
+                yield Ledger(session)
+                began = time.monotonic()
+            self.on_commit(time.monotonic() - began)
 
     def publish(
         self, bundle: Bundle, *, channel: str, precision: str | None = None, plan: Plan | None = None

@@ -1,0 +1,185 @@
+"""Prometheus metrics of the fleet service, on a port of their own.
+
+What the database knows is read when somebody scrapes, so nothing is counted twice; only what passes by is counted
+here: commits, records, and what was not taken. Names and units are Prometheus's: seconds, totals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sdk.errors import FleetError
+from sdk.fleet.rollout import RolloutState
+from sdk.fleet.store import FleetStore
+from sdk.wire import HeadState
+
+Report = Callable[[str, dict[str, Any]], None]
+
+HOST: Final = "127.0.0.1"
+"""It asks nobody who they are; a scraper elsewhere comes by the plant's own proxy or tunnel."""
+COMMIT_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 10.0)
+"""From a disk that syncs in a millisecond to a database that others hold; 2 s is what a label may take."""
+DEAD_LETTERS: Final = {
+    "bad_message": "not of our protocol, or of another version",
+    "refused": "an entry that the device's log cannot have",
+    "unknown_device": "labels of a device that never told of itself",
+    "stranger": "a device of a channel that is not served here",
+}
+"""What a service says of messages it did not take (`sdk.fleet.service`), by the label `reason`."""
+
+
+class FleetMetrics:
+    """What is counted here, and the server that shows it.
+
+    Args:
+        store: The fleet, read at every scrape.
+        queued: How many messages wait for the service.
+    """
+
+    def __init__(self, store: FleetStore, queued: Callable[[], int] = lambda: 0) -> None:
+        self.registry = CollectorRegistry()
+        self._commit_s = Histogram(
+            "headway_fleet_commit_seconds",
+            "From the end of a transaction's work to its being on disk.",
+            buckets=COMMIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._records = Counter(
+            "headway_fleet_records", "Log records stored since the start.", ["channel"], registry=self.registry
+        )
+        self._labels = Counter("headway_fleet_labels", "Of these, labels.", ["channel"], registry=self.registry)
+        self._dead = Counter(
+            "headway_fleet_dead_letters", "Messages that were not taken.", ["reason"], registry=self.registry
+        )
+        for reason in DEAD_LETTERS:
+            self._dead.labels(reason)
+        self.registry.register(_FleetCollector(store, queued))
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def committed(self, seconds: float) -> None:
+        """Count a transaction; `FleetStore.on_commit`."""
+        self._commit_s.observe(seconds)
+
+    def happened(self, kind: str, more: dict[str, Any]) -> None:
+        """Count what the service reports."""
+        if kind == "stored":
+            self._records.labels(more["channel"]).inc(more["records"])
+            self._labels.labels(more["channel"]).inc(more["labels"])
+        elif kind in DEAD_LETTERS:
+            self._dead.labels(kind).inc()
+
+    def before(self, report: Report) -> Report:
+        """Return a report that counts first."""
+
+        def both(kind: str, more: dict[str, Any]) -> None:
+            self.happened(kind, more)
+            report(kind, more)
+
+        return both
+
+    @contextlib.contextmanager
+    def serving(self, port: int) -> Iterator[int]:
+        """Answer `GET /metrics` on this machine for the block; give the port.
+
+        Args:
+            port: 0 takes a free one.
+
+        Raises:
+            FleetError: the port cannot be bound.
+        """
+        try:
+            server, thread = start_http_server(port, HOST, self.registry)
+        except OSError as error:
+            raise FleetError(
+                f"metrics cannot be served at {HOST}:{port}: {error.strerror or error}",
+                hint="Name another --metrics-port; 0 takes a free one.",
+            ) from error
+        try:
+            yield int(server.server_port)
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class _FleetCollector(Collector):
+    """The fleet as metrics, read when it is asked for."""
+
+    def __init__(self, store: FleetStore, queued: Callable[[], int]) -> None:
+        self._store = store
+        self._queued = queued
+        self._one = threading.Lock()  # a scrape that waits for the database must not pile up others
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: a registry that asked for names would ask the database before there is a fleet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what the database says now; nothing of it where it cannot be read."""
+        yield GaugeMetricFamily(
+            "headway_fleet_queue_depth", "Messages that wait for the service.", value=self._queued()
+        )
+        found: list[Metric] = []
+        with self._one, contextlib.suppress(FleetError):
+            found = list(self._of_database())
+        yield GaugeMetricFamily("headway_fleet_database_up", "Whether it can be read.", value=bool(found))
+        yield from found
+
+    def _of_database(self) -> Iterator[Metric]:
+        with self._store.read() as ledger:
+            channels = ledger.channels()
+            devices = ledger.devices()
+            lengths = {channel: ledger.log_length(channel) for channel in channels}
+            rollouts = {channel: ledger.rollout(channel) for channel in channels}
+            current = {channel: ledger.current(channel) for channel in channels}
+        states = GaugeMetricFamily("headway_fleet_devices", "Devices.", labels=["channel", "state"])
+        heads = GaugeMetricFamily("headway_fleet_heads", "Devices by head.", labels=["channel", "head_state"])
+        running = GaugeMetricFamily(
+            "headway_fleet_devices_on_release", "Devices that run the channel's release.", labels=["channel"]
+        )
+        outbox = GaugeMetricFamily(
+            "headway_fleet_outbox_depth", "Entries that devices have and the fleet has not.", labels=["channel"]
+        )
+        refused = GaugeMetricFamily(
+            "headway_fleet_devices_refused", "Devices whose next entry is not taken.", labels=["channel"]
+        )
+        log = GaugeMetricFamily("headway_fleet_log_length", "Records of the union.", labels=["channel"])
+        rollout = GaugeMetricFamily(
+            "headway_fleet_rollout", "1 for the state it is in.", labels=["channel", "state"]
+        )
+        wave = GaugeMetricFamily("headway_fleet_rollout_wave", "Waves that have begun.", labels=["channel"])
+        for channel in channels:
+            own = [device for device in devices if device.channel == channel]
+            online = sum(device.state.online for device in own)
+            states.add_metric([channel, "online"], online)
+            states.add_metric([channel, "offline"], len(own) - online)
+            tally = Tally(device.state.head_state for device in own)
+            for head_state in HeadState:
+                heads.add_metric([channel, head_state.value], tally[head_state])
+            publication, under_way = current[channel], rollouts[channel]
+            release_id = None if publication is None else publication.ref.release_id
+            running.add_metric([channel], sum(device.state.release_id == release_id for device in own))
+            outbox.add_metric([channel], sum(device.state.outbox for device in own))
+            refused.add_metric([channel], sum(device.refused is not None for device in own))
+            log.add_metric([channel], lengths[channel])
+            if under_way is not None:
+                for state in RolloutState:
+                    rollout.add_metric([channel, state.value], under_way[1].state is state)
+                wave.add_metric([channel], under_way[1].wave)
+        yield from (states, heads, running, outbox, refused, log, rollout, wave)
