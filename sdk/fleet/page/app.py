@@ -6,6 +6,7 @@ a browser that was left open.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any, Final
 
@@ -14,6 +15,7 @@ from fastapi import FastAPI, Path, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 
 from sdk.errors import FleetError, HeadwayError
 from sdk.fleet.page.view import FleetView
@@ -28,7 +30,21 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 
-Channel = Annotated[str, Path(pattern=r"^[a-z0-9._-]{1,64}$")]
+Channel = Annotated[
+    str, Path(pattern=r"^[a-z0-9._-]{1,64}$", description="A channel's name, as /api/fleet lists them.")
+]
+
+
+class Refused(BaseModel):
+    """What is wrong, and what to do about it."""
+
+    error: str
+    hint: str
+
+
+_NOT_THERE: Final[dict[int | str, dict[str, Any]]] = {
+    404: {"model": Refused, "description": "There is no such channel, or nothing to show of it."}
+}
 
 
 def make_app(view: FleetView) -> FastAPI:
@@ -37,7 +53,14 @@ def make_app(view: FleetView) -> FastAPI:
     Args:
         view: What it shows.
     """
-    app = FastAPI(title="Headway fleet", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Headway fleet",
+        version=version("headway-edge"),
+        description="What a fleet's devices run and have learned. It only shows: changes are made by commands.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,
+        redoc_url=None,
+    )
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("sdk.fleet.page"),
         autoescape=True,
@@ -95,22 +118,22 @@ def make_app(view: FleetView) -> FastAPI:
     def learned_part(channel: Channel) -> HTMLResponse:
         return page("learned_part.html", "learned", learned=view.learned(channel))
 
-    @app.get("/api/fleet")
+    @app.get("/api/fleet", summary="Channels and devices")
     def api_fleet() -> dict[str, Any]:
         """Return channels and devices, with all they say of themselves."""
         return view.fleet()
 
-    @app.get("/api/rollout/{channel}")
+    @app.get("/api/rollout/{channel}", summary="A channel's newest rollout", responses=_NOT_THERE)
     def api_rollout(channel: Channel) -> dict[str, Any]:
         """Return a channel's newest rollout and how its devices do."""
         return view.rollout(channel)
 
-    @app.get("/api/learned/{channel}")
+    @app.get("/api/learned/{channel}", summary="Who taught a channel what", responses=_NOT_THERE)
     def api_learned(channel: Channel) -> dict[str, Any]:
         """Return who taught a channel what, and its newest labels."""
         return view.learned(channel)
 
-    @app.get("/api/classes/{channel}")
+    @app.get("/api/classes/{channel}", summary="Classes, and those that may be one", responses=_NOT_THERE)
     def api_classes(channel: Channel) -> dict[str, Any]:
         """Return a channel's classes, the pairs that may be one, and what was decided about them."""
         return view.classes(channel)
