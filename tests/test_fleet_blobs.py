@@ -247,7 +247,7 @@ def test_another_place_than_the_remembered_one_is_refused(
     name_place(tmp_path / "fleet", "memory://one")
     with pytest.raises(FleetError, match="names another place"):
         name_place(tmp_path / "fleet", "memory://other")
-    ended = headway(capsys, "fleet", "serve", "--dir", tmp_path / "fleet", "--chunks", "memory://other")
+    ended = headway(capsys, "fleet", "serve", "--dir", tmp_path / "fleet", "--chunks-at", "memory://other")
     assert (ended.code, "names another place" in ended.err) == (2, True)
 
 

@@ -73,7 +73,7 @@ def name_place(directory: Path, url: str) -> None:
         if file.is_file() and file.read_text().strip() != url:
             raise FleetError(
                 f"{file} names another place",
-                hint=f"Leave --chunks out; to move, copy the chunks, then mend {file}.",
+                hint=f"Leave --chunks-at out; to move, copy the chunks, then mend {file}.",
             )
         folder = directory / FOLDER_NAME
         for chunk in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -95,7 +95,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     "directory remembers it.",
 )  # fmt: skip
 @click.option(
-    "--chunks", "chunks_url", metavar="URL",
+    "--chunks-at", "chunks_url", metavar="URL",
     help="Keep releases' chunks there instead of in the directory: s3://bucket/fleet, or what else fsspec opens. "
     "Needed once; the directory remembers it.",
 )  # fmt: skip
