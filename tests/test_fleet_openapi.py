@@ -51,7 +51,9 @@ def test_every_path_is_in_the_guide_and_says_what_it_is(client: TestClient) -> N
     assert document["info"]["version"] == version("headway-edge")
 
 
-@pytest.mark.parametrize("path", ["/api/rollout/nowhere", "/api/learned/nowhere", "/api/classes/nowhere"])
+@pytest.mark.parametrize(
+    "path", ["/api/rollout/nowhere", "/api/learned/nowhere", "/api/classes/nowhere", "/api/suspects/nowhere"]
+)
 def test_what_is_not_there_is_answered_as_the_document_says(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 404

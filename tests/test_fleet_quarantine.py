@@ -303,6 +303,8 @@ def test_by_command_found_quarantined_shown_and_released(
     found = json.loads(headway(capsys, "fleet", "suspects", *where, "--json").out)
     assert [each["device"] for each in found["suspects"]] == ["line-3"]
     assert "headway fleet quarantine line-3" in headway(capsys, "fleet", "suspects", *where).out
+    page = TestClient(make_app(FleetView(fleet)), base_url="http://127.0.0.1")
+    assert "line-3: a head without it agrees with 0% of 15 labels" in page.get("/suspects/default").text
     asked = ("fleet", "quarantine", "line-3", *where, "--reason", "flipped", "--by", "ann")
     done = json.loads(headway(capsys, *asked, "--json").out)
     never = folded(bundle, [record for record in records_of(fleet) if record.entry.device != "line-3"])
@@ -310,8 +312,9 @@ def test_by_command_found_quarantined_shown_and_released(
     assert "line-3, by ann: flipped" in headway(capsys, "fleet", "devices", *where).out
     log = headway(capsys, "fleet", "log", *where, "--last", 1, "--json").out
     assert json.loads(log)["body"]["reason"] == "flipped"
-    page = TestClient(make_app(FleetView(fleet)), base_url="http://127.0.0.1")
     assert "line-3: quarantined: line-3, by ann: flipped" in page.get("/").text
+    assert "headway fleet release line-3" in page.get("/suspects/default").text
+    assert page.get("/api/suspects/default").json()["suspects"] == []
     again = headway(capsys, *asked)
     assert (again.code, "is quarantined already, by ann" in again.err) == (2, True)
     released = json.loads(headway(capsys, "fleet", "release", "line-3", *where, "--json").out)

@@ -97,7 +97,7 @@ def unions(draw: st.DrawFn) -> tuple[list[Record], list[Record]]:
 
 
 @given(unions(), st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_quarantined_device_is_as_if_it_had_never_been(
     union: tuple[list[Record], list[Record]], random: Random
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_quarantined_device_is_as_if_it_had_never_been(
 
 
 @given(unions(), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_quarantined_operator_is_as_if_she_had_never_labelled(
     union: tuple[list[Record], list[Record]], random: Random
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_quarantined_operator_is_as_if_she_had_never_labelled(
 
 
 @given(unions(), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_released_is_as_if_nothing_had_happened(union: tuple[list[Record], list[Record]], random: Random) -> None:
     records, decisions = union
     fleet = Writer(FLEET)
@@ -154,7 +154,7 @@ def test_released_is_as_if_nothing_had_happened(union: tuple[list[Record], list[
 
 
 @given(unions(), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_moments_kept_step_by_step_follow_every_decision(
     union: tuple[list[Record], list[Record]], random: Random
 ) -> None:

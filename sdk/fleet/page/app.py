@@ -118,6 +118,10 @@ def make_app(view: FleetView) -> FastAPI:
     def learned_part(channel: Channel) -> HTMLResponse:
         return page("learned_part.html", "learned", learned=view.learned(channel))
 
+    @app.get("/suspects/{channel}", include_in_schema=False)
+    def suspects(channel: Channel) -> HTMLResponse:
+        return page("suspects.html", "suspects", found=view.suspects(channel))
+
     @app.get("/api/fleet", summary="Channels and devices")
     def api_fleet() -> dict[str, Any]:
         """Return channels and devices, with all they say of themselves."""
@@ -137,6 +141,11 @@ def make_app(view: FleetView) -> FastAPI:
     def api_classes(channel: Channel) -> dict[str, Any]:
         """Return a channel's classes, the pairs that may be one, and what was decided about them."""
         return view.classes(channel)
+
+    @app.get("/api/suspects/{channel}", summary="Whose labels fit nobody else's", responses=_NOT_THERE)
+    def api_suspects(channel: Channel) -> dict[str, Any]:
+        """Return the sources that label against all others, with the evidence, and who is quarantined."""
+        return view.suspects(channel)
 
     return app
 

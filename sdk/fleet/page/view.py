@@ -10,6 +10,7 @@ from typing import Any, Final
 from sdk.errors import FleetError
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.cli_classes import classes_of
+from sdk.fleet.cli_quarantine import suspicion_of
 from sdk.fleet.cli_rollout import overview as rollout_overview
 from sdk.fleet.store import FleetStore
 from sdk.labels import Label
@@ -32,7 +33,7 @@ class FleetView:
     def __init__(self, store: FleetStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._proposals: dict[str, tuple[object, dict[str, Any]]] = {}  # channel -> what they rest on, and they
+        self._made: dict[tuple[str, str], tuple[object, dict[str, Any]]] = {}  # what it rests on, and it
 
     def fleet(self) -> dict[str, Any]:
         """Return channels with their rollouts, and devices with what they say and what needs a look."""
@@ -56,13 +57,29 @@ class FleetView:
         Raises:
             FleetError: there is no such channel, or it has no release.
         """
+        return self._kept("classes", channel, classes_of)
+
+    def suspects(self, channel: str) -> dict[str, Any]:
+        """Return whose labels of a channel fit nobody else's, and who is quarantined.
+
+        Cost: seconds after each change of the union; else none.
+
+        Raises:
+            FleetError: there is no such channel, or it has no release.
+        """
+        found = self._kept("suspects", channel, suspicion_of)
+        holds = [{**hold, "ago": ago(self._clock() - hold["utc"])} for hold in found["quarantined"]]
+        return {**found, "quarantined": holds}
+
+    def _kept(self, what: str, channel: str, make: Callable[[FleetStore, str], dict[str, Any]]) -> dict[str, Any]:
+        """Return what was made of a channel's union, made anew where the union has changed."""
         with self._store.read() as ledger:
             current = ledger.current(channel)
             rests_on = None if current is None else current.id, ledger.log_length(channel)
-        known = self._proposals.get(channel)
+        known = self._made.get((what, channel))
         if known is None or known[0] != rests_on:
-            known = rests_on, classes_of(self._store, channel)
-            self._proposals[channel] = known
+            known = rests_on, make(self._store, channel)
+            self._made[what, channel] = known
         return known[1]
 
     def _rollout(self, channel: str) -> dict[str, Any] | None:
