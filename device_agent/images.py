@@ -1,18 +1,23 @@
 """Pictures on the device's disk, one file per sample, named by its digest.
 
-A picture is written when its sample is seen and made durable (`sync`) only when the sample is labelled: syncing
-each frame would wear flash storage out for pictures nobody will ever look at. What a power cut leaves half
-written is told apart by its digest and counts as not there.
+A picture is written when its sample is seen, and made durable (`sync`) when the sample is labelled or somebody
+looks at it to do so: syncing each frame would wear flash storage out for pictures nobody will ever look at. What
+a power cut leaves half written is told apart by its digest and counts as not there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from sdk.durable import sync_path
+
+_MAX_KNOWN: Final = 10_000
+"""Pictures remembered as durable, under a megabyte; beyond it all are forgotten, and synced once more."""
 
 
 class ImageFolder:
@@ -21,6 +26,9 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._writes = 0
+        self._durable: set[bytes] = set()  # pictures that this process has synced
 
     def put(self, sample_id: bytes, image: bytes) -> None:
         """Write a picture, by one rename; not yet durable. Does nothing where it is there already."""
@@ -36,6 +44,9 @@ class ImageFolder:
         except OSError:
             draft.unlink(missing_ok=True)  # a full disk needs the room
             raise
+        with self._lock:
+            self._writes += 1
+            self._durable.discard(sample_id)
 
     def get(self, sample_id: bytes) -> bytes | None:
         """Return the picture; None where it is not there, or not what its name says."""
@@ -52,15 +63,31 @@ class ImageFolder:
         return 0
 
     def sync(self, sample_id: bytes) -> None:
-        """Make a picture durable: file, folder, and folder of folders. Does nothing where it is not there."""
+        """Make a picture durable: file, folder, and folder of folders. Does nothing where it is not there, or is
+        durable already: three syncs are most of what a label would wait for."""
         path = self._path(sample_id)
-        if path.exists():
-            for each in (path, path.parent, self.folder):
-                sync_path(each)
+        with self._lock:
+            writes, durable = self._writes, sample_id in self._durable
+        if durable or not path.exists():
+            return
+        for each in (path, path.parent, self.folder):
+            sync_path(each)
+        with self._lock:
+            if self._writes == writes:  # else it may have been written again since we opened it
+                if len(self._durable) >= _MAX_KNOWN:
+                    self._durable.clear()
+                self._durable.add(sample_id)
+
+    def is_durable(self, sample_id: bytes) -> bool:
+        """Return whether this process has made the picture durable; false for one that it only found."""
+        with self._lock:
+            return sample_id in self._durable
 
     def drop(self, sample_ids: Iterable[bytes]) -> None:
         """Delete pictures."""
         for sample_id in sample_ids:
+            with self._lock:
+                self._durable.discard(sample_id)
             self._path(sample_id).unlink(missing_ok=True)
 
     def sweep(self) -> None:

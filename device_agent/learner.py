@@ -11,7 +11,8 @@ Rules this module keeps:
 
 - A label is on disk before `label` returns; learning starts from the store, never from memory, so what was
   acknowledged is learned exactly once, after a crash too.
-- Neither labels nor inference wait for a solve or a trial: `head` is one reference, swapped whole.
+- Neither labels nor inference wait for a solve or a trial: `head` is one reference, swapped whole, and between
+  their steps both threads give way to a save (`courtesy`).
 - Taken back means that the confirmed head serves again. The labels stay, and the next one makes a new provisional
   head. Withdrawing a label brings the earlier head back, bit for bit.
 
@@ -33,9 +34,10 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from device_agent.queue import QueuePolicy, ask
+from device_agent.courtesy import Courtesy, switch_often
+from device_agent.queue import Question, QueuePolicy, ask
 from device_agent.rhythm import Rhythm
-from device_agent.store import HeadRow, Outcome, Sample, Store
+from device_agent.store import HeadRow, Outcome, Sample, Store, Waiting
 from device_agent.trial import Base, judge, meanwhile, owned
 from sdk.adaptation import MAX_STREAM, Choice, Harm, choose, harmful_source
 from sdk.audit import Suspect, suspects
@@ -71,6 +73,8 @@ SEARCH_S: Final = 5.0
 second on a server's core. Its scores and its judgement come on top."""
 _AT_ONCE: Final = 4
 """More changes than this at a time, as a fleet's log brings them, are as quickly solved as updated."""
+_ASKED_AT_ONCE: Final = 32
+"""Questions asked anew in one go: about a millisecond's work, and one short write."""
 _STOPPED: Final = "The agent stopped before its trial had ended."
 _SUPERSEDED: Final = "A newer label came before its trial had ended."
 
@@ -208,6 +212,7 @@ class Learner:
         embed: Code (d,) of a picture in this release's space; for labelling samples of an earlier release.
         clock: Seconds since 1970, for the history.
         on_change: Called from the threads after the head or its state has changed.
+        courtesy: Says when both threads should give way.
 
     Raises:
         BadFormat: the bundle's samples are not those its head was made from.
@@ -223,9 +228,11 @@ class Learner:
         embed: Callable[[bytes], Code] | None = None,
         clock: Callable[[], float] = time.time,
         on_change: Callable[[], None] | None = None,
+        courtesy: Courtesy | None = None,
     ) -> None:
         self._store = store
         self._policy = policy or QueuePolicy()
+        self._courtesy = courtesy or Courtesy()
         self._embed = embed
         self._clock = clock
         self._on_change = on_change or (lambda: None)
@@ -249,6 +256,7 @@ class Learner:
         self._candidate: _Solved | None = None  # provisional, waiting for its trial or in it
         self._trying = False
         self._harm: Harm | None = None  # what the last trial found
+        self._ask_due = False  # questions are still those of an earlier head
         self._unscorable = False  # the confirmed head has too few groups for left-out scores
         self._restore()
 
@@ -454,10 +462,14 @@ class Learner:
         """Return the classes that exist, by name."""
         with self._changed:
             self._catch_up()
-            rows = [(self._fold.canonical(row.class_id), row.device) for row in self._fold.rows()]
+            given, canonical = self._fold.labels_by(), self._fold.canonical
             names, summed = self._fold.class_names(), self._fold.summed_counts()
-        labels = Counter(class_id for class_id, _ in rows) + Counter(summed)
-        own = Counter(class_id for class_id, device in rows if device == self._store.device)
+            roots = {class_id: canonical(class_id) for class_id, _ in given}
+        labels, own = Counter(summed), Counter[bytes]()
+        for (class_id, device), count in given.items():
+            labels[roots[class_id]] += count
+            if device == self._store.device:
+                own[roots[class_id]] += count
         infos = [ClassInfo(class_id, name, own[class_id], labels[class_id]) for class_id, name in names.items()]
         return sorted(infos, key=lambda each: (each.name.casefold(), each.class_id))
 
@@ -531,6 +543,7 @@ class Learner:
         """Begin learning and trials."""
         if self._threads:
             return
+        switch_often()
         self._threads = [
             threading.Thread(target=self._run, args=(step, nice), name=name, daemon=True)
             for name, step, nice in (
@@ -603,6 +616,7 @@ class Learner:
                 return
             self._dirty = False
             self._learning = True
+        self._courtesy.give_way()  # the answer to the label that woke us goes out first
         try:
             with self._surviving():
                 with self._changed:
@@ -671,9 +685,13 @@ class Learner:
                     self._active, self._last = before
                 self._active = replace(self._active, names=self._names(self._active.head))
         row = self._new_row(work, row)
+        self._courtesy.give_way()
         self._apply(work.changes)
         if learned:
+            if self._ask_due:
+                self._ask_again(self._active)
             return
+        self._courtesy.give_way()
         # Undone is as if it had never been learned: the head from before is there already.
         head = (
             confirmed.head
@@ -840,6 +858,7 @@ class Learner:
         """Return the candidate with its outcome; None when a newer head has made its trial obsolete."""
 
         def obsolete() -> bool:
+            self._courtesy.give_way()
             return self._stopping or self._candidate is not candidate
 
         deadline = time.monotonic() + SEARCH_S
@@ -848,7 +867,7 @@ class Learner:
             return obsolete() or time.monotonic() > deadline
 
         live, device = candidate.live, self._store.device
-        station = self._base.labelled(live, device)
+        station = self._base.labelled(live, device, obsolete)
         try:
             confirmed = self._with_left_out(confirmed, obsolete)
             choice = choose(station, self._stream(), knobs=self._base.knobs, enough=enough)
@@ -885,14 +904,18 @@ class Learner:
 
     def _stream(self) -> Codes:
         """Return the newest codes of this station, labelled or not, at most `MAX_STREAM`."""
-        newest = self._store.samples(limit=MAX_STREAM)
-        codes = [sample.code for sample in newest if sample.space == self.space]
+        codes = self._store.newest_codes(self.space, limit=MAX_STREAM)
         return np.array(codes, np.int8).reshape(len(codes), self._fold.feature_size)
 
     def _score_confirmed(self, confirmed: _Solved) -> None:
         """Score the head that serves while there is nothing to try: its next trial and the drift watch need it."""
+
+        def obsolete() -> bool:
+            self._courtesy.give_way()
+            return self._stopping or self._dirty or self._candidate is not None
+
         try:
-            self._with_left_out(confirmed, lambda: self._stopping or self._dirty or self._candidate is not None)
+            self._with_left_out(confirmed, obsolete)
         except InterruptedError:
             pass  # a label came first
         except BaseException:
@@ -945,18 +968,26 @@ class Learner:
             self._fault = str(error)
 
     def _ask_again(self, active: ActiveHead) -> None:
-        """Ask the waiting questions anew: what this head knows need not be asked any more."""
-        waiting = [each for each in self._store.queue(self._store.limits.queue) if each.space == self.space]
-        if not waiting:
-            return
+        """Ask the waiting questions anew: what this head knows need not be asked any more.
+
+        A few at a time, and not to the end where a newer label waits to be learned: its head asks them all again.
+        """
+        waiting = [each for each in self._store.waiting(self._store.limits.queue) if each.space == self.space]
+        for first in range(0, len(waiting), _ASKED_AT_ONCE):
+            self._courtesy.give_way()
+            self._ask_due = self._dirty and bool(self._threads)
+            if self._ask_due:
+                return
+            self._ask_some(active, waiting[first : first + _ASKED_AT_ONCE])
+
+    def _ask_some(self, active: ActiveHead, waiting: Sequence[Waiting]) -> None:
         decisions = active.head.decide(np.stack([each.code for each in waiting]))
         threshold = active.head.calibration.novelty_threshold
-        questions = {
-            each.sample_id: ask(
-                self._policy, each.sample_id, decisions, i, names=active.names, threshold=threshold
-            )
-            for i, each in enumerate(waiting)
-        }
+        questions: dict[bytes, Question | None] = {}
+        for i, each in enumerate(waiting):
+            question = ask(self._policy, each.sample, decisions, i, names=active.names, threshold=threshold)
+            if question != each.question:
+                questions[each.sample] = question
         try:
             self._store.requeue(questions)
         except StoreFull as error:

@@ -14,7 +14,7 @@ import msgspec
 
 from device_agent.camera import Camera
 from device_agent.flow import Flow
-from device_agent.learner import LearnerStatus
+from device_agent.learner import ClassInfo, LearnerStatus
 from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
@@ -327,6 +327,7 @@ def station_state(
     serving, counts, store = station.serving, station.counts, station.store
     status = None if serving is None else serving.learner.status()
     latencies = list(station.latencies_ms)
+    classes = station.classes()
     wrong = list(faults)
     if status is not None and status.fault is not None:
         wrong.append(status.fault)
@@ -345,8 +346,8 @@ def station_state(
         started_utc=started_utc,
         release=None if serving is None else _release(serving, runtimes),
         head=None if serving is None or status is None else _head(serving, status),
-        classes=[ClassReport(c.class_id.hex(), c.name, c.own_labels, c.labels) for c in station.classes()],
-        score=None if serving is None or status is None else _score(status.score, station),
+        classes=[ClassReport(c.class_id.hex(), c.name, c.own_labels, c.labels) for c in classes],
+        score=None if serving is None or status is None else _score(status.score, classes),
         label_to_live_ms=None if status is None else status.label_to_live_ms,
         own_labels=0 if status is None else status.own_labels,
         live_set_digest=None if status is None else status.live_set_digest,
@@ -405,10 +406,10 @@ def _head(serving: Serving, status: LearnerStatus) -> HeadReport:
     )
 
 
-def _score(score: Score | None, station: Station) -> ScoreReport | None:
+def _score(score: Score | None, classes: Sequence[ClassInfo]) -> ScoreReport | None:
     if score is None:
         return None
-    names = {c.class_id: c.name for c in station.classes()}
+    names = {c.class_id: c.name for c in classes}
     return ScoreReport(
         balanced_accuracy=float(score.balanced_accuracy),
         low=float(score.low),

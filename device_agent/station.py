@@ -22,6 +22,7 @@ import numpy as np
 
 from device_agent.accepting import Accepting, OperatingTarget
 from device_agent.camera import Shot
+from device_agent.courtesy import Courtesy
 from device_agent.heatmap import draw, heatmap
 from device_agent.learner import ActiveHead, ClassInfo, Learner, Saved
 from device_agent.pipeline import Pipeline
@@ -182,6 +183,7 @@ class Station:
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self.on_seen: Callable[[Shot, Seen], None] | None = None  # called after each frame, on its thread
         self.operating = OperatingTarget()
+        self.courtesy = Courtesy()
         self._on_change = on_change or (lambda: None)
         self._on_saved = on_saved or (lambda: None)
         self._threads = threads
@@ -228,7 +230,13 @@ class Station:
 
         with self._swap:
             learner = Learner(
-                bundle, precision, self.store, policy=self.policy, embed=embed, on_change=self._on_change
+                bundle,
+                precision,
+                self.store,
+                policy=self.policy,
+                embed=embed,
+                on_change=self._on_change,
+                courtesy=self.courtesy,
             )
             old, self._serving = self._serving, Serving(release_id, bundle, bundle.digest(), pipeline, learner)
             if self._threads:

@@ -25,7 +25,7 @@ import logging
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -141,6 +141,16 @@ class Sample:
     reason: str = ""
     priority: float = 0.0
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a new head needs of a sample that an operator is asked about: its code, and what is asked now."""
+
+    sample: bytes
+    space: str
+    code: Code = field(compare=False)
+    question: Question
 
 
 class Outcome(str, Enum):
@@ -690,6 +700,20 @@ class Store:
             "WHERE status = ? ORDER BY arrival DESC LIMIT ? OFFSET ?", status.value, limit, offset
         )
 
+    def newest_codes(self, space: str, *, limit: int) -> list[Code]:
+        """Return those codes of the newest samples that are of this feature space, newest first."""
+        rows = self._db.rows("SELECT space, code FROM samples ORDER BY arrival DESC LIMIT ?", limit)
+        return [np.frombuffer(code, np.int8) for of, code in rows if of == space]
+
+    def make_durable(self, samples: Iterable[bytes]) -> None:
+        """Make pictures durable that somebody is about to label: the label then waits for one sync, not for four.
+
+        Does nothing for those that are not there.
+        """
+        with disk(self.folder):
+            for sample in samples:
+                self._images.sync(sample)
+
     def samples_of(self, group: str, *, limit: int) -> list[Sample]:
         """Return a group's samples that nobody has labelled, newest first."""
         return self._samples("WHERE part = ? AND status != 'labelled' ORDER BY arrival DESC LIMIT ?", group, limit)
@@ -698,12 +722,26 @@ class Store:
         """Return the samples an operator is asked about, most important first."""
         return self._samples("WHERE status = 'queued' ORDER BY priority DESC, arrival DESC LIMIT ?", limit)
 
+    def waiting(self, limit: int) -> list[Waiting]:
+        """Return what `queue` does, as far as a new head needs it."""
+        rows = self._db.rows(
+            "SELECT sample, space, code, reason, priority FROM samples WHERE status = 'queued'"
+            " ORDER BY priority DESC, arrival DESC LIMIT ?",
+            limit,
+        )
+        return [
+            Waiting(sample, space, np.frombuffer(code, np.int8), Question(reason, priority))
+            for sample, space, code, reason, priority in rows
+        ]
+
     def queue_depth(self) -> int:
         """Return how many samples wait for an operator."""
         return int(self._db.value("SELECT count(*) FROM samples WHERE status = 'queued'"))
 
     def requeue(self, questions: Mapping[bytes, Question | None]) -> None:
         """Ask these queued samples' questions anew, by what a newer head thinks; None asks no more."""
+        if not questions:
+            return
         with self._db.transaction(durable=False) as db:
             for sample_id, question in questions.items():
                 status = SampleStatus.SEEN if question is None else SampleStatus.QUEUED

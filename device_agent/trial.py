@@ -86,10 +86,10 @@ class Base:
         """Return the moments of a live set's summed samples, class ids after merges; None where it has none."""
         return self.rest.merged(lambda c: live.merged.get(c, c)) if live.summed else None
 
-    def labelled(self, live: LiveSet, device: str) -> Labelled:
-        """Return a live set as one station sees it."""
+    def labelled(self, live: LiveSet, device: str, stop: Callable[[], bool] | None = None) -> Labelled:
+        """Return a live set as one station sees it; what is made of it ends where `stop` says so."""
         own = owned(live, device)
-        return Labelled(live.codes, live.class_ids, live.groups, live.devices, own, self.rest_of(live))
+        return Labelled(live.codes, live.class_ids, live.groups, live.devices, own, self.rest_of(live), stop)
 
     def left_out(
         self,

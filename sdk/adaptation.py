@@ -62,6 +62,7 @@ class Labelled:
         devices: Who labelled it, n; `release` for the release's own.
         own: (n,) bool, labelled by the station's own operators.
         rest: Moments of the release's summed samples, class ids after merges; None where it has none.
+        stop: Asked between groups that are left out; true ends the work with `InterruptedError`.
     """
 
     codes: Codes
@@ -70,6 +71,7 @@ class Labelled:
     devices: Sequence[str]
     own: Mask
     rest: Moments | None = None
+    stop: Callable[[], bool] | None = None
 
     def own_groups(self) -> int:
         """Return how many groups the station's own labels are of."""
@@ -120,6 +122,7 @@ class Labelled:
             own=self.own[rows],
             adaptation=adaptation,
             learned=moments,
+            stop=self.stop,
         )
 
 

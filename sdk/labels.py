@@ -26,6 +26,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
@@ -244,6 +245,9 @@ class Chain(NamedTuple):
         return Chain(self.device, entry.seq, entry_hash(entry))
 
 
+_BY: Final = attrgetter("class_id", "device")
+
+
 @dataclass(frozen=True, slots=True)
 class _Labelled(Said):
     class_id: bytes | None
@@ -306,6 +310,9 @@ class Fold:
         self._order: list[bytes] = []
         self._rows = bytearray()
         self._digest: str | None = None
+        # And those of its rows that have a code, in the same order.
+        self._coded_order: list[bytes] = []
+        self._coded_rows: list[LiveRow] = []
 
     def add_base(
         self,
@@ -395,10 +402,17 @@ class Fold:
         self._order[at : at + there] = [] if row is None else [sample]
         self._rows[at * ROW_BYTES : (at + there) * ROW_BYTES] = row or b""
         self._digest = None
+        coded = self.live(sample)
+        at = bisect_left(self._coded_order, sample)
+        there = at < len(self._coded_order) and self._coded_order[at] == sample
+        self._coded_order[at : at + there] = [] if coded is None else [sample]
+        self._coded_rows[at : at + there] = [] if coded is None else [coded]
 
     def _relive(self) -> None:
         """Bring the whole live set up to labels, codes and merges."""
         self._order, self._rows, self._digest = [], bytearray(), None
+        self._coded_rows = [row for row in map(self.live, sorted(self._codes)) if row is not None]
+        self._coded_order = [row.sample for row in self._coded_rows]
         for sample in sorted({*self._labels, *self._summed}):
             row = self._digested(sample)
             if row is not None:
@@ -503,12 +517,12 @@ class Fold:
         return None if label is None or label.class_id is None else self.canonical(label.class_id)
 
     def rows(self) -> Iterator[LiveRow]:
-        """Yield the live set's rows that have a code, in order of sample id, classes before merges."""
-        # Where samples are summed most are: do not walk over them.
-        for sample in sorted(self._codes) if self._summed else self._order:
-            row = self.live(sample)
-            if row is not None:
-                yield row
+        """Return the live set's rows that have a code, in order of sample id, classes before merges."""
+        return iter(self._coded_rows)
+
+    def labels_by(self) -> Counter[tuple[bytes, str]]:
+        """Return how many rows with a code there are by class, before merges, and by who labelled them."""
+        return Counter(map(_BY, self._coded_rows))
 
     def live_samples(self) -> int:
         """Return the size of the live set, summed samples included."""
@@ -541,17 +555,18 @@ class Fold:
 
     def live_set(self) -> LiveSet:
         """Return the live set, classes after merges."""
-        rows = list(self.rows())
-        class_ids = tuple(self.canonical(row.class_id) for row in rows)
-        codes = np.array([row.code for row in rows], np.int8).reshape(len(rows), self.feature_size)
+        # Made at every label, so by whole columns.
+        columns = tuple(zip(*self._coded_rows, strict=True)) or ((),) * len(LiveRow._fields)
+        samples, class_ids, groups, devices, codes, operators = columns
+        none = np.zeros(0, np.int8)
         return LiveSet(
             space=self.space,
-            samples=tuple(row.sample for row in rows),
-            class_ids=class_ids,
-            groups=tuple(row.group for row in rows),
-            devices=tuple(row.device for row in rows),
-            operators=tuple(row.operator for row in rows),
-            codes=codes,
+            samples=samples,
+            class_ids=tuple(map(self.canonical, class_ids)) if self._parent else class_ids,
+            groups=groups,
+            devices=devices,
+            operators=operators,
+            codes=np.concatenate((none, *codes)).reshape(len(codes), self.feature_size),
             digest=self.digest(),
             summed=len(self._summed),
             unapplied=len(self.unapplied()),

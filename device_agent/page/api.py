@@ -7,13 +7,14 @@ OpenAPI is at /openapi.json.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,7 +33,7 @@ from device_agent.report import State
 from device_agent.station import Station
 from device_agent.store import HeadRow, Sample, SampleStatus
 from device_agent.trigger import MAX_PART_CHARS
-from sdk.errors import LabelError
+from sdk.errors import LabelError, StoreFull
 from sdk.images import decode
 from sdk.score import Score, score
 
@@ -343,12 +344,21 @@ class Routes:
 
     # -- samples --------------------------------------------------------------------------------------------------
 
-    def get_queue(self, limit: Limit = 20) -> list[SampleOut]:
+    def get_queue(self, background: BackgroundTasks, limit: Limit = 20) -> list[SampleOut]:
         """Samples an operator is asked about, most important first; what somebody could not tell comes last."""
-        waiting = self.station.store.queue(self.station.store.limits.queue)
+        # Not the whole queue, but as much that what comes last is known to come last.
+        waiting = self.station.store.queue(max(limit, MAX_COMPARED) + self.unsure.count())
         unsure = self.unsure.among([s.sample_id for s in waiting])
         waiting.sort(key=lambda s: s.sample_id in unsure)  # stable
+        background.add_task(self._expect_labels, [s.sample_id for s in waiting[:limit]])
         return self.samples_out(waiting[:limit], alike(waiting[:MAX_COMPARED]))
+
+    def _expect_labels(self, samples: list[bytes]) -> None:
+        """Make pictures durable that will be labelled next, while somebody still looks at them."""
+        with contextlib.suppress(StoreFull):  # the label itself will say so
+            for sample in samples:
+                self.station.courtesy.give_way()
+                self.station.store.make_durable([sample])
 
     def get_samples(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, Final
@@ -11,7 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from device_agent.courtesy import Courtesy
 from device_agent.page.access import Access
 from device_agent.page.api import Routes
 from device_agent.page.asked import Unsure
@@ -58,6 +61,8 @@ _STATUS: Final[tuple[tuple[type[HeadwayError], int], ...]] = (
     (HeadwayError, 400),
 )
 """The first that fits."""
+SAVES: Final = frozenset({"/api/labels", "/api/labels/undo", "/api/classes"})
+"""Somebody with a finger over the next button waits for these."""
 
 
 def create_app(
@@ -91,6 +96,7 @@ def create_app(
     mount_shared(app)
     app.mount("/static", StaticFiles(directory=str(files("device_agent.page") / "static")), name="static")
     _add_errors(app)
+    app.add_middleware(SavesFirst, courtesy=station.courtesy)  # within the guard: not for whoever may not save
     app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure))
     counter = ShiftCounter(book)
     station.on_seen = counter.see
@@ -105,6 +111,20 @@ def create_app(
     app.include_router(people.router())
     app.include_router(Pages(routes, quality, people).router())
     return app
+
+
+class SavesFirst:
+    """Middleware: while a label is being saved, from the request to the answer, what can wait gives way."""
+
+    def __init__(self, app: ASGIApp, *, courtesy: Courtesy) -> None:
+        self._app = app
+        self._courtesy = courtesy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        saves = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in SAVES
+        with self._courtesy.saving() if saves else contextlib.nullcontext():
+            await self._app(scope, receive, send)
 
 
 class _ReleaseClasses:

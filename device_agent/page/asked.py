@@ -68,6 +68,10 @@ class Unsure:
             with self._book.transaction(durable=False) as db:
                 db.executemany("DELETE FROM unsure WHERE sample = ?", [(sample,) for sample in samples])
 
+    def count(self) -> int:
+        """Return of how many samples that was said."""
+        return int(self._book.value("SELECT count(*) FROM unsure"))
+
     def among(self, samples: Collection[bytes]) -> set[bytes]:
         """Return those of these samples that somebody could not tell."""
         if not samples:

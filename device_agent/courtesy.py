@@ -1,0 +1,66 @@
+"""Work that can wait gives way while somebody waits for a label to be saved.
+
+Learning and trials share the interpreter with the page, and run at a lower priority. On a busy machine a save that
+needs the interpreter a dozen times would wait a dozen times for a thread that is itself waiting for a core: with
+1,200 labels and a trial running, 95 % of saves took up to 374 ms that way (docs/page.md). So whoever computes asks
+`give_way` between its steps, and stops there while a save is on its way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+GIVE_WAY_S: Final = 0.5
+"""Five times what a save may take."""
+SWITCH_S: Final = 0.0005
+"""Within this a thread that computes in Python lets others in: ten times sooner than Python's default, because a
+save asks for the interpreter after each of its dozen reads and writes."""
+
+
+class Courtesy:
+    """Knows whether a save is on its way. Any thread may call.
+
+    Args:
+        give_way_s: A save that takes longer than this holds nobody up any more: it waits for something else.
+    """
+
+    def __init__(self, give_way_s: float = GIVE_WAY_S) -> None:
+        self._give_way_s = give_way_s
+        self._lock = threading.Lock()
+        self._saves = 0
+        self._free = threading.Event()
+        self._free.set()
+        self._until_s = 0.0
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Let what can wait give way until this ends."""
+        with self._lock:
+            self._saves += 1
+            self._until_s = time.monotonic() + self._give_way_s
+            self._free.clear()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._saves -= 1
+                if not self._saves:
+                    self._free.set()
+
+    def give_way(self) -> None:
+        """Return when no save is on its way, or the newest takes too long. Costs nothing where there is none."""
+        while not self._free.is_set():
+            left_s = self._until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self._free.wait(left_s)
+
+
+def switch_often() -> None:
+    """Let threads of this process that only answer come in between those that compute."""
+    sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))

@@ -1,0 +1,160 @@
+"""Saves first: what can wait gives way to them, and a save never waits for learning."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device_agent.courtesy import SWITCH_S, Courtesy, switch_often
+from device_agent.images import ImageFolder
+from device_agent.learner import Learner
+from device_agent.queue import QueuePolicy
+from device_agent.store import SampleStatus, Store
+from sdk.bundle import Bundle
+from tests.builders import class_id_of, make_bundle
+from tests.test_learner import see
+
+SCRATCH = class_id_of("scratch")
+DEADLINE_S = 60.0
+EVERYTHING = QueuePolicy(ask_below=1.01, spot_check_share=1.0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "two-classes")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data", "line-1") as opened:
+        yield opened
+
+
+def test_labels_are_saved_while_learning_gives_way(bundle: Bundle, store: Store) -> None:
+    courtesy = Courtesy(give_way_s=DEADLINE_S)
+    learner = Learner(bundle, None, store, courtesy=courtesy)
+    scratches = [see(store, bundle, "scratch", i) for i in range(4)]
+    before = learner.head
+    learner.start()
+    try:
+        with courtesy.saving():
+            for scratch in scratches:
+                learner.label(scratch, SCRATCH, "ann")
+            saved = [sample.sample_id for sample in store.samples(limit=10, status=SampleStatus.LABELLED)]
+            assert set(saved) == set(scratches)
+            assert learner.head is before  # nothing was learned meanwhile
+        assert learner.wait_until_idle(DEADLINE_S)
+        assert learner.head.samples == before.samples + len(scratches)
+    finally:
+        learner.stop()
+
+
+def test_a_save_that_hangs_holds_learning_up_for_a_while_only(bundle: Bundle, store: Store) -> None:
+    courtesy = Courtesy(give_way_s=0.0)
+    learner = Learner(bundle, None, store, courtesy=courtesy)
+    scratch = see(store, bundle, "scratch", 0)
+    learner.start()
+    try:
+        with courtesy.saving():
+            learner.label(scratch, SCRATCH, "ann")
+            assert learner.wait_until_idle(DEADLINE_S)
+    finally:
+        learner.stop()
+
+
+def test_whoever_computes_waits_for_the_last_of_several_saves() -> None:
+    courtesy, went_on = Courtesy(give_way_s=DEADLINE_S), threading.Event()
+    one, other = courtesy.saving(), courtesy.saving()
+    one.__enter__()
+    other.__enter__()
+
+    def compute() -> None:
+        courtesy.give_way()
+        went_on.set()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    one.__exit__(None, None, None)
+    assert not went_on.is_set()
+    other.__exit__(None, None, None)
+    assert went_on.wait(DEADLINE_S)
+    thread.join()
+
+
+def test_a_save_that_is_refused_lets_learning_go_on() -> None:
+    courtesy = Courtesy(give_way_s=DEADLINE_S)
+    with pytest.raises(ValueError, match="refused"), courtesy.saving():
+        raise ValueError("refused")
+    courtesy.give_way()  # returns
+
+
+def test_threads_that_compute_let_others_in_soon() -> None:
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        switch_often()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S, rel=0.05)
+        sys.setswitchinterval(SWITCH_S / 10)  # somebody wants it sooner still
+        switch_often()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S / 10, rel=0.05)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_questions_of_an_earlier_head_are_asked_anew_although_labels_kept_coming(
+    bundle: Bundle, store: Store
+) -> None:
+    """A newer label ends the asking; one that changes nothing must not be the last word."""
+
+    began, defined = threading.Event(), list[bytes]()
+
+    class Meanwhile(Courtesy):
+        """Somebody defines a class as soon as the label is learned."""
+
+        def give_way(self) -> None:
+            if began.is_set() and not defined and learner.head.samples > before:
+                defined.append(learner.define_class("dent", "ann"))
+
+    waiting = [see(store, bundle, "scratch", i, status=SampleStatus.QUEUED, reason="old") for i in range(3)]
+    labelled = see(store, bundle, "scratch", 9)
+    learner = Learner(bundle, None, store, policy=EVERYTHING, courtesy=Meanwhile())
+    before = learner.head.samples
+    began.set()
+    learner.start()
+    try:
+        learner.label(labelled, SCRATCH, "ann")
+        assert learner.wait_until_idle(DEADLINE_S)
+    finally:
+        learner.stop()
+    assert defined
+    assert {sample.sample_id for sample in store.queue(10)} == set(waiting)
+    assert all(sample.reason != "old" for sample in store.queue(10))
+
+
+def test_a_picture_that_is_written_again_is_synced_again(tmp_path: Path) -> None:
+    """What is on disk under its name may have been damaged; then it is not durable any more."""
+    folder = ImageFolder(tmp_path / "images")
+    image = b"a picture"
+    sample = hashlib.sha256(image).digest()
+    folder.put(sample, image)
+    folder.sync(sample)
+    assert folder.is_durable(sample)
+    folder.put(sample, image)
+    assert folder.is_durable(sample)
+    folder._path(sample).write_bytes(b"")
+    folder.put(sample, image)
+    assert not folder.is_durable(sample)
+    folder.sync(sample)
+    folder.drop([sample])
+    assert not folder.is_durable(sample)
+
+
+def test_nothing_is_durable_that_is_not_there(store: Store) -> None:
+    nowhere = bytes(32)
+    store.make_durable([nowhere])
+    assert store.image(nowhere) is None
