@@ -13,7 +13,7 @@ import pytest
 from device_agent.courtesy import SWITCH_S, Courtesy, switch_often
 from device_agent.images import ImageFolder
 from device_agent.learner import Learner
-from device_agent.queue import QueuePolicy
+from device_agent.queue import Question, QueuePolicy
 from device_agent.store import SampleStatus, Store
 from sdk.bundle import Bundle
 from tests.builders import class_id_of, make_bundle
@@ -109,29 +109,30 @@ def test_threads_that_compute_let_others_in_soon() -> None:
 def test_questions_of_an_earlier_head_are_asked_anew_although_labels_kept_coming(
     bundle: Bundle, store: Store
 ) -> None:
-    """A newer label ends the asking; one that changes nothing must not be the last word."""
-
-    began, defined = threading.Event(), list[bytes]()
+    """What comes meanwhile ends the asking; where it changes no label, it must not be the last word."""
+    undoing, defined = threading.Event(), list[bytes]()
 
     class Meanwhile(Courtesy):
-        """Somebody defines a class as soon as the label is learned."""
+        """Somebody defines classes while a label is being unlearned."""
 
         def give_way(self) -> None:
-            if began.is_set() and not defined and learner.head.samples > before:
-                defined.append(learner.define_class("dent", "ann"))
+            if undoing.is_set() and len(defined) < 4:  # at each step before the asking, and at the asking
+                defined.append(learner.define_class(f"dent {len(defined)}", "ann"))
 
-    waiting = [see(store, bundle, "scratch", i, status=SampleStatus.QUEUED, reason="old") for i in range(3)]
+    waiting = [see(store, bundle, "scratch", i, status=SampleStatus.QUEUED, reason="new") for i in range(3)]
     labelled = see(store, bundle, "scratch", 9)
     learner = Learner(bundle, None, store, policy=EVERYTHING, courtesy=Meanwhile())
-    before = learner.head.samples
-    began.set()
     learner.start()
     try:
         learner.label(labelled, SCRATCH, "ann")
         assert learner.wait_until_idle(DEADLINE_S)
+        store.requeue({each: Question("old", 1.0) for each in waiting})
+        undoing.set()
+        learner.label(labelled, None, "ann")
+        assert learner.wait_until_idle(DEADLINE_S)
     finally:
         learner.stop()
-    assert defined
+    assert len(defined) == 4
     assert {sample.sample_id for sample in store.queue(10)} == set(waiting)
     assert all(sample.reason != "old" for sample in store.queue(10))
 
