@@ -45,7 +45,7 @@ from device_agent.station import Station
 from device_agent.stick import Inbox
 from device_agent.store import Store, StoreLimits
 from device_agent.systemd import Notifier, Watchdog
-from device_agent.trigger import MqttTrigger
+from device_agent.trigger import MqttTrigger, PartLot
 from device_agent.trust import Gate
 from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
@@ -222,7 +222,7 @@ class Agent:
         assert self.site.mqtt is not None
         settings = MqttSettings(**msgspec.structs.asdict(self.site.mqtt))
         if self.site.trigger is not None and self.site.trigger.topic is not None:
-            self.trigger = MqttTrigger(settings, self.site.device, self.site.trigger.topic, self.flow.trigger)
+            self.trigger = MqttTrigger(settings, self.site.device, self.site.trigger.topic, self._trigger)
         self._sync = Sync(
             settings,
             self.store,
@@ -247,6 +247,9 @@ class Agent:
         serving = self.station.serving
         if serving is not None:
             serving.learner.received(records)
+
+    def _trigger(self, named: PartLot) -> None:
+        self.flow.trigger(*named)
 
     def _log_grew(self) -> None:
         if self._sync is not None:

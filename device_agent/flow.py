@@ -255,12 +255,13 @@ class Flow:
             "parts": parts,
         }
 
-    def trigger(self, part: str) -> str:
+    def trigger(self, part: str, lot: str = "") -> str:
         """Say that a part stands before the cameras now; return its id. Its verdict comes by `on_part` in any
         case.
 
         Args:
             part: Its id; empty for one that is made of the time.
+            lot: The lot that it is of, if anybody knows.
 
         Raises:
             TriggerRefused: the station runs free, or as many parts as may wait are waiting; the part is rejected.
@@ -268,7 +269,7 @@ class Flow:
         """
         now_utc, now_s = self._clock(), time.monotonic()
         part = part or f"{datetime.fromtimestamp(now_utc, timezone.utc):%Y%m%dT%H%M%S.%f}"
-        trigger = Trigger(part, now_utc, now_s)
+        trigger = Trigger(part, now_utc, now_s, lot)
         with self._due:
             try:
                 if self.triggers is None:
@@ -358,7 +359,7 @@ class Flow:
                 left = 0 if trigger is None else self._settings.frames
             if trigger is None or (camera.live and shot.at_s < trigger.at_s + self._settings.delay_s):
                 continue
-            shot = replace(shot, camera=number).of_part(trigger.part, self._station.store.device)
+            shot = replace(shot, camera=number).of_part(trigger.part, self._station.store.device, trigger.lot)
             if not self._intake.put(Taken(shot, trigger), stop):
                 return
             left -= 1

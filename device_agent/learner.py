@@ -57,6 +57,7 @@ from sdk.labels import (
 )
 from sdk.liveset import LiveRow, LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
+from sdk.reason import Reason, sentences
 from sdk.score import LeftOut, Score
 from sdk.sources import Hold
 from sdk.wire import HeadState
@@ -75,8 +76,8 @@ _AT_ONCE: Final = 4
 """More changes than this at a time, as a fleet's log brings them, are as quickly solved as updated."""
 _ASKED_AT_ONCE: Final = 32
 """Questions asked anew in one go: about a millisecond's work, and one short write."""
-_STOPPED: Final = "The agent stopped before its trial had ended."
-_SUPERSEDED: Final = "A newer label came before its trial had ended."
+_STOPPED: Final = Reason("stopped")
+_SUPERSEDED: Final = Reason("superseded")
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,8 @@ class LearnerStatus:
         own_labels: Samples in it that operators labelled on this device.
         label_to_live_ms: From the last label being durable to its head serving; None before the first.
         outcome: How the newest head's trial ended.
-        reason: Why, in words for the page.
+        reason: Why, in English.
+        why: The same as codes with values.
         score: The honest score of the newest head that was tried; None before the first trial.
         busy: Something is being learned or tried.
         fault: What last went wrong, None if nothing.
@@ -157,6 +159,7 @@ class LearnerStatus:
     label_to_live_ms: float | None
     outcome: Outcome
     reason: str
+    why: tuple[Reason, ...]
     score: Score | None
     busy: bool
     fault: str | None
@@ -274,8 +277,8 @@ class Learner:
                 through=0,
                 samples=self._fold.live_samples(),
                 outcome=Outcome.CONFIRMED,
-                reason="It came with the release.",
             )
+            last = _ended(last, Outcome.CONFIRMED, Reason("with-release"))
             self._put_head(last)
         else:
             if last.calibration is not None:
@@ -284,7 +287,7 @@ class Learner:
                 adaptation = msgspec.msgpack.decode(last.adaptation, type=Adaptation)
         unfinished = self._store.last_head(self.space, [Outcome.PROVISIONAL])
         if unfinished is not None:
-            self._put_head(replace(unfinished, outcome=Outcome.SUPERSEDED, reason=_STOPPED))
+            self._put_head(_ended(unfinished, Outcome.SUPERSEDED, _STOPPED))
         self._catch_up(through=last.through)
         self._changes.clear()
         live = self._fold.live_set()
@@ -499,6 +502,7 @@ class Learner:
                 label_to_live_ms=self._label_to_live_ms,
                 outcome=last.outcome,
                 reason=last.reason,
+                why=last.why,
                 score=score_of(last),
                 busy=not self._idle(),
                 fault=self._fault,
@@ -719,7 +723,7 @@ class Learner:
             active, last = self._active, self._last
             self._changed.notify_all()
         if superseded is not None:
-            self._put_head(replace(superseded.row, outcome=Outcome.SUPERSEDED, reason=_SUPERSEDED))
+            self._put_head(_ended(superseded.row, Outcome.SUPERSEDED, _SUPERSEDED))
         if last.outcome is Outcome.PROVISIONAL:
             self._put_head(last)
         self._ask_again(active)
@@ -883,10 +887,9 @@ class Learner:
             names=lambda class_id: self._name(names, class_id),
             own=frozenset(s for s, own in zip(live.samples, station.own, strict=True) if own),
         )
+        outcome = Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK
         row = replace(
-            candidate.row,
-            outcome=Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK,
-            reason=" ".join([end.reason, *_more(choice, harm)]),
+            _ended(candidate.row, outcome, end.why, *_more(choice, harm)),
             score=None if end.score is None else _pack(end.score),
             calibration=_pack(end.calibration),
             adaptation=None if choice.adaptation == UNADAPTED else _pack(choice.adaptation),
@@ -999,18 +1002,20 @@ def score_of(row: HeadRow) -> Score | None:
     return None if row.score is None else msgspec.msgpack.decode(row.score, type=Score)
 
 
-def _more(choice: Choice, harm: Harm | None) -> list[str]:
-    """Return what else an operator should know of a trial, in sentences."""
+def _ended(row: HeadRow, outcome: Outcome, *why: Reason) -> HeadRow:
+    """Return a head's row with how its trial ended, and why."""
+    return replace(row, outcome=outcome, reason=sentences(why), why=why)
+
+
+def _more(choice: Choice, harm: Harm | None) -> list[Reason]:
+    """Return what else an operator should know of a trial."""
     found = []
     if choice.adaptation.shift:
-        found.append("It allows for this station's pictures looking different.")
+        found.append(Reason("shifted"))
     if choice.adaptation.own_weight > 1:
-        found.append(f"This station's own labels count {choice.adaptation.own_weight} times.")
+        found.append(Reason("own-weight", times=choice.adaptation.own_weight))
     if harm is not None:
-        found.append(
-            f"Labels from {harm.source} do not fit here: parts labelled here are recognised {harm.recall:.0%} of "
-            f"the time, {harm.recall_without:.0%} without them."
-        )
+        found.append(Reason("harm", name=harm.source, share=harm.recall_without, before=harm.recall))
     return found
 
 

@@ -19,6 +19,7 @@ from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
 from sdk.drift import Drift
+from sdk.reason import Reason
 from sdk.score import Score
 from sdk.wire import Verdict
 
@@ -64,6 +65,26 @@ class HarmReport:
 
 
 @dataclass(frozen=True)
+class NamedShare:
+    """A class, and how often it is recognised."""
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class ReasonReport:
+    """Why a trial ended as it did, as a code with values, for whoever says it in another language."""
+
+    code: str
+    name: str
+    share: float
+    before: float
+    times: int
+    classes: list[NamedShare]
+
+
+@dataclass(frozen=True)
 class HeadReport:
     """The head that decides.
 
@@ -73,7 +94,8 @@ class HeadReport:
         digest: Digest of the live set it was solved from.
         samples: Size of that set.
         trial: How the newest head's trial ended: provisional, confirmed, taken_back or superseded.
-        reason: Why, in an operator's words.
+        reason: Why, in English.
+        why: The same as codes with values.
         busy: Something is being learned or tried just now.
         own_weight: An own label counts as so many labels from elsewhere.
         shifted: Whether it allows for this station's pictures looking different from the release's.
@@ -86,6 +108,7 @@ class HeadReport:
     samples: int
     trial: str
     reason: str
+    why: list[ReasonReport]
     busy: bool
     own_weight: int
     shifted: bool
@@ -399,11 +422,20 @@ def _head(serving: Serving, status: LearnerStatus) -> HeadReport:
         samples=active.samples,
         trial=status.outcome.value,
         reason=status.reason,
+        why=reason_reports(status.why),
         busy=status.busy,
         own_weight=status.adaptation.own_weight,
         shifted=bool(status.adaptation.shift),
         harm=None if harm is None else HarmReport(harm.source, harm.samples, harm.recall, harm.recall_without),
     )
+
+
+def reason_reports(why: Sequence[Reason]) -> list[ReasonReport]:
+    """Return reasons as the interface says them."""
+    return [
+        ReasonReport(r.code, r.name, r.share, r.before, r.times, [NamedShare(*each) for each in r.classes])
+        for r in why
+    ]
 
 
 def _score(score: Score | None, classes: Sequence[ClassInfo]) -> ScoreReport | None:

@@ -370,7 +370,9 @@ class Station:
         """Return labels to look at again. See `Learner.suspects`."""
         return self.require().learner.suspects(limit)
 
-    def inspect(self, data: bytes, *, keep: bool = False, part: str = "", source: str = "inspect") -> Seen:
+    def inspect(
+        self, data: bytes, *, keep: bool = False, part: str = "", source: str = "inspect", lot: str = ""
+    ) -> Seen:
         """Decide about an encoded image that somebody sends.
 
         Args:
@@ -378,6 +380,7 @@ class Station:
             keep: Store it as a sample, so that it can be labelled.
             part: What must not be told apart by score; the image by itself where it is empty.
             source: For people.
+            lot: The lot that the part is of.
 
         Raises:
             BadImages: it is no usable image.
@@ -386,7 +389,7 @@ class Station:
         """
         frame, captured_utc = decode(data), time.time()
         group = f"{self.store.device}/{part or sample_id(data).hex()[:32]}"[:200]
-        shot = Shot(frame, captured_utc, group, source, data)
+        shot = Shot(frame, captured_utc, group, source, data, lot=lot)
         look = self.look(self.prepare([shot])).looks[0]
         head = look.active.head
         scores = dict(zip(head.class_ids, map(float, head.scores(look.code[None])[0]), strict=True))
@@ -508,4 +511,5 @@ def _sample(look: Look, decision: Decision) -> Sample:
         reason="" if question is None else question.reason,
         priority=0.0 if question is None else question.priority,
         source=shot.source,
+        lot=shot.lot,
     )

@@ -52,6 +52,7 @@ from sdk.labels import (
     check_record,
     entry_hash,
 )
+from sdk.reason import Reason
 from sdk.wire import UpdateState
 
 T = TypeVar("T")
@@ -94,6 +95,7 @@ _MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     ("ALTER TABLE heads ADD COLUMN adaptation BLOB",),
     ("ALTER TABLE samples ADD COLUMN size_bytes INTEGER NOT NULL DEFAULT 0",),
+    ("ALTER TABLE heads ADD COLUMN why BLOB", "ALTER TABLE samples ADD COLUMN lot TEXT NOT NULL DEFAULT ''"),
 )
 """Statements from schema n to n + 1; `PRAGMA user_version` says how many have been run."""
 
@@ -125,6 +127,7 @@ class Sample:
         reason: Why the operator is asked, in words for the page.
         priority: Order of the queue, higher first.
         source: The file or camera it came from.
+        lot: The lot that its part is of; empty where nobody said.
     """
 
     sample_id: bytes
@@ -141,6 +144,7 @@ class Sample:
     reason: str = ""
     priority: float = 0.0
     source: str = ""
+    lot: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,10 +178,11 @@ class HeadRow:
         through: Arrival number of the last record in that live set.
         samples: Size of the live set.
         outcome: How its trial ended.
-        reason: Why, in words for the page.
+        reason: Why, in English.
         score: MessagePack of its honest score, once it has one.
         calibration: MessagePack of its calibration, once it has its own.
         adaptation: MessagePack of how own samples count in it; None where they count as all others.
+        why: The reason as codes with values; empty for rows of before they were kept.
     """
 
     number: int
@@ -191,6 +196,7 @@ class HeadRow:
     score: bytes | None = None
     calibration: bytes | None = None
     adaptation: bytes | None = None
+    why: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -635,12 +641,12 @@ class Store:
     def _upsert_sample(self, db: sqlite3.Connection, s: Sample, size_bytes: int) -> tuple[SampleStatus, int]:
         """Return the status, and by how much the pictures grew."""
         old = self._db.row(
-            "SELECT status, part, reason, priority, size_bytes FROM samples WHERE sample = ?", s.sample_id
+            "SELECT status, part, reason, priority, size_bytes, lot FROM samples WHERE sample = ?", s.sample_id
         )
         status, group, reason, priority = s.status, s.group, s.reason, s.priority
-        before = 0
+        before, lot = 0, s.lot
         if old is not None:
-            group, before = old[1], old[4]
+            group, before, lot = old[1], old[4], s.lot or old[5]
             size_bytes = size_bytes or before
             was = SampleStatus(old[0])
             if was is SampleStatus.LABELLED or (was is SampleStatus.QUEUED and status is SampleStatus.SEEN):
@@ -651,7 +657,7 @@ class Store:
                 status, reason, priority = SampleStatus.SEEN, "", 0.0
         db.execute(
             "REPLACE INTO samples VALUES ((SELECT coalesce(max(arrival), 0) + 1 FROM samples),"
-            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 s.sample_id,
                 s.captured_utc,
@@ -668,6 +674,7 @@ class Store:
                 priority,
                 s.source,
                 size_bytes,
+                lot,
             ),
         )
         return status, size_bytes - before
@@ -777,7 +784,7 @@ class Store:
         """Store a head's row, new or with its trial's outcome; superseded ones are forgotten first."""
         with self._db.transaction(durable=False) as db:
             db.execute(
-                "REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     row.number,
                     row.created_utc,
@@ -790,6 +797,7 @@ class Store:
                     row.score,
                     row.calibration,
                     row.adaptation,
+                    _encoder.encode(row.why) if row.why else None,
                 ),
             )
             db.execute(
@@ -899,7 +907,7 @@ def check_store(file: Path, *, whole: bool) -> StoreFacts:
 
 _SAMPLE_COLUMNS: Final = (
     "sample, captured_utc, part, space, code, decision, class_id, probability, novelty, unknown, status, reason,"
-    " priority, source"
+    " priority, source, lot"
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -959,11 +967,13 @@ def _sample(row: tuple[Any, ...]) -> Sample:
         reason=row[11],
         priority=row[12],
         source=row[13],
+        lot=row[14],
     )
 
 
 def _head(row: tuple[Any, ...]) -> HeadRow:
-    number, created_utc, space, digest, through, samples, outcome, reason, score, calibration, adaptation = row
+    number, created_utc, space, digest, through, samples, outcome, reason, score, calibration, *rest = row
+    adaptation, why = rest
     return HeadRow(
         number=number,
         created_utc=created_utc,
@@ -976,4 +986,5 @@ def _head(row: tuple[Any, ...]) -> HeadRow:
         score=score,
         calibration=calibration,
         adaptation=adaptation,
+        why=() if why is None else msgspec.msgpack.decode(why, type=tuple[Reason, ...]),
     )

@@ -23,13 +23,14 @@ from sdk.head import UNCALIBRATED, Calibration, Head, Knobs
 from sdk.labels import Fold
 from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
+from sdk.reason import Reason
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
 from sdk.verdict import trial
 
-TOO_FEW: Final = "There are too few groups to score it yet."
+TOO_FEW: Final = Reason("too-few")
 OWN_GROUPS: Final = 5
 """As many own groups of a class judge it alone: fewer are too easily won or lost by chance."""
-FIRST_SCORE: Final = "This is the first score; there was nothing to compare it with."
+FIRST_SCORE: Final = Reason("first-score")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Judgement:
     """How a trial ended: whether the head stays, why, its honest score where it has one, and its calibration."""
 
     keep: bool
-    reason: str
+    why: Reason
     score: Score | None
     calibration: Calibration
 
@@ -174,8 +175,8 @@ def judge(
     calibration = calibrate(after, confirmed_calibration.false_alarm_rate)
     old = None if before is None else (before, confirmed_calibration)
     verdict = trial(old, (after, calibration), names=names, judged=_judged(after, own) if own else None)
-    reason = FIRST_SCORE if old is None else verdict.reason
-    return Judgement(verdict.keep, reason, verdict.after, calibration)
+    why = FIRST_SCORE if old is None else verdict.why
+    return Judgement(verdict.keep, why, verdict.after, calibration)
 
 
 def _judged(after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes]:

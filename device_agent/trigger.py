@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from sdk.errors import NoRelease, RemoteWireError, TriggerRefused
 from sdk.mqtt import Message, MqttSession, MqttSettings
@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 MAX_PART_CHARS: Final = 150
 """A part id; with the device's it is a group, of at most 200."""
+MAX_LOT_CHARS: Final = 64
+"""A lot, batch or heat number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +33,13 @@ class Trigger:
         part: Its id.
         at_utc: Seconds since 1970.
         at_s: Monotonic time.
+        lot: The lot that it is of; empty where nobody said.
     """
 
     part: str
     at_utc: float
     at_s: float
+    lot: str = ""
 
 
 class Triggers:
@@ -85,27 +89,36 @@ class Triggers:
             return waiting.popleft() if waiting else None
 
 
-def part_of(payload: bytes) -> str:
-    """Return the part id that a trigger's message names: plain text, or JSON with a member `part`; empty for none.
+class PartLot(NamedTuple):
+    """A part id and the lot that it is of; each empty where nobody said."""
+
+    part: str
+    lot: str
+
+
+def part_of(payload: bytes) -> PartLot:
+    """Return the part that a trigger's message names: plain text, or JSON with a member `part` and maybe `lot`.
 
     Raises:
         RemoteWireError: it is neither, or too long.
 
-    >>> part_of(b"4711"), part_of(b'{"part": "4711", "shift": 2}'), part_of(b"")
-    ('4711', '4711', '')
+    >>> part_of(b"4711"), part_of(b'{"part": "4711", "lot": "B7", "shift": 2}').lot, part_of(b"").part
+    (PartLot(part='4711', lot=''), 'B7', '')
     """
     try:
-        text = payload[: 64 * MAX_PART_CHARS].decode("utf-8").strip()
+        text, lot = payload[: 64 * MAX_PART_CHARS].decode("utf-8").strip(), ""
         if text.startswith("{"):
-            text = json.loads(text)["part"]
-        if not isinstance(text, str) or len(text) > MAX_PART_CHARS or not text.isprintable():
-            raise ValueError(f"a part id is up to {MAX_PART_CHARS} printable characters")
+            named = json.loads(text)
+            text, lot = named["part"], named.get("lot", "")
+        for each, longest in ((text, MAX_PART_CHARS), (lot, MAX_LOT_CHARS)):
+            if not isinstance(each, str) or len(each) > longest or not each.isprintable():
+                raise ValueError(f"a part id or lot is up to {longest} printable characters")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RemoteWireError(
             f"a trigger of {len(payload)} bytes names no part: {str(error)[:80]}",
             hint='Send the part id as text, or as JSON: {"part": "4711"}.',
         ) from error
-    return text
+    return PartLot(text, lot)
 
 
 class MqttTrigger:
@@ -119,10 +132,10 @@ class MqttTrigger:
         settings: The broker.
         device: This device's id.
         topic: Where the triggers come.
-        fire: Takes the part id.
+        fire: Takes the part.
     """
 
-    def __init__(self, settings: MqttSettings, device: str, topic: str, fire: Callable[[str], object]) -> None:
+    def __init__(self, settings: MqttSettings, device: str, topic: str, fire: Callable[[PartLot], object]) -> None:
         self._topic, self._fire = topic, fire
         cert_file = settings.trigger_cert_file or settings.cert_file
         self._session = MqttSession(

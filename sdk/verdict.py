@@ -1,4 +1,4 @@
-"""The trial of a head: keep it or take it back, by left-out scores of both, in an operator's words."""
+"""The trial of a head: keep it or take it back, by left-out scores of both, and why."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ import numpy as np
 
 from sdk.head import Calibration
 from sdk.moments import Floats
+from sdk.reason import Reason
 from sdk.score import LeftOut, Score, decisions_right, score
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a provisional head may stay, and why, in an operator's words."""
+    """Whether a provisional head may stay, and why."""
 
     keep: bool
-    reason: str
+    why: Reason
     before: Score | None
     after: Score
+
+    @property
+    def reason(self) -> str:
+        """Why, in an operator's words."""
+        return self.why.sentence()
 
 
 MAX_DROP: Final = 0.02
@@ -59,37 +65,34 @@ def trial(
     """
     new = score(*after)
     if before is None:
-        return Verdict(True, "This is the first head.", None, new)
+        return Verdict(True, Reason("first-head"), None, new)
     old = score(*before)
     paired = _pair(before, after, judged)
     if not paired.classes:
-        return Verdict(True, "There was nothing to compare with yet.", old, new)
+        return Verdict(True, Reason("nothing-to-compare"), old, new)
     change = paired.after - paired.before
     worst = int(change.argmin())
-    what = f"{names(paired.classes[worst])}"
-    shares = f"{paired.after[worst]:.0%} of the time (before: {paired.before[worst]:.0%})"
+
+    def about_worst(code: str, classes: tuple[tuple[str, float], ...] = ()) -> Reason:
+        share, was = float(paired.after[worst]), float(paired.before[worst])
+        return Reason(code, name=names(paired.classes[worst]), share=share, before=was, classes=classes)
+
     if len(old.classes) == 1:
         # One class is known or unknown; telling it from another is a new ability, not a better or worse old one.
-        return Verdict(
-            True, f"It now tells {what} from other classes; {what} itself is recognised {shares}.", old, new
-        )
+        return Verdict(True, about_worst("tells-apart"), old, new)
     fresh = [c for c in new.classes if c.class_id not in paired.classes and c.class_id not in new.one_group]
     gained_recall = sum(c.recall * c.groups / (c.groups + CAUTION_GROUPS) for c in fresh)
     worth = (change.sum() + gained_recall) / (len(change) + len(fresh))
     lost, gained = paired.lost_groups, paired.gained_groups
     more_than_chance = lost >= MIN_LOST_GROUPS and lost - gained > np.sqrt(lost + gained)
     if more_than_chance and (worth < -MAX_DROP or change[worst] < -MAX_CLASS_DROP):
-        return Verdict(False, f"Taken back: {what} would be recognised only {shares}.", old, new)
+        return Verdict(False, about_worst("worse"), old, new)
     if fresh:
-        learned = " and ".join(f"{names(c.class_id)} ({c.recall:.0%})" for c in fresh)
-        price = (
-            f"the price is {what}, recognised {shares}"
-            if more_than_chance and change[worst] < -MAX_DROP
-            else "the others are as good as before"
-        )
-        return Verdict(True, f"It now also knows {learned}; {price}.", old, new)
-    word = "better" if change.mean() > 0.001 else "as good as before"
-    return Verdict(True, f"Known classes are {word}.", old, new)
+        learned = tuple((names(c.class_id), float(c.recall)) for c in fresh)
+        has_price = more_than_chance and change[worst] < -MAX_DROP
+        why = about_worst("also-knows-price", learned) if has_price else Reason("also-knows", classes=learned)
+        return Verdict(True, why, old, new)
+    return Verdict(True, Reason("better" if change.mean() > 0.001 else "as-good"), old, new)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cryptography import x509
 from device_agent.config import load_site
 from device_agent.store import Store
 from device_agent.sync import SyncCore
-from device_agent.trigger import MqttTrigger
+from device_agent.trigger import MqttTrigger, PartLot
 from sdk.chunks import ChunkFetcher
 from sdk.errors import BrokerError, KeyRefused
 from sdk.fleet.access import access_list, secure_config, trigger_topic
@@ -368,7 +368,7 @@ def test_labels_and_a_release_move_over_the_secured_broker(
 def test_the_sessions_of_one_device_do_not_throw_each_other_off(
     made: Plant, settings: dict[str, MqttSettings]
 ) -> None:
-    fired: list[str] = []
+    fired: list[PartLot] = []
     trigger = MqttTrigger(settings["a"], "a", trigger_topic(T, "a"), fired.append)
     with LiveDevice(settings["a"], "a") as device, Ear(settings["b"], "b") as controller:
         trigger.start()
@@ -383,7 +383,7 @@ def test_the_sessions_of_one_device_do_not_throw_each_other_off(
             assert device.session.connected
         finally:
             trigger.stop()
-    assert set(fired) == {"4711"}
+    assert {each.part for each in fired} == {"4711"}
 
 
 # Without a broker

@@ -112,7 +112,7 @@ def test_each_trigger_gets_a_frame_that_was_taken_after_it(store: Store, bundle:
     with Line(store, bundle, [camera], triggered()) as line:
         camera.push(frame_of("good", 99))
         for i in range(5):
-            line.flow.trigger(f"part {i}")
+            line.flow.trigger(f"part {i}", f"lot {i % 2}")
             camera.push(frame_of("pit", 50 + i), at_s=time.monotonic() - 30)  # before the part was there
             camera.push(frame_of("pit", i))
             until(lambda: len(line.parts) == i + 1)  # noqa: B023 - called before it changes
@@ -120,6 +120,8 @@ def test_each_trigger_gets_a_frame_that_was_taken_after_it(store: Store, bundle:
         until(lambda: line.station.counts.frames == 5)
         groups = {s.sample_id: s.group for s in store.samples(limit=50)}
         assert sorted(groups.values()) == [f"line-1/part {i}" for i in range(5)]
+        lots = {s.group: s.lot for s in store.samples(limit=50)}
+        assert lots == {f"line-1/part {i}": f"lot {i % 2}" for i in range(5)}
         looked_at = {part.finding.shot.sample_id for part in line.parts if part.finding is not None}
         assert looked_at == set(groups)
 

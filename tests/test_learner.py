@@ -285,7 +285,7 @@ def test_samples_that_the_backbone_was_trained_on_are_not_scored(tmp_path: Path,
     status = learner.status()
     assert status.score is not None
     assert (status.score.samples, status.live_samples) == (2, 26)
-    assert status.reason == FIRST_SCORE
+    assert status.reason == FIRST_SCORE.sentence()
 
 
 # -- taken back

@@ -15,7 +15,7 @@ import pytest
 
 from device_agent.agent import Agent
 from device_agent.config import FolderCamera, MqttTable, PageSettings, Site, TriggerSettings
-from device_agent.trigger import MAX_PART_CHARS, MqttTrigger, Trigger, Triggers, part_of
+from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS, MqttTrigger, PartLot, Trigger, Triggers, part_of
 from sdk.bundle import Bundle
 from sdk.errors import RemoteWireError, TriggerRefused
 from sdk.fleet.broker import Mosquitto
@@ -142,13 +142,13 @@ def test_a_retained_trigger_is_of_the_past_and_fires_nothing(mosquitto: Mosquitt
     sender.connect()
     sender.publish(TOPIC, b"old", retain=True)
     wait_for(lambda: echoes, DEADLINE_S)  # the broker has it
-    fired: list[str] = []
+    fired: list[PartLot] = []
     trigger = MqttTrigger(mosquitto.settings, "line-1", TOPIC, fired.append)
     trigger.start()
     wait_for(lambda: trigger.refused == 1, DEADLINE_S)
-    sender.publish(TOPIC, b'{"part": "new"}')
+    sender.publish(TOPIC, b'{"part": "new", "lot": "B7"}')
     wait_for(lambda: fired, DEADLINE_S)
-    assert fired == ["new"]
+    assert fired == [PartLot("new", "B7")]
     trigger.stop()
     sender.close()
 
@@ -166,6 +166,8 @@ def test_a_retained_trigger_is_of_the_past_and_fires_nothing(mosquitto: Mosquitt
         b"a\x00b",
         b'{"part": "a\\nb"}',
         b"{" * 100_000,
+        b'{"part": "7", "lot": 7}',
+        b'{"part": "7", "lot": "%s"}' % (b"x" * (MAX_LOT_CHARS + 1)),
     ],
 )
 def test_a_message_that_names_no_part_is_refused(payload: bytes) -> None:

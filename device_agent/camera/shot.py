@@ -84,6 +84,7 @@ class Shot:
         camera: Number of the station's camera that took it.
         box: Where it lies in the camera's frame, if it is a tile.
         tile: Its number among the frame's tiles.
+        lot: The lot that its part is of; empty where nobody said.
     """
 
     frame: Frame
@@ -96,6 +97,7 @@ class Shot:
     camera: int = 0
     box: Box | None = None
     tile: int = 0
+    lot: str = ""
 
     @cached_property
     def data(self) -> bytes:
@@ -107,9 +109,9 @@ class Shot:
         """SHA-256 of `data`, 32 bytes."""
         return sample_id(self.data)
 
-    def of_part(self, part: str, device: str) -> Shot:
+    def of_part(self, part: str, device: str, lot: str = "") -> Shot:
         """Return the same frame as one of a part."""
-        return replace(self, part=part, group=group_id(device, part))
+        return replace(self, part=part, group=group_id(device, part), lot=lot)
 
 
 class Camera(Protocol):

@@ -29,10 +29,10 @@ from device_agent.page.counts import ShiftCounter, ShiftReport
 from device_agent.page.guard import address_of, needs, who_of
 from device_agent.page.history import LabelHistory, LabelRow
 from device_agent.page.refusal import Refusal
-from device_agent.report import State
+from device_agent.report import ReasonReport, State, reason_reports
 from device_agent.station import Station
 from device_agent.store import HeadRow, Sample, SampleStatus
-from device_agent.trigger import MAX_PART_CHARS
+from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS
 from sdk.errors import LabelError, StoreFull
 from sdk.images import decode
 from sdk.score import Score, score
@@ -91,6 +91,7 @@ class TriggerIn(_In):
     """A part that stands before the cameras now. Without a part id one is made."""
 
     part: Annotated[str, Field(max_length=MAX_PART_CHARS)] = ""
+    lot: Annotated[str, Field(max_length=MAX_LOT_CHARS)] = ""
 
 
 class UndoIn(_In):
@@ -152,6 +153,7 @@ class SampleOut:
     captured_utc: float
     source: str
     group: str
+    lot: str
     decision: str
     class_id: str | None
     forced_class_id: str | None
@@ -202,6 +204,7 @@ class HeadOut:
     samples: int
     outcome: str
     reason: str
+    why: list[ReasonReport]
     balanced_accuracy: float | None
     low: float | None
     high: float | None
@@ -265,7 +268,7 @@ class Routes:
         unsure: Unsure,
         counter: ShiftCounter,
         history: LabelHistory,
-        trigger: Callable[[str], str] | None = None,
+        trigger: Callable[[str, str], str] | None = None,
     ) -> None:
         self.station = station
         self.state = state
@@ -429,6 +432,7 @@ class Routes:
                     captured_utc=s.captured_utc,
                     source=s.source,
                     group=s.group,
+                    lot=s.lot,
                     decision=s.decision,
                     class_id=None if s.unknown else forced,
                     forced_class_id=forced,
@@ -586,14 +590,19 @@ class Routes:
         """Take frames of a part now; 429 where inspection cannot follow: the part is then rejected unseen."""
         if self._trigger is None:
             raise Refusal(404, "nothing here takes a trigger", "Set [part] trigger in site.toml.")
-        return TriggerOut(self._trigger(new.part))
+        return TriggerOut(self._trigger(new.part, new.lot))
 
     async def post_inspect(
-        self, request: Request, keep: bool = False, part: Annotated[str, Query(max_length=150)] = ""
+        self,
+        request: Request,
+        keep: bool = False,
+        part: Annotated[str, Query(max_length=MAX_PART_CHARS)] = "",
+        lot: Annotated[str, Query(max_length=MAX_LOT_CHARS)] = "",
     ) -> InspectOut:
-        """Decide about the image in the body; `keep` stores it as a sample, `part` says which part it shows."""
+        """Decide about the image in the body; `keep` stores it as a sample, `part` says which part it shows, `lot`
+        the lot that this is of."""
         data = await _body(request)
-        seen = await run_in_threadpool(self.station.inspect, data, keep=keep, part=part)
+        seen = await run_in_threadpool(self.station.inspect, data, keep=keep, part=part, lot=lot)
         decision = seen.decision
         finite = abs(decision.threshold) != float("inf")
         return InspectOut(
@@ -639,6 +648,7 @@ def head_out(row: HeadRow) -> HeadOut:
         samples=row.samples,
         outcome=row.outcome.value,
         reason=row.reason,
+        why=reason_reports(row.why),
         balanced_accuracy=None if score is None else float(score.balanced_accuracy),
         low=None if score is None else float(score.low),
         high=None if score is None else float(score.high),

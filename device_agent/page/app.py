@@ -72,7 +72,7 @@ def create_app(
     host: str = "127.0.0.1",
     secure: bool = False,
     access: Access | None = None,
-    trigger: Callable[[str], str] | None = None,
+    trigger: Callable[[str, str], str] | None = None,
 ) -> FastAPI:
     """Return the application for one station.
 
@@ -82,7 +82,7 @@ def create_app(
         host: Where it is bound. On loopback, requests for other host names are refused (DNS rebinding).
         secure: Whether it is served over TLS.
         access: Its accounts; by default those in the store's folder.
-        trigger: Takes the id of a part that stands before the cameras now, and returns it.
+        trigger: Takes the id of a part that stands before the cameras now, and its lot; returns the id.
     """
     access = access or Access(open_book(station.store.folder))
     book = access.book

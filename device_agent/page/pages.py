@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final
@@ -18,8 +19,9 @@ from device_agent.page.counts import local
 from device_agent.page.guard import needs, who_of
 from device_agent.page.people import People
 from device_agent.page.quality import ConfusionRow, Quality
-from device_agent.page.text import LANGUAGES, for_scripts, language_of, texts
+from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
 from device_agent.store import HeadRow, Outcome
+from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
 
 THEMES: Final = ("auto", "light", "dark")
@@ -99,7 +101,7 @@ class Pages:
     def _render(self, request: Request, template: str, page: str, **values: Any) -> str:
         language = language_of(request.cookies.get("headway-lang"), request.headers.get("accept-language", ""))
         theme = request.cookies.get("headway-theme", "auto")
-        t = texts(language)
+        t = Texts(language)
         who: Who | None = request.state.who
         facts = {
             "texts": for_scripts(language),
@@ -118,7 +120,7 @@ class Pages:
             who=who,
             facts=facts,
             may_change=who is not None and who.role.rank >= Role.ENGINEER.rank,
-            percent=percent,
+            percent=t.percent,
             when=when,
             **values,
         )
@@ -151,11 +153,11 @@ class Pages:
 
     def quality(self, request: Request) -> str:
         """For the quality engineer."""
-        return self._render(request, "quality.html", "quality", **self._qualities())
+        return self._render(request, "quality.html", "quality", **self._qualities(request))
 
     def quality_part(self, request: Request) -> str:
         """Its content, anew."""
-        return self._render(request, "quality_part.html", "quality", **self._qualities())
+        return self._render(request, "quality_part.html", "quality", **self._qualities(request))
 
     def settings(self, request: Request) -> str:
         """Looks, accounts, machines."""
@@ -202,7 +204,7 @@ class Pages:
             )
         return {"news": self._news(self._texts(request), heads), "score": score, "earlier": earlier, "rows": rows}
 
-    def _news(self, t: Any, heads: list[HeadRow]) -> News:
+    def _news(self, t: Texts, heads: list[HeadRow]) -> News:
         serving = self._station.serving
         if serving is None:
             return News("wait", "…", t("learned.no-release"))
@@ -218,11 +220,10 @@ class Pages:
         if status.outcome is Outcome.PROVISIONAL or status.busy:
             return News("wait", "…", t("learned.on-trial", name=name), sample=sample, label=name)
         if status.outcome is Outcome.TAKEN_BACK:
-            return News("bad", "✕", t("learned.taken-back", name=name), _english(t, status.reason), sample, name)
+            return News("bad", "✕", t("learned.taken-back", name=name), why(t, status.why), sample, name)
         effect = _effect(t, heads, event.class_id, name)
-        return News(
-            "good", "✓", t("learned.live", name=name) + " " + effect, _english(t, status.reason), sample, name
-        )
+        sentence = t("common.space").join(filter(None, [t("learned.live", name=name), effect]))
+        return News("good", "✓", sentence, why(t, status.why), sample, name)
 
     def outlook(self, request: Request) -> str:
         """How many more labels, and of what."""
@@ -300,7 +301,7 @@ class Pages:
 
     # -- quality --------------------------------------------------------------------------------------------------
 
-    def _qualities(self) -> dict[str, Any]:
+    def _qualities(self, request: Request) -> dict[str, Any]:
         report = self._quality.get_quality()
         points = report.operating.points
         rate = report.operating.escape_rate
@@ -313,21 +314,13 @@ class Pages:
             "points": [asdict(point) for point in points],
             "confusion": [_shaded(row, i) for i, row in enumerate(report.confusion)],
             "curve": _curve(
-                [(h.samples, h.balanced_accuracy or 0.0, h.low or 0.0, h.high or 0.0) for h in report.heads]
+                self._texts(request),
+                [(h.samples, h.balanced_accuracy or 0.0, h.low or 0.0, h.high or 0.0) for h in report.heads],
             ),
         }
 
-    def _texts(self, request: Request) -> Any:
-        return texts(language_of(request.cookies.get("headway-lang"), request.headers.get("accept-language", "")))
-
-
-def percent(share: float, digits: int = 0) -> str:
-    """Return a share for people.
-
-    >>> percent(0.987), percent(0.005, 1)
-    ('99 %', '0.5 %')
-    """
-    return f"{100 * share:.{digits}f} %"
+    def _texts(self, request: Request) -> Texts:
+        return Texts(language_of(request.cookies.get("headway-lang"), request.headers.get("accept-language", "")))
 
 
 def when(at_utc: float) -> str:
@@ -349,7 +342,7 @@ def _recalls(score: Score) -> dict[bytes, float]:
     return {c.class_id: c.recall for c in score.classes if c.class_id not in score.one_group}
 
 
-def _effect(t: Any, heads: list[HeadRow], class_id: bytes, name: str) -> str:
+def _effect(t: Texts, heads: list[HeadRow], class_id: bytes, name: str) -> str:
     """Return what the newest head made of a class, against the one before, in a sentence."""
     scores = [score for row in heads if row.outcome is Outcome.CONFIRMED and (score := score_of(row)) is not None]
     if not scores:
@@ -357,18 +350,20 @@ def _effect(t: Any, heads: list[HeadRow], class_id: bytes, name: str) -> str:
     now = _recalls(scores[0])
     before = _recalls(scores[1]) if len(scores) > 1 else {}
     if class_id not in now:
-        return str(t("learned.effect-few"))
-    share = percent(now[class_id])
+        return t("learned.effect-few")
+    share = t.percent(now[class_id])
     if class_id not in before:
-        return str(t("learned.effect-new", name=name, share=share)) if len(scores) > 1 else ""
+        return t("learned.effect-new", name=name, share=share) if len(scores) > 1 else ""
     if abs(now[class_id] - before[class_id]) < SAME:
-        return str(t("learned.effect-same"))
-    return str(t("learned.effect-up", name=name, share=share, before=percent(before[class_id])))
+        return t("learned.effect-same")
+    return t("learned.effect-up", name=name, share=share, before=t.percent(before[class_id]))
 
 
-def _english(t: Any, reason: str) -> str:
-    """Return the trial's own sentence where the page speaks its language."""
-    return reason if t("common.class") == "Class" else ""
+def why(t: Texts, reasons: Sequence[Reason]) -> str:
+    """Return why a trial ended as it did, in the page's language; what only a newer version would know is left
+    out."""
+    known = [each for each in reasons if each.code in ENGLISH]
+    return t("common.space").join(r.worded(t(f"trial.{r.code}"), t.percent, t("common.and")) for r in known)
 
 
 def _changes(before: Score | None, after: Score | None, names: dict[bytes, str]) -> list[dict[str, Any]]:
@@ -393,7 +388,7 @@ def _shaded(row: ConfusionRow, place: int) -> dict[str, Any]:
     }
 
 
-def _curve(heads: list[tuple[int, float, float, float]]) -> dict[str, Any]:
+def _curve(t: Texts, heads: list[tuple[int, float, float, float]]) -> dict[str, Any]:
     """Return the learning curve's points, line and band in the drawing's units, oldest first."""
     if len(heads) < 2:
         return {"points": []}
@@ -413,7 +408,7 @@ def _curve(heads: list[tuple[int, float, float, float]]) -> dict[str, Any]:
         "points": line,
         "line": " ".join(f"{a},{b}" for a, b in line),
         "band": " ".join(f"{a},{b}" for a, b in band),
-        "grid": [(y(s), percent(s)) for s in (bottom, (1 + bottom) / 2, 1.0)],
+        "grid": [(y(s), t.percent(s)) for s in (bottom, (1 + bottom) / 2, 1.0)],
         "from": fewest,
         "to": heads[-1][0],
         "first": heads[0][1],

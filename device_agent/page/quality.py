@@ -37,6 +37,7 @@ TARGETS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 MIN_SLICE_GROUPS: Final = 3
 """A slice of fewer parts tells nothing."""
 MAX_SLICES: Final = 24
+"""Of one kind, those of most parts: a line sees hundreds of lots."""
 _OPERATING: Final = "operating"
 Bools = npt.NDArray[np.bool_]
 
@@ -223,12 +224,12 @@ class Quality:
         kept = self._station.store.samples(limit=100_000, status=SampleStatus.LABELLED)
         at = {s.sample_id: s for s in kept}
         mine = [at.get(sample) for sample in left_out.samples]
-        found = [
+        return [
             *_sliced("origin", left_out, right, ["release" if s is None else "station" for s in mine]),
             *_sliced("camera", left_out, right, [None if s is None else _folder(s.source) for s in mine]),
+            *_sliced("lot", left_out, right, [None if s is None else s.lot for s in mine]),
             *_sliced("shift", left_out, right, [None if s is None else self._shift(s.captured_utc) for s in mine]),
         ]
-        return found[:MAX_SLICES]
 
     def _shift(self, at_utc: float) -> str:
         """Return which shift a time falls into, as "06:00"."""
@@ -268,7 +269,7 @@ def _cell(text: str) -> str:
 
 
 def _folder(source: str) -> str | None:
-    """Return what names the camera or lot in a source: the folder of a file, or the whole of another name."""
+    """Return what names the camera in a source: the folder of a file, or the whole of another name."""
     return source.rpartition("/")[0] if "." in source.rpartition("/")[2] else source or None
 
 
@@ -300,11 +301,12 @@ def _sliced(kind: str, left_out: LeftOut, right: Bools, names: list[str | None])
     if len(values) < 2:
         return []
     column = np.array([name or "" for name in names], object)
-    found = []
+    found: list[SliceOut] = []
     for value in values:
         rows = column == value
         groups = len(np.unique(left_out.groups[rows]))
         if groups >= MIN_SLICE_GROUPS:
             mean, low, high = share(right[rows], left_out.groups[rows])
             found.append(SliceOut(kind, value, RateOut(mean, low, high, int(rows.sum()), groups)))
-    return found
+    most = sorted(found, key=lambda each: -each.right.groups)[:MAX_SLICES]
+    return [each for each in found if each in most]

@@ -4,7 +4,8 @@
 
 const facts = JSON.parse(document.getElementById("page-facts").textContent);
 const $ = (id) => document.getElementById(id);
-const percent = (x) => `${Math.round(100 * x)} %`;
+const number = (x, digits) => x.toFixed(digits).replace(".", t("common.decimal"));
+const percent = (x, digits = 0) => t("common.percent", { n: number(100 * x, digits) });
 
 function t(key, values = {}) {
   return (facts.texts[key] || key).replace(/\{([a-z_]+)\}/g, (_, name) => (name in values ? values[name] : ""));

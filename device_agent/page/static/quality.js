@@ -1,7 +1,7 @@
 // The operating point: the slider shows what each escape rate would cost before anybody chooses it.
 "use strict";
 
-const one = (x) => `${(100 * x).toFixed(1)} %`;
+const one = (x) => percent(x, 1);
 const range = (rate) => `${one(rate.low)}–${one(rate.high)}`;
 
 function chosen() {
@@ -18,7 +18,7 @@ document.addEventListener("input", (event) => {
   $("escapes-range").textContent = range(point.escapes);
   $("overkill").textContent = one(point.overkill.share);
   $("overkill-range").textContent = range(point.overkill);
-  $("threshold").textContent = point.threshold.toFixed(3);
+  $("threshold").textContent = number(point.threshold, 3);
   $("unreachable").hidden = point.reachable;
   $("by-threshold").checked = true;
 });
