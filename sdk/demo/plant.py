@@ -163,6 +163,10 @@ class Device:
         answer = self._checked(self._http.post("/api/inspect", content=image)).json()
         return Answer(answer["decision"], answer["forced_class"], answer["probability"], answer["novelty"])
 
+    def show(self, image: bytes) -> None:
+        """Let it decide about a picture, and keep it for labelling."""
+        self._checked(self._http.post("/api/inspect", params={"keep": "true"}, content=image))
+
     def wait(self, what: str, probe: Callable[[dict[str, Any]], T | None], timeout_s: float) -> T:
         """Return the first answer of `probe` to the device's state that is neither None nor False.
 

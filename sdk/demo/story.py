@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from sdk.bundle import Bundle
 from sdk.demo.plant import Answer, DemoFailed, Device, Service, headway, run, running
+from sdk.demo.waiting import leave_waiting
 from sdk.errors import BadImages
 from sdk.fleet.broker import Mosquitto
 from sdk.images import ImageSet, LabelledImage, open_images
@@ -186,6 +187,9 @@ def play(plan: Plan, say: Say, *, stay: Callable[[Shown, dict[str, str]], None] 
         shown.digests = {name: str(state["live_set_digest"]) for name, state in shown.states.items()}
         shown.digests["fleet"] = _fleet_digest(out)
         if stay is not None:
+            with act(shown, "Leave questions waiting on both devices, for whoever stays", say):
+                for device in devices:
+                    leave_waiting(device, (image.path.read_bytes() for image in shown.test_images))
             stay(shown, {device.name: device.url for device in devices})
     return shown
 
