@@ -3,7 +3,8 @@
 #   make demo    export, fleet, two devices, a new defect learned and shared; writes demo-out/report.html
 #   make test    everything the tests need, then the tests
 #   make lint    ruff and strict mypy
-#   make soak    what takes long: power cuts after every write and on a lossy disk, kills, faults of network and broker
+#   make soak    what takes long: power cuts after every write and on a lossy disk, kills, faults of network and broker,
+#                and many cases of each call of the page's interface
 #   make bench   benchmarks (see benchmarks/README.md)
 #
 # Variables:
@@ -45,7 +46,9 @@ lint: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	@scripts/system-packages fusermount3 || echo "The tests on a disk that forgets are skipped." >&2
-	HEADWAY_ALL_CRASHES=1 $(BIN)/python -m pytest tests/test_crash_points.py tests/test_kills.py tests/test_lossy_disk.py tests/test_versions.py -n 0 --no-cov -s --timeout 3600
+	HEADWAY_ALL_CRASHES=1 HEADWAY_API_EXAMPLES=50 $(BIN)/python -m pytest tests/test_crash_points.py tests/test_kills.py \
+		tests/test_lossy_disk.py tests/test_versions.py tests/test_page_kill.py tests/test_page_interface.py \
+		-n 0 --no-cov -s --timeout 3600
 	HEADWAY_SOAK=1 $(BIN)/python -m pytest $(SOAK_FLEET) -n 0 --no-cov -s --timeout 3600
 
 bench: $(VENV)/.dev

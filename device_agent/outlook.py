@@ -156,7 +156,8 @@ class LookAhead:
     Whoever asks meanwhile waits for the same answer: two at once would only take the cores from inspection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget_s: float = BUDGET_S) -> None:
+        self._budget_s = budget_s
         self._lock = threading.Lock()
         self._made: tuple[str, dict[bytes, str], OutlookReport] | None = None
 
@@ -174,6 +175,7 @@ class LookAhead:
                     knobs=head.knobs,
                     false_alarm_rate=head.calibration.false_alarm_rate,
                     only=np.array(learner.scorable(live), bool),
+                    budget_s=self._budget_s,
                 )
                 self._made = live.digest, names, report
             return self._made[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -20,8 +21,8 @@ from tests.pages import ASK_ALL, running, serving, write_stream
 from tests.processes import Doomed
 from tests.tiny import class_id, tiny_bundle
 
-KILLS: Final = 6
-"""`python -m benchmarks.page` does it a hundred times."""
+KILLS: Final = 100 if os.environ.get("HEADWAY_ALL_CRASHES") else 6
+"""`make soak` and `python -m benchmarks.page` do it a hundred times."""
 LATEST: Final = 1.6
 """Kills fall up to so many times what a label takes here, now: before, within and after it."""
 

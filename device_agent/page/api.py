@@ -65,6 +65,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
 OperatorName = Annotated[str, Field(max_length=64)]
 ClassName = Annotated[str, Field(min_length=1, max_length=64)]
+Seconds = Annotated[int, Query(ge=0, le=86_400)]
 Seq = Annotated[int, Field(ge=1, le=2**62)]
 HeadNumber = Annotated[int, Path(ge=1, le=2**62)]
 
@@ -268,6 +269,7 @@ class Routes:
         unsure: Unsure,
         counter: ShiftCounter,
         history: LabelHistory,
+        ahead: LookAhead,
         trigger: Callable[[str, str], str] | None = None,
     ) -> None:
         self.station = station
@@ -277,7 +279,7 @@ class Routes:
         self.counter = counter
         self.history = history
         self._trigger = trigger
-        self._ahead = LookAhead()
+        self._ahead = ahead
         self._feed = _Feed(state)
 
     def router(self) -> APIRouter:
@@ -337,10 +339,11 @@ class Routes:
         """What this shift has brought: frames, parts, rejects, unknown, labels."""
         return self.counter.report()
 
-    async def get_events(self, request: Request) -> StreamingResponse:
-        """Server-sent events: `state` with what /api/state and /api/shift say, whenever that changes."""
+    async def get_events(self, request: Request, seconds: Seconds | None = None) -> StreamingResponse:
+        """Server-sent events: `state` with what /api/state and /api/shift say, whenever that changes; for ever, or
+        for so many seconds."""
         return StreamingResponse(
-            self._feed.events(request, self.counter),
+            self._feed.events(request, self.counter, float("inf") if seconds is None else seconds),
             media_type="text/event-stream",
             headers={"X-Accel-Buffering": "no"},
         )
@@ -688,11 +691,11 @@ class _Feed:
         self._made: tuple[float, bytes] = (-1e9, b"")
         self._streams = 0
 
-    async def events(self, request: Request, counter: ShiftCounter) -> AsyncIterator[bytes]:
+    async def events(self, request: Request, counter: ShiftCounter, seconds: float) -> AsyncIterator[bytes]:
         if self._streams >= MAX_STREAMS:
             return
         self._streams += 1
-        last, quiet_s = b"", 0.0
+        last, quiet_s, until_s = b"", 0.0, time.monotonic() + seconds
         app: FastAPI = request.app
         try:
             yield b"retry: 1000\n\n"
@@ -704,6 +707,8 @@ class _Feed:
                 elif quiet_s >= KEEPALIVE_S:
                     quiet_s = 0.0
                     yield b": still here\n\n"
+                if time.monotonic() >= until_s:
+                    return
                 await asyncio.sleep(EVENT_S)
                 quiet_s += EVENT_S
         finally:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from device_agent.courtesy import Courtesy
+from device_agent.outlook import BUDGET_S, LookAhead
 from device_agent.page.access import Access
 from device_agent.page.api import Routes
 from device_agent.page.asked import Unsure
@@ -73,6 +74,7 @@ def create_app(
     secure: bool = False,
     access: Access | None = None,
     trigger: Callable[[str, str], str] | None = None,
+    outlook_s: float = BUDGET_S,
 ) -> FastAPI:
     """Return the application for one station.
 
@@ -83,6 +85,7 @@ def create_app(
         secure: Whether it is served over TLS.
         access: Its accounts; by default those in the store's folder.
         trigger: Takes the id of a part that stands before the cameras now, and its lot; returns the id.
+        outlook_s: How long working out what more labels would give may take.
     """
     access = access or Access(open_book(station.store.folder))
     book = access.book
@@ -102,7 +105,14 @@ def create_app(
     station.on_seen = counter.see
     history = LabelHistory(station.store, _ReleaseClasses(station))
     routes = Routes(
-        station, state, access=access, unsure=Unsure(book), counter=counter, history=history, trigger=trigger
+        station,
+        state,
+        access=access,
+        unsure=Unsure(book),
+        counter=counter,
+        history=history,
+        ahead=LookAhead(outlook_s),
+        trigger=trigger,
     )
     quality = Quality(routes, book)
     people = People(access, secure=secure)
