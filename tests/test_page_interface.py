@@ -18,6 +18,7 @@ from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation, BaseSchema
 
 from device_agent.page import Access, create_app, open_book
+from device_agent.page.access import Role
 from device_agent.report import CameraReport, State, station_state
 from device_agent.runtime import open_runtime
 from device_agent.station import Station
@@ -28,14 +29,15 @@ from tests.tiny import class_id, picture, tiny_bundle
 
 EXAMPLES: Final = int(os.environ.get("HEADWAY_API_EXAMPLES", "5"))
 """Cases of each call, half of them such as the description allows. `make soak` tries fifty."""
+PATIENCE_S: Final = 60.0
 EVENTS: Final = "/api/events"
 PICTURE: Final = picture("pit", 500)
 """The device has seen it."""
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
-    """The description and the application of a device that has seen some parts."""
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BaseSchema, dict[str, str]]]:
+    """The description and the application of a device that has seen some parts, and an admin's headers."""
     folder = tmp_path_factory.mktemp("interface")
     bundle = tiny_bundle(folder / "bundle")
     write_stream(folder / "stream", {"pit": 2, "rings": 2})
@@ -50,15 +52,18 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
         for path in sorted((folder / "stream").glob("*.png")):
             station.inspect(path.read_bytes(), keep=True)
         book = open_book(folder / "data")
+        access = Access(book, hasher=CHEAP)
+        admin = access.add_token("tests", Role.ADMIN)  # who has it goes on when accounts have been made
         app = create_app(
             station,
             state,
             host="testserver",
-            access=Access(book, hasher=CHEAP),
+            access=access,
             trigger=lambda part, _lot: part or "made",
             outlook_s=0.1,
         )
-        yield schemathesis.openapi.from_asgi("/openapi.json", app)
+        headers = {"Authorization": f"Bearer {admin}"}
+        yield schemathesis.openapi.from_asgi("/openapi.json", app, timeout=PATIENCE_S), headers
         station.close()
         book.close()
 
@@ -69,16 +74,10 @@ def known(case: Any) -> None:
         case.path_parameters = {**case.path_parameters, "sample": sample_id(PICTURE).hex()}
     if case.path == "/api/inspect":
         case.body = PICTURE
-    if isinstance(case.body, dict):
-        there = {
-            "sample": sample_id(PICTURE).hex(),
-            "class_id": class_id("pit").hex(),
-            "good": [class_id("good").hex()],
-        }
-        case.body = {**case.body, **{name: value for name, value in there.items() if case.body.get(name)}}
-        if case.path == "/api/labels":
-            case.body.pop("samples" if case.body.get("sample") else "sample", None)
-            case.body.pop("class_name" if case.body.get("class_id") else "class_id", None)
+    if case.path == "/api/labels":
+        case.body = {"sample": sample_id(PICTURE).hex(), "class_id": class_id("pit").hex()}
+    if case.path == "/api/operating" and isinstance(case.body, dict):
+        case.body = {**case.body, "good": [class_id("good").hex()]}
 
 
 def bounded(case: Any) -> None:
@@ -88,29 +87,33 @@ def bounded(case: Any) -> None:
         case.query = {**(case.query or {}), "seconds": 0}
 
 
-def test_no_call_ends_in_500_and_refusals_say_what_to_do(api: BaseSchema) -> None:
+def test_no_call_ends_in_500_and_refusals_say_what_to_do(api: tuple[BaseSchema, dict[str, str]]) -> None:
+    schema, headers = api
     answers: dict[str, Counter[int]] = {}
 
-    for found in api.get_all_operations():
+    for found in schema.get_all_operations():
         assert isinstance(found, Ok)
         operation: APIOperation[Any, Any, Any, Any] = found.ok()
         tally = answers.setdefault(f"{operation.method.upper()} {operation.path}", Counter())
-        try_out(operation, GenerationMode.POSITIVE, tally)
+        try_out(operation, GenerationMode.POSITIVE, tally, headers)
         with contextlib.suppress(Unsatisfiable):  # a call that takes nothing cannot be made wrongly
-            try_out(operation, GenerationMode.NEGATIVE, tally)
+            try_out(operation, GenerationMode.NEGATIVE, tally, headers)
 
     print("\n".join(f"{call}: {dict(tally)}" for call, tally in answers.items()))
     called = {call.split()[1] for call in answers}
-    assert called == set(api.raw_schema["paths"]), "a call of the description was left out"
+    assert called == set(schema.raw_schema["paths"]), "a call of the description was left out"
     assert {"/api/labels", "/api/inspect", "/api/accounts", "/api/outlook", "/api/trigger", EVENTS} <= called
     # Each is understood at least once; those that need a sample or a name that is there are refused, in words.
     assert answers[f"GET {EVENTS}"][200]
     assert answers["GET /api/outlook"][200]
     assert answers["GET /api/samples/{sample}/image"][200]
     assert answers["POST /api/inspect"][200]
+    assert answers["POST /api/labels"][201]
 
 
-def try_out(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, tally: Counter[int]) -> None:
+def try_out(
+    operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, tally: Counter[int], headers: dict[str, str]
+) -> None:
     """Make some calls, rightly or wrongly, and look at each answer."""
 
     @settings(
@@ -127,7 +130,7 @@ def try_out(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, t
         if mode is GenerationMode.POSITIVE and data.draw(st.booleans()):
             known(case)
         bounded(case)
-        answer = case.call()
+        answer = case.call(headers=headers, timeout=PATIENCE_S)
         tally[answer.status_code] += 1
         assert answer.status_code != 500, case.as_curl_command()
         if answer.status_code >= 400 and answer.status_code != 405:

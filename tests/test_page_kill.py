@@ -25,6 +25,9 @@ KILLS: Final = 100 if os.environ.get("HEADWAY_ALL_CRASHES") else 6
 """`make soak` and `python -m benchmarks.page` do it a hundred times."""
 LATEST: Final = 1.6
 """Kills fall up to so many times what a label takes here, now: before, within and after it."""
+AIM: Final = 1.2
+"""What it takes is guessed again after each kill: longer where it fell before the write, shorter where after."""
+MAX_TAKES_S: Final = 5.0
 
 
 def serve_page(folder: Path, pictures: Path, bundle: Path, tell: Callable[[Any], None]) -> None:
@@ -114,7 +117,9 @@ class Killed:
             assert set(self.acknowledged) <= labelled, "a label that was there is gone"
             entries = [record.entry.seq for record in store.records()]
             assert entries == list(range(1, len(entries) + 1))
-        self.lost_at["after" if saved else "within" if any(there) else "before"] += 1
+        where = "after" if saved else "within" if any(there) else "before"
+        self.lost_at[where] += 1
+        self.takes_s = min(MAX_TAKES_S, self.takes_s * {"before": AIM, "within": 1.0, "after": 1 / AIM}[where])
 
 
 def test_a_label_is_there_or_asked_again_when_power_is_lost(tmp_path: Path) -> None:
