@@ -32,7 +32,7 @@ from benchmarks import (
     station,
     wronglabels,
 )
-from benchmarks.features import NoImageSets, drawn, real
+from benchmarks.features import BACKBONE, LEVELS, NoImageSets, Sample, drawn, real
 from benchmarks.report import Report, Setup, as_json, as_text
 
 SETS = ("neu_det", "magnetic_tile")
@@ -71,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", choices=SETS, help="only this image set, where a benchmark has several"
     )
+    parser.add_argument(
+        "--backbone", default=BACKBONE, metavar="NAME", help=f"in place of {BACKBONE}; a folder of weights/"
+    )
+    parser.add_argument(
+        "--levels", type=int, default=LEVELS, metavar="N", help=f"read of the backbone; as exported: {LEVELS}"
+    )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -79,8 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
 
+    def load(name: str) -> Sample:
+        return real(name, say, backbone=options.backbone, levels=options.levels)
+
     setup = Setup(
-        load=drawn if options.quick else (lambda name: real(name, say)),
+        load=drawn if options.quick else load,
         quick=options.quick,
         first_seed=options.first_seed,
         sets=tuple(options.set or SETS),

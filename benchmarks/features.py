@@ -82,7 +82,9 @@ def shared_folder() -> Path:
     return Path(os.environ.get("HEADWAY_SHARED") or ROOT.parent / "shared")
 
 
-def real(name: str, say: Callable[[str], None] = lambda _: None) -> Sample:
+def real(
+    name: str, say: Callable[[str], None] = lambda _: None, *, backbone: str = BACKBONE, levels: int = LEVELS
+) -> Sample:
     """Return the features of the image set `name`, from the cache where it has them.
 
     `SET+CAMERA` is the set as another camera sees it (`CAMERAS`).
@@ -94,15 +96,16 @@ def real(name: str, say: Callable[[str], None] = lambda _: None) -> Sample:
     """
     shared = shared_folder()
     name, _, camera = name.partition("+")
-    folder, weights = shared / "data" / name, shared / "weights" / BACKBONE
+    folder, weights = shared / "data" / name, shared / "weights" / backbone
     for needed in (folder / "index.csv", weights / "model.safetensors"):
         if not needed.is_file():
             raise NoImageSets(f"{needed} is missing; set HEADWAY_SHARED to the folder with data/ and weights/")
     key = hashlib.sha256((folder / "index.csv").read_bytes() + (weights / "model.safetensors").read_bytes())
     seen = f"{name}-{camera}" if camera else name
-    file = CACHE / f"{seen}-{BACKBONE}-{INPUT_SIZE_PX}-{LEVELS}-{key.hexdigest()[:12]}.npz"
+    file = CACHE / f"{seen}-{backbone}-{INPUT_SIZE_PX}-{levels}-{key.hexdigest()[:12]}.npz"
     if not file.is_file():
-        _compute(seen, folder, weights, file, say, CAMERAS[camera] if camera else None)
+        say(f"computing the features of {seen}, once; kept in {file.relative_to(ROOT)}")
+        _compute(folder, weights, levels, file, CAMERAS[camera] if camera else None)
     with np.load(file) as kept:
         return Sample(name, tuple(kept["classes"].tolist()), kept["features"], kept["labels"], kept["groups"])
 
@@ -114,21 +117,15 @@ def column(name: str, title: str) -> npt.NDArray[np.str_]:
 
 
 def _compute(
-    name: str,
-    folder: Path,
-    weights: Path,
-    file: Path,
-    say: Callable[[str], None],
-    camera: Callable[[Frame], Frame] | None,
+    folder: Path, weights: Path, levels: int, file: Path, camera: Callable[[Frame], Frame] | None
 ) -> None:
     from export.backbones import load_backbone  # torch: only when there is something to compute
     from export.finetune import resized_frames
     from export.forms import features_of
     from export.graph import to_onnx
 
-    say(f"computing the features of {name}, once; kept in {file.relative_to(ROOT)}")
     images = open_images(folder)
-    backbone = load_backbone(BACKBONE, str(weights), input_size_px=INPUT_SIZE_PX, levels=LEVELS)
+    backbone = load_backbone(weights.name, str(weights), input_size_px=INPUT_SIZE_PX, levels=levels)
     with tempfile.TemporaryDirectory() as scratch:
         paths = [image.path for image in images.images]
         frames = resized_frames(paths, backbone.preprocess, Path(scratch))

@@ -41,7 +41,7 @@ QUESTION: Final = "does the evidence lie where the defect is?"
 SET: Final = "magnetic_tile"
 GOOD: Final = "free"
 SPLITS: Final = 5
-LEVELS: Final = (1, 2)
+LEVELS: Final = (1, 2, 4)
 SHEET_COLUMNS: Final = 6
 SHEET_TILE_PX: Final = 180
 

@@ -62,7 +62,7 @@ def pretrain(
     \b
     An hour on this machine:
       headway export pretrain --minutes 60 --out own
-      headway export parts/ --backbone resnet10t --weights own --levels 4 --out bundle
+      headway export parts/ --backbone resnet10t --weights own --out bundle
     On a machine with a GPU, eight processes drawing:
       headway export pretrain --steps 40000 --workers 8 --out own
     """
