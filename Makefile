@@ -3,8 +3,7 @@
 #   make demo    export, fleet, two devices, a new defect learned and shared; writes demo-out/report.html
 #   make test    everything the tests need, then the tests
 #   make lint    ruff and strict mypy
-#   make soak    what takes long: power cuts after every write and on a lossy disk, kills, faults of network and broker,
-#                and many cases of each call of the page's interface
+#   make soak    what takes long: power cuts, lossy disks, kills, faults of network and broker, many calls of the page
 #   make bench   benchmarks (see benchmarks/README.md)
 #
 # Variables:
