@@ -681,6 +681,8 @@ class Learner:
         with self._changed:
             if self._changes:  # more came meanwhile: the canonical head is of all there is
                 work = self._take(work.changes)
+                if durable_at is None:
+                    durable_at, self._durable_at = self._durable_at, None
             live = self._live = self._fold.live_set()
             confirmed = self._confirmed
             learned, undone = work.digest == self._learned_digest, work.digest == confirmed.live.digest
