@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from sdk import wire
+from sdk.fleet.access import trigger_topic
 from sdk.labels import DEVICE_ID_PATTERN
 from sdk.wire import Topics
 
@@ -30,10 +31,10 @@ class Channel:
     """One kind of topic.
 
     Attributes:
-        topic: Its method of `Topics`.
+        topic: Its method of `Topics`, or a function of `Topics` and the argument.
         parameter: What its argument is; None where it has none.
         message: What it carries; None for raw bytes.
-        sender: Who publishes: `service` or `device`.
+        sender: Who publishes: `service`, `device`, or a line's `controller`.
         qos: MQTT's.
         retain: Whether the broker keeps the last one.
     """
@@ -48,7 +49,12 @@ class Channel:
     @property
     def name(self) -> str:
         """What the document calls it."""
-        return self.topic.__name__
+        return self.topic.__name__.removesuffix("_topic")
+
+    @property
+    def parties(self) -> tuple[str, str]:
+        """Who publishes, and who listens."""
+        return self.sender, "service" if self.sender == "device" else "device"
 
     @property
     def address(self) -> str:
@@ -71,8 +77,9 @@ CHANNELS: Final = (
     Channel(Topics.up_result, "device", wire.Result, "device", qos=0),
     Channel(Topics.up_tele, "device", None, "device", qos=0),
     Channel(Topics.state, "device", wire.DeviceState, "device", retain=True),
+    Channel(trigger_topic, "device", None, "controller"),
 )
-"""Every topic of `sdk.wire.Topics`."""
+"""Every topic of `sdk.wire.Topics`, and where an enrolled device may be triggered."""
 
 PARAMETERS: Final[dict[str, str]] = {
     "prefix": "Configurable first part of every topic.",
@@ -83,6 +90,10 @@ PARAMETERS: Final[dict[str, str]] = {
 _RAW: Final = {
     "chunk": ("Chunk", f"A piece of a release, at most {wire.MAX_CHUNK_BYTES} bytes; its name is its digest."),
     "up_tele": ("Telemetry", "Signs of life that nobody must read."),
+    "trigger": (
+        "Trigger",
+        'A part is in place: its id as text, as JSON `{"part": ...}`, or nothing (docs/agent.md).',
+    ),
 }
 _PACKED: Final = (wire.LabelBatch, wire.LogSegment)
 
@@ -121,7 +132,7 @@ def document() -> dict[str, Any]:
         "operations": {
             f"{who}{_title(channel.name)}": _operation(channel, who)
             for channel in CHANNELS
-            for who in ("service", "device")
+            for who in channel.parties
         },
         "components": {
             "securitySchemes": {
