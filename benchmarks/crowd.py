@@ -47,8 +47,9 @@ def crowd_seconds(devices: int, one: Callable[..., None], *args: object) -> floa
     for process in processes:
         process.join(JOIN_TIMEOUT_S)
     seconds = time.perf_counter() - began_s
-    if any(process.exitcode for process in processes):
-        raise RuntimeError("a client failed")
+    codes = [process.exitcode for process in processes]
+    if any(codes):
+        raise RuntimeError(f"clients failed: their processes ended with {codes}")
     return seconds
 
 

@@ -60,6 +60,7 @@ from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.reason import Reason, sentences
 from sdk.score import LeftOut, Score
 from sdk.sources import Hold
+from sdk.structs import prepare
 from sdk.wire import HeadState
 
 LEARNING_NICE: Final = 5
@@ -80,6 +81,8 @@ _STOPPED: Final = Reason("stopped")
 _SUPERSEDED: Final = Reason("superseded")
 
 log = logging.getLogger(__name__)
+
+prepare(Calibration, Adaptation, Score, Reason)  # the page asks on several threads
 
 
 @dataclass(frozen=True)

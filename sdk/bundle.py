@@ -30,6 +30,7 @@ from sdk.errors import BadFormat, BadSignature, HeadError, Incompatible
 from sdk.moments import Moments, same
 from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 from sdk.splits import Part
+from sdk.structs import prepare
 
 FORMAT_VERSION: Final = 3
 """The newest that is read and written; the oldest that can say what a bundle says is its own."""
@@ -472,6 +473,9 @@ def format_of(manifest: Manifest) -> int:
 
 class _FormatOnly(msgspec.Struct):
     format: int
+
+
+prepare(Manifest, _FormatOnly)
 
 
 def _check_manifest(manifest: Manifest) -> None:

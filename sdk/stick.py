@@ -30,6 +30,7 @@ from sdk.bundle import Bundle
 from sdk.chunks import ChunkStore, Release, describe
 from sdk.durable import sync_path, write_whole
 from sdk.errors import BadFormat, BadSignature, RemoteWireError, StoreCorrupt, StoreFull, Unreadable
+from sdk.structs import prepare
 from sdk.wire import (
     MAX_CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
@@ -54,6 +55,9 @@ class StickIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     v: Version = WIRE_VERSION
     channel: ChannelName
     release: ReleaseRef
+
+
+prepare(StickIndex)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import msgspec
 
 from sdk.errors import LocalWireError, RemoteWireError
 from sdk.labels import DEVICE_ID_PATTERN, DeviceId, Record
+from sdk.structs import prepare
 
 WIRE_VERSION: Final = 1
 DEFAULT_PREFIX: Final = "headway/v1"
@@ -391,6 +392,22 @@ class Result(_Message, frozen=True, kw_only=True):
     tiles: Count = 1
     rejected_tiles: Count = 0
 
+
+MESSAGES: Final = (
+    Ack,
+    ChannelMeta,
+    Desired,
+    DeviceState,
+    LabelBatch,
+    LogSegment,
+    ReleaseDescriptor,
+    Result,
+    TrustFiles,
+    UpdateEvent,
+    Want,
+)
+"""All that is decoded here, on whichever thread it arrives."""
+prepare(*MESSAGES)
 
 _BATCH_OVERHEAD_BYTES: Final = 128 + MAX_SIGNATURE_BYTES
 """MessagePack around a batch's records: version, channel name of up to 64 bytes, position, headers, signature."""

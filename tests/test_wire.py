@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from sdk import wire
 from sdk.bundle import decode_manifest
 from sdk.chunks import Release
 from sdk.errors import BundleError, RemoteWireError
@@ -90,6 +91,17 @@ BATCHES: list[LabelBatch | LogSegment] = [
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: type(word).__name__)
 def test_a_message_says_the_same_after_the_way(word: msgspec.Struct) -> None:
     assert decode_json(encode_json(word), type(word)) == word
+
+
+def test_every_message_is_known_to_the_decoder_before_threads_need_it() -> None:
+    """Two threads that decode a type for the first time at once crash msgspec (`sdk.structs`)."""
+    inside = {"Refusal", "ReleaseRef", "ReleaseFile", "Quality", "PrecisionTime", "_Message"}
+    defined = {
+        name
+        for name, kind in vars(wire).items()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == wire.__name__
+    }
+    assert defined - inside == {kind.__name__ for kind in wire.MESSAGES}
 
 
 @pytest.mark.parametrize("batch", BATCHES, ids=lambda batch: type(batch).__name__)

@@ -14,6 +14,7 @@ from tuf.api.metadata import TargetFile, Targets
 from tuf.api.serialization.json import JSONSerializer
 
 from sdk.errors import BadFormat
+from sdk.structs import prepare
 from sdk.wire import ChannelName, Count, Sha256Hex, Text
 
 RELEASE_PATH: Final = "release"
@@ -44,6 +45,9 @@ class SignedRelease(msgspec.Struct, frozen=True, kw_only=True):
     space: Sha256Hex
     feature_size: Count
     fallback: bool = False
+
+
+prepare(SignedRelease)
 
 
 def release_path(channel: str, release_id: str) -> str:
