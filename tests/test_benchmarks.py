@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import onnxruntime
 import pytest
 
 pytest.importorskip("sklearn", reason="needs the dev extra")
 pytest.importorskip("torch", reason="needs the export extra")
 
-from benchmarks import agent, fleet, frame, heatmap, readout, scale
+from benchmarks import agent, anomalib, fleet, frame, heatmap, readout, scale
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.features import drawn
 from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
 from benchmarks.report import Target
+from device_agent.runtime import open_runtime
+from sdk.bundle import Bundle
+from sdk.images import read
+from sdk.preprocess import resize
 from sdk.score import calibration_error
 from tests.tiny import picture, tiny_bundle
 
@@ -168,3 +174,23 @@ def test_the_whole_agent_is_measured_beside_a_bare_loop(line: Path, tmp_path: Pa
     assert measured["parts without a verdict"] == 0
     assert 0 < measured["trigger to reject output, p99, ms"] < 60_000
     assert trace.read_text().startswith("<?xml")
+
+
+def test_a_comparison_with_what_is_not_installed_says_what_to_install(
+    line: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "anomalib", None)  # as where it is not installed
+    assert anomalib.main([str(line / "bundle"), "--images", str(line / "images")]) == 2
+    assert "pip install 'anomalib[openvino]'" in capsys.readouterr().err
+
+
+def test_the_model_for_the_comparison_computes_what_the_backbone_does(line: Path) -> None:
+    """RGB between 0 and 1 goes in, our largest feature comes out; the picture has the input's size already."""
+    bundle = Bundle.open(line / "bundle")
+    model = anomalib.with_preprocessing(bundle.backbone(), bundle.manifest.preprocess)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    frame = resize(read(line / "images" / "0.png")[1], *bundle.golden().frames.shape[1:3])
+    image = (frame[None, :, :, ::-1].transpose(0, 3, 1, 2) / 255).astype(np.float32)
+    (score,) = session.run(None, {"image": image})
+    features = open_runtime(bundle, None).features(bundle.manifest.preprocess.apply(frame))
+    assert score[0, 0] == pytest.approx(features.max(), rel=1e-4)
