@@ -2,6 +2,7 @@
 
     python -m benchmarks.page                        # all of it; about ten minutes
     python -m benchmarks.page --labels 200 --kills 0 # the speed only
+    python -m benchmarks.page --labels 80 --known 1200 --pace-s 1 --kills 0 --parts 0  # as people label
 
 A real Chromium at 1280 x 800 uses the page of a device in this process; so browser, page and learning share the
 cores. Every label is a tap on a button, and its times are taken in the browser, by its own clock.
@@ -27,6 +28,7 @@ from tests.tiny import class_id, tiny_bundle
 
 QUESTION: Final = "how fast is a label saved, what does the page weigh, what does a kill leave?"
 WARM_UP: Final = 20
+TOGETHER: Final = 60
 CLASSES: Final = ("good", "pit", "scratch")
 PARTS_OF: Final = 3
 """Pictures of one part in the rehearsed shift: a camera with three looks."""
@@ -56,9 +58,16 @@ classId => new Promise(done => {
 """
 
 
-def speed_and_growth(folder: Path, labels: int) -> dict[str, Any]:
-    """Return milliseconds from tap to "saved" and to the next picture, and how the page grew over these labels."""
-    stream = write_stream(folder / "stream", {name: labels // len(CLASSES) + 60 for name in CLASSES})
+def speed_and_growth(folder: Path, labels: int, *, known: int, pace_s: float) -> dict[str, Any]:
+    """Return milliseconds from tap to "saved" and to the next picture, and how the page grew over these labels.
+
+    Args:
+        folder: For the device's data.
+        labels: Taps.
+        known: Labels that the device has already.
+        pace_s: Pause before each tap. Trials run in it, as they do when people label.
+    """
+    stream = write_stream(folder / "stream", {name: (labels + known) // len(CLASSES) + 60 for name in CLASSES})
     bundle = tiny_bundle(folder / "bundle")
     saved: list[float] = []
     shown: list[float] = []
@@ -68,26 +77,40 @@ def speed_and_growth(folder: Path, labels: int) -> dict[str, Any]:
         chromium() as browser,
         opened(browser, viewport={"width": 1280, "height": 800}) as (context, on),
     ):
+        _know(device, known)
         on.page.goto(device.url + "label")
         on.ready()
         on.asked()
         session = context.new_cdp_session(on.page)
         for i in range(labels):
             on.until("current !== null")
+            on.page.wait_for_timeout(1000 * pace_s)
             took = on.page.evaluate(TAP, class_id(CLASSES[i % len(CLASSES)]).hex())
             if i >= WARM_UP:
                 saved.append(took["saved"])
                 shown.append(took["next"])
             if i in (min(100, labels // 2), labels - 1):
                 memory.append(_heap_bytes(session))
-        _check(device, labels)
+        _check(device, known + labels)
     return {
         "labels": labels,
+        "known": known,
+        "pace_s": pace_s,
         "tap_to_saved_ms": _spread(saved),
         "next_picture_ms": _spread(shown),
         "heap_bytes": memory,
         "growth": memory[-1] / memory[0],
     }
+
+
+def _know(device: Device, labels: int) -> None:
+    """Label so many of what waits, a few at a time."""
+    waiting = device.station.store.queue(labels)
+    for first in range(0, len(waiting), TOGETHER):
+        some = waiting[first : first + TOGETHER]
+        said = [(each.sample_id, class_id(Path(each.source).name.split("-")[0])) for each in some]
+        device.station.label_all(said, "benchmark")
+    device.settle()
 
 
 def _heap_bytes(session: Any) -> float:
@@ -192,13 +215,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure what was asked for and print it as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=QUESTION)
     parser.add_argument("--labels", type=int, default=2000, metavar="N", help="taps; 0 leaves them out")
+    parser.add_argument("--known", type=int, default=0, metavar="N", help="labels given before")
+    parser.add_argument("--pace-s", type=float, default=0.0, metavar="S", help="pause before each tap")
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="0 leaves them out")
     parser.add_argument("--parts", type=int, default=12, metavar="N", help="of each class in the rehearsed shift")
     options = parser.parse_args(arguments)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         for what, wanted, run in (
-            ("speed", options.labels, lambda at: speed_and_growth(at, options.labels)),
+            (
+                "speed",
+                options.labels,
+                lambda at: speed_and_growth(at, options.labels, known=options.known, pace_s=options.pace_s),
+            ),
             ("weight_bytes", 1, weight),
             ("taps", options.parts, lambda at: taps(at, options.parts)),
             ("kills", options.kills, lambda at: kills(at, options.kills)),

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from argon2 import PasswordHasher
 
-from device_agent.camera import open_camera
+from device_agent.camera import Camera, open_camera
 from device_agent.config import FolderCamera
 from device_agent.database import Database
 from device_agent.page import create_app
@@ -50,6 +50,7 @@ class Device:
     http: httpx.Client
     access: Access
     book: Database
+    camera: Camera
 
     def state(self) -> dict[str, Any]:
         return dict(self.http.get("/api/state").raise_for_status().json())
@@ -120,7 +121,7 @@ def running(folder: Path, pictures: Path, policy: QueuePolicy | None = None) -> 
         server.start(create_app(station, state, access=access))
         try:
             with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as http:
-                yield Device(station, server.url, http, access, book)
+                yield Device(station, server.url, http, access, book, camera)
         finally:
             server.stop()
             station.close()

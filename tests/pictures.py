@@ -13,14 +13,16 @@ import argparse
 import csv
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from device_agent.camera import CameraState, Shot
 from device_agent.queue import QueuePolicy
 from sdk.bundle import Bundle
-from sdk.images import sample_id
+from sdk.images import decode, sample_id
 from tests.pages import Device, Screen, chromium, opened, serving
 
 if TYPE_CHECKING:
@@ -51,13 +53,16 @@ def scene(demo: Path, folder: Path) -> Iterator[Device]:
     shutil.copy(stream[0], first)
     policy = QueuePolicy(spot_check_share=0.15)  # the demo's head asks about little else
     with serving(folder / "data", first, Bundle.open(demo / "bundle"), policy) as device:
+        device.camera.name, device.camera.tally.state = "camera-1", CameraState.LIVE
+        device.camera.tally.frames = len(stream)
         names = {row["label"] for row in rows}
         for name in sorted(names - {each.name for each in device.station.classes()}):
             device.station.define_class(name, "Ann")
         for i, path in enumerate(stream):
             part, lot = part_of[path.name], f"B{2 * i // len(stream) + 7}"
-            asked = {"keep": "true", "part": part, "lot": lot}
-            device.http.post("/api/inspect", params=asked, content=path.read_bytes()).raise_for_status()
+            data = path.read_bytes()
+            shot = Shot(decode(data), time.time(), f"line-1/{part}", "camera-1", data, part, lot=lot)
+            device.station.see(shot)
         for i in range(LABELLED):
             waiting = device.http.get("/api/samples", params={"limit": 200, "status": "queued"}).json()
             if not waiting:

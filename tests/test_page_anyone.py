@@ -178,7 +178,7 @@ def used() -> set[str]:
         text = file.read_text(encoding="utf-8")
         keys |= set(re.findall(r"""\bt\(\s*["'`]([a-z]+\.[a-z-]+)["']""", text))
         keys |= {f"{start}*" for start in re.findall(r"""\bt\(["']([a-z]+\.(?:[a-z-]+\.)?)["'] ~""", text)}
-        keys |= {f"{start}*" for start in re.findall(r"""\bt\(`([a-z]+\.)\$\{""", text)}
+        keys |= {f"{start}*" for start in re.findall(r"""\bt\(`([a-z]+\.(?:[a-z]+-)?)\$\{""", text)}
         keys |= {f"{start}*" for start in re.findall(r"""\bt\(f"([a-z]+\.)\{""", text)}
     return keys
 

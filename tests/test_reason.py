@@ -33,7 +33,7 @@ def test_each_is_worded_with_all_of_its_values(code: str, language: str) -> None
 def test_a_reason_says_the_same_in_german_and_chinese() -> None:
     de, zh = Texts("de"), Texts("zh")
     text = f"trial.{FULL.code}"
-    assert FULL.worded(de(text), de.percent, de("common.and")) == (
+    assert FULL.worded(de(text), de.percent, de("common.and")).replace("\u00a0", " ") == (
         "Neu bekannt: pit (50 %) und dent (100 %). Der Preis: good wird zu 75 % erkannt (vorher: 90 %)."
     )
     assert "pit (50%)、dent (100%)" in FULL.worded(zh(text), zh.percent, zh("common.and"))

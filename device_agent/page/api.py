@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
+import numpy as np
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -30,7 +31,7 @@ from device_agent.page.guard import address_of, needs, who_of
 from device_agent.page.history import LabelHistory, LabelRow
 from device_agent.page.refusal import Refusal
 from device_agent.report import ReasonReport, State, reason_reports
-from device_agent.station import Station
+from device_agent.station import UNKNOWN, Station
 from device_agent.store import HeadRow, Sample, SampleStatus
 from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS
 from sdk.errors import LabelError, StoreFull
@@ -138,6 +139,15 @@ class TriggerOut:
 
 
 @dataclass(frozen=True)
+class NowOut:
+    """What the head that serves now says of a sample; `class_id` is None for unknown."""
+
+    class_id: str | None
+    decision: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class SampleOut:
     """A sample as it was decided when it was last seen, and its label if it has one.
 
@@ -147,6 +157,7 @@ class SampleOut:
         question: Why an operator is asked, None if not.
         alike: Other samples that the same answer settles; in the queue only.
         unsure: Somebody could not tell; it is asked again last.
+        now: What the head that serves says of it; in the queue, and of one sample.
         good: Whether what is shown is a good class; None where no class is known to be one.
     """
 
@@ -170,6 +181,7 @@ class SampleOut:
     question: Question | None
     alike: list[str]
     unsure: bool
+    now: NowOut | None
     good: bool | None
 
 
@@ -357,7 +369,7 @@ class Routes:
         unsure = self.unsure.among([s.sample_id for s in waiting])
         waiting.sort(key=lambda s: s.sample_id in unsure)  # stable
         background.add_task(self._expect_labels, [s.sample_id for s in waiting[:limit]])
-        return self.samples_out(waiting[:limit], alike(waiting[:MAX_COMPARED]))
+        return self.samples_out(waiting[:limit], alike(waiting[:MAX_COMPARED]), now=True)
 
     def _expect_labels(self, samples: list[bytes]) -> None:
         """Make pictures durable that will be labelled next, while somebody still looks at them."""
@@ -384,7 +396,7 @@ class Routes:
         others = [
             s for s in self.station.store.samples_of(found.group, limit=12) if s.sample_id != found.sample_id
         ]
-        return self.samples_out([found], {found.sample_id: [s.sample_id for s in others]})[0]
+        return self.samples_out([found], {found.sample_id: [s.sample_id for s in others]}, now=True)[0]
 
     def get_sample_labels(self, sample: HexSample) -> list[LabelOut]:
         """What was said of a sample, the last word first."""
@@ -416,9 +428,10 @@ class Routes:
         return Response(encode_png(self.station.heatmap(data, of, other)), media_type="image/png")
 
     def samples_out(
-        self, samples: list[Sample], together: dict[bytes, list[bytes]] | None = None
+        self, samples: list[Sample], together: dict[bytes, list[bytes]] | None = None, *, now: bool = False
     ) -> list[SampleOut]:
-        """Return samples as the interface says them."""
+        """Return samples as the interface says them, `now` with what the head that serves says of them."""
+        says = self._says(samples) if now else {}
         serving = self.station.serving
         names = self.names()
         unsure = self.unsure.among([s.sample_id for s in samples])
@@ -451,10 +464,27 @@ class Routes:
                     question=question_of(s.reason, list(names.values())),
                     alike=[each.hex() for each in (together or {}).get(s.sample_id, [])],
                     unsure=s.sample_id in unsure,
+                    now=says.get(s.sample_id),
                     good=None if not good else not s.unknown and s.class_id in good,
                 )
             )
         return out
+
+    def _says(self, samples: list[Sample]) -> dict[bytes, NowOut]:
+        """Return what the head that serves says of those samples that are of its release."""
+        serving = self.station.serving
+        ours = [] if serving is None else [s for s in samples if s.space == serving.learner.space]
+        if serving is None or not ours:
+            return {}
+        active = serving.learner.head
+        decided = active.head.decide(np.stack([s.code for s in ours]))
+        found = {}
+        for row, s in enumerate(ours):
+            best, unknown = int(decided.class_index[row]), bool(decided.unknown[row])
+            class_id = None if unknown else active.head.class_ids[best].hex()
+            name = UNKNOWN if unknown else active.names[best]
+            found[s.sample_id] = NowOut(class_id, name, float(decided.probability[row]))
+        return found
 
     # -- labels ---------------------------------------------------------------------------------------------------
 

@@ -204,9 +204,10 @@ class Quality:
         slices: list[SliceOut] = []
         classes: list[str] = []
         if reference is not None:
-            ids = reference.left_out.class_ids
-            classes = [names.get(c, c.hex()[:8]) for c in ids]
-            confusion = _confusion(reference, classes)
+            named = [names.get(c, c.hex()[:8]) for c in reference.left_out.class_ids]
+            order = sorted(range(len(named)), key=lambda i: named[i].casefold())
+            classes = [named[i] for i in order]
+            confusion = _confusion(reference, named, order)
             slices = self._slices(reference)
         return QualityOut(
             head=next((h for h in heads if h.number == number), None),
@@ -282,17 +283,16 @@ def _point(point: OperatingPoint) -> PointOut:
     return PointOut(point.target, threshold, _rate(point.escapes), _rate(point.overkill), point.reachable)
 
 
-def _confusion(reference: Reference, names: list[str]) -> list[ConfusionRow]:
+def _confusion(reference: Reference, names: list[str], order: list[int]) -> list[ConfusionRow]:
     left_out, threshold = reference.left_out, reference.calibration.novelty_threshold
     unknown = left_out.novelty > threshold
     said = left_out.scores.argmax(1)
     rows = []
-    for i, class_id in enumerate(left_out.class_ids):
+    for i in order:
         of_class = left_out.truth == i
         counts = np.bincount(said[of_class & ~unknown], minlength=len(names))
-        rows.append(
-            ConfusionRow(class_id.hex(), names[i], [int(n) for n in counts], int((of_class & unknown).sum()))
-        )
+        class_id, asked = left_out.class_ids[i].hex(), int((of_class & unknown).sum())
+        rows.append(ConfusionRow(class_id, names[i], [int(counts[j]) for j in order], asked))
     return rows
 
 

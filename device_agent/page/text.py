@@ -28,7 +28,7 @@ TEXTS: Final[dict[str, Text]] = {
     "common.class": ("Class", "Klasse", "类别"),
     "common.unknown": ("unknown", "unbekannt", "未知"),
     "common.decimal": (".", ",", "."),
-    "common.percent": ("{n} %", "{n} %", "{n}%"),
+    "common.percent": ("{n}\u00a0%", "{n}\u00a0%", "{n}%"),
     "common.space": (" ", " ", ""),
     "common.and": (" and ", " und ", "、"),
     "common.more": ("More", "Mehr", "更多"),
@@ -182,6 +182,9 @@ TEXTS: Final[dict[str, Text]] = {
     "now.provisional": ("provisional", "vorläufig", "试用"),
     "now.confirmed": ("confirmed", "bestätigt", "已确认"),
     "now.live-camera": ("live, {n} frames", "läuft, {n} Bilder", "正常，{n} 帧"),
+    "now.camera-opening": ("opening: {name}", "wird geöffnet: {name}", "正在打开：{name}"),
+    "now.camera-lost": ("lost: {name}", "ausgefallen: {name}", "已断开：{name}"),
+    "now.camera-ended": ("at its end: {name}", "zu Ende: {name}", "已结束：{name}"),
     "now.good": ("Good", "Gut", "合格"),
     # learned
     "learned.news": ("The last label", "Die letzte Zuordnung", "最近一次标注"),
@@ -616,7 +619,7 @@ class Texts:
 
     >>> t = Texts("de")
     >>> t("now.since", time="14:00"), t.percent(0.987), t.percent(0.005, 1), t.number(1.25, 2)
-    ('Diese Schicht, seit 14:00', '99 %', '0,5 %', '1,25')
+    ('Diese Schicht, seit 14:00', '99\\xa0%', '0,5\\xa0%', '1,25')
     """
 
     def __init__(self, language: str) -> None:

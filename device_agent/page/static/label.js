@@ -82,7 +82,8 @@ function show(sample) {
     stage.prepend(image);
     stage.dataset.sample = sample.sample;
     $("why").textContent = why(sample);
-    $("guess").textContent = sample.unknown ? t("why.not-known") : t("why.says", { name: sample.decision, sure: percent(sample.probability) });
+    const now = says(sample);
+    $("guess").textContent = now.class_id ? t("why.says", { name: now.decision, sure: percent(now.probability) }) : t("why.not-known");
     zoomTo(1);
     drawHeat();
   } else {
@@ -94,6 +95,11 @@ function show(sample) {
   drawAlike();
   drawClasses();
   preload();
+}
+
+// What the head that serves now says: the one that saw the picture may have known less.
+function says(sample) {
+  return sample.now || { class_id: sample.unknown ? null : sample.forced_class_id, decision: sample.decision, probability: sample.probability };
 }
 
 function why(sample) {
@@ -126,7 +132,7 @@ function nowUsed(classId) {
 function drawClasses() {
   const box = $("classes");
   const classes = inOrder(latest ? latest.state.classes : []);
-  const said = current && !current.unknown ? current.forced_class_id : null;
+  const said = current && says(current).class_id;
   const key = JSON.stringify([classes.map((each) => [each.id, each.name]), said, Boolean(current)]);
   if (box.dataset.key === key) return;
   box.dataset.key = key;

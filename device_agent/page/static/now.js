@@ -76,11 +76,11 @@ function drawFacts({ state, shift }) {
   put("count-rejects", shift.rejects === null ? "–" : shift.rejects);
   put("count-unknown", shift.unknown);
   put("count-labels", shift.labels);
-  put("since", t("now.since", { time: new Date(1000 * shift.began_utc).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) }));
+  put("since", t("now.since", { time: new Date(1000 * shift.began_utc).toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit", hour12: false }) }));
   const { release, head, camera, mqtt } = state;
   put("fact-release", release ? `${release.name} · ${release.precision} · ${release.runtime}` : "–");
   put("fact-head", head ? t("now.head-is", { number: head.number, state: t(`now.${head.state}`) }) : "–");
-  put("fact-camera", camera.state === "live" ? t("now.live-camera", { n: camera.frames }) : `${camera.state}: ${camera.name}`);
+  put("fact-camera", camera.state === "live" ? t("now.live-camera", { n: camera.frames }) : t(`now.camera-${camera.state}`, { name: camera.name }));
   put("fact-fleet", !mqtt ? t("now.fleet-none") : mqtt.connected ? t("now.fleet-on") : t("now.fleet-off", { n: state.outbox }));
 }
 
