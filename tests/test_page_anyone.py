@@ -29,6 +29,12 @@ SMALL = """
   .filter(([box]) => box.height < 44 || box.width < 24)
   .map(([box, html]) => `${box.width} x ${box.height}: ${html}`)
 """
+CUT = """
+[...document.querySelectorAll('section')]
+  .filter(each => each.checkVisibility() && each.scrollWidth > each.clientWidth + 1)
+  .map(each => `${each.scrollWidth} of ${each.clientWidth}: ${each.outerHTML.slice(0, 80)}`)
+"""
+"""Panels whose text runs out of them; what may scroll sideways does so in a box of its own."""
 SIZES = ((800, 480), (1280, 800), (1920, 1080))
 
 
@@ -128,6 +134,7 @@ def test_nothing_is_wider_than_the_screen_and_buttons_fit_a_finger(
                 on.ready()
                 wide = on.page.evaluate("document.documentElement.scrollWidth - innerWidth")
                 assert wide <= 0, (language, path)
+                assert on.page.evaluate(CUT) == [], (language, path)
                 small = on.page.evaluate(SMALL)
                 assert small == [], (language, path)
         on.page.goto(device.url + "label")

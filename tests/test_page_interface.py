@@ -39,7 +39,7 @@ PICTURE: Final = picture("pit", 500)
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BaseSchema, dict[str, str]]]:
     """The description and the application of a device that has seen some parts, and an admin's headers."""
     folder = tmp_path_factory.mktemp("interface")
-    bundle = tiny_bundle(folder / "bundle")
+    bundle = tiny_bundle(folder / "bundle", maps=True)
     write_stream(folder / "stream", {"pit": 2, "rings": 2})
     camera = CameraReport("test", "live", 0, 0, 0, 0)
     with Store.open(folder / "data", "line-1") as store:
