@@ -281,6 +281,24 @@ def test_an_escape_found_by_eye_is_labelled_from_the_last_parts(device: Device, 
 
 
 @pytest.mark.browser
+def test_a_picture_that_was_picked_is_shown_first_however_late_it_comes(device: Device, browser: Browser) -> None:
+    """Somebody may have a finger over the button already: no other picture may be shown before it."""
+    picked = hex_of("good", 0)
+    held: list[Route] = []
+    with opened(browser) as (_, on):
+        on.page.route(f"**/api/samples/{picked}", lambda route: held.append(route))  # noqa: PLW0108
+        on.page.goto(f"{device.url}label?sample={picked}")
+        on.ready()
+        while not held:
+            on.page.wait_for_timeout(20)
+        on.until("heardKey !== ''")
+        on.page.evaluate("fetch('/api/queue?limit=1')")  # what the page would have asked for has been answered
+        assert on.page.evaluate("current === null && queue.length === 0")
+        held[0].continue_()
+        assert on.asked() == picked
+
+
+@pytest.mark.browser
 def test_a_picture_that_was_picked_stays_when_a_question_arrives_late(device: Device, browser: Browser) -> None:
     """The queue's answer was on its way when the operator picked another picture: the label is for theirs."""
     picked, other = hex_of("good", 0), device.http.get(f"/api/samples/{hex_of('rings', 1)}").json()

@@ -389,6 +389,8 @@ document.addEventListener("keydown", (event) => {
 
 // -- begin --------------------------------------------------------------------------------------------------------
 
+let begun = false;  // what somebody picked is shown first, also where the queue answers sooner
+
 async function begin() {
   byHand = new URLSearchParams(location.search).get("sample");
   if (byHand) {
@@ -399,6 +401,7 @@ async function begin() {
     }
     history.replaceState(null, "", "/label");
   }
+  begun = true;
   await refill();
   if (!current) show(null);
 }
@@ -409,6 +412,6 @@ onState(({ state }) => {
   const key = JSON.stringify([state.queue_depth, state.live_set_digest, state.head && state.head.number]);
   if (key === heardKey) return;
   heardKey = key;
-  if (heardKey) refill();
+  if (begun) refill();
 });
 begin();
