@@ -63,6 +63,7 @@ LABEL_EVERY_S: Final = 0.5
 READY_S: Final = 120.0
 THROUGHPUT_TARGET: Final = 0.9
 HEAD_TARGET: Final = 0.05
+FRAME_STAGES: Final = ("prepare", "backbone", "head")
 REJECT_TARGET_MS: Final = 50.0
 RELEARN_TARGET: Final = 1.5
 
@@ -140,6 +141,11 @@ class AgentProcess:
             task.name: int((task / "schedstat").read_text().split()[0]) / 1e9
             for task in Path(f"/proc/{self._child.pid}/task").iterdir()
         }
+
+    def stages_ms(self) -> dict[str, float]:
+        """Return the milliseconds that all frames so far have taken, by stage."""
+        stages = {stage["stage"]: stage for stage in self.call("state")["line"]["stages"]}
+        return {name: stages[name]["count"] * stages[name]["mean_ms"] for name in FRAME_STAGES}
 
     def pause(self) -> None:
         self._child.send_signal(signal.SIGSTOP)
@@ -253,24 +259,24 @@ def throughput(
 ) -> tuple[Table, list[Target]]:
     """Let agent and bare loops take turns."""
     rows: list[tuple[float, ...]] = []
+    taken_ms = dict.fromkeys(FRAME_STAGES, 0.0)
     before = running.settle()
     for _ in range(rounds):
         running.go_on()
-        earlier_s = running.cpu_s()
+        earlier_s, earlier_ms = running.cpu_s(), running.stages_ms()
         arrived = listener.during(seconds)
         used_s = [now - earlier_s.get(thread, 0.0) for thread, now in running.cpu_s().items()]
+        # Not over the pause: a frame that it interrupts would take as long as the pause.
+        for stage, now_ms in running.stages_ms().items():
+            taken_ms[stage] += now_ms - earlier_ms[stage]
         running.pause()
         cpu_ms, busiest_ms = (1000 * taken / max(1, len(arrived)) for taken in (sum(used_s), max(used_s)))
         rows.append((rate_of(arrived), cpu_ms, busiest_ms, *bare.whole(seconds), *bare.prepared(seconds)))
     running.go_on()
-    state = running.call("state")
-    assert state["frames"] > before["frames"]
-    stages = {stage["stage"]: stage for stage in state["line"]["stages"]}
+    assert running.call("state")["frames"] > before["frames"]
     middle = [statistics.median(column) for column in zip(*rows, strict=True)]
     to_whole, to_prepared = (statistics.median(row[0] / row[i] for row in rows) for i in (3, 5))
     busiest = statistics.median(row[6] / row[2] for row in rows)
-    head = stages["head"]["mean_ms"]
-    frame = head + stages["backbone"]["mean_ms"] + stages["prepare"]["mean_ms"]
     table = Table(
         "Frames a second",
         ("", "frames/s", "agent to it", "CPU ms a frame", "of the busiest thread"),
@@ -285,7 +291,12 @@ def throughput(
         Target("agent's throughput of a bare loop that decodes and preprocesses", to_whole, THROUGHPUT_TARGET),
         Target("agent's throughput of a bare loop on prepared tensors", to_prepared, THROUGHPUT_TARGET),
         Target("the same by processor time of the agent's busiest thread", busiest, THROUGHPUT_TARGET),
-        Target("head, novelty, code and decision of a frame's time", head / frame, HEAD_TARGET, at_least=False),
+        Target(
+            "head, novelty, code and decision of a frame's time, waits of busy threads included",
+            taken_ms["head"] / sum(taken_ms.values()),
+            HEAD_TARGET,
+            at_least=False,
+        ),
     ]
 
 
