@@ -176,6 +176,24 @@ def test_the_page_speaks_the_language_that_was_chosen(
         assert said in on.page.locator("nav").inner_text()
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize(("language", "said"), [("en", "your account"), ("de", "dieses Konto"), ("zh", "此账户")])
+def test_a_refusal_is_told_in_the_readers_language_with_the_devices_own_words(
+    device: Device, browser: Browser, language: str, said: str
+) -> None:
+    with opened(browser) as (_, on):
+        on.page.goto(device.url + "settings")
+        on.ready()
+        on.page.locator(f'[data-cookie="headway-lang"][data-value="{language}"]').click()
+        on.page.wait_for_load_state()
+        body = {"error": "operators may not roll back", "hint": "Ask an engineer."}
+        told = on.page.evaluate("body => [refusal(403, body), refusal(403, {}), refusal(418, body)]", body)
+    assert told[0].startswith(said)
+    assert told[0].endswith("(operators may not roll back. Ask an engineer.)")
+    assert told[1].startswith(said)
+    assert told[2].startswith("418 (")
+
+
 def used() -> set[str]:
     """Return the keys that templates, scripts and code name; those that are put together end with a star."""
     keys: set[str] = set()

@@ -13,7 +13,7 @@ from sdk.reason import ENGLISH
 LANGUAGES: Final = (("en", "English"), ("de", "Deutsch"), ("zh", "中文"))
 Text = tuple[str, str, str]
 
-_SCRIPT_PAGES: Final = ("common", "state", "label", "now", "why", "js")
+_SCRIPT_PAGES: Final = ("common", "state", "label", "now", "why", "refused", "js")
 
 TEXTS: Final[dict[str, Text]] = {
     # every page
@@ -60,6 +60,11 @@ TEXTS: Final[dict[str, Text]] = {
         "与评估分类器时的工件不同。请检查最新工件、光源和镜头。",
     ),
     "state.fault": ("Look at this", "Bitte ansehen", "请注意"),
+    "state.fault-more": (
+        "Tell whoever looks after the device: {what}",
+        "Der Betreuung des Geräts zeigen: {what}",
+        "请告知设备维护人员：{what}",
+    ),
     "state.away": ("No connection", "Keine Verbindung", "无连接"),
     "state.away-more": (
         "The device does not answer. Nothing is lost; this page tries again.",
@@ -133,6 +138,26 @@ TEXTS: Final[dict[str, Text]] = {
     ),
     "js.not-saved": ("Not saved: {why}", "Nicht gespeichert: {why}", "未保存：{why}"),
     "js.no-answer": ("the device does not answer", "das Gerät antwortet nicht", "设备没有响应"),
+    # what a refused request is answered with, by its status; what follows in brackets is the device's own words
+    "refused.400": ("this cannot be done", "das geht so nicht", "无法执行"),
+    "refused.401": ("name and PIN do not fit", "Name und PIN passen nicht", "用户名与PIN不符"),
+    "refused.403": ("your account may not do this", "dieses Konto darf das nicht", "此账户无权执行"),
+    "refused.404": ("this is not kept here any more", "das ist hier nicht mehr vorhanden", "此处已不存在"),
+    "refused.409": (
+        "it does not go with what is there already",
+        "es passt nicht zu dem, was schon da ist",
+        "与现有内容冲突",
+    ),
+    "refused.413": ("the picture is too large", "das Bild ist zu groß", "图像过大"),
+    "refused.422": ("something is missing or wrong", "etwas fehlt oder stimmt nicht", "内容缺失或有误"),
+    "refused.429": (
+        "too many tries; wait a minute",
+        "zu viele Versuche; eine Minute warten",
+        "尝试过多，请稍等一分钟",
+    ),
+    "refused.500": ("the device made a mistake", "Fehler im Gerät", "设备出错"),
+    "refused.503": ("the device is not ready yet", "das Gerät ist noch nicht bereit", "设备尚未就绪"),
+    "refused.507": ("the disk is full", "der Speicher ist voll", "存储已满"),
     "js.name-it": ("Give it a name.", "Bitte einen Namen geben.", "请输入名称。"),
     "js.defects": (
         "scratch|dent|crack|stain|pore|burr|chip|rust",

@@ -24,8 +24,15 @@ async function call(path, options = {}) {
   }
   if (answer.status === 401 && facts.loggedIn) location.href = `/login?then=${encodeURIComponent(location.pathname)}`;
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refused(body.hint ? `${body.error}. ${body.hint}` : body.error || String(answer.status));
+  if (!answer.ok) throw new Refused(refusal(answer.status, body));
   return body;
+}
+
+// In the reader's language what kind of thing is wrong; in brackets the device's own words, for whoever can help.
+function refusal(status, { error = "", hint = "" }) {
+  const kind = facts.texts[`refused.${status}`] ? t(`refused.${status}`) : String(status);
+  const own = hint ? `${error}. ${hint}` : error;
+  return own ? `${kind} (${own})` : kind;
 }
 
 const send = (method, path, body) =>
@@ -59,7 +66,7 @@ function condition(state) {
   if (!state.release) return { level: "wait", mark: "…", text: t("state.waiting"), more: t("state.waiting-more") };
   if (state.camera.state === "lost") return { level: "bad", mark: "✕", text: t("state.camera-lost"), more: t("state.camera-lost-more") };
   if (state.drift && state.drift.alarm) return { level: "bad", mark: "!", text: t("state.drift"), more: t("state.drift-more") };
-  if (state.faults.length) return { level: "warn", mark: "!", text: t("state.fault"), more: state.faults.join(" · ") };
+  if (state.faults.length) return { level: "warn", mark: "!", text: t("state.fault"), more: t("state.fault-more", { what: state.faults.join(" · ") }) };
   if (state.camera.state === "ended") return { level: "warn", mark: "■", text: t("state.ended"), more: t("state.ended-more") };
   return { level: "good", mark: "✓", text: t("state.running"), more: "" };
 }
