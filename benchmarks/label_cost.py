@@ -1,8 +1,8 @@
 """What one label of a device costs every other device of its channel on the wire; `benchmarks.transport` calls it.
 
-A real service with keys and a real broker; one device labels pictures (d = 1280), another listens as an agent
+A real service with keys and a real broker; one device labels pictures, another listens as an agent
 does. Its bytes are counted by a relay before it: all of TCP's payload, both ways, with MQTT's headers and
-acknowledgements. Codes are of real pictures (`benchmarks.features`), which deflate; numbers at random do not.
+acknowledgements. Codes are of real pictures (`benchmarks.features`), which can be packed, unlike noise.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from typing import Final
 
 from benchmarks.crowd import crowd_seconds, over_mqtt
 from benchmarks.features import NoImageSets
+from benchmarks.fleet import FEATURE_SIZE
 from benchmarks.label_cost import bytes_a_label, real_codes
 from benchmarks.link import Link
 from sdk.chunks import ChunkFetcher, Release, describe
@@ -181,7 +182,8 @@ def label_cost(labels: int) -> str:
         codes, of = [None] * labels, "numbers at random"
     with tempfile.TemporaryDirectory() as name:
         cost = bytes_a_label(codes, Path(name))
-    return f"one label (d = 1280, signed, {of}) costs every other device {cost:.0f} bytes, mean of {labels}"
+    d = FEATURE_SIZE if codes[0] is None else len(codes[0])
+    return f"one label (d = {d}, signed, {of}) costs every other device {cost:.0f} bytes, mean of {labels}"
 
 
 def main() -> None:

@@ -39,8 +39,11 @@ def test_prometheus_reads_what_the_agent_did(images: Path, bundle: Bundle) -> No
     site = site_of(images, bundle.path, metrics=MetricsSettings(port=0))
     with Agent(site) as agent, running(agent):
         wait_for(lambda: agent.state().camera.state == "ended")
-        assert agent.metrics_port is not None
-        found = scraped(agent.metrics_port)
+        port = agent.metrics_port
+        assert port is not None
+        # The last frame is decided a moment before its time is counted.
+        wait_for(lambda: scraped(port)["headway_frame_latency_seconds_count"] == COUNT)
+        found = scraped(port)
         assert found["headway_frames_total"] == COUNT
         assert found["headway_frame_latency_seconds_count"] == COUNT
         assert found["headway_frame_latency_seconds_bucket{+Inf}"] == COUNT

@@ -113,7 +113,7 @@ def document() -> dict[str, Any]:
                 "What a fleet service and its devices say. docs/protocol.md is the prose; this file is made from "
                 "sdk/wire.py by `python -m sdk.fleet.asyncapi`. Every message is at most "
                 f"{wire.MAX_MESSAGE_BYTES} bytes. Unknown members, other versions and wrong types are refused. "
-                "MessagePack messages are arrays, deflated or not (docs/protocol.md, section 2): their schemas "
+                "MessagePack messages are arrays, packed or not (docs/protocol.md, section 2): their schemas "
                 "list the items in order, and what is base64 there is binary on the wire."
             ),
             "license": {"name": "Apache-2.0"},
