@@ -1,9 +1,9 @@
 """speed: from a label to the head that serves it, the time to score it, and what other ways cost and forget.
 
-One core, d = 1280. A device knows six classes (five of NEU, and good tiles; 1990 samples) and gets ten labels of
-a seventh, one by one: n = 2000, k = 7. Time is that of one more label, until decisions use it. Recall is measured
-on samples that nothing learned from, before the first and after the tenth label; what falls for the old classes is
-forgetting.
+One core; `--levels 1` is d = 1280, which the targets are about. A device knows six classes (five of NEU, and good
+tiles; 1990 samples) and gets ten labels of a seventh, one by one: n = 2000, k = 7. Time is that of one more label,
+until decisions use it. Recall is measured on samples that nothing learned from, before the first and after the
+tenth label; what falls for the old classes is forgetting.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ LABELS: Final = 10
 NEW_CLASSES: Final = 3
 REPEATS: Final = 15
 LIVE_TARGET_MS: Final = 80.0
+TARGET_D: Final = 1280
+"""What the target is of: `--levels 1`."""
 SCORE_TARGET_S: Final = 1.0
 EPOCHS: Final = 50
 BATCH: Final = 16
@@ -280,22 +282,17 @@ def run(setup: Setup) -> Report:
         ("", "median", "best"),
         tuple((what, statistics.median(times), min(times)) for what, times in parts.items()),
     )
-    targets = (
-        Target(
-            "label to canonical head (add and solve), ms, median",
-            statistics.median(live),
-            LIVE_TARGET_MS,
-            at_least=False,
-        ),
-        Target(f"leave-one-group-out, {n} groups of one, s", scored[0][1], SCORE_TARGET_S, at_least=False),
-    )
+    targets = [Target(f"leave-one-group-out, {n} groups of one, s", scored[0][1], SCORE_TARGET_S, at_least=False)]
+    if d <= TARGET_D:
+        what = "label to canonical head (add and solve), ms, median"
+        targets.insert(0, Target(what, statistics.median(live), LIVE_TARGET_MS, at_least=False))
     logo = Table(
         f"Leave-one-group-out of all {n} samples, s",
         ("", "closed form", "refitting each, extrapolated"),
         scored,
         2,
     )
-    return Report("speed", QUESTION, (steps, logo, table), targets)
+    return Report("speed", QUESTION, (steps, logo, table), tuple(targets))
 
 
 def _line(setup: Setup, new: int) -> Line:
