@@ -190,6 +190,24 @@ def test_a_label_is_live_before_the_solve(bundle: Bundle, store: Store, monkeypa
     assert_exact(learner, store, bundle)
 
 
+def test_a_label_that_comes_while_another_change_is_learned_is_timed_too(
+    learner: Learner, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, pit = see(store, bundle, "pit", 1), learner.define_class("pit", "anna")
+    new_row, to_come = learner._new_row, [sample]
+
+    def label_meanwhile(*of: Any) -> Any:
+        if to_come:
+            learner.label(to_come.pop(), pit, "anna")
+            learner.classes()  # folds it
+        return new_row(*of)
+
+    monkeypatch.setattr(learner, "_new_row", label_meanwhile)  # the class is being learned, nothing is locked
+    learner.run_until_idle()
+    assert decide(learner, bundle, "pit", 99) == "pit"
+    assert learner.status().label_to_live_ms is not None
+
+
 def test_a_label_undone_before_its_solve_leaves_the_earlier_head(
     learner: Learner, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
