@@ -1,9 +1,10 @@
 """The head that serves on this device: learned at every label, tried on groups left out, kept or taken back.
 
-A head is a function of the live set, so nothing of one is stored but a row of its history. Two threads:
+A head is a function of the live set, so nothing of one is stored but a row of its history. Three threads:
 
 - *learning* folds new records, lets the head updated by them serve at once as provisional, then updates the exact
   moments, solves, and swaps the canonical head in;
+- *serving* does the first half of that for labels that come while the head of those before is being solved;
 - *trial* scores the provisional head on left-out groups against the confirmed one, then confirms it or takes it
   back. A label that comes meanwhile ends the trial: the next one tries the newer head.
 
@@ -12,7 +13,7 @@ Rules this module keeps:
 - A label is on disk before `label` returns; learning starts from the store, never from memory, so what was
   acknowledged is learned exactly once, after a crash too.
 - Neither labels nor inference wait for a solve or a trial: `head` is one reference, swapped whole, and between
-  their steps both threads give way to a save (`courtesy`).
+  their steps the threads give way to a save (`courtesy`).
 - Taken back means that the confirmed head serves again. The labels stay, and the next one makes a new provisional
   head. Withdrawing a label brings the earlier head back, bit for bit.
 
@@ -35,6 +36,7 @@ import msgspec
 import numpy as np
 
 from device_agent.courtesy import Courtesy, switch_often
+from device_agent.provisional import Changes, joined, real, updated
 from device_agent.queue import Question, QueuePolicy, ask
 from device_agent.rhythm import Rhythm
 from device_agent.store import HeadRow, Outcome, Sample, Store, Waiting
@@ -73,8 +75,6 @@ RESERVED_NAMES: Final = frozenset({"unknown"})
 SEARCH_S: Final = 5.0
 """A trial looks no longer than this for a better way to count own labels: the seven solves at d = 1280 take one
 second on a server's core. Its scores and its judgement come on top."""
-_AT_ONCE: Final = 4
-"""More changes than this at a time, as a fleet's log brings them, are as quickly solved as updated."""
 _ASKED_AT_ONCE: Final = 32
 """Questions asked anew in one go: about a millisecond's work, and one short write."""
 _STOPPED: Final = Reason("stopped")
@@ -182,15 +182,11 @@ class _Solved:
     harm: Harm | None = None
 
 
-_Changes = dict[bytes, tuple[LiveRow | None, LiveRow | None]]
-"""Rows of the live set, before and after, by sample."""
-
-
 @dataclass(frozen=True)
 class _Work:
-    """What is learned in one round: changes since the last, and the live set they lead to."""
+    """What there is to learn: changes, and the live set they lead to."""
 
-    changes: _Changes
+    changes: Changes
     digest: str
     samples: int
     through: int
@@ -252,13 +248,19 @@ class Learner:
         self._through = 0  # arrival number of the last record folded
         self._refused = 0
         self._fault: str | None = None
-        self._changes: _Changes = {}  # folded, not yet in the moments
+        self._changes: Changes = {}  # folded, and taken by nobody to learn
+        self._in_flight: Changes = {}  # being learned: not in the latest head
         self._dirty = True  # there may be something to learn
+        self._fresh = True  # there may be something to serve at once
         self._learning = False
-        self._durable_at: float | None = None  # monotonic time of the first label not yet learned
+        self._durable_at: float | None = None  # monotonic time of the first label not yet served
+        self._serving = threading.Lock()  # one thread at a time updates a head; taken before `_changed`
         self._rhythm = Rhythm()
         self._label_to_live_ms: float | None = None
         self._latest: Head | None = None  # of the live set last learned, whatever became of it; None: not at hand
+        self._counted: frozenset[bytes] = frozenset()  # class ids in its moments, before merges
+        self._quick: HeadRow | None = None  # of the updated head that serves until its solve; None: none does
+        self._outdated: list[HeadRow] = []  # of updated heads that a newer one replaced; not in the store yet
         self._candidate: _Solved | None = None  # provisional, waiting for its trial or in it
         self._trying = False
         self._harm: Harm | None = None  # what the last trial found
@@ -310,23 +312,28 @@ class Learner:
         )
         confirmed = _Solved(head, live, last)
         self._latest = head
+        self._counted = frozenset(self._moments.counts())
         self._learned_digest = live.digest
         self._live = live
         self._last = last  # the newest head's row, whatever became of it
         self._confirmed = confirmed
         self._active = self._activate(confirmed, HeadState.CONFIRMED)
+        self._settled = self._active, self._last  # what these were before an updated head served
         if live.digest != last.digest:
             # A code was erased since, or another version's fold said otherwise: its score is no longer its own.
-            self._provisional(head, live, self._row(live.digest, len(live), self._through))
+            self._provisional(head, live, self._row(self._work({})))
+            self._settle_on(*self._settled)
         self._catch_up()
         newest = self._store.last_head(self.space, [Outcome.CONFIRMED, Outcome.TAKEN_BACK])
         if newest is not None and newest.outcome is Outcome.TAKEN_BACK and newest.digest == self._fold.digest():
             self._apply(self._changes)
             self._changes = {}
+            self._counted = frozenset(self._moments.counts())
             self._live = self._fold.live_set()
             self._learned_digest = self._live.digest
             self._latest = None
             self._last = newest
+            self._settled = self._active, self._last
         else:
             self._learn()
 
@@ -555,6 +562,7 @@ class Learner:
             threading.Thread(target=self._run, args=(step, nice), name=name, daemon=True)
             for name, step, nice in (
                 ("learning", self._learning_step, LEARNING_NICE),
+                ("serving", self._serving_step, LEARNING_NICE),
                 ("trial", self._trial_step, TRIAL_NICE),
             )
         ]
@@ -562,7 +570,7 @@ class Learner:
             thread.start()
 
     def stop(self) -> None:
-        """End both threads; what is not learned or tried yet will be at the next start."""
+        """End the threads; what is not learned or tried yet will be at the next start."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -571,7 +579,7 @@ class Learner:
         self._threads.clear()
 
     def run_until_idle(self, *, trials: bool = True) -> None:
-        """Learn and try on this thread what there is, for programs that run without the two threads."""
+        """Learn and try on this thread what there is, for programs that run without the threads."""
         if self._threads:
             raise ValueError("the learner's own threads are running; use wait_until_idle")
         while self._dirty or (trials and self._candidate is not None):
@@ -589,7 +597,7 @@ class Learner:
         return not (self._dirty or self._learning or self._candidate is not None or self._trying)
 
     def _wake(self) -> None:
-        self._dirty = True
+        self._dirty = self._fresh = True
         self._changed.notify_all()
 
     def _run(self, step: Callable[[], None], nice: int) -> None:
@@ -626,14 +634,21 @@ class Learner:
         self._courtesy.give_way()  # the answer to the label that woke us goes out first
         try:
             with self._surviving():
-                with self._changed:
-                    self._catch_up()
                 self._learn()
                 self._on_change()
         finally:
             with self._changed:
                 self._learning = False
                 self._changed.notify_all()
+
+    def _serving_step(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or (self._fresh and self._learning))
+            if self._stopping:
+                return
+        self._courtesy.give_way()
+        with self._surviving():
+            self._serve_at_once()
 
     # -- learning -----------------------------------------------------------------------------------------------
 
@@ -657,147 +672,164 @@ class Learner:
         for sample, (before, after) in changed.items():
             self._changes[sample] = (self._changes[sample][0] if sample in self._changes else before, after)
 
-    def _apply(self, changes: _Changes) -> None:
+    def _apply(self, changes: Changes) -> None:
         """Bring the moments up to the fold, without the lock: only one thread at a time ever learns."""
-        real = [(before, after) for before, after in changes.values() if not _same(before, after)]
-        come = [after for _, after in real if after is not None]
-        gone = [before for before, _ in real if before is not None]
+        some = real(changes)
+        come = [after for _, after in some if after is not None]
+        gone = [before for before, _ in some if before is not None]
         for moments, mine in ((self._moments, False), (self._own, True)):
-            for change, some in ((moments.add, come), (moments.subtract, gone)):
-                rows = [row for row in some if not mine or self._is_own(row)]
+            for change, candidates in ((moments.add, come), (moments.subtract, gone)):
+                rows = [row for row in candidates if not mine or self._is_own(row)]
                 if rows:
                     change(np.stack([row.code for row in rows]), [row.class_id for row in rows])
 
     def _is_own(self, row: LiveRow) -> bool:
         return row.device == self._store.device
 
+    def _serve_at_once(self) -> None:
+        """Let the latest head, updated by the few changes since, serve until the canonical one is solved."""
+        with self._serving:
+            while True:
+                with self._changed:
+                    self._fresh = False
+                    self._catch_up()
+                    base, counted = self._latest, self._counted
+                    work = self._work(joined(self._in_flight, self._changes))
+                    durable_at, self._durable_at = self._durable_at, None
+                    known = work.digest in (self._learned_digest, self._confirmed.live.digest)
+                head = None
+                if base is not None and not known:
+                    canonical = work.canonical
+                    head = updated(base, work.changes, learned=counted, canonical=canonical, is_own=self._is_own)
+                with self._changed:
+                    if self._latest is not base:  # solved or tried meanwhile
+                        self._durable_at = durable_at if durable_at is not None else self._durable_at
+                        continue
+                    if known:
+                        self._serve_known(work.digest)
+                    elif head is not None:
+                        self._serve_updated(head, work)
+                    else:
+                        self._durable_at = durable_at if durable_at is not None else self._durable_at
+                        return
+                    if durable_at is not None:
+                        self._label_to_live_ms = (time.monotonic() - durable_at) * 1000
+                    return
+
+    def _serve_known(self, digest: str) -> None:
+        """Serve what served before the changes, which are undone. Needs the lock."""
+        if digest == self._learned_digest:
+            self._settle_on(*self._settled)
+        else:
+            self._settle_on(self._activate(self._confirmed, HeadState.CONFIRMED), self._confirmed.row)
+
+    def _serve_updated(self, head: Head, work: _Work) -> None:
+        """Serve an updated head. Needs the lock."""
+        head = head.recalibrated(meanwhile(self._confirmed.head.calibration, head))
+        if self._quick is not None and self._quick.digest != work.digest:
+            self._outdated.append(self._quick)
+        self._last = self._quick = row = self._row(work)
+        self._active = ActiveHead(
+            head, self._names(head), HeadState.PROVISIONAL, row.digest, row.number, row.samples
+        )
+
+    def _settle_on(self, active: ActiveHead, last: HeadRow) -> None:
+        """Serve a head that needs no solve. Needs the lock."""
+        if self._quick is not None and self._quick.digest != active.digest:
+            self._outdated.append(self._quick)
+        self._quick = None
+        self._active, self._last = replace(active, names=self._names(active.head)), last
+
     def _learn(self) -> None:
         """Learn what was folded: a head updated in milliseconds serves at once, then the canonical one."""
+        self._serve_at_once()
         with self._changed:
-            durable_at, self._durable_at = self._durable_at, None
-            work = self._take({})
-            before = self._active, self._last
-        row = self._new_row(work)
-        quick = None if row is None else self._serve_at_once(row, work)
-        if quick is not None and durable_at is not None:
-            self._label_to_live_ms, durable_at = (time.monotonic() - durable_at) * 1000, None
-        with self._changed:
-            if self._changes:  # more came meanwhile: the canonical head is of all there is
-                work = self._take(work.changes)
-                if durable_at is None:
-                    durable_at, self._durable_at = self._durable_at, None
+            self._catch_up()
+            changes, self._changes = self._changes, {}
+            self._in_flight = joined(self._in_flight, changes)  # after a failure there is something in it
+            work = self._work(self._in_flight)
             live = self._live = self._fold.live_set()
             confirmed = self._confirmed
             learned, undone = work.digest == self._learned_digest, work.digest == confirmed.live.digest
-            if learned:
-                if quick is not None and self._active is quick:  # undone while it was being served
-                    self._active, self._last = before
-                self._active = replace(self._active, names=self._names(self._active.head))
-        row = self._new_row(work, row)
-        self._courtesy.give_way()
-        self._apply(work.changes)
-        if learned:
-            if self._ask_due:
-                self._ask_again(self._active)
-            return
-        self._courtesy.give_way()
-        # Undone is as if it had never been learned: the head from before is there already.
-        head = (
-            confirmed.head
-            if undone
-            else solve(
-                self._moments,
-                canonical=work.canonical.__getitem__,
-                knobs=self._base.knobs,
-                own=self._own,
-                adaptation=confirmed.head.adaptation,
-            )
-        )
+            durable_at, self._durable_at = self._durable_at, None
+            row = None if learned or undone else self._row(work)
+        try:
+            self._courtesy.give_way()
+            self._apply(changes)
+            self._courtesy.give_way()
+            # Undone is as if it had never been learned: the head from before is there already.
+            head = self._latest if learned else confirmed.head if undone else self._solve(work, confirmed)
+        except BaseException:
+            with self._changed:
+                self._quick = None  # what serves goes on; the next label brings the next solve
+            raise
         with self._changed:
+            outdated, self._outdated = self._outdated, []
+            self._in_flight = {}
             self._latest = head
-            self._learned_digest = live.digest
-            self._fault = None
-            superseded, self._candidate = self._candidate, None
-            if row is None or live.digest == self._confirmed.live.digest:
-                self._last = self._confirmed.row
-                self._active = self._activate(self._confirmed, HeadState.CONFIRMED)
-            else:
-                self._provisional(head, live, row)
+            self._counted = frozenset(self._moments.counts())
+            if not learned:
+                self._learned_digest = work.digest
+                self._fault = None
+                if self._candidate is not None:
+                    outdated.append(self._candidate.row)
+                    self._candidate = None
+                if row is None or head is None or work.digest == self._confirmed.live.digest:
+                    self._settled = self._activate(self._confirmed, HeadState.CONFIRMED), self._confirmed.row
+                else:
+                    self._provisional(head, live, row)
+            active, last = self._settled
+            if self._quick is None or self._quick.digest == work.digest or not self._changes:
+                self._settle_on(active, last)  # else one serves that knows more
             if durable_at is not None:
                 self._label_to_live_ms = (time.monotonic() - durable_at) * 1000
-            active, last = self._active, self._last
             self._changed.notify_all()
-        if superseded is not None:
-            self._put_head(_ended(superseded.row, Outcome.SUPERSEDED, _SUPERSEDED))
-        if last.outcome is Outcome.PROVISIONAL:
+        for each in outdated:
+            self._put_head(_ended(each, Outcome.SUPERSEDED, _SUPERSEDED))
+        if not learned and last.outcome is Outcome.PROVISIONAL:
             self._put_head(last)
-        self._ask_again(active)
+        if not learned or self._ask_due:
+            self._ask_again(active)
 
-    def _take(self, earlier: _Changes) -> _Work:
-        """Return what there is to learn, after changes taken earlier. Needs the lock."""
-        changes, self._changes = _joined(earlier, self._changes), {}
+    def _solve(self, work: _Work, confirmed: _Solved) -> Head:
+        return solve(
+            self._moments,
+            canonical=work.canonical.__getitem__,
+            knobs=self._base.knobs,
+            own=self._own,
+            adaptation=confirmed.head.adaptation,
+        )
+
+    def _work(self, changes: Changes) -> _Work:
+        """Return what changes since the latest head lead to. Needs the lock."""
         classes = {row.class_id for rows in changes.values() for row in rows if row is not None}
         return _Work(
             changes=changes,
             digest=self._fold.digest(),
             samples=self._fold.live_samples(),
             through=self._through,
-            canonical={c: self._fold.canonical(c) for c in classes | set(self._moments.counts())},
+            canonical={c: self._fold.canonical(c) for c in classes | self._counted},
         )
 
-    def _new_row(self, work: _Work, same: HeadRow | None = None) -> HeadRow | None:
-        """Return the history's row of a head to be, or `same` for more labels; None where it is there already."""
-        if work.digest in (self._learned_digest, self._confirmed.live.digest):
-            return None
-        if same is None:
-            return self._row(work.digest, work.samples, work.through)
-        return replace(same, digest=work.digest, samples=work.samples, through=work.through)
-
-    def _row(self, digest: str, samples: int, through: int) -> HeadRow:
+    def _row(self, work: _Work) -> HeadRow:
+        """Return the history's row of a head to be. Needs the lock."""
+        if self._quick is not None and self._quick.digest == work.digest:
+            return self._quick
         return HeadRow(
             number=self._store.next_head_number(),
             created_utc=self._clock(),
             space=self.space,
-            digest=digest,
-            through=through,
-            samples=samples,
+            digest=work.digest,
+            through=work.through,
+            samples=work.samples,
             outcome=Outcome.PROVISIONAL,
         )
 
-    def _serve_at_once(self, row: HeadRow, work: _Work) -> ActiveHead | None:
-        """Let the latest head, updated by these few changes, serve while the canonical one is solved.
-
-        Return it; None where it cannot be had by an update.
-        """
-        head, canonical = self._latest, work.canonical
-        real = [rows for rows in work.changes.values() if not _same(*rows)]
-        if head is None or not head.updatable or not 0 < len(real) <= _AT_ONCE:
-            return None
-        if any(canonical.get(class_id, class_id) != class_id for class_id in head.class_ids):
-            return None  # a merge: two columns become one
-        if not {canonical[class_id] for class_id in self._moments.counts()} <= set(head.class_ids):
-            return None  # a merge that no longer counts: one column becomes two
-        try:
-            for before, after in real:
-                if after is not None:
-                    head = head.with_sample(after.code, canonical[after.class_id], own=self._is_own(after))
-                if before is not None:
-                    head = head.without_sample(before.code, canonical[before.class_id], own=self._is_own(before))
-        except HeadwayError:
-            return None
-        head = head.recalibrated(meanwhile(self._confirmed.head.calibration, head))
-        with self._changed:
-            names = self._names(head)
-            quick = ActiveHead(head, names, HeadState.PROVISIONAL, row.digest, row.number, row.samples)
-            self._active, self._last = quick, row
-        return quick
-
     def _provisional(self, head: Head, live: LiveSet, row: HeadRow) -> None:
-        """Let a head serve until its trial. Needs the lock."""
+        """Have a head tried; it serves until then. Needs the lock."""
         head = head.recalibrated(meanwhile(self._confirmed.head.calibration, head))
         self._candidate = _Solved(head, live, row)
-        self._last = row
-        self._active = self._activate(self._candidate, HeadState.PROVISIONAL)
+        self._settled = self._activate(self._candidate, HeadState.PROVISIONAL), row
 
     def _activate(self, solved: _Solved, state: HeadState) -> ActiveHead:
         return ActiveHead(
@@ -823,9 +855,12 @@ class Learner:
     def _unscored(self) -> bool:
         return self._confirmed.left_out is None and not self._unscorable and self._idle()
 
+    def _triable(self) -> bool:
+        return self._candidate is not None and self._quick is None
+
     def _trial_step(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._candidate is not None or self._unscored() or self._stopping)
+            self._changed.wait_for(lambda: self._triable() or self._unscored() or self._stopping)
             candidate, confirmed = self._candidate, self._confirmed
             if self._stopping:
                 return
@@ -868,7 +903,7 @@ class Learner:
 
         def obsolete() -> bool:
             self._courtesy.give_way()
-            return self._stopping or self._candidate is not candidate
+            return self._stopping or self._candidate is not candidate or self._quick is not None
 
         deadline = time.monotonic() + SEARCH_S
 
@@ -950,7 +985,7 @@ class Learner:
     def _settle(self, candidate: _Solved, judged: _Solved) -> bool:
         """Confirm the candidate or take it back; return false where a newer head is there already."""
         with self._changed:
-            if self._candidate is not candidate:
+            if self._candidate is not candidate or self._quick is not None:
                 return False
             self._candidate = None
             self._harm = judged.harm
@@ -960,8 +995,9 @@ class Learner:
                 if self._latest is candidate.head:
                     self._latest = judged.head
                 self._unscorable = judged.left_out is None
-            self._active = self._activate(self._confirmed, HeadState.CONFIRMED)
-            active = self._active
+            active = self._activate(self._confirmed, HeadState.CONFIRMED)
+            self._settled = active, self._last
+            self._settle_on(active, self._last)
         self._put_head(judged.row)
         self._ask_again(active)
         return True
@@ -1035,19 +1071,3 @@ def _quarantine(holds: Sequence[Hold], device: str) -> str:
 
 def _pack(value: Score | Calibration | Adaptation) -> bytes:
     return msgspec.msgpack.encode(value)  # not JSON, which has no infinity
-
-
-def _joined(earlier: _Changes, later: _Changes) -> _Changes:
-    """Return changes of rows, each (before, after), one after the other, as one."""
-    joined = dict(earlier)
-    for sample, (before, after) in later.items():
-        joined[sample] = (joined[sample][0] if sample in joined else before, after)
-    return joined
-
-
-def _same(one: LiveRow | None, other: LiveRow | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return (one.class_id, one.device) == (other.class_id, other.device) and (
-        one.code is other.code or np.array_equal(one.code, other.code)
-    )

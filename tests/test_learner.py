@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,36 +158,145 @@ def test_a_head_serves_as_provisional_until_its_trial(learner: Learner, store: S
     assert not learner.status().busy
 
 
-def test_a_label_is_live_before_the_solve(bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the solve is held up, the updated head decides already, and the canonical one replaces it."""
-    solving, go_on = threading.Event(), threading.Event()
+class Solver:
+    """Solves when told: `solving` is set while one waits, `go_on` lets this and all later ones go on."""
 
-    def held_up(*args: Any, **kwargs: Any) -> Head:
-        solving.set()
-        assert go_on.wait(DEADLINE_S)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: bool = False) -> None:
+        self.solving, self.go_on, self.fail = threading.Event(), threading.Event(), fail
+        monkeypatch.setattr("device_agent.learner.solve", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Head:
+        self.solving.set()
+        assert self.go_on.wait(DEADLINE_S)
+        if self.fail:
+            self.fail = False
+            raise MemoryError
         return solve(*args, **kwargs)
 
-    learner = Learner(bundle, None, store)
-    pit = learner.define_class("pit", "anna")
-    ids = [see(store, bundle, "pit", number) for number in range(2)]
+
+@pytest.fixture
+def solver(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Solver]:
+    """A solver that holds the learner's next solve up. The learner knows "pit", and its threads run."""
+    learner.define_class("pit", "anna")
     learner.run_until_idle()
-    monkeypatch.setattr("device_agent.learner.solve", held_up)
+    solver = Solver(monkeypatch)
     learner.start()
-    try:
-        learner.label(ids[0], pit, "anna")
-        assert solving.wait(DEADLINE_S)
-        quick = learner.head
-        assert (quick.state, quick.names.count("pit")) == (HeadState.PROVISIONAL, 1)
-        assert decide(learner, bundle, "pit", 99) == "pit"
-        assert learner.status().label_to_live_ms is not None
-        learner.label(ids[1], pit, "anna")  # another one while the first is being solved
-        go_on.set()
-        assert learner.wait_until_idle(DEADLINE_S)
-    finally:
-        go_on.set()
-        learner.stop()
-    assert learner.head.head.counts[learner.head.names.index("pit")] == 2
+    yield solver
+    solver.go_on.set()
+    learner.stop()
+
+
+def pit_of(learner: Learner) -> bytes:
+    return next(each.class_id for each in learner.classes() if each.name == "pit")
+
+
+def wait_for(come_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not come_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def count_of(learner: Learner, name: str) -> int:
+    """Return how many samples of a class the head that serves has learned."""
+    active = learner.head
+    return active.head.counts[active.names.index(name)] if name in active.names else 0
+
+
+def test_labels_are_live_before_the_solve(learner: Learner, store: Store, bundle: Bundle, solver: Solver) -> None:
+    """While a solve is held up, updated heads decide already, for the labels that come meanwhile too."""
+    ids, pit = [see(store, bundle, "pit", number) for number in range(4)], pit_of(learner)
+    before = learner.head.number
+    learner.label(ids[0], pit, "anna")
+    assert solver.solving.wait(DEADLINE_S)
+    first = learner.head
+    assert (first.state, first.number, count_of(learner, "pit")) == (HeadState.PROVISIONAL, before + 1, 1)
+    assert decide(learner, bundle, "pit", 99) == "pit"
+    assert learner.status().label_to_live_ms is not None
+    for number in range(1, 4):
+        learner.label(ids[number], pit, "anna")
+        wait_for(lambda: count_of(learner, "pit") == number + 1)  # noqa: B023 - asked within the round
+        assert (learner.head.state, learner.head.number) == (HeadState.PROVISIONAL, before + 1 + number)
+    quick = learner.head
+    solver.go_on.set()
+    assert learner.wait_until_idle(DEADLINE_S)
+    assert (count_of(learner, "pit"), learner.head.number) == (4, quick.number)
     assert learner.head.head is not quick.head
+    newest = [(row.number - before, row.samples, row.outcome) for row in learner.history()][:4]
+    assert newest == [
+        (4, 28, Outcome.CONFIRMED),
+        (3, 27, Outcome.SUPERSEDED),
+        (2, 26, Outcome.SUPERSEDED),
+        (1, 25, Outcome.SUPERSEDED),
+    ]
+    assert_exact(learner, store, bundle)
+
+
+def test_what_came_during_a_solve_still_serves_when_its_head_is_there(
+    learner: Learner, store: Store, bundle: Bundle, solver: Solver
+) -> None:
+    """The head of the earlier labels must not take the place of one that knows the later too."""
+    ids, pit, seen = [see(store, bundle, "pit", number) for number in range(2)], pit_of(learner), []
+    learner.label(ids[0], pit, "anna")
+    assert solver.solving.wait(DEADLINE_S)
+    learner.label(ids[1], pit, "anna")
+    wait_for(lambda: count_of(learner, "pit") == 2)
+    solver.go_on.set()
+    while not learner.wait_until_idle(0.0005):
+        seen.append(count_of(learner, "pit"))
+    assert {*seen, count_of(learner, "pit")} == {2}
+
+
+@pytest.mark.parametrize("undone", ["the one being learned", "the newer one", "both"])
+def test_a_label_undone_during_a_solve_is_gone_at_once(
+    learner: Learner, store: Store, bundle: Bundle, solver: Solver, undone: str
+) -> None:
+    before, ids, pit = learner.head, [see(store, bundle, "pit", number) for number in range(2)], pit_of(learner)
+    learner.label(ids[0], pit, "anna")
+    assert solver.solving.wait(DEADLINE_S)
+    if undone != "the one being learned":
+        learner.label(ids[1], pit, "anna")
+        wait_for(lambda: count_of(learner, "pit") == 2)
+        learner.label(ids[1], None, "anna")
+    left = 1 if undone == "the newer one" else 0
+    if not left:
+        learner.label(ids[0], None, "anna")
+    wait_for(lambda: count_of(learner, "pit") == left)
+    if not left:
+        assert (learner.head.head, learner.head.state) == (before.head, HeadState.CONFIRMED)
+    solver.go_on.set()
+    assert learner.wait_until_idle(DEADLINE_S)
+    assert count_of(learner, "pit") == left
+    if not left:
+        assert (learner.head.head, learner.head.state) == (before.head, HeadState.CONFIRMED)
+    assert_exact(learner, store, bundle)
+
+
+def test_a_merge_during_a_solve_waits_for_the_next(
+    learner: Learner, store: Store, bundle: Bundle, solver: Solver
+) -> None:
+    learner.label(see(store, bundle, "pit", 1), pit_of(learner), "anna")
+    assert solver.solving.wait(DEADLINE_S)
+    learner.merge_classes(pit_of(learner), SCRATCH, "anna")
+    solver.go_on.set()
+    assert learner.wait_until_idle(DEADLINE_S)
+    assert len(learner.head.names) == 2
+    assert_exact(learner, store, bundle)
+
+
+def test_a_failed_solve_loses_no_label_and_the_updated_head_serves(
+    learner: Learner, store: Store, bundle: Bundle, solver: Solver
+) -> None:
+    pit = pit_of(learner)
+    solver.fail = True
+    solver.go_on.set()
+    learner.label(see(store, bundle, "pit", 1), pit, "anna")
+    assert learner.wait_until_idle(DEADLINE_S)
+    assert (count_of(learner, "pit"), learner.head.state) == (1, HeadState.PROVISIONAL)
+    assert learner.status().fault == "MemoryError: "
+    learner.label(see(store, bundle, "pit", 2), pit, "anna")
+    assert learner.wait_until_idle(DEADLINE_S)
+    assert (count_of(learner, "pit"), learner.status().fault) == (2, None)
     assert_exact(learner, store, bundle)
 
 
@@ -194,15 +304,15 @@ def test_a_label_that_comes_while_another_change_is_learned_is_timed_too(
     learner: Learner, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample, pit = see(store, bundle, "pit", 1), learner.define_class("pit", "anna")
-    new_row, to_come = learner._new_row, [sample]
+    serve, to_come = learner._serve_at_once, [sample]
 
-    def label_meanwhile(*of: Any) -> Any:
+    def label_meanwhile() -> None:
+        serve()
         if to_come:
             learner.label(to_come.pop(), pit, "anna")
             learner.classes()  # folds it
-        return new_row(*of)
 
-    monkeypatch.setattr(learner, "_new_row", label_meanwhile)  # the class is being learned, nothing is locked
+    monkeypatch.setattr(learner, "_serve_at_once", label_meanwhile)  # the class is being learned
     learner.run_until_idle()
     assert decide(learner, bundle, "pit", 99) == "pit"
     assert learner.status().label_to_live_ms is not None
@@ -214,13 +324,12 @@ def test_a_label_undone_before_its_solve_leaves_the_earlier_head(
     before, sample = learner.head, see(store, bundle, "scratch", 1)
     serve = learner._serve_at_once
 
-    def serve_and_undo(*args: Any) -> Any:
-        quick = serve(*args)
-        assert learner.head is quick
+    def serve_and_undo() -> None:
+        serve()
+        assert learner.head.samples == 25
         monkeypatch.undo()
         learner.label(sample, None, "anna")
         learner.classes()  # folds it
-        return quick
 
     monkeypatch.setattr(learner, "_serve_at_once", serve_and_undo)
     learner.label(sample, SCRATCH, "anna")
