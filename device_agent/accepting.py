@@ -30,7 +30,7 @@ GOOD_NAMES: Final = frozenset(
 
 
 class Scored(Protocol):
-    """A confirmed head's left-out scores: `device_agent.learner.Reference`."""
+    """A confirmed head's left-out scores: `device_agent.heads.Reference`."""
 
     @property
     def number(self) -> int: ...

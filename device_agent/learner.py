@@ -30,18 +30,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import numpy as np
 
+from device_agent.asking import ask_again
 from device_agent.courtesy import Courtesy, switch_often
+from device_agent.heads import ActiveHead, Reference, Solved, ended, score_of
 from device_agent.provisional import Changes, joined, real, updated
-from device_agent.queue import Question, QueuePolicy, ask
+from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
-from device_agent.store import HeadRow, Outcome, Sample, Store, Waiting
-from device_agent.trial import Base, judge, meanwhile, owned
-from sdk.adaptation import MAX_STREAM, Choice, Harm, choose, harmful_source
+from device_agent.store import HeadRow, Outcome, Sample, Store
+from device_agent.trial import Base, meanwhile, owned, try_out
+from sdk.adaptation import MAX_STREAM, Harm
 from sdk.audit import Suspect, suspects
 from sdk.bundle import Bundle
 from sdk.codes import Code, Codes, code_digest
@@ -59,10 +61,9 @@ from sdk.labels import (
 )
 from sdk.liveset import LiveRow, LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
-from sdk.reason import Reason, sentences
-from sdk.score import LeftOut, Score
+from sdk.reason import Reason
+from sdk.score import Score
 from sdk.sources import Hold
-from sdk.structs import prepare
 from sdk.wire import HeadState
 
 LEARNING_NICE: Final = 5
@@ -75,35 +76,10 @@ RESERVED_NAMES: Final = frozenset({"unknown"})
 SEARCH_S: Final = 5.0
 """A trial looks no longer than this for a better way to count own labels: the seven solves at d = 1280 take one
 second on a server's core. Its scores and its judgement come on top."""
-_ASKED_AT_ONCE: Final = 32
-"""Questions asked anew in one go: about a millisecond's work, and one short write."""
 _STOPPED: Final = Reason("stopped")
 _SUPERSEDED: Final = Reason("superseded")
 
 log = logging.getLogger(__name__)
-
-prepare(Calibration, Adaptation, Score, Reason)  # the page asks on several threads
-
-
-@dataclass(frozen=True)
-class ActiveHead:
-    """The head that decides, and what goes with it.
-
-    Attributes:
-        head: Decides.
-        names: Class names, in column order.
-        state: Whether its trial has confirmed it.
-        digest: Digest of the live set it was solved from.
-        number: Its number in the device's history.
-        samples: Size of that live set.
-    """
-
-    head: Head
-    names: tuple[str, ...]
-    state: HeadState
-    digest: str
-    number: int
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -172,17 +148,6 @@ class LearnerStatus:
 
 
 @dataclass(frozen=True)
-class _Solved:
-    """A head with the live set it is of, and its left-out scores once they were needed."""
-
-    head: Head
-    live: LiveSet
-    row: HeadRow
-    left_out: LeftOut | None = None
-    harm: Harm | None = None
-
-
-@dataclass(frozen=True)
 class _Work:
     """What there is to learn: changes, and the live set they lead to."""
 
@@ -191,14 +156,6 @@ class _Work:
     samples: int
     through: int
     canonical: dict[bytes, bytes]
-
-
-class Reference(NamedTuple):
-    """How known samples look to the confirmed head when their group is left out."""
-
-    number: int
-    left_out: LeftOut
-    calibration: Calibration
 
 
 class Learner:
@@ -261,7 +218,7 @@ class Learner:
         self._counted: frozenset[bytes] = frozenset()  # class ids in its moments, before merges
         self._quick: HeadRow | None = None  # of the updated head that serves until its solve; None: none does
         self._outdated: list[HeadRow] = []  # of updated heads that a newer one replaced; not in the store yet
-        self._candidate: _Solved | None = None  # provisional, waiting for its trial or in it
+        self._candidate: Solved | None = None  # provisional, waiting for its trial or in it
         self._trying = False
         self._harm: Harm | None = None  # what the last trial found
         self._ask_due = False  # questions are still those of an earlier head
@@ -283,7 +240,7 @@ class Learner:
                 samples=self._fold.live_samples(),
                 outcome=Outcome.CONFIRMED,
             )
-            last = _ended(last, Outcome.CONFIRMED, Reason("with-release"))
+            last = ended(last, Outcome.CONFIRMED, Reason("with-release"))
             self._put_head(last)
         else:
             if last.calibration is not None:
@@ -292,7 +249,7 @@ class Learner:
                 adaptation = msgspec.msgpack.decode(last.adaptation, type=Adaptation)
         unfinished = self._store.last_head(self.space, [Outcome.PROVISIONAL])
         if unfinished is not None:
-            self._put_head(_ended(unfinished, Outcome.SUPERSEDED, _STOPPED))
+            self._put_head(ended(unfinished, Outcome.SUPERSEDED, _STOPPED))
         self._catch_up(through=last.through)
         self._changes.clear()
         live = self._fold.live_set()
@@ -310,7 +267,7 @@ class Learner:
             own=self._own,
             adaptation=adaptation,
         )
-        confirmed = _Solved(head, live, last)
+        confirmed = Solved(head, live, last)
         self._latest = head
         self._counted = frozenset(self._moments.counts())
         self._learned_digest = live.digest
@@ -785,13 +742,13 @@ class Learner:
                 self._label_to_live_ms = (time.monotonic() - durable_at) * 1000
             self._changed.notify_all()
         for each in outdated:
-            self._put_head(_ended(each, Outcome.SUPERSEDED, _SUPERSEDED))
+            self._put_head(ended(each, Outcome.SUPERSEDED, _SUPERSEDED))
         if not learned and last.outcome is Outcome.PROVISIONAL:
             self._put_head(last)
         if not learned or self._ask_due:
             self._ask_again(active)
 
-    def _solve(self, work: _Work, confirmed: _Solved) -> Head:
+    def _solve(self, work: _Work, confirmed: Solved) -> Head:
         return solve(
             self._moments,
             canonical=work.canonical.__getitem__,
@@ -828,10 +785,10 @@ class Learner:
     def _provisional(self, head: Head, live: LiveSet, row: HeadRow) -> None:
         """Have a head tried; it serves until then. Needs the lock."""
         head = head.recalibrated(meanwhile(self._confirmed.head.calibration, head))
-        self._candidate = _Solved(head, live, row)
+        self._candidate = Solved(head, live, row)
         self._settled = self._activate(self._candidate, HeadState.PROVISIONAL), row
 
-    def _activate(self, solved: _Solved, state: HeadState) -> ActiveHead:
+    def _activate(self, solved: Solved, state: HeadState) -> ActiveHead:
         return ActiveHead(
             head=solved.head,
             names=self._names(solved.head),
@@ -887,7 +844,7 @@ class Learner:
                 self._trying = False
                 self._changed.notify_all()
 
-    def _end_trial(self, candidate: _Solved, confirmed: _Solved, names: dict[bytes, str]) -> None:
+    def _end_trial(self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]) -> None:
         try:
             judged = self._try(candidate, confirmed, names)
             if judged is not None and self._settle(candidate, judged):
@@ -898,7 +855,7 @@ class Learner:
                     self._candidate = None  # it stays provisional; the next label brings the next trial
             raise
 
-    def _try(self, candidate: _Solved, confirmed: _Solved, names: dict[bytes, str]) -> _Solved | None:
+    def _try(self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]) -> Solved | None:
         """Return the candidate with its outcome; None when a newer head has made its trial obsolete."""
 
         def obsolete() -> bool:
@@ -910,47 +867,26 @@ class Learner:
         def enough() -> bool:
             return obsolete() or time.monotonic() > deadline
 
-        live, device = candidate.live, self._store.device
-        station = self._base.labelled(live, device, obsolete)
         try:
-            confirmed = self._with_left_out(confirmed, obsolete)
-            choice = choose(station, self._stream(), knobs=self._base.knobs, enough=enough)
-            left_out = self._base.left_out(
-                live, obsolete, device=device, adaptation=choice.adaptation, learned=station.everything
+            return try_out(
+                self._base,
+                candidate,
+                self._with_left_out(confirmed, obsolete),
+                device=self._store.device,
+                stream=self._stream(),
+                names=lambda class_id: self._name(names, class_id),
+                obsolete=obsolete,
+                enough=enough,
             )
-            harm = harmful_source(station, choice.adaptation.shift, knobs=self._base.knobs, enough=enough)
         except InterruptedError:
             return None
-        end = judge(
-            (confirmed.left_out, confirmed.head.calibration),
-            (left_out, candidate.head.calibration),
-            names=lambda class_id: self._name(names, class_id),
-            own=frozenset(s for s, own in zip(live.samples, station.own, strict=True) if own),
-        )
-        outcome = Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK
-        row = replace(
-            _ended(candidate.row, outcome, end.why, *_more(choice, harm)),
-            score=None if end.score is None else _pack(end.score),
-            calibration=_pack(end.calibration),
-            adaptation=None if choice.adaptation == UNADAPTED else _pack(choice.adaptation),
-        )
-        head = candidate.head
-        if head.adaptation != choice.adaptation:
-            head = solve(
-                station.everything,
-                knobs=self._base.knobs,
-                own=station.moments(station.own),
-                adaptation=choice.adaptation,
-            )
-        head = head.recalibrated(end.calibration)
-        return replace(candidate, head=head, row=row, left_out=left_out, harm=harm)
 
     def _stream(self) -> Codes:
         """Return the newest codes of this station, labelled or not, at most `MAX_STREAM`."""
         codes = self._store.newest_codes(self.space, limit=MAX_STREAM)
         return np.array(codes, np.int8).reshape(len(codes), self._fold.feature_size)
 
-    def _score_confirmed(self, confirmed: _Solved) -> None:
+    def _score_confirmed(self, confirmed: Solved) -> None:
         """Score the head that serves while there is nothing to try: its next trial and the drift watch need it."""
 
         def obsolete() -> bool:
@@ -965,7 +901,7 @@ class Learner:
             self._unscorable = True  # told once, not tried for ever
             raise
 
-    def _with_left_out(self, confirmed: _Solved, obsolete: Callable[[], bool]) -> _Solved:
+    def _with_left_out(self, confirmed: Solved, obsolete: Callable[[], bool]) -> Solved:
         """Return a confirmed head with its left-out scores, and remember them for the next trial.
 
         Raises:
@@ -982,7 +918,7 @@ class Learner:
                     self._unscorable = confirmed.left_out is None
         return confirmed
 
-    def _settle(self, candidate: _Solved, judged: _Solved) -> bool:
+    def _settle(self, candidate: Solved, judged: Solved) -> bool:
         """Confirm the candidate or take it back; return false where a newer head is there already."""
         with self._changed:
             if self._candidate is not candidate or self._quick is not None:
@@ -1012,52 +948,16 @@ class Learner:
             self._fault = str(error)
 
     def _ask_again(self, active: ActiveHead) -> None:
-        """Ask the waiting questions anew: what this head knows need not be asked any more.
+        """Ask the waiting questions anew, to the end unless a newer label waits: its head asks them all again."""
 
-        A few at a time, and not to the end where a newer label waits to be learned: its head asks them all again.
-        """
-        waiting = [each for each in self._store.waiting(self._store.limits.queue) if each.space == self.space]
-        for first in range(0, len(waiting), _ASKED_AT_ONCE):
+        def newer() -> bool:
             self._courtesy.give_way()
-            self._ask_due = self._dirty and bool(self._threads)
-            if self._ask_due:
-                return
-            self._ask_some(active, waiting[first : first + _ASKED_AT_ONCE])
+            return self._dirty and bool(self._threads)
 
-    def _ask_some(self, active: ActiveHead, waiting: Sequence[Waiting]) -> None:
-        decisions = active.head.decide(np.stack([each.code for each in waiting]))
-        threshold = active.head.calibration.novelty_threshold
-        questions: dict[bytes, Question | None] = {}
-        for i, each in enumerate(waiting):
-            question = ask(self._policy, each.sample, decisions, i, names=active.names, threshold=threshold)
-            if question != each.question:
-                questions[each.sample] = question
         try:
-            self._store.requeue(questions)
+            self._ask_due = not ask_again(self._store, self._policy, active.head, active.names, self.space, newer)
         except StoreFull as error:
             self._fault = str(error)
-
-
-def score_of(row: HeadRow) -> Score | None:
-    """Return the honest score in a row of the heads' history; None where there was none."""
-    return None if row.score is None else msgspec.msgpack.decode(row.score, type=Score)
-
-
-def _ended(row: HeadRow, outcome: Outcome, *why: Reason) -> HeadRow:
-    """Return a head's row with how its trial ended, and why."""
-    return replace(row, outcome=outcome, reason=sentences(why), why=why)
-
-
-def _more(choice: Choice, harm: Harm | None) -> list[Reason]:
-    """Return what else an operator should know of a trial."""
-    found = []
-    if choice.adaptation.shift:
-        found.append(Reason("shifted"))
-    if choice.adaptation.own_weight > 1:
-        found.append(Reason("own-weight", times=choice.adaptation.own_weight))
-    if harm is not None:
-        found.append(Reason("harm", name=harm.source, share=harm.recall_without, before=harm.recall))
-    return found
 
 
 def _quarantine(holds: Sequence[Hold], device: str) -> str:
@@ -1067,7 +967,3 @@ def _quarantine(holds: Sequence[Hold], device: str) -> str:
     if any(not hold.operator for hold in own):
         whose = "all"
     return f"labels given here do not count ({whose}): {own[0].reason}" if own else ""
-
-
-def _pack(value: Score | Calibration | Adaptation) -> bytes:
-    return msgspec.msgpack.encode(value)  # not JSON, which has no infinity

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from device_agent.learner import Reference
+from device_agent.heads import Reference
 from device_agent.station import Serving, Station
 from sdk.score import decisions_right
 from sdk.wire import Quality

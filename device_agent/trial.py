@@ -15,11 +15,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sdk.adaptation import Labelled
+from device_agent.heads import Solved, ended, pack
+from device_agent.store import Outcome
+from sdk.adaptation import Choice, Harm, Labelled, choose, harmful_source
 from sdk.bundle import Bundle
+from sdk.codes import Codes
 from sdk.errors import BadFormat, HeadError
 from sdk.grouping import derive_groups
-from sdk.head import UNCALIBRATED, Calibration, Head, Knobs
+from sdk.head import UNCALIBRATED, Calibration, Head, Knobs, solve
 from sdk.labels import Fold
 from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
@@ -199,3 +202,67 @@ def meanwhile(calibration: Calibration, head: Head) -> Calibration:
     if (calibration.classes == 1) == (len(head.class_ids) == 1):
         return calibration
     return replace(UNCALIBRATED, false_alarm_rate=calibration.false_alarm_rate, classes=len(head.class_ids))
+
+
+def try_out(
+    base: Base,
+    candidate: Solved,
+    confirmed: Solved,
+    *,
+    device: str,
+    stream: Codes,
+    names: Callable[[bytes], str],
+    obsolete: Callable[[], bool],
+    enough: Callable[[], bool],
+) -> Solved:
+    """Return a head as its trial leaves it: outcome and reasons, left-out scores, and how own labels count in it.
+
+    Args:
+        base: The release.
+        candidate: On trial.
+        confirmed: Would serve again, with its left-out scores.
+        device: Whose station this is.
+        stream: Newest codes (n, d) of it, labelled or not.
+        names: Class id to the name people use.
+        obsolete: Asked between steps; true ends the trial.
+        enough: Asked by the searches; true ends these with the best so far.
+
+    Raises:
+        InterruptedError: `obsolete` said so.
+    """
+    live = candidate.live
+    station = base.labelled(live, device, obsolete)
+    choice = choose(station, stream, knobs=base.knobs, enough=enough)
+    left_out = base.left_out(
+        live, obsolete, device=device, adaptation=choice.adaptation, learned=station.everything
+    )
+    harm = harmful_source(station, choice.adaptation.shift, knobs=base.knobs, enough=enough)
+    end = judge(
+        (confirmed.left_out, confirmed.head.calibration),
+        (left_out, candidate.head.calibration),
+        names=names,
+        own=frozenset(s for s, own in zip(live.samples, station.own, strict=True) if own),
+    )
+    row = replace(
+        ended(candidate.row, Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK, end.why, *_more(choice, harm)),
+        score=None if end.score is None else pack(end.score),
+        calibration=pack(end.calibration),
+        adaptation=None if choice.adaptation == UNADAPTED else pack(choice.adaptation),
+    )
+    head = candidate.head
+    if head.adaptation != choice.adaptation:
+        own = station.moments(station.own)
+        head = solve(station.everything, knobs=base.knobs, own=own, adaptation=choice.adaptation)
+    return replace(candidate, head=head.recalibrated(end.calibration), row=row, left_out=left_out, harm=harm)
+
+
+def _more(choice: Choice, harm: Harm | None) -> list[Reason]:
+    """Return what else an operator should know of a trial."""
+    found = []
+    if choice.adaptation.shift:
+        found.append(Reason("shifted"))
+    if choice.adaptation.own_weight > 1:
+        found.append(Reason("own-weight", times=choice.adaptation.own_weight))
+    if harm is not None:
+        found.append(Reason("harm", name=harm.source, share=harm.recall_without, before=harm.recall))
+    return found

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_agent.learner import Learner, score_of
+from device_agent.heads import score_of
+from device_agent.learner import Learner
 from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, Question, QueuePolicy, ask
 from device_agent.rhythm import QUIET_S, Rhythm
 from device_agent.store import Outcome, Sample, SampleStatus, Store, StoreLimits

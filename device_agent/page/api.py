@@ -21,7 +21,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from device_agent.camera import encode_png
-from device_agent.learner import score_of
+from device_agent.heads import score_of
 from device_agent.outlook import LookAhead, OutlookReport
 from device_agent.page.access import Access, Role
 from device_agent.page.alike import alike

@@ -12,7 +12,7 @@ import jinja2
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from device_agent.learner import score_of
+from device_agent.heads import score_of
 from device_agent.page.access import Role, Who
 from device_agent.page.api import Routes, head_out
 from device_agent.page.counts import local

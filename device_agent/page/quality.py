@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from device_agent.accepting import MAX_ESCAPE_RATE, Target
 from device_agent.database import Database
-from device_agent.learner import Reference
+from device_agent.heads import Reference
 from device_agent.page.access import Role
 from device_agent.page.api import HeadOut, Routes, head_out
 from device_agent.page.book import set_setting, setting
