@@ -50,7 +50,7 @@ def _print(finding: Finding) -> None:
         click.echo(f"{'':17} -> {finding.fix}")
 
 
-@click.command()
+@click.command(short_help="Print a hardened systemd unit.")
 @_SITE
 @click.option("--user", metavar="NAME", help="Who runs the agent. Default: headway, or who is not root.")
 def unit(site_file: Path, user: str | None) -> None:
@@ -66,7 +66,7 @@ def unit(site_file: Path, user: str | None) -> None:
     click.echo(unit_text(plan), nl=False)
 
 
-@click.command()
+@click.command(short_help="Copy labels, pictures and release to a file.")
 @_SITE
 @click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
 def backup(site_file: Path, target: Path) -> None:

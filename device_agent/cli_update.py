@@ -18,7 +18,7 @@ ASK_EVERY_S: Final = 0.25
 ASK_TIMEOUT_S: Final = 5.0
 
 
-@click.command()
+@click.command(short_help="Take a release from a stick.")
 @click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
 @click.option(
     "--from",

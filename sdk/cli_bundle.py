@@ -31,7 +31,7 @@ bundle.add_command(pack)
 bundle.add_command(unpack)
 
 
-@bundle.command()
+@bundle.command(short_help="Say what a bundle holds.")
 @_BUNDLE
 @_JSON
 def show(path: Path, as_json: bool) -> None:
@@ -72,7 +72,7 @@ def show(path: Path, as_json: bool) -> None:
         console.print(f"held back: {', '.join(split['held_back'])}", highlight=False)
 
 
-@bundle.command()
+@bundle.command(short_help="Check every file of a bundle.")
 @_BUNDLE
 @_JSON
 def verify(path: Path, as_json: bool) -> None:
@@ -106,7 +106,7 @@ def verify(path: Path, as_json: bool) -> None:
         click.echo(f"{summed} samples are in sums only: their codes cannot be checked one by one")
 
 
-@bundle.command()
+@bundle.command(short_help="Say where a bundle comes from.")
 @_BUNDLE
 @click.option(
     "--search",

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import click
 import pytest
 
-from sdk.cli import headway_version, missing_extra
+from sdk.cli import headway, headway_version, missing_extra
 from tests.tiny import tiny_bundle, write_pictures
 
 
@@ -50,6 +51,25 @@ COMMAND = "@click.command()\ndef command():\n    {}\n"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("cli") / "bundle").path
+
+
+def command_lines(command: click.Command, path: tuple[str, ...] = ("headway",)) -> Iterator[tuple[str, str]]:
+    """Yield every command below one, with the line that its group's help has for it at 80 columns."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            width = 80 - 6 - max(map(len, command.list_commands(context)))
+            if command is not headway:  # its own help has lines of its own, and imports no command
+                yield " ".join((*path, name)), found.get_short_help_str(width)
+            yield from command_lines(found, (*path, name))
+
+
+def test_no_commands_summary_is_cut_short() -> None:
+    lines = dict(command_lines(headway))
+    assert {"headway agent backup", "headway fleet rollout halt"} <= set(lines)
+    assert {path: line for path, line in lines.items() if line.endswith("...") or not line} == {}
 
 
 def test_help_imports_no_command(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def publish(
         check_outcome(rows, wait_s)
 
 
-@fleet.command()
+@fleet.command(short_help="Show devices, and whether their heads agree.")
 @_dir_option
 @click.option("--channel", help="Of this channel only.")
 @_json_option
@@ -406,7 +406,7 @@ def devices(directory: Path, channel: str | None, as_json: bool) -> None:
             console.print(f"{one['device']}: {one['trust']}", highlight=False)
 
 
-@fleet.command()
+@fleet.command(short_help="Show the last records of a channel.")
 @_dir_option
 @click.option("--channel", default="default", show_default=True)
 @click.option("--last", type=click.IntRange(1), default=20, show_default=True, help="How many records.")

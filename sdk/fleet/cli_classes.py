@@ -54,7 +54,7 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
         click.echo(f"\n{done['words']}")
 
 
-@classes.command()
+@classes.command(short_help="Make two classes one on every device.")
 @click.argument("one")
 @click.argument("other")
 @click.option("--name", metavar="NAME", help="What the class is called from now on; else by its last name.")
@@ -68,7 +68,7 @@ def merge(settings: tuple[Path, str, bool], one: str, other: str, name: str | No
     _decide(settings, one, other, by, name, apart=False)
 
 
-@classes.command()
+@classes.command(short_help="Say that two classes are not one.")
 @click.argument("one")
 @click.argument("other")
 @by_option

@@ -42,7 +42,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     channels: Mapping[str, ChannelName] = {}
 
 
-@click.command()
+@click.command(short_help="Make a broker's certificates and settings.")
 @dir_option
 @click.option(
     "--host",
@@ -78,7 +78,7 @@ Or run your own Mosquitto with that configuration; its user must be able to read
 Enrol a device:            headway fleet enroll NAME --dir {directory} --out NAME""")
 
 
-@click.command()
+@click.command(short_help="Make the folder that makes a device.")
 @click.argument("device")
 @dir_option
 @click.option("--channel", default="default", show_default=True, help="The product line it belongs to.")

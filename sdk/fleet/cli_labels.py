@@ -25,12 +25,12 @@ RECORD_NAME: Final = "retention.jsonl"
 """In the fleet's directory: who let codes be erased, when, by which policy."""
 
 
-@click.group()
+@click.group(short_help="Export and check a channel's whole label log.")
 def labels() -> None:
     """Export the whole label log of a channel, and check such an export."""
 
 
-@labels.command()
+@labels.command(short_help="Write a channel's whole log to a file.")
 @dir_option
 @channel_option
 @click.option(
@@ -59,7 +59,7 @@ def export(directory: Path, channel: str, out: Path, no_codes: bool, as_json: bo
     _tell(checked, as_json, {"channel": channel, "file": str(out), "size_bytes": out.stat().st_size})
 
 
-@labels.command()
+@labels.command(short_help="Check an exported log, every hash of it.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @json_option
 def check(file: Path, as_json: bool) -> None:
@@ -136,7 +136,7 @@ def _csv_rows(stream: IO[str], rows: Iterator[dict[str, Any]]) -> None:
         out.writerow([cell(value) for value in flat(row).values()])
 
 
-@click.command()
+@click.command(short_help="Erase codes that are older than allowed.")
 @dir_option
 @channel_option
 @click.option(

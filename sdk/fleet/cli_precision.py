@@ -28,7 +28,7 @@ _channel = click.option("--channel", default="default", show_default=True, help=
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-@click.group()
+@click.group(short_help="Show precisions as measured, or move to one.")
 def precision() -> None:
     """Show what devices measured of each precision, or move a channel to another.
 
@@ -37,7 +37,7 @@ def precision() -> None:
     """
 
 
-@precision.command()
+@precision.command(short_help="Show what each device measured.")
 @_dir
 @_channel
 @_json
@@ -85,7 +85,7 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
 
 
-@precision.command()
+@precision.command(short_help="Roll the release out in another precision.")
 @click.argument("target", metavar="PRECISION")
 @_dir
 @_channel

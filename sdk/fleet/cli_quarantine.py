@@ -48,7 +48,7 @@ def who(by: str | None) -> str:
     return name
 
 
-@click.command()
+@click.command(short_help="Show whose labels fit nobody else's.")
 @dir_option
 @channel_option
 @json_option
@@ -74,7 +74,7 @@ def suspects(directory: Path, channel: str, as_json: bool) -> None:
         click.echo(f"no source of channel {channel} labels against all others")
 
 
-@click.command()
+@click.command(short_help="Hold back what a device said and will say.")
 @click.argument("device")
 @dir_option
 @click.option("--operator", default=ANYBODY, metavar="ID", help="Only what this operator labelled on it.")
@@ -91,7 +91,7 @@ def quarantine(device: str, directory: Path, operator: str, reason: str, by: str
     _decide(directory, device, operator, MAX_COUNTER, reason, by, as_json)
 
 
-@click.command()
+@click.command(short_help="Let a device count again.")
 @click.argument("device")
 @dir_option
 @click.option("--operator", default=ANYBODY, metavar="ID", help="Only what this operator labelled on it.")

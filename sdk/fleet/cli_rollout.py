@@ -29,7 +29,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 WATCH_S = 0.5
 
 
-@click.group()
+@click.group(short_help="Watch, advance, halt or resume a rollout.")
 def rollout() -> None:
     """Watch a rollout, let its next wave begin, stop it, or go on with it.
 
@@ -80,7 +80,7 @@ def plan_of(
         ) from error
 
 
-@rollout.command()
+@rollout.command(short_help="Show how far the newest rollout is.")
 @_dir
 @_channel
 @click.option("--watch", is_flag=True, help="Go on showing it until it ends; Ctrl-C only stops the watching.")
@@ -117,7 +117,7 @@ def approve(directory: Path, channel: str, as_json: bool) -> None:
     _act(directory, channel, as_json, "approved: the next wave begins", lambda ledger: ledger.approve(channel))
 
 
-@rollout.command()
+@rollout.command(short_help="Stop a rollout and take the release back.")
 @_dir
 @_channel
 @click.option("--reason", default="halted by a person", show_default=True, help="Why, for those who look later.")
@@ -127,7 +127,7 @@ def halt(directory: Path, channel: str, reason: str, as_json: bool) -> None:
     _act(directory, channel, as_json, "halted: what is out goes back", lambda ledger: ledger.halt(channel, reason))
 
 
-@rollout.command()
+@rollout.command(short_help="Go on with a rollout that halted.")
 @_dir
 @_channel
 @_json

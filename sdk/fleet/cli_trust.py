@@ -178,7 +178,7 @@ def keys_rotate(
     click.echo(f"root is version {repository.root().signed.version} now; a running service announces it by itself")
 
 
-@keys.command("renew")
+@keys.command("renew", short_help="Sign root and targets anew, for longer.")
 @dir_option
 @click.option("--keys", "keys_dir", type=click.Path(path_type=Path, file_okay=False), required=True)
 @passphrase_option
@@ -198,7 +198,7 @@ def keys_renew(directory: Path, keys_dir: Path, passphrase_file: Path | None) ->
     click.echo(f"targets until {repository.targets().signed.expires:%Y-%m-%d}")
 
 
-@click.command()
+@click.command(short_help="Sign what `publish --unsigned` wrote.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @keys_option
 @passphrase_option
