@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -283,6 +284,44 @@ def test_a_merge_during_a_solve_waits_for_the_next(
     assert learner.wait_until_idle(DEADLINE_S)
     assert len(learner.head.names) == 2
     assert_exact(learner, store, bundle)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_in_any_rhythm_end_in_the_head_of_what_is_labelled(
+    learner: Learner, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Solves that last as long as several labels; labels given, corrected and withdrawn meanwhile."""
+    rng = np.random.default_rng(seed)
+
+    def slow(*args: Any, **kwargs: Any) -> Head:
+        time.sleep(rng.uniform(0, 0.01))
+        return solve(*args, **kwargs)
+
+    monkeypatch.setattr("device_agent.learner.solve", slow)
+    classes = [GOOD, SCRATCH, learner.define_class("pit", "anna")]
+    ids = [see(store, bundle, name, number) for name in ("good", "scratch", "pit") for number in range(4)]
+    learner.start()
+    try:
+        for _ in range(60):
+            sample, to = ids[rng.integers(len(ids))], rng.integers(-1, 3)
+            learner.label(sample, None if to < 0 else classes[to], "anna")
+            if rng.random() < 0.5:
+                time.sleep(rng.uniform(0, 0.012))
+            if rng.random() < 0.05:
+                assert learner.wait_until_idle(DEADLINE_S)
+        assert learner.wait_until_idle(DEADLINE_S)
+    finally:
+        learner.stop()
+    assert learner.status().fault is None
+    assert_exact(learner, store, bundle)
+    row = learner.history()[0]
+    assert row.outcome in (Outcome.CONFIRMED, Outcome.TAKEN_BACK)
+    live = learner.live_set()
+    if learner.head.digest == live.digest:
+        counts = dict(zip(learner.head.head.class_ids, learner.head.head.counts, strict=True))
+        assert counts == Counter(live.class_ids)
+    else:
+        assert row.outcome is Outcome.TAKEN_BACK
 
 
 def test_a_failed_solve_loses_no_label_and_the_updated_head_serves(
