@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -165,6 +167,26 @@ def weakened(made: Plant) -> Iterator[Callable[[str], Mosquitto]]:
         broker.stop()
 
 
+CONNECT = b"\x10\x10\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x03zzz"
+"""MQTT 5, section 3.1: a clean session named zzz."""
+CONNACK = 0x20
+
+
+def lets_in(settings: MqttSettings) -> bool:
+    """Return whether the broker answers a CONNECT, and does not hang up: after the handshake, with TLS 1.3."""
+    context = ssl.create_default_context(cafile=settings.ca_file)
+    if settings.cert_file is not None:
+        context.load_cert_chain(settings.cert_file, settings.key_file)
+    with socket.create_connection((settings.host, settings.port), timeout=60.0) as line:
+        try:
+            with context.wrap_socket(line, server_hostname=settings.host) as secured:
+                secured.sendall(CONNECT)
+                said = secured.recv(100)
+        except (ssl.SSLError, ConnectionError):
+            return False
+    return len(said) > 3 and (said[0], said[3]) == (CONNACK, 0)
+
+
 FORBIDDEN = [
     T.trust(),
     T.meta("default"),
@@ -263,11 +285,7 @@ def test_nobody_comes_in_without_a_certificate_of_this_fleet(
     (tmp_path / "key.pem").write_bytes(other.key)
     bare = replace(good, cert_file=None, key_file=None, chunks_cert_file=None)
     forged = replace(good, cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
-    for bad in (bare, forged):
-        with pytest.raises(BrokerError):
-            MqttSession(bad, "a", on_message=lambda _m: None).connect(20.0)
-    with Ear(good, "a"):  # the control
-        pass
+    assert [lets_in(each) for each in (bare, forged, good)] == [False, False, True]
 
 
 def test_an_expired_certificate_lets_nobody_in(made: Plant, settings: dict[str, MqttSettings]) -> None:
@@ -277,10 +295,7 @@ def test_an_expired_certificate_lets_nobody_in(made: Plant, settings: dict[str, 
     cert, key = made.folder / "retired.pem", made.folder / "retired.key"
     cert.write_bytes(issued.certificates[0])
     key.write_bytes(issued.key)
-    with pytest.raises(BrokerError):
-        MqttSession(
-            replace(settings["a"], cert_file=cert, key_file=key), "retired", on_message=lambda _m: None
-        ).connect(20.0)
+    assert not lets_in(replace(settings["a"], cert_file=cert, key_file=key))
 
 
 def test_without_the_list_of_those_revoked_one_comes_in_again(
