@@ -1,13 +1,15 @@
 """A bad release of each kind leaves by itself, while the one before it goes on inspecting: a real agent and fleet.
 
-That the agent outlives a backbone that takes its process down is in `test_agent` and `test_runtime_apart`, a
-release that it does not stay up with in `test_update`.
+It is rolled out to forty lines, of which one is there: the agent. Three kinds in the tests, eleven in the long run
+(`HEADWAY_SOAK=1`). `test_bad_rollouts` has more kinds every time, with simulators around the update machine.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,21 @@ from device_agent.agent import Agent
 from device_agent.config import MqttTable, RuntimeSettings
 from sdk.bundle import Bundle
 from sdk.fleet.broker import Mosquitto
+from sdk.fleet.rollout import Plan, RolloutState
+from sdk.fleet.store import FleetStore
 from sdk.images import sample_id
+from sdk.wire import DeviceState
 from tests.simulators import wait_for
+from tests.soak import SOAK, tell
 from tests.test_agent import COUNT, bundle, fleet_of, images, running, site_of
+from tests.test_runtime_apart import (
+    added,
+    changed,
+    constant_of_shape,
+    expanded_when_opened,
+    number,
+    other_weights,
+)
 from tests.tiny import class_id, picture, tiny_bundle, with_backbone
 
 __all__ = ["bundle", "images"]
@@ -32,7 +46,7 @@ WORK = 112
 """Side of the picture that the slow backbone convolves beside its work: some 40 ms a frame on one core."""
 
 
-def slow(model: bytes) -> bytes:
+def slow(model: bytes, convolutions: int = 4) -> bytes:
     """Return a backbone that gives the same features after much work for nothing."""
     proto = onnx.load_from_string(model)
     graph = proto.graph
@@ -60,8 +74,8 @@ def slow(model: bytes) -> bytes:
             helper.make_node("Slice", ["frames", "start", "end", "start"], ["one"]),
             helper.make_node("Resize", ["one", "", "", "sizes"], ["large"], mode="nearest"),
             conv("large", "x1", "y0"),
-            *(conv(f"y{i}", "x2", f"y{i + 1}") for i in range(4)),
-            helper.make_node("ReduceMean", ["y4"], ["mean"], keepdims=0),
+            *(conv(f"y{i}", "x2", f"y{i + 1}") for i in range(convolutions)),
+            helper.make_node("ReduceMean", [f"y{convolutions}"], ["mean"], keepdims=0),
             helper.make_node("Mul", ["mean", "nothing"], ["zero"]),
             helper.make_node("Add", ["quick", "zero"], [features.name]),
         ]
@@ -69,16 +83,57 @@ def slow(model: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def unknown_operation(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "NoSuchOperation"
+
+
+def no_number(model: onnx.ModelProto) -> None:
+    """All features not a number: infinity times nothing."""
+    number(model, "infinite", np.full((1,), np.inf, np.float32))
+    added(model, helper.make_node("Mul", [model.graph.output[0].name, "infinite"], ["endless"]))
+
+
+PIT, SCRATCH, GOOD = "pit", "scratch", "good"
+BACKBONES: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "an operation that nobody knows": (unknown_operation, "NoSuchOperation"),
+    "64 GiB when it is opened": (expanded_when_opened, "ONNX Runtime|memory|ended the process"),
+    "16 GiB at each frame": (constant_of_shape, "ONNX Runtime|memory|ended the process"),
+    "no numbers": (no_number, "not finite"),
+    "filters in another order": (other_weights, "on the golden inputs"),
+}
+"""What is done to the backbone, and a part of the reason that the release leaves with."""
+CONFUSED: dict[str, dict[str, str]] = {
+    "worse on own labels": {PIT: SCRATCH, SCRATCH: PIT},
+    "every class another": {PIT: SCRATCH, SCRATCH: GOOD, GOOD: PIT},
+    "pits taken for good": {PIT: GOOD, GOOD: PIT},
+}
+"""What pictures of a class are taken for."""
+CONVOLUTIONS = {"slow": 4, "slower": 10}
+QUICK = ("wrong features", "slow", "worse on own labels")
+KINDS = ("wrong features", *BACKBONES, *CONVOLUTIONS, *CONFUSED)
+
+
 def make_bad(kind: str, bundle: Bundle, folder: Path) -> tuple[Bundle, str]:
-    """Return a bad release, and a part of the reason that it leaves with."""
-    out = folder / kind
+    """Return a bad release, and a pattern of the reason that it leaves with."""
+    out = folder / "bad"
     if kind == "wrong features":
         other = tiny_bundle(folder / "other", backbone_seed=5)
         return with_backbone(bundle, out, other.backbone()), "on the golden inputs"
-    if kind == "slow":
-        return with_backbone(bundle, out, slow(bundle.backbone())), "ms on this device, at most 10 are allowed"
-    swapped = {"pit": "scratch", "scratch": "pit"}
-    return tiny_bundle(out, backbone_seed=3, per_class=40, called=swapped), "Taken back"
+    if kind in CONVOLUTIONS:
+        bad = with_backbone(bundle, out, slow(bundle.backbone(), CONVOLUTIONS[kind]))
+        return bad, "ms on this device, at most 10 are allowed"
+    if kind in CONFUSED:
+        return tiny_bundle(out, backbone_seed=3, per_class=40, called=CONFUSED[kind]), "Taken back"
+    harm, reason = BACKBONES[kind]
+    return changed(bundle, out, harm), reason
+
+
+def stands(fleet: FleetStore) -> tuple[RolloutState, list[str]]:
+    """Return how the rollout stands, and which lines it has reached."""
+    with fleet.read() as ledger:
+        found = ledger.rollout("default")
+        assert found is not None
+        return found[1].state, [member.device for member in ledger.members(found[0].id)]
 
 
 class LongestGap:
@@ -107,8 +162,26 @@ class LongestGap:
                 frames, since = self._agent.station.counts.frames, now
 
 
+def known(fleet: FleetStore) -> int:
+    with fleet.read() as ledger:
+        return len(ledger.devices())
+
+
+OTHERS = 39
+MAX_REACHED = 2
+"""max(1, 5 %) of forty."""
+
+
+def register_others(fleet: FleetStore) -> None:
+    """Let the fleet know 39 more lines; a wave too many would assign the release to some of them."""
+    with fleet.write() as ledger:
+        for number in range(OTHERS):
+            state = DeviceState(device=f"other-{number:02}", channel="default", online=True)
+            ledger.note_state(state, seen_utc=time.time())
+
+
 @pytest.mark.broker
-@pytest.mark.parametrize("kind", ["wrong features", "slow", "worse on own labels"])
+@pytest.mark.parametrize("kind", KINDS if SOAK else QUICK)
 def test_a_bad_release_leaves_by_itself_and_inspection_goes_on(
     images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path, kind: str
 ) -> None:
@@ -129,7 +202,10 @@ def test_a_bad_release_leaves_by_itself_and_inspection_goes_on(
         for i in range(1, 2 * OWN_LABELS, 2):
             for name in ("pit", "scratch"):
                 agent.station.label(sample_id(picture(name, 700 + i)), class_id(name), "ann")
-        fleet.publish(bad, channel="default", precision=None)
+        register_others(fleet)
+        wait_for(lambda: known(fleet) == OTHERS + 1, what="the agent being known")
+        fleet.publish(bad, channel="default", plan=Plan(waves=["1", "10%", "100%"], soak_s=0, deadline_s=3600))
+        began_s = time.monotonic()
 
         def rolled_back() -> bool:
             release, update = agent.state().release, agent.state().update
@@ -139,10 +215,19 @@ def test_a_bad_release_leaves_by_itself_and_inspection_goes_on(
 
         with LongestGap(agent) as gap:
             wait_for(rolled_back, DEADLINE_S)
-        print(f"{kind}: inspection stood still for {gap.seconds:.2f} s at most")
+        took_s = time.monotonic() - began_s
         update = agent.state().update
         assert update is not None
-        assert reason in update.reason
+        assert re.search(reason, update.reason), update.reason
+        wait_for(lambda: stands(fleet)[0] is RolloutState.HALTED, what="the halt")
+        reached = stands(fleet)[1]
+        assert "line-1" in reached
+        assert len(reached) <= MAX_REACHED
+        attempts = agent.store.updates()
         seen = agent.state().frames
         wait_for(lambda: agent.state().frames > seen + COUNT)
         assert agent.state().errors == 0
+        assert agent.store.updates() == attempts, "never to and fro"
+        assert len(attempts) == 1
+        where = f"from {len(reached)} of {OTHERS + 1} lines"
+        tell(f"T18, {kind}", 1, 0, f"gone in {took_s:.1f} s {where}; inspection stood {gap.seconds:.2f} s at most")

@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 import pytest
 
-from device_agent.learner import ActiveHead, Learner
+from device_agent.heads import ActiveHead
+from device_agent.learner import Learner
 from device_agent.store import Outcome, Sample, Store, StoreLimits
 from sdk.bundle import Bundle
 from sdk.codes import Codes, code_digest

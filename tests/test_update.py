@@ -64,6 +64,12 @@ def desired(bundle: Bundle, *, channel: str = "default", deadline_utc: float | N
     return Desired(release=ref, channel=channel, deadline_utc=deadline_utc)
 
 
+def admit(bundle: Bundle) -> Runtime:
+    runtime = open_projection(bundle, "fp32")
+    check_golden(runtime, bundle)
+    return runtime
+
+
 @dataclass
 class Rig:
     """An updater with a real store, a fetcher that copies, and a station that only remembers."""
@@ -85,6 +91,7 @@ class Rig:
     on_records: Callable[[], None] = lambda: None
     authorize: Callable[[Desired], None] = lambda _desired: None
     fetcher: Fetch | None = None
+    admit: Callable[[Bundle], Runtime] = admit
 
     def __post_init__(self) -> None:
         self.names |= {Bundle.open(path).digest(): path.name for path in self.sources}
@@ -94,7 +101,7 @@ class Rig:
             channel="default",
             precision=None,
             fetch=self._fetch,
-            admit=admit,
+            admit=self.admit,
             serve=self._serve,
             on_event=self._event,
             on_records=self._records,
@@ -164,12 +171,6 @@ class Rig:
 
     def slots(self) -> set[str]:
         return {self.names.get(path.name, path.name) for path in (self.folder / "slots").iterdir()}
-
-
-def admit(bundle: Bundle) -> Runtime:
-    runtime = open_projection(bundle, "fp32")
-    check_golden(runtime, bundle)
-    return runtime
 
 
 @contextlib.contextmanager
