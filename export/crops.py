@@ -46,6 +46,7 @@ class Source:
         pool: Sheets held at a time.
         fresh: Sheets that replace the oldest at each step.
         aimed: Share of the crops that look at a defect, where the sheet has one; the others look anywhere.
+        faint: Share of the defects that are faded.
         size_px: Side of a sheet.
     """
 
@@ -55,13 +56,21 @@ class Source:
     pool: int
     fresh: int
     aimed: float = 0.0
+    faint: float = 0.0
     size_px: int = SHEET_PX
 
     def sheet(self, number: int) -> Sheet:
         """Return the sheet of a number: each of as many in a row as there are recipes shows another one."""
         turn, place = divmod(number, self.recipes)
         order = np.random.default_rng([self.seed, turn]).permutation(self.recipes)
-        return draw_sheet(int(order[place]), turn, seed=self.seed, size_px=self.size_px, without=self.without)
+        return draw_sheet(
+            int(order[place]),
+            turn,
+            seed=self.seed,
+            size_px=self.size_px,
+            without=self.without,
+            faint=self.faint,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,12 +82,14 @@ class Crops:
         recipes: (n,) int64.
         shown: (n, defects) float32: 1 where the defect kind is shown.
         counted: (n, defects) float32: 0 where it is cut through.
+        cells: (n, s / 4, s / 4) uint16: where which defect kind is, as in `sdk.surfaces.sheets.Marks`.
     """
 
     images: npt.NDArray[np.uint8]
     recipes: npt.NDArray[np.int64]
     shown: npt.NDArray[np.float32]
     counted: npt.NDArray[np.float32]
+    cells: npt.NDArray[np.uint16]
 
 
 class Pool:
@@ -139,6 +150,7 @@ class Pool:
         images = np.empty((count, side_px, side_px, 3), np.uint8)
         shown = np.empty((count, len(DEFECT_NAMES)), np.float32)
         counted = np.empty_like(shown)
+        cells = np.empty((count, side_px // MARK_PX, side_px // MARK_PX), np.uint16)
         places = rng.integers(0, self.source.pool, count)
         for i, place in enumerate(places):
             matrix, scale = _view(rng, self.source, self._marks[place], side_px)
@@ -147,7 +159,8 @@ class Pool:
                 flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101,
             )  # fmt: skip
             shown[i], counted[i] = _visible(self._marks[place], matrix, scale, side_px)
-        return Crops(images, self._recipes[places], shown, counted)
+            cells[i] = _cells(self._marks[place], matrix, side_px)
+        return Crops(images, self._recipes[places], shown, counted, cells)
 
 
 def _quietly() -> None:
@@ -194,6 +207,17 @@ def _visible(
     share = here * scale * scale / np.maximum(in_all, 1)
     shown = (share >= SHOWN) | (here >= SHOWN_OF_CROP * cells * cells)
     return shown.astype(np.float32), (shown | (share <= HIDDEN)).astype(np.float32)
+
+
+def _cells(marks: npt.NDArray[np.uint16], matrix: npt.NDArray[np.float64], side_px: int) -> npt.NDArray[np.uint16]:
+    """Return where the defects are in a crop: mirrored at the sheet's edge as the picture is."""
+    middle = (MARK_PX - 1) / 2  # of a mark's square, from its first pixel
+    turn = matrix[:, :2]
+    coarse = np.column_stack([turn, (turn @ np.full(2, middle) + matrix[:, 2] - middle) / MARK_PX])
+    cells = side_px // MARK_PX
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    seen = cv2.warpAffine(marks, coarse, (cells, cells), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(seen, np.uint16)
 
 
 def _count(marks: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:

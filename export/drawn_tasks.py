@@ -4,6 +4,7 @@ Backbones, recipes and readouts are chosen by these figures, so that no image se
 
 - *new defects*: on each kind of surface, good parts and the defect kinds that the kind never showed in training
   (`export.pretrain.HELD_OUT`), photographed as `sdk.surfaces.make` does, one part once;
+- *faint defects*: the same parts, with so much of the defect to see as `FAINT` says;
 - *new surfaces*: surfaces of recipes that were never drawn, with and without defects.
 """
 
@@ -32,13 +33,15 @@ LABELS: Final = (1, 5)
 SEED: Final = 1_000_003
 """Far from the seeds that anybody trains with; the pictures are the same for every backbone."""
 DRAWN_PX: Final = 224
+FAINT: Final = 0.35
+"""Loudness of the defects of the second task: a person finds most of them, looking twice."""
 
 
 class DrawnScore(msgspec.Struct):
     """Balanced accuracy, a mean over tasks and draws.
 
     Attributes:
-        task: `new defects` or `new surfaces`.
+        task: `new defects`, `faint defects` or `new surfaces`.
         labels: Given of each class.
         accuracy: In [0, 1].
     """
@@ -53,8 +56,8 @@ class Size:
     """How much is drawn.
 
     Attributes:
-        parts: Pictures of each class of the first task.
-        surfaces: Classes of the second.
+        parts: Pictures of each class of the first two tasks.
+        surfaces: Classes of the third.
         pieces: Pictures of each.
         draws: Of the few labels.
     """
@@ -67,7 +70,7 @@ class Size:
 
 @dataclass(frozen=True)
 class DrawnTasks:
-    """The pictures of both tasks.
+    """The pictures of all tasks.
 
     Attributes:
         frames: (n, s, s, 3) uint8 BGR.
@@ -82,7 +85,7 @@ DEFAULT_SIZE: Final = Size()
 
 
 def draw_tasks(size: Size = DEFAULT_SIZE, on_picture: Callable[[], None] = lambda: None) -> DrawnTasks:
-    """Return the pictures: the same from call to call. About half a minute on one core."""
+    """Return the pictures: the same from call to call. About a minute on one core."""
     frames: list[npt.NDArray[np.uint8]] = []
     tasks: list[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
 
@@ -96,15 +99,19 @@ def draw_tasks(size: Size = DEFAULT_SIZE, on_picture: Callable[[], None] = lambd
 
     for kind in KINDS:
         classes = [GOOD, *sorted(defect for surface, defect in HELD_OUT if surface == kind)]
-        add("new defects", _parts(kind, classes, size.parts))
+        add("new defects", _parts(kind, classes, size.parts, 1.0))
+        add("faint defects", _parts(kind, classes, size.parts, FAINT))
     add("new surfaces", _pieces(size.surfaces, size.pieces))
     return DrawnTasks(np.stack(frames), tuple(tasks))
 
 
-def _parts(kind: str, classes: list[str], parts: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+def _parts(
+    kind: str, classes: list[str], parts: int, loudness: float
+) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
     for label, defect in enumerate(classes):
         for number in range(parts):
-            yield make(kind, defect, seed=SEED + label * parts + number, size_px=DRAWN_PX)[0], label
+            seed = SEED + label * parts + number
+            yield make(kind, defect, seed=seed, size_px=DRAWN_PX, loudness=loudness)[0], label
 
 
 def _pieces(surfaces: int, pieces: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:

@@ -1,8 +1,9 @@
 """Train a backbone on drawn surfaces alone: no image of anybody's, no weights of anybody's.
 
 Two questions are asked of a crop (`export.crops`): which of several hundred surfaces is it, and which kinds of
-defect does it show? The first wants texture told apart whatever light, scale, turn and noise; the second wants
-what lies on it seen whatever the texture. What answers them is thrown away afterwards, the features stay.
+defect does it show, as a whole and in each of its cells (`export.answers`)? The first wants texture told apart
+whatever light, scale, turn and noise; the second wants what lies on it seen whatever the texture. What answers
+them is thrown away afterwards, the features stay.
 
 Rules this module keeps:
 
@@ -31,6 +32,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from export.answers import CELL_LEVELS, Answers, Said, cell_loss, wanted_cells
 from export.backbones import Tapped
 from export.checkpoint import Checkpoint, Tensors
 from export.crops import Crops, Pool, Source, augmented
@@ -57,6 +59,8 @@ TRIAL_STEPS: Final = 6
 STATISTICS_BATCH: Final = 24
 NOTE_EVERY: Final = 100
 MAX_GRADIENT: Final = 5.0
+LOSSES: Final = ("surface_loss", "kind_loss", "defect_loss", "cell_loss")
+"""As in `Mark`."""
 
 OnStep = Callable[[int, int, str], None]
 
@@ -76,8 +80,9 @@ class Recipe:
         smoothing: Share of the first question's label given to all surfaces alike.
         kinds_weight: Of the loss of the surface's kind beside that of the surface: a coarse question for a start.
         defects_weight: Of the second question's loss beside the first's.
+        cells_weight: Of the loss of the same question asked of each cell; 0 does not ask it.
         hidden: Width of the network that answers.
-        pool, fresh, aimed: See `export.crops.Source`.
+        pool, fresh, aimed, faint: See `export.crops.Source`.
         statistics: Batches that batch norm's statistics come from at the end, of crops at the input size: pooled
             maxima and edges differ by size.
     """
@@ -85,26 +90,28 @@ class Recipe:
     architecture: str = "resnet10t"
     model_args: dict[str, Any] = field(
         default_factory=lambda: {
-            "channels": [16, 32, 96, 320],
+            "channels": [16, 48, 96, 224],
             "stem_width": 8,
             "stem_type": "deep",
             "avg_down": False,
             "global_pool": "catavgmax",
         }
     )
-    levels: int = 2
+    levels: int = 4
     surfaces: int = 700
     batch: int = 96
-    sides_px: tuple[int, int] = (64, 112)
+    sides_px: tuple[int, int] = (64, 128)
     rate: float = 3e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
     kinds_weight: float = 0.5
     defects_weight: float = 16.0
+    cells_weight: float = 16.0
     hidden: int = 512
     pool: int = 2000
     fresh: int = 2
     aimed: float = 0.5
+    faint: float = 0.5
     statistics: int = 40
 
 
@@ -152,12 +159,13 @@ class Plan:
 
 
 class Mark(msgspec.Struct):
-    """The losses around a step, each a mean since the mark before."""
+    """The losses around a step, each a mean since the mark before; `cell_loss` is 0 where cells are not asked."""
 
     step: int
     surface_loss: float
     kind_loss: float
     defect_loss: float
+    cell_loss: float = 0.0
 
 
 class Outcome(msgspec.Struct):
@@ -195,37 +203,34 @@ def bare_network(recipe: Recipe) -> nn.Module:
     return network
 
 
-class _Answers(nn.Module):
-    """What answers both questions from the features; thrown away afterwards."""
-
-    def __init__(self, feature_size: int, recipe: Recipe) -> None:
-        super().__init__()
-        self.between = nn.Sequential(
-            nn.Linear(feature_size, recipe.hidden, bias=False),
-            nn.BatchNorm1d(recipe.hidden),
-            nn.ReLU(inplace=True),
-        )
-        self.surface = nn.Linear(recipe.hidden, recipe.surfaces)
-        self.kind = nn.Linear(recipe.hidden, len(KIND_NAMES))
-        self.defects = nn.Linear(recipe.hidden, len(DEFECT_NAMES))
-
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        hidden = self.between(features)
-        return self.surface(hidden), self.kind(hidden), self.defects(hidden)
-
-
 class _Whole(nn.Module):
+    """Features, and what answers from them and from the levels below the last."""
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         network = bare_network(recipe)
+        asked = CELL_LEVELS if recipe.cells_weight else 0
+        if asked and recipe.levels <= asked:
+            raise ExportError(
+                f"cells are asked of {asked} levels below the last, and the recipe has {recipe.levels} levels",
+                hint=f"Set levels to {asked + 1} or more, or cells_weight to 0.",
+            )
+        self.asked = asked
         self.features: nn.Module = Tapped(network, recipe.levels) if recipe.levels > 1 else network
         with torch.no_grad():
-            size = self.features.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
-        self.answers = _Answers(size, recipe)
+            features, levels = self.eval()._seen(torch.zeros(1, 3, 64, 64))
+        channels = [level.shape[1] for level in levels]
+        self.answers = Answers(features.shape[1], channels, recipe.surfaces, recipe.hidden)
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        answered: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self.answers(self.features(pixels))
-        return answered
+    def _seen(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        if self.asked and isinstance(self.features, Tapped):
+            features, levels, _ = self.features.levels_of(pixels)
+            return features, levels[-self.asked :]
+        return self.features(pixels), []
+
+    def forward(self, pixels: torch.Tensor) -> Said:
+        said: Said = self.answers(*self._seen(pixels))
+        return said
 
 
 def pretrain(
@@ -241,7 +246,7 @@ def pretrain(
     Raises:
         ExportError: training diverged, or the checkpoint is damaged or cannot be written.
     """
-    source = Source(plan.seed, recipe.surfaces, HELD_OUT, recipe.pool, recipe.fresh, recipe.aimed)
+    source = Source(plan.seed, recipe.surfaces, HELD_OUT, recipe.pool, recipe.fresh, recipe.aimed, recipe.faint)
     pool = Pool(source, plan.processes)
     try:
         return _Run(plan, recipe, pool, checkpoint, on_step, on_scalars).run()
@@ -280,7 +285,7 @@ class _Run:
         self._fill(state.step)
         if state.total == 0:
             state.total = self._steps_within_budget()
-        losses = torch.zeros(3)
+        losses = torch.zeros(4)
         self.whole.train()
         while state.step < state.total:
             losses += self._step(state.step, state.total)
@@ -352,16 +357,20 @@ class _Run:
         return pixels.to(self.device).to(memory_format=torch.channels_last)
 
     def _loss(self, crops: Crops, step: int) -> torch.Tensor:
-        """Return the losses (3,): surface, its kind, defects."""
+        """Return the losses (4,): surface, its kind, defects, defects by the cell."""
         pixels = self._pixels(crops, step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.mixed):
-            surface, kind, defects = self.whole(pixels)
+            said: Said = self.whole(pixels)
         wanted = torch.from_numpy(crops.recipes).to(self.device)
-        first = functional.cross_entropy(surface.float(), wanted, label_smoothing=self.recipe.smoothing)
-        second = functional.cross_entropy(kind.float(), wanted % len(KIND_NAMES))
+        first = functional.cross_entropy(said.surface.float(), wanted, label_smoothing=self.recipe.smoothing)
+        second = functional.cross_entropy(said.kind.float(), wanted % len(KIND_NAMES))
         shown, counted = (torch.from_numpy(part).to(self.device) for part in (crops.shown, crops.counted))
-        third = functional.binary_cross_entropy_with_logits(defects.float(), shown, counted)
-        return torch.stack([first, second, third])
+        third = functional.binary_cross_entropy_with_logits(said.defects.float(), shown, counted)
+        fourth = first.new_zeros(())
+        for cells in said.cells:
+            px = crops.images.shape[1] // cells.shape[2]
+            fourth = fourth + cell_loss(cells, wanted_cells(crops.cells, px).to(self.device)) / len(said.cells)
+        return torch.stack([first, second, third, fourth])
 
     def _step(self, step: int, total: int) -> torch.Tensor:
         for group in self.optimizer.param_groups:
@@ -369,7 +378,9 @@ class _Run:
         side = side_px(self.recipe, self.plan.seed, step, total)
         losses = self._loss(self.pool.crops(step, self.recipe.batch, side), step)
         self.optimizer.zero_grad(set_to_none=True)
-        weights = losses.new_tensor([1, self.recipe.kinds_weight, self.recipe.defects_weight])
+        weights = losses.new_tensor(
+            [1, self.recipe.kinds_weight, self.recipe.defects_weight, self.recipe.cells_weight]
+        )
         (losses @ weights).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.whole.parameters(), MAX_GRADIENT)
         self.optimizer.step()
@@ -379,17 +390,18 @@ class _Run:
         note = ""
         if state.step % NOTE_EVERY == 0 or state.step == state.total:
             since = state.step - (state.marks[-1].step if state.marks else 0)
-            surface, kind, defects = (losses / max(1, since)).tolist()
-            if not math.isfinite(surface + kind + defects):
+            means = dict(zip(LOSSES, (losses / max(1, since)).tolist(), strict=True))
+            if not math.isfinite(sum(means.values())):
                 raise ExportError("training diverged", hint="Try another --seed.")
             losses.zero_()
-            state.marks.append(Mark(state.step, round(surface, 4), round(kind, 4), round(defects, 4)))
-            self.on_scalars(state.step, {"surface_loss": surface, "kind_loss": kind, "defect_loss": defects})
+            state.marks.append(Mark(state.step, **{name: round(mean, 4) for name, mean in means.items()}))
+            self.on_scalars(state.step, means)
             ran = time.perf_counter() - self.began
             left = ran / max(1, state.step - resumed) * (state.total - state.step) / 60
             note = (
-                f"step {state.step} of {state.total}: surface {surface:.3f}, kind {kind:.3f}, "
-                f"defects {defects:.4f}; about {left:.0f} min left"
+                f"step {state.step} of {state.total}: "
+                + ", ".join(f"{name.removesuffix('_loss')} {mean:.3f}" for name, mean in means.items())
+                + f"; about {left:.0f} min left"
             )
         self.on_step(state.step, state.total, note)
 

@@ -247,13 +247,15 @@ def card(recipe: Recipe, record: Record, figures: Sequence[str] = ()) -> str:
         "",
         f"None but drawn (`sdk.surfaces.sheets`, seed {record.seed}): {outcome.sheets:,} sheets of "
         f"{recipe.surfaces} surfaces of {len(KIND_NAMES)} kinds ({', '.join(KIND_NAMES)}) with "
-        f"{len(DEFECT_NAMES)} kinds of defect ({', '.join(DEFECT_NAMES)}), {outcome.crops:,} crops of them. Never "
+        f"{len(DEFECT_NAMES)} kinds of defect ({', '.join(DEFECT_NAMES)}), "
+        f"{f'{recipe.faint:.0%} of them faint, ' if recipe.faint else ''}{outcome.crops:,} crops of them. Never "
         f"drawn, to choose by: "
         f"{names_without(HELD_OUT)}.",
         "",
         "## Procedure",
         "",
-        f"Which surface is it, of which kind, and which defects are there? AdamW at {recipe.rate:g}, "
+        f"Which surface is it, of which kind, and which defects are there"
+        f"{', in the crop and in each of its cells' if recipe.cells_weight else ''}? AdamW at {recipe.rate:g}, "
         f"{outcome.steps:,} steps of {recipe.batch} crops of {recipe.sides_px[0]} to {recipe.sides_px[1]} px; "
         f"batch norm's statistics at {INPUT_PX} px at the end. {outcome.seconds / 60:.0f} minutes of wall time on "
         f"{record.machine}; {_versions(record)}. Again:",

@@ -28,6 +28,7 @@ from sdk.surfaces import (
     write_image_set,
 )
 from sdk.surfaces.__main__ import main
+from sdk.surfaces.sheets import draw_sheet
 
 DEFECTS = tuple(name for name in CLASSES if name != GOOD)
 
@@ -86,6 +87,30 @@ def test_pictures_are_exposed_as_a_camera_would(kind: str) -> None:
         frame, _ = make(kind, GOOD, seed=seed, size_px=64)
         assert 40 < frame.mean() < 190
         assert (frame == 255).mean() < 0.1
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_faint_defect_lies_where_the_loud_one_would_and_changes_less(defect: str) -> None:
+    good, _ = make("ground", "good", seed=4, size_px=96)
+    loud, mask = make("ground", defect, seed=4, size_px=96)
+    faint, same = make("ground", defect, seed=4, size_px=96, loudness=0.35)
+    assert (mask == same).all()
+    far_loud, far_faint = (np.abs(frame.astype(int) - good)[mask > 0].mean() for frame in (loud, faint))
+    assert far_faint < 0.75 * far_loud
+    assert (make("ground", defect, seed=4, size_px=96, loudness=1.0)[0] == loud).all()
+
+
+def test_faint_sheets_are_the_same_sheets() -> None:
+    for recipe in range(6):
+        loud, faint = (draw_sheet(recipe, 1, size_px=128, faint=share) for share in (0.0, 1.0))
+        assert (loud.marks == faint.marks).all()
+        assert (loud.frame != faint.frame).any() == bool(loud.marks.any())
+
+
+@pytest.mark.parametrize("loudness", [0.0, -0.1, 1.01, float("nan")])
+def test_a_loudness_outside_its_range_is_refused(loudness: float) -> None:
+    with pytest.raises(ValueError, match="loudness"):
+        make("cast", "pit", seed=0, size_px=32, loudness=loudness)
 
 
 def test_no_two_seeds_look_alike() -> None:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from sdk.errors import ConfigError
 from sdk.preprocess import Frame, resize
-from sdk.surfaces.defects import DEFECTS, blemish
+from sdk.surfaces.defects import DEFECTS, blemish, worked_in
 from sdk.surfaces.light import lit
 from sdk.surfaces.parts import FRAME_UNITS, Part, Stream, blur
 from sdk.surfaces.textures import TEXTURES
@@ -51,7 +51,9 @@ MARGIN: Final = 0.09
 """A part's maps reach this share of the frame beyond it on each side: room to shift and turn the camera."""
 
 
-def make(kind: str, defect: str, *, seed: int, size_px: int = DEFAULT_SIZE_PX) -> tuple[Frame, Mask]:
+def make(
+    kind: str, defect: str, *, seed: int, size_px: int = DEFAULT_SIZE_PX, loudness: float = 1.0
+) -> tuple[Frame, Mask]:
     """Return one picture (h, w, 3) uint8 BGR of a surface, and the mask (h, w) uint8 of its defect.
 
     About 7 ms at 160 px on one core. Pictures of one seed and kind share their texture whatever the defect.
@@ -61,13 +63,16 @@ def make(kind: str, defect: str, *, seed: int, size_px: int = DEFAULT_SIZE_PX) -
         defect: One of `CLASSES`; `good` gives an empty mask.
         seed: Another seed gives another part under another light.
         size_px: Both sides of the picture, 32 to 2048.
+        loudness: How much of the defect there is to see, above 0 to 1; texture, place and mask stay the same.
 
     >>> frame, mask = make("brushed", "scratch", seed=1, size_px=64)
     >>> frame.shape, mask.shape, bool(mask.any())
     ((64, 64, 3), (64, 64), True)
     """
     _check([kind], [defect], size_px)
-    return _photograph(Stream("frame", seed, 0), _part(kind, defect, size_px, seed), size_px)
+    if not 0 < loudness <= 1:
+        raise ValueError(f"a loudness of {loudness} is outside 0 to 1")
+    return _photograph(Stream("frame", seed, 0), _part(kind, defect, size_px, seed, loudness=loudness), size_px)
 
 
 def _check(kinds: Sequence[str], classes: Sequence[str], size_px: int) -> None:
@@ -79,13 +84,13 @@ def _check(kinds: Sequence[str], classes: Sequence[str], size_px: int) -> None:
         raise ValueError(f"{size_px} px is outside {MIN_SIZE_PX} to {MAX_SIZE_PX}")
 
 
-def _part(kind: str, defect: str, size_px: int, *key: int | str) -> Part:
+def _part(kind: str, defect: str, size_px: int, *key: int | str, loudness: float = 1.0) -> Part:
     """Return the part that the key names."""
     size = size_px + 2 * math.ceil(MARGIN * size_px)
     # The texture's stream does not know the defect: the same part could have been good.
     part = TEXTURES[kind](Stream("texture", kind, *key), size, size_px / FRAME_UNITS)
     if defect != GOOD:
-        DEFECTS[defect](Stream("defect", defect, *key), part)
+        worked_in(Stream("defect", defect, *key), part, defect, loudness)
     blemish(Stream("blemish", *key), part)
     return part
 

@@ -348,6 +348,16 @@ DEFECTS: dict[str, Callable[[Stream, Part], None]] = {
 }
 
 
+def worked_in(rng: Stream, part: Part, defect: str, loudness: float) -> None:
+    """Work a defect into a part, and leave a share of `loudness` in (0, 1] of it to be seen."""
+    if loudness == 1:
+        DEFECTS[defect](rng, part)
+        return
+    before = part.maps()
+    DEFECTS[defect](rng, part)
+    part.fade(before, loudness)
+
+
 def blemish(rng: Stream, part: Part) -> None:
     """Add what every good part has too: dust, a hair, streaks along the texture, slow changes of shade."""
     unit, size = part.unit, part.size

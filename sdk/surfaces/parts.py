@@ -19,6 +19,8 @@ Field = npt.NDArray[np.float32]
 """(s, s) float32: one value per pixel of a part."""
 Indices = npt.NDArray[np.int32]
 """(s, s) int32."""
+Maps = tuple[Field, npt.NDArray[np.float32], Field]
+"""Relief (s, s), reflectance (3, s, s) and gloss (s, s)."""
 Colour = npt.NDArray[np.float32]
 """(3, 1, 1) float32: blue, green, red reflectance, so that it spreads over a (3, s, s) map."""
 _T = TypeVar("_T")
@@ -197,6 +199,15 @@ class Part:
     def mark(self, where: Field) -> None:
         """Add to the defect's mask."""
         np.maximum(self.mask, where, out=self.mask)
+
+    def maps(self) -> Maps:
+        """Return copies of relief, reflectance and gloss as they are now."""
+        return self.height.copy(), self.colour.copy(), self.gloss.copy()
+
+    def fade(self, before: Maps, loudness: float) -> None:
+        """Take back what was worked in since `before`, but for a share of `loudness`; the mask stays."""
+        for now, then in zip((self.height, self.colour, self.gloss), before, strict=True):
+            now[...] = then + loudness * (now - then)
 
     def spot(self, rng: Stream, spread: float) -> tuple[float, float]:
         """Return a place (x, y) that every photograph shows, at most `spread` of a side from the middle."""

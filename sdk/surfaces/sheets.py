@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk.preprocess import Frame
-from sdk.surfaces.defects import DEFECTS, blemish
+from sdk.surfaces.defects import DEFECTS, blemish, worked_in
 from sdk.surfaces.light import lit
 from sdk.surfaces.parts import Part, Stream, blur
 from sdk.surfaces.textures import TEXTURES
@@ -38,6 +38,8 @@ LARGEST_UNIT_PX: Final = 2.6
 """Pixels a unit, of which `make` puts 120 into a frame: the same pit is 3 pixels here and 14 there, as between
 cameras."""
 MOST_DEFECTS: Final = 5
+QUIETEST: Final = 0.3
+"""Of a faint defect: less than a third of what it would change is lost in the noise of most cameras."""
 _MARKED: Final = 0.2
 
 Combination = tuple[str, str]
@@ -65,7 +67,13 @@ def kind_of(recipe: int) -> str:
 
 
 def draw_sheet(
-    recipe: int, piece: int, *, seed: int = 0, size_px: int = SHEET_PX, without: Collection[Combination] = ()
+    recipe: int,
+    piece: int,
+    *,
+    seed: int = 0,
+    size_px: int = SHEET_PX,
+    without: Collection[Combination] = (),
+    faint: float = 0.0,
 ) -> Sheet:
     """Return a piece of a surface.
 
@@ -77,6 +85,8 @@ def draw_sheet(
         seed: Another seed has other surfaces behind the same numbers.
         size_px: Both sides, a multiple of `MARK_PX`.
         without: Defect kinds that a surface kind never shows.
+        faint: Share of the defects that are faded, to anything from `QUIETEST` of what they would be; nothing else
+            about the picture changes.
 
     >>> sheet = draw_sheet(3, 0, size_px=64)
     >>> sheet.frame.shape, sheet.marks.shape
@@ -90,11 +100,12 @@ def draw_sheet(
     part = TEXTURES[kind](Stream("texture", seed, recipe, again=("piece", seed, recipe, piece)), size_px, unit)
     part.anywhere = True
     part.busy *= about.between(0.6, 1.3)
-    rng = Stream("sheet", seed, recipe, piece)
+    rng, loud = Stream("sheet", seed, recipe, piece), Stream("loudness", seed, recipe, piece)
     marks = np.zeros((size_px // MARK_PX, size_px // MARK_PX), np.uint16)
     for index in _defects(rng, kind, without):
         part.mask[:] = 0
-        DEFECTS[DEFECT_NAMES[index]](rng, part)
+        loudness = loud.between(QUIETEST, 1.0) if loud.chance(faint) else 1.0
+        worked_in(rng, part, DEFECT_NAMES[index], loudness)
         small = cv2.resize(part.mask, marks.shape[::-1], interpolation=cv2.INTER_AREA)
         marks |= np.where(np.asarray(small) > _MARKED, np.uint16(1 << index), np.uint16(0))
     blemish(rng, part)
