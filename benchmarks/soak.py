@@ -116,9 +116,9 @@ def soak(bundle: Path, images: Path, precision: str | None, seconds: float) -> l
 
 def point(data_dir: Path, at_s: float, state: object, labels: int, station: object) -> Point:
     """Return what this process is now."""
+    from device_agent.heads_and_updates import Outcome
     from device_agent.report import State
     from device_agent.station import Station
-    from device_agent.store import Outcome
 
     assert isinstance(state, State)
     assert isinstance(station, Station)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from device_agent.store import HeadRow, Outcome
+from device_agent.heads_and_updates import HeadRow, Outcome
 from sdk.adaptation import Harm
 from sdk.head import Calibration, Head
 from sdk.liveset import LiveSet

@@ -38,10 +38,11 @@ import numpy as np
 from device_agent.asking import ask_again
 from device_agent.courtesy import Courtesy, switch_often
 from device_agent.heads import ActiveHead, Reference, Solved, ended, score_of
+from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.provisional import Changes, joined, real, updated
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
-from device_agent.store import HeadRow, Outcome, Sample, Store
+from device_agent.store import Sample, Store
 from device_agent.trial import Base, meanwhile, owned, try_out
 from sdk.adaptation import MAX_STREAM, Harm
 from sdk.audit import Suspect, suspects
@@ -228,11 +229,11 @@ class Learner:
     # -- start: the confirmed head as it was, then everything since ------------------------------------------
 
     def _restore(self) -> None:
-        last = self._store.last_head(self.space, [Outcome.CONFIRMED])
+        last = self._store.heads.last(self.space, [Outcome.CONFIRMED])
         calibration, adaptation = self._base.calibration, UNADAPTED
         if last is None:
             last = HeadRow(
-                number=self._store.next_head_number(),
+                number=self._store.heads.next_number(),
                 created_utc=self._clock(),
                 space=self.space,
                 digest=self._fold.digest(),
@@ -247,7 +248,7 @@ class Learner:
                 calibration = msgspec.msgpack.decode(last.calibration, type=Calibration)
             if last.adaptation is not None:
                 adaptation = msgspec.msgpack.decode(last.adaptation, type=Adaptation)
-        unfinished = self._store.last_head(self.space, [Outcome.PROVISIONAL])
+        unfinished = self._store.heads.last(self.space, [Outcome.PROVISIONAL])
         if unfinished is not None:
             self._put_head(ended(unfinished, Outcome.SUPERSEDED, _STOPPED))
         self._catch_up(through=last.through)
@@ -281,7 +282,7 @@ class Learner:
             self._provisional(head, live, self._row(self._work({})))
             self._settle_on(*self._settled)
         self._catch_up()
-        newest = self._store.last_head(self.space, [Outcome.CONFIRMED, Outcome.TAKEN_BACK])
+        newest = self._store.heads.last(self.space, [Outcome.CONFIRMED, Outcome.TAKEN_BACK])
         if newest is not None and newest.outcome is Outcome.TAKEN_BACK and newest.digest == self._fold.digest():
             self._apply(self._changes)
             self._changes = {}
@@ -493,7 +494,7 @@ class Learner:
 
     def history(self, limit: int = 50) -> list[HeadRow]:
         """Return the device's heads, newest first; `score_of` reads a row's score."""
-        return self._store.heads(limit=limit)
+        return self._store.heads.newest(limit=limit)
 
     def live_set(self) -> LiveSet:
         """Return the live set as it was last learned."""
@@ -773,7 +774,7 @@ class Learner:
         if self._quick is not None and self._quick.digest == work.digest:
             return self._quick
         return HeadRow(
-            number=self._store.next_head_number(),
+            number=self._store.heads.next_number(),
             created_utc=self._clock(),
             space=self.space,
             digest=work.digest,
@@ -942,7 +943,7 @@ class Learner:
 
     def _put_head(self, row: HeadRow) -> None:
         try:
-            self._store.put_head(row)
+            self._store.heads.put(row)
         except StoreFull as error:
             # History is a record. Without it the next start tries the head once more.
             self._fault = str(error)

@@ -25,10 +25,11 @@ import numpy as np
 
 from device_agent.camera import Shot
 from device_agent.evaluate import judge
+from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learner import Learner
 from device_agent.pipeline import Pipeline
 from device_agent.station import Station
-from device_agent.store import HeadRow, Outcome, Store, StoreLimits
+from device_agent.store import Store, StoreLimits
 from device_agent.trial import Base
 from sdk.bundle import Bundle
 from sdk.codes import Codes
@@ -248,9 +249,9 @@ def withdraw(store: Store, bundle: Bundle, precision: str, samples: frozenset[by
         calibration = base.calibration
     else:
         calibration = replace(UNCALIBRATED, false_alarm_rate=base.calibration.false_alarm_rate, classes=classes)
-    store.put_head(
+    store.heads.put(
         HeadRow(
-            number=store.next_head_number(),
+            number=store.heads.next_number(),
             created_utc=time.time(),
             space=base.fold.space,
             digest=live.digest,

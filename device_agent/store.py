@@ -15,8 +15,8 @@ Rules this module keeps:
   goes when pictures take too much room is said at `StoreLimits`.
 - A ballast file stands for labels: it is given up when the disk is full, and made again when there is room.
 
-SQLite itself is `database`'s; what the records mean is the learner's; what goes over the wire is `sync`'s. Any
-thread may call.
+SQLite itself is `database`'s; the rows of heads and updates are `heads_and_updates`'; what the records mean is the
+learner's; what goes over the wire is `sync`'s. Any thread may call.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import numpy as np
 
 from device_agent.ballast import Ballast
 from device_agent.database import Database, damaged, disk, open_to_read
+from device_agent.heads_and_updates import Heads, Updates
 from device_agent.images import ImageFolder
 from device_agent.queue import Question
 from sdk.codes import Code
@@ -52,8 +53,6 @@ from sdk.labels import (
     check_record,
     entry_hash,
 )
-from sdk.reason import Reason
-from sdk.wire import UpdateState
 
 T = TypeVar("T")
 
@@ -157,62 +156,6 @@ class Waiting:
     question: Question
 
 
-class Outcome(str, Enum):
-    """How a head's trial ended. Values are stored."""
-
-    PROVISIONAL = "provisional"
-    CONFIRMED = "confirmed"
-    TAKEN_BACK = "taken_back"
-    SUPERSEDED = "superseded"
-
-
-@dataclass(frozen=True)
-class HeadRow:
-    """One head that served on this device. The head itself is a function of the records up to `through`.
-
-    Attributes:
-        number: Counts the device's heads from 1.
-        created_utc: When it began to serve.
-        space: Feature space id.
-        digest: Digest of the live set it was solved from.
-        through: Arrival number of the last record in that live set.
-        samples: Size of the live set.
-        outcome: How its trial ended.
-        reason: Why, in English.
-        score: MessagePack of its honest score, once it has one.
-        calibration: MessagePack of its calibration, once it has its own.
-        adaptation: MessagePack of how own samples count in it; None where they count as all others.
-        why: The reason as codes with values; empty for rows of before they were kept.
-    """
-
-    number: int
-    created_utc: float
-    space: str
-    digest: str
-    through: int
-    samples: int
-    outcome: Outcome
-    reason: str = ""
-    score: bytes | None = None
-    calibration: bytes | None = None
-    adaptation: bytes | None = None
-    why: tuple[Reason, ...] = ()
-
-
-@dataclass(frozen=True)
-class UpdateRow:
-    """One attempt to bring a release onto this device. `job` is the assignment as JSON; `starts` counts how
-    often the agent has started while the release was provisional."""
-
-    number: int
-    at_utc: float
-    release_id: str
-    job: bytes
-    state: UpdateState
-    reason: str = ""
-    starts: int = 0
-
-
 @dataclass(frozen=True)
 class StoreLimits:
     """How much the store keeps.
@@ -246,7 +189,15 @@ class StoreLimits:
 
 
 class Store:
-    """The device's durable state. Use `Store.open`; close it or use it in a `with` block."""
+    """The device's durable state. Use `Store.open`; close it or use it in a `with` block.
+
+    Attributes:
+        folder: The agent's data folder.
+        device: Whose it is.
+        limits: How much it keeps.
+        heads: The history of the heads that served here.
+        updates: The attempts to bring releases here.
+    """
 
     def __init__(
         self, folder: Path, device: str, db: Database, *, clock: Callable[[], float], limits: StoreLimits
@@ -259,10 +210,11 @@ class Store:
         self._images = ImageFolder(folder / IMAGES_NAME)
         self._ballast = Ballast(folder / BALLAST_NAME, limits.ballast_bytes)
         self._image_bytes = 0
+        self.heads = Heads(db, keep=limits.keep_heads)
+        self.updates = Updates(db, clock=clock, with_room=self._with_room)
         # Under the database's lock, as everything that belongs to several calls.
         self._chain = Chain(device)
         self._counter = 0
-        self._head_number = 0
 
     @classmethod
     def open(
@@ -327,7 +279,6 @@ class Store:
             entry = _decode_entry(last)
             self._chain = Chain(self.device, entry.seq, entry_hash(entry))
         self._counter = self._db.value("SELECT coalesce(max(counter), 0) FROM records")
-        self._head_number = self._db.value("SELECT coalesce(max(number), 0) FROM heads")
         self._images.sweep()
         self._measure_images()
         self._ballast.fill(self.limits.reserve_bytes)
@@ -772,87 +723,6 @@ class Store:
         with disk(self.folder):
             return self._images.get(sample_id)
 
-    # -- heads and updates --------------------------------------------------------------------------------
-
-    def next_head_number(self) -> int:
-        """Return a number that no head of this device has had, even where rows could not be stored."""
-        with self._db.lock:
-            self._head_number += 1
-            return self._head_number
-
-    def put_head(self, row: HeadRow) -> None:
-        """Store a head's row, new or with its trial's outcome; superseded ones are forgotten first."""
-        with self._db.transaction(durable=False) as db:
-            db.execute(
-                "REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    row.number,
-                    row.created_utc,
-                    row.space,
-                    row.digest,
-                    row.through,
-                    row.samples,
-                    row.outcome.value,
-                    row.reason,
-                    row.score,
-                    row.calibration,
-                    row.adaptation,
-                    _encoder.encode(row.why) if row.why else None,
-                ),
-            )
-            db.execute(
-                "DELETE FROM heads WHERE number IN (SELECT number FROM heads"
-                " ORDER BY outcome = 'superseded', number DESC LIMIT -1 OFFSET ?)",
-                (self.limits.keep_heads,),
-            )
-
-    def heads(self, *, limit: int) -> list[HeadRow]:
-        """Return the heads' history, newest first."""
-        return [_head(row) for row in self._db.rows("SELECT * FROM heads ORDER BY number DESC LIMIT ?", limit)]
-
-    def last_head(self, space: str, outcomes: Sequence[Outcome]) -> HeadRow | None:
-        """Return the newest head of this feature space whose trial ended in one of these ways."""
-        marks = ", ".join("?" * len(outcomes))
-        row = self._db.row(
-            f"SELECT * FROM heads WHERE space = ? AND outcome IN ({marks}) ORDER BY number DESC LIMIT 1",
-            space,
-            *(outcome.value for outcome in outcomes),
-        )
-        return None if row is None else _head(row)
-
-    def begin_update(self, release_id: str, job: bytes) -> UpdateRow:
-        """Store a new attempt to bring a release here, in its first state; durable when it returns."""
-        state = UpdateState.DOWNLOADING
-        at = self._clock()
-        with self._db.transaction() as db:
-            number = db.execute(
-                "INSERT INTO updates (at_utc, release_id, job, state, reason, starts) VALUES (?, ?, ?, ?, '', 0)",
-                (at, release_id, job, state.value),
-            ).lastrowid
-        return UpdateRow(int(number or 0), at, release_id, job, state)
-
-    def put_update(self, row: UpdateRow) -> None:
-        """Store how an attempt stands; durable when it returns."""
-        self._with_room(lambda: self._put_update(row))
-
-    def _put_update(self, row: UpdateRow) -> None:
-        with self._db.transaction() as db:
-            db.execute(
-                "UPDATE updates SET at_utc = ?, state = ?, reason = ?, starts = ? WHERE number = ?",
-                (self._clock(), row.state.value, row.reason, row.starts, row.number),
-            )
-
-    def updates(self, limit: int = 20) -> list[UpdateRow]:
-        """Return the attempts to bring releases here, newest first."""
-        rows = self._db.rows(
-            "SELECT number, at_utc, release_id, job, state, reason, starts FROM updates"
-            " ORDER BY number DESC LIMIT ?",
-            limit,
-        )
-        return [
-            UpdateRow(n, at, release, job, UpdateState(state), *rest) for n, at, release, job, state, *rest in rows
-        ]
-
     def _get(self, key: str) -> Any:
         return self._db.value("SELECT value FROM meta WHERE key = ?", key)
 
@@ -968,23 +838,4 @@ def _sample(row: tuple[Any, ...]) -> Sample:
         priority=row[12],
         source=row[13],
         lot=row[14],
-    )
-
-
-def _head(row: tuple[Any, ...]) -> HeadRow:
-    number, created_utc, space, digest, through, samples, outcome, reason, score, calibration, *rest = row
-    adaptation, why = rest
-    return HeadRow(
-        number=number,
-        created_utc=created_utc,
-        space=space,
-        digest=digest,
-        through=through,
-        samples=samples,
-        outcome=Outcome(outcome),
-        reason=reason,
-        score=score,
-        calibration=calibration,
-        adaptation=adaptation,
-        why=() if why is None else msgspec.msgpack.decode(why, type=tuple[Reason, ...]),
     )

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_agent.heads import Solved, ended, pack
-from device_agent.store import Outcome
+from device_agent.heads_and_updates import Outcome
 from sdk.adaptation import Choice, Harm, Labelled, choose, harmful_source
 from sdk.bundle import Bundle
 from sdk.codes import Codes

@@ -31,9 +31,10 @@ from typing import Final, NamedTuple, Protocol
 
 from device_agent.candidate import carry_labels, compare
 from device_agent.database import disk
+from device_agent.heads_and_updates import UpdateRow
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime
-from device_agent.store import Store, UpdateRow
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.durable import sync_path
 from sdk.errors import BundleError, HeadwayError, InferenceFailed, RemoteWireError
@@ -259,13 +260,13 @@ class Updater:
     # -- which release serves ------------------------------------------------------------------------------------
 
     def _newest(self) -> UpdateRow | None:
-        rows = self._store.updates(1)
+        rows = self._store.updates.newest(1)
         return rows[0] if rows else None
 
     def _in_service(self) -> Iterator[UpdateRow]:
         """Yield the updates that may serve, newest first, a release once."""
         seen: set[str] = set()
-        for row in self._store.updates(1000):
+        for row in self._store.updates.newest(1000):
             if row.release_id not in seen:
                 seen.add(row.release_id)
                 if row.state in (UpdateState.PROVISIONAL, UpdateState.COMMITTED):
@@ -295,7 +296,7 @@ class Updater:
                 f"the agent had to start {row.starts} times with it", hint="Look at the agent's log of that time."
             )
         row = replace(row, starts=row.starts + 1)
-        self._store.put_update(row)
+        self._store.updates.put(row)
         return row
 
     def _open(self, release_id: str) -> Release:
@@ -398,7 +399,7 @@ class Updater:
             if row is not None and unfinished:
                 self._roll_back(row, f"release {desired.release.name!r} was assigned instead")
                 continue
-            row = self._store.begin_update(desired.release.release_id, encode_json(desired))
+            row = self._store.updates.begin(desired.release.release_id, encode_json(desired))
             self._again = None
             self._tell(row)
             self._show(row)
@@ -522,7 +523,7 @@ class Updater:
         if state not in UPDATE_STEPS[row.state]:
             raise ValueError(f"{row.state.value} may not become {state.value}")
         row = replace(row, state=state, reason=reason[:MAX_REASON])
-        self._store.put_update(row)
+        self._store.updates.put(row)
         log.info("release %s is %s %s", row.release_id[:12], state.value, reason)
         self._tell(row)
         self._show(row)

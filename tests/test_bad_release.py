@@ -223,11 +223,11 @@ def test_a_bad_release_leaves_by_itself_and_inspection_goes_on(
         reached = stands(fleet)[1]
         assert "line-1" in reached
         assert len(reached) <= MAX_REACHED
-        attempts = agent.store.updates()
+        attempts = agent.store.updates.newest()
         seen = agent.state().frames
         wait_for(lambda: agent.state().frames > seen + COUNT)
         assert agent.state().errors == 0
-        assert agent.store.updates() == attempts, "never to and fro"
+        assert agent.store.updates.newest() == attempts, "never to and fro"
         assert len(attempts) == 1
         where = f"from {len(reached)} of {OTHERS + 1} lines"
         tell(f"T18, {kind}", 1, 0, f"gone in {took_s:.1f} s {where}; inspection stood {gap.seconds:.2f} s at most")

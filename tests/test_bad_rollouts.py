@@ -147,7 +147,7 @@ class Line:
     served: list[str | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        taken = [decode_json(row.job, Desired).release for row in self.store.updates()]
+        taken = [decode_json(row.job, Desired).release for row in self.store.updates.newest()]
         self.release_names = {ref.release_id: ref.name for ref in taken}
         self._start()
 
@@ -300,7 +300,7 @@ def test_a_bad_release_goes_by_itself_from_the_first_line_and_does_not_come_back
             plant.wait(PLAN.soak_s)
         assert plant.stands() == (RolloutState.HALTED, 1)
         assert bad.why in str(plant.reports[-1]["reason"])
-        attempts, served = plant.line.store.updates(), list(plant.line.served)
+        attempts, served = plant.line.store.updates.newest(), list(plant.line.served)
         for _ in range(HOURS):
             plant.line.rig.updater.say_again()
             plant.obey()
@@ -310,7 +310,7 @@ def test_a_bad_release_goes_by_itself_from_the_first_line_and_does_not_come_back
         assert set(plant.names().values()) == {"first"}
         assert plant.line.serves() == "first"
         # Never to and fro: each release was taken in once, and what serves has not changed since.
-        assert (plant.line.store.updates(), plant.line.served) == (attempts, served)
+        assert (plant.line.store.updates.newest(), plant.line.served) == (attempts, served)
         assert served.count(bad.bundle) <= (MAX_STARTS if bad.dies else 1)
 
 

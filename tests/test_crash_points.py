@@ -111,7 +111,7 @@ def wrong_after(left: Path, bundles: dict[str, Bundle], day: Day, said: list[dic
             state = rig.updater.status().state
             if committed and (not serves or rig.served[0] is None):
                 return f"nothing serves; the update is {state}"
-            newest = [row for row in rig.store.updates() if row.state is UpdateState.COMMITTED]
+            newest = [row for row in rig.store.updates.newest() if row.state is UpdateState.COMMITTED]
             if committed and committed[-1] not in {row.release_id for row in newest}:
                 return f"release {committed[-1][:8]} was committed, and is no longer"
             if serves:

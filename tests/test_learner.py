@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_agent.heads import score_of
+from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
 from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, Question, QueuePolicy, ask
 from device_agent.rhythm import QUIET_S, Rhythm
-from device_agent.store import Outcome, Sample, SampleStatus, Store, StoreLimits
+from device_agent.store import Sample, SampleStatus, Store, StoreLimits
 from device_agent.trial import FIRST_SCORE, owned
 from sdk.bundle import Bundle, write_bundle
 from sdk.codes import code_digest
@@ -837,7 +838,7 @@ def test_history_that_does_not_fit_the_log_any_more_is_tried_again(
     learner.label(see(store, bundle, "scratch", 1), SCRATCH, "anna")
     learner.run_until_idle()
     row = learner.history()[0]
-    store.put_head(replace(row, digest="0" * 64))
+    store.heads.put(replace(row, digest="0" * 64))
     again = Learner(bundle, None, store)
     states = [again.head.state]
     again.run_until_idle()

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from device_agent.heads import ActiveHead
+from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
-from device_agent.store import Outcome, Sample, Store, StoreLimits
+from device_agent.store import Sample, Store, StoreLimits
 from sdk.bundle import Bundle
 from sdk.codes import Codes, code_digest
 from sdk.fleet.store import FleetStore

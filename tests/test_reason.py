@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.page.pages import why
 from device_agent.page.text import LANGUAGES, TEXTS, Texts
-from device_agent.store import HeadRow, Outcome, Store
+from device_agent.store import Store
 from sdk.reason import ENGLISH, Reason, sentences
 
 FULL = Reason("also-knows-price", name="good", share=0.75, before=0.9, classes=(("pit", 0.5), ("dent", 1.0)))
@@ -43,10 +44,10 @@ def test_reasons_survive_in_the_history_of_heads(tmp_path: Path) -> None:
     row = HeadRow(1, 0.0, "ab", "cd", 0, 3, Outcome.CONFIRMED, sentences((FULL,)), why=(FULL, Reason("shifted")))
     before = HeadRow(2, 0.0, "ab", "cd", 0, 3, Outcome.CONFIRMED, "Words of an earlier version.")
     with Store.open(tmp_path, "line-1") as store:
-        store.put_head(row)
-        store.put_head(before)
+        store.heads.put(row)
+        store.heads.put(before)
     with Store.open(tmp_path, "line-1") as store:
-        assert store.heads(limit=5) == [before, row]
+        assert store.heads.newest(limit=5) == [before, row]
 
 
 def test_a_code_that_nobody_knows_is_refused_where_it_is_made_and_left_out_where_it_is_shown() -> None:

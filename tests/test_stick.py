@@ -320,7 +320,7 @@ def test_a_device_that_never_saw_a_network_takes_what_its_fleet_signed_and_nothi
         ended = headway(capsys, "agent", "update", site, "--from", signed / "new")
         assert (ended.code, ended.out.splitlines()[-1]) == (0, "committed")
         assert release_of(agent) == "new"
-        assert len(agent.store.updates()) == 2
+        assert len(agent.store.updates.newest()) == 2
         wait_for(lambda: not (data / INBOX_NAME / CHUNKS_NAME).exists(), what="the inbox to be cleared")
     # What was seen outlives the agent.
     assert headway(capsys, "agent", "update", site, "--from", signed / "old").code == 0

@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 
 from device_agent.database import Database
+from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.queue import Question
 from device_agent.store import (
     _MIGRATIONS,
     STORE_NAME,
-    HeadRow,
-    Outcome,
     Sample,
     SampleStatus,
     Store,
@@ -450,22 +449,22 @@ def head_row(number: int, outcome: Outcome, space: str = SPACE) -> HeadRow:
 
 def test_the_heads_history_forgets_superseded_ones_first(tmp_path: Path) -> None:
     with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_heads=2)) as store:
-        store.put_head(head_row(1, Outcome.CONFIRMED))
-        store.put_head(head_row(2, Outcome.SUPERSEDED))
-        store.put_head(head_row(3, Outcome.PROVISIONAL))
-        store.put_head(replace(head_row(3, Outcome.TAKEN_BACK), reason="worse on scratch", score=b"{}"))
-        assert [row.number for row in store.heads(limit=5)] == [3, 1]
-        assert store.last_head(SPACE, [Outcome.CONFIRMED]) == head_row(1, Outcome.CONFIRMED)
-        assert store.last_head("cd" * 32, [Outcome.CONFIRMED]) is None
-        (latest, _) = store.heads(limit=5)
+        store.heads.put(head_row(1, Outcome.CONFIRMED))
+        store.heads.put(head_row(2, Outcome.SUPERSEDED))
+        store.heads.put(head_row(3, Outcome.PROVISIONAL))
+        store.heads.put(replace(head_row(3, Outcome.TAKEN_BACK), reason="worse on scratch", score=b"{}"))
+        assert [row.number for row in store.heads.newest(limit=5)] == [3, 1]
+        assert store.heads.last(SPACE, [Outcome.CONFIRMED]) == head_row(1, Outcome.CONFIRMED)
+        assert store.heads.last("cd" * 32, [Outcome.CONFIRMED]) is None
+        (latest, _) = store.heads.newest(limit=5)
         assert (latest.outcome, latest.reason, latest.score) == (Outcome.TAKEN_BACK, "worse on scratch", b"{}")
 
 
 def test_update_attempts_are_kept_in_order(store: Store) -> None:
-    first = store.begin_update("aa" * 32, b"{}")
-    store.put_update(replace(first, state=UpdateState.ROLLED_BACK, reason="no room"))
-    second = store.begin_update("aa" * 32, b"{}")
-    assert [(row.number, row.state) for row in store.updates()] == [
+    first = store.updates.begin("aa" * 32, b"{}")
+    store.updates.put(replace(first, state=UpdateState.ROLLED_BACK, reason="no room"))
+    second = store.updates.begin("aa" * 32, b"{}")
+    assert [(row.number, row.state) for row in store.updates.newest()] == [
         (second.number, UpdateState.DOWNLOADING),
         (first.number, UpdateState.ROLLED_BACK),
     ]

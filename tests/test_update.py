@@ -214,7 +214,7 @@ def test_a_release_comes_into_service_step_by_step(rig: Rig, bundles: dict[str, 
     assert rig.served == ["new"]
     assert rig.current() == "new"
     assert rig.slots() == {"old", "new"}
-    assert [row.state for row in rig.store.updates()] == [S.COMMITTED, S.COMMITTED]
+    assert [row.state for row in rig.store.updates.newest()] == [S.COMMITTED, S.COMMITTED]
 
 
 def test_own_labels_are_carried_into_the_new_space_once(rig: Rig, bundles: dict[str, Bundle]) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from device_agent.camera import encode_png
 from device_agent.heads import score_of
+from device_agent.heads_and_updates import HeadRow
 from device_agent.outlook import LookAhead, OutlookReport
 from device_agent.page.access import Access, Role
 from device_agent.page.alike import alike
@@ -32,7 +33,7 @@ from device_agent.page.history import LabelHistory, LabelRow
 from device_agent.page.refusal import Refusal
 from device_agent.report import ReasonReport, State, reason_reports
 from device_agent.station import UNKNOWN, Station
-from device_agent.store import HeadRow, Sample, SampleStatus
+from device_agent.store import Sample, SampleStatus
 from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS
 from sdk.errors import LabelError, StoreFull
 from sdk.images import decode
@@ -572,7 +573,7 @@ class Routes:
 
     def get_heads(self, limit: Limit = 20) -> list[HeadOut]:
         """The heads that served on this device, newest first."""
-        return [head_out(row) for row in self.station.store.heads(limit=limit)]
+        return [head_out(row) for row in self.station.store.heads.newest(limit=limit)]
 
     def post_restore(self, number: HeadNumber, request: Request) -> RestoredOut:
         """Bring an earlier head back: this device's labels since it are taken back, all or none."""

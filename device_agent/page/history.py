@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from device_agent.store import HeadRow, Store
+from device_agent.heads_and_updates import HeadRow
+from device_agent.store import Store
 from sdk.errors import LabelError
 from sdk.labels import CodeRecord, DefineClass, Label, Record
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from device_agent.heads import score_of
+from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.page.access import Role, Who
 from device_agent.page.api import Routes, head_out
 from device_agent.page.counts import local
@@ -20,7 +21,6 @@ from device_agent.page.guard import needs, who_of
 from device_agent.page.people import People
 from device_agent.page.quality import ConfusionRow, Quality
 from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
-from device_agent.store import HeadRow, Outcome
 from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
 
@@ -178,7 +178,7 @@ class Pages:
     # -- what was learned -----------------------------------------------------------------------------------------
 
     def _learned(self, request: Request) -> dict[str, Any]:
-        heads = self._station.store.heads(limit=self._station.store.limits.keep_heads)
+        heads = self._station.store.heads.newest(limit=self._station.store.limits.keep_heads)
         space = None if self._station.serving is None else self._station.serving.learner.space
         scored = [(row, score) for row in heads if row.space == space and (score := score_of(row)) is not None]
         confirmed = [(row, score) for row, score in scored if row.outcome is Outcome.CONFIRMED]
@@ -274,7 +274,7 @@ class Pages:
     def heads(self, request: Request) -> str:
         """Heads that served here."""
         serving, names = self._station.serving, self._routes.names()
-        rows = self._station.store.heads(limit=200)
+        rows = self._station.store.heads.newest(limit=200)
         shown = []
         number = None if serving is None else serving.learner.head.number
         for i, row in enumerate(rows):

@@ -197,7 +197,7 @@ class Quality:
     def get_quality(self) -> QualityOut:
         """How good the head is on parts that it has never learned."""
         reference, names = self._reference(), self._routes.names()
-        heads = [head_out(row) for row in self._station.store.heads(limit=200)]
+        heads = [head_out(row) for row in self._station.store.heads.newest(limit=200)]
         number = None if reference is None else reference.number
         drift = self._routes.state().drift
         confusion: list[ConfusionRow] = []
