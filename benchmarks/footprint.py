@@ -2,15 +2,20 @@
 
     python -m benchmarks.footprint installed                 minutes; needs the package index
     python -m benchmarks.footprint running BUNDLE            a real agent process with 5,000 labelled samples
+    python -m benchmarks.footprint labels BUNDLE             does a learner grow with labels? a few minutes
 
 `installed` resolves the `agent` extra for the Pythons of JetPack 6 and 7 from aarch64 wheels only, and installs
 them into folders that are measured and deleted again; nothing of them is run. `running` needs a bundle, such as
-`headway export DATA --backbone mobilenetv2_100 --precision int8 --out BUNDLE`.
+`headway export DATA --backbone mobilenetv2_100 --precision int8 --out BUNDLE`. `labels` runs a learner alone, in
+this process: first the same 250 samples are labelled, corrected and withdrawn again and again, where nothing may
+grow with it; then each label is of a new sample, whose code the learner keeps.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -19,6 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +32,8 @@ import cv2
 import numpy as np
 
 from device_agent.config import SITE_NAME
+from device_agent.learner import Learner
+from device_agent.memory import give_back_memory
 from device_agent.store import Sample, Store, StoreLimits
 from sdk.bundle import Bundle
 from sdk.codes import code_digest
@@ -45,6 +53,12 @@ TARGETS: Final = {
 }
 LABELS: Final = 5_000
 FRAMES: Final = 400
+ROUND: Final = 250
+"""Labels between two readings of memory."""
+ROUNDS: Final = 12
+WARM_ROUNDS: Final = 2
+MAX_GROWTH_MB: Final = 1.05
+"""Of 1,000 labels that leave no more samples than there were: 1 MiB."""
 WAIT_S: Final = 600.0
 
 
@@ -184,6 +198,62 @@ def one_run(site: Path, start: str) -> int:
     return int(first_s > 3 or now_mb > 300)
 
 
+def labels(bundle: Bundle, precision: str, rounds: int) -> int:
+    """Print how a learner's memory grows with labels; return 1 where it does though nothing new is kept."""
+    give_back_memory()  # as the agent does
+    space, base = bundle.precision(precision).space, bundle.base(precision)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder), "line-1") as store:
+        learner = Learner(bundle, precision, store)
+        classes = sorted({*base.class_ids})
+
+        def seen(number: int) -> tuple[bytes, bytes]:
+            """Return a new sample near one of the release's, and the class of that."""
+            pick = int(rng.integers(len(base.codes)))
+            code = np.clip(base.codes[pick] + rng.normal(0, 4, base.codes.shape[1]), -127, 127).astype(np.int8)
+            sample, class_id = hashlib.sha256(number.to_bytes(8, "big")).digest(), base.class_ids[pick]
+            group = f"line-1/part-{number // 5}"
+            shown = Sample(sample, float(number), group, space, code, "good", class_id, 0.9, 0.1, False)
+            store.put_sample(shown, sample)
+            return sample, class_id
+
+        known = [seen(number) for number in range(ROUND)]
+
+        def again(number: int) -> tuple[bytes, bytes | None]:
+            sample, class_id = known[number % ROUND]
+            roll = rng.random()
+            return sample, None if roll < 0.1 else class_id if roll < 0.8 else classes[rng.integers(len(classes))]
+
+        same = growth(learner, again, rounds, "the same samples")
+        new = growth(learner, lambda number: seen(ROUND + number), rounds, "new samples")
+    print(
+        f"{same:+.2f} MB for 1,000 labels of the same samples (at most {MAX_GROWTH_MB}), "
+        f"{new:+.2f} of new ones with {base.codes.shape[1]} features each"
+    )
+    return int(same > MAX_GROWTH_MB)
+
+
+def growth(learner: Learner, label: Callable[[int], tuple[bytes, bytes | None]], rounds: int, what: str) -> float:
+    """Return the megabytes that memory grows by for 1,000 labels: the median slope of all pairs of readings.
+
+    Readings swing by a factorised matrix, 10 MB at d = 1,584, as long as the head that serves is not the newest.
+    """
+    trim = ctypes.CDLL("libc.so.6").malloc_trim
+    kept = []
+    for number in range(rounds * ROUND):
+        learner.label(*label(number), "ann")
+        if (number + 1) % 50 == 0:
+            learner.run_until_idle(trials=(number + 1) % ROUND == 0)
+        if (number + 1) % ROUND == 0:
+            gc.collect()
+            trim(0)
+            kept.append(memory_mb(os.getpid())[0])
+            print(f"{what}: {number + 1} labels, {kept[-1]:.1f} MB", flush=True)
+    warm = kept[WARM_ROUNDS:]
+    slopes = [(warm[j] - warm[i]) / (j - i) for i in range(len(warm)) for j in range(i + 1, len(warm))]
+    return float(np.median(slopes)) * 1000 / ROUND if slopes else 0.0
+
+
 def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
@@ -216,7 +286,13 @@ def main() -> int:
     run.add_argument("--images", type=Path, required=True, help="a folder of frames")
     run.add_argument("--precision", default="int8")
     run.add_argument("--labels", type=int, default=LABELS)
+    grows = commands.add_parser("labels")
+    grows.add_argument("bundle", type=Path)
+    grows.add_argument("--precision", default="int8")
+    grows.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {ROUND} labels, each of two kinds")
     options = parser.parse_args()
+    if options.command == "labels":
+        return labels(Bundle.open(options.bundle), options.precision, options.rounds)
     if options.command == "installed":
         return installed()
     return running(options.bundle, options.images, options.precision, options.labels)

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the dev extra")
 pytest.importorskip("torch", reason="needs the export extra")
 
-from benchmarks import agent, anomalib, fleet, frame, heatmap, readout, scale
+from benchmarks import agent, anomalib, fleet, footprint, frame, heatmap, readout, scale
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.features import drawn
 from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
@@ -42,6 +42,17 @@ def test_a_large_release_is_made_and_measured_step_by_step(tmp_path: Path) -> No
     found = scale.device(tmp_path / "exemplars")
     assert found["scored"] == 100 + scale.LABELS["exemplars"]
     assert {"solve", "leave one group out", "start the learner"} <= set(found["steps"])
+
+
+def test_what_labels_cost_is_measured_on_a_real_learner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "ROUND", 50)
+    bundle = tiny_bundle(tmp_path / "bundle")
+    footprint.labels(bundle, bundle.precision().precision, 1)
+    said = capsys.readouterr().out
+    assert "the same samples: 50 labels" in said
+    assert "new samples: 50 labels" in said
 
 
 def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
