@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.crowd import crowd_seconds, over_mqtt
+from benchmarks.crowd import crowd_seconds, over_mqtt, over_mqtt_on_threads
 from benchmarks.features import NoImageSets
 from benchmarks.fleet import FEATURE_SIZE
 from benchmarks.label_cost import bytes_a_label, real_codes
@@ -152,8 +153,16 @@ def one_device(size_mb: float, runs: int, mbit: float | None, rtt_ms: float) -> 
     return Ratio(f"{size_mb:g} MB to one device, {line}, median of {runs}", mqtt_s, http_s)
 
 
-def many_devices(size_mb: float, runs: int, devices: int) -> Ratio:
-    """Return both ways' times until the last of many devices has the release, on loopback."""
+def many_devices(size_mb: float, runs: int, devices: int, *, threads: bool = False, window: bool = True) -> Ratio:
+    """Return both ways' times until the last of many devices has the release, on loopback.
+
+    Args:
+        size_mb: Of the release.
+        runs: How often.
+        devices: How many at once.
+        threads: Each on threads of its own instead of in turns.
+        window: Whether devices ask for a window at a time, or for everything at once.
+    """
     mqtt_s: list[float] = []
     http_s: list[float] = []
     with serving(size_mb) as servers:
@@ -161,9 +170,16 @@ def many_devices(size_mb: float, runs: int, devices: int) -> Ratio:
             folder = servers.folder / str(run)
             folder.mkdir()
             http_s.append(crowd_seconds(devices, over_http, folder, servers.port, servers.sha256))
-            mqtt_s.append(crowd_seconds(devices, over_mqtt, folder, servers.settings, servers.release.ref))
+            where = (folder, servers.settings, servers.release.ref)
+            if threads:
+                mqtt_s.append(crowd_seconds(devices, over_mqtt_on_threads, *where))
+            else:
+                mqtt_s.append(crowd_seconds(devices, over_mqtt, *where, window))
+            assert all((folder / f"slot-{i}" / FILE).stat().st_size == size_mb * 1e6 for i in range(devices))
+            shutil.rmtree(folder)
         peak = peak_mib(servers.broker_pid)
-    what = f"{size_mb:g} MB to {devices} devices at once, loopback, broker {peak:.0f} MiB, median of {runs}"
+    how = "on threads" if threads else "in turns" if window else "without a window"
+    what = f"{size_mb:g} MB to {devices} devices at once {how}, loopback, broker {peak:.0f} MiB, median of {runs}"
     return Ratio(what, mqtt_s, http_s)
 
 
@@ -198,13 +214,16 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, help="limit both to this rate")
     parser.add_argument("--rtt-ms", type=float, default=0.0, help="and this round trip")
     parser.add_argument("--devices", type=int, help="so many at once, on loopback")
+    parser.add_argument("--threads", action="store_true", help="each of them on two threads, not in turns")
+    parser.add_argument("--no-window", action="store_true", help="each asks for all chunks at once")
     parser.add_argument("--label", action="store_true", help="what one label costs every other device")
     options = parser.parse_args()
     everything = not (options.mbit or options.devices or options.label)
     for mbit, rtt_ms in LINES if everything else [(options.mbit, options.rtt_ms)] * bool(options.mbit):
         print(one_device(options.size_mb, options.runs, mbit, rtt_ms), flush=True)
     if everything or options.devices:
-        print(many_devices(options.size_mb, options.runs, options.devices or DEVICES), flush=True)
+        how = {"threads": options.threads, "window": not options.no_window}
+        print(many_devices(options.size_mb, options.runs, options.devices or DEVICES, **how), flush=True)
     if everything or options.label:
         print(label_cost(LABELS))
 
