@@ -12,6 +12,7 @@
 #   PYTHON            the Python to make the environment with (3.10 or newer)
 #   DEMO_ARGS         passed to `headway demo`
 #   PYTEST_ARGS       passed to pytest
+#   HEADWAY_SOAK_SHARE   share of the runs of `make soak`, such as 0.05, where there is little time
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-SOAK: Final = bool(os.environ.get("HEADWAY_SOAK"))
+SOAK: Final = bool(os.environ.get("HEADWAY_SOAK") or os.environ.get("HEADWAY_ALL_CRASHES"))
+"""Of the fleet's faults, or the device's: `make soak` runs one after the other."""
 SHARE: Final = float(os.environ.get("HEADWAY_SOAK_SHARE", "1"))
 """Of the full number of runs, where there is less time."""
 

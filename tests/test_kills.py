@@ -27,14 +27,14 @@ from sdk.bundle import Bundle
 from sdk.wire import UpdateState
 from tests.processes import Doomed
 from tests.simulators import wait_for
+from tests.soak import SOAK, times
 from tests.test_update import bundles, label_some, rig_on
 from tests.tiny import class_id, picture, tiny_bundle
 
 __all__ = ["bundles"]
 
-LONG = bool(os.environ.get("HEADWAY_ALL_CRASHES"))
-RUNS = 200 if LONG else 4
-UPDATES = 100 if LONG else 3
+RUNS = times(4, 200)
+UPDATES = times(3, 100)
 PICTURES = 12
 LONGEST_S = 1.5
 BOOT_S = 5.0
@@ -62,7 +62,7 @@ class Boots:
         over two for each core a start says nothing.
         """
         worst_s, load, cores = max(self.took_s), os.getloadavg()[1], os.cpu_count() or 1
-        assert worst_s <= BOOT_S or not LONG or load > 2 * cores, f"a boot took {worst_s:.1f} s"
+        assert worst_s <= BOOT_S or not SOAK or load > 2 * cores, f"a boot took {worst_s:.1f} s"
         median_s = sorted(self.took_s)[len(self.took_s) // 2]
         return (
             f"served after {median_s:.1f} s (median), {worst_s:.1f} s at most, "

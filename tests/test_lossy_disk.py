@@ -7,7 +7,6 @@ controls are the same checks on syncs that are not asked for, and on a disk that
 
 from __future__ import annotations
 
-import os
 import random
 import sqlite3
 import time
@@ -19,10 +18,11 @@ from device_agent.store import STORE_NAME, check_store
 from sdk.errors import StoreCorrupt
 from tests.lossy_disk import LossyDisk, missing
 from tests.processes import Doomed
+from tests.soak import times
 from tests.test_kills import LONGEST_S, PICTURES, inspect_and_label
 from tests.tiny import picture, tiny_bundle
 
-RUNS = 100 if os.environ.get("HEADWAY_ALL_CRASHES") else 3
+RUNS = times(3, 100)
 LABELS = 20
 """Told by an agent on a disk that lies, before its power goes."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -19,9 +18,10 @@ from sdk.bundle import Bundle
 from sdk.labels import CodeRecord, Label
 from tests.pages import ASK_ALL, running, serving, write_stream
 from tests.processes import Doomed
+from tests.soak import times
 from tests.tiny import class_id, tiny_bundle
 
-KILLS: Final = 100 if os.environ.get("HEADWAY_ALL_CRASHES") else 6
+KILLS: Final = times(6, 100)
 """`make soak` and `python -m benchmarks.page` do it a hundred times."""
 LATEST: Final = 1.6
 """Kills fall up to so many times what a label takes here, now: before, within and after it."""
