@@ -365,6 +365,11 @@ def test_over_tls_only_devices_of_this_fleet_are_served(tmp_path: Path) -> None:
 
         assert address.startswith("https://")
         assert came(ours) == len(chunks)
+        late = device("line-4", folder)
+        assert came(late) == len(chunks), "the control: it was served until then"
+        authorities[folder].revoke("line-4")
+        assert came(late) == 0, "revoked while the server runs"
+        assert came(ours) == len(chunks)
         assert came(theirs) == 0, "another fleet's certificate"
         assert came(None) == 0, "no certificate"
         assert came(gone) == 0, "revoked"

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from sdk.errors import ConfigError
+from sdk.web.clients import CheckedClients
 
 STOP_TIMEOUT_S: Final = 5.0
 """Longer than any answer takes; a request that hangs beyond it is cut off when the process ends."""
@@ -33,7 +34,7 @@ class PageServer:
         port: 0 takes a free one.
         tls: Certificate and private key, PEM; None serves plain HTTP.
         clients: With it only clients with a certificate are answered: the authority's PEM, and its list of those
-            revoked, which is read at the start.
+            revoked, which may change at any time.
 
     Raises:
         ConfigError: the address cannot be bound, or the certificate not be used.
@@ -93,13 +94,9 @@ class PageServer:
             ssl_certfile=cert,
             ssl_keyfile=key,
         )
-        if self._clients is not None:
-            config.ssl_ca_certs = str(self._clients[0])
-            config.ssl_cert_reqs = ssl.CERT_REQUIRED
+        if self._clients is not None and self._tls is not None:
             config.load()
-            assert config.ssl is not None
-            config.ssl.load_verify_locations(self._clients[1])
-            config.ssl.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+            config.ssl = CheckedClients(*self._tls, *self._clients).context()
         self._app = app
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
