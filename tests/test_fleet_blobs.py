@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,18 +98,23 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+def use_s3_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name a store that is not Amazon's as an operator does: in the environment."""
+    found = {
+        "AWS_ENDPOINT_URL_S3": address,
+        "AWS_ACCESS_KEY_ID": "fleet",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(params=["memory", "file", "flaky", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, flaky: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A place in memory that is whole by itself, a folder, one where whole is our own doing, and S3 over HTTP."""
     if request.param == "s3":
-        # As an operator names a store that is not Amazon's: in the environment.
-        for name, value in {
-            "AWS_ENDPOINT_URL_S3": request.getfixturevalue("s3"),
-            "AWS_ACCESS_KEY_ID": "fleet",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
+        use_s3_at(request.getfixturevalue("s3"), monkeypatch)
     bucket = f"fleet-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]}"
     return {
         "memory": f"memory://{tmp_path.name}",
@@ -253,6 +259,17 @@ def test_a_place_that_takes_nothing_is_told_as_what_it_is(
     FlakyFiles.error = None
     assert DIGEST not in place
     assert all("." not in path for path in FlakyFiles.store)
+
+
+def test_an_object_store_that_is_away_is_a_place_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its library raises then is no `OSError`."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    use_s3_at(f"http://127.0.0.1:{port}", monkeypatch)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # one that has connected elsewhere
+    with pytest.raises(StoreCorrupt, match="cannot be used"):
+        place_at("s3://away/chunks")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,17 @@ FOLDER_NAME: Final = "chunks"
 URL_NAME: Final = "chunks.url"
 _AT_ONCE: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
 """Places where an object appears whole, or not at all, by themselves."""
+_S3: Final = ("s3://", "s3a://")
+_S3_ONCE: Final = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 1}}
+"""A store that is away is told in 0.7 s, not in 22: s3fs tries again by itself, and so does the service."""
+_FOREIGN: Final = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("aiohttp", "ClientError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("fsspec.exceptions", "FSTimeoutError"),
+)
+"""What file systems let through of the libraries below them, where these are in use. The rest is an `OSError`."""
 _EXAMPLE: Final = "Such as s3://bucket/fleet or file:///srv/fleet; fsspec's documentation has more."
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -129,7 +141,9 @@ class UrlChunks:
         if "://" not in url:
             raise FleetError(f"{url[:80]!r} is no URL", hint=_EXAMPLE)
         try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
+            self._files, self._root = fsspec.core.url_to_fs(
+                url, **({"config_kwargs": _S3_ONCE} if url.startswith(_S3) else {})
+            )
         except (ImportError, ValueError) as error:
             words = " ".join(str(error).split())[:200]
             raise FleetError(f"{url[:80]} cannot be used: {words}", hint=_EXAMPLE) from error
@@ -199,12 +213,18 @@ class UrlChunks:
         """Say what a failing place means."""
         try:
             yield
-        except OSError as error:
+        except _place_errors() as error:
             words = " ".join(str(error).split())[:200]
-            kind = StoreFull if error.errno in _FULL else StoreCorrupt
+            kind = StoreFull if isinstance(error, OSError) and error.errno in _FULL else StoreCorrupt
             raise kind(
                 f"{self.url} cannot be used: {words}", hint="Check that place, and who may use it."
             ) from error
+
+
+def _place_errors() -> tuple[type[Exception], ...]:
+    """Return what a file system may raise when its place does not answer."""
+    loaded = ((sys.modules.get(module), name) for module, name in _FOREIGN)
+    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
 
 
 class CachedChunks:
