@@ -112,7 +112,8 @@ class TurnFetcher(ChunkFetcher):
         )
         async with client:
             download.connected(time.monotonic())
-            while not self._finished(download, store, target):
+            # Syncing to disk is waiting, which threads do side by side.
+            while not (download.complete and await asyncio.to_thread(self._finished, download, store, target)):
                 step = download.poll(time.monotonic())
                 if step.unsubscribe:
                     await client.unsubscribe([self._topics.chunk(digest) for digest in step.unsubscribe])

@@ -46,6 +46,18 @@ DEVICES: Final = 50
 LABELS: Final = 20
 
 
+WEB_SERVER: Final = """
+import functools, http.server, sys
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 1024
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+server = Server(("127.0.0.1", 0), handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+"""As `python -m http.server`, where only five connections may wait: of two hundred some were refused."""
+
+
 @dataclass(frozen=True)
 class Ratio:
     """MQTT against HTTP.
@@ -118,13 +130,13 @@ def serving(size_mb: float) -> Iterator[Servers]:
             while server.pending_bytes:
                 time.sleep(0.01)
         web = subprocess.Popen(
-            [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(source)],
+            [sys.executable, "-c", WEB_SERVER, str(source)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
         assert web.stdout is not None
-        port = int(web.stdout.readline().split(" port ")[1].split()[0])
+        port = int(web.stdout.readline())
         try:
             yield Servers(broker.settings, broker.pid, port, release, folder)
         finally:
