@@ -19,16 +19,11 @@ from sdk.demo.plant import DemoFailed
 from sdk.demo.story import Plan, Shown, play
 from sdk.surfaces import write_image_set
 
-BUILT_IN_HOLD_BACK: Final = "crack"
+BUILT_IN_HOLD_BACK: Final = "pit"
 BUILT_IN_PARTS: Final = 260
 """Parts of each class; each is photographed once to three times."""
-BUILT_IN_EXPORT: Final = (
-    "--backbone", "test_resnet", "--weights", "none", "--levels", "4", "--pool", "catavgmax",
-    "--input-size", "96", "--epochs", "26", "--budget", "4",
-)  # fmt: skip
-"""A small timm architecture, trained from scratch on the demo's own images: no hub, no licence question."""
 OWN_BACKBONE: Final = "builtin"
-"""For images of one's own: it comes with Headway, so that no hub is asked and no licence is in question."""
+"""It comes with Headway, so that no hub is asked and no licence is in question."""
 MARK: Final = "headway-demo"
 
 
@@ -41,7 +36,7 @@ MARK: Final = "headway-demo"
 @click.option("--backbone", help="To use with --data: `builtin`, or a timm architecture.  [default: builtin]")
 @click.option("--weights", help="Its weights: a safetensors file or a timm model folder; timm's hub if absent.")
 @click.option("--strategy", help="How to train, see `headway export --help`.")
-@click.option("--hold-back", help="The class that nobody knows at first.  [default: crack]")
+@click.option("--hold-back", help="The class that nobody knows at first.  [default: pit]")
 @click.option(
     "--labels", type=click.IntRange(1, 200), default=10, show_default=True, help="Labels given on device A."
 )
@@ -76,9 +71,9 @@ def demo(
     held-out images what A and B know before and after. Writes OUT/report.html and OUT/report.json.
 
     \b
-    With nothing but the defaults it draws its own images and trains a small backbone on them:
+    With nothing but the defaults it draws castings, for the backbone that comes with Headway:
       headway demo
-    On your own images, with the backbone that comes with Headway or with another:
+    On your own images, with this backbone or another:
       headway demo --data parts/ --hold-back scratches
       headway demo --data parts/ --backbone mobilenetv2_100 --weights weights/mobilenetv2_100 \\
           --hold-back scratches --labels 10 --out demo-parts
@@ -91,14 +86,12 @@ def demo(
     signal.signal(signal.SIGTERM, _stop)
     start = time.monotonic()
     _prepare(out)
-    export_args = list(BUILT_IN_EXPORT)
     if data is None:
         data = _draw(out / "images", seed, console)
-    else:
-        export_args = ["--backbone", backbone or OWN_BACKBONE]
-        for option, value in (("--weights", weights), ("--strategy", strategy)):
-            if value is not None:
-                export_args += [option, value]
+    export_args = ["--backbone", backbone or OWN_BACKBONE]
+    for option, value in (("--weights", weights), ("--strategy", strategy)):
+        if value is not None:
+            export_args += [option, value]
     plan = Plan(data.resolve(), export_args, hold_back or BUILT_IN_HOLD_BACK, labels, out.resolve(), seed)
 
     def write(shown: Shown) -> None:
