@@ -120,7 +120,7 @@ class TurnFetcher(ChunkFetcher):
                 if step.subscribe:
                     await client.subscribe([(self._topics.chunk(digest), 1) for digest in step.subscribe])
                 for _ in range(max(1, len(client.messages))):
-                    came = await asyncio.wait_for(anext(client.messages), ARRIVAL_TIMEOUT_S)
+                    came = await anext(client.messages)
                     assert isinstance(came.payload, bytes)
                     self._take(Message(came.topic.value, came.payload), download, store, target)
         store.keep_only({ref.release_id})
@@ -130,7 +130,8 @@ async def over_mqtt(number: int, folder: Path, settings: MqttSettings, ref: Rele
     """Fetch a release as a device; without a window all of its chunks are asked for at once."""
     limits = FetchLimits() if window else ENDLESS
     fetcher = TurnFetcher(settings, f"device-{number}", "default", folder / f"chunks-{number}", limits=limits)
-    await fetcher.fetch_in_turn(ref, folder / f"slot-{number}")
+    # One timer for all that is to arrive: one for each message would be a task for each.
+    await asyncio.wait_for(fetcher.fetch_in_turn(ref, folder / f"slot-{number}"), ARRIVAL_TIMEOUT_S)
 
 
 def over_mqtt_on_threads(number: int, folder: Path, settings: MqttSettings, ref: ReleaseRef) -> None:
