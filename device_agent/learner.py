@@ -660,16 +660,16 @@ class Learner:
                     canonical = work.canonical
                     head = updated(base, work.changes, learned=counted, canonical=canonical, is_own=self._is_own)
                 with self._changed:
-                    if self._latest is not base:  # solved or tried meanwhile
+                    stale = self._latest is not base  # solved or tried meanwhile
+                    if stale or (head is None and not known):
                         self._durable_at = durable_at if durable_at is not None else self._durable_at
-                        continue
-                    if known:
-                        self._serve_known(work.digest)
-                    elif head is not None:
-                        self._serve_updated(head, work)
-                    else:
-                        self._durable_at = durable_at if durable_at is not None else self._durable_at
+                        if stale:
+                            continue
                         return
+                    if head is None:
+                        self._serve_known(work.digest)
+                    else:
+                        self._serve_updated(head, work)
                     if durable_at is not None:
                         self._label_to_live_ms = (time.monotonic() - durable_at) * 1000
                     return
@@ -684,19 +684,23 @@ class Learner:
     def _serve_updated(self, head: Head, work: _Work) -> None:
         """Serve an updated head. Needs the lock."""
         head = head.recalibrated(meanwhile(self._confirmed.head.calibration, head))
-        if self._quick is not None and self._quick.digest != work.digest:
-            self._outdated.append(self._quick)
-        self._last = self._quick = row = self._row(work)
+        row = self._row(work)
+        self._retire(work.digest)
+        self._last = self._quick = row
         self._active = ActiveHead(
             head, self._names(head), HeadState.PROVISIONAL, row.digest, row.number, row.samples
         )
 
     def _settle_on(self, active: ActiveHead, last: HeadRow) -> None:
         """Serve a head that needs no solve. Needs the lock."""
-        if self._quick is not None and self._quick.digest != active.digest:
+        self._retire(active.digest)
+        self._active, self._last = replace(active, names=self._names(active.head)), last
+
+    def _retire(self, digest: str) -> None:
+        """Let the updated head go, into the history where its successor is of another live set. Needs the lock."""
+        if self._quick is not None and self._quick.digest != digest:
             self._outdated.append(self._quick)
         self._quick = None
-        self._active, self._last = replace(active, names=self._names(active.head)), last
 
     def _learn(self) -> None:
         """Learn what was folded: a head updated in milliseconds serves at once, then the canonical one."""
@@ -719,7 +723,7 @@ class Learner:
             head = self._latest if learned else confirmed.head if undone else self._solve(work, confirmed)
         except BaseException:
             with self._changed:
-                self._quick = None  # what serves goes on; the next label brings the next solve
+                self._retire("")  # what serves goes on; the next label brings the next solve
             raise
         with self._changed:
             outdated, self._outdated = self._outdated, []
@@ -955,6 +959,7 @@ class Learner:
             self._courtesy.give_way()
             return self._dirty and bool(self._threads)
 
+        self._ask_due = True  # also where the disk is full
         try:
             self._ask_due = not ask_again(self._store, self._policy, active.head, active.names, self.space, newer)
         except StoreFull as error:

@@ -34,6 +34,7 @@ from sdk.moments import Moments
 from sdk.wire import HeadState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.processes import Doomed
+from tests.simulators import wait_for
 
 GOOD, SCRATCH, PIT = (class_id_of(name) for name in ("good", "scratch", "pit"))
 LIMITS = StoreLimits(reserve_bytes=0)
@@ -193,17 +194,14 @@ def pit_of(learner: Learner) -> bytes:
     return next(each.class_id for each in learner.classes() if each.name == "pit")
 
 
-def wait_for(come_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not come_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def count_of(learner: Learner, name: str) -> int:
     """Return how many samples of a class the head that serves has learned."""
     active = learner.head
     return active.head.counts[active.names.index(name)] if name in active.names else 0
+
+
+def wait_for_count(learner: Learner, name: str, count: int) -> None:
+    wait_for(lambda: count_of(learner, name) == count, DEADLINE_S)
 
 
 def test_labels_are_live_before_the_solve(learner: Learner, store: Store, bundle: Bundle, solver: Solver) -> None:
@@ -218,7 +216,7 @@ def test_labels_are_live_before_the_solve(learner: Learner, store: Store, bundle
     assert learner.status().label_to_live_ms is not None
     for number in range(1, 4):
         learner.label(ids[number], pit, "anna")
-        wait_for(lambda: count_of(learner, "pit") == number + 1)  # noqa: B023 - asked within the round
+        wait_for_count(learner, "pit", number + 1)
         assert (learner.head.state, learner.head.number) == (HeadState.PROVISIONAL, before + 1 + number)
     quick = learner.head
     solver.go_on.set()
@@ -243,7 +241,7 @@ def test_what_came_during_a_solve_still_serves_when_its_head_is_there(
     learner.label(ids[0], pit, "anna")
     assert solver.solving.wait(DEADLINE_S)
     learner.label(ids[1], pit, "anna")
-    wait_for(lambda: count_of(learner, "pit") == 2)
+    wait_for_count(learner, "pit", 2)
     solver.go_on.set()
     while not learner.wait_until_idle(0.0005):
         seen.append(count_of(learner, "pit"))
@@ -259,12 +257,12 @@ def test_a_label_undone_during_a_solve_is_gone_at_once(
     assert solver.solving.wait(DEADLINE_S)
     if undone != "the one being learned":
         learner.label(ids[1], pit, "anna")
-        wait_for(lambda: count_of(learner, "pit") == 2)
+        wait_for_count(learner, "pit", 2)
         learner.label(ids[1], None, "anna")
     left = 1 if undone == "the newer one" else 0
     if not left:
         learner.label(ids[0], None, "anna")
-    wait_for(lambda: count_of(learner, "pit") == left)
+    wait_for_count(learner, "pit", left)
     if not left:
         assert (learner.head.head, learner.head.state) == (before.head, HeadState.CONFIRMED)
     solver.go_on.set()
@@ -338,6 +336,7 @@ def test_a_failed_solve_loses_no_label_and_the_updated_head_serves(
     learner.label(see(store, bundle, "pit", 2), pit, "anna")
     assert learner.wait_until_idle(DEADLINE_S)
     assert (count_of(learner, "pit"), learner.status().fault) == (2, None)
+    assert [row.samples for row in learner.history()][:2] == [26, 25], "it served, so the history has it"
     assert_exact(learner, store, bundle)
 
 
