@@ -583,12 +583,13 @@ class Fold:
         """Return the name of every class that stands for itself after merges.
 
         A merged class goes by the last name given to any of its members.
+        A class that others label with, and that only quarantined sources named, keeps the last name that any of
+        these gave it.
         """
         latest: dict[bytes, _Named] = {}
         for class_id in self._names:
             self._keep_later(latest, class_id, self._names.get(class_id))
         if self._holds.standing():
-            # A class that others label with keeps a name, though whoever invented it does not count.
             used = {self.canonical(row.class_id) for row in self.rows()} - latest.keys()
             for class_id in self._names.everybodys():
                 if self.canonical(class_id) in used:
