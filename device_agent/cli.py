@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -560,16 +560,24 @@ def _print_outlook(console: Any, ahead: OutlookReport) -> None:
         console.print(f"[yellow]note[/] {ahead.groups_note}", markup=True)
     if ahead.steps:
         more = [f"x{step.times}" if step.added is None else f"+{step.added}" for step in ahead.steps]
-        table = Table("more labels of each class", "now", *more, title_justify="left")
+        title = "Recall with more labels of each class, % (95 % interval; all in --json)"
+        table = Table("class", title=title, title_justify="left")
+        for head in ("now", *more):
+            table.add_column(head, justify="right", no_wrap=True)
         rows = [("balanced accuracy", ahead.balanced_accuracy, [step.balanced_accuracy for step in ahead.steps])]
         for name, now, then in [*rows, *((c.name, c.recall, c.recalls) for c in ahead.classes)]:
-            table.add_row(name, *("" if e is None else f"{e.share:.0%} ({_span(e)})" for e in (now, *then)))
+            table.add_row(name, *_forecasts([now, *then]))
         console.print(table)
     console.print(ahead.advice, markup=False)
 
 
-def _span(expected: Expected) -> str:
-    return f"{100 * expected.low:.0f} to {100 * expected.high:.0f}"
+def _forecasts(expected: Sequence[Expected | None]) -> list[str]:
+    """Return shares in percent, with the first and last intervals: all are too many for 80 columns."""
+    told = ["" if e is None else f"{100 * e.share:.0f}" for e in expected]
+    for at in (0, -1):
+        if (e := expected[at]) is not None:
+            told[at] += f" ({100 * e.low:.0f}-{100 * e.high:.0f})"
+    return told
 
 
 def _print_accuracy(console: Any, accuracy: Accuracy) -> None:

@@ -606,22 +606,7 @@ def show(report: Report, console: Console) -> None:
         )
         if told:
             console.print(escape(f"By {column.column}: {told}"), soft_wrap=True)
-    forms = Table("precision", "made for", title="Precisions", title_justify="left")
-    for head in ("MB", "ms a frame", "cosine", "balanced acc.", "to fp32"):
-        forms.add_column(head, justify="right")
-    forms.add_column("verdict")
-    for p in report.precisions:
-        forms.add_row(
-            p.precision,
-            p.profile,
-            f"{p.size_bytes / 1e6:.1f}",
-            f"{p.latency_ms:.1f}",
-            f"{p.feature_cosine:.3f}",
-            f"{p.balanced_accuracy:.1%}",
-            "" if p.precision == "fp32" else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
-            p.verdict,
-        )
-    console.print(forms)
+    _show_forms(report, console)
     console.print(escape(report.precision_reason), soft_wrap=True)
     for entry in report.tensorrt:
         if entry.engine is not None:
@@ -635,6 +620,25 @@ def show(report: Report, console: Console) -> None:
         f"{sum(report.seconds.values()):.0f} s",
         soft_wrap=True,
     )
+
+
+def _show_forms(report: Report, console: Console) -> None:
+    forms = Table("precision", "made for", title="Precisions", title_justify="left")
+    for head in ("MB", "ms a frame", "cosine", "balanced acc.", "to fp32"):
+        forms.add_column(head, justify="right")
+    for p in report.precisions:
+        forms.add_row(
+            p.precision,
+            p.profile,
+            f"{p.size_bytes / 1e6:.1f}",
+            f"{p.latency_ms:.1f}",
+            f"{p.feature_cosine:.3f}",
+            f"{p.balanced_accuracy:.1%}",
+            "" if p.precision == "fp32" else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
+        )
+    console.print(forms)
+    for p in report.precisions:
+        console.print(escape(f"{p.precision}, made for {p.profile}: {p.verdict}"), soft_wrap=True)
 
 
 def _trials(report: Report) -> Table:

@@ -153,9 +153,9 @@ def _check_header(image: Image.Image, data: bytes) -> None:
     if getattr(image, "n_frames", 1) > 1:
         raise BadImages("holds several pictures", hint="Save each as an image of its own.")
     if image.mode not in _MODES or _bits(image, data) > 8:
-        kind = image.mode if image.mode not in _MODES else f"{image.mode} with {_bits(image, data)} bits"
         raise BadImages(
-            f"has pixels of kind {kind}", hint="Convert it to 8-bit grey or RGB the way you want it seen."
+            f"has {_bits(image, data)}-bit pixels of kind {image.mode}, not 8-bit grey or colour",
+            hint="Convert it to 8-bit grey or RGB the way you want it seen: which value is white is yours to say.",
         )
 
 

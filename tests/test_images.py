@@ -106,7 +106,7 @@ def test_the_sixteen_bit_colour_picture_is_one_that_pillow_would_cut_down() -> N
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (sixteen_bit_colour_png(), "RGB with 16 bits"),
+        (sixteen_bit_colour_png(), "16-bit pixels of kind RGB"),
         (saved(Image.fromarray(noise(16, 16).astype(np.uint16) * 256), "TIFF"), "I;16"),
         (saved(Image.fromarray(noise(16, 16).astype(np.float32)), "TIFF"), "kind F"),
         (saved(Image.fromarray(noise(16, 16).astype(np.int32)), "TIFF"), "kind I"),
