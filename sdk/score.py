@@ -357,8 +357,8 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
             one_group.append(class_id)
     scored = [c for c in classes if c.class_id not in one_group]
     balanced = float(np.mean([c.recall for c in scored])) if scored else 0.0
-    # Classes are independent: variances of their recalls add up.
     variance = sum(((c.high - c.low) / 2) ** 2 for c in scored)
+    variance *= _together(right, left_out, [left_out.class_ids.index(c.class_id) for c in scored])
     half = _DEPENDENCE * float(np.sqrt(variance)) / max(len(scored), 1)
     return Score(
         balanced_accuracy=balanced,
@@ -383,6 +383,25 @@ def share(right: npt.NDArray[np.bool_], groups: Ints, *, repeats: float = 1.0) -
     p = float(right.mean())
     low, high = _interval(p, _effective(right, groups) / repeats)
     return p, low, high
+
+
+def _together(right: npt.NDArray[np.bool_], left_out: LeftOut, columns: Sequence[int]) -> float:
+    """Return how many times the variance of the mean recall is that of classes which have no group in common.
+
+    One part may show several classes, and be hard as a whole: then its classes are right and wrong together. The
+    variance of each group's sum over the classes, against the sum of their variances (a ratio mean's, linearised;
+    Cochran, 1977). 1 where no group has two of the classes; never below it, which would mostly be luck.
+    """
+    groups = np.unique(left_out.groups, return_inverse=True)[1]
+    off = np.zeros((int(groups.max()) + 1, len(columns)))
+    for i, column in enumerate(columns):
+        rows = left_out.truth == column
+        residual = (right[rows] - right[rows].mean()) / rows.sum()
+        off[:, i] = np.bincount(groups[rows], weights=residual, minlength=len(off))
+    apart = float((off**2).sum())
+    if apart == 0:  # nothing varies from group to group: what one group alone shows has all of it in common
+        return float(len(columns)) if len(off) == 1 else 1.0
+    return max(1.0, float((off.sum(1) ** 2).sum()) / apart)
 
 
 def _effective(right: npt.NDArray[np.bool_], groups: Ints) -> float:

@@ -466,6 +466,48 @@ def test_images_of_one_part_do_not_vouch_for_each_other() -> None:
     assert score(by_part, UNCALIBRATED).balanced_accuracy < 0.7
 
 
+def _decided(right: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) -> LeftOut:
+    """Return left-out scores of k classes: `right` (g, k, m) by group, class and image."""
+    k, n = right.shape[1], right.size
+    truth = np.broadcast_to(np.arange(k)[:, None], right.shape).ravel()
+    scores = np.eye(k)[np.where(right.ravel(), truth, (truth + 1) % k)]
+    ids = tuple(bytes([65 + c]) * 16 for c in range(k))
+    return LeftOut(ids, truth, groups.ravel(), scores, np.zeros(n), np.zeros(n, bool))
+
+
+def test_parts_that_are_hard_as_a_whole_widen_the_interval() -> None:
+    """The same decisions, once of parts that show both classes and once of parts that show one."""
+    hard = np.random.default_rng(5).random(30) < 0.4
+    right = np.repeat(~hard, 4).reshape(30, 2, 2)
+    part = np.broadcast_to(np.arange(30)[:, None, None], right.shape)
+    both = score(_decided(right, part), UNCALIBRATED)
+    one = score(_decided(right, part * 2 + np.arange(2)[None, :, None]), UNCALIBRATED)
+    assert both.balanced_accuracy == one.balanced_accuracy == np.mean(~hard)
+    assert both.high - both.low == pytest.approx((one.high - one.low) * np.sqrt(2))
+    assert [(c.low, c.high) for c in both.classes] == [(c.low, c.high) for c in one.classes]
+
+
+def test_the_interval_covers_new_parts_that_are_hard_as_a_whole() -> None:
+    """Without what parts have in common 84 % of the intervals hold what as many new parts show."""
+    rng = np.random.default_rng(0)
+    part = np.broadcast_to(np.arange(6)[:, None, None], (6, 4, 2))
+
+    def draw() -> npt.NDArray[np.bool_]:
+        easy = 1 / (1 + np.exp(-1 - 2 * rng.normal(size=(6, 1, 1))))
+        return np.asarray(rng.random((6, 4, 2)) < easy)
+
+    shown = [(score(_decided(draw(), part), UNCALIBRATED), float(draw().mean())) for _ in range(300)]
+    assert np.mean([found.low <= new <= found.high for found, new in shown]) > 0.92
+
+
+def test_one_part_that_shows_all_classes_says_little() -> None:
+    right, part = np.ones((1, 2, 2), bool), np.zeros((1, 2, 2), np.int64)
+    both = score(_decided(right, part), UNCALIBRATED)
+    one = score(_decided(right, part + np.arange(2)[None, :, None]), UNCALIBRATED)
+    assert both.high == one.high == 1
+    assert 1 - both.low == pytest.approx((1 - one.low) * np.sqrt(2))
+
+
 def test_only_scores_the_asked_rows_but_learns_from_all() -> None:
     codes, ids, groups = clusters({A: 14, B: 9, C: 7})
     rows = np.arange(30) % 2 == 0
