@@ -26,13 +26,13 @@ def test_one_device_learns_a_defect_and_the_other_knows_it(
     out, figures = tmp_path / "demo", tmp_path / "figures.json"
     ended = headway(
         capfd, "demo", "--data", data, "--backbone", "test_resnet", "--weights", "none", "--strategy", "frozen",
-        "--hold-back", "rings", "--labels", "4", "--out", out, "--json", figures,
+        "--hold-back", "rings", "--labels", "6", "--out", out, "--json", figures,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     report = json.loads(figures.read_text())
     assert report == json.loads((out / "report.json").read_text())
     a, b = report["devices"]
-    assert (a["labels_given"], b["labels_given"]) == (4, 0)
+    assert (a["labels_given"], b["labels_given"]) == (6, 0)  # the stream alone has four for device a
     for device in (a, b):
         assert device["trust"] == "signed"
         assert device["new_class_recall_before"] == 0
@@ -43,7 +43,7 @@ def test_one_device_learns_a_defect_and_the_other_knows_it(
     assert set(report["live_set_digests"]) == {"a", "b", "fleet"}
     assert 0 < a["label_to_live_ms"] < 5000
     page = (out / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") >= 4 + len(CLASSES)
+    assert page.count("data:image/jpeg;base64,") >= 6 + len(CLASSES)
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "The digests are equal." in ended.out
 
@@ -67,3 +67,8 @@ def test_wrong_use_is_said_before_any_work(data: Path, tmp_path: Path, capfd: py
     unknown = headway(capfd, "demo", "--data", data, "--hold-back", "dent", "--out", out)
     assert unknown.code == 2
     assert "rings" in unknown.err
+    too_many = headway(capfd, "demo", "--data", data, "--hold-back", "rings", "--labels", "40", "--out", out)
+    assert too_many.code == 2
+    assert "device a would meet 11 images of rings, and 40 are to be labelled" in too_many.err
+    assert "--labels 11" in too_many.err
+    assert not (out / "export.json").exists()
