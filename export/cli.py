@@ -312,11 +312,13 @@ def export(
         return
     if write_index is not None:
         raise click.UsageError("--write-index goes with --check.")
-    for option, value in (("--backbone", backbone), ("--out", out)):
-        if value is None:
-            raise click.MissingParameter(param_hint=f"'{option}'", param_type="option")
-    assert backbone is not None
-    assert out is not None
+    if backbone is None:
+        raise click.UsageError(
+            "Name a backbone: --backbone mobilenetv2_100 has weights on timm's hub, --weights brings your own; "
+            "--backbone builtin needs neither."
+        )
+    if out is None:
+        raise click.UsageError("Name the bundle to make: --out BUNDLE. Only looking at the images is --check.")
     from export.board import board
     from export.distributed import TrainedAlong, ranks
     from export.finetune import Strategy

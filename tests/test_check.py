@@ -201,8 +201,8 @@ def test_the_index_that_is_written_gives_the_same_groups_again(
         (("--check", "--format", "zip"), "is not one of"),
         (("--check", "--write-index", "/nowhere/index.csv"), "no such folder"),
         (("--write-index", "/tmp/index.csv"), "goes with --check"),
-        ((), "Missing option '--backbone'"),
-        (("--backbone", "test_resnet"), "Missing option '--out'"),
+        ((), "--backbone builtin needs neither"),
+        (("--backbone", "test_resnet"), "--out BUNDLE"),
     ],
 )
 def test_wrong_options_are_refused(
