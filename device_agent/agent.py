@@ -132,7 +132,7 @@ class Agent:
             undo.callback(self.store.close)
             self.station = Station(
                 self.store,
-                policy=QueuePolicy(site.queue.ask_below, site.queue.spot_check_share),
+                policy=QueuePolicy(site.queue.ask_below, site.queue.spot_check_share, site.queue.young_labels),
                 on_change=self._head_changed,
                 on_saved=self._log_grew,
             )

@@ -48,7 +48,7 @@ def _changed(
     questions: dict[bytes, Question | None] = {}
     for i, each in enumerate(some):
         threshold = head.calibration.novelty_threshold
-        question = ask(policy, each.sample, decisions, i, names=names, threshold=threshold)
+        question = ask(policy, each.sample, decisions, i, names=names, counts=head.counts, threshold=threshold)
         if question != each.question:
             questions[each.sample] = question
     return questions

@@ -373,11 +373,13 @@ class QueueSettings(_Section, frozen=True, kw_only=True):
 
     Attributes:
         ask_below: Ask when the best class has less than this probability.
+        young_labels: Ask about what is taken for a class of fewer labels than this; 0 does not.
         spot_check_share: Share of all other samples that is asked about, so that confident mistakes show too.
         limit: At most this many wait; the least urgent give way.
     """
 
     ask_below: Share = 0.8
+    young_labels: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 5
     spot_check_share: Share = 0.01
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 200
 
@@ -750,6 +752,7 @@ port = 8080                   # 0 takes a free one; the agent prints its address
 
 [queue]
 ask_below = 0.8               # ask an operator when the best class has less than this probability
+young_labels = 5              # and about what is taken for a class of fewer labels than this
 spot_check_share = 0.01       # and about this share of all others
 limit = 200                   # at most this many samples wait; the least urgent give way
 

@@ -491,8 +491,10 @@ def _decision(active: ActiveHead, decided: Decisions, row: int, accepting: Accep
 
 def _question(look: Look, policy: QueuePolicy) -> Question | None:
     threshold = look.decision.threshold
-    names = look.active.names
-    return ask(policy, look.shot.sample_id, look.decided, look.row, names=names, threshold=threshold)
+    names, counts = look.active.names, look.active.head.counts
+    return ask(
+        policy, look.shot.sample_id, look.decided, look.row, names=names, counts=counts, threshold=threshold
+    )
 
 
 def _sample(look: Look, decision: Decision) -> Sample:

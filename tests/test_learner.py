@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
-from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, Question, QueuePolicy, ask
+from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, YOUNG, Question, QueuePolicy, ask
 from device_agent.rhythm import QUIET_S, Rhythm
 from device_agent.store import Sample, SampleStatus, Store, StoreLimits
 from device_agent.trial import FIRST_SCORE, owned
@@ -967,10 +967,14 @@ def decisions_of(*probabilities: float, novelty: float = 0.1, unknown: bool = Fa
         (decisions_of(0.2, 0.35, 0.45), Question("between pit and scratch", 1.891)),
         (decisions_of(0.99, 0.01, novelty=1.3, unknown=True), Question(UNLIKE_ANYTHING, 2.5)),
         (decisions_of(1.0, novelty=2.0), None),
+        (decisions_of(0.01, 0.0, 0.99), Question(f"{YOUNG}pit", 0.5)),
+        (decisions_of(0.01, 0.2, 0.79), Question("between pit and scratch", 1.4059)),
     ],
 )
 def test_an_operator_is_asked_what_the_head_does_not_know(decisions: Decisions, question: Question | None) -> None:
-    got = ask(NO_SPOT_CHECKS, bytes(32), decisions, 0, names=("good", "scratch", "pit"), threshold=0.3)
+    got = ask(
+        NO_SPOT_CHECKS, bytes(32), decisions, 0, names=("good", "scratch", "pit"), counts=(9, 5, 3), threshold=0.3
+    )
     if question is None:
         assert got is None
     else:
@@ -984,7 +988,9 @@ def test_spot_checks_are_a_stated_share_and_the_same_every_time() -> None:
     ids = [hashlib.sha256(b"%d" % number).digest() for number in range(2000)]
 
     def asked() -> list[Question | None]:
-        return [ask(policy, each, sure, 0, names=("good", "scratch"), threshold=0.3) for each in ids]
+        return [
+            ask(policy, each, sure, 0, names=("good", "scratch"), counts=(5, 5), threshold=0.3) for each in ids
+        ]
 
     questions = [question for question in asked() if question is not None]
     assert 150 < len(questions) < 250

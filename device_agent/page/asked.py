@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from device_agent.database import Database
-from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING
+from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, YOUNG
 
 MAX_UNSURE: Final = 10_000
 
 
 @dataclass(frozen=True)
 class Question:
-    """Why an operator is asked. `first` and `second` are the classes that the head hesitates between."""
+    """Why an operator is asked. `first` and `second` are the classes that the head hesitates between; of a young
+    class there is only `first`."""
 
-    kind: Literal["unlike", "between", "check", "other"]
+    kind: Literal["unlike", "between", "young", "check", "other"]
     first: str | None = None
     second: str | None = None
 
@@ -30,6 +31,8 @@ def question_of(reason: str, names: Sequence[str]) -> Question | None:
 
     >>> question_of("between rust and dirt and oil", ["dirt and oil", "rust"])
     Question(kind='between', first='rust', second='dirt and oil')
+    >>> question_of("few labels yet of dirt and oil", ["dirt and oil", "rust"])
+    Question(kind='young', first='dirt and oil', second=None)
     """
     if not reason:
         return None
@@ -37,6 +40,8 @@ def question_of(reason: str, names: Sequence[str]) -> Question | None:
         return Question("unlike")
     if reason == SPOT_CHECK:
         return Question("check")
+    if reason.startswith(YOUNG) and (name := reason.removeprefix(YOUNG)) in names:
+        return Question("young", name)
     if reason.startswith("between "):
         rest = reason.removeprefix("between ")
         for first in names:

@@ -111,6 +111,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Zwischen {first} und {second}",
         "介于“{first}”与“{second}”之间",
     ),
+    "why.young": (
+        "{first}? Few labels yet",
+        "{first}? Noch wenige Bilder zugeordnet",
+        "是“{first}”吗？标注还很少",
+    ),
     "why.check": ("Spot check", "Stichprobe", "抽检"),
     "why.other": ("A question", "Eine Frage", "请确认"),
     "why.labelled": ("Labelled {name}", "Zugeordnet: {name}", "已标注：{name}"),
