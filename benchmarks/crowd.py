@@ -5,7 +5,8 @@ is timed is from the start of the first to the end of the last.
 
 The devices of a process take turns in one event loop: a device in a plant has its own processor and its own Python
 lock. With two threads for each of a hundred devices in one process, these mostly wait for that lock (`--threads`
-of the benchmark shows it). Decisions, files and digests are `sdk.chunks`'; only the session is another one.
+of the benchmark shows it). Decisions, files and digests are the device's own (`sdk.fetch`); only the session is
+another one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any, Final
 
 import aiomqtt
 
-from sdk.chunks import ChunkFetcher, ChunkStore, Download, FetchLimits
+from sdk.chunks import ChunkStore
+from sdk.download import Download, FetchLimits
+from sdk.fetch import ChunkFetcher
 from sdk.mqtt import Message, MqttSettings
 from sdk.wire import ReleaseRef
 

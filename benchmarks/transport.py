@@ -33,9 +33,10 @@ from benchmarks.features import NoImageSets
 from benchmarks.fleet import FEATURE_SIZE
 from benchmarks.label_cost import bytes_a_label, real_codes
 from benchmarks.link import Link
-from sdk.chunks import ChunkFetcher, Release, describe
+from sdk.fetch import ChunkFetcher
 from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import MqttSession, MqttSettings
+from sdk.release import Release, describe
 from sdk.wire import Topics
 
 FILE: Final = "backbone.int8.onnx"

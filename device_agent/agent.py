@@ -57,7 +57,7 @@ from sdk.wire import MAX_TEXT, Desired, DeviceState, HeadState, ReleaseRef, Upda
 if TYPE_CHECKING:
     from device_agent.metrics import Metrics
     from device_agent.sync import Sync
-    from sdk.chunks import ChunkFetcher
+    from sdk.fetch import ChunkFetcher
     from sdk.http_chunks import HttpChunks
 
 _log = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ class Agent:
     def _join_fleet(self) -> None:
         """Make what moves labels and releases; nothing connects yet."""
         from device_agent.sync import Sync
-        from sdk.chunks import ChunkFetcher
+        from sdk.fetch import ChunkFetcher
         from sdk.mqtt import MqttSettings
 
         assert self.site.mqtt is not None

@@ -27,9 +27,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from device_agent.database import disk
-from sdk.chunks import ChunkStore, Release, assemble
+from sdk.chunks import ChunkStore, assemble
 from sdk.durable import sync_path, write_whole
 from sdk.errors import BundleError, ConfigError, HeadwayError, Incompatible, RemoteWireError, Unreadable
+from sdk.release import Release
 from sdk.stick import CHUNKS_NAME, TRUST_NAME, Stick, StickIndex, copy_chunks
 from sdk.wire import MAX_MESSAGE_BYTES, Desired, ReleaseRef, decode_json, encode_json
 

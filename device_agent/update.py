@@ -68,7 +68,7 @@ class Release(NamedTuple):
 
 
 class Fetch(Protocol):
-    """`sdk.chunks.ChunkFetcher.fetch`: bring a release's files into a directory, which appears whole."""
+    """`sdk.fetch.ChunkFetcher.fetch`: bring a release's files into a directory, which appears whole."""
 
     def __call__(
         self,

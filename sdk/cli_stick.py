@@ -125,7 +125,7 @@ def _metadata_of(fleet: Path, bundle: Bundle, channel: str) -> bytes:
         KeyRefused: the fleet has no keys.
         Unsigned: the release was not published with them on this channel.
     """
-    from sdk.chunks import describe
+    from sdk.release import describe
     from sdk.trust.metadata import release_path
     from sdk.trust.repository import TRUST_FOLDER, Repository
 

@@ -27,9 +27,10 @@ from typing import Final
 import msgspec
 
 from sdk.bundle import Bundle
-from sdk.chunks import ChunkStore, Release, describe
+from sdk.chunks import ChunkStore
 from sdk.durable import sync_path, write_whole
 from sdk.errors import BadFormat, BadSignature, RemoteWireError, StoreCorrupt, StoreFull, Unreadable
+from sdk.release import Release, describe
 from sdk.structs import prepare
 from sdk.wire import (
     MAX_CHUNK_BYTES,

@@ -17,7 +17,8 @@ from pathlib import Path
 from device_agent.learner import Learner
 from device_agent.store import StoreLimits
 from sdk.bundle import Bundle
-from sdk.chunks import ChunkStore, assemble, describe
+from sdk.chunks import ChunkStore, assemble
+from sdk.release import describe
 from sdk.wire import ReleaseRef, UpdateState
 from tests.builders import class_id_of
 from tests.test_learner import see

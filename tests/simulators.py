@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sdk.chunks import Download, Receipt, Release, describe
+from sdk.download import Download, Receipt
 from sdk.labels import Body, Chain, CodeRecord, DefineClass, Fold, Label, Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
+from sdk.release import Release, describe
 from sdk.wire import (
     Ack,
     ChannelMeta,

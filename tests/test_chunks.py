@@ -15,20 +15,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sdk.chunks import (
-    ChunkFetcher,
-    ChunkStore,
-    Download,
-    Fetched,
-    FetchLimits,
-    Receipt,
-    Release,
-    assemble,
-    describe,
-)
+from sdk.chunks import ChunkStore, assemble
+from sdk.download import Download, FetchLimits, Receipt
 from sdk.errors import BadFormat, BadSignature, RemoteWireError, StoreCorrupt
+from sdk.fetch import ChunkFetcher, Fetched
 from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import MqttSession, Publication
+from sdk.release import Release, describe
 from sdk.wire import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, ReleaseDescriptor, ReleaseFile, Topics, encode_json
 from tests.simulators import Faults, SimBroker, SimDownload, TcpRelay, make_release, same_files, wait_for
 from tests.soak import SOAK, tell, times
@@ -426,7 +419,7 @@ def test_a_download_without_a_broker_waits_and_can_be_stopped(tmp_path: Path) ->
 CHILD = """
 import sys
 from pathlib import Path
-from sdk.chunks import ChunkFetcher
+from sdk.fetch import ChunkFetcher
 from sdk.mqtt import MqttSettings
 from sdk.wire import ReleaseRef
 

@@ -13,9 +13,10 @@ import pytest
 from benchmarks.crowd import ENDLESS, crowd_seconds, over_mqtt
 from benchmarks.transport import FILE, over_http, peak_mib
 from benchmarks.transport import serving as both_serving
-from sdk.chunks import Download, FetchLimits, Release
+from sdk.download import Download, FetchLimits
 from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import MqttSession
+from sdk.release import Release
 from sdk.wire import Topics
 from tests.simulators import make_release, wait_for
 from tests.soak import SOAK, tell, times

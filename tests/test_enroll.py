@@ -18,8 +18,8 @@ from device_agent.config import load_site
 from device_agent.store import Store
 from device_agent.sync import SyncCore
 from device_agent.trigger import MqttTrigger, PartLot
-from sdk.chunks import ChunkFetcher
 from sdk.errors import BrokerError, KeyRefused
+from sdk.fetch import ChunkFetcher
 from sdk.fleet.access import access_list, secure_config, trigger_topic
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.certificates import CERTIFICATE_LIFE, Authority

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdk.chunks import ChunkFetcher, ChunkStore
+from sdk.chunks import ChunkStore
 from sdk.errors import BadSignature, BrokerError
+from sdk.fetch import ChunkFetcher
 from sdk.fleet.broker import BrokerLimits, Mosquitto
 from sdk.labels import CodeRecord, Fold, Label, Record
 from sdk.liveset import LiveSet

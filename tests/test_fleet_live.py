@@ -18,15 +18,17 @@ from typing import Any
 import pytest
 
 from sdk.bundle import Bundle
-from sdk.chunks import ChunkFetcher, Fetched, FetchLimits, Release
 from sdk.cli import main
+from sdk.download import FetchLimits
 from sdk.errors import BrokerError
+from sdk.fetch import ChunkFetcher, Fetched
 from sdk.fleet.broker import Mosquitto, find_mosquitto, mosquitto_config
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.service import FleetService
 from sdk.fleet.store import FleetStore
 from sdk.labels import Record
 from sdk.mqtt import Message, MqttSession, MqttSettings
+from sdk.release import Release
 from sdk.wire import Desired, DeviceState, Topics, UpdateEvent, UpdateState, decode_json, encode_json
 from tests.builders import make_bundle
 from tests.simulators import LiveDevice, make_release, same_files, wait_for

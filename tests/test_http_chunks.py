@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from device_agent.config import parse_site
-from sdk.chunks import ChunkFetcher, ChunkStore, Fetched
+from sdk.chunks import ChunkStore
 from sdk.errors import ConfigError
+from sdk.fetch import ChunkFetcher, Fetched
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.certificates import Authority
 from sdk.fleet.chunk_server import serving_chunks

@@ -13,8 +13,9 @@ from device_agent.agent import Agent
 from device_agent.config import Site, TrustTable
 from device_agent.stick import INBOX_NAME, ORDER_NAME, bring, is_ordered, refusal
 from sdk.bundle import Bundle
-from sdk.chunks import ChunkStore, Release
+from sdk.chunks import ChunkStore
 from sdk.errors import BadFormat, BadSignature, BundleError, StoreFull, Unreadable
+from sdk.release import Release
 from sdk.stick import CHUNKS_NAME, INDEX_NAME, TRUST_NAME, Stick, copy_chunks, pack
 from tests.commands import headway
 from tests.disks import fill, small

@@ -20,8 +20,8 @@ from device_agent.runtime import Runtime, check_golden
 from device_agent.store import Store, StoreLimits
 from device_agent.update import MAX_STARTS, Fetch, Release, Updater
 from sdk.bundle import Bundle, write_bundle
-from sdk.chunks import ChunkFetcher
 from sdk.errors import BadSignature, StoreFull
+from sdk.fetch import ChunkFetcher
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord

@@ -13,9 +13,9 @@ import pytest
 
 from sdk import wire
 from sdk.bundle import decode_manifest
-from sdk.chunks import Release
 from sdk.errors import BundleError, RemoteWireError
 from sdk.labels import CodeRecord, Entry, Record
+from sdk.release import Release
 from sdk.stick import StickIndex
 from sdk.wire import (
     MAX_MESSAGE_BYTES,

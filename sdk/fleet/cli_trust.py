@@ -356,7 +356,7 @@ def put_into_force(
     """
     from tuf.api.metadata import Targets
 
-    from sdk.chunks import Release
+    from sdk.release import Release
     from sdk.trust.metadata import releases
 
     before = repository.releases()

@@ -29,7 +29,6 @@ from sqlalchemy import Engine, func, inspect, select, text, update
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.chunks import Release, describe
 from sdk.errors import BadSignature, FleetError, UnknownDevice
 from sdk.fleet import fleetlog
 from sdk.fleet.blobs import blobs_of
@@ -40,6 +39,7 @@ from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, EntryRow, Pub
 from sdk.labels import GENESIS, Body, Chain, Entry, Fold, Record, entry_hash, fleet_log_of
 from sdk.liveset import LiveSet
 from sdk.moments import Moments
+from sdk.release import Release, describe
 from sdk.sources import Hold
 from sdk.wire import (
     MAX_BATCH_RECORDS,
