@@ -24,9 +24,9 @@ from typing import Any, Final
 
 import aiomqtt
 
-from sdk.chunks import ChunkStore
-from sdk.download import Download, FetchLimits
-from sdk.fetch import ChunkFetcher
+from sdk.download import FetchLimits
+from sdk.fetch import CHUNK_QOS, ChunkFetcher
+from sdk.intake import Intake
 from sdk.mqtt import Message, MqttSettings
 from sdk.wire import ReleaseRef
 
@@ -104,7 +104,8 @@ class TurnFetcher(ChunkFetcher):
 
     async def fetch_in_turn(self, ref: ReleaseRef, target: Path) -> None:
         """Bring a release's files into `target`, as `fetch` does."""
-        store, download = ChunkStore(self._folder), Download(ref, self._limits)
+        intake = Intake(ref, self._folder, target, self._limits)
+        download = intake.download
         client = aiomqtt.Client(
             self._settings.host,
             self._settings.port,
@@ -116,17 +117,16 @@ class TurnFetcher(ChunkFetcher):
         async with client:
             download.connected(time.monotonic())
             # Syncing to disk is waiting, which threads do side by side.
-            while not (download.complete and await asyncio.to_thread(self._finished, download, store, target)):
+            while not (download.complete and await asyncio.to_thread(intake.finished)):
                 step = download.poll(time.monotonic())
                 if step.unsubscribe:
                     await client.unsubscribe([self._topics.chunk(digest) for digest in step.unsubscribe])
                 if step.subscribe:
-                    await client.subscribe([(self._topics.chunk(digest), 1) for digest in step.subscribe])
+                    await client.subscribe([(self._topics.chunk(digest), CHUNK_QOS) for digest in step.subscribe])
                 for _ in range(max(1, len(client.messages))):
                     came = await anext(client.messages)
                     assert isinstance(came.payload, bytes)
-                    self._take(Message(came.topic.value, came.payload), download, store, target)
-        store.keep_only({ref.release_id})
+                    self._take(Message(came.topic.value, came.payload), intake)
 
 
 async def over_mqtt(number: int, folder: Path, settings: MqttSettings, ref: ReleaseRef, window: bool) -> None:

@@ -36,7 +36,7 @@ class ChunkStore:
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         self._folder = folder
         self._durable = durable
-        with _disk(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, digest: object) -> bool:
@@ -61,7 +61,7 @@ class ChunkStore:
             return
         draft = self._folder / f".{digest}.{os.getpid()}.{threading.get_ident()}"
         try:
-            with _disk(self._folder):
+            with disk_errors(self._folder):
                 with draft.open("wb") as stream:
                     stream.write(chunk)
                     if self._durable:
@@ -104,10 +104,10 @@ class ChunkStore:
         sync_path(self._folder)
 
     def keep_only(self, digests: Container[str]) -> None:
-        """Remove all other chunks, and drafts of writers that are no more."""
-        with _disk(self._folder):
+        """Remove all other chunks, and drafts of writers that are no more. Folders are others' and stay."""
+        with disk_errors(self._folder):
             for entry in os.scandir(self._folder):
-                if entry.name not in digests:
+                if entry.name not in digests and not entry.is_dir(follow_symlinks=False):
                     (self._folder / entry.name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
@@ -139,8 +139,13 @@ def whole_file(get: Callable[[str], bytes | None], file: ReleaseFile) -> bytes:
 
 
 @contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Say what a failing disk means, once for all writers here."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say what a failing disk means, once for all writers of releases.
+
+    Raises:
+        StoreFull: no space.
+        StoreCorrupt: the disk refuses otherwise.
+    """
     try:
         yield
     except OSError as error:
@@ -176,7 +181,7 @@ def assemble(release: Release, store: Chunks, target: Path) -> set[str]:
         return set()
     draft = target.with_name(f".{target.name}.partial")
     missing: set[str] = set()
-    with _disk(target.parent):
+    with disk_errors(target.parent):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for file in release.descriptor.files:

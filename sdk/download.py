@@ -142,13 +142,6 @@ class Download:
         """Return the chunks that are not on disk and were not asked for at the broker yet."""
         return list(self._todo)
 
-    def lost(self, digests: Iterable[str]) -> None:
-        """These were thought to be on disk and are damaged or gone: ask for them again."""
-        gone = [digest for digest in digests if digest in self._have]
-        self._have.difference_update(gone)
-        self._todo.extend(gone)
-        self.bytes_done -= sum(self._share.get(digest, 0) for digest in gone)
-
     @property
     def complete(self) -> bool:
         """Whether every chunk is on disk."""

@@ -16,11 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
-from sdk.chunks import ChunkStore, assemble, is_complete
-from sdk.download import USUAL_LIMITS, Download, FetchLimits, Receipt, Step
-from sdk.errors import BrokerError, StoreFull
+from sdk.download import USUAL_LIMITS, FetchLimits, Step
+from sdk.errors import BrokerError
+from sdk.intake import Intake
 from sdk.mqtt import Message, MqttSession, MqttSettings, Traffic
 from sdk.wire import ReleaseRef, Topics, Want, encode_json
+
+CHUNK_QOS: Final = 0
+"""A connection that ends leaves nothing at the broker, so its acknowledgements would repeat nothing: what does not
+come is asked for again in any case. Without them a device sends a message for several chunks, not for each."""
 
 HEARTBEAT_S: Final = 0.5
 """The longest the fetching thread sleeps, so that it sees a request to stop."""
@@ -120,11 +124,8 @@ class ChunkFetcher:
             StoreFull, StoreCorrupt: this machine's disk.
         """
         began = time.monotonic()
-        store = ChunkStore(self._folder)
-        download = Download(ref, self._limits)
-        encoded = store.get(ref.release_id)
-        if encoded is not None:
-            self._learn(encoded, download, store, target)
+        intake = Intake(ref, self._folder, target, self._limits)
+        download = intake.download
         arrivals: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         session = MqttSession(
             self._settings,
@@ -135,11 +136,11 @@ class ChunkFetcher:
         stop = stop or threading.Event()
         source_due = began
         try:
-            while not self._finished(download, store, target):
+            while not intake.finished():
                 if stop.is_set():
                     return None
                 if self._source is not None and time.monotonic() >= source_due:
-                    came = self._ask_source(self._source, download, store, target, progress, stop)
+                    came = self._ask_source(self._source, intake, progress, stop)
                     source_due = time.monotonic() + SOURCE_AGAIN_S
                     if came:
                         continue
@@ -155,11 +156,11 @@ class ChunkFetcher:
                     if message is None:
                         download.connected(time.monotonic())
                     else:
-                        self._take(message, download, store, target)
+                        self._take(message, intake)
                 progress(download.bytes_done, ref.size_bytes)
         finally:
+            intake.close()
             session.close(flush_s=0.2)
-        store.keep_only({ref.release_id})  # with it, asking for the same release again costs no traffic
         progress(ref.size_bytes, ref.size_bytes)
         return Fetched(
             target=target,
@@ -175,21 +176,15 @@ class ChunkFetcher:
     def _ask_source(
         self,
         source: ChunkSource,
-        download: Download,
-        store: ChunkStore,
-        target: Path,
+        intake: Intake,
         progress: Callable[[int, int], None],
         stop: threading.Event,
     ) -> int:
         """Take what another source has; return how many chunks that was."""
+        download = intake.download
 
         def take(digest: str, chunk: bytes) -> None:
-            store.put(digest, chunk)
-            download.source_bytes += len(chunk)
-            if digest == download.ref.release_id:
-                self._learn(chunk, download, store, target)
-            else:
-                download.found([digest])
+            intake.brought(digest, chunk)
             progress(download.bytes_done, download.ref.size_bytes)
 
         came = 0
@@ -199,46 +194,16 @@ class ChunkFetcher:
             came += source.fetch(download.missing(), take, stop)
         return came
 
-    def _finished(self, download: Download, store: ChunkStore, target: Path) -> bool:
-        if not download.complete or download.release is None:
-            return False
-        missing = assemble(download.release, store, target)
-        if missing:
-            log.warning("%d chunks on disk were damaged; fetching them again", len(missing))
-            download.lost(missing)
-        return not missing
-
-    def _learn(self, encoded: bytes, download: Download, store: ChunkStore, target: Path) -> None:
-        release = download.learn(encoded)
-        digests = release.digests()
-        store.keep_only(frozenset(digests))
-        done = is_complete(release, target)
-        download.found(digest for digest in digests if done or digest in store)
-        missing_bytes = download.ref.size_bytes - download.bytes_done
-        # Chunks and the files made from them are on disk together for a moment.
-        if not done and store.free_bytes() < missing_bytes + download.ref.size_bytes:
-            raise StoreFull(
-                f"release {download.ref.name!r} needs {missing_bytes + download.ref.size_bytes} bytes of disk",
-                hint=f"Free some space; {store.free_bytes()} bytes are left.",
-            )
-
-    def _take(self, message: Message, download: Download, store: ChunkStore, target: Path) -> None:
+    def _take(self, message: Message, intake: Intake) -> None:
         digest = message.topic.rpartition("/")[2]
-        if message.topic != self._topics.chunk(digest):
-            return
-        receipt = download.receive(digest, message.payload, time.monotonic())
-        if receipt is Receipt.NEW:
-            store.put(digest, message.payload, checked=True)
-            if digest == download.ref.release_id:
-                self._learn(message.payload, download, store, target)
-        elif receipt is Receipt.CORRUPT:
-            log.warning("chunk %s arrived damaged; asked for again", digest[:12])
+        if message.topic == self._topics.chunk(digest):
+            intake.arrived(digest, message.payload)
 
     def _act(self, step: Step, session: MqttSession) -> None:
         if step.unsubscribe:
             session.unsubscribe(self._topics.chunk(digest) for digest in step.unsubscribe)
         if step.subscribe:
-            session.subscribe(self._topics.chunk(digest) for digest in step.subscribe)
+            session.subscribe((self._topics.chunk(digest) for digest in step.subscribe), CHUNK_QOS)
         if step.want:
             want = Want(channel=self._channel, chunks=list(step.want))
             try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from device_agent.learner import Learner
 from device_agent.store import StoreLimits
 from sdk.bundle import Bundle
-from sdk.chunks import ChunkStore, assemble
+from sdk.landing import Landing
 from sdk.release import describe
 from sdk.wire import ReleaseRef, UpdateState
 from tests.builders import class_id_of
@@ -44,11 +44,13 @@ class Fetcher:
         stop: threading.Event | None = None,
     ) -> object | None:
         assert stop is not None
-        store = ChunkStore(self._folder)
-        source = self._sources[ref.name]
-        release = describe(source, ref.name, sorted(each.name for each in source.iterdir()), put=store.put)
-        assert not assemble(release, store, target)
-        store.keep_only({ref.release_id})
+        source, chunks = self._sources[ref.name], dict[str, bytes]()
+        names = sorted(each.name for each in source.iterdir())
+        release = describe(source, ref.name, names, put=chunks.__setitem__)
+        landing = Landing(release, self._folder)
+        for digest in set(release.digests()[1:]) - landing.resume():
+            landing.put(digest, chunks[digest])
+        landing.finish(target)
         progress(1, 1)
         return target
 

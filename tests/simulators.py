@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sdk.download import Download, Receipt
+from sdk.intake import Intake
 from sdk.labels import Body, Chain, CodeRecord, DefineClass, Fold, Label, Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
 from sdk.release import Release, describe
@@ -146,6 +147,14 @@ def make_release(folder: Path, sizes: dict[str, int], seed: int = 1) -> tuple[Re
     chunks: dict[str, bytes] = {}
     release = describe(source, "test release", list(sizes), put=chunks.__setitem__)
     return release, chunks, source
+
+
+def leave_landed(folder: Path, release: Release, chunks: dict[str, bytes], came: Iterable[str]) -> None:
+    """Leave a download's folder as one does that was cut off after these chunks, the descriptor among them."""
+    intake = Intake(release.ref, folder, folder / "nowhere")
+    for digest in came:
+        intake.brought(digest, chunks[digest])
+    intake.close()
 
 
 def same_files(one: Path, other: Path) -> bool:

@@ -23,7 +23,16 @@ from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import MqttSession, Publication
 from sdk.release import Release, describe
 from sdk.wire import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, ReleaseDescriptor, ReleaseFile, Topics, encode_json
-from tests.simulators import Faults, SimBroker, SimDownload, TcpRelay, make_release, same_files, wait_for
+from tests.simulators import (
+    Faults,
+    SimBroker,
+    SimDownload,
+    TcpRelay,
+    leave_landed,
+    make_release,
+    same_files,
+    wait_for,
+)
 from tests.soak import SOAK, tell, times
 
 TOPICS = Topics()
@@ -390,9 +399,12 @@ def test_a_flipped_chunk_on_the_broker_is_never_used(mosquitto: Mosquitto, tmp_p
 def test_a_chunk_torn_on_disk_is_found_and_fetched_anew(mosquitto: Mosquitto, tmp_path: Path) -> None:
     release, chunks, source = make_release(tmp_path, SIZES)
     seed(mosquitto, chunks)
-    filled(tmp_path / "chunks", chunks)
     torn = release.descriptor.files[0].chunks[3]
-    (tmp_path / "chunks" / torn).write_bytes(chunks[torn][:100])
+    leave_landed(tmp_path / "chunks", release, chunks, release.digests())
+    (unfinished,) = (tmp_path / "chunks").glob("*.landing/files/backbone.int8.onnx")
+    with unfinished.open("r+b") as stream:
+        stream.seek(3 * DEFAULT_CHUNK_BYTES + 100)
+        stream.write(b"torn")
     fetched = ChunkFetcher(mosquitto.settings, "device", "default", tmp_path / "chunks").fetch(
         release.ref, tmp_path / "slot"
     )

@@ -22,7 +22,7 @@ from sdk.fleet.chunk_server import serving_chunks
 from sdk.http_chunks import HttpChunks, HttpLimits
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.wire import MAX_CHUNK_BYTES, Topics
-from tests.simulators import make_release, same_files
+from tests.simulators import leave_landed, make_release, same_files
 
 SIZES = {"backbone.int8.onnx": 900_000, "samples.int8.safetensors": 70_001, "card.md": 17}
 QUICK = HttpLimits(connect_s=0.5, silent_s=0.4, chunk_s=0.8)
@@ -111,10 +111,8 @@ def test_a_release_comes_over_http_without_a_broker(tmp_path: Path) -> None:
 
 def test_what_is_on_disk_is_not_asked_for_again(tmp_path: Path) -> None:
     release, chunks, _ = make_release(tmp_path, SIZES)
-    store = ChunkStore(tmp_path / "chunks")
     kept = release.digests()[:5]
-    for digest in kept:
-        store.put(digest, chunks[digest])
+    leave_landed(tmp_path / "chunks", release, chunks, kept)
     with web(chunks) as server:
         fetcher(tmp_path, server.url).fetch(release.ref, tmp_path / "slot")
         assert set(server.asked) == set(chunks) - set(kept)
