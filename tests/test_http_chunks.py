@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import http.client
 import http.server
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -334,6 +337,15 @@ def test_the_fleets_chunks_are_served_by_digest_and_nothing_else(tmp_path: Path)
     assert same_files(source, tmp_path / "slot")
 
 
+def enrolled(authority: Authority, name: str, folder: Path) -> tuple[Path, Path]:
+    """Enrol a device; return the files of its certificate and key."""
+    issued = authority.enroll(name)
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    cert.write_bytes(issued.certificates[1])
+    key.write_bytes(issued.key)
+    return cert, key
+
+
 def test_over_tls_only_devices_of_this_fleet_are_served(tmp_path: Path) -> None:
     _, chunks, _ = make_release(tmp_path, SIZES)
     store = ChunkStore(tmp_path / "chunks")
@@ -345,11 +357,7 @@ def test_over_tls_only_devices_of_this_fleet_are_served(tmp_path: Path) -> None:
         authorities[each] = Authority.create(each, ["127.0.0.1"])
 
     def device(name: str, of: Path) -> tuple[Path, Path]:
-        issued = authorities[of].enroll(name)
-        cert, key = tmp_path / f"{name}.pem", tmp_path / f"{name}.key"
-        cert.write_bytes(issued.certificates[1])
-        key.write_bytes(issued.key)
-        return cert, key
+        return enrolled(authorities[of], name, tmp_path)
 
     ours, theirs, gone = device("line-1", folder), device("line-9", other), device("line-3", folder)
     authorities[folder].revoke("line-3")
@@ -373,3 +381,96 @@ def test_over_tls_only_devices_of_this_fleet_are_served(tmp_path: Path) -> None:
         assert came(None) == 0, "no certificate"
         assert came(gone) == 0, "revoked"
         assert came(ours, other) == 0, "the server is somebody else"
+
+
+@contextlib.contextmanager
+def open_line(address: str, tls: Path, mine: tuple[Path, Path]) -> Iterator[http.client.HTTPSConnection]:
+    """Keep one TLS connection to a server of chunks, on which nothing is sent by itself."""
+    context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
+    context.load_cert_chain(*map(str, mine))
+    host, port = address.removeprefix("https://").removesuffix("/chunks/").split(":")
+    line = http.client.HTTPSConnection(host, int(port), context=context, timeout=60.0)
+    line.connect()
+    try:
+        yield line
+    finally:
+        line.close()
+
+
+def told(line: http.client.HTTPSConnection, digest: str) -> int:
+    """Ask for a chunk on a connection that is open, and for no other."""
+    assert line.sock is not None
+    line.auto_open = 0
+    line.request("GET", f"/chunks/{digest}")
+    answer = line.getresponse()
+    answer.read()
+    return answer.status
+
+
+def half_a_question(line: http.client.HTTPSConnection, digest: str) -> ssl.SSLSocket:
+    """Begin to ask and leave it there; such a connection ends by no other timer of the server's."""
+    assert isinstance(line.sock, ssl.SSLSocket)
+    line.sock.sendall(f"GET /chunks/{digest} HTTP/1.1\r\n".encode())
+    return line.sock
+
+
+def has_ended(sock: ssl.SSLSocket) -> bool:
+    """Wait for the other side's end, at most a minute."""
+    try:
+        return sock.recv(1) == b""
+    except (ConnectionError, ssl.SSLError):
+        return True
+
+
+def test_an_open_connection_ends_when_its_certificate_is_revoked(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"chunk").hexdigest()
+    ChunkStore(tmp_path / "chunks").put(digest, b"chunk")
+    authority = Authority.create(tmp_path / "tls", ["127.0.0.1"])
+    ours, theirs = (enrolled(authority, name, tmp_path) for name in ("line-1", "line-2"))
+    with (
+        serving_chunks(tmp_path / "chunks", 0, tmp_path / "tls") as address,
+        open_line(address, tmp_path / "tls", ours) as stays,
+        open_line(address, tmp_path / "tls", theirs) as ends,
+    ):
+        assert (told(stays, digest), told(ends, digest)) == (200, 200), "the control"
+        other, one = half_a_question(stays, digest), half_a_question(ends, digest)
+        authority.revoke("line-2")
+        assert has_ended(one)
+        other.sendall(b"Host: x\r\n\r\n")
+        assert other.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_revoked_device_that_goes_on_asking_is_cut_off(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"chunk").hexdigest()
+    ChunkStore(tmp_path / "chunks").put(digest, b"chunk")
+    authority = Authority.create(tmp_path / "tls", ["127.0.0.1"])
+    mine = enrolled(authority, "line-1", tmp_path)
+    with (
+        serving_chunks(tmp_path / "chunks", 0, tmp_path / "tls") as address,
+        open_line(address, tmp_path / "tls", mine) as line,
+    ):
+
+        def ask_for_a_minute() -> None:
+            deadline = time.monotonic() + 60.0
+            while time.monotonic() < deadline:
+                assert told(line, digest) == 200
+
+        assert told(line, digest) == 200
+        authority.revoke("line-1")
+        with pytest.raises((ConnectionError, http.client.HTTPException, ssl.SSLError)):
+            ask_for_a_minute()
+
+
+def test_no_connection_stays_while_the_list_of_those_revoked_cannot_be_read(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"chunk").hexdigest()
+    ChunkStore(tmp_path / "chunks").put(digest, b"chunk")
+    authority = Authority.create(tmp_path / "tls", ["127.0.0.1"])
+    ours = enrolled(authority, "line-1", tmp_path)
+    with (
+        serving_chunks(tmp_path / "chunks", 0, tmp_path / "tls") as address,
+        open_line(address, tmp_path / "tls", ours) as line,
+    ):
+        assert told(line, digest) == 200
+        mine = half_a_question(line, digest)
+        (tmp_path / "tls" / "crl.pem").write_text("no list")
+        assert has_ended(mine)

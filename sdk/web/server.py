@@ -94,11 +94,13 @@ class PageServer:
             ssl_certfile=cert,
             ssl_keyfile=key,
         )
+        clients = None
         if self._clients is not None and self._tls is not None:
+            clients = CheckedClients(*self._tls, *self._clients)
             config.load()
-            config.ssl = CheckedClients(*self._tls, *self._clients).context()
+            config.ssl = clients.context()
         self._app = app
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, clients)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="page", daemon=True
         )
@@ -112,6 +114,22 @@ class PageServer:
             self._server.should_exit = True
             self._thread.join(STOP_TIMEOUT_S)
         self._socket.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends the connections of clients that were revoked since they connected."""
+
+    def __init__(self, config: uvicorn.Config, clients: CheckedClients | None) -> None:
+        super().__init__(config)
+        self._clients = clients
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by Uvicorn ten times a second."""
+        if self._clients is not None:
+            for connection in list(self.server_state.connections):
+                if not self._clients.may_stay(connection.transport.get_extra_info("peercert")):
+                    connection.transport.abort()
+        return await super().on_tick(counter)
 
 
 @contextlib.contextmanager
