@@ -31,6 +31,7 @@ from sdk.head import DEFAULT_KNOBS, Knobs, solve
 from sdk.labels import RELEASE_DEVICE
 from sdk.moments import MAX_OWN_WEIGHT, UNADAPTED, Adaptation, Floats, Moments, sums_of
 from sdk.score import LeftOut, calibrate, leave_one_group_out, quadratic_score
+from sdk.shelf import CodeRows, chosen
 
 WEIGHTS: Final = (1, 2, 4, 8, MAX_OWN_WEIGHT)
 MIN_GROUPS: Final = 5
@@ -65,7 +66,7 @@ class Labelled:
         stop: Asked between groups that are left out; true ends the work with `InterruptedError`.
     """
 
-    codes: Codes
+    codes: CodeRows
     class_ids: Sequence[bytes]
     groups: Sequence[str]
     devices: Sequence[str]
@@ -102,7 +103,7 @@ class Labelled:
         return self._added(Moments(self.codes.shape[1]) if self.rest is None else self.rest.copy(), rows)
 
     def _added(self, moments: Moments, rows: Mask) -> Moments:
-        moments.add(self.codes[rows], [c for c, there in zip(self.class_ids, rows, strict=True) if there])
+        moments.add(chosen(self.codes, rows), list(compress(self.class_ids, rows)))
         return moments
 
     def left_out(self, adaptation: Adaptation, knobs: Knobs, learned: Mask | None = None) -> LeftOut:
@@ -111,12 +112,11 @@ class Labelled:
         moments = self.everything
         if not rows.all():
             moments = moments.copy()
-            moments.subtract(self.codes[~rows], list(compress(self.class_ids, ~rows)))
-        kept = np.flatnonzero(rows)
+            moments.subtract(chosen(self.codes, ~rows), list(compress(self.class_ids, ~rows)))
         return leave_one_group_out(
-            self.codes[rows],
-            [self.class_ids[int(row)] for row in kept],
-            [self.groups[int(row)] for row in kept],
+            chosen(self.codes, rows),
+            list(compress(self.class_ids, rows)),
+            list(compress(self.groups, rows)),
             knobs=knobs,
             only=self.own[rows],
             own=self.own[rows],

@@ -12,17 +12,18 @@ vouch for each other: on magnetic tile leaving out single images claims 94 % whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sdk import triangular
-from sdk.codes import Codes
 from sdk.head import DEFAULT_KNOBS, Knobs
-from sdk.moments import Ints
+from sdk.moments import Floats, Ints, Moments, same, scatter
+from sdk.shelf import CodeRows, strips
 
 FALSE_JOIN_RATE: Final = 0.005
 """Share of pairs of unrelated samples that are as alike as the threshold. From 0.002 to 0.01 it matters little
@@ -37,6 +38,8 @@ GROUPED: Final = 0.5
 """A class with this share of its samples in groups of several was grouped by somebody, single samples too."""
 _REFERENCE_SAMPLES: Final = 1024
 """Samples whose pairs set the threshold, spread evenly over the classes: half a million pairs."""
+_DIGEST_BYTES: Final = 16
+"""Of a code, to tell it from another of its class and group: no two codes share them by chance."""
 _MIN_CLASS: Final = 3
 """Of two samples the residuals are opposite, however alike they are."""
 
@@ -82,7 +85,7 @@ class Grouping:
 
 
 def derive_groups(
-    codes: Codes,
+    codes: CodeRows,
     class_ids: Sequence[bytes],
     groups: Sequence[str],
     *,
@@ -92,7 +95,7 @@ def derive_groups(
     """Return the groups to leave out together.
 
     Cost: as much as a solve and the projection of all samples, O(d^3 + n d^2); then O(g^2 d) for each class of g
-    groups.
+    groups. Memory: O(d^2), a strip of projected samples (`sdk.shelf`), and O(g (g + d)) for the class at hand.
 
     Args:
         codes: (n, d) int8.
@@ -113,17 +116,16 @@ def derive_groups(
     given = len(set(groups))
     shared = _shared(groups)
     names = tuple(str(group) for group in groups)
-    y = np.unique(np.array([int.from_bytes(c, "big") for c in class_ids], object), return_inverse=True)[1]
-    # In one order, whatever the caller's: sums of floats depend on it, and so might a pair at the threshold.
-    order = np.array(
-        sorted(range(len(names)), key=lambda i: (class_ids[i], names[i], codes[i].tobytes())), np.int64
-    )
+    column = {class_id: i for i, class_id in enumerate(sorted(set(class_ids)))}
+    order = _in_one_order(codes, class_ids, names)
     as_given = Grouping(names, given, given, len(shared), 0, None, ())
     if len(order) < _MIN_CLASS:
         return as_given
-    x, y = codes[order], y[order].astype(np.int64)
-    white = _whitened_residuals(x, y, knobs)
-    threshold = _threshold(white, y)
+    y = np.array([column[class_ids[i]] for i in order], np.int64)
+    residuals = _Residuals.of(codes, class_ids, order, y, knobs)
+    if residuals is None:
+        return as_given
+    threshold = _threshold(residuals, y)
     _ask(stop)
     if threshold is None:
         return as_given
@@ -139,7 +141,7 @@ def derive_groups(
         if len(set(here)) > MAX_CLASS_GROUPS:
             skipped.append(class_ids[order[rows[0]]])
             continue
-        together += _alike(white[rows], here, shared, threshold)
+        together += _alike(residuals.whitened(rows), residuals.feature_size, here, shared, threshold)
         _ask(stop)
     for one, other in together:
         joined.join(one, other)
@@ -170,48 +172,101 @@ def _shared(groups: Sequence[str]) -> frozenset[str]:
     return frozenset(group for group, count in counts.items() if count > 1)
 
 
-def _whitened_residuals(codes: Codes, y: Ints, knobs: Knobs) -> Float32:
-    """Return rows of length one, (n, d): samples less their class's mean, as the head's metric sees them.
+def _in_one_order(codes: CodeRows, class_ids: Sequence[bytes], names: Sequence[str]) -> Ints:
+    """Return the rows by class, group and code, in one order whatever the caller's.
 
-    The ridge is rho mean eigenvalues of the directions that the samples span: with fewer samples than numbers in a
-    code, the head's own would whiten away what two pictures of one part have in common.
-
-    Args:
-        codes: (n, d) int8, sorted by class.
-        y: (n,) class index.
-        knobs: rho.
+    Sums of floats depend on it, and so might a pair at the threshold.
     """
-    n, d = codes.shape
-    counts = np.bincount(y)
-    U = codes.astype(np.float64)
-    for rows in np.split(U, np.cumsum(counts)[:-1]):  # views; a class at a time, since n d numbers are a gigabyte
-        np.subtract(rows, rows.mean(0), out=rows)
-    ridge = knobs.rho * float(np.vdot(U, U)) / max(min(d, n - len(counts)), 1)
-    if ridge <= 0:
-        return np.zeros((n, 1), np.float32)
-    W = U.T @ U
-    W[np.diag_indices(d)] += ridge
-    L = triangular.cholesky(W)
-    assert L is not None, "a positive ridge was added"
-    white = triangular.whiten(L, U, overwrite=True)
-    length = np.sqrt(np.einsum("nd,nd->n", white, white))
-    white /= np.where(length > 0, length, np.inf)[:, None]
-    return np.ascontiguousarray(white, np.float32)
+    digests: list[bytes] = []
+    for strip in strips(np.arange(len(codes)), codes.shape[1]):
+        digests += (
+            blake2b(code, digest_size=_DIGEST_BYTES).digest() for code in np.ascontiguousarray(codes[strip])
+        )
+    return np.array(sorted(range(len(names)), key=lambda i: (class_ids[i], names[i], digests[i])), np.int64)
 
 
-def _threshold(white: Float32, y: Ints) -> float | None:
+@dataclass(frozen=True)
+class _Residuals:
+    """Rows of length one, (n, d): samples less their class's mean, as the head's metric sees them.
+
+    They are made when asked for, a strip at a time: all of them would be 8 d bytes for each sample.
+    """
+
+    _codes: CodeRows
+    _order: Ints  # (n,) row of `_codes`, by class
+    _y: Ints  # (n,) class index, ascending
+    _m: Floats  # (k, d) class means
+    _L: Floats  # (d, d) Cholesky factor of their metric's inverse
+
+    @classmethod
+    def of(
+        cls, codes: CodeRows, class_ids: Sequence[bytes], order: Ints, y: Ints, knobs: Knobs
+    ) -> _Residuals | None:
+        """Return the residuals; None where all are zero.
+
+        The ridge is rho mean eigenvalues of the directions that the samples span: with fewer samples than numbers
+        in a code, the head's own would whiten away what two pictures of one part have in common.
+
+        Args:
+            codes: (n, d) int8.
+            class_ids: Class, n.
+            order: (n,) rows sorted by class.
+            y: (n,) class index of these.
+            knobs: rho.
+        """
+        n, d = codes.shape
+        moments = Moments(d)
+        moments.add(codes, class_ids)
+        _, count, s, squares = moments.per_class(same)
+        m = s / count[:, None]
+        spread = float((squares - (m * s).sum(1)).sum())
+        ridge = knobs.rho * spread / max(min(d, n - len(count)), 1)
+        if ridge <= 0:
+            return None
+        W = scatter(moments.gram, s, m)
+        del moments  # d x d, as W
+        W[np.diag_indices(d)] += ridge
+        L = triangular.cholesky(W, overwrite=True)
+        assert L is not None, "a positive ridge was added"
+        return cls(codes, order, y, m, L)
+
+    @property
+    def feature_size(self) -> int:
+        """d."""
+        return len(self._L)
+
+    def some(self, most: int) -> Ints:
+        """Return at most so many of the rows that are not zero, spread evenly over them."""
+        here = [strip[self._plain(strip).any(1)] for strip in strips(np.arange(len(self._order)), len(self._L))]
+        rows = np.concatenate(here)
+        return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+    def whitened(self, rows: Ints) -> Iterator[Float32]:
+        """Yield the residuals of these rows in turn, a strip at a time."""
+        for strip in strips(rows, len(self._L)):
+            white = triangular.whiten(self._L, self._plain(strip), overwrite=True)
+            length = np.sqrt(np.einsum("nd,nd->n", white, white))
+            white /= np.where(length > 0, length, np.inf)[:, None]
+            yield white.astype(np.float32)
+
+    def _plain(self, rows: Ints) -> Floats:
+        x = self._codes[self._order[rows]].astype(np.float64)
+        x -= self._m[self._y[rows]]
+        return x
+
+
+def _threshold(residuals: _Residuals, y: Ints) -> float | None:
     """Return the similarity that `FALSE_JOIN_RATE` of unrelated pairs reach; None where there are too few.
 
     Pairs of two classes are unrelated. With one class the lower half of all pairs, mirrored, stands for them:
     pictures of one part are alike, not unlike.
     """
-    rows = np.flatnonzero(np.abs(white).any(1))
-    if len(rows) > _REFERENCE_SAMPLES:
-        rows = rows[np.linspace(0, len(rows) - 1, _REFERENCE_SAMPLES).astype(np.int64)]
+    rows = residuals.some(_REFERENCE_SAMPLES)
     if not len(rows):
         return None
+    white = np.concatenate(list(residuals.whitened(rows)))
     upper = np.triu_indices(len(rows), 1)
-    found = (white[rows] @ white[rows].T)[upper]
+    found = (white @ white.T)[upper]
     across = (y[rows][:, None] != y[rows][None])[upper]
     if across.any():
         pairs = found[across]
@@ -221,7 +276,9 @@ def _threshold(white: Float32, y: Ints) -> float | None:
     return float(2 * np.median(found) - np.quantile(found, FALSE_JOIN_RATE))
 
 
-def _alike(white: Float32, ids: Sequence[str], shared: frozenset[str], threshold: float) -> list[tuple[str, str]]:
+def _alike(
+    white: Iterable[Float32], feature_size: int, ids: Sequence[str], shared: frozenset[str], threshold: float
+) -> list[tuple[str, str]]:
     """Return pairs of group ids of one class to join.
 
     Two groups of several samples each say that they are all of their part, and where most samples of the class are
@@ -229,15 +286,22 @@ def _alike(white: Float32, ids: Sequence[str], shared: frozenset[str], threshold
     are inside (the median of this class).
 
     Args:
-        white: (n_c, d), sorted by group.
+        white: (n_c, d), sorted by group, in strips.
+        feature_size: d.
         ids: Group id of each.
         shared: Group ids of several samples, of any class.
         threshold: Mean similarity from which on two groups are joined.
     """
-    names, starts, counts = np.unique(np.array(ids, object).astype(str), return_index=True, return_counts=True)
-    total = np.add.reduceat(white, starts, axis=0)
+    names, group, counts = np.unique(np.array(ids, object).astype(str), return_inverse=True, return_counts=True)
+    total = np.zeros((len(names), feature_size), np.float32)
+    start = 0
+    for strip in white:
+        here, starts = np.unique(group[start : start + len(strip)], return_index=True)
+        total[here] += np.add.reduceat(strip, starts, axis=0)
+        start += len(strip)
     size = counts.astype(np.float32)
     S = total @ total.T
+    del total
     inside = (np.diag(S) - size)[size > 1] / (size * (size - 1))[size > 1]
     S /= size
     S /= size[:, None]

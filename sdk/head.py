@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sdk import triangular
 from sdk.codes import Code, Codes
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
-from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, Sums, same, sums_of
+from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, Sums, same, scatter, sums_of
 
 FALSE_ALARM_RATE: Final = 0.02
 """Share of known parts that may be called unknown, by default. On NEU ten labels of a new class then show a recall
@@ -418,12 +418,11 @@ def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, npt.NDArray[np.float3
     trace = float(spread.sum())
     if trace <= 0:  # each class one sample, or all samples of a class alike: no scatter to whiten by
         return Geometry(count, sums.effective, m, np.eye(d), 0.0), np.eye(d, dtype=np.float32)
-    W = sums.gram.astype(np.float64)
-    W -= sums.s.T.astype(np.float64) @ m
+    W = scatter(sums.gram, sums.s, m)
     diagonal = np.diag_indices(d)
     ridge = shrinkage(rho, d, float(sums.effective.sum())) * (np.maximum(W[diagonal], 0) + trace / d) / 2
     W[diagonal] += ridge
-    L = triangular.cholesky(W)
+    L = triangular.cholesky(W, overwrite=True)
     if L is None:
         raise HeadError(
             "the scatter matrix is not positive definite",

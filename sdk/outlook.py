@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sdk.codes import Codes
 from sdk.errors import HeadError
 from sdk.head import DEFAULT_KNOBS, FALSE_ALARM_RATE, Knobs, solve
 from sdk.moments import TINY, Floats, Ints, Moments
+from sdk.shelf import CodeRows, chosen, strips
 
 ADDED: Final = (5, 10, 20)
 """More labels of each class that are looked ahead to."""
@@ -135,7 +135,7 @@ class Outlook:
 
 
 def outlook(
-    codes: Codes,
+    codes: CodeRows,
     class_ids: Sequence[bytes],
     groups: Sequence[str],
     *,
@@ -266,16 +266,18 @@ class _Misses:
 class _Heads:
     """Heads of some of the samples, solved as a device does, and what they miss of the others."""
 
-    def __init__(self, codes: Codes) -> None:
+    def __init__(self, codes: CodeRows) -> None:
         self._codes = codes
 
     def missed(self, y: Ints, learned: Bools, test: Bools, knobs: Knobs) -> Bools:
         """Return for each row of `test` whether the head of the rows `learned` would choose another class."""
         classes = np.unique(y[learned])
         moments = Moments(self._codes.shape[1])
-        moments.add(self._codes[learned], [int(c).to_bytes(16, "big") for c in y[learned]])
-        decided = solve(moments, knobs=knobs).decide(self._codes[test])
-        return np.asarray(classes[decided.class_index] != y[test], bool)
+        moments.add(chosen(self._codes, learned), [int(c).to_bytes(16, "big") for c in y[learned]])
+        head = solve(moments, knobs=knobs)
+        rows = np.flatnonzero(test)
+        said = [head.decide(self._codes[strip]).class_index for strip in strips(rows, self._codes.shape[1])]
+        return np.asarray(classes[np.concatenate([np.zeros(0, np.int64), *said])] != y[rows], bool)
 
 
 def _curve(ratio: Floats, rate: Floats, plateau: Floats) -> Floats:

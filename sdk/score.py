@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sdk import triangular
-from sdk.codes import Codes
 from sdk.errors import HeadError
 from sdk.head import (
     DEFAULT_KNOBS,
@@ -32,9 +32,8 @@ from sdk.head import (
 )
 from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, sums_of
 from sdk.quantile import beta_quantile, lowest, t_quantile
+from sdk.shelf import CodeRows, chosen, strip_rows
 
-_PROJECTED_ROWS: Final = 2048
-"""Samples projected at a time: 8 d bytes each, 20 MB at d = 1280; more at a time is no faster."""
 _UPPER: Final = 0.975
 """Of a two-sided 95 % interval."""
 _NEW_PARTS: Final = 2.0
@@ -71,7 +70,7 @@ class LeftOut:
 
 
 def leave_one_group_out(
-    codes: Codes,
+    codes: CodeRows,
     class_ids: Sequence[bytes],
     groups: Sequence[str],
     *,
@@ -88,8 +87,8 @@ def leave_one_group_out(
     Lambda and delta are held at their values for the whole set (docs/head.md, section 4).
 
     Cost: one solve, an O(d^2) projection of each sample whose group is scored, then O(|g|^2 (d + |g|)) for each
-    such group g. Memory besides codes and result: O(d^2), and `_PROJECTED_ROWS` projected samples, or one group
-    where that is larger.
+    such group g. Memory besides codes and result: O(d^2), and a strip of projected samples (`sdk.shelf`), or one
+    group where that is larger.
 
     Args:
         codes: (n, d) int8.
@@ -125,9 +124,14 @@ def leave_one_group_out(
     group_index = np.array([place[group] for group in groups], np.int64)
     scored = np.ones(len(y), bool) if only is None else only
     mine = np.zeros(len(y), bool) if own is None else own
-    own_moments = Moments(codes.shape[1])
-    own_moments.add(codes[mine], [class_id for class_id, is_own in zip(class_ids, mine, strict=True) if is_own])
-    geometry, _ = geometry_of(sums_of(learned, own=own_moments, adaptation=adaptation), knobs.rho)
+    own_moments = None
+    if adaptation != UNADAPTED:
+        own_moments = Moments(codes.shape[1])
+        own_moments.add(chosen(codes, mine), list(compress(class_ids, mine)))
+    sums = sums_of(learned, own=own_moments, adaptation=adaptation)
+    del own_moments  # d x d each, as the two that the factor is made from
+    geometry, _ = geometry_of(sums, knobs.rho)
+    del _, sums
     weight, offset = np.where(mine, float(adaptation.own_weight), 1.0), adaptation.offset(codes.shape[1])
 
     # All that follows lives in the span of a group's samples and the means.
@@ -140,7 +144,8 @@ def leave_one_group_out(
     orphan = np.zeros(len(y), bool)
     order = np.argsort(group_index, kind="stable")
     bounds = np.flatnonzero(np.diff(group_index[order])) + 1
-    for block in _blocks([members for members in np.split(order, bounds) if scored[members].any()]):
+    blocks = _blocks([members for members in np.split(order, bounds) if scored[members].any()], codes.shape[1])
+    for block in blocks:
         rows = np.concatenate(block)
         x = codes[rows].astype(np.float64)
         x[mine[rows]] -= offset
@@ -156,18 +161,20 @@ def leave_one_group_out(
             scores[np.ix_(members, np.flatnonzero(left.kept))] = left.scores
             novelty[members] = left.novelty
             orphan[members] = ~left.kept[y[members]]
+        del x, Z, Z_M  # before the next strip is made
     kept = tuple(sample for sample, keep in zip(samples, scored, strict=True) if keep) if samples else ()
     return LeftOut(
         ids, y[scored], group_index[scored], scores[scored], novelty[scored], orphan[scored], kept, others
     )
 
 
-def _blocks(groups: list[Ints]) -> Iterator[list[Ints]]:
-    """Yield the groups' rows in turn, as many groups at a time as `_PROJECTED_ROWS` hold, at least one."""
+def _blocks(groups: list[Ints], feature_size: int) -> Iterator[list[Ints]]:
+    """Yield the groups' rows in turn, as many groups at a time as a strip holds, at least one."""
+    most = strip_rows(feature_size)
     block: list[Ints] = []
     rows = 0
     for members in groups:
-        if block and rows + len(members) > _PROJECTED_ROWS:
+        if block and rows + len(members) > most:
             yield block
             block, rows = [], 0
         block.append(members)
