@@ -118,7 +118,7 @@ def _own_score(
     store: Store, bundle: Bundle, precision: str | None, names: dict[bytes, str], stop: Callable[[], bool]
 ) -> tuple[LeftOut, Calibration] | None:
     """Return left-out scores of own samples only, with the calibration that all samples give."""
-    base = Base.of(bundle, precision)
+    base = Base.of(bundle, precision, store.shelf)
     for record in store.records():
         with contextlib.suppress(HeadwayError):  # it contradicts itself; the learner counts these
             base.fold.apply(record)

@@ -39,11 +39,12 @@ from device_agent.asking import ask_again
 from device_agent.courtesy import Courtesy, switch_often
 from device_agent.heads import ActiveHead, Reference, Solved, ended, score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
-from device_agent.provisional import Changes, joined, real, updated
+from device_agent.moments import LearnedMoments
+from device_agent.provisional import Changes, joined, updated
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
 from device_agent.store import Sample, Store
-from device_agent.trial import Base, meanwhile, owned, try_out
+from device_agent.trial import Base, meanwhile, try_out
 from sdk.adaptation import MAX_STREAM, Harm
 from sdk.audit import Suspect, suspects
 from sdk.bundle import Bundle
@@ -61,7 +62,7 @@ from sdk.labels import (
     new_class_id,
 )
 from sdk.liveset import LiveRow, LiveSet
-from sdk.moments import UNADAPTED, Adaptation, Moments
+from sdk.moments import UNADAPTED, Adaptation
 from sdk.reason import Reason
 from sdk.score import Score
 from sdk.sources import Hold
@@ -196,7 +197,7 @@ class Learner:
         self._embed = embed
         self._clock = clock
         self._on_change = on_change or (lambda: None)
-        self._base = Base.of(bundle, precision)
+        self._base = Base.of(bundle, precision, store.shelf)
         self._fold = self._base.fold
         self.space = self._fold.space
         # Guards everything below; notified when there is work, and when work is done.
@@ -254,23 +255,20 @@ class Learner:
         self._catch_up(through=last.through)
         self._changes.clear()
         live = self._fold.live_set()
-        # Owned by the learning thread from here on; all sums of `live` after the changes are applied.
-        self._moments = self._base.rest.copy()
-        self._own = Moments(self._fold.feature_size)  # of the rows that operators labelled on this device
-        classes, own = [row.class_id for row in self._fold.rows()], owned(live, self._store.device)
-        self._moments.add(live.codes, classes)
-        self._own.add(live.codes[own], [c for c, mine in zip(classes, own, strict=True) if mine])
+        # Owned by the learning thread from here on; of `live` after the changes are applied.
+        self._moments = LearnedMoments(self._base.rest, self._is_own)
+        self._moments.sum_up(list(self._fold.rows()), adaptation)
         head = solve(
-            self._moments,
+            self._moments.everything,
             canonical=self._fold.canonical,
             knobs=self._base.knobs,
             calibration=calibration,
-            own=self._own,
+            own=self._moments.own,
             adaptation=adaptation,
         )
         confirmed = Solved(head, live, last)
         self._latest = head
-        self._counted = frozenset(self._moments.counts())
+        self._counted = frozenset(self._moments.everything.counts())
         self._learned_digest = live.digest
         self._live = live
         self._last = last  # the newest head's row, whatever became of it
@@ -284,9 +282,9 @@ class Learner:
         self._catch_up()
         newest = self._store.heads.last(self.space, [Outcome.CONFIRMED, Outcome.TAKEN_BACK])
         if newest is not None and newest.outcome is Outcome.TAKEN_BACK and newest.digest == self._fold.digest():
-            self._apply(self._changes)
+            self._moments.apply(self._changes)
             self._changes = {}
-            self._counted = frozenset(self._moments.counts())
+            self._counted = frozenset(self._moments.everything.counts())
             self._live = self._fold.live_set()
             self._learned_digest = self._live.digest
             self._latest = None
@@ -507,7 +505,7 @@ class Learner:
 
     def moments_digest(self) -> str:
         """Return the digest of the exact moments; call it while idle."""
-        return self._moments.digest()
+        return self._moments.everything.digest()
 
     # -- threads ------------------------------------------------------------------------------------------------
 
@@ -630,17 +628,6 @@ class Learner:
         for sample, (before, after) in changed.items():
             self._changes[sample] = (self._changes[sample][0] if sample in self._changes else before, after)
 
-    def _apply(self, changes: Changes) -> None:
-        """Bring the moments up to the fold, without the lock: only one thread at a time ever learns."""
-        some = real(changes)
-        come = [after for _, after in some if after is not None]
-        gone = [before for before, _ in some if before is not None]
-        for moments, mine in ((self._moments, False), (self._own, True)):
-            for change, candidates in ((moments.add, come), (moments.subtract, gone)):
-                rows = [row for row in candidates if not mine or self._is_own(row)]
-                if rows:
-                    change(np.stack([row.code for row in rows]), [row.class_id for row in rows])
-
     def _is_own(self, row: LiveRow) -> bool:
         return row.device == self._store.device
 
@@ -715,9 +702,10 @@ class Learner:
             learned, undone = work.digest == self._learned_digest, work.digest == confirmed.live.digest
             durable_at, self._durable_at = self._durable_at, None
             row = None if learned or undone else self._row(work)
+            rows = None if self._moments.serve(confirmed.head.adaptation) else list(self._fold.rows())
         try:
             self._courtesy.give_way()
-            self._apply(changes)
+            self._moments.bring_up(changes, rows, confirmed.head.adaptation)
             self._courtesy.give_way()
             # Undone is as if it had never been learned: the head from before is there already.
             head = self._latest if learned else confirmed.head if undone else self._solve(work, confirmed)
@@ -729,7 +717,7 @@ class Learner:
             outdated, self._outdated = self._outdated, []
             self._in_flight = {}
             self._latest = head
-            self._counted = frozenset(self._moments.counts())
+            self._counted = frozenset(self._moments.everything.counts())
             if not learned:
                 self._learned_digest = work.digest
                 self._fault = None
@@ -755,10 +743,10 @@ class Learner:
 
     def _solve(self, work: _Work, confirmed: Solved) -> Head:
         return solve(
-            self._moments,
+            self._moments.everything,
             canonical=work.canonical.__getitem__,
             knobs=self._base.knobs,
-            own=self._own,
+            own=self._moments.own,
             adaptation=confirmed.head.adaptation,
         )
 

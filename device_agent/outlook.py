@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from device_agent.learner import Learner
-from sdk.codes import Codes
 from sdk.errors import HeadError
 from sdk.grouping import derive_groups
 from sdk.head import Knobs
 from sdk.outlook import Expected, Outlook, outlook
+from sdk.shelf import CodeRows
 
 BUDGET_S: Final = 10.0
 """Another round of heads is learned only if it ends within this: the cores have other work."""
@@ -82,7 +82,7 @@ class OutlookReport:
 
 
 def look_ahead(
-    codes: Codes,
+    codes: CodeRows,
     class_ids: Sequence[bytes],
     groups: Sequence[str],
     names: Callable[[bytes], str],

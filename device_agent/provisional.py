@@ -78,5 +78,5 @@ def _same(one: LiveRow | None, other: LiveRow | None) -> bool:
     if one is None or other is None:
         return one is other
     return (one.class_id, one.device) == (other.class_id, other.device) and (
-        one.code is other.code or np.array_equal(one.code, other.code)
+        one.place == other.place or np.array_equal(one.code, other.code)
     )

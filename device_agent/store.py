@@ -39,6 +39,7 @@ from device_agent.database import Database, damaged, disk, open_to_read
 from device_agent.heads_and_updates import Heads, Updates
 from device_agent.images import ImageFolder
 from device_agent.queue import Question
+from device_agent.stored_codes import StoredCodes
 from sdk.codes import Code
 from sdk.durable import sync_path
 from sdk.errors import ConfigError, LabelError, StoreFull
@@ -450,6 +451,10 @@ class Store:
             "SELECT arrival, entry, code FROM records WHERE arrival > ? ORDER BY arrival LIMIT ?", arrival, limit
         )
         return [(number, Record(_decode_entry(entry), code)) for number, entry, code in rows]
+
+    def shelf(self, feature_size: int) -> StoredCodes:
+        """Return where codes of d numbers lie: those of the log here, a release's own in memory."""
+        return StoredCodes(self._db, feature_size)
 
     def has_code(self, sample_id: bytes, space: str) -> bool:
         """Return whether any code record for this sample in this feature space is in the log."""

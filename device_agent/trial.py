@@ -28,6 +28,7 @@ from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.reason import Reason
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
+from sdk.shelf import MemoryShelf, Shelf
 from sdk.verdict import trial
 
 TOO_FEW: Final = Reason("too-few")
@@ -55,15 +56,20 @@ class Base:
     calibration: Calibration
 
     @classmethod
-    def of(cls, bundle: Bundle, precision: str | None) -> Base:
+    def of(cls, bundle: Bundle, precision: str | None, shelf: Callable[[int], Shelf] = MemoryShelf) -> Base:
         """Return what a bundle brings.
+
+        Args:
+            bundle: The release.
+            precision: Which of its precisions; None for its only one.
+            shelf: Makes the place where codes of so many numbers lie.
 
         Raises:
             BadFormat: its samples are not those its head was made from.
         """
         entry = bundle.precision(precision)
         base, head = bundle.base(entry.precision), entry.head
-        fold = Fold(entry.space, entry.feature_size)
+        fold = Fold(entry.space, entry.feature_size, shelf(entry.feature_size))
         fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names(), base.summed)
         if fold.digest() != head.live_set_digest:
             raise BadFormat(

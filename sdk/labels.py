@@ -31,11 +31,12 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from sdk.codes import Codes, code_digest
+from sdk.compact import Names, Numbers
 from sdk.errors import FeatureSizeError, LabelError
 from sdk.liveset import ROW_BYTES, LiveRow, LiveSet, digest_of_rows, live_row_bytes
+from sdk.shelf import Kept, MemoryShelf, Shelf
 from sdk.sources import ANYBODY, Hold, Holds, Order, Said, Sayings
 
 RELEASE_DEVICE = "release"
@@ -256,7 +257,7 @@ class _Labelled(Said):
 @dataclass(frozen=True, slots=True)
 class _Coded(Said):
     group: str
-    code: npt.NDArray[np.int8] | None
+    place: int | None  # on the shelf; None: the code was erased
     code_sha256: bytes
 
 
@@ -283,6 +284,11 @@ class Fold:
     Entries may come in any order, any number of times; the state is the same. Code records of other feature
     spaces are remembered by nobody here: fold them in a `Fold` of that space.
 
+    Args:
+        space: Feature space id, 64 hex digits.
+        feature_size: d.
+        shelf: Where the codes lie; by default in memory.
+
     >>> fold = Fold(space="00" * 32, feature_size=2)
     >>> good, code = bytes(16), np.array([1, 2], np.int8)
     >>> fold.add_base([b"s" * 32], [good], ["g"], code[None], names={good: "good"})
@@ -290,12 +296,14 @@ class Fold:
     (1, 'good')
     """
 
-    def __init__(self, space: str, feature_size: int) -> None:
+    def __init__(self, space: str, feature_size: int, shelf: Shelf | None = None) -> None:
         self.space = space
         self.feature_size = feature_size
         self.counter = 0  # the highest Lamport counter seen; the next own entry is above it
+        self._shelf = shelf or MemoryShelf(feature_size)
         self._space_bytes = bytes.fromhex(space)
-        self._seen: dict[str, set[int]] = {}
+        self._seen: dict[str, Numbers] = {}
+        self._name = Names()
         self._holds = Holds()
         self._labels: Sayings[_Labelled] = Sayings(self._holds)
         self._codes: Sayings[_Coded] = Sayings(self._holds)
@@ -343,6 +351,7 @@ class Fold:
             )
         order = Order(0, RELEASE_DEVICE)
         digests = iter(summed)
+        places = self._shelf.put_release(codes)
         for i, (sample, class_id, group) in enumerate(zip(samples, class_ids, groups, strict=True)):
             if i >= len(codes):
                 self._summed[sample] = _Summed(class_id, next(digests))
@@ -350,10 +359,10 @@ class Fold:
                 if self._labels.all_of(sample):
                     self._answered.add(sample)
                 continue
-            self._labels.put(sample, _Labelled(order, ANYBODY, class_id))
-            self._codes.put(sample, _Coded(order, ANYBODY, group, codes[i], code_digest(codes[i])))
+            self._labels.put(sample, _Labelled(*order, ANYBODY, class_id))
+            self._codes.put(sample, _Coded(*order, ANYBODY, group, int(places[i]), code_digest(codes[i])))
         for class_id, name in names.items():
-            self._names.put(class_id, _Named(order, ANYBODY, name))
+            self._names.put(class_id, _Named(*order, ANYBODY, name))
         self._relive()
 
     def apply(self, record: Record) -> bytes | None:
@@ -365,29 +374,30 @@ class Fold:
         """
         check_record(record)
         entry, body = record.entry, record.entry.body
-        seen = self._seen.setdefault(entry.device, set())
+        seen = self._seen.setdefault(entry.device, Numbers())
         if entry.seq in seen:
             return None
-        order = Order(entry.counter, entry.device)
+        order = Order(entry.counter, self._name.once(entry.device))
         sample: bytes | None = None
         if isinstance(body, Label):
-            sample = body.sample
-            self._labels.put(sample, _Labelled(order, body.operator, body.class_id))
+            sample = self._name.again("sample", body.sample)
+            said = _Labelled(*order, self._name.once(body.operator), self._name.once(body.class_id))
+            self._labels.put(sample, said)
             if sample in self._summed:
                 self._answered.add(sample)
         elif isinstance(body, CodeRecord):
             if body.space == self._space_bytes:
-                sample = body.sample
-                self._code(order, body, record.code)
+                sample = self._name.again("sample", body.sample)
+                self._code(order, entry.seq, sample, body, record.code)
         elif isinstance(body, MergeClasses):
-            self._merge(_Paired(order, body.operator, body.one, body.other))
+            self._merge(_Paired(*order, body.operator, body.one, body.other))
         elif isinstance(body, KeepApart):
             one, other = sorted((body.one, body.other))
-            self._apart.put(one + other, _Paired(order, body.operator, one, other))
+            self._apart.put(one + other, _Paired(*order, body.operator, one, other))
         elif isinstance(body, Quarantine):
             self._hold(entry, body)
         else:
-            self._names.put(body.class_id, _Named(order, body.operator, body.name))
+            self._names.put(body.class_id, _Named(*order, body.operator, body.name))
         if sample is not None:
             self._enliven(sample)
         seen.add(entry.seq)
@@ -436,14 +446,15 @@ class Fold:
         assert coded is not None  # its row is live
         return coded
 
-    def _code(self, order: Order, body: CodeRecord, raw: bytes | None) -> None:
-        code = None if raw is None else np.frombuffer(raw, np.int8)
-        if code is not None and code.shape != (self.feature_size,):
+    def _code(self, order: Order, seq: int, sample: bytes, body: CodeRecord, raw: bytes | None) -> None:
+        if raw is not None and len(raw) != self.feature_size:
             raise FeatureSizeError(
-                f"a code of {code.size} values came for a space of {self.feature_size}",
+                f"a code of {len(raw)} values came for a space of {self.feature_size}",
                 hint="The sender's feature space id is wrong; its release should be checked.",
             )
-        self._codes.put(body.sample, _Coded(order, ANYBODY, body.group, code, body.code_sha256))
+        place = None if raw is None else self._shelf.put(order.device, seq, np.frombuffer(raw, np.int8))
+        group = self._name.again("group", body.group)
+        self._codes.put(sample, _Coded(*order, ANYBODY, group, place, body.code_sha256))
 
     def _merge(self, merge: _Paired) -> None:
         self._merges.append(merge)
@@ -478,7 +489,7 @@ class Fold:
             self.apply(record)
             new = {row.sample: row for row in self.rows()}
             pairs = {sample: (old.get(sample), new.get(sample)) for sample in old.keys() | new.keys()}
-            return {sample: (was, now) for sample, (was, now) in pairs.items() if not _alike(was, now)}
+            return {sample: (was, now) for sample, (was, now) in pairs.items() if was != now}
         named = getattr(record.entry.body, "sample", None)
         before = None if named is None else self.live(named)
         self.apply(record)
@@ -504,9 +515,9 @@ class Fold:
         if sample in self._summed:
             return None
         label, coded = self._labels.get(sample), self._codes.get(sample)
-        if label is None or label.class_id is None or coded is None or coded.code is None:
+        if label is None or label.class_id is None or coded is None or coded.place is None:
             return None
-        return LiveRow(sample, label.class_id, coded.group, label.order.device, coded.code, label.operator)
+        return LiveRow(sample, label.class_id, coded.group, label.device, label.operator, coded.place, self._shelf)
 
     def label_of(self, sample: bytes) -> bytes | None:
         """Return the sample's class after merges; None if it is not labelled."""
@@ -557,8 +568,7 @@ class Fold:
         """Return the live set, classes after merges."""
         # Made at every label, so by whole columns.
         columns = tuple(zip(*self._coded_rows, strict=True)) or ((),) * len(LiveRow._fields)
-        samples, class_ids, groups, devices, codes, operators = columns
-        none = np.zeros(0, np.int8)
+        samples, class_ids, groups, devices, operators, places, _ = columns
         return LiveSet(
             space=self.space,
             samples=samples,
@@ -566,7 +576,7 @@ class Fold:
             groups=groups,
             devices=devices,
             operators=operators,
-            codes=np.concatenate((none, *codes)).reshape(len(codes), self.feature_size),
+            codes=Kept(self._shelf, np.array(places, np.int64)),
             digest=self.digest(),
             summed=len(self._summed),
             unapplied=len(self.unapplied()),
@@ -601,9 +611,3 @@ class Fold:
         root = self.canonical(class_id)
         if named is not None and (root not in latest or latest[root].order < named.order):
             latest[root] = named
-
-
-def _alike(one: LiveRow | None, other: LiveRow | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.code is other.code and one[:4] == other[:4] and one.operator == other.operator

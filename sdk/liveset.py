@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from sdk.codes import Codes
+from sdk.codes import Code
+from sdk.shelf import CodeRows, Kept, Shelf
 
 
 class LiveRow(NamedTuple):
@@ -20,8 +20,15 @@ class LiveRow(NamedTuple):
     class_id: bytes
     group: str
     device: str
-    code: npt.NDArray[np.int8]
     operator: str
+    place: int
+    shelf: Shelf
+
+    @property
+    def code(self) -> Code:
+        """The code (d,), read where it lies."""
+        code: Code = self.shelf.read(np.array([self.place], np.int64))[0]
+        return code
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class LiveSet:
         groups: Group id per sample.
         devices: Who labelled each sample; `release` for base samples.
         operators: Which person on that device; empty for base samples.
-        codes: (n, d) int8.
+        codes: (n, d) int8, read where they lie.
         digest: Names this state; `live_set_digest` of all rows.
         summed: Samples whose codes are in the release's sums only.
         unapplied: How many of them devices have labelled otherwise, to no effect.
@@ -50,7 +57,7 @@ class LiveSet:
     groups: tuple[str, ...]
     devices: tuple[str, ...]
     operators: tuple[str, ...]
-    codes: Codes
+    codes: CodeRows
     digest: str
     summed: int = 0
     unapplied: int = 0
@@ -58,6 +65,11 @@ class LiveSet:
 
     def __len__(self) -> int:
         return len(self.samples) + self.summed
+
+
+def codes_of(rows: Sequence[LiveRow]) -> CodeRows:
+    """Return the codes (n, d) of some rows of one fold, at least one, read where they lie."""
+    return Kept(rows[0].shelf, np.array([row.place for row in rows], np.int64))
 
 
 def live_set_digest(space: str, rows: Iterable[tuple[bytes, bytes, bytes]]) -> str:

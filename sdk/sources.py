@@ -26,14 +26,20 @@ class Order(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Something that a source said of one thing."""
+    """Something that a source said of one thing: `counter` and `device` are its order."""
 
-    order: Order
+    counter: int
+    device: str
     operator: str
+
+    @property
+    def order(self) -> Order:
+        """Its place in the total order."""
+        return Order(self.counter, self.device)
 
     def same_source(self, other: Said) -> bool:
         """Return whether the same operator said it on the same device."""
-        return self.order.device == other.order.device and self.operator == other.operator
+        return self.device == other.device and self.operator == other.operator
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,9 @@ class Holds:
         """Return whether this word counts."""
         if not self._last:
             return True
-        counter, device = said.order
         return all(
-            key not in self._last or counter > self._last[key][1].through
-            for key in ((device, ANYBODY), (device, said.operator))
+            key not in self._last or said.counter > self._last[key][1].through
+            for key in ((said.device, ANYBODY), (said.device, said.operator))
         )
 
     def standing(self) -> list[Hold]:
