@@ -32,8 +32,11 @@ from sdk.head import (
 )
 from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, sums_of
 from sdk.quantile import beta_quantile, lowest, t_quantile
-from sdk.shelf import CodeRows, chosen, strip_rows
+from sdk.shelf import CodeRows, chosen, strip_rows, strips
 
+_LARGE: Final = 0.5
+"""Of d samples, beyond which a group is left out by solving anew: the algebra of larger ones takes longer, and
+(|g| + k)^2 numbers several times."""
 _UPPER: Final = 0.975
 """Of a two-sided 95 % interval."""
 _NEW_PARTS: Final = 2.0
@@ -87,8 +90,8 @@ def leave_one_group_out(
     Lambda and delta are held at their values for the whole set (docs/head.md, section 4).
 
     Cost: one solve, an O(d^2) projection of each sample whose group is scored, then O(|g|^2 (d + |g|)) for each
-    such group g. Memory besides codes and result: O(d^2), and a strip of projected samples (`sdk.shelf`), or one
-    group where that is larger.
+    such group g, or O(d^3 + |g| d^2) where that is less. Memory besides codes and result: O(d^2), and a strip of
+    projected samples (`sdk.shelf`).
 
     Args:
         codes: (n, d) int8.
@@ -132,7 +135,7 @@ def leave_one_group_out(
     del own_moments  # d x d each, as the two that the factor is made from
     geometry, _ = geometry_of(sums, knobs.rho)
     del _, sums
-    weight, offset = np.where(mine, float(adaptation.own_weight), 1.0), adaptation.offset(codes.shape[1])
+    weight = np.where(mine, float(adaptation.own_weight), 1.0)
 
     # All that follows lives in the span of a group's samples and the means.
     ZM = triangular.whiten(geometry.L, geometry.m)
@@ -142,30 +145,55 @@ def leave_one_group_out(
     scores = np.full((len(y), k), -np.inf)
     novelty = np.full(len(y), np.inf)
     orphan = np.zeros(len(y), bool)
-    order = np.argsort(group_index, kind="stable")
-    bounds = np.flatnonzero(np.diff(group_index[order])) + 1
-    blocks = _blocks([members for members in np.split(order, bounds) if scored[members].any()], codes.shape[1])
-    for block in blocks:
-        rows = np.concatenate(block)
-        x = codes[rows].astype(np.float64)
-        x[mine[rows]] -= offset
-        Z = triangular.whiten(geometry.L, x, overwrite=True)
+
+    def put(members: Ints, left: _Without) -> None:
+        scores[np.ix_(members, np.flatnonzero(left.kept))] = left.scores
+        novelty[members] = left.novelty
+        orphan[members] = ~left.kept[y[members]]
+        if stop is not None and stop():
+            raise InterruptedError("scoring was asked to stop")
+
+    read = _Shifted(codes, mine, adaptation)
+    small, large = _by_size(group_index, scored, int(_LARGE * codes.shape[1]))
+    for block in _blocks(small, codes.shape[1]):
+        Z = triangular.whiten(geometry.L, read(np.concatenate(block)), overwrite=True)
         Z_M = Z @ ZM.T
         end = 0
         for members in block:
-            if stop is not None and stop():
-                raise InterruptedError("scoring was asked to stop")
             of = slice(end, end := end + len(members))
             T = np.block([[Z[of] @ Z[of].T, Z_M[of]], [Z_M[of].T, M_M]])
-            left = _without(T, y[members], weight[members], geometry, knobs)
-            scores[np.ix_(members, np.flatnonzero(left.kept))] = left.scores
-            novelty[members] = left.novelty
-            orphan[members] = ~left.kept[y[members]]
-        del x, Z, Z_M  # before the next strip is made
+            put(members, _without(T, y[members], weight[members], geometry, knobs))
+        del Z, Z_M  # before the next strip is made
+    for members in large:
+        put(members, _solved_without(read, members, y[members], weight[members], geometry, knobs))
     kept = tuple(sample for sample, keep in zip(samples, scored, strict=True) if keep) if samples else ()
     return LeftOut(
         ids, y[scored], group_index[scored], scores[scored], novelty[scored], orphan[scored], kept, others
     )
+
+
+class _Shifted:
+    """Samples as a head learns them: own ones less the station's shift."""
+
+    def __init__(self, codes: CodeRows, own: npt.NDArray[np.bool_], adaptation: Adaptation) -> None:
+        self._codes = codes
+        self._own = own
+        self._offset = adaptation.offset(codes.shape[1])
+
+    def __call__(self, rows: Ints) -> Floats:
+        """Return these rows, (m, d) float64."""
+        x = self._codes[rows].astype(np.float64)
+        x[self._own[rows]] -= self._offset
+        return x
+
+
+def _by_size(group_index: Ints, scored: npt.NDArray[np.bool_], most: int) -> tuple[list[Ints], list[Ints]]:
+    """Return the rows of each group that is scored: of those of at most so many rows, and of the others."""
+    order = np.argsort(group_index, kind="stable")
+    bounds = np.flatnonzero(np.diff(group_index[order])) + 1
+    groups = [members for members in np.split(order, bounds) if scored[members].any()]
+    small, large = ([each for each in groups if (len(each) > most) is big] for big in (False, True))
+    return small, large
 
 
 def _blocks(groups: list[Ints], feature_size: int) -> Iterator[list[Ints]]:
@@ -218,6 +246,56 @@ def _without(T: Floats, y: Ints, weight: Floats, geometry: Geometry, knobs: Knob
     squared = np.maximum(np.einsum("ij,ij->i", QT, Q), 0)
     scores, novelty = scores_and_novelty(squared, QT @ V.T, lengths, geometry.delta, knobs)
     return _Without(kept, scores, novelty)
+
+
+def _solved_without(
+    read: Callable[[Ints], Floats], members: Ints, y: Ints, weight: Floats, geometry: Geometry, knobs: Knobs
+) -> _Without:
+    """Score a large group by the head without it, solved anew: the same as `_without`, in other steps.
+
+    What the group brings to W is taken off it: about the means of before, u u' of each sample; and since these
+    means go along with the group, r_c r_c' / n_c' of each class that stays, r_c the sum of its u.
+
+    Args:
+        read: Samples (m, d) of these rows, shifted.
+        members: Rows of the group.
+        y, weight: Class index of each, and how many times it counts.
+        geometry: Of all samples.
+        knobs: Of the head.
+    """
+    k, d = geometry.m.shape
+    A = geometry.L @ geometry.L.T
+    r = np.zeros((k, d))
+    places = np.arange(len(members))
+    for strip in strips(places, d):
+        U = np.sqrt(weight[strip])[:, None] * (read(members[strip]) - geometry.m[y[strip]])
+        r += (np.sqrt(weight[strip]) * (np.arange(k)[:, None] == y[strip])) @ U
+        _subtract_products(A, U)
+    n_left = np.round(geometry.n - np.bincount(y, weight, k))  # whole numbers
+    squared_left = geometry.n**2 / geometry.effective - np.bincount(y, weight**2, k)
+    kept = n_left > 0
+    step = r[kept] / n_left[kept, None]
+    _subtract_products(A, step * np.sqrt(n_left[kept, None]))
+    L = triangular.cholesky(A, overwrite=True)
+    assert L is not None, "what is left has a scatter, and Lambda is in it"
+    m, n = geometry.m[kept] - step, n_left[kept] ** 2 / squared_left[kept]
+    w = centre_weights(n, knobs.centre_damping)
+    centre = w @ m
+    V = triangular.whiten(L, m - centre)
+    lengths = lengths_of(np.einsum("kd,kd->k", V, V), n, w, geometry.delta, knobs)
+    scores, novelty = np.empty((len(members), len(m))), np.empty(len(members))
+    for strip in strips(places, d):
+        Z = triangular.whiten(L, read(members[strip]) - centre, overwrite=True)
+        squared = np.einsum("nd,nd->n", Z, Z)
+        scores[strip], novelty[strip] = scores_and_novelty(squared, Z @ V.T, lengths, geometry.delta, knobs)
+    return _Without(kept, scores, novelty)
+
+
+def _subtract_products(A: Floats, U: Floats) -> None:
+    """Take U'U off A (d, d), some rows of it at a time."""
+    for start in range(0, len(A), triangular.BLOCK):
+        at = slice(start, start + triangular.BLOCK)
+        A[at] -= U[:, at].T @ U
 
 
 def calibrate(left_out: LeftOut, false_alarm_rate: float = FALSE_ALARM_RATE) -> Calibration:

@@ -121,8 +121,11 @@ def test_heavy_samples_make_a_mean_no_surer_than_their_number() -> None:
 
 @pytest.mark.parametrize("weight", [1, 3, 16])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_left_out_scores_with_weights_equal_refitting_without_the_group(weight: int, shifted: bool) -> None:
-    codes, ids, groups = clusters({A: 14, B: 9, C: 1}, per_group=3)
+@pytest.mark.parametrize("per_group", [3, 13])
+def test_left_out_scores_with_weights_equal_refitting_without_the_group(
+    weight: int, shifted: bool, per_group: int
+) -> None:
+    codes, ids, groups = clusters({A: 14, B: 9, C: 1}, per_group=per_group)
     own = np.arange(24) % 4 != 0
     shift = np.random.default_rng(3).integers(-9, 10, D) if shifted else np.zeros(D, np.int64)
     adaptation = Adaptation(weight, tuple(int(s) for s in shift) if shifted else ())

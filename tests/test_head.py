@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
 from sdk.head import UNCALIBRATED, Calibration, Knobs, probabilities_of, shrinkage, solve
-from sdk.moments import Moments, same
+from sdk.moments import Adaptation, Moments, same
 from sdk.score import LeftOut, calibrate, leave_one_group_out, score, share
 from sdk.verdict import trial
 from tests.builders import random_codes
@@ -421,7 +421,7 @@ def test_the_first_defect_label_makes_a_classifier() -> None:
 # Leave-one-group-out
 
 
-@pytest.mark.parametrize("per_group", [1, 3, 7])
+@pytest.mark.parametrize("per_group", [1, 3, 7, 13])
 @pytest.mark.parametrize("counts", [{A: 14, B: 9, C: 7}, {A: 14, B: 9}, {A: 14, B: 9, C: 1}])
 def test_left_out_scores_equal_refitting_without_the_group(counts: dict[bytes, int], per_group: int) -> None:
     codes, ids, groups = clusters(counts, per_group=per_group)
@@ -554,6 +554,30 @@ def test_scoring_holds_few_samples_in_memory_at_a_time() -> None:
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 9e6
+
+
+@pytest.mark.parametrize("weight", [1, 3])
+def test_a_large_group_is_left_out_within_memory_of_the_scatter(weight: int) -> None:
+    """The Gram matrix of 4,000 samples that are left out together would take 128 MB, several times."""
+    codes, ids, groups = clusters({A: 4_000, B: 2_000}, d=48, per_group=50)
+    groups[:4_000] = ["all of one day"] * 4_000
+    own, adaptation = np.arange(6_000) < 5_000, Adaptation(weight)
+    tracemalloc.start()
+    left = leave_one_group_out(codes, ids, groups, own=own, adaptation=adaptation)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 9e6
+    assert left.orphan[:4_000].all()
+    assert not left.orphan[4_000:].any()
+
+
+def test_groups_just_below_and_above_the_bound_are_scored_alike() -> None:
+    """Twelve of d = 24 go one way and thirteen another: a copy of one sample more changes little."""
+    codes, ids, groups = clusters({A: 30, B: 30}, per_group=12)
+    more = np.concatenate([codes, codes[:1]])
+    one = leave_one_group_out(codes, ids, groups)
+    other = leave_one_group_out(more, [*ids, A], [*groups, groups[0]])
+    assert abs(one.scores[:12] - other.scores[:12]).max() < 0.01
 
 
 def test_learning_holds_few_samples_in_memory_at_a_time() -> None:
