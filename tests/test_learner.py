@@ -313,14 +313,14 @@ def test_labels_in_any_rhythm_end_in_the_head_of_what_is_labelled(
         learner.stop()
     assert learner.status().fault is None
     assert_exact(learner, store, bundle)
-    row = learner.history()[0]
-    assert row.outcome in (Outcome.CONFIRMED, Outcome.TAKEN_BACK)
+    outcome = learner.status().outcome  # an updated head that was undone at once may be newer in the history
+    assert outcome in (Outcome.CONFIRMED, Outcome.TAKEN_BACK)
     live = learner.live_set()
     if learner.head.digest == live.digest:
         counts = dict(zip(learner.head.head.class_ids, learner.head.head.counts, strict=True))
         assert counts == Counter(live.class_ids)
     else:
-        assert row.outcome is Outcome.TAKEN_BACK
+        assert outcome is Outcome.TAKEN_BACK
 
 
 def test_a_failed_solve_loses_no_label_and_the_updated_head_serves(
