@@ -201,6 +201,7 @@ def stream_shifts(labelled: Labelled, stream: Codes, knobs: Knobs = DEFAULT_KNOB
         stream: (m, d) int8, m > 0.
         knobs: The head's constants.
     """
+    left_out = _try_left_out(labelled, knobs)  # first: moments and head below are as large as what it needs
     others = labelled.with_rest(~labelled.own)
     sums = sums_of(others)
     means = sums.s / sums.n[:, None]
@@ -209,7 +210,6 @@ def stream_shifts(labelled: Labelled, stream: Codes, knobs: Knobs = DEFAULT_KNOB
     found = [same_mix]
     if len(sums.class_ids) > 1:
         head = solve(others, knobs=knobs)
-        left_out = _try_left_out(labelled, knobs)
         head = head if left_out is None else head.recalibrated(calibrate(left_out))
         shift: tuple[int, ...] = ()
         for _ in range(_ROUNDS):

@@ -223,8 +223,8 @@ class _Residuals:
         ridge = knobs.rho * spread / max(min(d, n - len(count)), 1)
         if ridge <= 0:
             return None
-        W = scatter(moments.gram, s, m)
-        del moments  # d x d, as W
+        W = scatter(moments.gram, s, m, overwrite=True)
+        del moments
         W[np.diag_indices(d)] += ridge
         L = triangular.cholesky(W, overwrite=True)
         assert L is not None, "a positive ridge was added"

@@ -406,10 +406,11 @@ class Geometry:
     delta: float
 
 
-def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, npt.NDArray[np.float32]]:
+def geometry_of(sums: Sums, rho: float, *, overwrite: bool = False) -> tuple[Geometry, npt.NDArray[np.float32]]:
     """Return the geometry and R = L^-1, lower triangular (d, d), so that (W + Lambda)^-1 = R'R.
 
     R is float32, as decisions are, and is computed in it: |R q|^2 changed by 6e-9 of itself at d = 1280.
+    With `overwrite`, the Gram matrix of the sums is gone afterwards: one d x d less.
     """
     d = len(sums.gram)
     count = sums.n.astype(np.float64)
@@ -418,7 +419,7 @@ def geometry_of(sums: Sums, rho: float) -> tuple[Geometry, npt.NDArray[np.float3
     trace = float(spread.sum())
     if trace <= 0:  # each class one sample, or all samples of a class alike: no scatter to whiten by
         return Geometry(count, sums.effective, m, np.eye(d), 0.0), np.eye(d, dtype=np.float32)
-    W = scatter(sums.gram, sums.s, m)
+    W = scatter(sums.gram, sums.s, m, overwrite=overwrite)
     diagonal = np.diag_indices(d)
     ridge = shrinkage(rho, d, float(sums.effective.sum())) * (np.maximum(W[diagonal], 0) + trace / d) / 2
     W[diagonal] += ridge

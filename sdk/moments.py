@@ -250,12 +250,18 @@ def _impossible(class_ids: Sequence[bytes], n: Ints, s: Ints, squares: Ints, gra
     return None
 
 
-def scatter(gram: Ints, s: Ints, m: Floats) -> Floats:
-    """Return W = G - sum_c n_c m_c m_c' (d, d), from class sums and means (k, d); no other d x d is made."""
-    W = gram.astype(np.float64)
+def scatter(gram: Ints, s: Ints, m: Floats, *, overwrite: bool = False) -> Floats:
+    """Return W = G - sum_c n_c m_c m_c' (d, d); no other d x d is made.
+
+    Args:
+        gram: G (d, d).
+        s, m: Class sums and means (k, d).
+        overwrite: Put W into the memory of G, whose numbers are then gone.
+    """
+    W = gram.view(np.float64) if overwrite else np.empty(gram.shape)
     for start in range(0, len(W), _GRAM_ROWS):
         at = slice(start, start + _GRAM_ROWS)
-        W[at] -= s[:, at].T.astype(np.float64) @ m
+        W[at] = gram[at] - s[:, at].T.astype(np.float64) @ m
     return W
 
 

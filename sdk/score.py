@@ -133,7 +133,7 @@ def leave_one_group_out(
         own_moments.add(chosen(codes, mine), list(compress(class_ids, mine)))
     sums = sums_of(learned, own=own_moments, adaptation=adaptation)
     del own_moments  # d x d each, as the two that the factor is made from
-    geometry, _ = geometry_of(sums, knobs.rho)
+    geometry, _ = geometry_of(sums, knobs.rho, overwrite=sums.gram is not learned.gram)
     del _, sums
     weight = np.where(mine, float(adaptation.own_weight), 1.0)
 
