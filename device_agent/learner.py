@@ -78,6 +78,8 @@ RESERVED_NAMES: Final = frozenset({"unknown"})
 SEARCH_S: Final = 5.0
 """A trial looks no longer than this for a better way to count own labels: the seven solves at d = 1280 take one
 second on a server's core. Its scores and its judgement come on top."""
+TRIAL_ENDS_S: Final = 2.0
+"""So long a solve waits for a trial to give way at most: to its next group, or to the end of a factorisation."""
 _STOPPED: Final = Reason("stopped")
 _SUPERSEDED: Final = Reason("superseded")
 
@@ -222,6 +224,8 @@ class Learner:
         self._outdated: list[HeadRow] = []  # of updated heads that a newer one replaced; not in the store yet
         self._candidate: Solved | None = None  # provisional, waiting for its trial or in it
         self._trying = False
+        self._solving = False  # a head is solved, or is about to be
+        self._scoring = False  # left-out scores are made: of the head on trial, or of the confirmed one
         self._harm: Harm | None = None  # what the last trial found
         self._ask_due = False  # questions are still those of an earlier head
         self._unscorable = False  # the confirmed head has too few groups for left-out scores
@@ -742,13 +746,23 @@ class Learner:
             self._ask_again(active)
 
     def _solve(self, work: _Work, confirmed: Solved) -> Head:
-        return solve(
-            self._moments.everything,
-            canonical=work.canonical.__getitem__,
-            knobs=self._base.knobs,
-            own=self._moments.own,
-            adaptation=confirmed.head.adaptation,
-        )
+        with self._changed:
+            self._solving = True
+            # A trial holds as many large matrices as a solve. It is in vain now and gives way; the label that
+            # brought this solve is served already.
+            self._changed.wait_for(lambda: self._stopping or not self._scoring, TRIAL_ENDS_S)
+        try:
+            return solve(
+                self._moments.everything,
+                canonical=work.canonical.__getitem__,
+                knobs=self._base.knobs,
+                own=self._moments.own,
+                adaptation=confirmed.head.adaptation,
+            )
+        finally:
+            with self._changed:
+                self._solving = False
+                self._changed.notify_all()
 
     def _work(self, changes: Changes) -> _Work:
         """Return what changes since the latest head lead to. Needs the lock."""
@@ -806,7 +820,7 @@ class Learner:
         return self._confirmed.left_out is None and not self._unscorable and self._idle()
 
     def _triable(self) -> bool:
-        return self._candidate is not None and self._quick is None
+        return self._candidate is not None and self._quick is None and not self._solving
 
     def _trial_step(self) -> None:
         with self._changed:
@@ -814,9 +828,13 @@ class Learner:
             candidate, confirmed = self._candidate, self._confirmed
             if self._stopping:
                 return
+            self._scoring = candidate is None
         if candidate is None:
-            with self._surviving():
-                self._score_confirmed(confirmed)
+            try:
+                with self._surviving():
+                    self._score_confirmed(confirmed)
+            finally:
+                self._scored()
             return
         with self._changed:
             # In a burst of labels each trial would be in vain, and slow the next head down.
@@ -824,18 +842,21 @@ class Learner:
                 lambda: self._stopping or self._candidate is not candidate,
                 self._rhythm.pause_s() if self._threads else 0.0,
             )
-            if newer:
+            if newer or self._solving:
                 return
-            self._trying = True
+            self._trying = self._scoring = True
             names = self._fold.class_names()
 
         try:
             with self._surviving():
                 self._end_trial(candidate, confirmed, names)
         finally:
-            with self._changed:
-                self._trying = False
-                self._changed.notify_all()
+            self._scored()
+
+    def _scored(self) -> None:
+        with self._changed:
+            self._trying = self._scoring = False
+            self._changed.notify_all()
 
     def _end_trial(self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]) -> None:
         try:
@@ -853,7 +874,8 @@ class Learner:
 
         def obsolete() -> bool:
             self._courtesy.give_way()
-            return self._stopping or self._candidate is not candidate or self._quick is not None
+            newer = self._candidate is not candidate or self._quick is not None
+            return newer or self._solving or self._stopping
 
         deadline = time.monotonic() + SEARCH_S
 
@@ -884,7 +906,7 @@ class Learner:
 
         def obsolete() -> bool:
             self._courtesy.give_way()
-            return self._stopping or self._dirty or self._candidate is not None
+            return self._stopping or self._dirty or self._solving or self._candidate is not None
 
         try:
             self._with_left_out(confirmed, obsolete)

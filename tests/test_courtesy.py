@@ -143,6 +143,39 @@ def test_questions_of_an_earlier_head_are_asked_anew_although_labels_kept_coming
         learner.stop()
 
 
+def test_a_solve_waits_for_a_trial_to_give_way_and_the_label_is_served_meanwhile(
+    bundle: Bundle, store: Store
+) -> None:
+    """Both at once would hold twice the large matrices."""
+    reached, released = threading.Event(), threading.Event()
+
+    class Held(Courtesy):
+        """A trial is held where it asks whether to go on."""
+
+        def give_way(self) -> None:
+            if threading.current_thread().name == "trial":
+                reached.set()
+                released.wait(DEADLINE_S)
+
+    learner = Learner(bundle, None, store, courtesy=Held())
+    samples = [see(store, bundle, "scratch", number) for number in range(2)]
+    before = learner.head.samples
+    learner.start()
+    try:
+        learner.label(samples[0], SCRATCH, "ann")
+        assert reached.wait(DEADLINE_S)
+        learner.label(samples[1], SCRATCH, "ann")
+        wait_for(lambda: learner.head.samples == before + 2)
+        assert learner.status().busy
+        released.set()
+        assert learner.wait_until_idle(DEADLINE_S)
+    finally:
+        released.set()
+        learner.stop()
+    assert learner.status().fault is None
+    assert learner.head.samples == before + 2
+
+
 def test_a_picture_that_is_written_again_is_synced_again(tmp_path: Path) -> None:
     """What is on disk under its name may have been damaged; then it is not durable any more."""
     folder = ImageFolder(tmp_path / "images")
