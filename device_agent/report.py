@@ -14,7 +14,7 @@ import msgspec
 
 from device_agent.camera import Camera
 from device_agent.flow import Flow
-from device_agent.learner import ClassInfo, LearnerStatus
+from device_agent.learned import ClassInfo, LearnerStatus
 from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station

@@ -1,0 +1,89 @@
+"""What a learner tells others: what it made durable, the classes there are, how the learning stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from device_agent.heads_and_updates import Outcome
+from sdk.adaptation import Harm
+from sdk.labels import Record
+from sdk.moments import Adaptation
+from sdk.reason import Reason
+from sdk.score import Score
+from sdk.sources import Hold
+from sdk.wire import HeadState
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `label` made durable: the entries of the device's log, first to last."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def seq(self) -> int:
+        """Number of the last entry."""
+        return self.records[-1].entry.seq
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class that exists, with its labels in the live set: from operators on this device, and all of them."""
+
+    class_id: bytes
+    name: str
+    own_labels: int
+    labels: int
+
+
+@dataclass(frozen=True)
+class LearnerStatus:
+    """What people want to know of the learning.
+
+    Attributes:
+        state: Of the head that serves.
+        number: Of the head that serves.
+        adaptation: How own labels count in it.
+        harm: Another device whose labels harm this station, by the last trial; None where none does for sure.
+        live_set_digest: Digest of all that is labelled now; the head that serves may be of an earlier set.
+        live_samples: Size of that set.
+        own_labels: Samples in it that operators labelled on this device.
+        label_to_live_ms: From the last label being durable to its head serving; None before the first.
+        outcome: How the newest head's trial ended.
+        reason: Why, in English.
+        why: The same as codes with values.
+        score: The honest score of the newest head that was tried; None before the first trial.
+        busy: Something is being learned or tried.
+        fault: What last went wrong, None if nothing.
+        refused: Records in the log that contradict themselves and are not learned from.
+        unapplied: Labels in the log that cannot be learned, because the release has the sample in its sums only.
+        quarantine: What the fleet holds back of the labels given on this device, and why; empty for none.
+    """
+
+    state: HeadState
+    number: int
+    adaptation: Adaptation
+    harm: Harm | None
+    live_set_digest: str
+    live_samples: int
+    own_labels: int
+    label_to_live_ms: float | None
+    outcome: Outcome
+    reason: str
+    why: tuple[Reason, ...]
+    score: Score | None
+    busy: bool
+    fault: str | None
+    refused: int
+    unapplied: int
+    quarantine: str
+
+
+def quarantine(holds: Sequence[Hold], device: str) -> str:
+    """Return what is held back of this device's labels, in a sentence; empty for nothing."""
+    own = [hold for hold in holds if hold.device == device]
+    whose = ", ".join(f"those by {hold.operator}" for hold in own if hold.operator)
+    if any(not hold.operator for hold in own):
+        whose = "all"
+    return f"labels given here do not count ({whose}): {own[0].reason}" if own else ""
