@@ -41,7 +41,7 @@ def run(setup: Setup) -> Report:
             ("one operator of twenty, a fifth of the labels wrong", "ann", FLIPS),
         ):
             runs = np.array([_one_split(setup, sample, seed, operator, share) for seed in setup.seeds(SPLITS)])
-            clean, dirty, after, found, others, equal = runs.mean(0)
+            clean, dirty, after, found, others, equal, innocent = runs.mean(0)
             title = f"{name}: {what}; balanced accuracy on the half held out by group, %"
             rows = (
                 ("nobody labels wrongly", float(clean)),
@@ -49,6 +49,7 @@ def run(setup: Setup) -> Report:
                 ("what was suspected quarantined", float(after)),
                 ("runs in which the source was found", percent(found)),
                 ("others suspected, per run", float(others)),
+                ("sources suspected where nobody labels wrongly, per run", float(innocent)),
             )
             tables.append(Table(title, ("", "%"), rows))
             short = f"{name}, {'operator' if operator else 'device'}"
@@ -90,17 +91,21 @@ def _one_split(setup: Setup, sample: Sample, seed: int, operator: str, share: fl
         return percent(mean_recall(wide, sample.labels[test]))
 
     every = np.ones(len(learn), bool)
-    live = LiveSet(
-        space="00" * 32,
-        samples=tuple(int(row).to_bytes(32, "big") for row in learn),
-        class_ids=tuple(ids_of(given)),
-        groups=tuple(str(group) for group in groups),
-        devices=tuple(devices),
-        operators=tuple(people),
-        codes=codes[learn],
-        digest="",
-    )
-    suspects = find_suspects(live)
+
+    def suspects_of(labels: Ints) -> list[Suspect]:
+        live = LiveSet(
+            space="00" * 32,
+            samples=tuple(int(row).to_bytes(32, "big") for row in learn),
+            class_ids=tuple(ids_of(labels)),
+            groups=tuple(str(group) for group in groups),
+            devices=tuple(devices),
+            operators=tuple(people),
+            codes=codes[learn],
+            digest="",
+        )
+        return find_suspects(live)
+
+    suspects = suspects_of(given)
     held = np.zeros(len(learn), bool)
     for each in suspects:
         held |= _rows_of(each, devices, people)
@@ -116,6 +121,7 @@ def _one_split(setup: Setup, sample: Sample, seed: int, operator: str, share: fl
         float(found),
         float(sum(each.device != BAD for each in suspects)),
         float(moments == never),
+        float(len(suspects_of(truth))),
     )
 
 

@@ -56,8 +56,8 @@ def suspects(directory: Path, channel: str, as_json: bool) -> None:
     """Show devices and operators whose labels fit nobody else's, and who is quarantined.
 
     Every device's labels are compared with what a head says that has learned from everything but that device. What
-    is listed agrees with it less than all others do, beyond doubt; a class that only this device knows is not
-    judged. Nobody is accused by it: look at the labels, then decide.
+    is listed agrees with it less than others of the same classes, beyond chance; a class that only this device
+    knows is not judged. Nobody is accused by it: look at the labels, then decide.
     """
     from sdk.fleet.cli import open_fleet
 

@@ -1,9 +1,9 @@
 """Which devices and operators label against all others: leave-one-device-out scoring at the fleet's union.
 
 Each device's labels are compared with what a head says that has learned from everything but that device. A source
-is suspected when that agreement lies, beyond doubt, below that of all other labels together; what the others lose
-by learning from it is told beside it. Nobody is accused by it: a person looks and decides (`headway fleet
-quarantine`).
+is suspected when its parts score lower than the others' parts with the same labels, beyond chance
+(`sdk.permutation`, decision 0047); what the others lose by learning from it is told beside it. Nobody is accused
+by it: a person looks and decides (`headway fleet quarantine`).
 
 - Labels of a class that only this device knows are not judged: a new kind of defect is not a wrong label.
 - The worst source is found first, and the others are looked at again without it, so that one who errs does not
@@ -27,13 +27,16 @@ from sdk.errors import HeadError
 from sdk.head import DEFAULT_KNOBS, Knobs
 from sdk.labels import RELEASE_DEVICE
 from sdk.liveset import LiveSet
-from sdk.moments import Moments
-from sdk.score import LeftOut, leave_one_group_out, share
+from sdk.moments import Floats, Moments
+from sdk.permutation import chance_as_low
+from sdk.score import LeftOut, leave_one_group_out, quadratic_score
 from sdk.sources import ANYBODY
 
 MIN_GAP: Final = 0.1
 """So much less agreement than the others is worth a person's look. Lines differ by some points; somebody who
 mistakes one part in five differs by about twenty."""
+MAX_CHANCE: Final = 0.02
+"""Of pointing at somebody in a fleet where nobody errs, once for all devices and once for all operators."""
 MIN_LABELS: Final = 10
 """Fewer judged labels are an operator's first hour."""
 MAX_SUSPECTS: Final = 5
@@ -51,7 +54,7 @@ class Suspect:
         operator: This operator's on it; `sdk.sources.ANYBODY` for the device.
         labels: How many of its labels could be judged.
         agreement: Share of these that a head without the device agrees with, with its interval `low` to `high`.
-        others: The same of all other judged labels together.
+        others: The same of the others' labels, in the mix of classes that this source has.
         harms: Whether the others' labels are less well known for it, beyond doubt.
         recall: Mean recall of the others' left-out labels as it is; None where `harms` is false.
         recall_without: Without this source.
@@ -157,30 +160,65 @@ def _worst(
     rows = np.flatnonzero(labelled.own)
     devices = np.array([labelled.devices[int(row)] for row in rows], object)
     people = np.array([operators[int(row)] for row in rows], object)
-    said = left_out.scores.argmax(1) == left_out.truth
+    union = _Union(left_out, left_out.scores.argmax(1) == left_out.truth, quadratic_score(left_out))
+    everybody = sorted(set(zip(devices, people, strict=True)))
+    device_chance, operator_chance = MAX_CHANCE / len(set(devices)), MAX_CHANCE / len(everybody)
     candidates: list[tuple[str, str, Agreement, float]] = []
     for device in sorted(set(devices)):
         here = devices == device
-        names = sorted(set(people[here])) if len(set(people[here])) > 1 else []
-        for operator in (*names, ANYBODY):
+        names = [name for each, name in everybody if each == device]
+        for operator in (*(names if len(names) > 1 else []), ANYBODY):
             theirs = here & (people == operator) if operator != ANYBODY else here
-            found = _stands_out(left_out, said, theirs)
-            # Who errs alone, while the rest of the device does not, is the one to look at.
-            rest_errs = operator == ANYBODY or _stands_out(left_out, said, here & ~theirs) is not None
-            if found is not None and (operator == ANYBODY or not rest_errs):
+            found = union.stands_out(theirs, device_chance if operator == ANYBODY else operator_chance)
+            if found is None:
+                continue
+            # Who errs alone, while the rest of the device does as the others do, is the one to look at.
+            if operator == ANYBODY or union.gap(here & ~theirs) < MIN_GAP:
                 candidates.append((device, operator, *found))
                 break
     return min(candidates, key=lambda each: (each[2].share, each[0], each[1]), default=None)
 
 
-def _stands_out(left_out: LeftOut, said: Mask, theirs: Mask) -> tuple[Agreement, float] | None:
-    others = ~theirs & ~left_out.orphan
-    found = agreement(left_out, ["its" if each else "" for each in theirs])
-    if not found or not others.any() or found[0].labels < MIN_LABELS:
-        return None
-    mean, low, _ = share(said[others], left_out.groups[others])
-    stands_out = found[0].high < low and found[0].share < mean - MIN_GAP
-    return (found[0], mean) if stands_out else None
+@dataclass(frozen=True)
+class _Union:
+    """All labels of devices, judged without the device that gave each.
+
+    Attributes:
+        left_out: What the heads say.
+        said: (n,) whether that is the label.
+        scores: (n,) how well the label does, misgivings included.
+    """
+
+    left_out: LeftOut
+    said: Mask
+    scores: Floats
+
+    def gap(self, theirs: Mask) -> float:
+        """Return how much less often their labels are agreed with than others of the same classes; 0 if none."""
+        judged, expected = self._judged(theirs)
+        return expected - float(self.said[judged].mean()) if judged.any() else 0.0
+
+    def stands_out(self, theirs: Mask, chance: float) -> tuple[Agreement, float] | None:
+        """Return a source's agreement and the others' on labels of its classes; None where it is as the others."""
+        judged, expected = self._judged(theirs)
+        found = agreement(self.left_out, ["its" if each else "" for each in judged])
+        if not found or found[0].labels < MIN_LABELS or found[0].share > expected - MIN_GAP:
+            return None
+        known, left_out = ~self.left_out.orphan, self.left_out
+        p = chance_as_low(
+            self.scores[known], left_out.groups[known], left_out.truth[known], theirs[known], finest=chance
+        )
+        return (found[0], expected) if p < chance else None
+
+    def _judged(self, theirs: Mask) -> tuple[Mask, float]:
+        """Return which labels have others of their class to compare with, and how often those are agreed with."""
+        truth, known = self.left_out.truth, ~self.left_out.orphan
+        others = known & ~theirs
+        k = len(self.left_out.class_ids)
+        count = np.bincount(truth[others], minlength=k)
+        judged = known & theirs & (count > 0)[truth]
+        recall = np.bincount(truth[others], self.said[others], minlength=k) / np.maximum(count, 1)
+        return judged, float(recall[truth[judged]].mean()) if judged.any() else 0.0
 
 
 def _suspect(
