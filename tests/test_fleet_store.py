@@ -18,8 +18,9 @@ from sqlalchemy import text
 from sdk.bundle import Bundle
 from sdk.errors import BadSignature, FleetError, Incompatible, StoreCorrupt, UnknownDevice
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_of, name_database
-from sdk.fleet.store import MIGRATIONS, SCHEMA_REVISION, FleetStore, Ledger, Taken
+from sdk.fleet.store import MIGRATIONS, SCHEMA_REVISION, FleetStore, Ledger
 from sdk.fleet.tables import Base
+from sdk.fleet.union_ledger import Taken
 from sdk.labels import CodeRecord, Fold, Label, Record
 from sdk.wire import DeviceState, UpdateEvent, UpdateState
 from tests.builders import class_id_of, code_of, make_bundle, picture

@@ -35,7 +35,8 @@ from sdk.stopping import stop_on_signals
 from sdk.wire import DEFAULT_PREFIX
 
 if TYPE_CHECKING:
-    from sdk.fleet.store import Device, FleetStore, Publication
+    from sdk.fleet.channel_ledger import Device, Publication
+    from sdk.fleet.store import FleetStore
     from sdk.labels import Record
     from sdk.liveset import LiveSet
 

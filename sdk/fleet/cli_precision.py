@@ -14,8 +14,9 @@ from sdk.fleet.cli_rollout import plan_of
 from sdk.fleet.cli_trust import keys_option, passphrase_option, publish_bundle
 
 if TYPE_CHECKING:
+    from sdk.fleet.channel_ledger import Publication
     from sdk.fleet.precision import Measured
-    from sdk.fleet.store import FleetStore, Publication
+    from sdk.fleet.store import FleetStore
 
 _dir = click.option(
     "--dir",

@@ -11,7 +11,8 @@ from sdk.errors import FleetError, RolloutHalted
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sdk.fleet.store import FleetStore, Publication
+    from sdk.fleet.channel_ledger import Publication
+    from sdk.fleet.store import FleetStore
 
 ONLINE_WORD: Final = {True: "online", False: "offline"}
 

@@ -14,8 +14,9 @@ from sdk.errors import FleetError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sdk.fleet.channel_ledger import Publication
     from sdk.fleet.rollout import Member, Plan, Rollout
-    from sdk.fleet.store import FleetStore, Publication
+    from sdk.fleet.store import FleetStore
 
 _dir = click.option(
     "--dir",

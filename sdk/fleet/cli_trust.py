@@ -13,8 +13,9 @@ from sdk.errors import FleetError, KeyRefused
 
 if TYPE_CHECKING:
     from sdk.bundle import Bundle
+    from sdk.fleet.channel_ledger import Publication
     from sdk.fleet.rollout import Plan
-    from sdk.fleet.store import FleetStore, Prepared, Publication
+    from sdk.fleet.store import FleetStore, Prepared
     from sdk.trust.repository import Repository, Staged
 
 STAGED_NAME: Final = "to-sign.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sdk.fleet.store import Ledger, Publication
+from sdk.fleet.channel_ledger import Publication
+from sdk.fleet.store import Ledger
 
 GONE_S: Final = 30 * 24 * 3600.0
 """A device unseen for this long no longer keeps old chunks on the broker."""

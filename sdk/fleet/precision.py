@@ -17,7 +17,8 @@ import msgspec
 
 from sdk.bundle import MANIFEST_NAME, Bundle, decode_manifest, write_bundle
 from sdk.errors import FleetError, Incompatible
-from sdk.fleet.store import Device, FleetStore, Publication
+from sdk.fleet.channel_ledger import Device, Publication
+from sdk.fleet.store import FleetStore
 
 
 @dataclass(frozen=True)

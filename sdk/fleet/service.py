@@ -23,11 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from sdk.errors import BrokerError, KeyRefused, RemoteWireError, StoreCorrupt, UnknownDevice
+from sdk.fleet.channel_ledger import Device
+from sdk.fleet.channel_ledger import Publication as Published
 from sdk.fleet.garbage import garbage, in_use
 from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
-from sdk.fleet.store import Device, FleetStore, Ledger, Taken, records_of
-from sdk.fleet.store import Publication as Published
+from sdk.fleet.store import FleetStore, Ledger
+from sdk.fleet.union_ledger import Taken, records_of
 from sdk.labels import FLEET_LOG_PREFIX, Label, Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
 from sdk.trust.repository import OnlineTrust

@@ -1,0 +1,233 @@
+"""Channels, their releases and their devices in one transaction of the fleet's database."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from sdk.fleet import fleetlog
+from sdk.fleet.registry import next_state
+from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, PublicationRow, ReleaseRow
+from sdk.labels import GENESIS
+from sdk.release import Release
+from sdk.wire import DeviceState, ReleaseRef, UpdateEvent, UpdateState, decode_json, encode_json
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A release on a channel."""
+
+    id: int
+    channel: str
+    release: Release
+    space: str
+    feature_size: int
+    announced: bool
+    staged: bool = False
+
+    @property
+    def ref(self) -> ReleaseRef:
+        """What messages call the release."""
+        return self.release.ref
+
+
+@dataclass(frozen=True)
+class Device:
+    """A registered device as it last told of itself."""
+
+    device: str
+    channel: str
+    state: DeviceState
+    last_seen_utc: float
+    acknowledged: int
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """How far a device is with a publication."""
+
+    device: str
+    state: UpdateState | None
+    reason: str
+
+
+class ChannelLedger:
+    """What is published where, and who listens.
+
+    Args:
+        session: Of an open transaction.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # Channels and releases
+
+    def _channel(self, name: str) -> ChannelRow:
+        row = self._session.get(ChannelRow, name, with_for_update=True)
+        if row is None:
+            row = ChannelRow(name=name, log_length=0)
+            self._session.add(row)
+            self._session.flush()
+        return row
+
+    def channels(self) -> list[str]:
+        """Return the names of all channels."""
+        return list(self._session.scalars(select(ChannelRow.name).order_by(ChannelRow.name)))
+
+    def current(self, channel: str) -> Publication | None:
+        """Return the channel's current release: the newest that reached it at once, or whose rollout is done."""
+        newest = (
+            select(func.max(PublicationRow.id))
+            .where(PublicationRow.channel == channel, PublicationRow.staged.is_(False))
+            .scalar_subquery()
+        )
+        found = self._publications(PublicationRow.id == newest)
+        return found[0] if found else None
+
+    def publication(self, publication_id: int) -> Publication | None:
+        """Return one publication."""
+        found = self._publications(PublicationRow.id == publication_id)
+        return found[0] if found else None
+
+    def publications(self, channel: str, *, cleared: bool) -> list[Publication]:
+        """Return a channel's publications, oldest first, of those whose chunks were cleared or not."""
+        return self._publications((PublicationRow.channel == channel) & PublicationRow.cleared.is_(cleared))
+
+    def _publications(self, where: Any) -> list[Publication]:
+        rows = self._session.execute(
+            select(PublicationRow, ReleaseRow)
+            .join(ReleaseRow, ReleaseRow.release_id == PublicationRow.release_id)
+            .where(where)
+            .order_by(PublicationRow.id)
+        )
+        return [
+            Publication(
+                p.id, p.channel, Release.parse(r.descriptor), r.space, r.feature_size, p.announced, p.staged
+            )
+            for p, r in rows
+        ]
+
+    def newest_publication(self) -> int:
+        """Return the number of the newest publication of any channel, 0 where there is none."""
+        return self._session.scalar(select(func.max(PublicationRow.id))) or 0
+
+    def mark_announced(self, publication_id: int) -> None:
+        """Note that a publication was announced."""
+        self._session.execute(
+            update(PublicationRow).where(PublicationRow.id == publication_id).values(announced=True)
+        )
+
+    def mark_cleared(self, publication_id: int) -> None:
+        """Note that a publication's chunks are no longer on the broker."""
+        self._session.execute(
+            update(PublicationRow).where(PublicationRow.id == publication_id).values(cleared=True)
+        )
+
+    def release_names(self) -> dict[str, str]:
+        """Return the name of every release, by id."""
+        rows = self._session.execute(select(ReleaseRow.release_id, ReleaseRow.name))
+        return {release_id: name for release_id, name in rows}  # noqa: C416 - rows are no pairs to mypy
+
+    def feature_sizes(self) -> dict[bytes, int]:
+        """Return the length of a code in each feature space of a published release."""
+        rows = self._session.execute(select(ReleaseRow.space, ReleaseRow.feature_size).distinct())
+        return {bytes.fromhex(space): size for space, size in rows}
+
+    # Devices
+
+    def note_state(self, state: DeviceState, *, seen_utc: float | None) -> tuple[Device, bool]:
+        """Store what a device says of itself, registering it on its channel when it is new.
+
+        A registered device stays on its channel whatever it says later: its log is part of that union.
+
+        Args:
+            state: What it said.
+            seen_utc: When; None for a retained message, which may be old.
+
+        Returns:
+            The device, and whether it is new.
+        """
+        row = self._session.get(DeviceRow, state.device)
+        new = row is None
+        if row is None:
+            self._channel(state.channel)
+            row = DeviceRow(
+                device=state.device,
+                channel=state.channel,
+                registered_utc=time.time(),
+                last_seen_utc=time.time(),
+                state=b"",
+                last_seq=0,
+                last_hash=GENESIS,
+                last_counter=0,
+            )
+            self._session.add(row)
+            current = self.current(state.channel)
+            if current is not None:
+                self._session.flush()
+                self._session.add(AssignmentRow(publication_id=current.id, device=state.device))
+        row.state = encode_json(state)
+        if seen_utc is not None:
+            row.last_seen_utc = seen_utc
+        self._session.flush()
+        return device_of(row), new
+
+    def device(self, device: str) -> Device | None:
+        """Return one device."""
+        row = self._session.get(DeviceRow, device)
+        return None if row is None else device_of(row)
+
+    def devices(self, channel: str | None = None) -> list[Device]:
+        """Return the devices, of one channel or all, by name."""
+        query = select(DeviceRow).where(fleetlog.is_device()).order_by(DeviceRow.device)
+        if channel is not None:
+            query = query.where(DeviceRow.channel == channel)
+        return [device_of(row) for row in self._session.scalars(query)]
+
+    # Assignments
+
+    def note_event(self, device: str, update_event: UpdateEvent, now_utc: float) -> UpdateState | None:
+        """Store how far a device is with a release; return the state it is in then, None if it has no such job."""
+        row = self._session.scalar(
+            select(AssignmentRow)
+            .join(PublicationRow, PublicationRow.id == AssignmentRow.publication_id)
+            .where(AssignmentRow.device == device, PublicationRow.release_id == update_event.release_id)
+            .order_by(PublicationRow.id.desc())
+            .limit(1)
+        )
+        if row is None:
+            return None
+        state = next_state(None if row.state is None else UpdateState(row.state), update_event.state)
+        if state is update_event.state:
+            row.state, row.reason, row.updated_utc = state.value, update_event.reason, now_utc
+        return state
+
+    def assignments(self, publication_id: int) -> list[Assignment]:
+        """Return how far the devices are with a publication, by device."""
+        rows = self._session.scalars(
+            select(AssignmentRow)
+            .where(AssignmentRow.publication_id == publication_id)
+            .order_by(AssignmentRow.device)
+        )
+        return [
+            Assignment(row.device, None if row.state is None else UpdateState(row.state), row.reason)
+            for row in rows
+        ]
+
+
+def device_of(row: DeviceRow) -> Device:
+    """Return the device that a row is of."""
+    return Device(
+        device=row.device,
+        channel=row.channel,
+        state=decode_json(row.state, DeviceState),
+        last_seen_utc=row.last_seen_utc,
+        acknowledged=row.last_seq,
+        refused=row.refused,
+    )

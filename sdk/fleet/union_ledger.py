@@ -1,0 +1,159 @@
+"""The union of a channel's label logs in one transaction of the fleet's database.
+
+A label entry is stored once, in the order of its device's log, and gets the next position of its channel's union
+in the same transaction: positions have no gaps, and what was acknowledged has one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import func, select
+
+from sdk.errors import UnknownDevice
+from sdk.fleet import fleetlog
+from sdk.fleet.channel_ledger import ChannelLedger
+from sdk.fleet.registry import Standing, Verdict, judge
+from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow
+from sdk.labels import Body, Chain, Entry, Record, entry_hash, fleet_log_of
+from sdk.wire import MAX_BATCH_RECORDS, batches
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of one device's batch: the verdict, and where its records went in the channel's union."""
+
+    device: str
+    channel: str
+    first_position: int
+    verdict: Verdict
+
+
+class UnionLedger(ChannelLedger):
+    """What all devices of a channel have said."""
+
+    def take(self, device: str, records: Sequence[Record], feature_sizes: Mapping[bytes, int]) -> Taken:
+        """Store what a device's batch adds to its log, at the end of its channel's union.
+
+        Raises:
+            UnknownDevice: the device was never registered.
+        """
+        row = self._session.get(DeviceRow, device, with_for_update=True)
+        if row is None:
+            raise UnknownDevice(
+                f"device {device} has sent labels before its state", hint="It will send them again."
+            )
+        channel = self._channel(row.channel)
+        verdict = judge(
+            device,
+            records,
+            standing=Standing(Chain(device, row.last_seq, row.last_hash), row.last_counter),
+            hash_at=lambda seq: self._hash_at(device, seq),
+            highest_counter=self.highest_counter(),
+            feature_sizes=feature_sizes,
+        )
+        first = channel.log_length + 1
+        now_utc = time.time()
+        for i, record in enumerate(verdict.accepted):
+            self._session.add(
+                EntryRow(
+                    device=device,
+                    seq=record.entry.seq,
+                    counter=record.entry.counter,
+                    hash=entry_hash(record.entry),
+                    channel=channel.name,
+                    position=first + i,
+                    record=msgspec.msgpack.encode(record),
+                    received_utc=now_utc,
+                )
+            )
+        channel.log_length += len(verdict.accepted)
+        chain = verdict.standing.chain
+        row.last_seq, row.last_hash, row.last_counter = chain.seq, chain.last_hash, verdict.standing.counter
+        row.refused = None if verdict.refused is None else verdict.refused.reason
+        row.last_seen_utc = now_utc
+        self._session.flush()
+        return Taken(device, channel.name, first, verdict)
+
+    def decide(self, channel: str, bodies: Sequence[Body]) -> list[Record]:
+        """Write what the fleet's people decided into its own log, at the end of a channel's union.
+
+        A running service shares it within a second.
+
+        Raises:
+            LabelError: one of the bodies is none that a fleet may say.
+        """
+        return fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter())
+
+    def received(self, channel: str, first: int) -> list[tuple[Record, float]]:
+        """Return records from a position on, and when each came; empty past the end."""
+        rows = self._session.execute(
+            select(EntryRow.record, EntryRow.received_utc)
+            .where(EntryRow.channel == channel, EntryRow.position >= first)
+            .order_by(EntryRow.position)
+            .limit(MAX_BATCH_RECORDS)
+        )
+        return [(msgspec.msgpack.decode(record, type=Record), received_utc) for record, received_utc in rows]
+
+    def log_ends(self, channel: str) -> dict[str, tuple[int, bytes]]:
+        """Return the number and hash of the last entry of every log in a channel's union, the fleet's own too."""
+        rows = self._session.scalars(select(DeviceRow).where(DeviceRow.channel == channel, DeviceRow.last_seq > 0))
+        return {row.device: (row.last_seq, row.last_hash) for row in rows}
+
+    def erase_codes(self, channel: str, positions: Sequence[int]) -> int:
+        """Take the codes out of these records of a channel's union; return how many there were."""
+        rows = self._session.scalars(
+            select(EntryRow).where(EntryRow.channel == channel, EntryRow.position.in_(positions))
+        )
+        count = 0
+        for row in rows:
+            record = msgspec.msgpack.decode(row.record, type=Record)
+            count += record.code is not None
+            row.record = msgspec.msgpack.encode(Record(record.entry))
+        return count
+
+    def decisions(self, channel: str) -> list[Entry]:
+        """Return the entries of a channel's own log, in order: what the fleet's people decided."""
+        encoded = self._session.scalars(
+            select(EntryRow.record).where(EntryRow.device == fleet_log_of(channel)).order_by(EntryRow.seq)
+        )
+        return [msgspec.msgpack.decode(record, type=Record).entry for record in encoded]
+
+    def last_counter(self, device: str) -> int:
+        """Return the Lamport counter of a device's last stored entry, 0 where it has none."""
+        return self._session.scalar(select(DeviceRow.last_counter).where(DeviceRow.device == device)) or 0
+
+    def _hash_at(self, device: str, seq: int) -> bytes | None:
+        return self._session.scalar(select(EntryRow.hash).where(EntryRow.device == device, EntryRow.seq == seq))
+
+    def highest_counter(self) -> int:
+        """Return the highest Lamport counter of any stored entry, 0 where there is none."""
+        return self._session.scalar(select(func.max(EntryRow.counter))) or 0
+
+    def log_length(self, channel: str) -> int:
+        """Return the length of a channel's union."""
+        return self._session.scalar(select(ChannelRow.log_length).where(ChannelRow.name == channel)) or 0
+
+    def records(self, channel: str, first: int) -> list[Record]:
+        """Return the records from a position on that fit one message; empty past the end."""
+        encoded = self._session.scalars(
+            select(EntryRow.record)
+            .where(EntryRow.channel == channel, EntryRow.position >= first)
+            .order_by(EntryRow.position)
+            .limit(MAX_BATCH_RECORDS)
+        )
+        decoded = (msgspec.msgpack.decode(record, type=Record) for record in encoded)
+        return next(batches(decoded), [])
+
+
+def records_of(taken: Iterable[Taken]) -> dict[str, tuple[int, list[Record]]]:
+    """Return the new records of one transaction by channel: where they begin in its union, and all of them."""
+    new: dict[str, tuple[int, list[Record]]] = {}
+    for one in taken:
+        if one.verdict.accepted:
+            _, records = new.setdefault(one.channel, (one.first_position, []))
+            records.extend(one.verdict.accepted)
+    return new
