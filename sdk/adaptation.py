@@ -209,7 +209,7 @@ def stream_shifts(labelled: Labelled, stream: Codes, knobs: Knobs = DEFAULT_KNOB
     same_mix = _whole(mean - sums.s.sum(0) / sums.n.sum())
     found = [same_mix]
     if len(sums.class_ids) > 1:
-        head = solve(others, knobs=knobs)
+        head = solve(others, knobs=knobs, overwrite=True)
         head = head if left_out is None else head.recalibrated(calibrate(left_out))
         shift: tuple[int, ...] = ()
         for _ in range(_ROUNDS):

@@ -429,7 +429,7 @@ def geometry_of(sums: Sums, rho: float, *, overwrite: bool = False) -> tuple[Geo
             "the scatter matrix is not positive definite",
             hint="The moments are damaged: fold the label log again.",
         )
-    R = triangular.inverse(L.astype(np.float32))
+    R = triangular.inverse(L.astype(np.float32), overwrite=True)
     return Geometry(count, sums.effective, m, L, _delta(count, spread, R, ridge)), R
 
 
@@ -535,17 +535,19 @@ def solve(
     calibration: Calibration = UNCALIBRATED,
     own: Moments | None = None,
     adaptation: Adaptation = UNADAPTED,
+    overwrite: bool = False,
 ) -> Head:
     """Return the head of these moments.
 
     Cost: one Cholesky factorisation and the inverse of its factor, O(d^3), whatever the number of samples.
 
     Args:
-        moments: Exact sums; unchanged.
+        moments: Exact sums; unchanged, but for `overwrite`.
         canonical: The class id that stands for an id after merges (`Fold.canonical`).
         knobs: Constants of the format version.
         calibration: From left-out scores; without one nothing is unknown.
         own, adaptation: The station's own samples among them, and how they count; see `sums_of`.
+        overwrite: Nobody needs the moments any more: their Gram matrix is gone afterwards, one d x d less.
 
     Raises:
         HeadError: no samples, or moments that no set of samples has.
@@ -562,7 +564,7 @@ def solve(
         raise HeadError("there are no labelled samples to learn from", hint="Label at least one image.")
     if (sums.n < 0).any() or (np.diag(sums.gram) < 0).any():
         raise HeadError("the moments have negative counts", hint="They are damaged: fold the log again.")
-    geometry, R = geometry_of(sums, knobs.rho)
+    geometry, R = geometry_of(sums, knobs.rho, overwrite=overwrite or sums.gram is not moments.gram)
     w = centre_weights(geometry.effective, knobs.centre_damping)
     mu = w @ geometry.m
     V = geometry.m - mu

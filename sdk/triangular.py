@@ -51,22 +51,27 @@ def cholesky(W: npt.NDArray[np.float64], *, overwrite: bool = False) -> npt.NDAr
     return L
 
 
-def inverse(L: npt.NDArray[_F]) -> npt.NDArray[_F]:
+def inverse(L: npt.NDArray[_F], *, overwrite: bool = False) -> npt.NDArray[_F]:
     """Return the inverse of L, in its own precision; zero above the diagonal.
+
+    Args:
+        L: The factor.
+        overwrite: Put the inverse where L was.
 
     >>> inverse(np.array([[2.0, 0.0], [1.0, 2.0]])).tolist()
     [[0.5, 0.0], [-0.25, 0.5]]
     """
     d = len(L)
-    R = np.zeros_like(L, order="C")
+    R = L if overwrite else L.copy(order="C")
     for start, block in zip(range(0, d, BLOCK), _diagonal_inverses(L), strict=True):
         size = min(BLOCK, d - start)
         R[start : start + size, start : start + size] = block[:size, :size]
+        R[start : start + size, start + size :] = 0
     half = BLOCK
     while half < d:  # two inverted halves make one: [[A, 0], [B, C]] has the inverse [[A^, 0], [-C^ B A^, C^]]
         for a in range(0, d - half, 2 * half):
             m, e = a + half, min(a + 2 * half, d)
-            R[m:e, a:m] = -(R[m:e, m:e] @ (L[m:e, a:m] @ R[a:m, a:m]))
+            R[m:e, a:m] = -(R[m:e, m:e] @ (R[m:e, a:m] @ R[a:m, a:m]))  # in the middle still B
         half *= 2
     return R
 

@@ -580,6 +580,14 @@ def test_groups_just_below_and_above_the_bound_are_scored_alike() -> None:
     assert abs(one.scores[:12] - other.scores[:12]).max() < 0.01
 
 
+def test_a_head_of_moments_that_nobody_needs_any_more_is_the_same() -> None:
+    codes, ids, _ = clusters({A: 30, B: 20})
+    moments = moments_of(codes, ids)
+    expected = solve(moments).scores(codes)
+    assert moments == moments_of(codes, ids)
+    assert np.array_equal(solve(moments, overwrite=True).scores(codes), expected)
+
+
 def test_learning_holds_few_samples_in_memory_at_a_time() -> None:
     """20,000 codes of one class as 64-bit integers would take 20.5 MB."""
     codes = random_codes(20_000, 128)

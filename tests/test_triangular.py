@@ -131,3 +131,22 @@ def test_student_quantiles_are_scipys(degrees: float) -> None:
 @pytest.mark.parametrize("at", [0.0, 0.7, 6.9])
 def test_the_lowest_point_is_found_at_the_ends_too(at: float) -> None:
     assert lowest(lambda x: abs(x - at), 0.0, 6.9) == pytest.approx(at, abs=1e-5)
+
+
+@pytest.mark.parametrize("d", SIZES)
+def test_factor_and_inverse_may_take_the_place_of_what_they_are_made_from(d: int) -> None:
+    W = spread(d)
+    whole, there = triangular.cholesky(W), W.copy()
+    L = triangular.cholesky(there, overwrite=True)
+    assert whole is not None
+    assert L is there
+    np.testing.assert_array_equal(L, whole)
+    R = triangular.inverse(L, overwrite=True)
+    assert R is there
+    np.testing.assert_array_equal(R, triangular.inverse(whole))
+
+
+def test_what_is_not_positive_definite_is_refused_where_it_stands() -> None:
+    W = spread(130)
+    W[100, 100] = -1.0
+    assert triangular.cholesky(W, overwrite=True) is None
