@@ -3,12 +3,13 @@
     python -m benchmarks.footprint installed                 minutes; needs the package index
     python -m benchmarks.footprint running BUNDLE            a real agent process with 5,000 labelled samples
     python -m benchmarks.footprint labels BUNDLE             does a learner grow with labels? a few minutes
+    python -m benchmarks.footprint calls                     what each step of a trial holds for a moment
 
 `installed` resolves the `agent` extra for the Pythons of JetPack 6 and 7 from aarch64 wheels only, and installs
 them into folders that are measured and deleted again; nothing of them is run. `running` needs a bundle, such as
 `headway export DATA --backbone mobilenetv2_100 --precision int8 --out BUNDLE`. `labels` runs a learner alone, in
 this process: first the same 250 samples are labelled, corrected and withdrawn again and again, where nothing may
-grow with it; then each label is of a new sample, whose code the learner keeps.
+grow with it; then each label is of a new sample, of which the learner keeps a kilobyte. `calls` draws codes.
 """
 
 from __future__ import annotations
@@ -31,13 +32,19 @@ from typing import Any, Final
 import cv2
 import numpy as np
 
+from benchmarks.soak import Watch, resident_mb
 from device_agent.config import SITE_NAME
 from device_agent.learner import Learner
 from device_agent.memory import give_back_memory
 from device_agent.store import Sample, Store, StoreLimits
+from sdk.adaptation import Labelled, choose, harmful_source
 from sdk.bundle import Bundle
 from sdk.codes import code_digest
+from sdk.grouping import derive_groups
+from sdk.head import solve
 from sdk.labels import Body, CodeRecord, Label
+from sdk.moments import Moments
+from sdk.score import leave_one_group_out
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -254,6 +261,39 @@ def growth(learner: Learner, label: Callable[[int], tuple[bytes, bytes | None]],
     return float(np.median(slopes)) * 1000 / ROUND if slopes else 0.0
 
 
+def calls(samples: int, features: int) -> int:
+    """Print what each step of learning and of a trial takes: resident memory at its peak, and processor time."""
+    give_back_memory()  # as the agent does
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 6, samples)
+    codes = rng.integers(0, 30, (6, features))[y] + rng.normal(0, 12, (samples, features))
+    rows = np.clip(codes, -127, 127).astype(np.int8)
+    del codes
+    ids = [bytes([c]) * 16 for c in y]
+    groups = [f"line-1/part-{i}" if i % 2 else f"line-1/part-{i // 10}x" for i in range(samples)]
+    devices = ["release" if i < 400 else "line-1" if i % 10 else "line-2" for i in range(samples)]
+    own = np.array([device == "line-1" for device in devices])
+    moments = Moments(features)
+    station = Labelled(rows, ids, groups, devices, own)
+    steps: dict[str, Callable[[], object]] = {
+        "add all samples": lambda: moments.add(rows, ids),
+        "solve": lambda: solve(moments),
+        "find groups": lambda: derive_groups(rows, ids, groups),
+        "left-out scores": lambda: leave_one_group_out(rows, ids, groups, own=own, learned=moments),
+        "how own labels count": lambda: choose(station, rows[own][:500]),
+        "who harms": lambda: harmful_source(station),
+    }
+    for name, step in steps.items():
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        before_mb, before_s = resident_mb(), time.process_time()
+        with Watch(every_s=0.002) as memory:
+            step()
+        took_s = time.process_time() - before_s
+        print(f"{name}: {memory.highest_mb - before_mb:.0f} MB for a moment, {took_s:.2f} s of processor time")
+    return 0
+
+
 def cpu_s(pid: int) -> float:
     """Return the processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
@@ -290,7 +330,12 @@ def main() -> int:
     grows.add_argument("bundle", type=Path)
     grows.add_argument("--precision", default="int8")
     grows.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {ROUND} labels, each of two kinds")
+    each = commands.add_parser("calls")
+    each.add_argument("--samples", type=int, default=2_500)
+    each.add_argument("--features", type=int, default=1_584)
     options = parser.parse_args()
+    if options.command == "calls":
+        return calls(options.samples, options.features)
     if options.command == "labels":
         return labels(Bundle.open(options.bundle), options.precision, options.rounds)
     if options.command == "installed":

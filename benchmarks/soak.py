@@ -123,7 +123,8 @@ def soak(bundle: Path, images: Path, precision: str | None, seconds: float) -> l
 class Watch:
     """The lowest and the highest resident memory of this process while the block runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float = WATCH_S) -> None:
+        self._every_s = every_s
         self.lowest_mb = self.highest_mb = resident_mb()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -137,7 +138,7 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._over.wait(WATCH_S):
+        while not self._over.wait(self._every_s):
             now_mb = resident_mb()
             self.lowest_mb, self.highest_mb = min(self.lowest_mb, now_mb), max(self.highest_mb, now_mb)
 
