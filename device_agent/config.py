@@ -379,7 +379,7 @@ class QueueSettings(_Section, frozen=True, kw_only=True):
     """
 
     ask_below: Share = 0.8
-    young_labels: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 5
+    young_labels: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 3
     spot_check_share: Share = 0.01
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 200
 
@@ -752,7 +752,7 @@ port = 8080                   # 0 takes a free one; the agent prints its address
 
 [queue]
 ask_below = 0.8               # ask an operator when the best class has less than this probability
-young_labels = 5              # and about what is taken for a class of fewer labels than this
+young_labels = 3              # and about what is taken for a class of fewer labels than this
 spot_check_share = 0.01       # and about this share of all others
 limit = 200                   # at most this many samples wait; the least urgent give way
 

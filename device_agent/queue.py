@@ -31,7 +31,7 @@ class QueuePolicy:
 
     ask_below: float = 0.8
     spot_check_share: float = 0.01
-    young_labels: int = 5
+    young_labels: int = 3
 
 
 class Question(NamedTuple):

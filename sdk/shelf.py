@@ -178,8 +178,8 @@ def strip_rows(feature_size: int) -> int:
 def strips(rows: Ints, feature_size: int) -> Iterator[Ints]:
     """Yield row numbers in turn, a strip at a time.
 
-    >>> [len(strip) for strip in strips(np.arange(3000), 1024)]
-    [1024, 1024, 952]
+    >>> [len(strip) for strip in strips(np.arange(1200), 1024)]
+    [512, 512, 176]
     """
     step = strip_rows(feature_size)
     for start in range(0, len(rows), step):
