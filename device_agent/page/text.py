@@ -113,7 +113,7 @@ TEXTS: Final[dict[str, Text]] = {
     ),
     "why.young": (
         "{first}? Few labels yet",
-        "{first}? Noch wenige Bilder zugeordnet",
+        "{first}? Erst wenige Bilder",
         "是“{first}”吗？标注还很少",
     ),
     "why.check": ("Spot check", "Stichprobe", "抽检"),
