@@ -6,32 +6,41 @@ numbers come in turn.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-Name = str | bytes | None
-N = TypeVar("N", bound=Name)
+T = TypeVar("T")
 
 
-class Names:
-    """One object for all that are equal."""
+class Once(Generic[T]):
+    """One object for all values that are equal, of which there are few: devices, operators, classes.
+
+    >>> once = Once[bytes]()
+    >>> once(bytes([1, 2])) is once(bytes([1, 2]))
+    True
+    """
 
     def __init__(self) -> None:
-        self._few: dict[Name, Name] = {}
-        self._last: dict[str, Name] = {}
+        self._kept: dict[T, T] = {}
 
-    def once(self, name: N) -> N:
-        """Return the one object for this name, which is one of few: a device, an operator, a class."""
-        return self._few.setdefault(name, name)  # type: ignore[return-value]
+    def __call__(self, value: T) -> T:
+        """Return the one object for this value."""
+        return self._kept.setdefault(value, value)
 
-    def again(self, kind: str, name: N) -> N:
-        """Return the last name of its kind where it is equal to that.
 
-        For names of which there are many: a label and its code come one after the other, and so do the samples of
-        one group.
-        """
-        if self._last.get(kind) != name:
-            self._last[kind] = name
-        return self._last[kind]  # type: ignore[return-value]
+class Again(Generic[T]):
+    """One object for values that are equal and come one after the other, of which there are many.
+
+    A label and its code name one sample, and the samples of a part one group.
+    """
+
+    def __init__(self) -> None:
+        self._last: T | None = None
+
+    def __call__(self, value: T) -> T:
+        """Return the object that came last, where this value is equal to it."""
+        if self._last is None or self._last != value:
+            self._last = value
+        return self._last
 
 
 class Numbers:

@@ -33,7 +33,7 @@ import msgspec
 import numpy as np
 
 from sdk.codes import Codes, code_digest
-from sdk.compact import Names, Numbers
+from sdk.compact import Again, Numbers, Once
 from sdk.errors import FeatureSizeError, LabelError
 from sdk.liveset import ROW_BYTES, LiveRow, LiveSet, digest_of_rows, live_row_bytes
 from sdk.shelf import Kept, MemoryShelf, Shelf
@@ -303,7 +303,8 @@ class Fold:
         self._shelf = shelf or MemoryShelf(feature_size)
         self._space_bytes = bytes.fromhex(space)
         self._seen: dict[str, Numbers] = {}
-        self._name = Names()
+        self._text, self._class = Once[str](), Once[bytes | None]()
+        self._sample, self._group = Again[bytes](), Again[str]()
         self._holds = Holds()
         self._labels: Sayings[_Labelled] = Sayings(self._holds)
         self._codes: Sayings[_Coded] = Sayings(self._holds)
@@ -377,17 +378,17 @@ class Fold:
         seen = self._seen.setdefault(entry.device, Numbers())
         if entry.seq in seen:
             return None
-        order = Order(entry.counter, self._name.once(entry.device))
+        order = Order(entry.counter, self._text(entry.device))
         sample: bytes | None = None
         if isinstance(body, Label):
-            sample = self._name.again("sample", body.sample)
-            said = _Labelled(*order, self._name.once(body.operator), self._name.once(body.class_id))
+            sample = self._sample(body.sample)
+            said = _Labelled(*order, self._text(body.operator), self._class(body.class_id))
             self._labels.put(sample, said)
             if sample in self._summed:
                 self._answered.add(sample)
         elif isinstance(body, CodeRecord):
             if body.space == self._space_bytes:
-                sample = self._name.again("sample", body.sample)
+                sample = self._sample(body.sample)
                 self._code(order, entry.seq, sample, body, record.code)
         elif isinstance(body, MergeClasses):
             self._merge(_Paired(*order, body.operator, body.one, body.other))
@@ -453,7 +454,7 @@ class Fold:
                 hint="The sender's feature space id is wrong; its release should be checked.",
             )
         place = None if raw is None else self._shelf.put(order.device, seq, np.frombuffer(raw, np.int8))
-        group = self._name.again("group", body.group)
+        group = self._group(body.group)
         self._codes.put(sample, _Coded(*order, ANYBODY, group, place, body.code_sha256))
 
     def _merge(self, merge: _Paired) -> None:

@@ -422,17 +422,27 @@ def has_ended(sock: ssl.SSLSocket) -> bool:
         return True
 
 
-def test_an_open_connection_ends_when_its_certificate_is_revoked(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def with_lines(
+    tmp_path: Path, count: int = 1
+) -> Iterator[tuple[Authority, str, list[http.client.HTTPSConnection]]]:
+    """Serve one chunk to devices line-1, line-2 and so on, each with an open connection that was answered.
+
+    Gives who revokes them, the chunk's digest and the connections.
+    """
     digest = hashlib.sha256(b"chunk").hexdigest()
     ChunkStore(tmp_path / "chunks").put(digest, b"chunk")
     authority = Authority.create(tmp_path / "tls", ["127.0.0.1"])
-    ours, theirs = (enrolled(authority, name, tmp_path) for name in ("line-1", "line-2"))
-    with (
-        serving_chunks(tmp_path / "chunks", 0, tmp_path / "tls") as address,
-        open_line(address, tmp_path / "tls", ours) as stays,
-        open_line(address, tmp_path / "tls", theirs) as ends,
-    ):
-        assert (told(stays, digest), told(ends, digest)) == (200, 200), "the control"
+    devices = [enrolled(authority, f"line-{number}", tmp_path) for number in range(1, count + 1)]
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(serving_chunks(tmp_path / "chunks", 0, tmp_path / "tls"))
+        lines = [stack.enter_context(open_line(address, tmp_path / "tls", device)) for device in devices]
+        assert [told(line, digest) for line in lines] == [200] * count, "the control"
+        yield authority, digest, lines
+
+
+def test_an_open_connection_ends_when_its_certificate_is_revoked(tmp_path: Path) -> None:
+    with with_lines(tmp_path, 2) as (authority, digest, (stays, ends)):
         other, one = half_a_question(stays, digest), half_a_question(ends, digest)
         authority.revoke("line-2")
         assert has_ended(one)
@@ -441,36 +451,20 @@ def test_an_open_connection_ends_when_its_certificate_is_revoked(tmp_path: Path)
 
 
 def test_a_revoked_device_that_goes_on_asking_is_cut_off(tmp_path: Path) -> None:
-    digest = hashlib.sha256(b"chunk").hexdigest()
-    ChunkStore(tmp_path / "chunks").put(digest, b"chunk")
-    authority = Authority.create(tmp_path / "tls", ["127.0.0.1"])
-    mine = enrolled(authority, "line-1", tmp_path)
-    with (
-        serving_chunks(tmp_path / "chunks", 0, tmp_path / "tls") as address,
-        open_line(address, tmp_path / "tls", mine) as line,
-    ):
+    with with_lines(tmp_path) as (authority, digest, (line,)):
 
         def ask_for_a_minute() -> None:
             deadline = time.monotonic() + 60.0
             while time.monotonic() < deadline:
                 assert told(line, digest) == 200
 
-        assert told(line, digest) == 200
         authority.revoke("line-1")
         with pytest.raises((ConnectionError, http.client.HTTPException, ssl.SSLError)):
             ask_for_a_minute()
 
 
 def test_no_connection_stays_while_the_list_of_those_revoked_cannot_be_read(tmp_path: Path) -> None:
-    digest = hashlib.sha256(b"chunk").hexdigest()
-    ChunkStore(tmp_path / "chunks").put(digest, b"chunk")
-    authority = Authority.create(tmp_path / "tls", ["127.0.0.1"])
-    ours = enrolled(authority, "line-1", tmp_path)
-    with (
-        serving_chunks(tmp_path / "chunks", 0, tmp_path / "tls") as address,
-        open_line(address, tmp_path / "tls", ours) as line,
-    ):
-        assert told(line, digest) == 200
+    with with_lines(tmp_path) as (_, digest, (line,)):
         mine = half_a_question(line, digest)
         (tmp_path / "tls" / "crl.pem").write_text("no list")
         assert has_ended(mine)

@@ -14,7 +14,7 @@ import pytest
 from device_agent.database import Database
 from device_agent.store import Store, StoreLimits
 from sdk.codes import Codes, code_digest
-from sdk.compact import Names, Numbers
+from sdk.compact import Again, Numbers, Once
 from sdk.errors import FeatureSizeError, StoreCorrupt
 from sdk.grouping import derive_groups
 from sdk.labels import Body, Chain, CodeRecord, Fold, Label, Record
@@ -236,13 +236,13 @@ def test_a_fold_keeps_less_than_a_kilobyte_of_a_sample() -> None:
 
 
 def test_equal_names_are_one_object() -> None:
-    names = Names()
+    names, groups = Once[str | None](), Again[str]()
     one, other = "line-" + str(1), "line-" + str(1)
     assert one is not other
-    assert names.once(one) is names.once(other)
-    assert names.again("group", one) is names.again("group", other)
-    assert names.again("group", "line-2") == "line-2"
-    assert names.once(None) is None
+    assert names(one) is names(other)
+    assert names(None) is None
+    assert groups(one) is groups(other)
+    assert groups("line-2") == "line-2"
 
 
 @pytest.mark.parametrize("order", [[1, 2, 3, 5], [5, 3, 2, 1], [3, 1, 5, 2]])

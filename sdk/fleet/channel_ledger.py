@@ -132,7 +132,7 @@ class ChannelLedger:
     def release_names(self) -> dict[str, str]:
         """Return the name of every release, by id."""
         rows = self._session.execute(select(ReleaseRow.release_id, ReleaseRow.name))
-        return {release_id: name for release_id, name in rows}  # noqa: C416 - rows are no pairs to mypy
+        return {row.release_id: row.name for row in rows}
 
     def feature_sizes(self) -> dict[bytes, int]:
         """Return the length of a code in each feature space of a published release."""
