@@ -22,6 +22,7 @@ from types import ModuleType
 from benchmarks import (
     calibration,
     few,
+    gate,
     honest,
     leaks,
     newclass,
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "novelty": novelty,
     "wronglabels": wronglabels,
     "poison": poison,
+    "gate": gate,
     "station": station,
     "outlook": outlook,
 }

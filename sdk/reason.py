@@ -24,6 +24,8 @@ ENGLISH: Final = MappingProxyType(
         "tells-apart": "It now tells {name} from other classes; {name} itself is recognised {share} of the time "
         "(before: {before}).",
         "worse": "Taken back: {name} would be recognised only {share} of the time (before: {before}).",
+        "less-clear": "Taken back: {name} would be told less clearly; about {share} of new parts would be right "
+        "(before: {before}).",
         "also-knows-price": "It now also knows {classes}; the price is {name}, recognised {share} of the time "
         "(before: {before}).",
         "also-knows": "It now also knows {classes}; the others are as good as before.",

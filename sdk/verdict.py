@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sdk.head import Calibration
-from sdk.moments import Floats
+from sdk.margins import Margins, fell
+from sdk.moments import Floats, Ints
 from sdk.reason import Reason
 from sdk.score import LeftOut, Score, decisions_right, score
 
@@ -37,6 +39,10 @@ MAX_CLASS_DROP: Final = 0.25
 """No new class is worth more than this of the recall of a known one."""
 MIN_LOST_GROUPS: Final = 3
 """Fewer groups than this that the new head gets wrong are no evidence of anything."""
+MAX_EXPECTED_DROP: Final = 0.03
+"""A head may cost this much of the mean recall that margins let expect, where no part need have been lost yet."""
+MIN_FALL: Final = 2.0
+"""As many standard errors must margins have fallen by before anything is expected of them."""
 
 
 def trial(
@@ -55,7 +61,12 @@ def trial(
 
     - the mean change over these classes is a drop of more than `MAX_DROP`, or one known class drops by more than
       `MAX_CLASS_DROP`, and
-    - the groups it loses outnumber those it gains by more than chance: b - c > sqrt(b + c) and b >= 3 (McNemar).
+    - the groups it loses outnumber those it gains by more than chance: b - c > sqrt(b + c) and b >= 3 (McNemar);
+
+    or when
+
+    - the mean recall that margins let expect (`sdk.margins`) drops by more than `MAX_EXPECTED_DROP`, and
+    - margins have fallen by more than `MIN_FALL` standard errors over groups.
 
     Args:
         before: The confirmed head's left-out scores and calibration; None for a first head.
@@ -71,37 +82,57 @@ def trial(
     if not paired.classes:
         return Verdict(True, Reason("nothing-to-compare"), old, new)
     change = paired.after - paired.before
-    worst = int(change.argmin())
+    worst = change.min()
 
-    def about_worst(code: str, classes: tuple[tuple[str, float], ...] = ()) -> Reason:
-        share, was = float(paired.after[worst]), float(paired.before[worst])
-        return Reason(code, name=names(paired.classes[worst]), share=share, before=was, classes=classes)
+    def about(code: str, before: Floats, after: Floats, classes: tuple[tuple[str, float], ...] = ()) -> Reason:
+        which = int((after - before).argmin())
+        name = names(paired.classes[which])
+        return Reason(code, name=name, share=float(after[which]), before=float(before[which]), classes=classes)
 
     if len(old.classes) == 1:
         # One class is known or unknown; telling it from another is a new ability, not a better or worse old one.
-        return Verdict(True, about_worst("tells-apart"), old, new)
+        return Verdict(True, about("tells-apart", paired.before, paired.after), old, new)
     fresh = [c for c in new.classes if c.class_id not in paired.classes and c.class_id not in new.one_group]
     gained_recall = sum(c.recall * c.groups / (c.groups + CAUTION_GROUPS) for c in fresh)
-    worth = (change.sum() + gained_recall) / (len(change) + len(fresh))
+
+    def worth(changes: Floats) -> float:
+        return float((changes.sum() + gained_recall) / (len(changes) + len(fresh)))
+
     lost, gained = paired.lost_groups, paired.gained_groups
     more_than_chance = lost >= MIN_LOST_GROUPS and lost - gained > np.sqrt(lost + gained)
-    if more_than_chance and (worth < -MAX_DROP or change[worst] < -MAX_CLASS_DROP):
-        return Verdict(False, about_worst("worse"), old, new)
+    if more_than_chance and (worth(change) < -MAX_DROP or worst < -MAX_CLASS_DROP):
+        return Verdict(False, about("worse", paired.before, paired.after), old, new)
+    if paired.expected is not None:
+        before_it, after_it = paired.expected
+        if paired.fall > MIN_FALL and worth(after_it - before_it) < -MAX_EXPECTED_DROP:
+            return Verdict(False, about("less-clear", before_it, after_it), old, new)
     if fresh:
         learned = tuple((names(c.class_id), float(c.recall)) for c in fresh)
-        has_price = more_than_chance and change[worst] < -MAX_DROP
-        why = about_worst("also-knows-price", learned) if has_price else Reason("also-knows", classes=learned)
-        return Verdict(True, why, old, new)
+        has_price = more_than_chance and worst < -MAX_DROP
+        priced = about("also-knows-price", paired.before, paired.after, learned)
+        return Verdict(True, priced if has_price else Reason("also-knows", classes=learned), old, new)
     return Verdict(True, Reason("better" if change.mean() > 0.001 else "as-good"), old, new)
 
 
 @dataclass(frozen=True)
 class _Paired:
-    """Two heads on the samples both were scored on: recall per class, and groups that changed sides."""
+    """Two heads on the samples both were scored on.
+
+    Attributes:
+        classes: Those of these samples, sorted.
+        before: Recall of each by the confirmed head.
+        after: The same by the provisional one.
+        expected: Recalls before and after as margins let expect them; None where they tell nothing.
+        fall: By so many standard errors over groups margins fell.
+        lost_groups: Groups in which more decisions became wrong than right.
+        gained_groups: The other way round.
+    """
 
     classes: tuple[bytes, ...]
     before: Floats
     after: Floats
+    expected: tuple[Floats, Floats] | None
+    fall: float
     lost_groups: int
     gained_groups: int
 
@@ -110,30 +141,36 @@ def _pair(
     before: tuple[LeftOut, Calibration], after: tuple[LeftOut, Calibration], judged: frozenset[bytes] | None
 ) -> _Paired:
     (old, _), (new, _) = before, after
-    was_right = dict(zip(old.samples, decisions_right(*before), strict=True))
-    was_class = dict(zip(old.samples, (old.class_ids[i] for i in old.truth), strict=True))
+    row_of = {sample: row for row, sample in enumerate(old.samples)}
     orphaned = {sample for sample, alone in zip(old.samples, old.orphan, strict=True) if alone}
-    now_right = decisions_right(*after)
-    rows = [
-        row
+    pairs = [
+        (row_of[sample], row)
         for row, sample in enumerate(new.samples)
-        if sample not in orphaned
-        and was_class.get(sample) == new.class_ids[new.truth[row]]
+        if sample in row_of
+        and sample not in orphaned
+        and old.class_ids[old.truth[row_of[sample]]] == new.class_ids[new.truth[row]]
         and (judged is None or sample in judged)
     ]
-    of_class: dict[bytes, list[tuple[bool, bool]]] = {}
-    net: dict[int, int] = {}
-    for row in rows:
-        then, now = bool(was_right[new.samples[row]]), bool(now_right[row])
-        of_class.setdefault(new.class_ids[new.truth[row]], []).append((then, now))
-        group = int(new.groups[row])
-        net[group] = net.get(group, 0) + now - then
-    classes = tuple(sorted(of_class))
-    shares = np.array([np.mean(of_class[c], axis=0) for c in classes]).reshape(len(classes), 2)
+    then, now = np.array(pairs, np.int64).reshape(-1, 2).T
+    truth, class_of = np.unique(new.truth[now], return_inverse=True)
+    was_right, is_right = decisions_right(*before)[then], decisions_right(*after)[now]
+    groups = new.groups[now]
+    margins = Margins.of(*before, then), Margins.of(*after, now)
+    net = np.bincount(groups, is_right.astype(np.float64) - was_right)
     return _Paired(
-        classes,
-        shares[:, 0],
-        shares[:, 1],
-        lost_groups=sum(change < 0 for change in net.values()),
-        gained_groups=sum(change > 0 for change in net.values()),
+        tuple(new.class_ids[index] for index in truth),
+        _shares(was_right, class_of),
+        _shares(is_right, class_of),
+        _both(*(each.expected_recall(class_of) for each in margins)),
+        fell(*margins, groups),
+        lost_groups=int((net < 0).sum()),
+        gained_groups=int((net > 0).sum()),
     )
+
+
+def _shares(right: npt.NDArray[np.bool_], class_of: Ints) -> Floats:
+    return np.asarray(np.bincount(class_of, right) / np.bincount(class_of), np.float64)
+
+
+def _both(before: Floats | None, after: Floats | None) -> tuple[Floats, Floats] | None:
+    return None if before is None or after is None else (before, after)

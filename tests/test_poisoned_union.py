@@ -38,7 +38,7 @@ SPREAD: Final = 45.0
 GOLDEN: Final = 200
 """Of each class."""
 MAX_GATE_DROP: Final = 0.05
-MAX_PASSED: Final = 0.05
+MAX_PASSED: Final = 0.02
 """Of the heads that would have cost more than that: the trial has twenty to sixty labels to see it by."""
 MAX_FLEET_DROP: Final = 0.02
 LINES: Final = 10

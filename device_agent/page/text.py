@@ -407,6 +407,12 @@ TEXTS: Final[dict[str, Text]] = {
         "Zurückgenommen: {name} würde nur noch zu {share} erkannt (vorher: {before}).",
         "已撤回：“{name}”的识别率会降到 {share}（此前：{before}）。",
     ),
+    "trial.less-clear": (
+        ENGLISH["less-clear"],
+        "Zurückgenommen: {name} wäre weniger eindeutig; etwa {share} der neuen Teile würden richtig erkannt "
+        "(vorher: {before}).",
+        "已撤回：“{name}”会变得不够明确；新零件的识别率预计约为 {share}（此前：{before}）。",
+    ),
     "trial.also-knows-price": (
         ENGLISH["also-knows-price"],
         "Neu bekannt: {classes}. Der Preis: {name} wird zu {share} erkannt (vorher: {before}).",
