@@ -31,8 +31,8 @@ how features vary together (docs/decisions/0020)."""
 _STRIPS: Final = 8
 """Of the factor, for one code: nine sixteenths of it are read. More strips take as long in calls."""
 _LANES: Final = 32
-"""Strips of a multiple of so many columns gave bit for bit what the whole gives (OpenBLAS, x86): zeros are left
-out by whole vector registers. Other sizes are left whole."""
+"""Strips of a multiple of so many columns gave bit for bit what the whole gives (OpenBLAS, x86) where the size is
+a multiple of half of it: zeros are left out by whole vector registers. Other sizes are left whole."""
 _MIN_REST: Final = 1e-6
 """A sample's leverage is below 1; taking out one that never was in can reach it."""
 
@@ -158,8 +158,8 @@ class Head:
         above them.
         """
         d = self.feature_size
-        width = -(-d // _STRIPS)
-        if len(q) > 1 or width % _LANES:
+        width = -(-d // (_STRIPS * _LANES)) * _LANES
+        if len(q) > 1 or d % (_LANES // 2):
             return np.asarray(q @ self._R, np.float32)
         white = np.empty_like(q)
         for start in range(0, d, width):

@@ -824,9 +824,9 @@ def test_few_samples_are_shrunk_more_than_many_and_the_more_numbers_a_code_has()
     assert shrinkage(2.0, 1280, 640) == pytest.approx(2.4)
 
 
-@pytest.mark.parametrize("d", [96, 256, 1280])
+@pytest.mark.parametrize("d", [16, 96, 100, 256, 384, 1280, 1584])
 def test_one_code_is_decided_as_among_many(d: int) -> None:
-    """One alone reads the factor in strips (256, 1280); sizes that do not divide read it whole."""
+    """One alone reads the factor in strips, the last of them narrower; sizes that do not divide (100), whole."""
     codes = random_codes(40, d)
     moments = Moments(d)
     moments.add(codes, [A, B] * 20)
