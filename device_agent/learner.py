@@ -40,7 +40,7 @@ from device_agent.courtesy import Courtesy, switch_often
 from device_agent.heads import ActiveHead, Reference, Solved, ended, score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learned import ClassInfo, LearnerStatus, Saved, quarantine
-from device_agent.moments import LearnedMoments
+from device_agent.moments import LearnedMoments, labelled_by
 from device_agent.provisional import Changes, joined, updated
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
@@ -62,7 +62,7 @@ from sdk.labels import (
     RenameClass,
     new_class_id,
 )
-from sdk.liveset import LiveRow, LiveSet
+from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation
 from sdk.reason import Reason
 from sdk.wire import HeadState
@@ -152,6 +152,8 @@ class Learner:
         self._serving = threading.Lock()  # one thread at a time updates a head; taken before `_changed`
         self._rhythm = Rhythm()
         self._label_to_live_ms: float | None = None
+        # Not a method: the moments would keep this learner, and 70 MB with it, until garbage is collected.
+        self._is_own = labelled_by(store.device)
         self._latest: Head | None = None  # of the live set last learned, whatever became of it; None: not at hand
         self._counted: frozenset[bytes] = frozenset()  # class ids in its moments, before merges
         self._quick: HeadRow | None = None  # of the updated head that serves until its solve; None: none does
@@ -565,9 +567,6 @@ class Learner:
             return
         for sample, (before, after) in changed.items():
             self._changes[sample] = (self._changes[sample][0] if sample in self._changes else before, after)
-
-    def _is_own(self, row: LiveRow) -> bool:
-        return row.device == self._store.device
 
     def _serve_at_once(self) -> None:
         """Let the latest head, updated by the few changes since, serve until the canonical one is solved."""

@@ -15,6 +15,11 @@ from sdk.liveset import LiveRow, codes_of
 from sdk.moments import UNADAPTED, Adaptation, Moments
 
 
+def labelled_by(device: str) -> Callable[[LiveRow], bool]:
+    """Return whether a row was labelled by a station's own operators, as a function of the row."""
+    return lambda row: row.device == device
+
+
 class LearnedMoments:
     """Moments of a live set, class ids before merges.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +101,24 @@ def test_when_no_release_serves_any_more_nothing_is_decided(store: Store, bundle
     with pytest.raises(NoRelease) as refusal:
         station.inspect(picture("pit", 1))
     assert refusal.value.retryable
+
+
+def test_a_release_that_no_longer_serves_takes_no_memory(store: Store, bundle: Bundle, tmp_path: Path) -> None:
+    """Its learner and runtime are gone with the last frame, not when garbage happens to be collected."""
+    station = serving(store, bundle)
+    (shot,) = shots(tmp_path / "images", "pit", 1)
+    station.label(station.see(shot).sample_id, class_id("pit"), "ann")
+    station.require().learner.wait_until_idle(60)
+    learner, runtime = weakref.ref(station.require().learner), weakref.ref(station.require().pipeline.runtime)
+    gc.collect()
+    gc.disable()
+    try:
+        station.serve(bundle, None, open_runtime(bundle, None))
+        assert learner() is None
+        assert runtime() is None
+    finally:
+        gc.enable()
+        station.close()
 
 
 def test_every_saved_entry_is_told_of(store: Store, bundle: Bundle) -> None:
