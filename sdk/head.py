@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -147,9 +148,12 @@ class Head:
         squared = np.einsum("nd,nd->n", white, white).astype(np.float64)
         for a, u in self._steps:
             squared -= a * (q @ u) ** 2
-        lengths = Lengths(self._n**2 / self._squared_n, self._plain, self._length, self._offset)
         along = np.asarray(q @ self._PV, np.float64)
-        return scores_and_novelty(np.maximum(squared, 0), along, lengths, self.delta, self.knobs)
+        return scores_and_novelty(np.maximum(squared, 0), along, self._lengths, self.delta, self.knobs)
+
+    @cached_property
+    def _lengths(self) -> Lengths:
+        return Lengths(self._n**2 / self._squared_n, self._plain, self._length, self._offset)
 
     def _white(self, q: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return q R', (n, d).
@@ -222,7 +226,7 @@ class Head:
         best = scores.argmax(1)
         return Decisions(
             class_index=best,
-            probability=probabilities[np.arange(len(best)), best],
+            probability=probabilities.max(1),
             novelty=novelty,
             unknown=novelty > self.calibration.novelty_threshold,
             probabilities=probabilities,
@@ -521,10 +525,10 @@ def probabilities_of(scores: Floats, temperature: float) -> Floats:
     what is like none of them may be any (docs/head.md, equation 12).
     """
     there = np.isfinite(scores)
-    p = np.hstack([temperature * scores, np.zeros((len(scores), 1))])
-    p = np.exp(p - p.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    return np.asarray(p[:, :-1] + p[:, -1:] * there / there.sum(1, keepdims=True))
+    logits = temperature * scores
+    top = np.maximum(logits.max(1, keepdims=True), 0)
+    p, none = np.exp(logits - top), np.exp(-top)
+    return np.asarray((p + none * there / there.sum(1, keepdims=True)) / (p.sum(1, keepdims=True) + none))
 
 
 def solve(
