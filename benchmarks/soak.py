@@ -1,63 +1,130 @@
-"""A long day in minutes: an agent inspects as fast as it can, is labelled, corrected and relearns all the time.
+"""A long day in minutes: an agent inspects as fast as it can, is labelled all the time, and meets with trouble.
 
     python -m benchmarks.soak BUNDLE --images DIR --minutes 20 --out soak
 
-Labels come in bursts, and after each the head's trial is waited for. Then memory, open files, threads, size of the
-store and latency are written to `soak.csv`: of memory the lowest and the highest of the burst and its trial, which
-are what is kept, and with it what solves and trials hold for a moment. At the end `soak.svg` shows them and the
-slopes are held against what a year on a line allows. The exit code is 1 where one is over.
+Agent, fleet service and Mosquitto are processes of their own. While frames pass, an operator labels over the
+page's interface in bursts, and after each the head's trial is waited for. Meanwhile the broker is killed thirty
+times, twelve releases are published, and the agent ends six times, every other time without being asked. Memory of
+the agent (of a burst and its trial the lowest, which is kept, and the highest), open files, threads, disk and
+latency go to `soak.csv`, and `soak.svg` shows them. At the end every label that was answered for must be at the
+fleet, and the slopes are held against what a year on a line allows. The exit code is 1 where something is over or
+lost.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
+import httpx
 import numpy as np
 
-from device_agent.memory import give_back_memory
+from benchmarks.soak_line import IMAGE_QUOTA_MIB, SoakLine
+from sdk.demo.plant import DemoFailed
+from sdk.labels import Body, Label
 
 LABEL_EVERY_S: Final = 0.25
 BURST: Final = 36
 """Labels before a trial is waited for: 2,600 in 72 bursts are a year of a busy operator (T22)."""
+WITHDRAWN: Final = 0.05
+"""Of the labels."""
 REST_S: Final = 30.0
 """A trial that takes longer beside frames at full speed is not waited for."""
+LOOK_EVERY_S: Final = 2.0
+"""An operator looks for new pictures."""
+PICTURES: Final = 50
+"""The newest, of which one is labelled."""
+AWAY_S: Final = 0.2
+"""An operator whose device is away looks again after this."""
+ARRIVED_S: Final = 120.0
+"""After the last trouble: until the fleet has everything."""
 WATCH_S: Final = 0.1
 """Between two readings of memory."""
 WARM_UP: Final = 0.3
-"""Share of the run in which caches fill; slopes are taken after it."""
+"""Share of the time between two reboots in which caches fill; slopes are taken after it."""
 MAX_MIB_PER_1000_LABELS: Final = 1.0
 MAX_DRIFT: Final = 1.10
+UPDATE: Final = "soak-"
+"""What releases are called that come meanwhile, with a number."""
+MAX_OVER_MIB: Final = 1.0
+"""A picture is written before others go for it."""
+MAX_MORE: Final = 3
+"""Open files, and threads, at the end beyond those at the first reading."""
 MB: Final = 1_000_000
 
 
 @dataclass(frozen=True)
 class Point:
-    """What the process was at one moment."""
+    """What the agent was at one moment.
+
+    Attributes:
+        at_s: Since the soak began.
+        age_s: Since the agent started.
+        frames: Inspected in all, those before its reboots included.
+        labels: Answered for in all.
+        lowest_mb, highest_mb: Resident, in the burst that ends here.
+        p99_ms: From frame to verdict, of the results heard of in that burst; 0 where there were none.
+        errors: Since the agent started.
+    """
 
     at_s: float
+    age_s: float
     frames: int
     labels: int
-    heads: int
+    release: str
     lowest_mb: float
     highest_mb: float
     files: int
     threads: int
     store_mb: float
+    images_mb: float
     p99_ms: float
     errors: int
 
 
-def main() -> int:
+@dataclass
+class Soaked:
+    """What a soak showed.
+
+    Attributes:
+        points: One for each burst.
+        befell: When, and what.
+        answered: Labels that an operator was told are saved: first and last log entry, sample, class.
+        refused: Labels that the operator was told are not saved: the picture had gone, or the agent was ending.
+        unanswered: Labels whose answer never came, since the agent ended meanwhile.
+        at_the_fleet: The device's log as the fleet has it in the end.
+    """
+
+    points: list[Point] = field(default_factory=list)
+    befell: list[tuple[float, str]] = field(default_factory=list)
+    answered: list[tuple[int, int, bytes, bytes | None]] = field(default_factory=list)
+    refused: int = 0
+    unanswered: int = 0
+    at_the_fleet: dict[int, Body] = field(default_factory=dict)
+
+    def lost(self) -> int:
+        """Return how many labels were answered for and are not at the fleet."""
+
+        def there(first: int, last: int, sample: bytes, class_id: bytes | None) -> bool:
+            said = [self.at_the_fleet.get(seq) for seq in range(first, last + 1)]
+            return any(isinstance(x, Label) and (x.sample, x.class_id) == (sample, class_id) for x in said)
+
+        return sum(not there(*each) for each in self.answered)
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Run it."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,66 +133,190 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True, help="a folder of frames")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--precision", default=None)
+    parser.add_argument("--drops", type=int, default=30, help="of the broker")
+    parser.add_argument("--updates", type=int, default=12)
+    parser.add_argument("--reboots", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("soak"), help="without ending")
-    options = parser.parse_args()
-    give_back_memory()
-    points = soak(options.bundle, options.images, options.precision, options.minutes * 60)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
+    seconds = options.minutes * 60
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SoakLine(Path(folder), options.bundle, options.images, options.precision) as line,
+    ):
+        soaked = Soak(line, seconds, options.drops, options.updates, options.reboots).run()
     with options.out.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Point)])
+        writer = csv.DictWriter(file, [each.name for each in fields(Point)])
         writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
-    draw(points, options.out.with_suffix(".svg"))
-    return judge(points)
+        writer.writerows(asdict(point) for point in soaked.points)
+    draw(soaked, options.out.with_suffix(".svg"))
+    return judge(soaked, seconds / (options.reboots + 1))
 
 
-def soak(bundle: Path, images: Path, precision: str | None, seconds: float) -> list[Point]:
-    """Run an agent for so long, and return what it was every ten seconds."""
-    from device_agent.agent import Agent
-    from device_agent.config import FolderCamera, PageSettings, Site
+class Soak:
+    """One soak: an operator, trouble on a thread beside, and readings after each burst."""
 
-    roll, stop, labels = random.Random(0), threading.Event(), 0
-    points: list[Point] = []
-    with tempfile.TemporaryDirectory() as folder:
-        site = Site(
-            device="line-1",
-            camera=FolderCamera(path=images, loop=True),
-            data_dir=Path(folder) / "data",
-            bundle=bundle,
-            precision=precision,  # type: ignore[arg-type]
-            page=PageSettings(port=0),
+    def __init__(self, line: SoakLine, seconds: float, drops: int, updates: int, reboots: int) -> None:
+        self._line, self._seconds = line, seconds
+        self._roll, self._over = random.Random(0), threading.Event()
+        self._began_s = self._started_s = time.monotonic()
+        self._frames_before = 0
+        self._failed: Exception | None = None
+        self._found = Soaked()
+        self._samples: list[str] = []
+        self._classes: list[str] = []
+        self._looked_s = -LOOK_EVERY_S
+        self._plan = sorted(
+            [(seconds * (i + 0.5) / drops, "drop", line.drop_broker) for i in range(drops)]
+            + [(seconds * (i + 0.3) / updates, "update", self._update(i)) for i in range(updates)]
+            + [(seconds * (i + 1) / (reboots + 1), "reboot", self._reboot(i)) for i in range(reboots)],
+            key=lambda each: each[0],
         )
-        with Agent(site) as agent:
-            line = threading.Thread(target=agent.run, args=(stop,))
-            line.start()
-            began = time.monotonic()
+
+    def run(self) -> Soaked:
+        """Soak, and return what was found once agent and service have ended.
+
+        Raises:
+            DemoFailed: a process ended by itself, or the fleet never had everything.
+        """
+        trouble = threading.Thread(target=self._befall)
+        trouble.start()
+        try:
+            while self._now_s() < self._seconds and self._failed is None:
+                with Watch(lambda: self._line.pid) as memory:
+                    for _ in range(BURST):
+                        self._label()
+                        time.sleep(LABEL_EVERY_S)
+                    self._wait_for_trial()
+                self._found.points.append(self._point(memory))
+                print(self._found.points[-1], file=sys.stderr, flush=True)
+        finally:
+            self._over.set()
+            trouble.join()
+        if self._failed is not None:
+            raise self._failed
+        self._line.device.wait(
+            "everything arriving", lambda state: state["mqtt"]["connected"] and state["outbox"] == 0, ARRIVED_S
+        )
+        self._line.stop_all()
+        self._found.at_the_fleet = self._line.at_the_fleet()
+        return self._found
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    # -- trouble
+
+    def _befall(self) -> None:
+        for at_s, what, happen in self._plan:
+            if self._over.wait(max(0.0, at_s - self._now_s())):
+                return
+            self._found.befell.append((self._now_s(), what))
             try:
-                while time.monotonic() - began < seconds:
-                    with Watch() as memory:
-                        for _ in range(BURST):
-                            samples = agent.store.samples(limit=200)
-                            classes = agent.station.classes()
-                            if samples and classes:
-                                chosen = None if roll.random() < 0.05 else roll.choice(classes).class_id
-                                agent.station.label(roll.choice(samples).sample_id, chosen, "soak")
-                                labels += 1
-                            time.sleep(LABEL_EVERY_S)
-                        if classes:
-                            agent.station.require().learner.wait_until_idle(REST_S)
-                    at_s = time.monotonic() - began
-                    points.append(point(agent.site.data_dir, at_s, agent.state(), labels, agent.station, memory))
-                    print(points[-1], file=sys.stderr, flush=True)
-            finally:
-                stop.set()
-                line.join()
-    return points
+                happen()
+            except Exception as error:  # noqa: BLE001 - raised again by `run`
+                self._failed = error
+                return
+
+    def _update(self, number: int) -> Callable[[], None]:
+        return lambda: self._line.update(f"{UPDATE}{number + 1}")
+
+    def _reboot(self, number: int) -> Callable[[], None]:
+        def happen() -> None:
+            self._frames_before += self._line.device.state()["frames"]
+            self._line.reboot(cut=number % 2 == 1)
+            self._started_s = time.monotonic()
+
+        return happen
+
+    # -- the operator
+
+    def _label(self) -> None:
+        """Give one label at random to one of the newest samples, unless the device is away."""
+        device = self._line.device
+        if self._now_s() - self._looked_s > LOOK_EVERY_S:
+            try:
+                self._samples = [each["sample"] for each in device.get("/api/samples", limit=PICTURES)]
+                self._classes = [each["id"] for each in device.state()["classes"]]
+                self._looked_s = self._now_s()
+            except (httpx.TransportError, DemoFailed):
+                time.sleep(AWAY_S)
+                return
+        if not self._samples or not self._classes:
+            return
+        sample = self._roll.choice(self._samples)
+        class_id = None if self._roll.random() < WITHDRAWN else self._roll.choice(self._classes)
+        try:
+            said = device.post("/api/labels", {"sample": sample, "class_id": class_id, "operator": "soak"})
+        except httpx.ConnectError:
+            return
+        except httpx.TransportError:
+            self._found.unanswered += 1
+            return
+        except DemoFailed:
+            self._found.refused += 1
+            return
+        chosen = None if class_id is None else bytes.fromhex(class_id)
+        self._found.answered.append((said["first_seq"], said["seq"], bytes.fromhex(sample), chosen))
+
+    def _wait_for_trial(self) -> None:
+        end_s = time.monotonic() + REST_S
+        while time.monotonic() < end_s and self._failed is None:
+            try:
+                head = self._line.device.state()["head"]
+            except (httpx.TransportError, DemoFailed):
+                head = None
+            if head is not None and not head["busy"]:
+                return
+            time.sleep(AWAY_S)
+
+    # -- readings
+
+    def _point(self, memory: Watch) -> Point:
+        """Return what the agent is now, or as soon as it is there again."""
+        while True:
+            try:
+                state, pid = self._line.device.state(), self._line.pid
+                status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+                files = len(os.listdir(f"/proc/{pid}/fd"))
+            except (httpx.TransportError, DemoFailed, FileNotFoundError):
+                if self._failed is not None:
+                    raise self._failed from None
+                time.sleep(AWAY_S)
+                continue
+            break
+        said = {line.split(":")[0]: line.split()[1] for line in status if len(line.split()) > 1}
+        latencies = self._line.latencies_ms()
+        data = self._line.data
+        return Point(
+            at_s=self._now_s(),
+            age_s=time.monotonic() - self._started_s,
+            frames=self._frames_before + state["frames"],
+            labels=len(self._found.answered),
+            release=state["release"]["name"] if state["release"] else "",
+            lowest_mb=memory.lowest_mb,
+            highest_mb=memory.highest_mb,
+            files=files,
+            threads=int(said["Threads"]),
+            store_mb=sum(each.stat().st_size for each in data.glob("store.sqlite3*")) / MB,
+            images_mb=sum(each.stat().st_size for each in (data / "images").rglob("*") if each.is_file()) / MB,
+            p99_ms=float(np.percentile(latencies, 99)) if latencies else 0.0,
+            errors=state["errors"],
+        )
 
 
 class Watch:
-    """The lowest and the highest resident memory of this process while the block runs."""
+    """The lowest and the highest resident memory of a process while the block runs.
 
-    def __init__(self, every_s: float = WATCH_S) -> None:
-        self._every_s = every_s
-        self.lowest_mb = self.highest_mb = resident_mb()
+    Args:
+        pid: Asked which, each time: it may end and start anew. This one by default.
+        every_s: Between two readings.
+    """
+
+    def __init__(self, pid: Callable[[], int] = os.getpid, *, every_s: float = WATCH_S) -> None:
+        self._pid, self._every_s = pid, every_s
+        self.lowest_mb, self.highest_mb = float("inf"), 0.0
+        self._read()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -139,98 +330,100 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(self._every_s):
-            now_mb = resident_mb()
-            self.lowest_mb, self.highest_mb = min(self.lowest_mb, now_mb), max(self.highest_mb, now_mb)
+            self._read()
+
+    def _read(self) -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if now_mb := resident_mb(self._pid()):
+                self.lowest_mb, self.highest_mb = min(self.lowest_mb, now_mb), max(self.highest_mb, now_mb)
 
 
-def resident_mb() -> float:
-    """Return this process's resident memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+def resident_mb(pid: int | None = None) -> float:
+    """Return a process's resident memory; this one's where None, 0 where it has ended and is not waited for."""
+    pages = int(Path(f"/proc/{pid or os.getpid()}/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / MB
 
 
-def point(data_dir: Path, at_s: float, state: object, labels: int, station: object, memory: Watch) -> Point:
-    """Return what this process is now."""
-    from device_agent.heads_and_updates import Outcome
-    from device_agent.report import State
-    from device_agent.station import Station
+def judge(soaked: Soaked, life_s: float) -> int:
+    """Print what was found; return 1 where something is over its limit, or lost.
 
-    assert isinstance(state, State)
-    assert isinstance(station, Station)
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    said = {line.split(":")[0]: line.split()[1] for line in lines if len(line.split()) > 1}
-    latencies = list(station.latencies_ms)
-    rows = station.require().learner.history(limit=10_000)
-    return Point(
-        at_s=at_s,
-        frames=state.frames,
-        labels=labels,
-        heads=sum(row.outcome in (Outcome.CONFIRMED, Outcome.TAKEN_BACK) for row in rows),
-        lowest_mb=memory.lowest_mb,
-        highest_mb=memory.highest_mb,
-        files=len(os.listdir("/proc/self/fd")),
-        threads=int(said["Threads"]),
-        store_mb=sum(each.stat().st_size for each in data_dir.glob("store.sqlite3*")) / MB,
-        p99_ms=float(np.percentile(latencies, 99)) if latencies else 0.0,
-        errors=state.errors,
-    )
-
-
-def judge(points: list[Point]) -> int:
-    """Print the slopes after the warm-up; return 1 where one is over its limit."""
-    warm = [each for each in points if each.at_s >= WARM_UP * points[-1].at_s]
+    Args:
+        soaked: What was found.
+        life_s: From one start of the agent to the next.
+    """
+    points = soaked.points
+    warm = [each for each in points if each.age_s >= WARM_UP * life_s] or points
     kept = slope([(each.labels, each.lowest_mb) for each in warm])
     held = slope([(each.labels, each.highest_mb) for each in warm])
     third = max(1, len(warm) // 3)
     early = float(np.median([each.p99_ms for each in warm[:third]]))
     late = float(np.median([each.p99_ms for each in warm[-third:]]))
-    last = points[-1]
-    files = last.files - warm[0].files
-    threads = last.threads - warm[0].threads
+    first, last, lost = warm[0], points[-1], soaked.lost()
+    files, threads = last.files - first.files, last.threads - first.threads
+    befell = {what: sum(each == what for _, each in soaked.befell) for what in ("drop", "update", "reboot")}
+    releases = len({each.release for each in points if each.release.startswith(UPDATE)})
+    images_mib = max(each.images_mb for each in points) * MB / 1024**2
     print(
-        f"{last.frames} frames, {last.labels} labels and {last.heads} heads that ended their trial in "
+        f"{last.frames} frames, {len(soaked.answered)} labels and {len(points)} times of learning in "
         f"{last.at_s / 60:.0f} minutes, {last.errors} errors\n"
+        f"{befell['drop']} times without broker, {befell['reboot']} reboots, {befell['update']} releases "
+        f"published, {releases} of them seen in service\n"
+        f"labels answered for and not at the fleet: {lost}; refused {soaked.refused}, without an answer "
+        f"{soaked.unanswered}\n"
         f"resident memory, for 1,000 labels (at most {MAX_MIB_PER_1000_LABELS} MiB): the lowest of each burst "
         f"{kept:+.2f} MiB, {last.lowest_mb:.0f} MB at the end; the highest {held:+.2f} MiB, "
         f"{max(each.highest_mb for each in points):.0f} MB at most\n"
-        f"p99 latency {early:.1f} ms early, {late:.1f} ms late (at most {MAX_DRIFT:.2f} times)\n"
-        f"open files {files:+d}, threads {threads:+d}, store {last.store_mb:.1f} MB"
+        f"p99 from frame to verdict {early:.1f} ms early, {late:.1f} ms late (at most {MAX_DRIFT:.2f} times)\n"
+        f"open files {files:+d}, threads {threads:+d}, store {last.store_mb:.1f} MB, "
+        f"images {images_mib:.0f} MiB of {IMAGE_QUOTA_MIB}"
     )
     over = (
-        max(kept, held) > MAX_MIB_PER_1000_LABELS or late > MAX_DRIFT * early or abs(files) > 3 or abs(threads) > 3
+        max(kept, held) > MAX_MIB_PER_1000_LABELS
+        or late > MAX_DRIFT * early
+        or max(files, threads) > MAX_MORE
+        or images_mib > IMAGE_QUOTA_MIB + MAX_OVER_MIB
     )
-    return int(over or last.errors > 0)
+    return int(over or lost > 0 or last.errors > 0)
 
 
 def slope(readings: list[tuple[int, float]]) -> float:
     """Return MiB for 1,000 labels, from labels and MB: the median slope of all pairs (Theil and Sen)."""
     pairs = [(a, b) for i, a in enumerate(readings) for b in readings[i + 1 :] if a[0] < b[0]]
+    if not pairs:
+        return 0.0
     return float(np.median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs])) * 1000 * MB / 1024**2
 
 
-def draw(points: list[Point], file: Path) -> None:
-    """Draw what was measured."""
+def draw(soaked: Soaked, file: Path) -> None:
+    """Draw what was measured, and when trouble came."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(4, 1, sharex=True, figsize=(8, 9), layout="constrained")
-    minutes = [each.at_s / 60 for each in points]
+    minutes = [each.at_s / 60 for each in soaked.points]
     for axis, (names, label) in zip(
         axes,
         (
             (("highest_mb", "lowest_mb"), "resident, MB"),
-            (("p99_ms",), "p99, ms"),
-            (("store_mb",), "store, MB"),
-            (("files",), "open files"),
+            (("p99_ms",), "frame to verdict, p99, ms"),
+            (("store_mb", "images_mb"), "disk, MB"),
+            (("files", "threads"), "count"),
         ),
         strict=True,
     ):
         for name in names:
-            axis.plot(minutes, [getattr(each, name) for each in points])
+            axis.plot(minutes, [getattr(each, name) for each in soaked.points], label=name.removesuffix("_mb"))
+        if len(names) > 1:
+            axis.legend(loc="lower right", frameon=False, ncols=len(names))
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
+    for what, style in (("drop", ("0.85", "-")), ("update", ("tab:green", ":")), ("reboot", ("tab:red", "--"))):
+        for axis in axes:
+            for at_s in (at_s for at_s, each in soaked.befell if each == what):
+                axis.axvline(at_s / 60, color=style[0], linestyle=style[1], linewidth=1, zorder=0)
+    axes[0].set_title("grey: broker killed; green: release published; red: agent ended", fontsize="small")
     axes[-1].set_xlabel("minutes")
     figure.savefig(file)
     pyplot.close(figure)

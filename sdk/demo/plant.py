@@ -70,6 +70,11 @@ class Service:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
     def _read(self) -> None:
         assert self._child.stdout is not None
         with self.log.open("ab") as log:
