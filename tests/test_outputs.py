@@ -22,7 +22,7 @@ import pytest
 from device_agent.camera import Box
 from device_agent.config import HttpOutput, ModbusOutput, PluginOutput, parse_site
 from device_agent.history import COLUMNS, History, read_history, write_csv
-from device_agent.outputs import Outputs, open_output
+from device_agent.outputs import LATE_S, Outputs, open_output
 from device_agent.outputs.http import HttpPosts
 from device_agent.parts import Finding, Part
 from sdk.errors import ConfigError, OutputFailed, OutputRefused
@@ -137,6 +137,27 @@ def test_what_acts_on_the_line_gets_a_verdict_when_it_falls_or_never() -> None:
         outputs.put(part_of(1))
         wait_for(lambda: output.got == [1], DEADLINE_S)
         assert outputs.report()[0][1].dropped == 1
+
+
+def late(number: int, verdict: Verdict) -> Part:
+    return replace(part_of(number, verdict), decided_s=time.monotonic() - LATE_S)
+
+
+def test_what_acts_on_the_line_gets_no_verdict_that_waited_while_it_hung() -> None:
+    acting, recording = SimOutput(replays=False), SimOutput()
+    with delivering(acting, recording) as outputs:
+        for i in range(5):
+            outputs.put(late(i, Verdict.PASS))
+        outputs.put(part_of(5))
+        wait_for(lambda: acting.got == [5] and len(recording.got) == 6, DEADLINE_S)
+        assert [tally.dropped for _, tally, _, _ in outputs.report()] == [5, 0]
+
+
+def test_a_late_rejection_is_told_where_nothing_newer_follows() -> None:
+    acting = SimOutput(replays=False)
+    with delivering(acting) as outputs:
+        outputs.put(late(0, Verdict.REJECT))
+        wait_for(lambda: acting.got == [0], DEADLINE_S)
 
 
 @pytest.mark.parametrize("error", [OutputRefused("no such part", hint="-"), KeyError("a bug")], ids=type)

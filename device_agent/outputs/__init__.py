@@ -6,8 +6,8 @@ Rules kept here:
 - The flow hands a verdict over and goes on. An output that cannot be reached is tried again for ever, waiting
   longer.
 - An output that acts on the line (`replays` false: a coil) gets each verdict when it falls or never: one that
-  comes late would hit another part. One that records (`replays` true) gets all of them in order, as many as may
-  wait.
+  comes late, because it was tried before or waited behind others, would hit another part. One that records
+  (`replays` true) gets all of them in order, as many as may wait.
 - What is not delivered is counted and told of in the state. The device's own record is its history.
 - When the agent stops, open parts are rejected first (`parts`), and each output is left saying reject (`close`).
 """
@@ -26,6 +26,7 @@ from device_agent.histogram import Histogram
 from device_agent.parts import Part
 from device_agent.plugins import OUTPUTS, load
 from sdk.errors import HeadwayError, OutputFailed, OutputRefused
+from sdk.wire import Verdict
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ WAITING_PARTS: Final = 4096
 """Verdicts that may wait for one output: over three minutes at 20 a second."""
 BEAT_S: Final = 1.0
 """How often an output may show that the agent is alive."""
+LATE_S: Final = 1.0
+"""A verdict that has waited so long for an output that acts on the line is of a part that has passed: by then the
+station rejects by itself what it has not heard of (`[part] decide_within_ms`)."""
 RETRY_S: Final = 0.2
 RETRY_MAX_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
@@ -124,7 +128,10 @@ class _Worker:
                 if self._stopping.is_set():
                     break
             else:
-                self._deliver(part, give_up_s)
+                if self._has_passed(part):
+                    self.tally.dropped += 1
+                else:
+                    self._deliver(part, give_up_s)
             now_s = time.monotonic()
             if now_s > give_up_s:
                 break
@@ -133,6 +140,14 @@ class _Worker:
                 self._try(None)
         self.tally.dropped += self._waiting.qsize()
         self.output.close()
+
+    def _has_passed(self, part: Part) -> bool:
+        """Return whether a verdict waited too long behind others, while an output that acts hung or was away.
+
+        A rejection that nothing newer follows is delivered however late, so that no pass is left standing.
+        """
+        late = not self.output.replays and time.monotonic() - part.decided_s >= LATE_S
+        return late and (part.verdict is Verdict.PASS or not self._waiting.empty())
 
     def _deliver(self, part: Part, give_up_s: float) -> None:
         wait_s = RETRY_S
