@@ -326,7 +326,7 @@ class SyncCore:
         due = [self._ask_due, self._state_again]
         if self._state_wanted:
             due.append(self._state_due)
-        if self._store.outbox_depth():
+        if self._store.outbox_depth() and self._owed <= self._store.length():  # else `_to_send` sends nothing
             due.append(self._resend_due)
         return min(due)
 

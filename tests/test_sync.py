@@ -276,6 +276,18 @@ def test_a_replaced_device_writes_nothing_before_its_earlier_log_is_back(device:
         assert labels_in(fresh.core.poll(3.0)) == [3, 4]
 
 
+def test_a_replaced_device_that_waits_for_its_earlier_log_rests_meanwhile(device: Device) -> None:
+    device.core.connected(0.0)
+    write_label(device.store, 1)
+    device.core.poll(0.0)
+    device.ack(4, now=1.0)
+    now = 100.0  # no stretch of the union came
+    device.core.poll(now)
+    wake_at = device.core.wake_at()
+    assert wake_at is not None
+    assert wake_at > now, "it would ask again at once, for as long as nothing comes"
+
+
 def test_records_that_contradict_ours_are_not_taken_and_shown(device: Device) -> None:
     device.segment(1, foreign(1))
     chain = Chain("line-2")
