@@ -234,6 +234,16 @@ def test_a_bad_file_is_quarantined_and_the_next_one_taken(tmp_path: Path) -> Non
         assert list(camera.tally.quarantined) == ["bad.jpg"]
 
 
+def test_a_file_that_cannot_be_deleted_is_taken_once_and_the_next_one_too(tmp_path: Path) -> None:
+    put(tmp_path, "0.png", 10)
+    shots = open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1").shots(threading.Event())
+    assert next(shots).part == "0.png"
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "0.png").mkdir()  # as a share that takes no more writes, it cannot be deleted
+    put(tmp_path, "1.png", 20)
+    assert next(shots).part == "1.png"
+
+
 def test_a_watched_folder_that_is_gone_is_lost(tmp_path: Path) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()

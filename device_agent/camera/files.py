@@ -170,13 +170,20 @@ class Watch:
                 if shot is not None:
                     yield shot
                     if self._settings.delete:
-                        path.unlink(missing_ok=True)
+                        self._delete(path)
                 if stop.is_set():
                     return
             here = {name for name, _, _ in listed}
             self._taken = {name: at for name, at in self._taken.items() if name in here}
             growing = {name: at for name, at in growing.items() if name in here and self._taken.get(name) != at}
             stop.wait(self._settings.poll_s)
+
+    def _delete(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            # It is not taken again while the agent runs, and stays until somebody looks at the log.
+            _log.warning("%s was taken and cannot be deleted: %s", path, error.strerror)
 
     def _listed(self) -> list[tuple[str, Path, _Stamp]]:
         """Return the folder's images, oldest first: name, file, and what changes when it is written."""
