@@ -323,8 +323,8 @@ class Flow:
             try:
                 self._take_all(number, camera, stop)
                 break  # the source has ended; labelling goes on
-            except CameraLost as error:
-                self._on_frame(error, 0.0)
+            except Exception as error:  # noqa: BLE001 - as in the stages: whatever a source does, it is tried again
+                self._on_frame(_lost(camera.name, error), 0.0)
                 camera.tally.state = CameraState.LOST
                 retry_s = RETRY_S if camera.tally.frames > before else min(2 * retry_s, RETRY_MAX_S)
                 stop.wait(retry_s)
@@ -495,6 +495,14 @@ def worth_keeping(looks: Sequence[Look], ledger: Ledger, ask_below: float) -> li
         for look in looks
         if look is least or ledger.bad(look.decision) or look.decision.probability < ask_below
     ]
+
+
+def _lost(name: str, error: Exception) -> CameraLost:
+    """Return what a source raised as the loss that it is; it says nothing of a frame or a release."""
+    if isinstance(error, CameraLost):
+        return error
+    _log.error("%s failed", name, exc_info=error)
+    return CameraLost(f"{name}: {type(error).__name__}: {error}", hint="It is tried again; see the agent's log.")
 
 
 _T = TypeVar("_T")

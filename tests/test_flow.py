@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from device_agent.camera import Box, CameraState
+from device_agent.camera import Box, CameraState, Shot
 from device_agent.config import RecipeSettings
 from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, Backlog, FlowSettings, worth_keeping
 from device_agent.parts import LATE, STOPPING
@@ -19,7 +19,7 @@ from device_agent.recipe import Recipe
 from device_agent.station import Look
 from device_agent.store import SampleStatus, Store
 from sdk.bundle import Bundle
-from sdk.errors import InferenceFailed, NoRelease, TriggerRefused
+from sdk.errors import CameraLost, InferenceFailed, NoRelease, TriggerRefused
 from sdk.images import decode, sample_id
 from sdk.preprocess import Frame
 from sdk.wire import Verdict
@@ -227,6 +227,26 @@ def test_several_cameras_share_one_backbone_and_make_one_verdict(store: Store, b
         assert worst is not None
         assert worst.shot.camera == 1
         assert line.parts[-1].frames == 2
+
+
+class BrokenOnce(SimCamera):
+    """Raises an error that no camera should, at the first look."""
+
+    def shots(self, stop: threading.Event) -> Iterator[Shot]:
+        if self.tally.state is CameraState.OPENING:
+            raise PermissionError(13, "Permission denied", "index.csv")
+        return super().shots(stop)
+
+
+def test_a_source_that_breaks_in_whatever_way_is_tried_again(store: Store, bundle: Bundle) -> None:
+    camera = BrokenOnce()
+    camera.push(frame_of("pit", 0))
+    with Line(store, bundle, [camera], PATIENT) as line:
+        until(lambda: line.parts)
+        assert [str(error) for error in line.faults] == [
+            "sim: PermissionError: [Errno 13] Permission denied: 'index.csv'"
+        ]
+        assert isinstance(line.faults[0], CameraLost), "a source at fault speaks against no release"
 
 
 def test_a_camera_that_is_slow_holds_no_other_back(store: Store, bundle: Bundle) -> None:

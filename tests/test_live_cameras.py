@@ -16,6 +16,7 @@ import pytest
 
 from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
 from device_agent.camera.gstreamer import LAUNCH, LaunchGrabber, check_pipeline, has_gstreamer
+from device_agent.camera.live import Live
 from device_agent.camera.picture import PictureWatch
 from device_agent.config import (
     GStreamerCamera,
@@ -314,6 +315,30 @@ def test_a_cameras_plug_in_gets_its_own_keys_and_is_reconnected_like_all_others(
     assert camera.name == "top"
     assert (watched.shots[0].frame == 77).all()
     assert watched.shots[0].frame.shape == (8, 8, 3)
+
+
+class Breaks:
+    """A driver that raises what it likes."""
+
+    def read(self, wanted: bool) -> Frame | None:
+        raise RuntimeError(f"the driver's own error; {wanted=}")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_driver_that_raises_an_error_of_its_own_is_reconnected_too() -> None:
+    settings = OpenCvCamera(index=0, retry_s=0.01, retry_max_s=0.02)
+    tried: list[int] = []
+
+    def connect() -> Breaks:
+        tried.append(1)
+        return Breaks()
+
+    camera = Live("top", settings, "line-1", connect, lambda: 0.0)
+    with Watched(camera):
+        wait_for(lambda: len(tried) >= 3, DEADLINE_S)
+    assert camera.tally.state is CameraState.LOST
 
 
 @pytest.mark.usefixtures("grey_plugin")

@@ -98,12 +98,15 @@ class Live:
         while not (stop.is_set() or closing.is_set()):
             try:
                 self._read_until_lost(stop, closing)
-            except CameraLost as error:
+            except Exception as error:  # noqa: BLE001 - the thread's outermost loop: drivers raise what they like
                 if self.tally.state is CameraState.LIVE:
                     wait_s = self._settings.retry_s
                 if self.tally.state is not CameraState.LOST:
                     self.tally.outages += 1
-                    _log.warning("%s (%s)", error, error.hint)
+                    if isinstance(error, CameraLost):
+                        _log.warning("%s (%s)", error, error.hint)
+                    else:
+                        _log.warning("%s is lost", self.name, exc_info=error)
                 self.tally.state = CameraState.LOST
                 closing.wait(wait_s)
                 wait_s = min(2 * wait_s, self._settings.retry_max_s)
