@@ -357,6 +357,9 @@ class Flow:
             if trigger is None:
                 trigger = triggers.take(number)
                 left = 0 if trigger is None else self._settings.frames
+            while trigger is not None and camera.live and self._has_passed(trigger, shot):
+                trigger = triggers.take(number)
+                left = 0 if trigger is None else self._settings.frames
             if trigger is None or (camera.live and shot.at_s < trigger.at_s + self._settings.delay_s):
                 continue
             shot = replace(shot, camera=number).of_part(trigger.part, self._station.store.device, trigger.lot)
@@ -364,6 +367,11 @@ class Flow:
                 return
             left -= 1
             trigger = trigger if left else None
+
+    def _has_passed(self, trigger: Trigger, shot: Shot) -> bool:
+        """Return whether a part's time was over before a frame was taken, as after an outage: the frame shows
+        another part."""
+        return shot.at_s >= trigger.at_s + self._settings.decide_within_s
 
     # -- inspection ------------------------------------------------------------------------------------------
 

@@ -169,6 +169,21 @@ def test_a_part_whose_camera_gives_nothing_is_rejected_when_its_time_is_over(sto
         assert (line.parts[0].verdict, line.parts[0].reason) == (Verdict.REJECT, LATE)
 
 
+def test_after_an_outage_a_frame_goes_to_the_part_of_now_and_not_to_those_that_passed(
+    store: Store, bundle: Bundle
+) -> None:
+    camera = SimCamera()
+    with Line(store, bundle, [camera], triggered()) as line:
+        for i in range(3):
+            line.flow.trigger(f"passed {i}")
+        camera.push(frame_of("pit", 0), at_s=time.monotonic() + 601)  # their 600 s were over
+        until(lambda: line.flow.triggers is not None and line.flow.triggers.depth == 0)
+        line.flow.trigger("now")
+        camera.push(frame_of("pit", 1))
+        until(lambda: line.station.counts.frames)
+        assert [sample.group for sample in store.samples(limit=50)] == ["line-1/now"]
+
+
 def test_a_part_is_rejected_in_time_though_the_backbone_hangs(store: Store, bundle: Bundle) -> None:
     camera = SimCamera()
     with Line(store, bundle, [camera], triggered(within_s=0.05)) as line:
