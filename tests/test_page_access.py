@@ -158,6 +158,36 @@ def test_wrong_tries_are_slowed_down_and_the_clock_frees_them(access: Access, cl
         access.log_in("Ben", "000001", "10.0.0.9")
 
 
+def test_after_however_many_wrong_tries_the_next_one_waits(access: Access, clock: Clock, book: Database) -> None:
+    with book.transaction() as db:  # after eleven days of trying
+        db.execute("INSERT INTO tries VALUES ('account ben', 1100, 0.0)")
+    with pytest.raises(LoginFailed):
+        access.log_in("Ben", "000001", "10.0.0.1")
+    clock.now += MAX_WAIT_S - 1
+    with pytest.raises(TooManyTries):
+        access.log_in("Ben", "000001", "10.0.0.1")
+
+
+def test_a_terminal_where_many_mistype_over_the_months_locks_nobody_out(access: Access, clock: Clock) -> None:
+    for _ in range(40):
+        clock.now += 86_400
+        with pytest.raises(LoginFailed):
+            access.log_in("Ben", "000001", "127.0.0.1")
+        access.log_in("Ben", PIN, "127.0.0.1")
+
+
+def test_a_stranger_is_forgiven_no_try(access: Access, clock: Clock) -> None:
+    tries, began = 0, clock.now
+    while clock.now < began + 86_400:
+        try:
+            access.log_in(f"somebody {tries}", "000001", "10.0.0.1")
+        except TooManyTries:
+            clock.now += 60.0
+        except LoginFailed:
+            tries += 1
+    assert tries < 24 * 4 + 4 * MAX_TRIES + 10
+
+
 @pytest.mark.parametrize(("name", "secret", "idle_s"), [("Ann", PASSWORD, IDLE_S), ("Ben", PIN, IDLE_OPERATOR_S)])
 def test_a_session_ends(access: Access, clock: Clock, name: str, secret: str, idle_s: float) -> None:
     unused, used, out, changed = (access.log_in(name, secret, "") for _ in range(4))

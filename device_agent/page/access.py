@@ -38,11 +38,17 @@ MAX_TRIES: Final = 5
 """Wrong tries in a row before the first wait."""
 FIRST_WAIT_S: Final = 30.0
 MAX_WAIT_S: Final = 15 * 60.0
+FORGIVEN_S: Final = 60 * 60.0
+"""One wrong try of an address is forgotten each hour that it makes none: a line's one terminal, behind which many
+people mistype over the months, must not come to wait at each of them. Of a stranger's four tries an hour it takes
+none."""
 IDLE_S: Final = 60 * 60.0
 """An unused session of an engineer or admin ends after this."""
 IDLE_OPERATOR_S: Final = 10 * 60 * 60.0
 """A shift and its overlap: nobody logs in with gloves on for every label."""
 LONGEST_S: Final = 24 * 60 * 60.0
+_DOUBLINGS: Final = 16
+"""Of the first wait, far past the longest: counting goes no further, and two to that power is a small number."""
 MAX_SESSIONS: Final = 200
 KEEP_AUDIT: Final = 200_000
 HASHERS: Final = 2
@@ -300,15 +306,18 @@ class Access:
             raise TooManyTries(f"too many wrong tries; wait {wait_s:.0f} s", hint="Ask an admin for a new PIN.")
 
     def _count_try(self, keys: tuple[str, ...]) -> None:
+        now = self._clock()
         with self.book.transaction() as db:
             for key in keys:
-                row = db.execute("SELECT failed FROM tries WHERE who = ?", (key,)).fetchone()
-                failed = 1 + (0 if row is None else int(row[0]))
+                row = db.execute("SELECT failed, until_utc FROM tries WHERE who = ?", (key,)).fetchone()
+                before, last = (0, now) if row is None else (int(row[0]), float(row[1]))
                 # One address may be a gateway with a whole shift behind it.
                 allowed = MAX_TRIES if key.startswith("account") else 4 * MAX_TRIES
-                waits = failed - allowed
-                until = self._clock() + min(FIRST_WAIT_S * 2**waits, MAX_WAIT_S) if waits >= 0 else 0.0
-                db.execute("REPLACE INTO tries VALUES (?, ?, ?)", (key, failed, until))
+                if allowed > MAX_TRIES and now > last:
+                    before = max(0, before - int((now - last) // FORGIVEN_S))
+                failed = min(before + 1, allowed + _DOUBLINGS)
+                wait_s = min(FIRST_WAIT_S * 2 ** (failed - allowed), MAX_WAIT_S) if failed >= allowed else 0.0
+                db.execute("REPLACE INTO tries VALUES (?, ?, ?)", (key, failed, now + wait_s))
             db.execute("DELETE FROM tries WHERE who IN (SELECT who FROM tries LIMIT -1 OFFSET 10000)")
 
     # -- machines ------------------------------------------------------------------------------------------------
