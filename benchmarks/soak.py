@@ -75,7 +75,9 @@ class Point:
         frames: Inspected in all, those before its reboots included.
         labels: Answered for in all.
         lowest_mb, highest_mb: Resident, in the burst that ends here.
-        p99_ms: From frame to verdict, of the results heard of in that burst; 0 where there were none.
+        backbone_p99_ms: Since the agent started; at most 9 % too high (`device_agent.histogram`).
+        verdict_p99_ms: From frame to verdict, of the results heard of in that burst; 0 where there were none. Most
+            of it is waiting: frames come as fast as they are taken.
         errors: Since the agent started.
     """
 
@@ -90,7 +92,8 @@ class Point:
     threads: int
     store_mb: float
     images_mb: float
-    p99_ms: float
+    backbone_p99_ms: float
+    verdict_p99_ms: float
     errors: int
 
 
@@ -286,6 +289,7 @@ class Soak:
                 continue
             break
         said = {line.split(":")[0]: line.split()[1] for line in status if len(line.split()) > 1}
+        stages = {each["stage"]: each for each in (state["line"] or {"stages": []})["stages"]}
         latencies = self._line.latencies_ms()
         data = self._line.data
         return Point(
@@ -300,7 +304,8 @@ class Soak:
             threads=int(said["Threads"]),
             store_mb=sum(each.stat().st_size for each in data.glob("store.sqlite3*")) / MB,
             images_mb=sum(each.stat().st_size for each in (data / "images").rglob("*") if each.is_file()) / MB,
-            p99_ms=float(np.percentile(latencies, 99)) if latencies else 0.0,
+            backbone_p99_ms=stages["backbone"]["p99_ms"] if "backbone" in stages else 0.0,
+            verdict_p99_ms=float(np.percentile(latencies, 99)) if latencies else 0.0,
             errors=state["errors"],
         )
 
@@ -356,8 +361,13 @@ def judge(soaked: Soaked, life_s: float) -> int:
     kept = slope([(each.labels, each.lowest_mb) for each in warm])
     held = slope([(each.labels, each.highest_mb) for each in warm])
     third = max(1, len(warm) // 3)
-    early = float(np.median([each.p99_ms for each in warm[:third]]))
-    late = float(np.median([each.p99_ms for each in warm[-third:]]))
+    early, late = warm[:third], warm[-third:]
+
+    def p99(some: list[Point], of: Callable[[Point], float]) -> float:
+        return float(np.median([of(each) for each in some]))
+
+    before_ms, after_ms = (p99(some, lambda point: point.backbone_p99_ms) for some in (early, late))
+    verdict_ms = [p99(some, lambda point: point.verdict_p99_ms) for some in (early, late)]
     first, last, lost = warm[0], points[-1], soaked.lost()
     files, threads = last.files - first.files, last.threads - first.threads
     befell = {what: sum(each == what for _, each in soaked.befell) for what in ("drop", "update", "reboot")}
@@ -373,13 +383,14 @@ def judge(soaked: Soaked, life_s: float) -> int:
         f"resident memory, for 1,000 labels (at most {MAX_MIB_PER_1000_LABELS} MiB): the lowest of each burst "
         f"{kept:+.2f} MiB, {last.lowest_mb:.0f} MB at the end; the highest {held:+.2f} MiB, "
         f"{max(each.highest_mb for each in points):.0f} MB at most\n"
-        f"p99 from frame to verdict {early:.1f} ms early, {late:.1f} ms late (at most {MAX_DRIFT:.2f} times)\n"
+        f"p99 of the backbone {before_ms:.1f} ms early, {after_ms:.1f} ms late (at most {MAX_DRIFT:.2f} times); from "
+        f"frame to verdict {verdict_ms[0]:.0f} and {verdict_ms[1]:.0f}\n"
         f"open files {files:+d}, threads {threads:+d}, store {last.store_mb:.1f} MB, "
         f"images {images_mib:.0f} MiB of {IMAGE_QUOTA_MIB}"
     )
     over = (
         max(kept, held) > MAX_MIB_PER_1000_LABELS
-        or late > MAX_DRIFT * early
+        or after_ms > MAX_DRIFT * before_ms
         or max(files, threads) > MAX_MORE
         or images_mib > IMAGE_QUOTA_MIB + MAX_OVER_MIB
     )
@@ -407,14 +418,14 @@ def draw(soaked: Soaked, file: Path) -> None:
         axes,
         (
             (("highest_mb", "lowest_mb"), "resident, MB"),
-            (("p99_ms",), "frame to verdict, p99, ms"),
+            (("backbone_p99_ms", "verdict_p99_ms"), "p99, ms"),
             (("store_mb", "images_mb"), "disk, MB"),
             (("files", "threads"), "count"),
         ),
         strict=True,
     ):
         for name in names:
-            axis.plot(minutes, [getattr(each, name) for each in soaked.points], label=name.removesuffix("_mb"))
+            axis.plot(minutes, [getattr(each, name) for each in soaked.points], label=name.partition("_")[0])
         if len(names) > 1:
             axis.legend(loc="lower right", frameon=False, ncols=len(names))
         axis.set_ylabel(label)

@@ -7,8 +7,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
-BOUNDS_MS: Final = tuple(round(0.1 * 2 ** (i / 4), 4) for i in range(81))
-"""Upper bounds of the buckets, four to a doubling: 0.1 ms to 105 s. A quantile is then at most 19 % too high."""
+BOUNDS_MS: Final = tuple(round(0.1 * 2 ** (i / 8), 4) for i in range(161))
+"""Upper bounds of the buckets, eight to a doubling: 0.1 ms to 105 s. A quantile is then at most 9 % too high."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Histogram:
     >>> h = Histogram()
     >>> for ms in (1.0, 1.0, 40.0): h.add(ms)
     >>> h.latency().count, round(h.quantile(0.5), 2), round(h.quantile(0.99))
-    (3, 1.13, 40)
+    (3, 1.04, 40)
     """
 
     def __init__(self) -> None:

@@ -32,7 +32,8 @@ def steady(count: int = 40) -> Soaked:
             threads=19,
             store_mb=5.0,
             images_mb=60.0,
-            p99_ms=12.0,
+            backbone_p99_ms=12.0,
+            verdict_p99_ms=90.0,
             errors=0,
         )
         for i in range(1, count + 1)
@@ -70,7 +71,7 @@ def test_a_label_that_the_fleet_has_otherwise_or_elsewhere_is_lost(log: dict[int
     [
         lambda i, p: replace(p, lowest_mb=p.lowest_mb + 0.1 * i),
         lambda i, p: replace(p, highest_mb=p.highest_mb + 0.1 * i),
-        lambda i, p: replace(p, p99_ms=p.p99_ms + 0.1 * i),
+        lambda i, p: replace(p, backbone_p99_ms=p.backbone_p99_ms + 0.1 * i),
         lambda i, p: replace(p, files=p.files + i // 8),
         lambda i, p: replace(p, threads=p.threads + i // 8),
         lambda i, p: replace(p, images_mb=p.images_mb + i),
