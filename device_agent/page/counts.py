@@ -103,7 +103,8 @@ class ShiftCounter:
 
     def shift_began(self) -> float:
         """Return when this shift began, seconds since 1970."""
-        now = local(self._clock())
+        # Without the zone's offset of now: last night's may be another.
+        now = local(self._clock()).replace(tzinfo=None)
         times = (setting(self._book, "shifts") or SHIFTS).split()
         begins = [
             day.replace(hour=int(t[:2]), minute=int(t[3:5]), second=0, microsecond=0)
