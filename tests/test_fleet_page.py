@@ -214,3 +214,14 @@ def test_the_page_goes_on_by_itself_and_says_when_it_is_old(
         expect(page.get_by_text("Wave 1 has it and does well.")).to_be_visible(timeout=60_000)
         assert problems == []
     expect(page.get_by_text("No answer from the fleet service")).to_be_visible(timeout=60_000)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("fleet_dir", ["sqlite"], indirect=True)
+def test_the_page_says_that_it_is_old_while_the_service_refuses(app: FastAPI, page: Page) -> None:
+    with serving_page(app, HOST, 0) as url:
+        page.goto(url)
+        page.route("**/part/**", lambda route: route.fulfill(status=500, body="the database is away"))
+        expect(page.get_by_text("No answer from the fleet service")).to_be_visible(timeout=60_000)
+        page.unroute("**/part/**")
+        expect(page.get_by_text("No answer from the fleet service")).to_be_hidden(timeout=60_000)

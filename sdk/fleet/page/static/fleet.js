@@ -4,7 +4,8 @@ const stale = document.getElementById("stale");
 for (const kind of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
   document.body.addEventListener(kind, () => { stale.hidden = false; });
 }
-document.body.addEventListener("htmx:afterOnLoad", () => { stale.hidden = true; });
+// htmx tells of a refusal before this, as of any answer.
+document.body.addEventListener("htmx:afterOnLoad", (event) => { if (event.detail.xhr.status < 400) stale.hidden = true; });
 // A refresh keeps where somebody has scrolled a table to.
 let scrolled = [];
 document.body.addEventListener("htmx:beforeSwap", () => {
