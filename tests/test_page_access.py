@@ -273,6 +273,24 @@ def test_without_a_session_there_is_nothing_but_the_login(device: Device) -> Non
     assert device.labels() == []
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("over", [False, True])
+def test_after_an_outage_the_page_goes_on_or_asks_to_log_in(device: Device, *, over: bool) -> None:
+    with logged_in(device, "Ben", PIN) as ben, chromium() as browser, opened(browser) as (context, on):
+        context.add_cookies([{"name": SESSION_COOKIE, "value": ben.cookies[SESSION_COOKIE], "url": device.url}])
+        on.page.goto(device.url)
+        on.ready()
+        context.set_offline(True)
+        on.until("document.querySelector('#device-state.bad')")
+        if over:
+            device.access.set_secret("Ben", "273645")
+        context.set_offline(False)
+        if over:
+            on.page.wait_for_url("**/login**")
+        else:
+            on.until("document.querySelector('#device-state:not(.bad)')")
+
+
 def test_the_cookie_is_not_for_scripts_or_other_sites(device: Device) -> None:
     answer = device.http.post("/api/login", json={"name": "Ben", "secret": PIN})
     cookie = answer.headers["set-cookie"].lower()

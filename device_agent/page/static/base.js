@@ -2,6 +2,8 @@
 // Nothing is kept here but what the page shows; the device is asked again for everything else.
 "use strict";
 
+const REFUSED_MS = 5000;  // until the device is asked again after it refused to tell its state
+
 const facts = JSON.parse(document.getElementById("page-facts").textContent);
 const $ = (id) => document.getElementById(id);
 const number = (x, digits) => x.toFixed(digits).replace(".", t("common.decimal"));
@@ -108,11 +110,26 @@ function away() {
   notice(`${now.text}. ${now.more}`);
 }
 
-if (facts.loggedIn) {
-  const events = new EventSource("/api/events");
+let events = null;
+
+function listen() {
+  if (events) events.close();
+  events = new EventSource("/api/events");
   events.addEventListener("state", (event) => heard(JSON.parse(event.data)));
-  events.addEventListener("error", away);
+  events.addEventListener("error", async () => {
+    away();
+    // After a lost connection the browser tries again by itself, after a refusal never: the session may be over,
+    // which `call` sees, or there were too many requests.
+    if (events.readyState !== EventSource.CLOSED) return;
+    await call("/api/shift").catch(() => {});
+    setTimeout(listen, REFUSED_MS);
+  });
+}
+
+if (facts.loggedIn) {
+  listen();
   addEventListener("offline", away);
+  addEventListener("online", listen);  // a stream that outlived it would say nothing before the next change
   addEventListener("pagehide", () => events.close());
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 }
