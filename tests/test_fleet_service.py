@@ -471,6 +471,20 @@ def test_update_events_show_how_far_a_device_is(fleet_dir: Path, bundles: list[B
         assert [a.state for a in ledger.assignments(current.id)] == [UpdateState.COMMITTED]
 
 
+def test_a_reason_with_a_zero_in_it_stops_nobody(fleet_dir: Path, bundles: list[Bundle]) -> None:
+    fleet = fleet_of(fleet_dir, "a")
+    announce(fleet, bundles[0])
+    with fleet.store.read() as ledger:
+        current = ledger.current("default")
+    assert current is not None
+    state = UpdateState.ROLLED_BACK
+    event = UpdateEvent(release_id=current.ref.release_id, state=state, reason="no \x00 disk")
+    fleet.turn([Message(TOPICS.up_event("a"), encode_json(event))])
+    with fleet.store.read() as ledger:
+        (assignment,) = ledger.assignments(current.id)
+    assert (assignment.state, assignment.reason) == (state, "no \ufffd disk")
+
+
 def test_metadata_follows_the_log_for_those_who_missed_it(fleet_dir: Path) -> None:
     fleet = fleet_of(fleet_dir, "a")
     fleet.devices[0].label(1)
