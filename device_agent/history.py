@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Final
 
-from device_agent.database import Database, disk
+from device_agent.database import Database, disk, read_uri
 from device_agent.parts import Part
 from sdk.errors import ConfigError, HeadwayError, OutputFailed
 
@@ -159,7 +159,7 @@ def read_history(
     if newest is not None:
         query = f"SELECT * FROM ({query} ORDER BY id DESC LIMIT ?)"
         values.append(newest)
-    with disk(data_dir), closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with disk(data_dir), closing(sqlite3.connect(read_uri(file), uri=True)) as db:
         for row in db.execute(f"{query} ORDER BY id", values):
             named: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
             yield PartRow(**{**named, "unknown": bool(named["unknown"])})

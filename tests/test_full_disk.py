@@ -13,6 +13,7 @@ import pytest
 
 from device_agent.agent import Agent
 from device_agent.config import FolderCamera, PageSettings, Site, StoreSettings
+from device_agent.history import History, read_history
 from device_agent.store import BALLAST_NAME, Store, StoreLimits, check_store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
@@ -20,6 +21,7 @@ from sdk.labels import Record
 from tests.disks import fill, mount, small
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, call, images, running
+from tests.test_outputs import part_of
 from tests.test_store import image_of, label, sample_of
 
 __all__ = ["bundle", "images", "small"]
@@ -73,6 +75,14 @@ def test_a_disk_that_turns_read_only_keeps_what_was_acknowledged(small: Path) ->
     with Store.open(small / "data", "line-1", limits=LIMITS) as store:
         taken += label(store, sample_of(2))
         assert list(store.records()) == taken
+
+
+def test_the_history_is_read_where_nobody_may_write(small: Path) -> None:
+    history = History(small, keep_parts=10)
+    history.send(part_of(1, name="4711"))
+    history.close()
+    assert mount("-o", "remount,ro", str(small))
+    assert [row.part for row in read_history(small)] == ["4711"]
 
 
 def test_inspection_goes_on_while_the_page_refuses_labels_with_507(
