@@ -10,6 +10,7 @@ import pytest
 
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
+from sdk.fleet.cli_rollout import changes
 from sdk.fleet.rollout import Plan, RolloutState
 from sdk.fleet.service import POLL_S, FleetCore
 from sdk.fleet.store import FleetStore
@@ -333,6 +334,23 @@ def test_a_rollout_from_the_command_line(
     floor.turn()
     floor.turn()
     assert floor.names()["a"] == "second"
+
+
+def test_a_script_that_watches_a_rollout_goes_on_when_it_has_ended(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, bundles: dict[str, Bundle]
+) -> None:
+    floor = Floor(tmp_path / "fleet")
+    floor.store.publish(bundles["first"], channel="default", plan=PLAN)
+    watched = changes(floor.store, "default")
+    assert next(watched)["wave"] == 0
+    floor.turn()
+    floor.turn()
+    assert [(report["state"], report["wave"]) for report in [next(watched)]] == [("rolling", 1)]
+    with floor.store.write() as ledger:
+        ledger.halt("default", "enough seen")
+    assert [report["state"] for report in watched] == ["halted"]
+    told = headway(capsys, "fleet", "rollout", "show", "--dir", tmp_path / "fleet", "--watch", "--json")
+    assert json.loads(told.out)["reason"] == "enough seen"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,17 +92,18 @@ def show(directory: Path, channel: str, watch: bool, as_json: bool) -> None:
     from sdk.fleet.cli import open_fleet
 
     with open_fleet(directory) as store:
-        report = overview(store, channel)
-        if as_json:
-            click.echo(msgspec.json.encode(report))
-            return
         from rich.console import Console
         from rich.live import Live
 
         console = Console()
-        if not watch or not console.is_terminal:
-            console.print(_table(report))
+        if as_json or not watch or not console.is_terminal:
+            for report in changes(store, channel) if watch else [overview(store, channel)]:
+                if as_json:
+                    click.echo(msgspec.json.encode(report))
+                else:
+                    console.print(_table(report))
             return
+        report = overview(store, channel)
         with Live(_table(report), console=console) as live:
             while report["open"]:
                 time.sleep(WATCH_S)
@@ -184,6 +186,24 @@ def overview(store: FleetStore, channel: str) -> dict[str, Any]:
         "devices": [_device(publication, rollout, member) for member in members],
         "not_reached": channel_size - len(members),
     }
+
+
+def changes(store: FleetStore, channel: str) -> Iterator[dict[str, Any]]:
+    """Yield a rollout's overview now, and each time that its state or wave has changed, until it has ended.
+
+    Raises:
+        FleetError: there was none.
+    """
+    before = None
+    while True:
+        report = overview(store, channel)
+        now = report["release_id"], report["state"], report["wave"]
+        if now != before:
+            before = now
+            yield report
+        if not report["open"]:
+            return
+        time.sleep(WATCH_S)
 
 
 def _device(publication: Publication, rollout: Rollout, member: Member) -> dict[str, Any]:
