@@ -383,8 +383,8 @@ def judge(soaked: Soaked, life_s: float) -> int:
         f"resident memory, for 1,000 labels (at most {MAX_MIB_PER_1000_LABELS} MiB): the lowest of each burst "
         f"{kept:+.2f} MiB, {last.lowest_mb:.0f} MB at the end; the highest {held:+.2f} MiB, "
         f"{max(each.highest_mb for each in points):.0f} MB at most\n"
-        f"p99 of the backbone {before_ms:.1f} ms early, {after_ms:.1f} ms late (at most {MAX_DRIFT:.2f} times); from "
-        f"frame to verdict {verdict_ms[0]:.0f} and {verdict_ms[1]:.0f}\n"
+        f"p99 of the backbone {before_ms:.1f} ms early, {after_ms:.1f} ms late (at most {MAX_DRIFT:.2f} times); "
+        f"from frame to verdict {verdict_ms[0]:.0f} and {verdict_ms[1]:.0f}\n"
         f"open files {files:+d}, threads {threads:+d}, store {last.store_mb:.1f} MB, "
         f"images {images_mib:.0f} MiB of {IMAGE_QUOTA_MIB}"
     )
