@@ -35,8 +35,10 @@ import numpy as np
 from benchmarks.soak import Watch, resident_mb
 from device_agent.config import SITE_NAME
 from device_agent.learner import Learner
+from device_agent.limits import StoreLimits
 from device_agent.memory import give_back_memory
-from device_agent.store import Sample, Store, StoreLimits
+from device_agent.sample import Sample
+from device_agent.store import Store
 from sdk.adaptation import Labelled, choose, harmful_source
 from sdk.bundle import Bundle
 from sdk.codes import code_digest
@@ -143,10 +145,10 @@ def fill_store(data_dir: Path, bundle: Bundle, precision: str, count: int) -> No
                 group = f"line-1/part-{number // 5}"
                 class_id = base.class_ids[pick]
                 shown = Sample(sample, float(number), group, entry.space, code, "good", class_id, 0.9, 0.1, False)
-                store.put_sample(shown, data)
+                store.samples.put(shown, data)
                 bodies += [Label(sample, class_id, "ann"), CodeRecord(space, sample, group, code_digest(code))]
                 codes[sample] = code
-            store.append(bodies, codes)
+            store.log.append(bodies, codes)
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
@@ -221,7 +223,7 @@ def labels(bundle: Bundle, precision: str, rounds: int) -> int:
             sample, class_id = hashlib.sha256(number.to_bytes(8, "big")).digest(), base.class_ids[pick]
             group = f"line-1/part-{number // 5}"
             shown = Sample(sample, float(number), group, space, code, "good", class_id, 0.9, 0.1, False)
-            store.put_sample(shown, sample)
+            store.samples.put(shown, sample)
             return sample, class_id
 
         known = [seen(number) for number in range(ROUND)]

@@ -105,7 +105,7 @@ def speed_and_growth(folder: Path, labels: int, *, known: int, pace_s: float) ->
 
 def _know(device: Device, labels: int) -> None:
     """Label so many of what waits, a few at a time."""
-    waiting = device.station.store.queue(labels)
+    waiting = device.station.store.samples.queue(labels)
     for first in range(0, len(waiting), TOGETHER):
         some = waiting[first : first + TOGETHER]
         said = [(each.sample_id, class_id(Path(each.source).name.split("-")[0])) for each in some]
@@ -183,7 +183,7 @@ def _answer(device: Device, on: Screen, truth: dict[str, str], count: dict[str, 
         return False
 
     def what(each: str) -> str:
-        kept = device.station.store.sample(bytes.fromhex(each))
+        kept = device.station.store.samples.get(bytes.fromhex(each))
         return "" if kept is None else truth[Path(kept.source).name]
 
     on.settled()

@@ -35,8 +35,10 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.report import Report, Table, as_json, as_text
 from device_agent.config import RuntimeSettings
 from device_agent.learner import Learner
+from device_agent.limits import StoreLimits
 from device_agent.runtime import base_head
-from device_agent.store import Sample, Store, StoreLimits
+from device_agent.sample import Sample
+from device_agent.store import Store
 from device_agent.trial import Base
 from export.exemplars import MAX_BASE_CODES, exemplars
 from sdk.bundle import (
@@ -277,7 +279,7 @@ def _learn(bundle: Bundle, steps: Steps) -> Figures:
         for number in range(LABELS[bundle.path.name]):
             code = rng.integers(0, 100, bundle.precision().feature_size).astype(np.int8)
             sample = hashlib.sha256(b"new %d" % number).digest()
-            store.put_sample(_sample(sample, bundle.space(), code), picture(number))
+            store.samples.put(_sample(sample, bundle.space(), code), picture(number))
             began = time.perf_counter()
             learner.label(sample, new, "bench")
             learner.wait_until_idle(WAIT_S)

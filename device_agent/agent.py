@@ -29,6 +29,7 @@ from device_agent.camera.picture import PictureWatch
 from device_agent.config import CameraSettings, ChunksTable, MetricsSettings, MqttTable, Site
 from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
 from device_agent.history import History
+from device_agent.limits import StoreLimits
 from device_agent.outputs import Output, Outputs, open_output
 from device_agent.outputs.topic import ResultTopic
 from device_agent.pace import ReleaseWatch, check_pace
@@ -43,7 +44,7 @@ from device_agent.runtime.choice import Measured, RuntimeChoice, best_of_each
 from device_agent.runtime.engines import Engines
 from device_agent.station import Station
 from device_agent.stick import Inbox
-from device_agent.store import Store, StoreLimits
+from device_agent.store import Store
 from device_agent.systemd import Notifier, Watchdog
 from device_agent.trigger import MqttTrigger, PartLot
 from device_agent.trust import Gate
@@ -273,8 +274,8 @@ class Agent:
             live_set_digest=None if status is None else status.live_set_digest,
             live_samples=0 if status is None else status.live_samples,
             head_state=HeadState.NONE if status is None else status.state,
-            outbox=self.store.outbox_depth(),
-            log_position=self.store.log_position(self.site.channel),
+            outbox=self.store.log.outbox_depth(),
+            log_position=self.store.log.position(self.site.channel),
             quality=self._quality.now(self.station),
             trust=self._trust_words(None if serving is None else serving.release_id),
             precision=None if serving is None else serving.pipeline.precision,

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 
 from device_agent.queue import Question, QueuePolicy, ask
-from device_agent.store import Store, Waiting
+from device_agent.sample import Waiting
+from device_agent.store import Store
 from sdk.head import Head
 
 AT_ONCE: Final = 32
@@ -31,12 +32,12 @@ def ask_again(
     Raises:
         StoreFull: they could not be stored; those before were.
     """
-    waiting = [each for each in store.waiting(store.limits.queue) if each.space == space]
+    waiting = [each for each in store.samples.waiting(store.limits.queue) if each.space == space]
     for first in range(0, len(waiting), AT_ONCE):
         if stop():
             return False
         some = waiting[first : first + AT_ONCE]
-        store.requeue(_changed(policy, head, names, some))
+        store.samples.requeue(_changed(policy, head, names, some))
     return True
 
 

@@ -4,7 +4,7 @@ A backup is a directory: `store.sqlite3`, the labelled pictures under `images/`,
 `slots/`, and `backup.json`, which is written last. It is taken with SQLite's online backup while the agent runs.
 
 A restored store is an old copy of its log, and the fleet may hold later entries. So it takes no label until it has
-heard from the fleet once (`Store.append`): writing on from the old end would make two logs of one device.
+heard from the fleet once (`LabelLog.append`): writing on from the old end would make two logs of one device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Final
 import msgspec
 
 from device_agent.database import disk, read_uri
-from device_agent.store import AWAIT_FLEET, IMAGES_NAME, STORE_NAME, StoreFacts, check_store
+from device_agent.label_log import AWAIT_FLEET
+from device_agent.samples import IMAGES_NAME
+from device_agent.store import STORE_NAME, StoreFacts, check_store
 from sdk.bundle import Bundle
 from sdk.durable import sync_path
 from sdk.errors import BundleError, ConfigError, StoreCorrupt

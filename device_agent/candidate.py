@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from device_agent.pipeline import BATCH_FRAMES, Pipeline
-from device_agent.store import Sample, Store
+from device_agent.sample import Sample
+from device_agent.store import Store
 from device_agent.trial import Base
 from sdk.bundle import Bundle
 from sdk.codes import Code, code_digest
@@ -49,7 +50,7 @@ def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> 
         InterruptedError: `stop` said so.
     """
     written = lost = 0
-    waiting = store.labelled_without_code(pipeline.space)
+    waiting = store.samples.labelled_without_code(pipeline.space)
     for start in range(0, len(waiting), BATCH_FRAMES):
         if stop():
             raise InterruptedError("embedding was asked to stop")
@@ -66,7 +67,7 @@ def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> 
             for sample, code in zip(samples, codes, strict=True)
         ]
         by_sample: dict[bytes, Code] = {s.sample_id: code for s, code in zip(samples, codes, strict=True)}
-        store.append(bodies, by_sample)
+        store.log.append(bodies, by_sample)
         written += len(samples)
     if lost:
         log.warning("%d labelled pictures are gone or damaged: their labels do not count in this release", lost)
@@ -77,7 +78,7 @@ def _readable(store: Store, samples: list[Sample]) -> tuple[list[Sample], list[F
     kept: list[Sample] = []
     frames: list[Frame] = []
     for sample in samples:
-        image = store.image(sample.sample_id)
+        image = store.samples.image(sample.sample_id)
         if image is None:
             continue
         try:
@@ -118,8 +119,8 @@ def _own_score(
     store: Store, bundle: Bundle, precision: str | None, names: dict[bytes, str], stop: Callable[[], bool]
 ) -> tuple[LeftOut, Calibration] | None:
     """Return left-out scores of own samples only, with the calibration that all samples give."""
-    base = Base.of(bundle, precision, store.shelf)
-    for record in store.records():
+    base = Base.of(bundle, precision, store.log.shelf)
+    for record in store.log.records():
         with contextlib.suppress(HeadwayError):  # it contradicts itself; the learner counts these
             base.fold.apply(record)
     names |= base.fold.class_names()

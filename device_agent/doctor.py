@@ -42,10 +42,11 @@ from device_agent.config import (
 )
 from device_agent.database import LOCK_NAME
 from device_agent.finding import Finding, Level
+from device_agent.limits import StoreLimits
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
-from device_agent.store import STORE_NAME, StoreLimits, check_store
+from device_agent.store import STORE_NAME, check_store
 from sdk.bundle import Bundle
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
 from sdk.tensorrt_api import Library, open_library

@@ -1,6 +1,6 @@
 """What the store keeps of the heads that served on this device, and of the attempts to bring releases here.
 
-Rows only: what they mean is the learner's and the update's. The tables are in `store`'s schema.
+Rows only: what they mean is the learner's and the update's. The tables are in `schema`.
 """
 
 from __future__ import annotations

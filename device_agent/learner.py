@@ -44,7 +44,8 @@ from device_agent.moments import LearnedMoments, labelled_by
 from device_agent.provisional import Changes, joined, updated
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
-from device_agent.store import Sample, Store
+from device_agent.sample import Sample
+from device_agent.store import Store
 from device_agent.trial import Base, meanwhile, try_out
 from sdk.adaptation import MAX_STREAM, Harm
 from sdk.audit import Suspect, suspects
@@ -133,7 +134,7 @@ class Learner:
         self._embed = embed
         self._clock = clock
         self._on_change = on_change or (lambda: None)
-        self._base = Base.of(bundle, precision, store.shelf)
+        self._base = Base.of(bundle, precision, store.log.shelf)
         self._fold = self._base.fold
         self.space = self._fold.space
         # Guards everything below; notified when there is work, and when work is done.
@@ -268,11 +269,11 @@ class Learner:
                 self._check_label(sample_id, class_id)
                 bodies.append(Label(sample_id, class_id, operator))
                 code = found.get(sample_id)
-                if code is None or sample_id in codes or self._store.has_code(sample_id, self.space):
+                if code is None or sample_id in codes or self._store.log.has_code(sample_id, self.space):
                     continue
                 bodies.append(CodeRecord(bytes.fromhex(self.space), sample_id, sample.group, code_digest(code)))
                 codes[sample_id] = code
-            records = self._store.append(bodies, codes)
+            records = self._store.log.append(bodies, codes)
             now_s = time.monotonic()
             self._rhythm.beat(now_s)
             if self._durable_at is None:
@@ -281,7 +282,7 @@ class Learner:
         return Saved(tuple(records))
 
     def _kept(self, sample_id: bytes) -> Sample:
-        sample = self._store.sample(sample_id)
+        sample = self._store.samples.get(sample_id)
         if sample is None:
             raise LabelError(
                 f"sample {sample_id.hex()[:12]} is not kept here",
@@ -303,7 +304,7 @@ class Learner:
     def _code_of(self, sample: Sample) -> Code:
         if sample.space == self.space:
             return sample.code
-        image = self._store.image(sample.sample_id)
+        image = self._store.samples.image(sample.sample_id)
         if self._embed is None or image is None:
             raise LabelError(
                 f"sample {sample.sample_id.hex()[:12]} was seen with an earlier release and its picture is gone",
@@ -342,7 +343,7 @@ class Learner:
             for class_id, taken in names.items():
                 if taken.casefold() == name.casefold() and class_id != (owner and self._fold.canonical(owner)):
                     raise LabelError(f"there is a class {taken!r} already", hint="Use it, or choose another name.")
-            self._store.append([body(name)])
+            self._store.log.append([body(name)])
             self._wake()
 
     def merge_classes(self, one: bytes, other: bytes, operator: str) -> None:
@@ -358,7 +359,7 @@ class Learner:
                 self._check_class(class_id)
             if self._fold.canonical(one) == self._fold.canonical(other):
                 raise LabelError("these are one class already", hint="Nothing needs to be done.")
-            self._store.append([MergeClasses(one, other, operator)])
+            self._store.log.append([MergeClasses(one, other, operator)])
             self._wake()
 
     def _check_class(self, class_id: bytes) -> None:
@@ -550,7 +551,7 @@ class Learner:
 
     def _catch_up(self, through: int | None = None) -> None:
         """Fold what the store has and we have not seen, and remember whose rows changed. Needs the lock."""
-        while batch := self._store.records_after(self._through):
+        while batch := self._store.log.records_after(self._through):
             for arrival, record in batch:
                 if through is not None and arrival > through:
                     return
@@ -831,7 +832,7 @@ class Learner:
 
     def _stream(self) -> Codes:
         """Return the newest codes of this station, labelled or not, at most `MAX_STREAM`."""
-        codes = self._store.newest_codes(self.space, limit=MAX_STREAM)
+        codes = self._store.samples.newest_codes(self.space, limit=MAX_STREAM)
         return np.array(codes, np.int8).reshape(len(codes), self._fold.feature_size)
 
     def _score_confirmed(self, confirmed: Solved) -> None:

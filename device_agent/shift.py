@@ -27,9 +27,10 @@ from device_agent.camera import Shot
 from device_agent.evaluate import judge
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learner import Learner
+from device_agent.limits import StoreLimits
 from device_agent.pipeline import Pipeline
 from device_agent.station import Station
-from device_agent.store import Store, StoreLimits
+from device_agent.store import Store
 from device_agent.trial import Base
 from sdk.bundle import Bundle
 from sdk.codes import Codes
@@ -238,7 +239,7 @@ def withdraw(store: Store, bundle: Bundle, precision: str, samples: frozenset[by
     if not samples:
         return
     base = Base.of(bundle, precision)
-    records = store.append([Label(sample, None, OPERATOR) for sample in sorted(samples)])
+    records = store.log.append([Label(sample, None, OPERATOR) for sample in sorted(samples)])
     for record in records:
         base.fold.apply(record)
     live = base.fold.live_set()
@@ -255,7 +256,7 @@ def withdraw(store: Store, bundle: Bundle, precision: str, samples: frozenset[by
             created_utc=time.time(),
             space=base.fold.space,
             digest=live.digest,
-            through=store.records_after(0, len(records))[-1][0],
+            through=store.log.records_after(0, len(records))[-1][0],
             samples=len(live),
             outcome=Outcome.CONFIRMED,
             reason=WITHDRAWN,
@@ -332,7 +333,7 @@ class _Running:
 
     def _next(self) -> bytes | None:
         if self._policy is Policy.QUEUE:
-            questions = self._station.store.queue(1)
+            questions = self._station.store.samples.queue(1)
             return questions[0].sample_id if questions else None
         if not self._unlabelled:
             return None

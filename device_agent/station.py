@@ -30,7 +30,8 @@ from device_agent.learner import Learner
 from device_agent.pipeline import Pipeline
 from device_agent.queue import Question, QueuePolicy, ask
 from device_agent.runtime import Batch, Runtime
-from device_agent.store import Sample, SampleStatus, Store
+from device_agent.sample import Sample, SampleStatus
+from device_agent.store import Store
 from sdk.audit import Suspect
 from sdk.bundle import Bundle
 from sdk.codes import Code, Codes, Features
@@ -396,7 +397,7 @@ class Station:
         head = look.active.head
         scores = dict(zip(head.class_ids, map(float, head.scores(look.code[None])[0]), strict=True))
         decision = replace(look.decision, scores=scores, question=_question(look, self.policy))
-        status = self.store.put_sample(_sample(look, decision), data) if keep else SampleStatus.SEEN
+        status = self.store.samples.put(_sample(look, decision), data) if keep else SampleStatus.SEEN
         return Seen(shot.sample_id, captured_utc, decision, status, look.latency_ms)
 
     def heatmap(self, data: bytes, class_id: bytes | None = None, against: bytes | None = None) -> Frame:
@@ -419,7 +420,7 @@ class Station:
 
     def _keep(self, look: Look, decision: Decision) -> SampleStatus:
         try:
-            return self.store.put_sample(_sample(look, decision), look.shot.data)
+            return self.store.samples.put(_sample(look, decision), look.shot.data)
         except StoreFull as error:
             if self.counts.unstored == 0:
                 _log.warning("samples are not kept: %s (%s)", error, error.hint)

@@ -141,7 +141,7 @@ class SyncCore:
         self._sent_through = 0
         self._resend_due = 0.0
         self._waits = 0  # resends without an acknowledgement
-        self._acknowledged = store.acknowledged()
+        self._acknowledged = store.log.acknowledged()
         self._refused: str | None = None
         self._owed = 0  # length of our own log as the fleet has it
         self._ask_due = 0.0
@@ -167,14 +167,16 @@ class SyncCore:
     @property
     def fault(self) -> str | None:
         """What keeps entries from moving; None if nothing does."""
-        if self._owed > self._store.length():
-            return f"the fleet holds {self._owed} entries of this device, its store only {self._store.length()}"
+        if self._owed > self._store.log.length():
+            return (
+                f"the fleet holds {self._owed} entries of this device, its store only {self._store.log.length()}"
+            )
         return self._refused or self._log_fault
 
     def connected(self, now: float) -> None:
         """The session is up, and our topics are subscribed."""
         self._online = True
-        self._sent_through = self._store.acknowledged()
+        self._sent_through = self._store.log.acknowledged()
         self._waits = 0
         self._ask_due = now
         self._asked_at = float("-inf")
@@ -220,11 +222,11 @@ class SyncCore:
 
     def _take_ack(self, ack: Ack, now: float) -> None:
         self._owed = ack.through
-        if ack.through > self._store.length():
+        if ack.through > self._store.log.length():
             # A replaced device: the union brings its earlier entries, and the store takes them in.
             self._ask_soon(now, 0.0)
             return
-        self._store.acknowledge(ack.through)
+        self._store.log.acknowledge(ack.through)
         if ack.refused is not None:
             self._refused = f"the fleet refuses entry {ack.refused.seq}: {ack.refused.reason}"
             self._resend_due = now + self._limits.resend_max_s
@@ -243,7 +245,7 @@ class SyncCore:
                 f"a log segment of channel {segment.channel}", hint=f"This device reads {self._channel}."
             )
         self._check_signed(segment)
-        position = self._store.log_position(self._channel)
+        position = self._store.log.position(self._channel)
         last = segment.first + len(segment.records) - 1
         self._length = max(self._length, last)
         if segment.first > position + 1:
@@ -253,7 +255,7 @@ class SyncCore:
         if not fresh:
             return
         try:
-            new = self._store.receive(fresh, last, self._channel)
+            new = self._store.log.receive(fresh, last, self._channel)
         except (LabelError, StoreFull) as error:
             self._log_fault = str(error)
             return
@@ -266,7 +268,7 @@ class SyncCore:
 
     def _ask_if_behind(self, now: float) -> None:
         # What is missing is most likely on its way: give it time.
-        if self._length > self._store.log_position(self._channel):
+        if self._length > self._store.log.position(self._channel):
             self._ask_soon(now, self._limits.ask_gap_s)
 
     def _ask_soon(self, now: float, delay_s: float) -> None:
@@ -295,13 +297,13 @@ class SyncCore:
         if now >= self._ask_due:
             self._asked_at = now
             self._ask_due = now + self._limits.ask_every_s
-            want = Want(channel=self._channel, log_from=self._store.log_position(self._channel) + 1)
+            want = Want(channel=self._channel, log_from=self._store.log.position(self._channel) + 1)
             out.append(Publication(self._topics.up_want(device), encode_json(want)))
         return out
 
     def _to_send(self, now: float) -> list[Record]:
-        limits, acknowledged = self._limits, self._store.acknowledged()
-        if self._owed > self._store.length():
+        limits, acknowledged = self._limits, self._store.log.acknowledged()
+        if self._owed > self._store.log.length():
             return []  # what we wrote without our earlier entries contradicts them
         waiting = self._sent_through > acknowledged
         if (waiting or self._refused is not None) and now >= self._resend_due:
@@ -311,7 +313,7 @@ class SyncCore:
             return []
         self._sent_through = max(self._sent_through, acknowledged)
         room = limits.window_records - (self._sent_through - acknowledged)
-        records = self._store.outbox(room, after=self._sent_through)
+        records = self._store.log.outbox(room, after=self._sent_through)
         if records:
             self._sent_through = records[-1].entry.seq
             patience_s = limits.resend_s * 2 ** min(self._waits, 16)
@@ -326,7 +328,8 @@ class SyncCore:
         due = [self._ask_due, self._state_again]
         if self._state_wanted:
             due.append(self._state_due)
-        if self._store.outbox_depth() and self._owed <= self._store.length():  # else `_to_send` sends nothing
+        held = self._store.log
+        if held.outbox_depth() and self._owed <= held.length():  # else `_to_send` sends nothing
             due.append(self._resend_due)
         return min(due)
 
@@ -443,8 +446,8 @@ class Sync:
         """Return how the device stands with its fleet."""
         return SyncStatus(
             connected=self._session.connected,
-            outbox=self._store.outbox_depth(),
-            log_position=self._store.log_position(self._channel),
+            outbox=self._store.log.outbox_depth(),
+            log_position=self._store.log.position(self._channel),
             fault=self._core.fault or self._fault,
         )
 

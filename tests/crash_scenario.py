@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from device_agent.learner import Learner
-from device_agent.store import StoreLimits
+from device_agent.limits import StoreLimits
 from sdk.bundle import Bundle
 from sdk.landing import Landing
 from sdk.release import describe
@@ -74,7 +74,7 @@ def main(root: Path, bundle_folder: Path, marks: Path) -> None:
             sample = see(rig.store, bundle, name, number)
             for class_id in class_ids:
                 learner.label(sample, class_id, "anna")
-                mark(entries=rig.store.length(), picture=sample.hex() if class_id else None)
+                mark(entries=rig.store.log.length(), picture=sample.hex() if class_id else None)
 
         rig.updater.boot()
         rig.install(bundles["old"])

@@ -31,7 +31,7 @@ def main(root: Path) -> None:
                     sample = sample_of(number)
                     disk_fails(after, length, error)
                     try:
-                        store.put_sample(sample, image_of(number))
+                        store.samples.put(sample, image_of(number))
                     except StoreFull:
                         counts["samples_lost"] += 1
                     try:
@@ -44,12 +44,12 @@ def main(root: Path) -> None:
                     counts["operations"] += 1
                     # The disk takes writes again: no restart is needed.
                     taken += label(store, sample)
-                    assert list(store.records())[-1] == taken[-1]
+                    assert list(store.log.records())[-1] == taken[-1]
                 else:
                     raise AssertionError("it never got through")
-                assert list(store.records()) == taken, "what was acknowledged, and nothing else"
+                assert list(store.log.records()) == taken, "what was acknowledged, and nothing else"
             with Store.open(root / "data", "line-1", limits=LIMITS) as store:
-                assert list(store.records()) == taken
+                assert list(store.log.records()) == taken
     facts = check_store(root / "data" / "store.sqlite3", whole=True)
     assert facts.entries == len(taken)
     print(json.dumps(counts))

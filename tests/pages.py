@@ -17,6 +17,7 @@ from argon2 import PasswordHasher
 from device_agent.camera import Camera, open_camera
 from device_agent.config import FolderCamera
 from device_agent.database import Database
+from device_agent.limits import StoreLimits
 from device_agent.page import create_app
 from device_agent.page.access import Access
 from device_agent.page.book import open_book
@@ -24,7 +25,7 @@ from device_agent.queue import QueuePolicy
 from device_agent.report import State, camera_report, station_state
 from device_agent.runtime import open_runtime
 from device_agent.station import Station
-from device_agent.store import Store, StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.images import sample_id
 from sdk.labels import Label
@@ -61,7 +62,7 @@ class Device:
 
     def labels(self) -> list[Label]:
         """Return the label events that are on disk, in the order they were written."""
-        bodies = [record.entry.body for record in self.station.store.records()]
+        bodies = [record.entry.body for record in self.station.store.log.records()]
         return [body for body in bodies if isinstance(body, Label)]
 
     def settle(self) -> None:

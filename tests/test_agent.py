@@ -86,7 +86,7 @@ def test_every_picture_of_the_folder_is_decided_and_stored(images: Path, bundle:
         assert ready[0]["release"] == "tiny"
         assert state.frames == COUNT
         assert state.errors == 0
-        assert {s.sample_id for s in agent.store.samples(limit=50)} == {
+        assert {s.sample_id for s in agent.store.samples.newest(limit=50)} == {
             sample_id((images / f"{i}.png").read_bytes()) for i in range(COUNT)
         }
         with urllib.request.urlopen(f"{ready[0]['page']}api/state", timeout=10) as answer:
@@ -116,7 +116,7 @@ def test_a_release_changes_between_two_frames(images: Path, bundle: Bundle, tmp_
         assert (state.release.name, state.release.id) == ("other", "ab" * 32)
         assert state.errors == 0
         # Frames that were on their way are decided by the release before, and kept a little later.
-        wait_for(lambda: {s.space for s in agent.store.samples(limit=COUNT)} == {other.space()})
+        wait_for(lambda: {s.space for s in agent.store.samples.newest(limit=COUNT)} == {other.space()})
 
 
 def test_frames_go_on_while_an_engine_is_built_and_after_it_took_over(images: Path, bundle: Bundle) -> None:
@@ -197,7 +197,7 @@ def test_no_broker_is_weather(images: Path, bundle: Bundle) -> None:
     site = site_of(images, bundle.path, mqtt=MqttTable(host="127.0.0.1", port=port))
     with Agent(site) as agent, running(agent):
         wait_for(lambda: agent.state().frames == COUNT)
-        agent.station.label(agent.store.samples(limit=1)[0].sample_id, class_id("pit"), "ann")
+        agent.station.label(agent.store.samples.newest(limit=1)[0].sample_id, class_id("pit"), "ann")
         mqtt = agent.state().mqtt
         assert mqtt is not None
         assert not mqtt.connected
@@ -220,7 +220,7 @@ def test_decisions_labels_and_state_go_to_the_broker(images: Path, bundle: Bundl
         agent.station.serve(bundle, None, open_runtime(bundle, None))
         wait_for(lambda: len(payloads(topics.up_result("line-1"))) == COUNT)
         result = decode_json(payloads(topics.up_result("line-1"))[0], Result)
-        assert agent.store.sample(bytes.fromhex(result.sample or "")) is not None
+        assert agent.store.samples.get(bytes.fromhex(result.sample or "")) is not None
         agent.station.label(bytes.fromhex(result.sample or ""), class_id("pit"), "ann")
         wait_for(lambda: payloads(topics.up_label("line-1")))
         batch = decode_msgpack(payloads(topics.up_label("line-1"))[0], LabelBatch)

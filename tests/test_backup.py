@@ -28,7 +28,7 @@ def backup(tmp_path: Path) -> Path:
     """A backup of a store with some labelled samples and some others."""
     with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as store:
         for number in range(2 * LABELS):
-            store.put_sample(sample_of(number), image_of(number))
+            store.samples.put(sample_of(number), image_of(number))
             if number < LABELS:
                 label(store, sample_of(number))
     make_backup(tmp_path / "data", tmp_path / "backup", clock=lambda: 5.0)
@@ -39,11 +39,13 @@ def test_what_was_backed_up_comes_back(backup: Path, tmp_path: Path) -> None:
     facts = restore_backup(backup, tmp_path / "new", "line-1", in_fleet=False)
     assert (facts.entries, facts.labelled, facts.images, facts.made_utc) == (2 * LABELS, LABELS, LABELS, 5.0)
     with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as old:
-        before = list(old.records())
+        before = list(old.log.records())
     with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as new:
-        assert list(new.records()) == before
-        assert [new.image(sample_of(n).sample_id) for n in range(LABELS)] == [image_of(n) for n in range(LABELS)]
-        assert new.image(sample_of(LABELS).sample_id) is None, "what nobody labelled is not worth a backup"
+        assert list(new.log.records()) == before
+        assert [new.samples.image(sample_of(n).sample_id) for n in range(LABELS)] == [
+            image_of(n) for n in range(LABELS)
+        ]
+        assert new.samples.image(sample_of(LABELS).sample_id) is None, "what nobody labelled is not worth a backup"
         assert label(new, sample_of(90))[0].entry.seq == 2 * LABELS + 1
 
 
@@ -83,8 +85,8 @@ def test_a_restored_device_takes_no_label_before_it_has_its_later_entries_back(
     with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as store:
         with pytest.raises(StoreFull, match="has not heard from its fleet"):
             label(store, sample_of(51))
-        store.receive(later, position=2 * LABELS + 2)
-        store.acknowledge(2 * LABELS + 2)
+        store.log.receive(later, position=2 * LABELS + 2)
+        store.log.acknowledge(2 * LABELS + 2)
         (first, _) = label(store, sample_of(51))
         assert first.entry.seq == 2 * LABELS + 3
         assert first.entry.prev != later[0].entry.prev

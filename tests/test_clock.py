@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from device_agent.learner import Learner
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.wire import UpdateState
 from tests.builders import class_id_of, make_bundle
@@ -47,7 +48,7 @@ def a_day(folder: Path, bundle: Bundle, jumps: Sequence[float]) -> tuple[str, li
                 learner.label(sample, SCRATCH if number else None, "anna")  # what was said later holds
             learner.run_until_idle()
             digest = learner.status().live_set_digest
-            counters = [record.entry.counter for record in store.records()]
+            counters = [record.entry.counter for record in store.log.records()]
     return digest, counters
 
 

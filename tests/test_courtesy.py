@@ -14,7 +14,8 @@ from device_agent.courtesy import SWITCH_S, Courtesy, switch_often
 from device_agent.images import ImageFolder
 from device_agent.learner import Learner
 from device_agent.queue import Question, QueuePolicy
-from device_agent.store import SampleStatus, Store
+from device_agent.sample import SampleStatus
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from tests.builders import class_id_of, make_bundle
 from tests.pages import wait_for
@@ -46,7 +47,7 @@ def test_labels_are_saved_while_learning_gives_way(bundle: Bundle, store: Store)
         with courtesy.saving():
             for scratch in scratches:
                 learner.label(scratch, SCRATCH, "ann")
-            saved = [sample.sample_id for sample in store.samples(limit=10, status=SampleStatus.LABELLED)]
+            saved = [sample.sample_id for sample in store.samples.newest(limit=10, status=SampleStatus.LABELLED)]
             assert set(saved) == set(scratches)
             assert learner.head.digest == before.digest  # nothing was learned meanwhile
         assert learner.wait_until_idle(DEADLINE_S)
@@ -123,7 +124,7 @@ def test_questions_of_an_earlier_head_are_asked_anew_although_labels_kept_coming
                 defined.append(learner.define_class(f"dent {len(defined)}", "ann"))
 
     def reasons() -> set[str]:
-        return {sample.reason for sample in store.queue(10)}
+        return {sample.reason for sample in store.samples.queue(10)}
 
     waiting = [see(store, bundle, "scratch", i, status=SampleStatus.QUEUED, reason="first") for i in range(3)]
     labelled = see(store, bundle, "scratch", 9)
@@ -132,12 +133,12 @@ def test_questions_of_an_earlier_head_are_asked_anew_although_labels_kept_coming
     try:
         learner.label(labelled, SCRATCH, "ann")
         wait_for(lambda: "first" not in reasons())
-        store.requeue({each: Question("second", 1.0) for each in waiting})
+        store.samples.requeue({each: Question("second", 1.0) for each in waiting})
         undoing.set()
         learner.label(labelled, None, "ann")
         wait_for(lambda: "second" not in reasons())
         assert len(defined) == 4
-        assert {sample.sample_id for sample in store.queue(10)} == set(waiting)
+        assert {sample.sample_id for sample in store.samples.queue(10)} == set(waiting)
     finally:
         released.set()
         learner.stop()
@@ -196,5 +197,5 @@ def test_a_picture_that_is_written_again_is_synced_again(tmp_path: Path) -> None
 
 def test_nothing_is_durable_that_is_not_there(store: Store) -> None:
     nowhere = bytes(32)
-    store.make_durable([nowhere])
-    assert store.image(nowhere) is None
+    store.samples.make_durable([nowhere])
+    assert store.samples.image(nowhere) is None

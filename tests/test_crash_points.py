@@ -69,7 +69,7 @@ def day(tmp_path_factory: pytest.TempPathFactory, bundles: dict[str, Bundle]) ->
         else:
             kept.append(step)
     with Store.open(root, "line-1", limits=LIMITS) as store:
-        records = list(store.records())
+        records = list(store.log.records())
     assert told[-1][1] == {"done": True}
     return Day(str(base), kept, told, records)
 
@@ -98,14 +98,14 @@ def wrong_after(left: Path, bundles: dict[str, Bundle], day: Day, said: list[dic
     committed = [str(each["committed"]) for each in said if "committed" in each]
     try:
         with rig_on(left, bundles) as rig:
-            held = list(rig.store.records())
+            held = list(rig.store.log.records())
             if held != day.records[: len(held)]:
                 return "the log is not the beginning of the day's"
-            if rig.store.length() < entries:
-                return f"{entries} entries were acknowledged, {rig.store.length()} are there"
+            if rig.store.log.length() < entries:
+                return f"{entries} entries were acknowledged, {rig.store.log.length()} are there"
             for each in said:
                 picture = each.get("picture")
-                if picture and rig.store.image(bytes.fromhex(str(picture))) is None:
+                if picture and rig.store.samples.image(bytes.fromhex(str(picture))) is None:
                     return f"the picture of an acknowledged label is gone: {picture}"
             serves = rig.updater.boot()
             state = rig.updater.status().state
@@ -117,7 +117,7 @@ def wrong_after(left: Path, bundles: dict[str, Bundle], day: Day, said: list[dic
             if serves:
                 bundle = bundles[str(rig.served[0])]
                 learned = Learner(bundle, None, rig.store).status().live_set_digest
-                if learned != digest_after(bundle, list(rig.store.records())):
+                if learned != digest_after(bundle, list(rig.store.log.records())):
                     return "the head is of another live set than the log's"
     except HeadwayError as error:
         return f"it does not start: {error}"

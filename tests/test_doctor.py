@@ -18,7 +18,8 @@ from device_agent.agent import Agent
 from device_agent.cli_operations import FAULT_EXIT, doctor
 from device_agent.doctor import Machine, examine
 from device_agent.finding import Finding, Level
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import TensorRtMissing
 from sdk.fleet.broker import Mosquitto, find_mosquitto

@@ -11,7 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from device_agent.learner import Learner
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.fleet.alike import ALIKE, names_alike
 from sdk.fleet.page.app import make_app
@@ -133,7 +134,7 @@ def test_merged_by_command_the_devices_know_one_class(
         union = ledger.records("default", 1)
     with Store.open(tmp_path / "data", "line-9", limits=StoreLimits()) as store:
         learner = Learner(bundle, None, store)
-        store.receive(union, len(union), "default")
+        store.log.receive(union, len(union), "default")
         learner.received(union)
         learner.run_until_idle()
         assert sorted(each.name for each in learner.classes()) == ["good", "pit", "scratch", "stain"]

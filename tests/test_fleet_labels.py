@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.learner import Learner
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import LabelError
 from sdk.fleet.labellog import COLUMNS, Checked, cell, check_rows, log_rows
@@ -256,8 +257,8 @@ def test_live_ones_go_when_the_policy_says_so_and_every_device_follows(
     everything = records_of(fleet)
     old, new = (Store.open(tmp_path / name, "line-9", limits=StoreLimits()) for name in ("old", "new"))
     for store, first in ((old, union), (new, everything)):
-        store.receive(first, len(first), "default")  # the one had the codes before
-        store.receive(everything[len(first) :], len(everything), "default")
+        store.log.receive(first, len(first), "default")  # the one had the codes before
+        store.log.receive(everything[len(first) :], len(everything), "default")
         learner = Learner(bundles[0], None, store)
         assert learner.status().live_set_digest == live.digest
         store.close()

@@ -12,7 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from device_agent.learner import Learner
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import LabelError
 from sdk.fleet.page.app import make_app
@@ -204,13 +205,13 @@ def test_devices_follow_and_are_told_why(fleet: FleetStore, bundle: Bundle, tmp_
     with Store.open(tmp_path / "data", "line-3", limits=StoreLimits()) as store:
         learner = Learner(bundle, None, store)
         union = records_of(fleet)
-        store.receive(union, len(union), "default")
+        store.log.receive(union, len(union), "default")
         learner.received(union)
         learner.run_until_idle()
         assert learner.status().own_labels == 15
         with fleet.write() as ledger:
             told = ledger.decide("default", [Quarantine("line-3", "", MAX_COUNTER, "camera upside down", "ann")])
-        store.receive(told, len(union) + 1, "default")
+        store.log.receive(told, len(union) + 1, "default")
         learner.received(told)
         learner.run_until_idle()
         never = folded(bundle, [record for record in union if record.entry.device != "line-3"])
@@ -288,8 +289,8 @@ def test_a_device_refuses_a_quarantine_that_is_none(tmp_path: Path) -> None:
     _, entry = Chain("line-2").write(Quarantine("line-1", "", MAX_COUNTER, "", "eve"), counter=1, wall_time_us=0)
     with Store.open(tmp_path / "data", "line-1", limits=StoreLimits()) as store:
         with pytest.raises(LabelError, match="a device cannot quarantine"):
-            store.receive([Record(entry)], 1, "default")
-        assert store.log_position("default") == 0
+            store.log.receive([Record(entry)], 1, "default")
+        assert store.log.position("default") == 0
 
 
 # By command

@@ -16,8 +16,9 @@ from device_agent.config import RecipeSettings
 from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, Backlog, FlowSettings, worth_keeping
 from device_agent.parts import LATE, STOPPING
 from device_agent.recipe import Recipe
+from device_agent.sample import SampleStatus
 from device_agent.station import Look
-from device_agent.store import SampleStatus, Store
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import CameraLost, InferenceFailed, NoRelease, TriggerRefused
 from sdk.images import decode, sample_id
@@ -67,7 +68,7 @@ def test_every_file_is_decided_stored_and_judged(store: Store, bundle: Bundle) -
         assert [part.name for part in line.parts] == [f"p{i}" for i in range(10)]
         assert [part.number for part in line.parts] == list(range(1, 11))
         assert camera.tally.state is CameraState.ENDED
-    assert len(store.samples(limit=50)) == 10
+    assert len(store.samples.newest(limit=50)) == 10
     assert line.faults == []
 
 
@@ -118,9 +119,9 @@ def test_each_trigger_gets_a_frame_that_was_taken_after_it(store: Store, bundle:
             until(lambda: len(line.parts) == i + 1)  # noqa: B023 - called before it changes
         assert [part.name for part in line.parts] == [f"part {i}" for i in range(5)]
         until(lambda: line.station.counts.frames == 5)
-        groups = {s.sample_id: s.group for s in store.samples(limit=50)}
+        groups = {s.sample_id: s.group for s in store.samples.newest(limit=50)}
         assert sorted(groups.values()) == [f"line-1/part {i}" for i in range(5)]
-        lots = {s.group: s.lot for s in store.samples(limit=50)}
+        lots = {s.group: s.lot for s in store.samples.newest(limit=50)}
         assert lots == {f"line-1/part {i}": f"lot {i % 2}" for i in range(5)}
         looked_at = {part.finding.shot.sample_id for part in line.parts if part.finding is not None}
         assert looked_at == set(groups)
@@ -181,7 +182,7 @@ def test_after_an_outage_a_frame_goes_to_the_part_of_now_and_not_to_those_that_p
         line.flow.trigger("now")
         camera.push(frame_of("pit", 1))
         until(lambda: line.station.counts.frames)
-        assert [sample.group for sample in store.samples(limit=50)] == ["line-1/now"]
+        assert [sample.group for sample in store.samples.newest(limit=50)] == ["line-1/now"]
 
 
 def test_a_part_is_rejected_in_time_though_the_backbone_hangs(store: Store, bundle: Bundle) -> None:
@@ -289,15 +290,15 @@ def test_a_tile_rejects_the_part_and_its_label_goes_to_the_tiles_own_digest(stor
         until(lambda: line.station.counts.frames == 8)
         part = line.parts[0]
         assert (part.verdict, part.tiles, part.frames) == (Verdict.REJECT, 8, 1)
-        assert len(store.samples(limit=50)) == 8
-        (pit,) = [s for s in store.samples(limit=50) if "tile 3 of 8" in s.source]
-        picture = store.image(pit.sample_id)
+        assert len(store.samples.newest(limit=50)) == 8
+        (pit,) = [s for s in store.samples.newest(limit=50) if "tile 3 of 8" in s.source]
+        picture = store.samples.image(pit.sample_id)
         assert picture is not None
         assert sample_id(picture) == pit.sample_id
         assert np.array_equal(decode(picture), frame[:48, 96:144])
         stain = line.station.define_class("stain", "ann")
         line.station.label(pit.sample_id, stain, "ann")
-        labelled = store.sample(pit.sample_id)
+        labelled = store.samples.get(pit.sample_id)
         assert labelled is not None
         assert labelled.status is SampleStatus.LABELLED
         assert line.station.require().learner.label_of(pit.sample_id) == stain
@@ -309,7 +310,7 @@ def test_the_verdict_names_a_tile_that_rejects_and_where_it_lies(store: Store, b
     with Line(store, bundle, [camera], PATIENT, recipe) as line:
         camera.push(large_part(), part="p")
         until(lambda: line.station.counts.frames == 8)
-        bad = {s.source for s in store.samples(limit=50) if s.decision != "good"}
+        bad = {s.source for s in store.samples.newest(limit=50) if s.decision != "good"}
         worst = line.parts[0].finding
         assert "sim #1, tile 3 of 8" in bad
         assert worst is not None

@@ -14,7 +14,9 @@ import pytest
 from device_agent.agent import Agent
 from device_agent.config import FolderCamera, PageSettings, Site, StoreSettings
 from device_agent.history import History, read_history
-from device_agent.store import BALLAST_NAME, Store, StoreLimits, check_store
+from device_agent.limits import StoreLimits
+from device_agent.room import BALLAST_NAME
+from device_agent.store import Store, check_store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
 from sdk.labels import Record
@@ -47,14 +49,14 @@ def test_the_ballast_is_given_up_for_labels_and_made_again_when_there_is_room(sm
         taken = label_until_refused(store, 1000)
         assert len(taken) > 300, "the ballast held hundreds of labels"
         assert not ballast.exists()
-        assert list(store.records()) == taken, "all that was acknowledged, and nothing else"
+        assert list(store.log.records()) == taken, "all that was acknowledged, and nothing else"
         hog.unlink()
         taken += label(store, sample_of(1))
-        store.put_sample(sample_of(2), image_of(2))
+        store.samples.put(sample_of(2), image_of(2))
         assert ballast.stat().st_size == MIB
         assert not store.ballast_given_up
     with Store.open(small / "data", "line-1", limits=LIMITS) as store:
-        assert list(store.records()) == taken
+        assert list(store.log.records()) == taken
 
 
 def test_without_ballast_the_first_label_on_a_full_disk_is_refused(small: Path) -> None:
@@ -74,7 +76,7 @@ def test_a_disk_that_turns_read_only_keeps_what_was_acknowledged(small: Path) ->
     assert mount("-o", "remount,rw", str(small))
     with Store.open(small / "data", "line-1", limits=LIMITS) as store:
         taken += label(store, sample_of(2))
-        assert list(store.records()) == taken
+        assert list(store.log.records()) == taken
 
 
 def test_the_history_is_read_where_nobody_may_write(small: Path) -> None:
@@ -112,8 +114,8 @@ def test_inspection_goes_on_while_the_page_refuses_labels_with_507(
         seen = agent.state().frames
         wait_for(lambda: agent.state().frames > seen + COUNT)
         assert any("could not be stored" in fault for fault in agent.state().faults)
-        before = agent.store.length()
+        before = agent.store.log.length()
         hog.unlink()
         assert call(page, "api/classes", {"name": "again"})["saved"] is True
-        assert agent.store.length() == before + 1
+        assert agent.store.log.length() == before + 1
         assert agent.state().errors == 0

@@ -85,7 +85,7 @@ def inspect_and_label(folder: Path, seed: int, tell: Callable[[Any], None]) -> N
         threading.Thread(target=agent.run, args=(threading.Event(),), daemon=True).start()
         wait_for(lambda: agent.state().frames >= PICTURES, 60.0)
         tell(("decides", agent.state().frames))
-        samples = agent.store.samples(limit=PICTURES)
+        samples = agent.store.samples.newest(limit=PICTURES)
         while True:
             sample = roll.choice(samples).sample_id
             chosen = roll.choice(["good", "pit", "scratch", None])
@@ -148,6 +148,6 @@ def test_a_device_killed_at_any_moment_of_an_update_serves_a_whole_release(
     with rig_on(tmp_path, bundles) as rig:
         assert rig.updater.boot()
         wait_for(lambda: rig.updater.status().state in (UpdateState.COMMITTED, UpdateState.ROLLED_BACK))
-        assert {s.sample_id for s in rig.store.samples(limit=20)} == ids
+        assert {s.sample_id for s in rig.store.samples.newest(limit=20)} == ids
     print(f"{UPDATES} kills in updates, {committed} releases committed meanwhile, one served after each kill")
     print(boots.judge())

@@ -13,10 +13,12 @@ import pytest
 
 from device_agent.candidate import compare
 from device_agent.learner import Learner
+from device_agent.limits import StoreLimits
 from device_agent.report import CameraReport, station_state
 from device_agent.runtime import base_head
+from device_agent.sample import Sample
 from device_agent.station import Station
-from device_agent.store import Sample, Store, StoreLimits
+from device_agent.store import Store
 from device_agent.trial import Base
 from sdk.adaptation import choose, stream_shifts
 from sdk.bundle import MANIFEST_NAME, Bundle, write_bundle
@@ -70,7 +72,7 @@ def see(store: Store, bundle: Bundle, name: str, number: int) -> bytes:
         novelty=0.1,
         unknown=False,
     )
-    store.put_sample(sample, image)
+    store.samples.put(sample, image)
     return sample.sample_id
 
 
@@ -142,7 +144,7 @@ def test_own_labels_are_weighed_as_with_all_codes(full: Bundle, large: Bundle, s
     found = []
     for bundle in (full, large):
         base = Base.of(bundle, None)
-        for record in store.records():
+        for record in store.log.records():
             base.fold.apply(record)
         station = base.labelled(base.fold.live_set(), "line-1")
         found.append((choose(station, stream), stream_shifts(station, stream)))
@@ -162,7 +164,7 @@ def test_labelling_a_summed_sample_is_refused_and_stores_nothing(
         learner.label(sample, class_id, "anna")
     assert "--max-base-codes" in refusal.value.hint
     assert isinstance(refusal.value, LabelError)
-    assert list(store.records()) == []
+    assert list(store.log.records()) == []
 
 
 def test_a_fleet_label_on_a_summed_sample_is_counted_and_every_digest_agrees(
@@ -172,7 +174,7 @@ def test_a_fleet_label_on_a_summed_sample_is_counted_and_every_digest_agrees(
     records = written(large, "good", number, SCRATCH)
     learner = Learner(large, None, store)
     before = learner.status().live_set_digest
-    learner.received(store.receive(records, position=2))
+    learner.received(store.log.receive(records, position=2))
     learner.run_until_idle()
     for each in (learner, Learner(large, None, store)):
         status = each.status()
@@ -193,7 +195,7 @@ def test_a_fleet_label_on_a_summed_sample_is_counted_and_every_digest_agrees(
 def test_the_same_log_counts_again_where_the_release_has_the_codes(
     full: Bundle, large: Bundle, store: Store
 ) -> None:
-    store.receive(written(large, "good", numbers_of(large, "good", summed=True)[0], SCRATCH), position=2)
+    store.log.receive(written(large, "good", numbers_of(large, "good", summed=True)[0], SCRATCH), position=2)
     assert Learner(large, None, store).status().unapplied == 1
     learner = Learner(full, None, store)
     assert learner.status().unapplied == 0
@@ -233,7 +235,7 @@ def test_the_page_says_what_the_score_covers_and_which_labels_change_nothing(lar
     station.serve(large, None, open_projection(large, "fp32"))
     learner = station.require().learner
     records = written(large, "good", numbers_of(large, "good", summed=True)[0], None)
-    learner.received(store.receive(records, position=2))
+    learner.received(store.log.receive(records, position=2))
     learner.label(see(store, large, "good", 1), GOOD, "anna")
     learner.run_until_idle()
     camera = CameraReport("none", "live", 0, 0, 0, 0)

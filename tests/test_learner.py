@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
+from device_agent.limits import StoreLimits
 from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, YOUNG, Question, QueuePolicy, ask
 from device_agent.rhythm import QUIET_S, Rhythm
-from device_agent.store import Sample, SampleStatus, Store, StoreLimits
+from device_agent.sample import Sample, SampleStatus
+from device_agent.store import Store
 from device_agent.trial import FIRST_SCORE, owned
 from sdk.bundle import Bundle, write_bundle
 from sdk.codes import code_digest
@@ -73,7 +75,7 @@ def see(store: Store, bundle: Bundle, name: str, number: int, **changes: object)
         novelty=0.1,
         unknown=False,
     )
-    store.put_sample(replace(sample, **changes), image)  # type: ignore[arg-type]
+    store.samples.put(replace(sample, **changes), image)  # type: ignore[arg-type]
     return sample.sample_id
 
 
@@ -85,7 +87,7 @@ def decide(learner: Learner, bundle: Bundle, name: str, number: int) -> str:
 
 def assert_exact(learner: Learner, store: Store, bundle: Bundle) -> None:
     """The moments are those of a fresh fold of all that is in the store, bit for bit."""
-    fold = fold_of(bundle, store.records())
+    fold = fold_of(bundle, store.log.records())
     fresh = Moments(fold.feature_size)
     live = fold.live_set()
     fresh.add(live.codes, [row.class_id for row in fold.rows()])
@@ -552,7 +554,7 @@ def test_correcting_a_label_moves_the_sample(learner: Learner, store: Store, bun
     learner.label(sample, SCRATCH, "anna")
     learner.run_until_idle()
     assert {info.name: info.own_labels for info in learner.classes()} == {"good": 0, "scratch": 1}
-    assert len([r for r in store.records() if isinstance(r.entry.body, CodeRecord)]) == 1
+    assert len([r for r in store.log.records() if isinstance(r.entry.body, CodeRecord)]) == 1
     assert_exact(learner, store, bundle)
 
 
@@ -617,14 +619,14 @@ def test_what_makes_no_sense_is_refused_and_not_stored(
     with pytest.raises(expected, match=match) as caught:
         act(learner)
     assert caught.value.hint
-    assert list(store.records()) == []
+    assert list(store.log.records()) == []
 
 
 def test_a_label_with_an_unknown_class_is_refused(learner: Learner, store: Store, bundle: Bundle) -> None:
     sample = see(store, bundle, "pit", 1)
     with pytest.raises(UnknownClassError):
         learner.label(sample, PIT, "anna")
-    kept = store.sample(sample)
+    kept = store.samples.get(sample)
     assert kept is not None
     assert kept.status is SampleStatus.SEEN
 
@@ -663,10 +665,10 @@ class Peer:
 def test_what_another_device_learned_is_known_here(learner: Learner, store: Store, bundle: Bundle) -> None:
     peer = Peer(bundle)
     labels = [record for number in range(3) for record in peer.label("pit", number, PIT)]
-    learner.received(store.receive(labels, position=6))
+    learner.received(store.log.receive(labels, position=6))
     learner.run_until_idle()
     assert f"class {PIT.hex()[:6]}" in learner.head.names
-    learner.received(store.receive([peer.write(DefineClass(PIT, "pit", "carl"))], position=7))
+    learner.received(store.log.receive([peer.write(DefineClass(PIT, "pit", "carl"))], position=7))
     learner.run_until_idle()
     assert decide(learner, bundle, "pit", 99) == "pit"
     assert learner.status().own_labels == 0
@@ -680,7 +682,7 @@ def test_a_device_whose_labels_do_not_fit_here_is_named(learner: Learner, store:
     assert learner.status().harm is None
     peer, swapped = Peer(bundle, "line-9"), {"good": SCRATCH, "scratch": GOOD}
     records = [r for n in range(20, 60) for name in swapped for r in peer.label(name, n, swapped[name])]
-    learner.received(store.receive(records, position=len(records)))
+    learner.received(store.log.receive(records, position=len(records)))
     learner.run_until_idle()
     status = learner.status()
     assert status.harm is not None
@@ -713,7 +715,7 @@ def test_a_station_that_looks_different_is_adapted_to_and_stays_so_after_a_resta
     assert status.adaptation.shift
     assert "It allows for this station's pictures looking different." in status.reason
     assert_exact(learner, store, bundle)
-    codes = np.stack([sample.code for sample in store.samples(limit=100)])
+    codes = np.stack([sample.code for sample in store.samples.newest(limit=100)])
     again = Learner(bundle, None, store)
     assert again.status().adaptation == status.adaptation
     assert (again.head.head.scores(codes) == learner.head.head.scores(codes)).all()
@@ -725,11 +727,11 @@ def test_a_station_that_looks_different_is_adapted_to_and_stays_so_after_a_resta
     # A label that another device gives again is not this station's own any more.
     peer = Peer(bundle, "line-2", first=1000)
     records = [peer.write(Label(seen("good", 0), GOOD, "carl"))]
-    again.received(store.receive(records, position=1))
+    again.received(store.log.receive(records, position=1))
     again.run_until_idle(trials=False)
     again.label(seen("good", 6), GOOD, "anna")
     again.run_until_idle(trials=False)
-    live = fold_of(bundle, store.records()).live_set()
+    live = fold_of(bundle, store.log.records()).live_set()
     mine = owned(live, store.device)
     everything, own = Moments(live.codes.shape[1]), Moments(live.codes.shape[1])
     everything.add(live.codes, live.class_ids)
@@ -746,7 +748,7 @@ def test_a_record_that_contradicts_the_space_is_counted_and_harms_nothing(
     wrong = np.ones(5, np.int8)
     body = CodeRecord(bytes.fromhex(bundle.space()), bytes(32), "g", code_digest(wrong))
     records = [peer.write(body, wrong.tobytes()), *peer.label("scratch", 1, SCRATCH)]
-    learner.received(store.receive(records, position=3))
+    learner.received(store.log.receive(records, position=3))
     learner.run_until_idle()
     assert learner.status().refused == 1
     assert learner.head.samples == 25
@@ -789,9 +791,9 @@ def test_moments_are_those_of_the_live_set_after_any_history(
             elif kind == "receive" and wire:
                 # Any of them in any order, as if several segments were repeated and reordered.
                 some = data.draw(st.lists(st.sampled_from(wire), max_size=6))
-                learner.received(store.receive(some, position=number))
+                learner.received(store.log.receive(some, position=number))
             elif kind == "again":
-                learner.received(list(store.records())[:number])
+                learner.received(list(store.log.records())[:number])
             elif kind == "learn":
                 learner.run_until_idle(trials=False)
             elif kind == "restart":
@@ -805,7 +807,7 @@ def test_moments_are_those_of_the_live_set_after_any_history(
 
 
 def test_nothing_is_tried_again_when_nothing_changed(learner: Learner, store: Store, bundle: Bundle) -> None:
-    learner.received(store.receive(Peer(bundle).label("good", 700, GOOD), position=2))
+    learner.received(store.log.receive(Peer(bundle).label("good", 700, GOOD), position=2))
     learner.label(see(store, bundle, "scratch", 1), SCRATCH, "anna")
     learner.run_until_idle()
     again = Learner(bundle, None, store)
@@ -863,11 +865,11 @@ def test_a_label_acknowledged_before_kill_9_is_learned_exactly_once(bundle: Bund
         told = [child.told() for _ in range(kill_after)]
         number, seq = (told + child.kill())[-1]
         with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as store:
-            assert store.outbox_depth() >= seq
+            assert store.log.outbox_depth() >= seq
             learner = Learner(bundle, None, store)
             labels = learner.status().own_labels
             assert labels >= number + 1
-            assert labels * 2 == store.outbox_depth()
+            assert labels * 2 == store.log.outbox_depth()
             assert learner.head.samples == 24 + labels
             assert_exact(learner, store, bundle)
     assert labels >= 52
@@ -883,7 +885,7 @@ def test_a_full_store_refuses_the_label_and_the_head_goes_on(bundle: Bundle, tmp
         sample = see(store, bundle, "scratch", 1)
         with pytest.raises(StoreFull):  # noqa: PT012
             while True:
-                store.append([DefineClass(PIT, "x" * 64, "y" * 64)] * 8)
+                store.log.append([DefineClass(PIT, "x" * 64, "y" * 64)] * 8)
         with pytest.raises(StoreFull):  # noqa: PT012
             for _ in range(20):
                 learner.label(sample, SCRATCH, "anna")
@@ -914,7 +916,7 @@ def test_a_sample_of_an_earlier_release_without_its_picture_is_refused(
     learner = Learner(newer, None, store, embed=lambda image: code_of(newer, image))
     with pytest.raises(LabelError, match="its picture is gone"):
         learner.label(sample, SCRATCH, "anna")
-    assert list(store.records()) == []
+    assert list(store.log.records()) == []
 
 
 def test_each_release_has_its_own_head_of_the_same_labels(
@@ -947,10 +949,12 @@ def test_a_new_head_asks_no_more_about_what_it_knows(learner: Learner, bundle: B
         see(store, bundle, "pit", number, **asked)
     see(store, bundle, "dent", 1, **asked)
     pit = learner.define_class("pit", "anna")
-    for sample in store.queue(10)[1:4]:
+    for sample in store.samples.queue(10)[1:4]:
         learner.label(sample.sample_id, pit, "anna")
     learner.run_until_idle()
-    assert [sample.sample_id for sample in store.queue(10)] == [hashlib.sha256(picture("dent", 1)).digest()]
+    assert [sample.sample_id for sample in store.samples.queue(10)] == [
+        hashlib.sha256(picture("dent", 1)).digest()
+    ]
 
 
 def decisions_of(*probabilities: float, novelty: float = 0.1, unknown: bool = False) -> Decisions:

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from device_agent.learner import Learner
-from device_agent.store import Sample, Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.sample import Sample
+from device_agent.store import Store
 from device_agent.sync import SyncCore
 from sdk.bundle import Bundle
 from sdk.fleet.service import FleetCore
@@ -54,7 +56,7 @@ class Line:
         )
 
     def state(self) -> DeviceState:
-        return DeviceState(device=self.name, channel="default", online=True, outbox=self.store.outbox_depth())
+        return DeviceState(device=self.name, channel="default", online=True, outbox=self.store.log.outbox_depth())
 
     def label(self, shows: str, number: int, class_id: bytes) -> None:
         image = picture(shows, number)
@@ -70,7 +72,7 @@ class Line:
             novelty=0.1,
             unknown=False,
         )
-        self.store.put_sample(sample, image)
+        self.store.samples.put(sample, image)
         self.learner.label(sample.sample_id, class_id, "ann")
 
     def knows(self, shows: str) -> str:
@@ -154,7 +156,7 @@ class Plant:
             length = ledger.log_length("default")
         lines = [self.lines[name] for name in names]
         return all(
-            not line.store.outbox_depth() and line.store.log_position("default") == length for line in lines
+            not line.store.log.outbox_depth() and line.store.log.position("default") == length for line in lines
         )
 
 
@@ -181,7 +183,7 @@ def week(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> tuple[Path
         fold = Fold(entry.space, entry.feature_size)
         fold.add_base(base.samples, base.class_ids, base.groups, base.codes, bundle.class_names())
         for line in (a, b):
-            for record in line.store.records():
+            for record in line.store.log.records():
                 fold.apply(record)
         assert fold.live_samples() == len(base.codes) + 3 * 7  # both have seen the same scratches
         return folder, fold.digest()

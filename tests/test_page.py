@@ -96,7 +96,7 @@ def test_a_label_is_on_disk_when_it_is_answered_and_learned_soon(device: Device)
     assert saved.status_code == 201
     assert saved.json()["saved"] is True
     assert saved.json()["class_id"] == new.json()["class_id"]
-    assert len(list(device.station.store.records())) == saved.json()["seq"]
+    assert len(list(device.station.store.log.records())) == saved.json()["seq"]
     wait_for(lambda: device.http.get("/api/state").json()["own_labels"] == 1)
     wait_for(lambda: not device.http.get("/api/state").json()["head"]["busy"])
     state = device.http.get("/api/state").json()
@@ -189,7 +189,7 @@ def test_a_label_that_cannot_be_is_refused_and_nothing_stored(
     assert answer.status_code == status
     assert error in answer.json()["error"]
     assert answer.json()["hint"]
-    assert list(unchanged.station.store.records()) == []
+    assert list(unchanged.station.store.log.records()) == []
 
 
 @pytest.mark.parametrize("name", ["good", " Pit ", "unknown", "", "   ", "x" * 65])

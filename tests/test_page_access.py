@@ -302,7 +302,7 @@ def test_the_cookie_is_not_for_scripts_or_other_sites(device: Device) -> None:
 
 
 def test_a_write_needs_the_sessions_own_token(device: Device) -> None:
-    sample = device.station.store.samples(limit=1)[0].sample_id.hex()
+    sample = device.station.store.samples.newest(limit=1)[0].sample_id.hex()
     body = {"sample": sample, "class_id": class_id("pit").hex()}
     with logged_in(device, "Ben", PIN) as ben, logged_in(device, "Ann", PASSWORD) as ann:
         foreign = ann.headers["X-Headway-CSRF"]
@@ -316,19 +316,19 @@ def test_a_write_needs_the_sessions_own_token(device: Device) -> None:
 
 
 def test_the_label_log_holds_an_id_and_the_page_a_name(device: Device) -> None:
-    sample = device.station.store.samples(limit=1)[0].sample_id.hex()
+    sample = device.station.store.samples.newest(limit=1)[0].sample_id.hex()
     with logged_in(device, "Ben", PIN) as ben:
         body = {"sample": sample, "class_id": class_id("pit").hex(), "operator": "Somebody Else"}
         ben.post("/api/labels", json=body).raise_for_status()
         assert ben.get("/api/labels").json()[0]["who"] == "Ben"
     (label,) = device.labels()
     assert label.operator == next(a.id for a in device.access.accounts() if a.name == "Ben")
-    before = [record.entry.prev for record in device.station.store.records()]
+    before = [record.entry.prev for record in device.station.store.log.records()]
     with logged_in(device, "Ann", PASSWORD) as ann:
         ann.delete("/api/accounts/Ben", params={"erase": "true"}).raise_for_status()
         assert ann.get("/api/labels").json()[0]["who"] == label.operator
         assert "Ben" not in ann.get("/settings").text
-    assert [record.entry.prev for record in device.station.store.records()] == before
+    assert [record.entry.prev for record in device.station.store.log.records()] == before
 
 
 @pytest.mark.parametrize(

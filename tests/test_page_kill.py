@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from device_agent.runtime import open_runtime
-from device_agent.store import SampleStatus, Store
+from device_agent.sample import SampleStatus
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.labels import CodeRecord, Label
 from tests.pages import ASK_ALL, running, serving, write_stream
@@ -99,7 +100,7 @@ class Killed:
 
     def _look(self, samples: list[bytes], *, saved: bool) -> None:
         with Store.open(self.data, "line-1") as store:
-            bodies = [record.entry.body for record in store.records()]
+            bodies = [record.entry.body for record in store.log.records()]
             labelled = {body.sample for body in bodies if isinstance(body, Label)}
             coded = {body.sample for body in bodies if isinstance(body, CodeRecord)}
             there = [sample in labelled for sample in samples]
@@ -108,14 +109,14 @@ class Killed:
                 assert all(there), "said to be saved, and is not"
             for sample in samples:
                 self.acknowledged.setdefault(sample, int(saved)) if all(there) else None
-                kept = store.sample(sample)
+                kept = store.samples.get(sample)
                 assert kept is not None
                 expected = SampleStatus.LABELLED if sample in labelled else SampleStatus.QUEUED
                 assert kept.status is expected
                 assert (sample in labelled) == (sample in coded), "a label without its code"
-                assert store.image(sample) is not None
+                assert store.samples.image(sample) is not None
             assert set(self.acknowledged) <= labelled, "a label that was there is gone"
-            entries = [record.entry.seq for record in store.records()]
+            entries = [record.entry.seq for record in store.log.records()]
             assert entries == list(range(1, len(entries) + 1))
         where = "after" if saved else "within" if any(there) else "before"
         self.lost_at[where] += 1
@@ -135,8 +136,8 @@ def test_the_check_would_notice_a_label_without_its_code(tmp_path: Path) -> None
     """Sabotage: what must never happen, made to happen."""
     device = Killed(tmp_path, {"rings": 6, "pit": 4})
     with Store.open(device.data, "line-1") as store:
-        samples = [each.sample_id for each in store.queue(2)]
-        store.append([Label(samples[0], class_id("pit"), "ann")])
+        samples = [each.sample_id for each in store.samples.queue(2)]
+        store.log.append([Label(samples[0], class_id("pit"), "ann")])
     with pytest.raises(AssertionError, match="half of a group"):
         device._look(samples, saved=False)
     with pytest.raises(AssertionError, match="a label without its code"):

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from device_agent.page.alike import alike
-from device_agent.store import SampleStatus
+from device_agent.sample import SampleStatus
 from sdk.bundle import Bundle
 from tests.pages import ASK_ALL, Device, Screen, chromium, hex_of, opened, screen, serving, wait_for, write_stream
 from tests.tiny import class_id, picture, tiny_bundle
@@ -110,7 +110,7 @@ def test_a_new_defect_takes_two_taps(device: Device, browser: Browser) -> None:
     assert label.class_id is not None
     assert (label.sample.hex(), names[label.class_id]) == (sample, "crack")
     device.settle()
-    stored = device.station.store.image(label.sample)
+    stored = device.station.store.samples.image(label.sample)
     assert stored is not None
     assert device.decides(stored) == "crack"
 
@@ -160,7 +160,7 @@ def test_a_group_is_labelled_in_one_go_but_for_what_is_taken_out(
 ) -> None:
     stream = write_stream(tmp_path / "stream", {"rings": 4}, part_of=4)
     with serving(tmp_path / "data", stream, bundle) as device:
-        asked = device.station.store.samples(limit=10)
+        asked = device.station.store.samples.newest(limit=10)
         with screen(browser, f"{device.url}label?sample={asked[0].sample_id.hex()}", has_touch=True) as on:
             on.ready()
             one = on.asked()
@@ -177,7 +177,7 @@ def test_a_group_is_labelled_in_one_go_but_for_what_is_taken_out(
             assert left not in labelled
             assert len(labelled) == 3
             # They are one write: three labels and their codes, without anything between.
-            records = list(device.station.store.records())
+            records = list(device.station.store.log.records())
             assert [record.entry.seq for record in records] == list(range(1, len(records) + 1))
             on.page.locator("#undo").tap()
             on.quiet()
@@ -215,7 +215,7 @@ def test_what_cannot_be_saved_is_said_and_asked_again(device: Device, browser: B
         assert on.asked() == sample
         expect(on.page.locator("#device-state")).to_contain_text("No connection")
     assert device.labels() == []
-    stored = device.station.store.sample(bytes.fromhex(sample))
+    stored = device.station.store.samples.get(bytes.fromhex(sample))
     assert stored is not None
     assert stored.status is SampleStatus.QUEUED
 
@@ -322,7 +322,7 @@ def test_a_picture_that_was_picked_stays_when_a_question_arrives_late(device: De
 def test_samples_of_one_part_wait_for_one_answer(tmp_path: Path, bundle: Bundle) -> None:
     stream = write_stream(tmp_path / "stream", {"rings": 4}, part_of=2)
     with serving(tmp_path / "data", stream, bundle) as device:
-        samples = device.station.store.samples(limit=10)
+        samples = device.station.store.samples.newest(limit=10)
         found = alike(samples)
         group = {each.sample_id: each.group for each in samples}
         assert all(group[other] == group[one] for one, others in found.items() for other in others)
@@ -330,7 +330,7 @@ def test_samples_of_one_part_wait_for_one_answer(tmp_path: Path, bundle: Bundle)
 
 
 def test_codes_of_unlike_decisions_are_never_put_together(device: Device) -> None:
-    samples = device.station.store.samples(limit=100)
+    samples = device.station.store.samples.newest(limit=100)
     decided = {each.sample_id: (each.unknown, each.class_id if not each.unknown else None) for each in samples}
     found = alike(samples)
     assert any(found.values())

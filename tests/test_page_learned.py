@@ -181,7 +181,7 @@ def test_counters_and_the_newest_part_are_what_the_line_has_done(device: Device,
 
 
 def _newest(device: Device) -> str:
-    return device.station.store.samples(limit=1)[0].sample_id.hex()
+    return device.station.store.samples.newest(limit=1)[0].sample_id.hex()
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_labels_for_several_samples_are_saved_all_or_none(device: Device) -> Non
     assert device.labels() == []
     saved = device.http.post("/api/labels", json={"samples": good, "class_name": "pit"}).json()
     assert saved["labels"] == 2
-    assert [record.entry.seq for record in device.station.store.records()] == list(
+    assert [record.entry.seq for record in device.station.store.log.records()] == list(
         range(saved["first_seq"], saved["seq"] + 1)
     )
 
@@ -234,7 +234,7 @@ def test_what_others_said_since_stays_when_a_head_is_restored(device: Device) ->
     label(device, "pit", 0, "scratch")
     theirs = Label(bytes.fromhex(hex_of("pit", 1)), class_id("pit"), "bo")
     _, entry = Chain("line-2").write(theirs, counter=99, wall_time_us=0)
-    device.station.store.receive([Record(entry)], 1)
+    device.station.store.log.receive([Record(entry)], 1)
     restored = device.http.post(f"/api/heads/{start}/restore", json={}).json()
     assert (restored["labels"], restored["exact"]) == (1, False)
     assert [each.class_id for each in device.labels() if each.sample == theirs.sample] == [class_id("pit")]

@@ -62,7 +62,7 @@ def test_a_lot_that_is_too_long_is_refused(device: Device) -> None:
 def test_parts_without_a_lot_are_in_none(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "stream", {"pit": PARTS})
     with serving(tmp_path / "data", stream, tiny_bundle(tmp_path / "bundle"), ASK_ALL) as device:
-        ids = [sample.sample_id for sample in device.station.store.queue(PARTS)]
+        ids = [sample.sample_id for sample in device.station.store.samples.queue(PARTS)]
         device.station.label_all([(each, class_id("pit")) for each in ids], "ann")
         device.settle()
         assert [s for s in device.http.get("/api/quality").json()["slices"] if s["kind"] == "lot"] == []

@@ -20,7 +20,9 @@ import pytest
 from device_agent.heads import ActiveHead
 from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
-from device_agent.store import Sample, Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.sample import Sample
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.codes import Codes, code_digest
 from sdk.fleet.store import FleetStore
@@ -116,7 +118,7 @@ def learner_at(bundle: Bundle, folder: Path, records: Sequence[Record] = ()) -> 
     """Run a line's learner that has received these records and no more."""
     with Store.open(folder, "line-77", limits=StoreLimits(reserve_bytes=0)) as store:
         learner = Learner(bundle, None, store)
-        learner.received(store.receive(records, len(records)))
+        learner.received(store.log.receive(records, len(records)))
         learner.run_until_idle()
         yield learner, store
 
@@ -141,7 +143,7 @@ def label_own(learner: Learner, store: Store, bundle: Bundle, seed: int, per_cla
             novelty=0.1,
             unknown=False,
         )
-        store.put_sample(sample, image)
+        store.samples.put(sample, image)
         learner.label(sample.sample_id, IDS[number % len(NAMES)], "anna")
     learner.run_until_idle()
 
@@ -165,7 +167,7 @@ def gate(
         label_own(learner, store, bundle, seed, own)
         confirmed = learner.head
         poison = line_of(bundle, BAD, 50 + seed, bad, lambda *_: True).log
-        learner.received(store.receive(poison, len(poison)))
+        learner.received(store.log.receive(poison, len(poison)))
         learner.run_until_idle(trials=False)
         untried = learner.head
         assert untried.state is HeadState.PROVISIONAL

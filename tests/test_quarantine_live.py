@@ -67,4 +67,4 @@ def test_one_that_the_fleet_has_not_signed_is_refused(mosquitto: Mosquitto, tmp_
             attacker.publish(TOPICS.log("default"), forged)
             wait_for(lambda: guarded.refused, what="the refusal")
         assert guarded.told == []
-        assert guarded.store.log_position("default") == 0
+        assert guarded.store.log.position("default") == 0

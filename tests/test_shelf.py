@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from device_agent.database import Database
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.codes import Codes, code_digest
 from sdk.compact import Again, Numbers, Once
 from sdk.errors import FeatureSizeError, StoreCorrupt
@@ -42,7 +43,7 @@ def label(store: Store, codes: Codes) -> list[bytes]:
     for number, (sample, code) in enumerate(zip(samples, codes, strict=True)):
         bodies.append(Label(sample, (A, B, C)[number % 3], "ann"))
         bodies.append(CodeRecord(bytes.fromhex(SPACE), sample, f"line-1/{number // 5}", code_digest(code)))
-    store.append(bodies, dict(zip(samples, codes, strict=True)))
+    store.log.append(bodies, dict(zip(samples, codes, strict=True)))
     return samples
 
 
@@ -51,7 +52,7 @@ def fold_of(store: Store, shelf: Shelf, base: Codes) -> Fold:
     fold = Fold(SPACE, D, shelf)
     ids = [hashlib.sha256(b"base%d" % number).digest() for number in range(len(base))]
     fold.add_base(ids, [A] * len(base), ["release/1"] * len(base), base, {A: "a", B: "b", C: "c"})
-    for record in store.records():
+    for record in store.log.records():
         fold.apply(record)
     return fold
 
@@ -100,10 +101,10 @@ def test_a_strip_is_within_its_bound_and_at_least_a_row(d: int) -> None:
 def test_codes_of_the_log_are_read_from_the_store(store: Store) -> None:
     codes, base = random_codes(230, D), random_codes(7, D)
     label(store, codes[:200])
-    stored, memory = fold_of(store, store.shelf(D), base), fold_of(store, MemoryShelf(D), base)
+    stored, memory = fold_of(store, store.log.shelf(D), base), fold_of(store, MemoryShelf(D), base)
     label(store, codes)  # arrivals are no longer as many as samples
     for fold in (stored, memory):
-        for record in store.records():
+        for record in store.log.records():
             fold.apply(record)
     assert stored.digest() == memory.digest()
     assert np.array_equal(np.asarray(stored.live_set().codes), np.asarray(memory.live_set().codes))
@@ -114,18 +115,18 @@ def test_codes_of_the_log_are_read_from_the_store(store: Store) -> None:
 def test_an_earlier_live_set_reads_what_it_read(store: Store) -> None:
     codes = random_codes(20, D)
     label(store, codes[:10])
-    fold = fold_of(store, store.shelf(D), codes[:0])
+    fold = fold_of(store, store.log.shelf(D), codes[:0])
     before = fold.live_set()
     was = np.asarray(before.codes)
     label(store, codes[::-1])
-    for record in store.records():
+    for record in store.log.records():
         fold.apply(record)
     assert np.array_equal(np.asarray(before.codes), was)
 
 
 def test_a_code_that_the_log_does_not_have_is_refused(store: Store) -> None:
     with pytest.raises(LookupError, match="entry 7 of line-9"):
-        store.shelf(D).put("line-9", 7, random_codes(1, D)[0])
+        store.log.shelf(D).put("line-9", 7, random_codes(1, D)[0])
 
 
 @pytest.mark.parametrize("change", ["code = NULL", "code = zeroblob(3)"])
@@ -137,7 +138,7 @@ def test_a_code_that_is_gone_from_the_store_is_damage(tmp_path: Path, change: st
         connection.execute(f"UPDATE records SET {change} WHERE code IS NOT NULL")
     db.close()
     with Store.open(tmp_path, "line-1", limits=StoreLimits(reserve_bytes=0)) as store:
-        shelf = store.shelf(D)
+        shelf = store.log.shelf(D)
         place = shelf.put("line-1", 2, random_codes(1, D)[0])
         with pytest.raises(StoreCorrupt, match="record 2 is gone"):
             shelf.read(np.array([place]))
@@ -145,8 +146,8 @@ def test_a_code_that_is_gone_from_the_store_is_damage(tmp_path: Path, change: st
 
 def test_a_code_of_another_size_is_refused_before_it_is_shelved(store: Store) -> None:
     label(store, random_codes(1, D))
-    fold = Fold(SPACE, D + 1, store.shelf(D + 1))
-    first, second = store.records()
+    fold = Fold(SPACE, D + 1, store.log.shelf(D + 1))
+    first, second = store.log.records()
     fold.apply(first)
     with pytest.raises(FeatureSizeError, match="48 values"):
         fold.apply(second)

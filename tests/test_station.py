@@ -15,10 +15,12 @@ import pytest
 
 from device_agent.camera import Shot, open_camera
 from device_agent.config import FolderCamera
+from device_agent.limits import StoreLimits
 from device_agent.queue import QueuePolicy
 from device_agent.runtime import open_runtime
+from device_agent.sample import SampleStatus
 from device_agent.station import UNKNOWN, Station
-from device_agent.store import SampleStatus, Store, StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import BadImages, LabelError, NoRelease, StoreFull, UnknownClassError
 from sdk.labels import DefineClass
@@ -81,7 +83,7 @@ def test_on_a_full_disk_frames_are_decided_and_counted_as_not_stored(bundle: Bun
         for shot in shots(tmp_path / "images", "pit", 3):
             assert station.see(shot).decision.forced
         assert (station.counts.frames, station.counts.unstored) == (3, 3)
-        assert store.samples(limit=5) == []
+        assert store.samples.newest(limit=5) == []
         station.inspect(picture("pit", 1))
         with pytest.raises(StoreFull):
             station.inspect(picture("pit", 1), keep=True)
@@ -142,7 +144,7 @@ def test_a_class_is_found_by_the_name_that_people_use(store: Store, bundle: Bund
 def test_a_name_that_two_devices_gave_is_refused_as_ambiguous(store: Store, bundle: Bundle) -> None:
     station = serving(store, bundle)
     for new in (b"a" * 16, b"b" * 16):  # as two devices would have, before anybody merged them
-        store.append([DefineClass(new, "rings", "ann")])
+        store.log.append([DefineClass(new, "rings", "ann")])
     station.require().learner.received([])
     with pytest.raises(LabelError, match="2 classes are called 'rings'"):
         station.class_named("rings")
@@ -156,7 +158,7 @@ def test_what_is_no_image_is_refused(store: Store, bundle: Bundle, data: bytes) 
     station = serving(store, bundle)
     with pytest.raises(BadImages):
         station.inspect(data, keep=True)
-    assert store.samples(limit=1) == []
+    assert store.samples.newest(limit=1) == []
     assert station.counts.frames == 0
     station.close()
 

@@ -19,16 +19,11 @@ import pytest
 
 from device_agent.database import Database
 from device_agent.heads_and_updates import HeadRow, Outcome
+from device_agent.limits import StoreLimits
 from device_agent.queue import Question
-from device_agent.store import (
-    _MIGRATIONS,
-    STORE_NAME,
-    Sample,
-    SampleStatus,
-    Store,
-    StoreLimits,
-    check_store,
-)
+from device_agent.sample import Sample, SampleStatus
+from device_agent.schema import MIGRATIONS
+from device_agent.store import STORE_NAME, Store, check_store
 from sdk.codes import code_digest
 from sdk.errors import ConfigError, LabelError, StoreCorrupt, StoreFull
 from sdk.labels import GENESIS, Body, Chain, CodeRecord, DefineClass, Label, Record, entry_hash
@@ -73,7 +68,7 @@ def label(store: Store, sample: Sample, class_id: bytes | None = GOOD) -> list[R
         Label(sample.sample_id, class_id, "anna"),
         CodeRecord(bytes.fromhex(SPACE), sample.sample_id, sample.group, digest),
     ]
-    return store.append(bodies, {sample.sample_id: sample.code})
+    return store.log.append(bodies, {sample.sample_id: sample.code})
 
 
 def foreign_log(device: str, count: int, *, counter: int = 1, salt: str = "") -> list[Record]:
@@ -91,7 +86,7 @@ def foreign_log(device: str, count: int, *, counter: int = 1, salt: str = "") ->
 def test_own_entries_are_one_chain_without_gaps(store: Store) -> None:
     for number in range(3):
         label(store, sample_of(number))
-    entries = [record.entry for record in store.records()]
+    entries = [record.entry for record in store.log.records()]
     assert [entry.seq for entry in entries] == [1, 2, 3, 4, 5, 6]
     assert entries[0].prev == GENESIS
     assert all(after.prev == entry_hash(before) for before, after in itertools.pairwise(entries))
@@ -100,16 +95,16 @@ def test_own_entries_are_one_chain_without_gaps(store: Store) -> None:
 def test_a_reopened_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
         label(store, sample_of(1))
-        before = list(store.records())
+        before = list(store.log.records())
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
-        assert list(store.records()) == before
-        (record,) = store.append([DefineClass(GOOD, "good", "anna")])
+        assert list(store.log.records()) == before
+        (record,) = store.log.append([DefineClass(GOOD, "good", "anna")])
     assert record.entry.seq == 3
     assert record.entry.prev == entry_hash(before[-1].entry)
 
 
 def test_own_counter_is_above_everything_seen(store: Store) -> None:
-    store.receive(foreign_log("line-2", 2, counter=5000), position=2)
+    store.log.receive(foreign_log("line-2", 2, counter=5000), position=2)
     records = label(store, sample_of(1))
     assert [record.entry.counter for record in records] == [5002, 5003]
 
@@ -125,7 +120,7 @@ def test_order_does_not_depend_on_the_clock(tmp_path: Path) -> None:
 
 def test_a_label_sets_its_samples_status_and_withdrawing_sets_it_back(store: Store) -> None:
     sample = sample_of(1, status=SampleStatus.QUEUED)
-    store.put_sample(sample, image_of(1))
+    store.samples.put(sample, image_of(1))
     label(store, sample)
     assert status_of(store, sample) is SampleStatus.LABELLED
     label(store, sample, None)
@@ -133,23 +128,23 @@ def test_a_label_sets_its_samples_status_and_withdrawing_sets_it_back(store: Sto
 
 
 def status_of(store: Store, sample: Sample) -> SampleStatus:
-    kept = store.sample(sample.sample_id)
+    kept = store.samples.get(sample.sample_id)
     assert kept is not None
     return kept.status
 
 
 def test_a_code_record_without_its_code_changes_nothing(store: Store) -> None:
     sample = sample_of(1)
-    store.put_sample(sample, None)
+    store.samples.put(sample, None)
     bodies: list[Body] = [
         Label(sample.sample_id, GOOD, "anna"),
         CodeRecord(bytes.fromhex(SPACE), sample.sample_id, "g", bytes(32)),
     ]
     with pytest.raises(ValueError, match="no code"):
-        store.append(bodies)
+        store.log.append(bodies)
     with pytest.raises(LabelError, match="does not match its digest"):
-        store.append(bodies, {sample.sample_id: sample.code})
-    assert list(store.records()) == []
+        store.log.append(bodies, {sample.sample_id: sample.code})
+    assert list(store.log.records()) == []
     assert status_of(store, sample) is SampleStatus.SEEN
     assert label(store, sample)[0].entry.seq == 1
 
@@ -165,23 +160,23 @@ def test_a_code_record_without_its_code_changes_nothing(store: Store) -> None:
 )
 def test_what_no_device_could_read_again_does_not_enter_the_log(store: Store, body: Body) -> None:
     with pytest.raises(LabelError, match="cannot be stored"):
-        store.append([body])
-    assert list(store.records()) == []
+        store.log.append([body])
+    assert list(store.log.records()) == []
 
 
 def test_received_entries_are_stored_once_however_often_they_come(store: Store) -> None:
     log = foreign_log("line-2", 3)
-    assert store.receive(log[:2], position=2) == log[:2]
-    assert store.receive(log, position=3) == log[2:]
-    assert store.receive(log, position=3) == []
-    assert list(store.records()) == log
-    assert store.log_position() == 3
+    assert store.log.receive(log[:2], position=2) == log[:2]
+    assert store.log.receive(log, position=3) == log[2:]
+    assert store.log.receive(log, position=3) == []
+    assert list(store.log.records()) == log
+    assert store.log.position() == 3
 
 
 def test_log_positions_are_kept_per_channel_and_never_go_back(store: Store) -> None:
-    store.receive([], position=7, channel="caps")
-    store.receive([], position=3, channel="caps")
-    assert (store.log_position("caps"), store.log_position("lids")) == (7, 0)
+    store.log.receive([], position=7, channel="caps")
+    store.log.receive([], position=3, channel="caps")
+    assert (store.log.position("caps"), store.log.position("lids")) == (7, 0)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +192,7 @@ def test_log_positions_are_kept_per_channel_and_never_go_back(store: Store) -> N
 def test_an_entry_that_cannot_stand_beside_ours_is_refused_with_its_whole_batch(
     store: Store, case: str, match: str
 ) -> None:
-    store.receive(foreign_log("line-2", 1), position=1)
+    store.log.receive(foreign_log("line-2", 1), position=1)
     other = foreign_log("line-2", 2, salt="forged")
     code_body = CodeRecord(bytes.fromhex(SPACE), bytes(32), "g", bytes(32))
     _, code_entry = Chain("line-9").write(code_body, counter=1, wall_time_us=0)
@@ -209,20 +204,20 @@ def test_an_entry_that_cannot_stand_beside_ours_is_refused_with_its_whole_batch(
         "the name of the release": foreign_log("release", 1)[0],
     }[case]
     with pytest.raises(LabelError, match=match):
-        store.receive([*foreign_log("line-4", 1), bad], position=3)
-    assert len(list(store.records())) == 1
-    assert store.log_position() == 1
+        store.log.receive([*foreign_log("line-4", 1), bad], position=3)
+    assert len(list(store.log.records())) == 1
+    assert store.log.position() == 1
 
 
 def test_a_replaced_device_takes_its_earlier_log_from_the_fleet(store: Store, tmp_path: Path) -> None:
     label(store, sample_of(1))
-    log = list(store.records())
+    log = list(store.log.records())
     with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as fresh:
-        assert fresh.receive(log, position=2) == log
-        assert fresh.outbox(10) == []
-        (record,) = fresh.append([DefineClass(GOOD, "good", "anna")])
+        assert fresh.log.receive(log, position=2) == log
+        assert fresh.log.outbox(10) == []
+        (record,) = fresh.log.append([DefineClass(GOOD, "good", "anna")])
         assert (record.entry.seq, record.entry.prev) == (3, entry_hash(log[-1].entry))
-        assert fresh.outbox(10) == [record]
+        assert fresh.log.outbox(10) == [record]
 
 
 def test_a_device_that_labelled_before_fetching_its_log_is_told_so(store: Store, tmp_path: Path) -> None:
@@ -230,7 +225,7 @@ def test_a_device_that_labelled_before_fetching_its_log_is_told_so(store: Store,
     with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as fresh:
         label(fresh, sample_of(2))
         with pytest.raises(LabelError, match="contradicts") as caught:
-            fresh.receive(list(store.records()), position=2)
+            fresh.log.receive(list(store.log.records()), position=2)
     assert "enrol" in caught.value.hint
 
 
@@ -238,20 +233,20 @@ def test_a_device_that_labelled_before_fetching_its_log_is_told_so(store: Store,
 
 
 def test_the_outbox_holds_what_the_fleet_has_not_acknowledged(store: Store) -> None:
-    store.receive(foreign_log("line-2", 1), position=1)
+    store.log.receive(foreign_log("line-2", 1), position=1)
     own = [*label(store, sample_of(1)), *label(store, sample_of(2))]
-    assert store.outbox(10) == own
-    store.acknowledge(3)
-    store.acknowledge(1)  # late and out of order
-    assert store.outbox(10) == own[3:]
-    assert store.outbox_depth() == 1
-    assert store.outbox(0) == []
+    assert store.log.outbox(10) == own
+    store.log.acknowledge(3)
+    store.log.acknowledge(1)  # late and out of order
+    assert store.log.outbox(10) == own[3:]
+    assert store.log.outbox_depth() == 1
+    assert store.log.outbox(0) == []
 
 
 def test_an_acknowledgement_of_what_we_never_wrote_is_refused(store: Store) -> None:
     with pytest.raises(LabelError, match="holds 1 entries"):
-        store.acknowledge(1)
-    assert store.outbox_depth() == 0
+        store.log.acknowledge(1)
+    assert store.log.outbox_depth() == 0
 
 
 def test_a_full_outbox_refuses_labels_until_the_fleet_acknowledges(tmp_path: Path) -> None:
@@ -259,8 +254,8 @@ def test_a_full_outbox_refuses_labels_until_the_fleet_acknowledges(tmp_path: Pat
         label(store, sample_of(1))
         with pytest.raises(StoreFull, match="2 entries wait"):
             label(store, sample_of(2))
-        assert store.outbox_depth() == 2
-        store.acknowledge(2)
+        assert store.log.outbox_depth() == 2
+        store.log.acknowledge(2)
         assert len(label(store, sample_of(2))) == 2
 
 
@@ -269,20 +264,20 @@ def test_a_full_outbox_refuses_labels_until_the_fleet_acknowledges(tmp_path: Pat
 
 def test_samples_come_newest_first_with_code_and_picture(store: Store) -> None:
     for number in range(3):
-        store.put_sample(sample_of(number), image_of(number))
-    kept = store.samples(limit=2)
+        store.samples.put(sample_of(number), image_of(number))
+    kept = store.samples.newest(limit=2)
     assert [each.captured_utc for each in kept] == [1002.0, 1001.0]
     assert np.array_equal(kept[0].code, sample_of(2).code)
-    assert store.image(kept[0].sample_id) == image_of(2)
-    assert store.samples(limit=5, offset=2) == [sample_of(0)]
+    assert store.samples.image(kept[0].sample_id) == image_of(2)
+    assert store.samples.newest(limit=5, offset=2) == [sample_of(0)]
 
 
 def test_a_sample_seen_again_keeps_its_group_and_stays_labelled(store: Store) -> None:
-    store.put_sample(sample_of(1), image_of(1))
+    store.samples.put(sample_of(1), image_of(1))
     label(store, sample_of(1))
     again = sample_of(1, group="line-1/other", decision="scratch", status=SampleStatus.QUEUED, captured_utc=5.0)
-    assert store.put_sample(again, image_of(1)) is SampleStatus.LABELLED
-    kept = store.sample(again.sample_id)
+    assert store.samples.put(again, image_of(1)) is SampleStatus.LABELLED
+    kept = store.samples.get(again.sample_id)
     assert kept is not None
     assert (kept.group, kept.decision, kept.captured_utc) == ("line-1/part-1", "scratch", 5.0)
 
@@ -290,27 +285,27 @@ def test_a_sample_seen_again_keeps_its_group_and_stays_labelled(store: Store) ->
 def test_only_the_newest_unlabelled_samples_are_kept_and_all_labelled_ones(tmp_path: Path) -> None:
     with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=2)) as store:
         for number in range(5):
-            store.put_sample(sample_of(number), image_of(number))
+            store.samples.put(sample_of(number), image_of(number))
             if number == 0:
                 label(store, sample_of(0))
-        assert [each.captured_utc for each in store.samples(limit=10)] == [1004.0, 1003.0, 1000.0]
-        assert store.image(sample_of(0).sample_id) == image_of(0)
-        assert store.image(sample_of(1).sample_id) is None
+        assert [each.captured_utc for each in store.samples.newest(limit=10)] == [1004.0, 1003.0, 1000.0]
+        assert store.samples.image(sample_of(0).sample_id) == image_of(0)
+        assert store.samples.image(sample_of(1).sample_id) is None
         assert len(list((tmp_path / "images").glob("??/*"))) == 3
 
 
 def test_a_damaged_picture_counts_as_lost(store: Store, tmp_path: Path) -> None:
     sample = sample_of(1)
-    store.put_sample(sample, image_of(1))
+    store.samples.put(sample, image_of(1))
     (path,) = (tmp_path / "data" / "images").glob("??/*")
     path.write_bytes(b"")
-    assert store.image(sample.sample_id) is None
+    assert store.samples.image(sample.sample_id) is None
 
 
 def test_half_written_pictures_are_swept_and_no_others(tmp_path: Path) -> None:
     """A store that was lost and made anew must not take labelled pictures with it."""
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
-        store.put_sample(sample_of(1), image_of(1))
+        store.samples.put(sample_of(1), image_of(1))
         label(store, sample_of(1))
     half = tmp_path / "images" / "ab" / ("ab" * 32 + ".partial")
     half.parent.mkdir(exist_ok=True)
@@ -318,7 +313,7 @@ def test_half_written_pictures_are_swept_and_no_others(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite3").unlink()
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
         assert not half.exists()
-        assert store.image(sample_of(1).sample_id) == image_of(1)
+        assert store.samples.image(sample_of(1).sample_id) == image_of(1)
 
 
 def queued(number: int, priority: float, group: str | None = None) -> Sample:
@@ -330,28 +325,30 @@ def queued(number: int, priority: float, group: str | None = None) -> Sample:
 def test_the_queue_is_bounded_and_its_least_important_question_falls_out(tmp_path: Path) -> None:
     with Store.open(tmp_path, "line-1", limits=replace(LIMITS, queue=2)) as store:
         for number, priority in enumerate([0.5, 2.0, 1.0]):
-            store.put_sample(queued(number, priority), None)
-        assert [each.priority for each in store.queue(10)] == [2.0, 1.0]
+            store.samples.put(queued(number, priority), None)
+        assert [each.priority for each in store.samples.queue(10)] == [2.0, 1.0]
         assert status_of(store, sample_of(0)) is SampleStatus.SEEN
-        assert store.put_sample(queued(9, 0.1), None) is SampleStatus.SEEN
+        assert store.samples.put(queued(9, 0.1), None) is SampleStatus.SEEN
 
 
 def test_a_burst_is_not_asked_about_over_and_over(store: Store) -> None:
-    statuses = [store.put_sample(queued(number, 1.0, "line-1/burst"), None) for number in range(4)]
+    statuses = [store.samples.put(queued(number, 1.0, "line-1/burst"), None) for number in range(4)]
     assert statuses == [SampleStatus.QUEUED] * 2 + [SampleStatus.SEEN] * 2
     label(store, sample_of(0))
-    assert store.put_sample(queued(5, 1.0, "line-1/burst"), None) is SampleStatus.SEEN
-    assert store.queue_depth() == 1
+    assert store.samples.put(queued(5, 1.0, "line-1/burst"), None) is SampleStatus.SEEN
+    assert store.samples.queue_depth() == 1
 
 
 def test_questions_are_asked_anew_but_never_of_what_is_labelled(store: Store) -> None:
     samples = [queued(number, 1.0) for number in range(3)]
     for sample in samples:
-        store.put_sample(sample, None)
+        store.samples.put(sample, None)
     label(store, samples[2])
     ids = [sample.sample_id for sample in samples]
-    store.requeue({ids[0]: None, ids[1]: Question("unlike anything known", 2.5), ids[2]: Question("again", 3.0)})
-    assert [(each.sample_id, each.reason, each.priority) for each in store.queue(10)] == [
+    store.samples.requeue(
+        {ids[0]: None, ids[1]: Question("unlike anything known", 2.5), ids[2]: Question("again", 3.0)}
+    )
+    assert [(each.sample_id, each.reason, each.priority) for each in store.samples.queue(10)] == [
         (ids[1], "unlike anything known", 2.5)
     ]
     assert status_of(store, samples[2]) is SampleStatus.LABELLED
@@ -359,17 +356,20 @@ def test_questions_are_asked_anew_but_never_of_what_is_labelled(store: Store) ->
 
 def test_labelled_samples_without_a_code_in_a_new_space_are_found(store: Store) -> None:
     for number in range(2):
-        store.put_sample(sample_of(number), image_of(number))
+        store.samples.put(sample_of(number), image_of(number))
         label(store, sample_of(number))
     new = "cd" * 32
-    assert store.labelled_without_code(SPACE) == []
+    assert store.samples.labelled_without_code(SPACE) == []
     first, second = (sample_of(number) for number in range(2))
-    assert [each.sample_id for each in store.labelled_without_code(new)] == [first.sample_id, second.sample_id]
+    assert [each.sample_id for each in store.samples.labelled_without_code(new)] == [
+        first.sample_id,
+        second.sample_id,
+    ]
     body = CodeRecord(bytes.fromhex(new), first.sample_id, first.group, code_digest(first.code))
-    store.append([body], {first.sample_id: first.code})
-    assert [each.sample_id for each in store.labelled_without_code(new)] == [second.sample_id]
-    assert store.has_code(first.sample_id, new)
-    assert not store.has_code(second.sample_id, new)
+    store.log.append([body], {first.sample_id: first.code})
+    assert [each.sample_id for each in store.samples.labelled_without_code(new)] == [second.sample_id]
+    assert store.log.has_code(first.sample_id, new)
+    assert not store.log.has_code(second.sample_id, new)
 
 
 # -- what goes when pictures take too much room
@@ -384,8 +384,8 @@ def pictured(number: int, **changes: object) -> Sample:
 
 
 def kept_pictures(store: Store, numbers: range) -> set[int]:
-    there = {number for number in numbers if store.image(pictured(number).sample_id) is not None}
-    known = {number for number in numbers if store.sample(pictured(number).sample_id) is not None}
+    there = {number for number in numbers if store.samples.image(pictured(number).sample_id) is not None}
+    known = {number for number in numbers if store.samples.get(pictured(number).sample_id) is not None}
     assert there == known, "a picture and its row go together"
     return there
 
@@ -395,7 +395,7 @@ def test_certain_pictures_go_before_those_of_the_last_parts_and_uncertain_ones_l
     with Store.open(tmp_path, "line-1", limits=limits) as store:
 
         def put(number: int, **changes: object) -> None:
-            store.put_sample(pictured(number, **changes), picture_of(number))
+            store.samples.put(pictured(number, **changes), picture_of(number))
 
         put(0)
         label(store, pictured(0))
@@ -416,10 +416,10 @@ def test_certain_pictures_go_before_those_of_the_last_parts_and_uncertain_ones_l
 def test_labelled_pictures_alone_may_fill_the_room_and_labels_are_still_taken(tmp_path: Path) -> None:
     with Store.open(tmp_path, "line-1", limits=replace(LIMITS, max_image_bytes=5_000)) as store:
         for number in range(5):
-            store.put_sample(pictured(number), picture_of(number))
+            store.samples.put(pictured(number), picture_of(number))
             label(store, pictured(number))
         with pytest.raises(StoreFull, match="labelled pictures take") as caught:
-            store.put_sample(pictured(5), picture_of(5))
+            store.samples.put(pictured(5), picture_of(5))
         assert "max_image_mib" in caught.value.hint
         assert kept_pictures(store, range(6)) == set(range(5))
         label(store, pictured(5))
@@ -429,14 +429,14 @@ def test_the_size_of_pictures_is_known_again_after_a_restart_and_after_an_older_
     limits = replace(LIMITS, max_image_bytes=10_000, keep_parts=0)
     with Store.open(tmp_path, "line-1", limits=limits) as store:
         for number in range(8):
-            store.put_sample(pictured(number), picture_of(number))
+            store.samples.put(pictured(number), picture_of(number))
     db = sqlite3.connect(tmp_path / "store.sqlite3")
     db.execute("UPDATE samples SET size_bytes = 0")  # as a version without the column leaves them
     db.commit()
     db.close()
     with Store.open(tmp_path, "line-1", limits=limits) as store:
         for number in range(8, 12):
-            store.put_sample(pictured(number), picture_of(number))
+            store.samples.put(pictured(number), picture_of(number))
         assert len(kept_pictures(store, range(12))) <= 10
 
 
@@ -532,9 +532,9 @@ def test_a_second_agent_on_one_store_is_refused(store: Store) -> None:
 # -- older versions
 
 
-@pytest.mark.parametrize("schema", range(1, len(_MIGRATIONS)))
+@pytest.mark.parametrize("schema", range(1, len(MIGRATIONS)))
 def test_a_store_of_every_earlier_version_is_read_and_goes_on(tmp_path: Path, schema: int) -> None:
-    database = Database(tmp_path / STORE_NAME, _MIGRATIONS[:schema], max_bytes=2**30)
+    database = Database(tmp_path / STORE_NAME, MIGRATIONS[:schema], max_bytes=2**30)
     columns = [row[1] for row in database.rows("PRAGMA table_info(samples)")]
     records = foreign_log("line-1", 3)
     with database.transaction() as db:
@@ -548,7 +548,7 @@ def test_a_store_of_every_earlier_version_is_read_and_goes_on(tmp_path: Path, sc
         db.execute(f"INSERT INTO samples VALUES ({', '.join('?' * len(columns))})", values)
     database.close()
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
-        assert list(store.records()) == records
+        assert list(store.log.records()) == records
         assert status_of(store, sample_of(1)) is SampleStatus.LABELLED
         assert label(store, sample_of(2))[0].entry.prev == entry_hash(records[-1].entry)
     assert check_store(tmp_path / STORE_NAME, whole=True).entries == 5
@@ -561,7 +561,7 @@ def test_a_full_store_refuses_a_label_whole_and_takes_it_when_there_is_room(tmp_
     small = replace(LIMITS, max_store_bytes=128 * 1024)
     sample = sample_of(0)
     with Store.open(tmp_path, "line-1", limits=small) as store:
-        store.put_sample(sample, image_of(0))
+        store.samples.put(sample, image_of(0))
         done = 0
         with pytest.raises(StoreFull, match="full") as caught:  # noqa: PT012
             while True:
@@ -572,7 +572,7 @@ def test_a_full_store_refuses_a_label_whole_and_takes_it_when_there_is_room(tmp_
         with pytest.raises(StoreFull):
             label(store, sample)
         assert status_of(store, sample) is SampleStatus.SEEN
-        assert [record.entry.seq for record in store.records()] == list(range(1, 2 * done + 1))
+        assert [record.entry.seq for record in store.log.records()] == list(range(1, 2 * done + 1))
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
         assert label(store, sample)[0].entry.seq == 2 * done + 1
         assert status_of(store, sample) is SampleStatus.LABELLED
@@ -581,20 +581,21 @@ def test_a_full_store_refuses_a_label_whole_and_takes_it_when_there_is_room(tmp_
 def test_samples_are_refused_before_labels_when_the_disk_fills(tmp_path: Path) -> None:
     with Store.open(tmp_path, "line-1", limits=StoreLimits(reserve_bytes=2**60)) as store:
         with pytest.raises(StoreFull, match="are free"):
-            store.put_sample(sample_of(1), image_of(1))
-        assert store.samples(limit=1) == []
+            store.samples.put(sample_of(1), image_of(1))
+        assert store.samples.newest(limit=1) == []
         assert len(label(store, sample_of(1))) == 2
 
 
 _FILL = """
 import resource, sys
 from pathlib import Path
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.errors import StoreFull
 from tests.test_store import image_of, label, sample_of, status_of
 
 store = Store.open(Path(sys.argv[1]), "line-1", limits=StoreLimits(reserve_bytes=0))
-store.put_sample(sample_of(0), image_of(0))
+store.samples.put(sample_of(0), image_of(0))
 size = max(path.stat().st_size for path in Path(sys.argv[1]).glob("store.sqlite3*"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40_000, resource.RLIM_INFINITY))
 acknowledged = 0
@@ -604,7 +605,7 @@ try:
 except StoreFull as error:
     print("refused:", error)
 try:
-    store.put_sample(sample_of(1), bytes(2_000_000))
+    store.samples.put(sample_of(1), bytes(2_000_000))
 except StoreFull as error:
     print("refused:", error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -627,7 +628,7 @@ def test_a_write_that_the_system_refuses_is_a_full_store_and_heals_without_a_res
     assert (before, status) == ("seen", "labelled")
     assert int(after) == int(acknowledged) + 2
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
-        assert [record.entry.seq for record in store.records()] == list(range(1, int(after) + 1))
+        assert [record.entry.seq for record in store.log.records()] == list(range(1, int(after) + 1))
     assert not list((tmp_path / "images").glob("??/*.partial"))
 
 
@@ -638,7 +639,7 @@ def label_for_ever(folder: Path, number: int, tell: Callable[[tuple[int, int]], 
     with Store.open(folder, "line-1", limits=LIMITS) as store:
         while True:
             sample = sample_of(number)
-            store.put_sample(sample, image_of(number))
+            store.samples.put(sample, image_of(number))
             tell((number, label(store, sample)[-1].entry.seq))
             number += 1
 
@@ -650,13 +651,13 @@ def test_no_acknowledged_label_is_lost_to_kill_9(tmp_path: Path) -> None:
         told = [child.told() for _ in range(kill_after)]
         number, acknowledged = (told + child.kill())[-1]
         with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
-            seqs = [record.entry.seq for record in store.records()]
+            seqs = [record.entry.seq for record in store.log.records()]
             assert seqs == list(range(1, len(seqs) + 1))
             assert len(seqs) >= acknowledged
             assert len(seqs) % 2 == 0, "a label without its code record"
             for labelled in range(number + 1):
                 assert status_of(store, sample_of(labelled)) is SampleStatus.LABELLED
-                assert store.image(sample_of(labelled).sample_id) == image_of(labelled)
+                assert store.samples.image(sample_of(labelled).sample_id) == image_of(labelled)
         next_number = len(seqs) // 2
     assert acknowledged >= 222
 
@@ -670,8 +671,8 @@ def test_threads_may_label_and_read_at_once(store: Store) -> None:
     for worker in workers:
         worker.start()
     while any(worker.is_alive() for worker in workers):
-        seqs = [record.entry.seq for record in store.records()]
+        seqs = [record.entry.seq for record in store.log.records()]
         assert seqs == list(range(1, len(seqs) + 1))
     for worker in workers:
         worker.join()
-    assert store.outbox_depth() == 80
+    assert store.log.outbox_depth() == 80

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from device_agent.sync import Sync, SyncCore, SyncLimits
 from sdk.codes import code_digest
 from sdk.errors import RemoteWireError
@@ -69,7 +70,7 @@ def write_label(store: Store, number: int) -> list[Record]:
         Label(sample, GOOD, "anna"),
         CodeRecord(bytes.fromhex(SPACE), sample, f"{store.device}/{number}", code_digest(code)),
     ]
-    return store.append(bodies, {sample: code})
+    return store.log.append(bodies, {sample: code})
 
 
 @dataclass
@@ -93,13 +94,13 @@ class Device:
         )
 
     def _records(self, records: list[Record]) -> None:
-        held = set(self.store.records())
+        held = set(self.store.log.records())
         assert held.issuperset(records), "told before it was stored"
         self.told += records
 
     def state(self) -> DeviceState:
         return DeviceState(
-            device=self.store.device, channel="default", online=True, outbox=self.store.outbox_depth()
+            device=self.store.device, channel="default", online=True, outbox=self.store.log.outbox_depth()
         )
 
     def receive(self, topic: str, payload: bytes, now: float = 0.0, *, retained: bool = False) -> None:
@@ -154,11 +155,11 @@ def test_entries_leave_the_outbox_when_the_fleet_has_committed_them(device: Devi
     device.core.connected(0.0)
     write_label(device.store, 1)
     assert labels_in(device.core.poll(0.0)) == [1, 2]
-    assert device.store.outbox_depth() == 2
+    assert device.store.log.outbox_depth() == 2
     device.ack(1)
-    assert device.store.outbox_depth() == 1
+    assert device.store.log.outbox_depth() == 1
     device.ack(2)
-    assert device.store.outbox_depth() == 0
+    assert device.store.log.outbox_depth() == 0
 
 
 def test_nothing_is_sent_while_there_is_no_broker(device: Device) -> None:
@@ -229,7 +230,7 @@ def test_known_records_are_skipped_and_new_ones_told_once(device: Device) -> Non
     device.segment(1, log[:2])
     device.segment(2, log[1:])
     assert device.told == log
-    assert device.store.log_position("default") == 5
+    assert device.store.log.position("default") == 5
 
 
 def test_after_a_gap_the_device_asks_from_where_its_copy_ends(device: Device) -> None:
@@ -295,7 +296,7 @@ def test_records_that_contradict_ours_are_not_taken_and_shown(device: Device) ->
     device.segment(2, [Record(forged)])
     assert device.core.fault is not None
     assert "contradicts" in device.core.fault
-    assert device.store.log_position("default") == 1
+    assert device.store.log.position("default") == 1
     device.segment(2, foreign(2)[1:])
     assert device.core.fault is None
 
@@ -321,8 +322,8 @@ def test_a_message_that_is_none_is_refused_and_changes_nothing(
 ) -> None:
     with pytest.raises(RemoteWireError):
         device.receive(topic, payload, retained=retained)
-    assert list(device.store.records()) == []
-    assert device.store.log_position("default") == 0
+    assert list(device.store.log.records()) == []
+    assert device.store.log.position("default") == 0
 
 
 def test_an_assignment_reaches_the_agent_and_its_removal_does_not(device: Device) -> None:
@@ -342,14 +343,14 @@ def test_a_full_disk_keeps_nothing_half_and_the_union_is_read_later(tmp_path: Pa
             device.segment(first + 1, log[first : first + 100])
         assert device.core.fault is not None
         assert "full" in device.core.fault
-        position = store.log_position("default")
+        position = store.log.position("default")
         assert device.told == log[:position]
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
-        assert list(store.records()) == log[:position]
+        assert list(store.log.records()) == log[:position]
         device = Device(store)
         for first in range(0, 1200, 100):
             device.segment(first + 1, log[first : first + 100])
-        assert list(store.records()) == log
+        assert list(store.log.records()) == log
 
 
 # -- the state
@@ -400,14 +401,14 @@ def test_all_stores_agree_over_a_broker_that_drops_repeats_and_reorders(tmp_path
             _turn(broker, service, devices)
             broker.now += 1.0
             if broker.now > 60.0 and all(
-                store.log_position("default") == 2 * made and store.outbox_depth() == 0 for store in stores
+                store.log.position("default") == 2 * made and store.log.outbox_depth() == 0 for store in stores
             ):
                 break
         digests = set()
         for device in devices:
-            records = sorted(device.store.records(), key=lambda r: (r.entry.device, r.entry.seq))
+            records = sorted(device.store.log.records(), key=lambda r: (r.entry.device, r.entry.seq))
             assert len(records) == 2 * made
-            assert device.store.outbox_depth() == 0
+            assert device.store.log.outbox_depth() == 0
             assert len(device.told) == len(set(device.told)) == 4 * made // 3
             digests.add(hashlib.sha256(repr(records).encode()).hexdigest())
         assert len(digests) == 1
@@ -452,7 +453,7 @@ def syncing(folder: Path, name: str, settings: MqttSettings) -> Iterator[tuple[S
     with Store.open(folder / name, name, limits=LIMITS) as store:
 
         def state() -> DeviceState:
-            return DeviceState(device=name, channel="default", online=True, outbox=store.outbox_depth())
+            return DeviceState(device=name, channel="default", online=True, outbox=store.log.outbox_depth())
 
         sync = Sync(
             settings,
@@ -482,7 +483,7 @@ def test_labels_of_one_device_reach_the_other_and_survive_a_killed_broker(
     ):
         made = write_label(store_a, 0)
         sync_a.notify_outbox()
-        wait_for(lambda: store_a.outbox_depth() == 0, DEADLINE_S, "the first acknowledgement")
+        wait_for(lambda: store_a.log.outbox_depth() == 0, DEADLINE_S, "the first acknowledgement")
         wait_for(lambda: told_b == made, DEADLINE_S, "the first label at b")
         mosquitto.kill()
         for number in range(1, 40):
@@ -490,10 +491,10 @@ def test_labels_of_one_device_reach_the_other_and_survive_a_killed_broker(
             sync_a.notify_outbox()
         wait_for(lambda: not sync_a.status().connected, DEADLINE_S, "a noticing")
         mosquitto.start()
-        wait_for(lambda: store_a.outbox_depth() == 0, DEADLINE_S, "the outbox emptying")
+        wait_for(lambda: store_a.log.outbox_depth() == 0, DEADLINE_S, "the outbox emptying")
         wait_for(lambda: len(told_b) == len(made), DEADLINE_S, "all labels at b")
         assert told_b == made
-        assert list(store_b.records()) == made
+        assert list(store_b.log.records()) == made
         wait_for(lambda: sync_b.status().log_position == len(made), DEADLINE_S, "the position")
         with fleet.read() as ledger:
             assert ledger.log_length("default") == len(made)
@@ -512,7 +513,7 @@ def test_a_broker_that_comes_late_is_found_and_nothing_waited_for_it(mosquitto: 
         assert (sync.status().connected, sync.status().outbox) == (False, 2)
         mosquitto.start()
         with serving(tmp_path / "fleet", settings):
-            wait_for(lambda: store.outbox_depth() == 0, DEADLINE_S, "the outbox emptying")
+            wait_for(lambda: store.log.outbox_depth() == 0, DEADLINE_S, "the outbox emptying")
 
 
 @pytest.mark.broker
@@ -543,7 +544,7 @@ with syncing(Path(sys.argv[1]), "a", MqttSettings(port=int(sys.argv[2]))) as (st
     while True:
         write_label(store, number)
         sync.notify_outbox()
-        print(store.length(), flush=True)
+        print(store.log.length(), flush=True)
         number += 1
         threading.Event().wait(0.01)
 """
@@ -582,9 +583,9 @@ def test_a_killed_device_is_seen_as_offline_and_its_labels_arrive_once(
         written = int([line for line in lines if line.endswith("\n")][-1])
         wait_for(lambda: not seen[-1].online, DEADLINE_S, "the last will")
         with syncing(tmp_path, "a", settings) as (store, _, _told):
-            assert store.length() >= written
-            wait_for(lambda: store.outbox_depth() == 0, DEADLINE_S, "the outbox emptying")
-            length = store.length()
+            assert store.log.length() >= written
+            wait_for(lambda: store.log.outbox_depth() == 0, DEADLINE_S, "the outbox emptying")
+            length = store.log.length()
             with fleet.read() as ledger:
                 assert ledger.log_length("default") == length
         wait_for(lambda: not seen[-1].online, DEADLINE_S, "the goodbye")

@@ -78,7 +78,7 @@ def test_a_trigger_over_http_takes_one_frame_of_its_part(site: Site) -> None:
     with running(site) as agent:
         assert post(agent, {"part": "4711"}) == (202, {"part": "4711"})
         wait_for(lambda: agent.state().frames == 1, DEADLINE_S)
-        (sample,) = agent.store.samples(limit=5)
+        (sample,) = agent.store.samples.newest(limit=5)
         assert sample.group == "line-1/4711"
         assert agent.flow.parts[-1].name == "4711"
         status, made = post(agent, {})
@@ -130,7 +130,7 @@ def test_a_trigger_over_a_real_broker_brings_a_verdict_back_over_it(site: Site, 
         assert result.verdict is Verdict.REJECT
         assert (result.frames, result.tiles) == (1, 1)
         assert result.sample is not None
-        wait_for(lambda: agent.store.sample(bytes.fromhex(result.sample or "")) is not None, DEADLINE_S)
+        wait_for(lambda: agent.store.samples.get(bytes.fromhex(result.sample or "")) is not None, DEADLINE_S)
     plc.close()
 
 

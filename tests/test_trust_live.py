@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from device_agent.sync import Sync
 from device_agent.trust import Gate
 from sdk.bundle import Bundle
@@ -115,7 +116,7 @@ def line(folder: Path, settings: MqttSettings, root: Path | None) -> Iterator[Li
             on_trust=gate.receive,
             check_signed=made.check,
             state=lambda: DeviceState(
-                device="line-1", channel="default", online=True, log_position=store.log_position("default"),
+                device="line-1", channel="default", online=True, log_position=store.log.position("default"),
                 trust=gate.standing(None),
             ),
         )  # fmt: skip
@@ -168,8 +169,8 @@ def test_who_owns_the_broker_publishes_no_release_and_no_labels(
             wait_for(lambda: trusting.told, what="the control's labels")
         assert guarded.begun == []
         assert guarded.told == []
-        assert guarded.store.acknowledged() == 0
-        assert guarded.store.log_position("default") == 0
+        assert guarded.store.log.acknowledged() == 0
+        assert guarded.store.log.position("default") == 0
     # And after the service is back, what is signed arrives.
     publish(fleet, bundle)
     with serving(fleet, settings), line(tmp_path / "a", settings, root) as guarded:
@@ -181,7 +182,7 @@ def test_who_owns_the_broker_publishes_no_release_and_no_labels(
         assert guarded.sync is not None
         write_label(guarded.store, 1)
         guarded.sync.notify_outbox()
-        wait_for(lambda: guarded.store.outbox_depth() == 0, what="the signed acknowledgement")
+        wait_for(lambda: guarded.store.log.outbox_depth() == 0, what="the signed acknowledgement")
 
 
 @pytest.mark.broker

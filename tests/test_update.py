@@ -15,9 +15,10 @@ import pytest
 
 from device_agent.candidate import Carried, carry_labels
 from device_agent.learner import Learner
+from device_agent.limits import StoreLimits
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, check_golden
-from device_agent.store import Store, StoreLimits
+from device_agent.store import Store
 from device_agent.update import MAX_STARTS, Fetch, Release, Updater
 from sdk.bundle import Bundle, write_bundle
 from sdk.errors import BadSignature, StoreFull
@@ -221,7 +222,7 @@ def test_own_labels_are_carried_into_the_new_space_once(rig: Rig, bundles: dict[
     ids = label_some(rig.store, bundles["old"])
     rig.install(bundles["new"])
     space = bytes.fromhex(bundles["new"].space())
-    bodies = [record.entry.body for record in rig.store.records()]
+    bodies = [record.entry.body for record in rig.store.log.records()]
     carried = [body.sample for body in bodies if isinstance(body, CodeRecord) and body.space == space]
     assert sorted(carried) == sorted(ids)
     assert rig.carried == 1
@@ -515,7 +516,7 @@ def test_an_update_killed_at_any_step_goes_on_from_there(
         assert rig.current() == "new"
         assert rig.slots() == {"old", "new"}
         assert Learner(bundles["new"], None, rig.store).status().own_labels == len(ids)
-        codes = [r for r in rig.store.records() if isinstance(r.entry.body, CodeRecord)]
+        codes = [r for r in rig.store.log.records() if isinstance(r.entry.body, CodeRecord)]
         assert len(codes) == 2 * len(ids), "each label once in each space"
 
 

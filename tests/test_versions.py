@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from device_agent import history
-from device_agent import store as device_store
 from device_agent.database import Database
+from device_agent.schema import MIGRATIONS
 from device_agent.store import STORE_NAME, Store
 from sdk import wire
 from sdk.errors import FleetError, RemoteWireError, StoreCorrupt
@@ -93,14 +93,14 @@ def test_a_device_keeps_its_labels_until_its_fleet_speaks_its_version(tmp_path: 
         segment = segment_of(1, mine)
         with pytest.raises(RemoteWireError):
             device.receive(TOPICS.log("default"), of_the_next_version(segment))
-        assert store.outbox_depth() == len(mine)
+        assert store.log.outbox_depth() == len(mine)
         device.ack(len(mine))
-        assert store.outbox_depth() == 0
-        assert list(store.records()) == mine
+        assert store.log.outbox_depth() == 0
+        assert list(store.log.records()) == mine
 
 
 def test_going_back_a_version_is_refused_and_keeps_every_label(tmp_path: Path) -> None:
-    newer = (*device_store._MIGRATIONS, (NEXT,))
+    newer = (*MIGRATIONS, (NEXT,))
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
         labels = write_label(store, 1)
     Database(tmp_path / STORE_NAME, newer, max_bytes=2**30).close()  # the next version was here

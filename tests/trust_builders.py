@@ -12,7 +12,8 @@ import msgspec
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
-from device_agent.store import Store, StoreLimits
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from device_agent.trust import Gate
 from sdk.trust.keys import load_key
 from sdk.trust.metadata import SignedRelease, release_path, to_target

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from device_agent.store import Sample
+from device_agent.sample import Sample
 from sdk.grouping import MIN_PAIRS
 
 FALSE_PAIR_RATE: Final = 0.002

@@ -32,8 +32,8 @@ from device_agent.page.guard import address_of, needs, who_of
 from device_agent.page.history import LabelHistory, LabelRow
 from device_agent.page.refusal import Refusal
 from device_agent.report import ReasonReport, State, reason_reports
+from device_agent.sample import Sample, SampleStatus
 from device_agent.station import UNKNOWN, Station
-from device_agent.store import Sample, SampleStatus
 from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS
 from sdk.errors import LabelError, StoreFull
 from sdk.images import decode
@@ -366,7 +366,7 @@ class Routes:
     def get_queue(self, background: BackgroundTasks, limit: Limit = 20) -> list[SampleOut]:
         """Samples an operator is asked about, most important first; what somebody could not tell comes last."""
         # Not the whole queue, but as much that what comes last is known to come last.
-        waiting = self.station.store.queue(max(limit, MAX_COMPARED) + self.unsure.count())
+        waiting = self.station.store.samples.queue(max(limit, MAX_COMPARED) + self.unsure.count())
         unsure = self.unsure.among([s.sample_id for s in waiting])
         waiting.sort(key=lambda s: s.sample_id in unsure)  # stable
         background.add_task(self._expect_labels, [s.sample_id for s in waiting[:limit]])
@@ -377,7 +377,7 @@ class Routes:
         with contextlib.suppress(StoreFull):  # the label itself will say so
             for sample in samples:
                 self.station.courtesy.give_way()
-                self.station.store.make_durable([sample])
+                self.station.store.samples.make_durable([sample])
 
     def get_samples(
         self,
@@ -387,15 +387,15 @@ class Routes:
     ) -> list[SampleOut]:
         """Samples, newest first."""
         wanted = None if status is None else SampleStatus(status)
-        return self.samples_out(self.station.store.samples(limit=limit, status=wanted, offset=offset))
+        return self.samples_out(self.station.store.samples.newest(limit=limit, status=wanted, offset=offset))
 
     def get_sample(self, sample: HexSample) -> SampleOut:
         """One sample, with others of its part that nobody has labelled."""
-        found = self.station.store.sample(bytes.fromhex(sample))
+        found = self.station.store.samples.get(bytes.fromhex(sample))
         if found is None:
             raise _not_kept(sample)
         others = [
-            s for s in self.station.store.samples_of(found.group, limit=12) if s.sample_id != found.sample_id
+            s for s in self.station.store.samples.of_group(found.group, limit=12) if s.sample_id != found.sample_id
         ]
         return self.samples_out([found], {found.sample_id: [s.sample_id for s in others]}, now=True)[0]
 
@@ -405,7 +405,7 @@ class Routes:
 
     def get_image(self, sample: HexSample) -> Response:
         """A sample's picture, as it was delivered where browsers show that."""
-        data = self.station.store.image(bytes.fromhex(sample))
+        data = self.station.store.samples.image(bytes.fromhex(sample))
         if data is None:
             raise _not_kept(sample)
         kind = next((kind for first, kind in _IMAGE_KINDS if data.startswith(first)), None)
@@ -422,7 +422,7 @@ class Routes:
         The evidence of the class `against` is taken off; by default that of the class that has most of the labels.
         404 where the picture is not kept, the class is not known, or the release gives no maps.
         """
-        data = self.station.store.image(bytes.fromhex(sample))
+        data = self.station.store.samples.image(bytes.fromhex(sample))
         if data is None:
             raise _not_kept(sample)
         of, other = (None if each is None else bytes.fromhex(each) for each in (class_id, against))
@@ -513,7 +513,7 @@ class Routes:
                 before=name(row.before),
                 current=row.current,
                 own=row.own,
-                kept=store.sample(row.event.sample) is not None,
+                kept=store.samples.get(row.event.sample) is not None,
             )
             for row in rows
         ]
@@ -549,7 +549,7 @@ class Routes:
 
     def post_unsure(self, sample: HexSample, request: Request) -> dict[str, bool]:
         """Somebody cannot tell: nothing is learned, and the sample is asked about again after all others."""
-        if self.station.store.sample(bytes.fromhex(sample)) is None:
+        if self.station.store.samples.get(bytes.fromhex(sample)) is None:
             raise _not_kept(sample)
         self.unsure.mark(bytes.fromhex(sample), who_of(request).id)
         return {"saved": True}
@@ -608,7 +608,7 @@ class Routes:
                 looks_like=names.get(each.looks_like, each.looks_like.hex()[:8]),
                 looks_like_class_id=each.looks_like.hex(),
                 suspicion=each.suspicion,
-                kept=store.sample(each.sample) is not None,
+                kept=store.samples.get(each.sample) is not None,
             )
             for each in found
             if not self.history.said_twice(each.sample)

@@ -92,7 +92,7 @@ class LabelHistory:
         self._merged_at = 0
 
     def _catch_up(self) -> None:
-        while batch := self._store.records_after(self._through):
+        while batch := self._store.log.records_after(self._through):
             for arrival, record in batch:
                 self._read(arrival, record)
                 self._through = arrival

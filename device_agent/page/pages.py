@@ -212,7 +212,7 @@ class Pages:
         if last is None:
             return News("wait", "…", t("learned.nothing"))
         event, names, status = last.event, self._routes.names(), serving.learner.status()
-        kept = self._station.store.sample(event.sample) is not None
+        kept = self._station.store.samples.get(event.sample) is not None
         sample = event.sample.hex() if kept else None
         if event.class_id is None:
             return News("good", "↶", t("learned.undone"), sample=sample)

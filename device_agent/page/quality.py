@@ -27,7 +27,7 @@ from device_agent.page.book import set_setting, setting
 from device_agent.page.counts import SHIFTS, local
 from device_agent.page.guard import needs
 from device_agent.report import DriftReport
-from device_agent.store import SampleStatus
+from device_agent.sample import SampleStatus
 from sdk.errors import HeadError, UnknownClassError
 from sdk.operating import OperatingPoint, Rate, operating_point
 from sdk.score import LeftOut, decisions_right, share
@@ -222,7 +222,7 @@ class Quality:
     def _slices(self, reference: Reference) -> list[SliceOut]:
         left_out = reference.left_out
         right = decisions_right(left_out, reference.calibration)
-        kept = self._station.store.samples(limit=100_000, status=SampleStatus.LABELLED)
+        kept = self._station.store.samples.newest(limit=100_000, status=SampleStatus.LABELLED)
         at = {s.sample_id: s for s in kept}
         mine = [at.get(sample) for sample in left_out.samples]
         return [

@@ -1,0 +1,312 @@
+"""The label log on the device: own entries as one chain, those of the fleet, and what the fleet has not yet.
+
+Rules this module keeps:
+
+- An entry is on disk before `append` returns (`synchronous=FULL`), and its code and what a label changes elsewhere
+  are on disk with it: one transaction, whole or not at all.
+- The device's own log is one hash chain without gaps, and its Lamport counter is above every counter seen. Both
+  move in memory only after the commit.
+- What the fleet has not acknowledged is bounded, and refused visibly beyond it.
+
+What the entries mean is the learner's; what goes over the wire is `sync`'s.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from device_agent.database import Database, damaged
+from device_agent.meta import Meta
+from device_agent.stored_codes import StoredCodes
+from sdk.codes import Code
+from sdk.errors import LabelError, StoreFull
+from sdk.labels import (
+    MAX_COUNTER_JUMP,
+    Body,
+    Chain,
+    CodeRecord,
+    Entry,
+    Label,
+    Record,
+    check_record,
+    entry_hash,
+)
+
+AWAIT_FLEET: Final = "await_fleet"
+"""Named value: restored from a backup, and the fleet may hold later entries of this device."""
+_BATCH: Final = 500  # records read per query, so that no reader holds the lock long
+
+
+class LabelLog:
+    """Own and received records in the order they were committed here, and the outbox. Any thread may call.
+
+    Args:
+        db: The store's.
+        meta: Its named values.
+        device: Whose own log it is.
+        clock: Seconds since 1970; only ever a record, never an order.
+        outbox: Own records the fleet has not acknowledged, at most.
+        with_room: Runs a write, and finds room for it where the disk is full.
+        on_label: Writes what else a label changes, in the label's own transaction.
+
+    Raises:
+        StoreCorrupt: the last own entry is damaged.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        meta: Meta,
+        device: str,
+        *,
+        clock: Callable[[], float],
+        outbox: int,
+        with_room: Callable[[Callable[[], list[Record]]], list[Record]],
+        on_label: Callable[[sqlite3.Connection, Label], None],
+    ) -> None:
+        self._db = db
+        self._meta = meta
+        self._device = device
+        self._clock = clock
+        self._outbox = outbox
+        self._with_room = with_room
+        self._on_label = on_label
+        # Under the database's lock, as everything that belongs to several calls.
+        self._chain = Chain(device)
+        last = db.value("SELECT entry FROM records WHERE device = ? ORDER BY seq DESC LIMIT 1", device)
+        if last is not None:
+            entry = decode_entry(last)
+            self._chain = Chain(device, entry.seq, entry_hash(entry))
+        self._counter = int(db.value("SELECT coalesce(max(counter), 0) FROM records"))
+
+    def append(self, bodies: Sequence[Body], codes: Mapping[bytes, Code] | None = None) -> list[Record]:
+        """Write entries to this device's own log; when it returns they are on disk, with all that goes with them.
+
+        With a label goes what `on_label` writes.
+
+        Args:
+            bodies: What the entries say, in order.
+            codes: Code (d,) int8 by sample id, for the code records among them.
+
+        Raises:
+            StoreFull: no room; nothing was written.
+            LabelError: a text in it is too long or empty; nothing was written.
+            ValueError: a code record without its code.
+        """
+        if not bodies:
+            return []
+        with self._db.lock:
+            self._check_outbox(len(bodies))
+            self._check_caught_up()
+            return self._with_room(lambda: self._append(bodies, codes or {}))
+
+    def _append(self, bodies: Sequence[Body], codes: Mapping[bytes, Code]) -> list[Record]:
+        with self._db.lock:
+            chain, counter, records = self._chain, self._counter, []
+            wall_time_us = int(self._clock() * 1_000_000)
+            with self._db.transaction() as db:
+                for body in bodies:
+                    counter += 1
+                    chain, entry = chain.write(body, counter=counter, wall_time_us=wall_time_us)
+                    code = None
+                    if isinstance(body, CodeRecord):
+                        if body.sample not in codes:
+                            raise ValueError(f"no code for {body.sample.hex()}")
+                        code = np.ascontiguousarray(codes[body.sample], np.int8).tobytes()
+                    record = Record(entry, code)
+                    check_record(record)
+                    _check_readable(entry)
+                    _insert(db, record)
+                    if isinstance(body, Label):
+                        self._on_label(db, body)
+                    records.append(record)
+            self._chain, self._counter = chain, counter
+            return records
+
+    def _check_outbox(self, more: int) -> None:
+        depth = self.outbox_depth()
+        if depth + more > self._outbox:
+            raise StoreFull(
+                f"{depth} entries wait for the fleet, at most {self._outbox} may",
+                hint="Connect the device to its broker, or raise the store's outbox limit.",
+            )
+
+    def _check_caught_up(self) -> None:
+        if self._meta.get(AWAIT_FLEET):
+            raise StoreFull(
+                "this store was restored from a backup and has not heard from its fleet yet",
+                hint="Connect the device to its broker: its later labels come back first.",
+            )
+
+    def receive(self, records: Sequence[Record], position: int, channel: str = "") -> list[Record]:
+        """Store entries of the fleet's union and how far this device has read it; return those that were new.
+
+        Where we hold an entry's predecessor it must continue it. Own entries that this store has never seen are
+        taken in as the start of its log: that is how a replaced device finds its earlier labels again.
+
+        Args:
+            records: In the union's order.
+            position: Position in the channel's union of the last of them.
+            channel: Whose union.
+
+        Raises:
+            LabelError: an entry contradicts itself or one we hold; nothing was stored.
+            StoreFull: no room; nothing was stored.
+        """
+        with self._db.lock:
+            chain, counter, new = self._chain, self._counter, []
+            with self._db.transaction() as db:
+                for record in records:
+                    check_record(record)
+                    entry = record.entry
+                    if self._holds(db, entry):
+                        continue
+                    if entry.counter > counter + MAX_COUNTER_JUMP:
+                        raise LabelError(
+                            f"entry {entry.seq} of {entry.device} jumps ahead by {entry.counter - counter}",
+                            hint="Its device is at fault; withdraw its entries on the fleet service.",
+                        )
+                    if entry.device == self._device:
+                        chain = chain.follow(entry)
+                        self._meta.put(db, "acknowledged", entry.seq)
+                    _insert(db, record)
+                    counter = max(counter, entry.counter)
+                    new.append(record)
+                key = f"log_position/{channel}"
+                self._meta.put(db, key, max(position, int(self._meta.get(key) or 0)))
+            self._chain, self._counter = chain, counter
+            return new
+
+    def _holds(self, db: sqlite3.Connection, entry: Entry) -> bool:
+        """Return whether we have this entry; refuse one that cannot stand beside those we have."""
+        rows = db.execute(
+            "SELECT seq, entry FROM records WHERE device = ? AND seq BETWEEN ? AND ?",
+            (entry.device, entry.seq - 1, entry.seq + 1),
+        )
+        held = {seq: decode_entry(raw) for seq, raw in rows}
+        same, before, after = held.get(entry.seq), held.get(entry.seq - 1), held.get(entry.seq + 1)
+        if (
+            (same is not None and same != entry)
+            or (before is not None and entry.prev != entry_hash(before))
+            or (after is not None and after.prev != entry_hash(entry))
+        ):
+            raise LabelError(
+                f"entry {entry.seq} of {entry.device} contradicts the log we hold",
+                hint="Two devices share this id, or a store is an old copy: enrol it under a new id.",
+            )
+        return same is not None
+
+    def records(self) -> Iterator[Record]:
+        """Yield all records, own and received, in the order they were committed here."""
+        after = 0
+        while batch := self.records_after(after, _BATCH):
+            yield from (record for _, record in batch)
+            after = batch[-1][0]
+
+    def records_after(self, arrival: int, limit: int = _BATCH) -> list[tuple[int, Record]]:
+        """Return up to `limit` records that were committed after this arrival number, each with its own."""
+        rows = self._db.rows(
+            "SELECT arrival, entry, code FROM records WHERE arrival > ? ORDER BY arrival LIMIT ?", arrival, limit
+        )
+        return [(number, Record(decode_entry(entry), code)) for number, entry, code in rows]
+
+    def shelf(self, feature_size: int) -> StoredCodes:
+        """Return where codes of d numbers lie: those of the log here, a release's own in memory."""
+        return StoredCodes(self._db, feature_size)
+
+    def has_code(self, sample_id: bytes, space: str) -> bool:
+        """Return whether any code record for this sample in this feature space is in the log."""
+        row = self._db.row(
+            "SELECT 1 FROM records WHERE sample = ? AND space = ? AND code IS NOT NULL LIMIT 1",
+            sample_id,
+            bytes.fromhex(space),
+        )
+        return row is not None
+
+    def outbox(self, limit: int, *, after: int = 0) -> list[Record]:
+        """Return the first own records that the fleet has not acknowledged, in order, from `after` on."""
+        rows = self._db.rows(
+            "SELECT entry, code FROM records WHERE device = ? AND seq > ? ORDER BY seq LIMIT ?",
+            self._device,
+            max(after, self.acknowledged()),
+            limit,
+        )
+        return [Record(decode_entry(entry), code) for entry, code in rows]
+
+    def outbox_depth(self) -> int:
+        """Return how many own records the fleet has not acknowledged."""
+        with self._db.lock:
+            return self._chain.seq - self.acknowledged()
+
+    def length(self) -> int:
+        """Return how many entries this device's own log has."""
+        with self._db.lock:
+            return self._chain.seq
+
+    def acknowledged(self) -> int:
+        """Return the sequence number up to which the fleet has committed our log."""
+        return int(self._meta.get("acknowledged") or 0)
+
+    def acknowledge(self, through: int) -> None:
+        """Note that the fleet has committed our log up to `through`. It never goes back.
+
+        Raises:
+            LabelError: we have not written that far: the fleet knows entries of ours that we lost.
+        """
+        with self._db.lock:
+            if through > self._chain.seq:
+                raise LabelError(
+                    f"the fleet holds {through} entries of {self._device}, this store has {self._chain.seq}",
+                    hint="Let the device fetch its log before labelling, or enrol it under a new id.",
+                )
+            if through > self.acknowledged() or self._meta.get(AWAIT_FLEET):
+                with self._db.transaction() as db:
+                    self._meta.put(db, "acknowledged", max(through, self.acknowledged()))
+                    self._meta.put(db, AWAIT_FLEET, None)
+
+    def position(self, channel: str = "") -> int:
+        """Return how far this device has read the channel's union; 0 for nothing yet."""
+        return int(self._meta.get(f"log_position/{channel}") or 0)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def decode_entry(raw: bytes) -> Entry:
+    """Return a stored entry; StoreCorrupt where it is none."""
+    try:
+        return _entry_decoder.decode(raw)
+    except msgspec.DecodeError as error:
+        raise damaged(f"a stored entry is damaged: {str(error)[:100]}") from error
+
+
+def _check_readable(entry: Entry) -> None:
+    # msgspec checks lengths only when it decodes; what nobody could read again must not enter the log.
+    try:
+        _entry_decoder.decode(_encoder.encode(entry))
+    except msgspec.DecodeError as error:
+        raise LabelError(
+            f"this cannot be stored: {str(error)[:120]}", hint="Use a shorter name; names may not be empty."
+        ) from error
+
+
+def _insert(db: sqlite3.Connection, record: Record) -> None:
+    entry = record.entry
+    db.execute(
+        "INSERT INTO records (device, seq, counter, sample, space, entry, code) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            entry.device,
+            entry.seq,
+            entry.counter,
+            entry.body.sample if isinstance(entry.body, CodeRecord) else None,
+            entry.body.space if isinstance(entry.body, CodeRecord) else None,
+            _encoder.encode(entry),
+            record.code,
+        ),
+    )
