@@ -168,9 +168,8 @@ class SyncCore:
     def fault(self) -> str | None:
         """What keeps entries from moving; None if nothing does."""
         if self._owed > self._store.log.length():
-            return (
-                f"the fleet holds {self._owed} entries of this device, its store only {self._store.log.length()}"
-            )
+            held = self._store.log.length()
+            return f"the fleet holds {self._owed} entries of this device, its store only {held}"
         return self._refused or self._log_fault
 
     def connected(self, now: float) -> None:

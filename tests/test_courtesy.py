@@ -118,9 +118,11 @@ def test_questions_of_an_earlier_head_are_asked_anew_although_labels_kept_coming
         """Trials are held up, and somebody defines classes while a label is being unlearned."""
 
         def give_way(self) -> None:
-            if threading.current_thread().name == "trial":
+            thread = threading.current_thread().name
+            if thread == "trial":
                 released.wait(DEADLINE_S)
-            elif undoing.is_set() and len(defined) < 4:  # at each step before the asking, and at the asking
+            # At each step before the asking, and at the asking. The serving thread gives way at the same time.
+            elif thread == "learning" and undoing.is_set() and len(defined) < 4:
                 defined.append(learner.define_class(f"dent {len(defined)}", "ann"))
 
     def reasons() -> set[str]:

@@ -169,7 +169,7 @@ class Solver:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: bool = False) -> None:
         self.solving, self.go_on, self.fail = threading.Event(), threading.Event(), fail
-        monkeypatch.setattr("device_agent.learner.solve", self)
+        monkeypatch.setattr("device_agent.learning.solve", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Head:
         self.solving.set()
@@ -298,7 +298,7 @@ def test_labels_in_any_rhythm_end_in_the_head_of_what_is_labelled(
         time.sleep(rng.uniform(0, 0.01))
         return solve(*args, **kwargs)
 
-    monkeypatch.setattr("device_agent.learner.solve", slow)
+    monkeypatch.setattr("device_agent.learning.solve", slow)
     classes = [GOOD, SCRATCH, learner.define_class("pit", "anna")]
     ids = [see(store, bundle, name, number) for name in ("good", "scratch", "pit") for number in range(4)]
     learner.start()
@@ -346,7 +346,7 @@ def test_a_label_that_comes_while_another_change_is_learned_is_timed_too(
     learner: Learner, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample, pit = see(store, bundle, "pit", 1), learner.define_class("pit", "anna")
-    serve, to_come = learner._serve_at_once, [sample]
+    serve, to_come = learner._learning._serve_at_once, [sample]
 
     def label_meanwhile() -> None:
         serve()
@@ -354,7 +354,7 @@ def test_a_label_that_comes_while_another_change_is_learned_is_timed_too(
             learner.label(to_come.pop(), pit, "anna")
             learner.classes()  # folds it
 
-    monkeypatch.setattr(learner, "_serve_at_once", label_meanwhile)  # the class is being learned
+    monkeypatch.setattr(learner._learning, "_serve_at_once", label_meanwhile)  # the class is being learned
     learner.run_until_idle()
     assert decide(learner, bundle, "pit", 99) == "pit"
     assert learner.status().label_to_live_ms is not None
@@ -364,7 +364,7 @@ def test_a_label_undone_before_its_solve_leaves_the_earlier_head(
     learner: Learner, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, sample = learner.head, see(store, bundle, "scratch", 1)
-    serve = learner._serve_at_once
+    serve = learner._learning._serve_at_once
 
     def serve_and_undo() -> None:
         serve()
@@ -373,7 +373,7 @@ def test_a_label_undone_before_its_solve_leaves_the_earlier_head(
         learner.label(sample, None, "anna")
         learner.classes()  # folds it
 
-    monkeypatch.setattr(learner, "_serve_at_once", serve_and_undo)
+    monkeypatch.setattr(learner._learning, "_serve_at_once", serve_and_undo)
     learner.label(sample, SCRATCH, "anna")
     learner.run_until_idle()
     assert learner.head.head is before.head

@@ -1,0 +1,203 @@
+"""The trial thread: when a provisional head is tried, what ends its trial early, and what becomes of the head.
+
+A trial begins when no label has come for a while (`rhythm`), and ends in vain as soon as a newer head is there or
+about to be: both hold large matrices. While there is nothing to try, the confirmed head is scored: its next trial
+and the drift watch need that. How a trial judges is `trial`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from device_agent.afterwards import Afterwards
+from device_agent.courtesy import Courtesy
+from device_agent.folded import Folded
+from device_agent.heads import Solved
+from device_agent.rhythm import Rhythm
+from device_agent.store import Store
+from device_agent.succession import Succession
+from device_agent.trial import Base, try_out
+from device_agent.turns import Turns
+from sdk.adaptation import MAX_STREAM
+from sdk.codes import Codes
+
+SEARCH_S: Final = 5.0
+"""A trial looks no longer than this for a better way to count own labels: the seven solves at d = 1280 take one
+second on a server's core. Its scores and its judgement come on top."""
+
+
+class Trials:
+    """Tries what a learner has learned.
+
+    Args:
+        base: The release.
+        store: Whose station this is.
+        turns: The learner's lock, and what its threads tell each other.
+        folded: The learner's.
+        heads: The learner's.
+        afterwards: The learner's.
+        rhythm: Of its labels.
+        courtesy: Says when to give way.
+        on_change: Called after a head was confirmed or taken back.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        store: Store,
+        turns: Turns,
+        *,
+        folded: Folded,
+        heads: Succession,
+        afterwards: Afterwards,
+        rhythm: Rhythm,
+        courtesy: Courtesy,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._base = base
+        self._store = store
+        self._turns = turns
+        self._folded = folded
+        self._heads = heads
+        self._afterwards = afterwards
+        self._rhythm = rhythm
+        self._courtesy = courtesy
+        self._on_change = on_change
+
+    def idle(self) -> bool:
+        """Return whether there is nothing to learn and nothing to try. Needs the lock."""
+        turns = self._turns
+        return not (turns.dirty or turns.learning or self._heads.candidate is not None or turns.trying)
+
+    def _unscored(self) -> bool:
+        return self._heads.confirmed.left_out is None and not self._heads.unscorable and self.idle()
+
+    def _triable(self) -> bool:
+        return self._heads.candidate is not None and not self._heads.is_updated and not self._turns.solving
+
+    def step(self) -> None:
+        """Wait for something to try or to score, and do it; or return when told to stop."""
+        turns = self._turns
+        with turns.changed:
+            turns.changed.wait_for(lambda: self._triable() or self._unscored() or turns.stopping)
+            candidate, confirmed = self._heads.candidate, self._heads.confirmed
+            if turns.stopping:
+                return
+            turns.scoring = candidate is None
+        if candidate is None:
+            try:
+                with turns.surviving():
+                    self._score_confirmed(confirmed)
+            finally:
+                self._scored()
+            return
+        with turns.changed:
+            # In a burst of labels each trial would be in vain, and slow the next head down.
+            newer = turns.changed.wait_for(
+                lambda: turns.stopping or self._heads.candidate is not candidate,
+                self._rhythm.pause_s() if turns.running else 0.0,
+            )
+            if newer or turns.solving:
+                return
+            turns.trying = turns.scoring = True
+            names = self._folded.fold.class_names()
+
+        try:
+            with turns.surviving():
+                self._end_trial(candidate, confirmed, names)
+        finally:
+            self._scored()
+
+    def _scored(self) -> None:
+        with self._turns.changed:
+            self._turns.trying = self._turns.scoring = False
+            self._turns.changed.notify_all()
+
+    def _end_trial(self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]) -> None:
+        try:
+            judged = self._try(candidate, confirmed, names)
+            if judged is not None and self._settle(candidate, judged):
+                self._on_change()
+        except BaseException:
+            with self._turns.changed:
+                if self._heads.candidate is candidate:
+                    self._heads.candidate = None  # it stays provisional; the next label brings the next trial
+            raise
+
+    def _try(self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]) -> Solved | None:
+        """Return the candidate with its outcome; None when a newer head has made its trial obsolete."""
+
+        def obsolete() -> bool:
+            self._courtesy.give_way()
+            newer = self._heads.candidate is not candidate or self._heads.is_updated
+            return newer or self._turns.solving or self._turns.stopping
+
+        deadline = time.monotonic() + SEARCH_S
+
+        def enough() -> bool:
+            return obsolete() or time.monotonic() > deadline
+
+        try:
+            return try_out(
+                self._base,
+                candidate,
+                self._with_left_out(confirmed, obsolete),
+                device=self._store.device,
+                stream=self._stream(),
+                names=lambda class_id: self._folded.name(names, class_id),
+                obsolete=obsolete,
+                enough=enough,
+            )
+        except InterruptedError:
+            return None
+
+    def _stream(self) -> Codes:
+        """Return the newest codes of this station, labelled or not, at most `MAX_STREAM`."""
+        codes = self._store.samples.newest_codes(self._folded.fold.space, limit=MAX_STREAM)
+        return np.array(codes, np.int8).reshape(len(codes), self._folded.fold.feature_size)
+
+    def _score_confirmed(self, confirmed: Solved) -> None:
+        """Score the head that serves while there is nothing to try: its next trial and the drift watch need it."""
+
+        def obsolete() -> bool:
+            self._courtesy.give_way()
+            turns = self._turns
+            return turns.stopping or turns.dirty or turns.solving or self._heads.candidate is not None
+
+        try:
+            self._with_left_out(confirmed, obsolete)
+        except InterruptedError:
+            pass  # a label came first
+        except BaseException:
+            self._heads.unscorable = True  # told once, not tried for ever
+            raise
+
+    def _with_left_out(self, confirmed: Solved, obsolete: Callable[[], bool]) -> Solved:
+        """Return a confirmed head with its left-out scores, and remember them for the next trial.
+
+        Raises:
+            InterruptedError: `obsolete` said so.
+        """
+        if confirmed.left_out is None:
+            left_out = self._base.left_out(
+                confirmed.live, obsolete, device=self._store.device, adaptation=confirmed.head.adaptation
+            )
+            confirmed = replace(confirmed, left_out=left_out)
+            with self._turns.changed:
+                self._heads.scored(confirmed)
+        return confirmed
+
+    def _settle(self, candidate: Solved, judged: Solved) -> bool:
+        """Confirm the candidate or take it back; return false where a newer head is there already."""
+        with self._turns.changed:
+            active = self._heads.judged(candidate, judged)
+        if active is None:
+            return False
+        self._afterwards.put(judged.row)
+        self._afterwards.ask(active)
+        return True
