@@ -249,7 +249,6 @@ class Learning:
             raise
         with self._turns.changed:
             self._folded.learned()
-            self.heads.latest = head
             self.heads.counted = self._counted()
             if not learned:
                 self._turns.fault = None

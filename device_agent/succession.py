@@ -120,15 +120,20 @@ class Succession:
     # -- when it was learned ------------------------------------------------------------------------------------
 
     def solved(self, head: Head | None, live: LiveSet, work: Work, row: HeadRow | None) -> None:
-        """Take in the canonical head of new work; the row is None where that is undone."""
+        """Take in the canonical head of new work, with its row where it has one already.
+
+        Work that is undone has the confirmed head's live set. Where another head was confirmed meanwhile, the one
+        from before is on trial like any other.
+        """
+        self.latest = head
         self.learned_digest = work.digest
         if self.candidate is not None:
             self._outdated.append(self.candidate.row)
             self.candidate = None
-        if row is None or head is None or work.digest == self.confirmed.live.digest:
+        if head is None or work.digest == self.confirmed.live.digest:
             self._settled = self._activate(self.confirmed, HeadState.CONFIRMED), self.confirmed.row
         else:
-            self.put_on_trial(head, live, row)
+            self.put_on_trial(head, live, row or self.row(work))
 
     def put_on_trial(self, head: Head, live: LiveSet, row: HeadRow) -> None:
         """Have a head tried; it serves until then, from the next `serve_settled` on."""
