@@ -25,7 +25,7 @@ BALLAST_NAME: Final = "ballast"
 
 
 class Room:
-    """The room that a store has. Call it with the database's lock held.
+    """The room that a store has. Any thread may call.
 
     Args:
         folder: The agent's data folder.
@@ -55,25 +55,28 @@ class Room:
             StoreFull: less than the reserve is free.
             OSError: the disk does not say.
         """
-        free = shutil.disk_usage(self._folder).free
-        if free < self._reserve_bytes:
-            raise StoreFull(
-                f"less than {self._reserve_bytes // 1024**2} MiB are free in {self._folder}",
-                hint="Free space; until then samples are not kept, decisions and labels go on.",
-            )
-        self._ballast.fill(self._reserve_bytes, free)
+        with self._db.lock:
+            free = shutil.disk_usage(self._folder).free
+            if free < self._reserve_bytes:
+                raise StoreFull(
+                    f"less than {self._reserve_bytes // 1024**2} MiB are free in {self._folder}",
+                    hint="Free space; until then samples are not kept, decisions and labels go on.",
+                )
+            self._ballast.fill(self._reserve_bytes, free)
 
     def found_for(self, write: Callable[[], T]) -> T:
         """Write; where the disk is full, give the ballast up for it and write again."""
-        try:
-            written = write()
-        except StoreFull:
-            if not self._ballast.give_up():
-                raise
-            _log.error("the disk is full: the ballast was given up for labels; free space soon")
-            self._db.shrink()
-            written = write()
-        if self._ballast.given_up:
-            # SQLite's log takes ten times a label's size until it is written back, for which it needs room too.
-            self._db.shrink()
-        return written
+        # One at a time: a second write would find no ballast, where the first has just made room by it.
+        with self._db.lock:
+            try:
+                written = write()
+            except StoreFull:
+                if not self._ballast.give_up():
+                    raise
+                _log.error("the disk is full: the ballast was given up for labels; free space soon")
+                self._db.shrink()
+                written = write()
+            if self._ballast.given_up:
+                # SQLite's log takes ten times a label's size until it is written back, which needs room too.
+                self._db.shrink()
+            return written
