@@ -30,12 +30,18 @@ class ImageFolder:
         self._writes = 0
         self._durable: set[bytes] = set()  # pictures that this process has synced
 
-    def put(self, sample_id: bytes, image: bytes) -> None:
-        """Write a picture, by one rename; not yet durable. Does nothing where it is there already."""
+    def put(self, sample_id: bytes, image: bytes) -> bool:
+        """Write a picture, by one rename; not yet durable. Does nothing where it is there already.
+
+        Returns:
+            Whether nothing was there, whole or damaged.
+        """
         path = self._path(sample_id)
+        new = True
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size == len(image):
-                return
+                return False
+            new = False
         path.parent.mkdir(exist_ok=True)
         draft = path.with_suffix(".partial")
         try:
@@ -47,6 +53,7 @@ class ImageFolder:
         with self._lock:
             self._writes += 1
             self._durable.discard(sample_id)
+        return new
 
     def get(self, sample_id: bytes) -> bytes | None:
         """Return the picture; None where it is not there, or not what its name says."""

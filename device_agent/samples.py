@@ -82,18 +82,22 @@ class Samples:
             self._room.check_reserve()
             size_bytes = 0 if image is None else len(image)
             self._check_image_room(size_bytes)
-            if image is not None:
-                self._images.put(sample.sample_id, image)
-            with self._db.transaction(durable=False) as db:
-                status, more = self._upsert_sample(db, sample, size_bytes)
-                if status is SampleStatus.QUEUED:
-                    self._bound_queue(db)
-                gone = self._prune_samples(db)
-                total = self._image_bytes + more - sum(size for _, size in gone)
-                if total > self._limits.max_image_bytes:
-                    evicted = self._evict(db, total, sample.sample_id)
-                    total -= sum(size for _, size in evicted)
-                    gone += evicted
+            new = image is not None and self._images.put(sample.sample_id, image)
+            try:
+                with self._db.transaction(durable=False) as db:
+                    status, more = self._upsert_sample(db, sample, size_bytes)
+                    if status is SampleStatus.QUEUED:
+                        self._bound_queue(db)
+                    gone = self._prune_samples(db)
+                    total = self._image_bytes + more - sum(size for _, size in gone)
+                    if total > self._limits.max_image_bytes:
+                        evicted = self._evict(db, total, sample.sample_id)
+                        total -= sum(size for _, size in evicted)
+                        gone += evicted
+            except StoreFull:
+                if new:  # nobody would know it, nor delete it
+                    self._images.drop([sample.sample_id])
+                raise
             self._image_bytes = total
             self._images.drop(each for each, _ in gone)
             row = self._db.row("SELECT status FROM samples WHERE sample = ?", sample.sample_id)
