@@ -75,9 +75,13 @@ class ImageFolder:
         path = self._path(sample_id)
         with self._lock:
             writes, durable = self._writes, sample_id in self._durable
-        if durable or not path.exists():
+        if durable:
             return
-        for each in (path, path.parent, self.folder):
+        try:
+            sync_path(path)
+        except FileNotFoundError:
+            return  # not asked before: it may be dropped at any moment
+        for each in (path.parent, self.folder):
             sync_path(each)
         with self._lock:
             if self._writes == writes:  # else it may have been written again since we opened it

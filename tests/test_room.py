@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -72,3 +74,26 @@ def test_a_refused_sample_takes_no_picture_along_that_was_there_before(tmp_path:
         with pytest.raises(StoreFull, match="full"):
             store.samples.put(sample, image_of(kept + 1))
         assert store.samples.image(sample.sample_id) == image_of(kept + 1)
+
+
+def test_a_picture_that_goes_while_it_is_made_durable_is_none(tmp_path: Path) -> None:
+    """The page makes pictures durable beside the line, which drops the oldest."""
+    folder = ImageFolder(tmp_path / IMAGES_NAME)
+    sample, over = hashlib.sha256(image_of(1)).digest(), threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            folder.put(sample, image_of(1))
+            folder.drop([sample])
+
+    before, other = sys.getswitchinterval(), threading.Thread(target=come_and_go)
+    sys.setswitchinterval(1e-6)
+    other.start()
+    try:
+        for _ in range(20_000):
+            folder.sync(sample)
+    finally:
+        over.set()
+        other.join()
+        sys.setswitchinterval(before)
+    assert folder.get(sample) is None
