@@ -85,7 +85,7 @@ ABOVE = {
     "sdk/outlook.py": {"errors", "head", "moments", "shelf"},
     "sdk/adaptation.py": {"errors", "codes", "head", "labels", "moments", "score", "shelf"},
     "sdk/reason.py": set(),
-    "sdk/verdict.py": {"head", "score", "moments", "reason"},
+    "sdk/verdict.py": {"head", "margins", "score", "moments", "reason"},
     "sdk/operating.py": {"errors", "head", "score", "moments"},
     "sdk/audit.py": {"head", "score", "moments"},
     "sdk/drift.py": {"score"},
