@@ -112,7 +112,12 @@ def compare(
     before, after = sides
     if before is None or after is None:
         return None
-    return trial(before, after, names=lambda class_id: names.get(class_id, f"class {class_id.hex()[:6]}"))
+    return trial(
+        before,
+        after,
+        names=lambda class_id: names.get(class_id, f"class {class_id.hex()[:6]}"),
+        one_space=len({bundle.space(precision) for bundle, precision in (old, new)}) == 1,
+    )
 
 
 def _own_score(

@@ -51,6 +51,7 @@ def trial(
     *,
     names: Callable[[bytes], str],
     judged: frozenset[bytes] | None = None,
+    one_space: bool = True,
 ) -> Verdict:
     """Compare a provisional head with the confirmed one on left-out groups of both.
 
@@ -73,6 +74,8 @@ def trial(
         after: The provisional head's. Both carry sample ids.
         names: Class id to the name people use.
         judged: Samples that known classes are compared on; None is all.
+        one_space: Both heads are of one feature space. Between two, scores are on two scales: there margins say
+            nothing, and decisions are counted only.
     """
     new = score(*after)
     if before is None:
@@ -102,7 +105,7 @@ def trial(
     more_than_chance = lost >= MIN_LOST_GROUPS and lost - gained > np.sqrt(lost + gained)
     if more_than_chance and (worth(change) < -MAX_DROP or worst < -MAX_CLASS_DROP):
         return Verdict(False, about("worse", paired.before, paired.after), old, new)
-    if paired.expected is not None:
+    if one_space and paired.expected is not None:
         before_it, after_it = paired.expected
         if paired.fall > MIN_FALL and worth(after_it - before_it) < -MAX_EXPECTED_DROP:
             return Verdict(False, about("less-clear", before_it, after_it), old, new)

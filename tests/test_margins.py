@@ -132,3 +132,9 @@ def test_a_new_class_pays_for_narrower_margins() -> None:
     verdict = trial((before, OPEN), (after, OPEN), names=NAMES.__getitem__)
     assert verdict.keep
     assert verdict.why.code == "also-knows"
+
+
+def test_between_two_feature_spaces_margins_say_nothing() -> None:
+    """As between two releases: a fleet that goes back to one must not be refused for the scale of its scores."""
+    before, after = told(5, 5), told(1.8, 1.8, least=0.05)
+    assert trial((before, OPEN), (after, OPEN), names=NAMES.__getitem__, one_space=False).keep
