@@ -41,7 +41,7 @@ MIN_LOST_GROUPS: Final = 3
 """Fewer groups than this that the new head gets wrong are no evidence of anything."""
 MAX_EXPECTED_DROP: Final = 0.03
 """A head may cost this much of the mean recall that margins let expect, where no part need have been lost yet."""
-MIN_FALL: Final = 2.0
+MIN_FALL: Final = 3.0
 """As many standard errors must margins have fallen by before anything is expected of them."""
 
 
