@@ -22,7 +22,6 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import os
 import random
 import statistics
 import subprocess
@@ -40,6 +39,7 @@ import numpy as np
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from benchmarks.process import cpu_s, taken
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.rollout import Plan, RolloutState
 from sdk.fleet.store import FleetStore
@@ -71,7 +71,6 @@ RESEND_S: Final = 10.0
 JOIN_S: Final = 0.01
 """Between two devices' first connections: a plant's power comes back to all at once, a benchmark's need not."""
 LAST_WAIT_S: Final = 60.0
-TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -216,14 +215,6 @@ class Run(msgspec.Struct):
     rollout: str
 
 
-def _process(pid: int) -> tuple[float, float]:
-    """Return peak resident memory in MiB and processor seconds of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return peak / 1024, (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
-
-
 @contextlib.asynccontextmanager
 async def _service(folder: Path, port: int, channels: list[str]) -> AsyncIterator[int]:
     words = [word for channel in channels for word in ("--channel", channel)]
@@ -275,14 +266,15 @@ async def measure(count: int, minutes: float, label_every_s: float, per_channel:
                 await asyncio.sleep(JOIN_S)
             _say(f"{count} devices are there")
             began_s = time.monotonic()
-            before = [_process(pid)[1] for pid in (service_pid, broker.pid)]
+            before = [cpu_s(pid) for pid in (service_pid, broker.pid)]
             await asyncio.sleep(30 * minutes)
             with FleetStore(fleet) as store:
                 plan = Plan(waves=["10%", "100%"], soak_s=5.0)
                 store.publish(bundles[1], channel=channels[0], plan=plan)
             await asyncio.sleep(30 * minutes)
             seconds = time.monotonic() - began_s
-            (service_mib, service_s), (broker_mib, broker_s) = (_process(pid) for pid in (service_pid, broker.pid))
+            service_s, broker_s = (cpu_s(pid) for pid in (service_pid, broker.pid))
+            service_mib, broker_mib = (taken(pid).peak_bytes / 1024**2 for pid in (service_pid, broker.pid))
             stop.set()
             done, late = await asyncio.wait(tasks, timeout=LAST_WAIT_S)
             for task in late:

@@ -32,7 +32,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 
-from benchmarks.soak import Watch, resident_mb
+from benchmarks.process import MB, Watch, cpu_s, taken
 from device_agent.config import SITE_NAME
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
@@ -54,7 +54,6 @@ else:
     import tomli as tomllib
 
 ROOT: Final = Path(__file__).parents[1]
-MB: Final = 1_000_000
 TARGETS: Final = {
     # Ubuntu 22.04 has glibc 2.35 and Ubuntu 24.04 has 2.39: wheels for any glibc up to that run there.
     "JetPack 6, Python 3.10, aarch64": ("3.10", 35),
@@ -151,13 +150,6 @@ def fill_store(data_dir: Path, bundle: Bundle, precision: str, count: int) -> No
             store.log.append(bodies, codes)
 
 
-def memory_mb(pid: int) -> tuple[float, float]:
-    """Return a process's resident memory now, and the most that it ever was."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("Vm")}
-    return found["VmRSS"], found["VmHWM"]
-
-
 def running(bundle_path: Path, images: Path, precision: str, labels: int) -> int:
     """Run an agent and print what it needs; return 1 where that is more than 300 MB or 3 s."""
     bundle = Bundle.open(bundle_path)
@@ -194,7 +186,8 @@ def one_run(site: Path, start: str) -> int:
             state = until(page, lambda state: state["frames"] > 0)
             first_s, first_cpu_s = time.perf_counter() - began_s, cpu_s(child.pid)
             until(page, lambda state: state["frames"] >= FRAMES and not state["head"]["busy"])
-            now_mb, peak_mb = memory_mb(child.pid)
+            memory = taken(child.pid)
+            now_mb, peak_mb = memory.resident_bytes / MB, memory.peak_bytes / MB
         finally:
             child.terminate()
             child.wait(60)
@@ -256,7 +249,7 @@ def growth(learner: Learner, label: Callable[[int], tuple[bytes, bytes | None]],
         if (number + 1) % ROUND == 0:
             gc.collect()
             trim(0)
-            kept.append(memory_mb(os.getpid())[0])
+            kept.append(taken().resident_bytes / MB)
             print(f"{what}: {number + 1} labels, {kept[-1]:.1f} MB", flush=True)
     warm = kept[WARM_ROUNDS:]
     slopes = [(warm[j] - warm[i]) / (j - i) for i in range(len(warm)) for j in range(i + 1, len(warm))]
@@ -288,18 +281,12 @@ def calls(samples: int, features: int) -> int:
     for name, step in steps.items():
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        before_mb, before_s = resident_mb(), time.process_time()
+        before_mb, before_s = taken().resident_bytes / MB, time.process_time()
         with Watch(every_s=0.002) as memory:
             step()
         took_s = time.process_time() - before_s
         print(f"{name}: {memory.highest_mb - before_mb:.0f} MB for a moment, {took_s:.2f} s of processor time")
     return 0
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def until(page: str, there: Any) -> dict[str, Any]:

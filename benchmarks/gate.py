@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.features import Rows, Sample
 from benchmarks.learners import ids_of
@@ -129,7 +130,7 @@ def _one_split(setup: Setup, sample: Sample, seed: int) -> dict[str, _Trial]:
     return found
 
 
-def _dealt(sample: Sample, learn: Rows, rng: np.random.Generator) -> tuple[Rows, np.ndarray]:
+def _dealt(sample: Sample, learn: Rows, rng: np.random.Generator) -> tuple[Rows, npt.NDArray[np.str_]]:
     """Return rows of each class for the release, the line and the other line, and whose each of them is."""
     counts = [
         int(rng.integers(low, high + 1)) for low, high in (RELEASE_PER_CLASS, OWN_PER_CLASS, OTHER_PER_CLASS)
@@ -143,7 +144,7 @@ def _dealt(sample: Sample, learn: Rows, rng: np.random.Generator) -> tuple[Rows,
     return np.concatenate(rows), np.concatenate(devices)
 
 
-def _line(codes: Codes, sample: Sample, rows: Rows, labels: Ints, devices: np.ndarray) -> _Line:
+def _line(codes: Codes, sample: Sample, rows: Rows, labels: Ints, devices: npt.NDArray[np.str_]) -> _Line:
     """Return what a line makes of labels, as its learner would."""
     samples = tuple(int(row).to_bytes(32, "big") for row in rows)
     ids, groups = ids_of(labels), [str(group) for group in sample.groups[rows]]

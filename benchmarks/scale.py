@@ -32,6 +32,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.process import taken
 from benchmarks.report import Report, Table, as_json, as_text
 from device_agent.config import RuntimeSettings
 from device_agent.learner import Learner
@@ -229,19 +230,14 @@ class Steps:
     def run(self, what: str, step: Callable[[], Any]) -> Any:
         """Do a step and note seconds, processor seconds, and MB above what was resident before."""
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
-        before, began, used = _resident_mb("VmRSS"), time.perf_counter(), time.process_time()
+        before, began, used = taken().resident_bytes, time.perf_counter(), time.process_time()
         result = step()
         self.rows[what] = (
             time.perf_counter() - began,
             time.process_time() - used,
-            max(0.0, _resident_mb("VmHWM") - before),
+            max(0.0, (taken().peak_bytes - before) / 1024**2),
         )
         return result
-
-
-def _resident_mb(what: str, pid: int | None = None) -> float:
-    status = Path(f"/proc/{pid or 'self'}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(f"{what}:")).split()[1]) / 1024
 
 
 def device(path: Path) -> dict[str, Any]:
@@ -355,7 +351,7 @@ def agent(path: Path, folder: Path) -> Figures:
             found["label to live, ms, median"] = statistics.median(live)
             found["label to live, ms, worst"] = max(live)
             found["label to end of trial, s, median"] = statistics.median(trials)
-            found["peak resident MB"] = _resident_mb("VmHWM", child.pid)
+            found["peak resident MB"] = taken(child.pid).peak_bytes / 1024**2
             found["samples scored"] = float(state["score"]["samples"])
             found["samples in sums only"] = float(state["score"]["summed"])
         finally:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import os
 import random
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,7 @@ from typing import Final
 import httpx
 import numpy as np
 
+from benchmarks.process import Watch, open_files, taken
 from benchmarks.soak_line import IMAGE_QUOTA_MIB, SoakLine
 from sdk.demo.plant import DemoFailed
 from sdk.labels import Body, Label
@@ -50,8 +51,6 @@ AWAY_S: Final = 0.2
 """An operator whose device is away looks again after this."""
 ARRIVED_S: Final = 120.0
 """After the last trouble: until the fleet has everything."""
-WATCH_S: Final = 0.1
-"""Between two readings of memory."""
 WARM_UP: Final = 0.3
 """Share of the time between two reboots in which caches fill; slopes are taken after it."""
 MAX_MIB_PER_1000_LABELS: Final = 1.0
@@ -164,7 +163,7 @@ class Soak:
         self._roll, self._over = random.Random(0), threading.Event()
         self._began_s = self._started_s = time.monotonic()
         self._frames_before = 0
-        self._failed: Exception | None = None
+        self._trouble: Future[None] = Future()
         self._found = Soaked()
         self._samples: list[str] = []
         self._classes: list[str] = []
@@ -182,22 +181,20 @@ class Soak:
         Raises:
             DemoFailed: a process ended by itself, or the fleet never had everything.
         """
-        trouble = threading.Thread(target=self._befall)
-        trouble.start()
-        try:
-            while self._now_s() < self._seconds and self._failed is None:
-                with Watch(lambda: self._line.pid) as memory:
-                    for _ in range(BURST):
-                        self._label()
-                        time.sleep(LABEL_EVERY_S)
-                    self._wait_for_trial()
-                self._found.points.append(self._point(memory))
-                print(self._found.points[-1], file=sys.stderr, flush=True)
-        finally:
-            self._over.set()
-            trouble.join()
-        if self._failed is not None:
-            raise self._failed
+        with ThreadPoolExecutor(1) as beside:
+            self._trouble = beside.submit(self._befall)
+            try:
+                while self._now_s() < self._seconds and not self._has_failed():
+                    with Watch(lambda: self._line.pid) as memory:
+                        for _ in range(BURST):
+                            self._label()
+                            time.sleep(LABEL_EVERY_S)
+                        self._wait_for_trial()
+                    self._found.points.append(self._point(memory))
+                    print(self._found.points[-1], file=sys.stderr, flush=True)
+            finally:
+                self._over.set()
+        self._trouble.result()
         self._line.device.wait(
             "everything arriving", lambda state: state["mqtt"]["connected"] and state["outbox"] == 0, ARRIVED_S
         )
@@ -215,11 +212,10 @@ class Soak:
             if self._over.wait(max(0.0, at_s - self._now_s())):
                 return
             self._found.befell.append((self._now_s(), what))
-            try:
-                happen()
-            except Exception as error:  # noqa: BLE001 - raised again by `run`
-                self._failed = error
-                return
+            happen()
+
+    def _has_failed(self) -> bool:
+        return self._trouble.done() and self._trouble.exception() is not None
 
     def _update(self, number: int) -> Callable[[], None]:
         return lambda: self._line.update(f"{UPDATE}{number + 1}")
@@ -264,7 +260,7 @@ class Soak:
 
     def _wait_for_trial(self) -> None:
         end_s = time.monotonic() + REST_S
-        while time.monotonic() < end_s and self._failed is None:
+        while time.monotonic() < end_s and not self._has_failed():
             try:
                 head = self._line.device.state()["head"]
             except (httpx.TransportError, DemoFailed):
@@ -280,15 +276,13 @@ class Soak:
         while True:
             try:
                 state, pid = self._line.device.state(), self._line.pid
-                status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-                files = len(os.listdir(f"/proc/{pid}/fd"))
+                threads, files = taken(pid).threads, open_files(pid)
             except (httpx.TransportError, DemoFailed, FileNotFoundError):
-                if self._failed is not None:
-                    raise self._failed from None
+                if self._has_failed():
+                    self._trouble.result()
                 time.sleep(AWAY_S)
                 continue
             break
-        said = {line.split(":")[0]: line.split()[1] for line in status if len(line.split()) > 1}
         stages = {each["stage"]: each for each in (state["line"] or {"stages": []})["stages"]}
         latencies = self._line.latencies_ms()
         data = self._line.data
@@ -301,52 +295,22 @@ class Soak:
             lowest_mb=memory.lowest_mb,
             highest_mb=memory.highest_mb,
             files=files,
-            threads=int(said["Threads"]),
-            store_mb=sum(each.stat().st_size for each in data.glob("store.sqlite3*")) / MB,
-            images_mb=sum(each.stat().st_size for each in (data / "images").rglob("*") if each.is_file()) / MB,
+            threads=threads,
+            store_mb=bytes_of(data.glob("store.sqlite3*")) / MB,
+            images_mb=bytes_of((data / "images").rglob("*.*")) / MB,
             backbone_p99_ms=stages["backbone"]["p99_ms"] if "backbone" in stages else 0.0,
             verdict_p99_ms=float(np.percentile(latencies, 99)) if latencies else 0.0,
             errors=state["errors"],
         )
 
 
-class Watch:
-    """The lowest and the highest resident memory of a process while the block runs.
-
-    Args:
-        pid: Asked which, each time: it may end and start anew. This one by default.
-        every_s: Between two readings.
-    """
-
-    def __init__(self, pid: Callable[[], int] = os.getpid, *, every_s: float = WATCH_S) -> None:
-        self._pid, self._every_s = pid, every_s
-        self.lowest_mb, self.highest_mb = float("inf"), 0.0
-        self._read()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._read()
-
-    def _read(self) -> None:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            if now_mb := resident_mb(self._pid()):
-                self.lowest_mb, self.highest_mb = min(self.lowest_mb, now_mb), max(self.highest_mb, now_mb)
-
-
-def resident_mb(pid: int | None = None) -> float:
-    """Return a process's resident memory; this one's where None, 0 where it has ended and is not waited for."""
-    pages = int(Path(f"/proc/{pid or os.getpid()}/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / MB
+def bytes_of(files: Iterable[Path]) -> int:
+    """Return what files take, of which some may go meanwhile."""
+    size = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size
+    return size
 
 
 def judge(soaked: Soaked, life_s: float) -> int:

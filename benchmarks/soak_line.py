@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Final
 import msgspec
 
 from sdk.bundle import MANIFEST_NAME
-from sdk.demo.plant import Device, Service, headway, running
+from sdk.demo.plant import Device, Service, headway, run, running
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.store import FleetStore
 from sdk.labels import Body
@@ -129,8 +128,7 @@ class SoakLine:
         manifest = msgspec.json.decode((release / MANIFEST_NAME).read_bytes())
         (release / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest | {"name": name}))
         channel = ["--precision", self._precision] if self._precision else []
-        command = headway("fleet", "publish", release, "--dir", self._folder / "fleet", *channel)
-        subprocess.run(command, check=True, capture_output=True)
+        run("fleet", "publish", release, "--dir", self._folder / "fleet", *channel, log=self._folder / "fleet.log")
 
     def stop_all(self) -> None:
         """End agent and service, so that what they wrote can be read."""

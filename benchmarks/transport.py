@@ -33,6 +33,7 @@ from benchmarks.features import NoImageSets
 from benchmarks.fleet import FEATURE_SIZE
 from benchmarks.label_cost import bytes_a_label, real_codes
 from benchmarks.link import Link
+from benchmarks.process import taken
 from sdk.fetch import ChunkFetcher
 from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import MqttSession, MqttSettings
@@ -190,16 +191,10 @@ def many_devices(size_mb: float, runs: int, devices: int, *, threads: bool = Fal
                 mqtt_s.append(crowd_seconds(devices, over_mqtt, *where, window))
             assert all((folder / f"slot-{i}" / FILE).stat().st_size == size_mb * 1e6 for i in range(devices))
             shutil.rmtree(folder)
-        peak = peak_mib(servers.broker_pid)
+        peak = taken(servers.broker_pid).peak_bytes / 1024**2
     how = "on threads" if threads else "in turns" if window else "without a window"
     what = f"{size_mb:g} MB to {devices} devices at once {how}, loopback, broker {peak:.0f} MiB, median of {runs}"
     return Ratio(what, mqtt_s, http_s)
-
-
-def peak_mib(pid: int) -> float:
-    """Return the most memory that a process has held."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def label_cost(labels: int) -> str:

@@ -11,7 +11,8 @@ from typing import Final
 import pytest
 
 from benchmarks.crowd import ENDLESS, crowd_seconds, over_mqtt
-from benchmarks.transport import FILE, over_http, peak_mib
+from benchmarks.process import taken
+from benchmarks.transport import FILE, over_http
 from benchmarks.transport import serving as both_serving
 from sdk.download import Download, FetchLimits
 from sdk.fleet.broker import Mosquitto
@@ -107,7 +108,7 @@ def test_many_devices_at_once_all_have_it(tmp_path: Path, window: bool) -> None:
         http_s = crowd_seconds(devices, over_http, tmp_path, servers.port, servers.sha256) if SOAK else 0.0
         seconds = crowd_seconds(devices, over_mqtt, tmp_path, servers.settings, servers.release.ref, window)
         assert all((tmp_path / f"slot-{i}" / FILE).stat().st_size == size_mb * 1e6 for i in range(devices))
-        peak = peak_mib(servers.broker_pid) * 1024**2
+        peak = taken(servers.broker_pid).peak_bytes
     took = f"{seconds:.1f} s, HTTP {http_s:.1f}; broker at most {peak / 1024**2:.0f} MiB"
     tell(f"T17, {'a' if window else 'no'} window", devices, 0, took)
     if window:

@@ -205,9 +205,7 @@ class ChannelLedger:
             return None
         state = next_state(None if row.state is None else UpdateState(row.state), update_event.state)
         if state is update_event.state:
-            # PostgreSQL's texts hold no zeros; what one device says must not stop the service for all.
-            reason = update_event.reason.replace("\x00", "\ufffd")
-            row.state, row.reason, row.updated_utc = state.value, reason, now_utc
+            row.state, row.reason, row.updated_utc = state.value, update_event.reason, now_utc
         return state
 
     def assignments(self, publication_id: int) -> list[Assignment]:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Double, ForeignKey, LargeBinary, String, Text, UniqueConstraint, false, text
+from sqlalchemy import (
+    BigInteger,
+    Dialect,
+    Double,
+    ForeignKey,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sdk.labels import GENESIS
@@ -14,6 +26,17 @@ class Base(DeclarativeBase):
     """All tables of the fleet service; `migrations/` makes them."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
+
+
+class Said(TypeDecorator[str]):
+    """A device's words, or words about them. PostgreSQL's texts hold no zeros, which must not stop the service."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
+        """Return what is stored."""
+        return None if value is None else value.replace("\x00", "\ufffd")
 
 
 class ChannelRow(Base):
@@ -98,7 +121,7 @@ class AssignmentRow(Base):
     publication_id: Mapped[int] = mapped_column(ForeignKey("publications.id"), primary_key=True)
     device: Mapped[str] = mapped_column(ForeignKey("devices.device"), primary_key=True, index=True)
     state: Mapped[str | None] = mapped_column(String(20))
-    reason: Mapped[str] = mapped_column(String(500), default="")
+    reason: Mapped[str] = mapped_column(Said(500), default="")
     updated_utc: Mapped[float | None]
     wave: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     """Which wave of a rollout reached the device; 0 where there was none."""
@@ -119,5 +142,5 @@ class RolloutRow(Base):
     wave_began_utc: Mapped[float] = mapped_column(default=0.0)
     well_since_utc: Mapped[float | None]
     approved: Mapped[int] = mapped_column(default=1)
-    reason: Mapped[str] = mapped_column(String(500), default="")
+    reason: Mapped[str] = mapped_column(Said(500), default="")
     version: Mapped[int] = mapped_column(default=0)
