@@ -22,7 +22,7 @@ from sdk.cli import main
 from sdk.download import FetchLimits
 from sdk.errors import BrokerError
 from sdk.fetch import ChunkFetcher, Fetched
-from sdk.fleet.broker import Mosquitto, find_mosquitto, mosquitto_config
+from sdk.fleet.broker import Mosquitto, find_mosquitto, mosquitto_config, reload_broker
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.service import FleetService
 from sdk.fleet.store import FleetStore
@@ -449,6 +449,28 @@ def test_the_brokers_configuration_limits_what_one_client_can_take() -> None:
 def test_a_broker_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match="does not start"):
         Mosquitto(binary=tmp_path / "mosquitto").start()
+
+
+SLOW = r"""
+import re, signal, socket, sys, time
+from pathlib import Path
+port = int(re.search(r"listener (\d+)", Path(sys.argv[2]).read_text())[1])
+with socket.create_server(("127.0.0.1", port)):
+    time.sleep(0.5)
+    signal.signal(signal.SIGHUP, lambda *_: Path(__file__).with_suffix(".reloaded").touch())
+    while True:
+        time.sleep(60)
+"""
+"""Listens half a second before it minds signals, as Mosquitto does for a moment, and long on a busy machine."""
+
+
+def test_a_broker_told_to_reload_as_soon_as_it_is_there_goes_on(tmp_path: Path) -> None:
+    binary, pid_file = tmp_path / "mosquitto", tmp_path / "pid"
+    binary.write_text(f"#!{sys.executable}{SLOW}")
+    binary.chmod(0o755)
+    with Mosquitto(binary=binary, pid_file=pid_file):
+        assert reload_broker(pid_file)
+        wait_for(binary.with_suffix(".reloaded").exists)
 
 
 def test_a_missing_broker_names_the_package() -> None:

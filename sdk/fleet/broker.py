@@ -223,7 +223,8 @@ class Mosquitto:
                 ) from error
         deadline = time.monotonic() + START_TIMEOUT_S
         while child.poll() is None:
-            if _accepts(self.port):
+            # It listens before it minds signals: `reload_broker` would end it between the two.
+            if _accepts(self.port) and _minds(child.pid, signal.SIGHUP):
                 # Another process may have taken the port just now, and answer for a broker about to give up.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(0.02)
@@ -322,6 +323,16 @@ def _is_free(port: int) -> bool:
         except OSError as error:
             return error.errno != errno.EADDRINUSE  # for anything else Mosquitto has the better words
         return True
+
+
+def _minds(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal (proc(5), SigCgt); True where nothing says so."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    caught = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return not caught or bool(int(caught[0], 16) >> (number - 1) & 1)
 
 
 def _accepts(port: int) -> bool:
