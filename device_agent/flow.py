@@ -44,7 +44,7 @@ decoded."""
 STAGE_FRAMES: Final = 2
 """The same between the stages: one is in work while the next is at hand."""
 KEEP_BYTES: Final = 64 * 1024**2
-"""Decided frames that wait to be stored, as pixels: 400 of 224 px, and four of 5 megapixels."""
+"""Decided frames that wait to be stored, pixels and files: 400 of 224 px, and four of 5 megapixels."""
 POLL_S: Final = 0.2
 RETRY_S: Final = 1.0
 RETRY_MAX_S: Final = 30.0
@@ -155,7 +155,7 @@ class Intake:
 
 
 class Backlog:
-    """Decided frames that wait to be stored, bounded by the memory that their pixels take."""
+    """Decided frames that wait to be stored, bounded by the memory that their pixels and files take."""
 
     def __init__(self, limit_bytes: int = KEEP_BYTES) -> None:
         self._waiting: deque[Sequence[Look]] = deque()
@@ -175,7 +175,7 @@ class Backlog:
 
     def put(self, looks: Sequence[Look], stop: threading.Event) -> None:
         """Leave a frame, waiting for room; when stopped, only as long as a stop may take."""
-        size = _pixel_bytes(looks)
+        size = _held_bytes(looks)
         with self._changed:
             while self._bytes and self._bytes + size > self._limit_bytes:
                 if not self._changed.wait(POLL_S) and stop.is_set():
@@ -192,13 +192,13 @@ class Backlog:
             if not self._waiting:
                 return None
             looks = self._waiting.popleft()
-            self._bytes -= _pixel_bytes(looks)
+            self._bytes -= _held_bytes(looks)
             self._changed.notify_all()
             return looks
 
 
-def _pixel_bytes(looks: Sequence[Look]) -> int:
-    return sum(look.shot.frame.nbytes for look in looks)
+def _held_bytes(looks: Sequence[Look]) -> int:
+    return sum(look.shot.frame.nbytes + len(look.shot.delivered or b"") for look in looks)
 
 
 class Flow:

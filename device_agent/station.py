@@ -37,7 +37,7 @@ from sdk.bundle import Bundle
 from sdk.codes import Code, Codes, Features
 from sdk.drift import Drift, DriftWatch
 from sdk.errors import LabelError, NoRelease, StoreFull, UnknownClassError
-from sdk.head import Decisions
+from sdk.head import Decisions, Head
 from sdk.images import decode, sample_id
 from sdk.preprocess import Frame
 
@@ -114,22 +114,28 @@ class Embedded(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One frame's or tile's decision, not stored yet."""
+    """One frame's or tile's decision, not stored yet.
+
+    It has what its head said, not the head: frames that wait to be stored would keep each head that labels brought
+    meanwhile, d x d numbers apiece.
+    """
 
     serving: Serving
     shot: Shot
     code: Code
     decided: Decisions
     row: int
-    active: ActiveHead
+    names: Sequence[str]
+    counts: Sequence[int]
     decision: Decision
     latency_ms: float
 
 
 class Looked(NamedTuple):
-    """Decisions of one `Prepared`, and how long backbone and head took for all of them."""
+    """Decisions of one `Prepared`, the head that made them, and how long backbone and head took for all."""
 
     looks: Sequence[Look]
+    head: Head
     backbone_ms: float
     head_ms: float
 
@@ -284,7 +290,7 @@ class Station:
         """
         if code is None:
             return self.keep(self.look(self.prepare([shot])).looks[0])
-        return self.keep(self._decided(self.require(), [shot], code, time.perf_counter())[0])
+        return self.keep(self._decided(self.require(), [shot], code, time.perf_counter())[0][0])
 
     def prepare(self, shots: Sequence[Shot]) -> Prepared:
         """Return frames, at least one, as the release that serves now wants them.
@@ -318,19 +324,23 @@ class Station:
         serving, shots, features, backbone_ms = embedded
         began_s = time.perf_counter()
         codes = serving.pipeline.codes_of(features)
-        looks = self._decided(serving, shots, codes, began_s - backbone_ms / 1000)
-        return Looked(looks, backbone_ms, (time.perf_counter() - began_s) * 1000)
+        looks, head = self._decided(serving, shots, codes, began_s - backbone_ms / 1000)
+        return Looked(looks, head, backbone_ms, (time.perf_counter() - began_s) * 1000)
 
-    def _decided(self, serving: Serving, shots: Sequence[Shot], codes: Codes, began_s: float) -> list[Look]:
+    def _decided(
+        self, serving: Serving, shots: Sequence[Shot], codes: Codes, began_s: float
+    ) -> tuple[list[Look], Head]:
         active = serving.learner.head
         decided = active.head.decide(codes)
         accepting = self._accepting(serving, active)
         decisions = [_decision(active, decided, row, accepting) for row in range(len(shots))]
         latency_ms = (time.perf_counter() - began_s) * 1000
-        return [
-            Look(serving, shot, np.asarray(codes[row], np.int8), decided, row, active, decisions[row], latency_ms)
+        said = active.names, active.head.counts
+        looks = [
+            Look(serving, shot, np.asarray(codes[row], np.int8), decided, row, *said, decisions[row], latency_ms)
             for row, shot in enumerate(shots)
         ]
+        return looks, active.head
 
     def keep(self, look: Look) -> Seen:
         """Store a decision with its picture, and ask the operator where that helps."""
@@ -393,8 +403,8 @@ class Station:
         frame, captured_utc = decode(data), time.time()
         group = f"{self.store.device}/{part or sample_id(data).hex()[:32]}"[:200]
         shot = Shot(frame, captured_utc, group, source, data, lot=lot)
-        look = self.look(self.prepare([shot])).looks[0]
-        head = look.active.head
+        looked = self.look(self.prepare([shot]))
+        look, head = looked.looks[0], looked.head
         scores = dict(zip(head.class_ids, map(float, head.scores(look.code[None])[0]), strict=True))
         decision = replace(look.decision, scores=scores, question=_question(look, self.policy))
         status = self.store.samples.put(_sample(look, decision), data) if keep else SampleStatus.SEEN
@@ -493,9 +503,14 @@ def _decision(active: ActiveHead, decided: Decisions, row: int, accepting: Accep
 
 def _question(look: Look, policy: QueuePolicy) -> Question | None:
     threshold = look.decision.threshold
-    names, counts = look.active.names, look.active.head.counts
     return ask(
-        policy, look.shot.sample_id, look.decided, look.row, names=names, counts=counts, threshold=threshold
+        policy,
+        look.shot.sample_id,
+        look.decided,
+        look.row,
+        names=look.names,
+        counts=look.counts,
+        threshold=threshold,
     )
 
 

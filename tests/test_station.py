@@ -123,6 +123,20 @@ def test_a_release_that_no_longer_serves_takes_no_memory(store: Store, bundle: B
         station.close()
 
 
+def test_frames_that_wait_to_be_stored_keep_no_head(store: Store, bundle: Bundle, tmp_path: Path) -> None:
+    """Where storing falls behind while labels come, each of their heads would stay: 10 MB each at d = 1584."""
+    station = serving(store, bundle)
+    waiting, shot = shots(tmp_path / "images", "pit", 2)
+    (look,) = station.look(station.prepare([waiting])).looks
+    head = weakref.ref(station.require().learner.head.head)
+    station.label(station.see(shot).sample_id, class_id("pit"), "ann")
+    station.require().learner.wait_until_idle(60)
+    gc.collect()
+    assert head() is None
+    assert station.keep(look).sample_id == waiting.sample_id
+    station.close()
+
+
 def test_every_saved_entry_is_told_of(store: Store, bundle: Bundle) -> None:
     saved: list[int] = []
     station = Station(store, on_saved=lambda: saved.append(1))
