@@ -1,6 +1,7 @@
 """A long day in minutes: an agent inspects as fast as it can, is labelled all the time, and meets with trouble.
 
     python -m benchmarks.soak BUNDLE --images DIR --minutes 20 --out soak
+    python -m benchmarks.soak BUNDLE --images DIR --rate 216      three days of a frame a second (T22)
 
 Agent, fleet service and Mosquitto are processes of their own. While frames pass, an operator labels over the
 page's interface in bursts, and after each the head's trial is waited for. Meanwhile the broker is killed thirty
@@ -18,6 +19,7 @@ import contextlib
 import csv
 import random
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -135,6 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="a folder of frames")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--precision", default=None)
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="frames a second; 0 is as fast as they can be inspected"
+    )
     parser.add_argument("--drops", type=int, default=30, help="of the broker")
     parser.add_argument("--updates", type=int, default=12)
     parser.add_argument("--reboots", type=int, default=6)
@@ -144,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = options.minutes * 60
     with (
         tempfile.TemporaryDirectory() as folder,
-        SoakLine(Path(folder), options.bundle, options.images, options.precision) as line,
+        SoakLine(Path(folder), options.bundle, options.images, options.precision, options.rate) as line,
     ):
         soaked = Soak(line, seconds, options.drops, options.updates, options.reboots).run()
     with options.out.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:
@@ -254,6 +259,7 @@ class Soak:
             return
         except DemoFailed:
             self._found.refused += 1
+            self._looked_s = -LOOK_EVERY_S  # the picture has gone: look for others
             return
         chosen = None if class_id is None else bytes.fromhex(class_id)
         self._found.answered.append((said["first_seq"], said["seq"], bytes.fromhex(sample), chosen))
@@ -297,7 +303,7 @@ class Soak:
             files=files,
             threads=threads,
             store_mb=bytes_of(data.glob("store.sqlite3*")) / MB,
-            images_mb=bytes_of((data / "images").rglob("*.*")) / MB,
+            images_mb=bytes_of((data / "images").rglob("*")) / MB,
             backbone_p99_ms=stages["backbone"]["p99_ms"] if "backbone" in stages else 0.0,
             verdict_p99_ms=float(np.percentile(latencies, 99)) if latencies else 0.0,
             errors=state["errors"],
@@ -305,11 +311,12 @@ class Soak:
 
 
 def bytes_of(files: Iterable[Path]) -> int:
-    """Return what files take, of which some may go meanwhile."""
+    """Return what files take, of which some may go meanwhile; folders take nothing."""
     size = 0
     for file in files:
         with contextlib.suppress(FileNotFoundError):
-            size += file.stat().st_size
+            found = file.stat()
+            size += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return size
 
 

@@ -40,6 +40,7 @@ class SoakLine:
         bundle: The release that the device starts with; later ones are the same under other names.
         images: Frames, in turns for ever.
         precision: Of the bundle's; the first where None.
+        rate_fps: Frames a second; 0 is as fast as they can be inspected.
 
     Attributes:
         device: The agent now running, spoken to over HTTP. Another one after a reboot.
@@ -48,8 +49,8 @@ class SoakLine:
 
     device: Device
 
-    def __init__(self, folder: Path, bundle: Path, images: Path, precision: str | None) -> None:
-        self._folder, self._bundle, self._precision = folder, bundle, precision
+    def __init__(self, folder: Path, bundle: Path, images: Path, precision: str | None, rate_fps: float) -> None:
+        self._folder, self._bundle, self._precision, self._rate_fps = folder, bundle, precision, rate_fps
         self._images = images.resolve()
         self.data = folder / "device"
         self._stack, self._agent = ExitStack(), ExitStack()
@@ -72,6 +73,7 @@ class SoakLine:
                 f'device = "{DEVICE}"\ndata_dir = "{self.data.name}"\nbundle = "{self._bundle.resolve()}"\n'
                 + (f'precision = "{self._precision}"\n' if self._precision else "")
                 + f'[camera]\nkind = "folder"\npath = "{self._images}"\nloop = true\n'
+                f"rate_fps = {self._rate_fps}\n"
                 f"[store]\nmax_image_mib = {IMAGE_QUOTA_MIB}\n[page]\nport = 0\n"
                 f'[mqtt]\nhost = "127.0.0.1"\nport = {self._broker.port}\n',
                 encoding="utf-8",
