@@ -20,7 +20,7 @@ TORCH_INDEX_URL ?=
 DEMO_ARGS ?= --out demo-out
 PYTEST_ARGS ?= -n 2 --cov --cov-report=term:skip-covered
 SOAK_FLEET := tests/test_faults.py tests/test_fleet_live.py tests/test_chunks.py tests/test_trust.py tests/test_wire.py \
-	tests/test_poisoned_union.py tests/test_bad_release.py tests/test_crowd.py
+	tests/test_poisoned_union.py tests/test_bad_release.py tests/test_crowd.py tests/test_soak_line.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from sdk.errors import BrokerError
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.database import name_database
 from tests.postgres import Postgres, find_postgres, running_postgres
+
+# Tests run side by side, and start processes: threads that spin for work cost the others more than they give.
+for _library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_library, "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a script: children would inherit the deafness, and some tests press Ctrl-C.

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import soak
 from benchmarks.soak import Point, Soaked, judge
 from sdk.labels import Body, CodeRecord, Label
+from tests.soak import SOAK
 from tests.tiny import picture, tiny_bundle
 
 SAMPLE, OTHER, CLASS = b"s" * 32, b"o" * 32, b"c" * 16
@@ -92,6 +93,7 @@ def test_what_fills_after_a_start_is_no_growth() -> None:
 
 
 @pytest.mark.broker
+@pytest.mark.skipif(not SOAK, reason="takes half a minute: make soak")
 def test_broker_release_and_reboot_befall_a_real_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Labels that were answered for are at the fleet after all of it. A quick run's slopes say nothing."""
     tiny_bundle(tmp_path / "bundle")
