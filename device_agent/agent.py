@@ -136,6 +136,7 @@ class Agent:
                 policy=QueuePolicy(site.queue.ask_below, site.queue.spot_check_share, site.queue.young_labels),
                 on_change=self._head_changed,
                 on_saved=self._log_grew,
+                masters=site.part.masters,
             )
             undo.callback(self.station.close)
             self._choice = RuntimeChoice(site.data_dir, site.runtime)
@@ -326,6 +327,7 @@ class Agent:
             on_records=self._codes_carried,
             authorize=self._gate.authorize,
             incumbent=lambda: self._own_bundle,
+            masters=self.site.part.masters,
         )
 
     def _admit(self, bundle: Bundle) -> Runtime:

@@ -11,20 +11,23 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from device_agent.masters import Masters, MasterSide, judge
 from device_agent.pipeline import BATCH_FRAMES, Pipeline
 from device_agent.sample import Sample
 from device_agent.store import Store
-from device_agent.trial import Base
+from device_agent.trial import Base, meanwhile
 from sdk.bundle import Bundle
 from sdk.codes import Code, code_digest
 from sdk.errors import BadImages, HeadwayError
-from sdk.head import Calibration
+from sdk.head import Calibration, solve
 from sdk.images import decode
 from sdk.labels import Body, CodeRecord
 from sdk.preprocess import Frame
+from sdk.reason import Reason
 from sdk.score import LeftOut, calibrate
 from sdk.verdict import Verdict, trial
 
@@ -120,14 +123,68 @@ def compare(
     )
 
 
-def _own_score(
-    store: Store, bundle: Bundle, precision: str | None, names: dict[bytes, str], stop: Callable[[], bool]
-) -> tuple[LeftOut, Calibration] | None:
-    """Return left-out scores of own samples only, with the calibration that all samples give."""
+def compare_masters(
+    store: Store,
+    masters: Path,
+    old: tuple[Bundle, Pipeline],
+    new: tuple[Bundle, Pipeline],
+    stop: Callable[[], bool],
+) -> Reason | None:
+    """Return why a candidate may not serve: it tells the station's master parts worse than what serves now.
+
+    Both heads are of all labels that the device has. None where it is as good, or nothing can be compared.
+
+    Args:
+        store: Whose log both are folded with.
+        masters: Folder of master parts.
+        old: The release that serves.
+        new: The candidate.
+        stop: Asked between pictures; true ends the work.
+
+    Raises:
+        BadFormat: a bundle's samples are not those its head was made from.
+        InferenceFailed: a runtime failed.
+        InterruptedError: `stop` said so.
+    """
+    before, after = (_mastered(store, masters, bundle, pipeline, stop) for bundle, pipeline in (old, new))
+    return None if before is None or after is None else judge(before, after)
+
+
+def _mastered(
+    store: Store, masters: Path, bundle: Bundle, pipeline: Pipeline, stop: Callable[[], bool]
+) -> MasterSide | None:
+    """Return the parts' codes and the head that this device would have with a release."""
+
+    def embed(image: bytes) -> Code:
+        return np.asarray(pipeline.code(decode(image))[0], np.int8)
+
+    codes = Masters(masters, embed).codes(stop)
+    base = _folded(store, bundle, pipeline.precision)
+    live, names = base.fold.live_set(), base.fold.class_names()
+    if codes is None or not live.samples:
+        return None
+    everything = base.labelled(live, store.device, stop).everything
+    head = solve(everything, knobs=base.knobs)
+    served = meanwhile(base.calibration, head)
+    return MasterSide(
+        codes, head.recalibrated(served), lambda class_id: names.get(class_id, ""), frozenset(live.samples)
+    )
+
+
+def _folded(store: Store, bundle: Bundle, precision: str | None) -> Base:
+    """Return what a release brings, with all that the store's log says."""
     base = Base.of(bundle, precision, store.log.shelf)
     for record in store.log.records():
         with contextlib.suppress(HeadwayError):  # it contradicts itself; the learner counts these
             base.fold.apply(record)
+    return base
+
+
+def _own_score(
+    store: Store, bundle: Bundle, precision: str | None, names: dict[bytes, str], stop: Callable[[], bool]
+) -> tuple[LeftOut, Calibration] | None:
+    """Return left-out scores of own samples only, with the calibration that all samples give."""
+    base = _folded(store, bundle, precision)
     names |= base.fold.class_names()
     live = base.fold.live_set()
     left_out = base.left_out(live, stop)

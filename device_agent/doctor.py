@@ -43,6 +43,7 @@ from device_agent.config import (
 from device_agent.database import LOCK_NAME
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
+from device_agent.masters import examine as examine_masters
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
@@ -119,6 +120,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     yield from _disk(machine, site)
     yield from _store(site, running)
     yield from _release(site)
+    yield from examine_masters(site.part.masters)
     if running:
         yield from _told(site)
         return

@@ -21,7 +21,8 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        area: settings, machine, runtime, release, camera, broker, clock, disk, permissions, store or page.
+        area: settings, machine, runtime, release, masters, camera, broker, clock, disk, permissions,
+            store or page.
         level: A fault keeps the agent from working, or from working safely.
         what: What is so, in one line.
         fix: What to do; empty where nothing is wrong.

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from device_agent.afterwards import Afterwards
@@ -37,6 +38,7 @@ from device_agent.heads_and_updates import HeadRow
 from device_agent.labelling import Labelling, class_name
 from device_agent.learned import ClassInfo, LearnerStatus, Saved, quarantine
 from device_agent.learning import Learning
+from device_agent.masters import Masters, Told
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
@@ -70,6 +72,7 @@ class Learner:
         clock: Seconds since 1970, for the history.
         on_change: Called from the threads after the head or its state has changed.
         courtesy: Says when both threads should give way.
+        masters: Folder of the station's master parts (`device_agent.masters`); needs `embed`.
 
     Raises:
         BadFormat: the bundle's samples are not those its head was made from.
@@ -86,6 +89,7 @@ class Learner:
         clock: Callable[[], float] = time.time,
         on_change: Callable[[], None] | None = None,
         courtesy: Courtesy | None = None,
+        masters: Path | None = None,
     ) -> None:
         self._store = store
         self._base = Base.of(bundle, precision, store.log.shelf)
@@ -107,6 +111,8 @@ class Learner:
             on_change=on_change,
         )
         self._heads = self._learning.heads
+        self._told: tuple[ActiveHead, dict[bytes, str], list[Told]] | None = None
+        self._masters = None if masters is None or embed is None else Masters(masters, embed)
         self._trials = Trials(
             self._base,
             store,
@@ -116,6 +122,7 @@ class Learner:
             afterwards=afterwards,
             rhythm=self._rhythm,
             courtesy=courtesy,
+            masters=self._masters,
             on_change=on_change,
         )
 
@@ -247,6 +254,18 @@ class Learner:
         """Return labels that do not fit what all other groups say, most suspicious first; empty before a score."""
         reference = self.reference
         return [] if reference is None else suspects(reference.left_out, reference.calibration, limit=limit)
+
+    def masters(self) -> list[Told] | None:
+        """Return what the head that serves says of the master parts; None where there are none, or none yet."""
+        ready = None if self._masters is None else self._masters.ready
+        if ready is None or not ready.files:
+            return None
+        with self._turns.changed:
+            active, names = self._heads.active, self._folded.fold.class_names()
+        told = self._told
+        if told is None or told[0] is not active or told[1] != names:
+            self._told = told = active, names, ready.told(active.head, lambda c: self._folded.name(names, c))
+        return told[2]
 
     def history(self, limit: int = 50) -> list[HeadRow]:
         """Return the device's heads, newest first; `score_of` reads a row's score."""

@@ -126,6 +126,9 @@ def _metrics_of(state: State) -> Iterator[Metric]:
         values["headway_label_to_live_seconds"] = (about, state.label_to_live_ms / 1000)
     if state.score is not None:
         values["headway_score_balanced_accuracy"] = ("On groups left out.", state.score.balanced_accuracy)
+    if state.masters is not None:
+        values["headway_masters"] = ("Master parts of classes that the head knows.", state.masters.of)
+        values["headway_masters_right"] = ("Of these, told rightly.", state.masters.right)
     if state.drift is not None:
         values["headway_drift_alarm"] = ("Whether parts look otherwise than they did.", state.drift.alarm)
         values["headway_drift_evidence"] = ("1 is none.", state.drift.evidence)

@@ -15,6 +15,7 @@ import msgspec
 from device_agent.camera import Camera
 from device_agent.flow import Flow
 from device_agent.learned import ClassInfo, LearnerStatus
+from device_agent.masters import Told
 from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
@@ -260,6 +261,30 @@ class DriftReport:
 
 
 @dataclass(frozen=True)
+class MasterReport:
+    """A master part that is told wrongly: its file's name, its class, and what it is told as (empty: unknown)."""
+
+    file: str
+    wanted: str
+    shown: str
+
+
+@dataclass(frozen=True)
+class MastersReport:
+    """What the head that serves says of the station's master parts (`device_agent.masters`).
+
+    Attributes:
+        of: Parts of classes that the head knows.
+        right: Told rightly.
+        wrong: The others.
+    """
+
+    of: int
+    right: int
+    wrong: list[MasterReport]
+
+
+@dataclass(frozen=True)
 class State:
     """Everything at once."""
 
@@ -271,6 +296,7 @@ class State:
     head: HeadReport | None
     classes: list[ClassReport]
     score: ScoreReport | None
+    masters: MastersReport | None
     label_to_live_ms: float | None
     own_labels: int
     live_set_digest: str | None
@@ -371,6 +397,7 @@ def station_state(
         head=None if serving is None or status is None else _head(serving, status),
         classes=[ClassReport(c.class_id.hex(), c.name, c.own_labels, c.labels) for c in classes],
         score=None if serving is None or status is None else _score(status.score, classes),
+        masters=None if serving is None else masters_report(serving.learner.masters()),
         label_to_live_ms=None if status is None else status.label_to_live_ms,
         own_labels=0 if status is None else status.own_labels,
         live_set_digest=None if status is None else status.live_set_digest,
@@ -391,6 +418,14 @@ def station_state(
         trust=trust,
         faults=wrong,
     )
+
+
+def masters_report(told: Sequence[Told] | None) -> MastersReport | None:
+    """Return what is said of master parts as the interface says it; None where there are none."""
+    if told is None:
+        return None
+    wrong = [MasterReport(each.file.name, each.wanted, each.shown) for each in told if not each.right]
+    return MastersReport(len(told), len(told) - len(wrong), wrong)
 
 
 def _drift(drift: Drift | None) -> DriftReport | None:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from device_agent.heads import ActiveHead
 from device_agent.heatmap import draw, heatmap
 from device_agent.learned import ClassInfo, Saved
 from device_agent.learner import Learner
+from device_agent.masters import check_folder
 from device_agent.pipeline import Pipeline
 from device_agent.queue import Question, QueuePolicy, ask
 from device_agent.runtime import Batch, Runtime
@@ -173,8 +175,12 @@ class Station:
         policy: Which samples operators are asked about.
         on_change: Called, from any thread, after the release, the head or its state has changed.
         on_saved: Called, from any thread, after this device's log has grown.
+        masters: Folder of master parts, which judge every head; None where the station keeps none.
         threads: False leaves learning to the caller, by `learner.run_until_idle`: a rehearsal then needs no
             waiting, and gives the same figures every time.
+
+    Raises:
+        ConfigError: there is no such folder of master parts.
     """
 
     def __init__(
@@ -184,6 +190,7 @@ class Station:
         policy: QueuePolicy | None = None,
         on_change: Callable[[], None] | None = None,
         on_saved: Callable[[], None] | None = None,
+        masters: Path | None = None,
         threads: bool = True,
     ) -> None:
         self.store = store
@@ -195,6 +202,8 @@ class Station:
         self.courtesy = Courtesy()
         self._on_change = on_change or (lambda: None)
         self._on_saved = on_saved or (lambda: None)
+        check_folder(masters)
+        self._masters = masters
         self._threads = threads
         self._serving: Serving | None = None
         self._watch: tuple[object, DriftWatch] | None = None
@@ -246,6 +255,7 @@ class Station:
                 embed=embed,
                 on_change=self._on_change,
                 courtesy=self.courtesy,
+                masters=self._masters,
             )
             old, self._serving = self._serving, Serving(release_id, bundle, bundle.digest(), pipeline, learner)
             if self._threads:

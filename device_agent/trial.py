@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from device_agent.heads import Solved, ended, pack
 from device_agent.heads_and_updates import Outcome
+from device_agent.masters import MasterCodes, MasterSide
+from device_agent.masters import judge as judge_masters
 from sdk.adaptation import Choice, Harm, Labelled, choose, harmful_source
 from sdk.bundle import Bundle
 from sdk.codes import Codes
@@ -220,6 +222,7 @@ def try_out(
     names: Callable[[bytes], str],
     obsolete: Callable[[], bool],
     enough: Callable[[], bool],
+    masters: MasterCodes | None = None,
 ) -> Solved:
     """Return a head as its trial leaves it: outcome and reasons, left-out scores, and how own labels count in it.
 
@@ -232,6 +235,7 @@ def try_out(
         names: Class id to the name people use.
         obsolete: Asked between steps; true ends the trial.
         enough: Asked by the searches; true ends these with the best so far.
+        masters: The station's, in this release's space; a head that tells them worse goes, whatever its score.
 
     Raises:
         InterruptedError: `obsolete` said so.
@@ -249,17 +253,22 @@ def try_out(
         names=names,
         own=frozenset(s for s, own in zip(live.samples, station.own, strict=True) if own),
     )
+    head = candidate.head
+    if head.adaptation != choice.adaptation:
+        own = station.moments(station.own)
+        head = solve(station.everything, knobs=base.knobs, own=own, adaptation=choice.adaptation)
+    head = head.recalibrated(end.calibration)
+    if end.keep and masters is not None:
+        learned = frozenset(live.samples)
+        missed = judge_masters(*(MasterSide(masters, each, names, learned) for each in (confirmed.head, head)))
+        end = end if missed is None else replace(end, keep=False, why=missed)
     row = replace(
         ended(candidate.row, Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK, end.why, *_more(choice, harm)),
         score=None if end.score is None else pack(end.score),
         calibration=pack(end.calibration),
         adaptation=None if choice.adaptation == UNADAPTED else pack(choice.adaptation),
     )
-    head = candidate.head
-    if head.adaptation != choice.adaptation:
-        own = station.moments(station.own)
-        head = solve(station.everything, knobs=base.knobs, own=own, adaptation=choice.adaptation)
-    return replace(candidate, head=head.recalibrated(end.calibration), row=row, left_out=left_out, harm=harm)
+    return replace(candidate, head=head, row=row, left_out=left_out, harm=harm)
 
 
 def _more(choice: Choice, harm: Harm | None) -> list[Reason]:

@@ -18,6 +18,7 @@ from device_agent.afterwards import Afterwards
 from device_agent.courtesy import Courtesy
 from device_agent.folded import Folded
 from device_agent.heads import Solved
+from device_agent.masters import Masters
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
 from device_agent.succession import Succession
@@ -43,6 +44,7 @@ class Trials:
         afterwards: The learner's.
         rhythm: Of its labels.
         courtesy: Says when to give way.
+        masters: The station's, which judge each head too; None where it keeps none.
         on_change: Called after a head was confirmed or taken back.
     """
 
@@ -57,6 +59,7 @@ class Trials:
         afterwards: Afterwards,
         rhythm: Rhythm,
         courtesy: Courtesy,
+        masters: Masters | None,
         on_change: Callable[[], None],
     ) -> None:
         self._base = base
@@ -67,6 +70,7 @@ class Trials:
         self._afterwards = afterwards
         self._rhythm = rhythm
         self._courtesy = courtesy
+        self._masters = masters
         self._on_change = on_change
 
     def idle(self) -> bool:
@@ -152,6 +156,7 @@ class Trials:
                 names=lambda class_id: self._folded.name(names, class_id),
                 obsolete=obsolete,
                 enough=enough,
+                masters=None if self._masters is None else self._masters.codes(obsolete),
             )
         except InterruptedError:
             return None
@@ -171,6 +176,8 @@ class Trials:
 
         try:
             self._with_left_out(confirmed, obsolete)
+            if self._masters is not None:
+                self._masters.codes(obsolete)
         except InterruptedError:
             pass  # a label came first
         except BaseException:

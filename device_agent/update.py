@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from device_agent.candidate import carry_labels, compare
+from device_agent.candidate import carry_labels, compare, compare_masters
 from device_agent.database import disk
 from device_agent.heads_and_updates import UpdateRow
 from device_agent.pipeline import Pipeline
@@ -38,6 +38,7 @@ from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.durable import sync_path
 from sdk.errors import BundleError, HeadwayError, InferenceFailed, RemoteWireError
+from sdk.reason import Reason
 from sdk.wire import (
     UPDATE_STEPS,
     Desired,
@@ -122,6 +123,7 @@ class Updater:
         on_records: Told that code records were written to the log: the outbox and the learner have news.
         authorize: Raises where an assigned release may not be taken (`device_agent.trust`).
         incumbent: What serves where no release does: the bundle that the settings name.
+        masters: Folder of the station's master parts, which judge a candidate too; None where it keeps none.
         retry_s: First wait before trying again what may help to try again; doubles up to `RETRY_MAX_S`.
         watch_s: A provisional release is committed when nothing has failed for this long.
         clock: Seconds since 1970, for deadlines.
@@ -141,6 +143,7 @@ class Updater:
         on_records: Callable[[], None] = lambda: None,
         authorize: Callable[[Desired], None] = lambda _desired: None,
         incumbent: Callable[[], Bundle | None] = lambda: None,
+        masters: Path | None = None,
         retry_s: float = RETRY_S,
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.time,
@@ -157,6 +160,7 @@ class Updater:
         self._on_records = on_records
         self._authorize = authorize
         self._incumbent = incumbent
+        self._masters = masters
         self._retry_s = retry_s
         self._watch_s = watch_s
         self._clock = clock
@@ -487,6 +491,18 @@ class Updater:
         )
         if verdict is not None and not verdict.keep:
             raise _Unfit(verdict.reason, hint="Export a release that has learned this device's labels.")
+        missed = self._missed_masters(release)
+        if missed is not None:
+            raise _Unfit(missed.sentence(), hint="Export a release that tells this station's master parts.")
+
+    def _missed_masters(self, release: Release) -> Reason | None:
+        if self._masters is None or self._serving is None:
+            return None
+        old, new = (
+            (each.bundle, Pipeline(each.bundle, self._precision, each.runtime))
+            for each in (self._serving, release)
+        )
+        return compare_masters(self._store, self._masters, old, new, self._halt.is_set)
 
     def _carry(self, release: Release) -> None:
         pipeline = Pipeline(release.bundle, self._precision, release.runtime)

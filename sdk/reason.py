@@ -26,6 +26,7 @@ ENGLISH: Final = MappingProxyType(
         "worse": "Taken back: {name} would be recognised only {share} of the time (before: {before}).",
         "less-clear": "Taken back: {name} would be told less clearly; about {share} of new parts would be right "
         "(before: {before}).",
+        "masters": "Taken back: of the master parts of {name} only {share} would be told (before: {before}).",
         "also-knows-price": "It now also knows {classes}; the price is {name}, recognised {share} of the time "
         "(before: {before}).",
         "also-knows": "It now also knows {classes}; the others are as good as before.",

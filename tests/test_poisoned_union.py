@@ -8,12 +8,13 @@ has what a quarantine is, `benchmarks.poison` the same with photographs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import cv2
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ from device_agent.limits import StoreLimits
 from device_agent.sample import Sample
 from device_agent.store import Store
 from sdk.bundle import Bundle
-from sdk.codes import Codes, code_digest
+from sdk.codes import Code, Codes, code_digest
 from sdk.fleet.store import FleetStore
 from sdk.fleet.suspicion import find_suspects
 from sdk.labels import MAX_COUNTER, CodeRecord, Label, Quarantine, Record
@@ -83,11 +84,16 @@ class Recall:
     forced: float
 
 
+def golden_codes(bundle: Bundle) -> list[Codes]:
+    """Return the codes of the golden set, by class."""
+    drawn = Drawn(bundle, 999)
+    return [drawn.codes(truth, GOLDEN) for truth in range(len(NAMES))]
+
+
 @pytest.fixture(scope="module")
 def golden(bundle: Bundle) -> Callable[[ActiveHead], Recall]:
     """Return what tells a head's recall on codes that nobody ever labels."""
-    drawn = Drawn(bundle, 999)
-    codes = [drawn.codes(truth, GOLDEN) for truth in range(len(NAMES))]
+    codes = golden_codes(bundle)
 
     def recall(active: ActiveHead) -> Recall:
         shown, forced = [], []
@@ -113,11 +119,40 @@ def line_of(bundle: Bundle, device: str, seed: int, labels: int, wrong: Wrong) -
     return line
 
 
+@dataclass(frozen=True)
+class MasterFolder:
+    """The golden set as a line's master parts: pictures of noise, each of which stands for a code."""
+
+    folder: Path
+    codes: Mapping[bytes, Code]
+
+    def embed(self, image: bytes) -> Code:
+        return self.codes[image]
+
+
+@pytest.fixture(scope="module")
+def masters(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> MasterFolder:
+    folder, rng, codes = tmp_path_factory.mktemp("masters"), np.random.default_rng(7), {}
+    for name, rows in zip(NAMES, golden_codes(bundle), strict=True):
+        (folder / name).mkdir()
+        for number, code in enumerate(rows):
+            done, picture = cv2.imencode(".png", rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            assert done
+            (folder / name / f"{number}.png").write_bytes(picture.tobytes())
+            codes[picture.tobytes()] = code
+    return MasterFolder(folder, codes)
+
+
 @contextmanager
-def learner_at(bundle: Bundle, folder: Path, records: Sequence[Record] = ()) -> Iterator[tuple[Learner, Store]]:
+def learner_at(
+    bundle: Bundle, folder: Path, records: Sequence[Record] = (), masters: MasterFolder | None = None
+) -> Iterator[tuple[Learner, Store]]:
     """Run a line's learner that has received these records and no more."""
     with Store.open(folder, "line-77", limits=StoreLimits(reserve_bytes=0)) as store:
-        learner = Learner(bundle, None, store)
+        if masters is None:
+            learner = Learner(bundle, None, store)
+        else:
+            learner = Learner(bundle, None, store, embed=masters.embed, masters=masters.folder)
         learner.received(store.log.receive(records, len(records)))
         learner.run_until_idle()
         yield learner, store
@@ -161,9 +196,16 @@ class Gate:
 
 
 def gate(
-    bundle: Bundle, folder: Path, golden: Callable[[ActiveHead], Recall], *, seed: int, own: int, bad: int
+    bundle: Bundle,
+    folder: Path,
+    golden: Callable[[ActiveHead], Recall],
+    *,
+    seed: int,
+    own: int,
+    bad: int,
+    masters: MasterFolder | None = None,
 ) -> Gate:
-    with learner_at(bundle, folder) as (learner, store):
+    with learner_at(bundle, folder, masters=masters) as (learner, store):
         label_own(learner, store, bundle, seed, own)
         confirmed = learner.head
         poison = line_of(bundle, BAD, 50 + seed, bad, lambda *_: True).log
@@ -213,6 +255,23 @@ def test_few_heads_that_cost_five_points_stay_whatever_another_line_says(
     )
     assert harmful >= runs // 2, "the control: most of these would have cost more than five points"
     assert passed <= harmful * MAX_PASSED
+
+
+def test_no_head_that_costs_five_points_of_the_master_parts_stays(
+    bundle: Bundle, tmp_path: Path, golden: Callable[[ActiveHead], Recall], masters: MasterFolder
+) -> None:
+    """T14 as it is asked: where the line has the golden set, the gate needs no luck."""
+    runs, harmful, by_masters, worst = times(2, 100), 0, 0, 0.0
+    rng = np.random.default_rng(14)
+    for run in range(runs):
+        own, bad = int(rng.integers(6, 20)), int(rng.integers(40, 300))
+        found = gate(bundle, tmp_path / str(run), golden, seed=100 + run, own=own, bad=bad, masters=masters)
+        harmful += found.untried.forced < found.before.forced - MAX_GATE_DROP
+        by_masters += "master parts" in found.reason
+        worst = max(worst, found.before.shown - found.after.shown)
+        assert found.after.shown >= found.before.shown - MAX_GATE_DROP
+    tell("T14, the line's gate with master parts", harmful, 0, f"{by_masters} by these, at most {100 * worst:.1f}")
+    assert harmful >= runs // 2, "the control: most of these would have cost more than five points"
 
 
 # -- the fleet

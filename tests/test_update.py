@@ -17,7 +17,7 @@ from device_agent.candidate import Carried, carry_labels
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.pipeline import Pipeline
-from device_agent.runtime import Runtime, check_golden
+from device_agent.runtime import Runtime, check_golden, open_runtime
 from device_agent.store import Store
 from device_agent.update import MAX_STARTS, Fetch, Release, Updater
 from sdk.bundle import Bundle, write_bundle
@@ -28,6 +28,7 @@ from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord
 from sdk.mqtt import MqttSettings
 from sdk.wire import Desired, DeviceState, ReleaseRef, UpdateEvent, UpdateState
+from tests import tiny
 from tests.builders import class_id_of, make_bundle, open_projection
 from tests.processes import Doomed
 from tests.simulators import wait_for
@@ -93,6 +94,7 @@ class Rig:
     authorize: Callable[[Desired], None] = lambda _desired: None
     fetcher: Fetch | None = None
     admit: Callable[[Bundle], Runtime] = admit
+    masters: Path | None = None
 
     def __post_init__(self) -> None:
         self.names |= {Bundle.open(path).digest(): path.name for path in self.sources}
@@ -107,6 +109,7 @@ class Rig:
             on_event=self._event,
             on_records=self._records,
             authorize=self._authorize,
+            masters=self.masters,
             retry_s=0.05,
             watch_s=self.watch_s,
             clock=lambda: self.now,
@@ -344,6 +347,32 @@ def test_an_unfit_release_is_rolled_back_and_the_old_one_serves_on(
     assert rig.served == [], "nothing else ever served"
     assert rig.current() == "old"
     wait_for(lambda: rig.slots() == {"old"}, DEADLINE_S)
+
+
+def test_a_release_that_tells_master_parts_worse_is_rolled_back_without_a_label(tmp_path: Path) -> None:
+    folder = tmp_path / "masters"
+    for name in ("good", "pit", "scratch"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            (folder / name / f"{number}.png").write_bytes(tiny.picture(name, 500 + number))
+    swapped = {"pit": "scratch", "scratch": "pit"}
+    made = {
+        "old": tiny.tiny_bundle(tmp_path / "old", name="old"),
+        "worse": tiny.tiny_bundle(tmp_path / "worse", name="worse", called=swapped),
+    }
+
+    def opened(bundle: Bundle) -> Runtime:
+        return open_runtime(bundle, None)
+
+    with rig_on(tmp_path / "guarded", made, masters=folder, admit=opened) as rig:
+        rig.updater.boot()
+        rig.install(made["old"])
+        assert "Taken back: of the master parts of" in rig.ends(made["worse"])
+        assert rig.current() == "old"
+    with rig_on(tmp_path / "unguarded", made, admit=opened) as rig:  # the control
+        rig.updater.boot()
+        rig.install(made["old"])
+        rig.install(made["worse"])
 
 
 def test_what_was_rolled_back_is_not_tried_again_for_the_same_assignment(

@@ -21,6 +21,7 @@ from device_agent.page.guard import needs, who_of
 from device_agent.page.people import People
 from device_agent.page.quality import ConfusionRow, Quality
 from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
+from device_agent.report import masters_report
 from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
 
@@ -202,7 +203,15 @@ class Pages:
                 ),
                 key=lambda row: row.name.casefold(),
             )
-        return {"news": self._news(self._texts(request), heads), "score": score, "earlier": earlier, "rows": rows}
+        serving = self._station.serving
+        told = None if serving is None else serving.learner.masters()
+        return {
+            "news": self._news(self._texts(request), heads),
+            "score": score,
+            "earlier": earlier,
+            "rows": rows,
+            "masters": masters_report(told),
+        }
 
     def _news(self, t: Texts, heads: list[HeadRow]) -> News:
         serving = self._station.serving

@@ -218,6 +218,17 @@ TEXTS: Final[dict[str, Text]] = {
     "now.good": ("Good", "Gut", "合格"),
     # learned
     "learned.news": ("The last label", "Die letzte Zuordnung", "最近一次标注"),
+    "learned.masters": ("Master parts", "Musterteile", "标准样件"),
+    "learned.masters-right": (
+        "{right} of {of} are told rightly.",
+        "{right} von {of} werden richtig erkannt.",
+        "{of} 个中有 {right} 个识别正确。",
+    ),
+    "learned.masters-wrong": (
+        "{file} is {wanted}, told as {shown}",
+        "{file} ist {wanted}, erkannt als {shown}",
+        "{file} 应为“{wanted}”，识别为“{shown}”",
+    ),
     "learned.picture": ("Picture of {name}", "Bild: {name}", "图像：{name}"),
     "learned.live": (
         "Your label “{name}” is live.",
@@ -412,6 +423,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Zurückgenommen: {name} wäre weniger eindeutig; etwa {share} der neuen Teile würden richtig erkannt "
         "(vorher: {before}).",
         "已撤回：“{name}”会变得不够明确；新零件的识别率预计约为 {share}（此前：{before}）。",
+    ),
+    "trial.masters": (
+        ENGLISH["masters"],
+        "Zurückgenommen: von den Musterteilen von {name} würden nur noch {share} erkannt (vorher: {before}).",
+        "已撤回：“{name}”的标准样件的识别率会降到 {share}（此前：{before}）。",
     ),
     "trial.also-knows-price": (
         ENGLISH["also-knows-price"],

@@ -1,0 +1,262 @@
+"""Master parts judge every head and every release, and none learns from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_agent.camera import Shot
+from device_agent.candidate import compare_masters
+from device_agent.config import parse_site
+from device_agent.finding import Level
+from device_agent.heads_and_updates import Outcome
+from device_agent.masters import MasterCodes, Masters, MasterSide, examine, judge
+from device_agent.page.text import Texts
+from device_agent.pipeline import Pipeline
+from device_agent.report import masters_report
+from device_agent.runtime import open_runtime
+from device_agent.station import Station
+from device_agent.store import Store
+from sdk.bundle import Bundle
+from sdk.codes import Code
+from sdk.errors import ConfigError
+from sdk.head import Head, solve
+from sdk.images import decode, sample_id
+from sdk.moments import Moments
+from sdk.wire import HeadState
+from tests.tiny import class_id, picture, tiny_bundle
+
+SEEN = range(40)
+"""Pictures that heads of these tests have learned from."""
+MASTERS = range(500, 510)
+NAMES = {class_id(name): name for name in ("good", "pit", "scratch", "stain")}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", per_class=40)
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle: Bundle) -> Pipeline:
+    return Pipeline(bundle, None, open_runtime(bundle, None))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("good", "pit", "scratch"):
+        (tmp_path / "masters" / name).mkdir(parents=True)
+        for i in MASTERS:
+            (tmp_path / "masters" / name / f"{i}.png").write_bytes(picture(name, i))
+    return tmp_path / "masters"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data", "line-1") as store:
+        yield store
+
+
+def embed(pipeline: Pipeline, image: bytes) -> Code:
+    return np.asarray(pipeline.code(decode(image))[0], np.int8)
+
+
+def head_of(pipeline: Pipeline, taken_for: dict[str, str]) -> Head:
+    """Return a head of pictures of some classes, each taken for one."""
+    moments = Moments(pipeline.feature_size)
+    for name, said in taken_for.items():
+        codes = np.stack([embed(pipeline, picture(name, i)) for i in SEEN])
+        moments.add(codes, [class_id(said)] * len(codes))
+    return solve(moments)
+
+
+def name_of(id_: bytes) -> str:
+    return NAMES[id_]
+
+
+def side(parts: MasterCodes | None, head: Head, learned: Sequence[bytes] = ()) -> MasterSide:
+    assert parts is not None
+    return MasterSide(parts, head, name_of, frozenset(learned))
+
+
+RIGHT = {"good": "good", "pit": "pit", "scratch": "scratch"}
+SWAPPED = {"good": "good", "pit": "scratch", "scratch": "pit"}
+
+
+# -- judging
+
+
+def test_a_head_that_tells_masters_worse_must_go_and_one_as_good_stays(pipeline: Pipeline, folder: Path) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    right, swapped = head_of(pipeline, RIGHT), head_of(pipeline, SWAPPED)
+    why = judge(side(parts, right), side(parts, swapped))
+    assert why is not None
+    assert (why.code, why.name in {"pit", "scratch"}) == ("masters", True)
+    assert why.share < why.before - 0.5
+    assert f"Taken back: of the master parts of {why.name} only" in why.sentence()
+    assert Texts("de")("trial.masters").startswith("Zurückgenommen")
+    assert judge(side(parts, right), side(parts, right)) is None
+    assert judge(side(parts, swapped), side(parts, right)) is None
+
+
+def test_a_class_that_only_the_new_head_knows_is_no_loss(pipeline: Pipeline, folder: Path) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    two, three = head_of(pipeline, {"good": "good", "pit": "pit"}), head_of(pipeline, RIGHT)
+    assert judge(side(parts, two), side(parts, three)) is None
+
+
+def test_a_class_that_the_new_head_has_forgotten_is_one(pipeline: Pipeline, folder: Path) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    two, three = head_of(pipeline, {"good": "good", "pit": "pit"}), head_of(pipeline, RIGHT)
+    why = judge(side(parts, three), side(parts, two))
+    assert why is not None
+    assert (why.name, why.share) == ("scratch", 0.0)
+
+
+def test_masters_that_were_learned_from_show_nothing(pipeline: Pipeline, folder: Path) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    assert parts is not None
+    learned = parts.samples
+    right, swapped = head_of(pipeline, RIGHT), head_of(pipeline, SWAPPED)
+    assert judge(side(parts, right, learned), side(parts, swapped, learned)) is None
+
+
+def test_a_head_of_one_class_is_no_judge(pipeline: Pipeline, folder: Path) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    one = head_of(pipeline, {"good": "good"})
+    assert judge(side(parts, one), side(parts, head_of(pipeline, SWAPPED))) is None
+
+
+# -- the folder
+
+
+def test_what_is_no_picture_is_told_and_the_others_judge(
+    pipeline: Pipeline, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "pit" / "broken.png").write_bytes(b"no picture")
+    masters = Masters(folder, lambda image: embed(pipeline, image))
+    gone = folder / "good" / "500.png"
+
+    def stop() -> bool:
+        gone.unlink(missing_ok=True)  # after the folder was read
+        return False
+
+    with caplog.at_level(logging.WARNING):
+        parts = masters.codes(stop)
+    assert parts is not None
+    assert len(parts.files) == 29
+    assert "broken.png is no master part" in caplog.text
+    assert f"{gone} is no master part any more" in caplog.text
+    findings = list(examine(folder))
+    assert [each.level for each in findings] == [Level.GOOD, Level.NOTE]
+    assert "29 master parts: 9 of good, 10 of pit, 10 of scratch" in findings[0].what
+
+
+def test_what_was_embedded_before_a_label_came_is_not_embedded_again(pipeline: Pipeline, folder: Path) -> None:
+    done: list[bytes] = []
+
+    def counted(image: bytes) -> Code:
+        done.append(image)
+        return embed(pipeline, image)
+
+    masters = Masters(folder, counted)
+    with pytest.raises(InterruptedError):
+        masters.codes(lambda: len(done) == 7)
+    assert masters.ready is None
+    parts = masters.codes(lambda: False)
+    assert parts is not None
+    assert len(done) == len(set(done)) == len(parts.files) == 30
+
+
+def test_a_folder_without_pictures_is_told_and_judges_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert Masters(tmp_path / "empty", lambda _: np.zeros(1, np.int8)).codes(lambda: False) is None
+    assert "no master parts" in caplog.text
+    assert [each.level for each in examine(tmp_path / "empty")] == [Level.FAULT]
+    assert list(examine(None)) == []
+
+
+def test_a_folder_that_is_not_there_is_refused_at_the_start(store: Store, tmp_path: Path) -> None:
+    text = f'device = "line-1"\n[camera]\nkind = "folder"\npath = "i"\n[part]\nmasters = "{tmp_path}/none"\n'
+    site = parse_site(text, tmp_path / "site.toml")
+    with pytest.raises(ConfigError, match="no such folder of master parts") as refusal:
+        Station(store, masters=site.part.masters)
+    assert refusal.value.hint
+
+
+# -- a station, and a release
+
+
+def labelled_wrongly(store: Store, bundle: Bundle, masters: Path | None) -> Station:
+    """Return a station whose operators have taken pits for scratches and the other way round."""
+    station = Station(store, masters=masters, threads=False)
+    station.serve(bundle, None, open_runtime(bundle, None))
+    learner = station.require().learner
+    learner.run_until_idle()
+    for i in range(40):
+        for name, said in (("pit", "scratch"), ("scratch", "pit")):
+            data = picture(name, 800 + i)
+            shot = Shot(decode(data), 0.0, f"line-1/{name}{i}", "", data)
+            station.label(station.see(shot).sample_id, class_id(said), "ann")
+    learner.run_until_idle()
+    return station
+
+
+def test_a_head_of_wrong_labels_is_taken_back_by_the_masters(store: Store, bundle: Bundle, folder: Path) -> None:
+    station = labelled_wrongly(store, bundle, folder)
+    learner = station.require().learner
+    status = learner.status()
+    assert (status.outcome, status.state) == (Outcome.TAKEN_BACK, HeadState.CONFIRMED)
+    assert status.why[0].code == "masters"
+    report = masters_report(learner.masters())
+    assert report is not None
+    assert report.of == 30
+    assert report.right + len(report.wrong) == 30
+    assert report.right >= 24
+    station.close()
+
+
+def test_without_masters_it_would_decide(store: Store, bundle: Bundle) -> None:
+    """The control: the station's own labels agree with each other, so their own score is no worse."""
+    station = labelled_wrongly(store, bundle, None)
+    learner = station.require().learner
+    assert learner.status().outcome is Outcome.CONFIRMED
+    assert learner.masters() is None
+    assert masters_report(None) is None
+    station.close()
+
+
+def test_a_release_that_tells_masters_worse_is_refused(
+    store: Store, bundle: Bundle, pipeline: Pipeline, folder: Path, tmp_path: Path
+) -> None:
+    made = {
+        name: tiny_bundle(tmp_path / name, per_class=40, seed=1, called=called)
+        for name, called in (("as-good", {}), ("confused", {"pit": "scratch", "scratch": "pit"}))
+    }
+    found = {
+        name: compare_masters(
+            store,
+            folder,
+            (bundle, pipeline),
+            (new, Pipeline(new, None, open_runtime(new, None))),
+            lambda: False,
+        )
+        for name, new in made.items()
+    }
+    assert found["as-good"] is None
+    assert found["confused"] is not None
+    assert found["confused"].code == "masters"
+
+
+def test_masters_are_identical_by_content_whatever_they_are_called(folder: Path) -> None:
+    same = folder / "pit" / "copy.png"
+    same.write_bytes((folder / "pit" / "500.png").read_bytes())
+    parts = Masters(folder, lambda image: np.frombuffer(sample_id(image), np.int8)).codes(lambda: False)
+    assert parts is not None
+    assert len(parts.samples) == 30
