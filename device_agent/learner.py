@@ -256,15 +256,17 @@ class Learner:
         return [] if reference is None else suspects(reference.left_out, reference.calibration, limit=limit)
 
     def masters(self) -> list[Told] | None:
-        """Return what the head that serves says of the master parts; None where there are none, or none yet."""
+        """Return what the head that serves says of master parts it has not learned; None where none are read."""
         ready = None if self._masters is None else self._masters.ready
         if ready is None or not ready.files:
             return None
         with self._turns.changed:
-            active, names = self._heads.active, self._folded.fold.class_names()
+            active, live, names = self._heads.active, self._heads.live, self._folded.fold.class_names()
         told = self._told
         if told is None or told[0] is not active or told[1] != names:
-            self._told = told = active, names, ready.told(active.head, lambda c: self._folded.name(names, c))
+            learned = frozenset(live.samples)
+            found = ready.told(active.head, lambda class_id: self._folded.name(names, class_id))
+            self._told = told = active, names, [each for each in found if each.sample not in learned]
         return told[2]
 
     def history(self, limit: int = 50) -> list[HeadRow]:

@@ -105,12 +105,14 @@ def write_stream(folder: Path, counts: dict[str, int], *, part_of: int = 1) -> P
 
 
 @contextlib.contextmanager
-def running(folder: Path, pictures: Path, policy: QueuePolicy | None = None) -> Iterator[Device]:
+def running(
+    folder: Path, pictures: Path, policy: QueuePolicy | None = None, masters: Path | None = None
+) -> Iterator[Device]:
     """Run a device's page, without a release."""
     camera = open_camera(FolderCamera(path=pictures), "line-1")
     limits = StoreLimits(queue=10_000, keep_samples=10_000) if policy is ASK_ALL else None
     with Store.open(folder, "line-1", limits=limits) as store:
-        station = Station(store, policy=policy)
+        station = Station(store, policy=policy, masters=masters)
 
         def state() -> State:
             report = camera_report(camera)

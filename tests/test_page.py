@@ -253,6 +253,28 @@ def test_the_page_loads_nothing_from_elsewhere(unchanged: Device) -> None:
         assert "https://" not in text
 
 
+def test_master_parts_are_told_on_the_page_and_in_the_state(
+    tmp_path: Path, bundle: Bundle, pictures: Path
+) -> None:
+    for name, shown in (("pit", "pit"), ("scratch", "pit"), ("nobody-knows", "pit")):
+        (tmp_path / "masters" / name).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / "masters" / name / f"{name} {i}.png").write_bytes(picture(shown, 900 + i + 10 * len(name)))
+    with running(tmp_path / "data", pictures, masters=tmp_path / "masters") as device:
+        assert device.http.get("/api/state").json()["masters"] is None
+        with_release(device, bundle, pictures)
+        wait_for(lambda: device.http.get("/api/state").json()["masters"] is not None)
+        masters = device.http.get("/api/state").json()["masters"]
+        text = device.http.get("/learned").text
+    assert masters["of"] == 20, "a class that the head does not know is left out"
+    assert masters["right"] == 20 - len(masters["wrong"])
+    assert {each["wanted"] for each in masters["wrong"]} >= {"scratch"}
+    assert f"{masters['right']} of 20 are told rightly." in text
+    assert f"{masters['wrong'][0]['file']} is {masters['wrong'][0]['wanted']}, told as" in text
+    assert text.count(", told as ") == 8
+    assert f"{len(masters['wrong']) - 8} more are told wrongly." in text
+
+
 def test_a_port_in_use_is_refused_at_the_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot be served"):
         PageServer("127.0.0.1", taken.getsockname()[1])

@@ -224,6 +224,11 @@ TEXTS: Final[dict[str, Text]] = {
         "{right} von {of} werden richtig erkannt.",
         "{of} 个中有 {right} 个识别正确。",
     ),
+    "learned.masters-more": (
+        "{n} more are told wrongly.",
+        "{n} weitere werden falsch erkannt.",
+        "另有 {n} 个识别错误。",
+    ),
     "learned.masters-wrong": (
         "{file} is {wanted}, told as {shown}",
         "{file} ist {wanted}, erkannt als {shown}",
