@@ -89,6 +89,7 @@ from sdk.bundle import (
 )
 from sdk.codes import code_digest, encode, feature_space_id
 from sdk.errors import ExportError
+from sdk.exchange import put_back
 from sdk.layouts import Layout
 from sdk.licences import allowed, normalise
 from sdk.lineage import MLBOM_NAME, Link, lineage
@@ -286,6 +287,7 @@ def export_bundle(
 def _check_out(request: Request) -> None:
     """Refuse now what `write_bundle` would refuse after minutes of work."""
     out = request.out
+    put_back(out)
     if out.exists() and not (request.replace and (out / MANIFEST_NAME).is_file()):
         hint = (
             "Choose another --out." if request.replace else "Choose another --out, or --force to replace a bundle."

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from safetensors.numpy import save as save_tensors
 from sdk.codes import MAX_FEATURE_SIZE, Codes, Features, code_digest, feature_space_id
 from sdk.durable import sync_path
 from sdk.errors import BadFormat, BadSignature, HeadError, Incompatible
+from sdk.exchange import draft_of, put_back, take_place
 from sdk.moments import Moments, same
 from sdk.preprocess import MAX_INPUT_SIDE_PX, Preprocess
 from sdk.splits import Part
@@ -543,6 +543,8 @@ class Bundle:
     def open(cls, path: Path) -> Bundle:
         """Return the bundle in a directory after checking names, sizes and digests of all its files.
 
+        Where a process was killed while it replaced that bundle, what was there before is put back first.
+
         Cost: one read of every file.
 
         Raises:
@@ -550,6 +552,7 @@ class Bundle:
             BadSignature: a file's digest is not the manifest's.
             Incompatible: a newer format.
         """
+        put_back(path)
         file = path / MANIFEST_NAME
         if not path.is_dir() or not file.is_file() or file.is_symlink():
             raise BadFormat(
@@ -697,7 +700,8 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
     """Write a bundle whole or not at all, and return it opened.
 
     Args:
-        out: The directory to make. It appears by one rename, after everything is on disk.
+        out: The directory to make. It appears whole, after everything is on disk; killed at any point, what was
+            there before is still there, or comes back at the next use.
         files: Contents by name, without the manifest.
         manifest: Its `files` and `format` are filled in here.
         replace: Put it in place of an older bundle of that name.
@@ -705,6 +709,7 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
     Raises:
         BadFormat: `out` exists and may not be replaced, or the parts do not make a bundle.
     """
+    put_back(out)
     if out.exists() and not (replace and (out / MANIFEST_NAME).is_file()):
         raise BadFormat(f"{out} exists", hint="Choose another --out, or --force to replace a bundle.")
     for name in files:
@@ -718,24 +723,12 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
     encoded = encode_manifest(msgspec.structs.replace(manifest, files=entries, format=version))
     decode_manifest(encoded)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
+    with draft_of(out) as draft:
         for name, data in {**files, MANIFEST_NAME: encoded}.items():
             with (draft / name).open("wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
         sync_path(draft)
-        if out.exists():
-            old = out.with_name(f".{out.name}.{os.getpid()}.old")
-            out.rename(old)
-            draft.rename(out)
-            shutil.rmtree(old)
-        else:
-            draft.rename(out)
-        sync_path(out.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        take_place(draft, out)
     return Bundle.open(out)

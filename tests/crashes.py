@@ -55,7 +55,7 @@ class Step(NamedTuple):
     """One thing done to the disk.
 
     Attributes:
-        kind: o open, c close, w write, t truncate, s sync, r rename, u unlink, m mkdir, l symlink.
+        kind: o open, c close, w write, t truncate, s sync, r rename, x exchange, u unlink, m mkdir, l symlink.
         file: File descriptor; -1 where there is none.
         offset: Of a write; size of a truncate; for an open 1 made, 2 emptied, 3 both.
         one, two: Bytes written, or paths.
@@ -97,6 +97,11 @@ def traced(tracer: Path, root: Path, log: Path, module: str, *arguments: str) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return steps_in(log)
+
+
+def steps_in(log: Path) -> list[Step]:
+    """Return the steps that a traced process noted."""
     return list(_steps(log.read_bytes()))
 
 
@@ -166,7 +171,7 @@ class Disk:
 
     def do(self, step: Step) -> None:
         """Take one step."""
-        kind, path = step.kind, step.one.decode("utf-8", "replace") if step.kind in "orlmu" else ""
+        kind, path = step.kind, step.one.decode("utf-8", "replace") if step.kind in "orxlmu" else ""
         if kind == "o":
             self._opens(step, path)
         elif kind == "c":
@@ -175,6 +180,8 @@ class Disk:
             self._touches(step)
         elif kind == "r":
             self._moves(path, step.two.decode())
+        elif kind == "x":
+            self._exchanges(path, step.two.decode())
         elif kind == "u":
             self._name(path, None, there=False)
         elif kind == "m":
@@ -205,11 +212,12 @@ class Disk:
             file.truncate(step.offset)
 
     def _moves(self, source: str, target: str) -> None:
-        moved = [path for path in self._names if path == source or path.startswith(f"{source}/")]
-        # A name that replaces another does it at once; what lies below a folder moves with it.
-        for path in moved:
-            self._names[target + path[len(source) :]] = self._names.pop(path)
+        _move(self._names, source, target)
         self._waiting.append((_folder(target), f"{source}\n{target}", None, True))
+
+    def _exchanges(self, one: str, two: str) -> None:
+        _exchange(self._names, one, two)
+        self._waiting.append((_folder(two), f"{one}\n{two}", None, False))
 
     def _name(self, path: str, node: _Node, *, there: bool) -> None:
         if there:
@@ -225,9 +233,7 @@ class Disk:
             if where != folder:
                 rest.append(change)
             elif "\n" in path:
-                source, target = path.split("\n")
-                for each in [p for p in self._durable if p == source or p.startswith(f"{source}/")]:
-                    self._durable[target + each[len(source) :]] = self._durable.pop(each)
+                (_move if there else _exchange)(self._durable, *path.split("\n"))
             elif there:
                 self._durable[path] = node
             else:
@@ -247,6 +253,18 @@ class Disk:
             else:
                 left[below] = None if node is None else (node,)
         return left
+
+
+def _move(names: dict[str, _Node], source: str, target: str) -> None:
+    # A name that replaces another does it at once; what lies below a folder moves with it.
+    for path in [path for path in names if path == source or path.startswith(f"{source}/")]:
+        names[target + path[len(source) :]] = names.pop(path)
+
+
+def _exchange(names: dict[str, _Node], one: str, two: str) -> None:
+    aside = f"{one}\0"
+    for source, target in ((one, aside), (two, one), (aside, two)):
+        _move(names, source, target)
 
 
 def _folder(path: str) -> str:

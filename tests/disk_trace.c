@@ -5,7 +5,10 @@
    struct record, then `size_one` and `size_two` bytes. Shared memory of SQLite (`-shm`) is no part of the disk.
 
    `disk_fails` lets the disk refuse: of the writes, syncs, truncations and new files from now on, `after` still work,
-   then `count` fail with `error`. It returns how many were refused since it was last called. */
+   then `count` fail with `error`. It returns how many were refused since it was last called.
+
+   `disk_kills` kills the process with signal 9 after so many more things done; with `no_exchange` the file system is
+   one that cannot exchange two names. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,6 +16,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -40,6 +44,13 @@ static int out = -1;
 static char traced[FILES]; /* by file descriptor */
 
 static int fail_after = -1, fail_count, fail_error, refused;
+static int kill_after = -1, cannot_exchange;
+
+void disk_kills(int after, int no_exchange) {
+    pthread_mutex_lock(&order);
+    kill_after = after, cannot_exchange = no_exchange;
+    pthread_mutex_unlock(&order);
+}
 
 int disk_fails(int after, int count, int error) {
     pthread_mutex_lock(&order);
@@ -79,6 +90,7 @@ static void note(char kind, int file, int64_t offset, const void *one, size_t si
     all(&record, sizeof record);
     all(one, size_one);
     if (two) all(two, strlen(two));
+    if (kill_after > 0 && !--kill_after) kill(getpid(), SIGKILL);
     errno = before;
 }
 
@@ -228,6 +240,18 @@ static int rename_any(int one, const char *from, int two, const char *to) {
 
 int rename(const char *from, const char *to) { return rename_any(AT_FDCWD, from, AT_FDCWD, to); }
 int renameat(int one, const char *from, int two, const char *to) { return rename_any(one, from, two, to); }
+
+int renameat2(int one, const char *from, int two, const char *to, unsigned flags) {
+    REAL(int, renameat2, int, const char *, int, const char *, unsigned);
+    char source[PATH_MAX], target[PATH_MAX];
+    if (cannot_exchange) return errno = EINVAL, -1;
+    pthread_mutex_lock(&order);
+    int here = below(one, from, source) | (below(two, to, target) << 1);
+    int result = real(one, from, two, to, flags);
+    if (!result && here == 3) note(flags == RENAME_EXCHANGE ? 'x' : 'r', -1, 0, source, strlen(source), target);
+    pthread_mutex_unlock(&order);
+    return result;
+}
 
 static int unlink_any(int folder, const char *path, int flags) {
     REAL(int, unlinkat, int, const char *, int);

@@ -90,7 +90,10 @@ ABOVE = {
     "sdk/audit.py": {"head", "score", "moments"},
     "sdk/drift.py": {"score"},
     "sdk/durable.py": set[str](),
-    "sdk/bundle.py": {"durable", "errors", "codes", "head", "preprocess", "splits", "structs", "moments"},
+    "sdk/exchange.py": {"durable"},
+    "sdk/bundle.py": {
+        *("durable", "errors", "exchange", "codes", "head", "preprocess", "splits", "structs", "moments")
+    },
     "sdk/cuda.py": {"errors"},
     "sdk/tensorrt_api.py": {"errors", "cuda"},
     "sdk/lineage.py": {"errors", "bundle"},
