@@ -189,14 +189,25 @@ def keys_renew(directory: Path, keys_dir: Path, passphrase_file: Path | None) ->
 
     repository = open_trust(directory)
     passphrase = passphrase_for(keys_dir, passphrase_file)
-    root, targets = repository.stage_root(), repository.stage_renewal()
-    if list(keys_dir.glob("root-*.pem")):
-        sign(root, root_signers(repository, keys_dir, passphrase))
-        repository.put_into_force(root)
-    sign(targets, targets_signers(repository, keys_dir, passphrase))
-    repository.put_into_force(targets)
-    click.echo(f"root until {repository.root().signed.expires:%Y-%m-%d}")
-    click.echo(f"targets until {repository.targets().signed.expires:%Y-%m-%d}")
+    found: dict[str, Sequence[Any]] = {}
+    for role, signers in (("root", root_signers), ("targets", targets_signers)):
+        if any(keys_dir.glob(f"{role}*.pem")):
+            found[role] = signers(repository, keys_dir, passphrase)
+    needed = {role: repository.root().signed.roles[role].threshold for role in ("root", "targets")}
+    able = [role for role in needed if len(found.get(role, ())) >= needed[role]]
+    if not able:
+        raise KeyRefused(
+            f"{keys_dir} has too few keys to renew anything",
+            hint=f"{needed['root']} root keys renew the root, the targets key the targets.",
+        )
+    for role, least in needed.items():
+        if role in able:
+            staged: Staged = repository.stage_root() if role == "root" else repository.stage_renewal()
+            sign(staged, found[role])
+            repository.put_into_force(staged)
+        now = repository.root() if role == "root" else repository.targets()
+        short = "" if role in able else f": not renewed, {len(found.get(role, ()))} of {least} keys are here"
+        click.echo(f"{role} until {now.signed.expires:%Y-%m-%d}{short}")
 
 
 @click.command(short_help="Sign what `publish --unsigned` wrote.")
