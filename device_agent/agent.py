@@ -285,9 +285,9 @@ class Agent:
         )
 
     def _trust_words(self, release_id: str | None) -> str:
-        fault = self._gate.fault
-        standing = self._gate.standing(release_id)
-        return standing if fault is None else f"{standing}; refused: {fault}"[:MAX_TEXT]
+        fault, ends = self._gate.fault, self._gate.ending(self.site.mqtt)
+        said = [self._gate.standing(release_id), ends, "" if fault is None else f"refused: {fault}"]
+        return "; ".join(filter(None, said))[:MAX_TEXT]
 
     # -- releases --------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ from device_agent.config import (
     load_site,
 )
 from device_agent.database import LOCK_NAME
+from device_agent.expiry import certificates, of_certificate, of_signatures
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.masters import examine as examine_masters
@@ -50,12 +51,11 @@ from device_agent.runtime.onnx import installed_providers
 from device_agent.store import STORE_NAME, check_store
 from sdk.bundle import Bundle
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
+from sdk.expiry import Expiry, Standing
 from sdk.tensorrt_api import Library, open_library
 
 CAMERA_WAIT_S: Final = 15.0
 """OpenCV's own timeout for opening a stream is 10 s."""
-RENEW_DAYS: Final = 60
-"""A certificate that ends sooner wants a visit planned."""
 STATE_WAIT_S: Final = 5.0
 SLOW_SYNC_MS: Final = 100.0
 """A label waits for one sync; a click that takes longer feels stuck."""
@@ -121,6 +121,8 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     yield from _store(site, running)
     yield from _release(site)
     yield from examine_masters(site.part.masters)
+    if site.mqtt is not None:
+        yield from _trust(machine, site, site.mqtt)
     if running:
         yield from _told(site)
         return
@@ -129,7 +131,6 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     if site.mqtt is None:
         yield Finding("broker", Level.NOTE, "no [mqtt] table: this device works alone")
     else:
-        yield from _trust(machine, site, site.mqtt)
         yield from check_broker(site, site.mqtt)
 
 
@@ -525,7 +526,7 @@ def _camera_fix(settings: CameraSettings, bad: int) -> str:
 
 
 def _trust(machine: Machine, site: Site, table: MqttTable) -> Iterator[Finding]:
-    """Look at the root, and at how long the device's certificates last."""
+    """Look at the root, and at how long signatures and the device's certificates last."""
     if site.trust is None:
         yield Finding(
             "trust",
@@ -534,32 +535,27 @@ def _trust(machine: Machine, site: Site, table: MqttTable) -> Iterator[Finding]:
             "`headway fleet enroll` writes it, with the fleet's root.json.",
         )
     else:
-        from device_agent.trust import read_root
+        from device_agent.trust import accepted, read_root
 
         try:
-            root = read_root(site.trust.root)
+            seen = accepted(site.data_dir / STORE_NAME, read_root(site.trust.root))
         except HeadwayError as error:
             yield Finding.of("trust", error)
         else:
-            yield Finding("trust", Level.GOOD, f"signed releases only, by root version {root.versions['root']}")
-    for file in (table.cert_file, table.chunks_cert_file, table.trigger_cert_file):
-        if file is not None:
-            yield _certificate(machine, file)
+            from sdk.trust.verify import ends_utc
+
+            yield Finding("trust", Level.GOOD, f"signed releases only, by root version {seen.versions['root']}")
+            for one in of_signatures(ends_utc(seen)):
+                yield _end(machine, one)
+    for what, file in certificates(table):
+        try:
+            yield _end(machine, of_certificate(site.device, what, file))
+        except (OSError, ValueError) as error:
+            yield Finding("trust", Level.FAULT, f"{file} is no certificate: {error}", "Enrol this device anew.")
 
 
-def _certificate(machine: Machine, file: Path) -> Finding:
-    from cryptography.x509 import load_pem_x509_certificate
-
-    try:
-        until = load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
-    except (OSError, ValueError) as error:
-        return Finding("trust", Level.FAULT, f"{file} is no certificate: {error}", "Enrol this device anew.")
-    left_days = (until.timestamp() - machine.clock()) / 86_400.0
-    what = f"{file.name} until {until:%Y-%m-%d}"
-    if left_days <= 0:
-        return Finding(
-            "trust", Level.FAULT, f"{what}: it has expired", "Enrol this device anew, or set its clock."
-        )
-    if left_days < RENEW_DAYS:
-        return Finding("trust", Level.NOTE, what, "Revoke it and enrol this device anew before that day.")
-    return Finding("trust", Level.GOOD, what)
+def _end(machine: Machine, one: Expiry) -> Finding:
+    now_utc = machine.clock()
+    level = {Standing.GOOD: Level.GOOD, Standing.SOON: Level.NOTE, Standing.OVER: Level.FAULT}
+    standing = one.standing(now_utc)
+    return Finding("trust", level[standing], one.words(now_utc), "" if standing is Standing.GOOD else one.renew)

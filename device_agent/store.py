@@ -157,6 +157,17 @@ class Store:
         return value if isinstance(value, bytes) else None
 
 
+def read_kept(file: Path, key: str) -> bytes | None:
+    """Return what a store keeps under a name, whether or not an agent has it open; None if nothing is.
+
+    Raises:
+        StoreCorrupt, StoreFull: as `check_store`.
+    """
+    with disk(file.parent), open_to_read(file, len(MIGRATIONS), whole=False) as db:
+        row = db.execute("SELECT value FROM meta WHERE key = ?", (f"kept/{key}",)).fetchone()
+    return row[0] if row is not None and isinstance(row[0], bytes) else None
+
+
 @dataclass(frozen=True)
 class StoreFacts:
     """What a store says of itself to somebody who only reads it.

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from device_agent.store import Store
+from device_agent.config import MqttTable
+from device_agent.expiry import ending_words
+from device_agent.store import Store, read_kept
 from sdk.errors import BundleError, ConfigError, OlderVersion, RemoteWireError, Unsigned
 from sdk.wire import Ack, Desired, LogSegment
 
@@ -221,6 +223,10 @@ class Gate:
                 words = "signed"
             return words if seen.believes(self._clock()) else f"{words}; time unverified"
 
+    def ending(self, table: MqttTable | None) -> str:
+        """Return in a few words which certificate of this device ends soon; empty where none does."""
+        return ending_words(table, self._clock())
+
     def root_version(self) -> int:
         """Return the version of the newest root accepted; 0 without one."""
         with self._lock:
@@ -231,6 +237,23 @@ class Gate:
         """Why the newest assignment or metadata is not taken; None if nothing is refused."""
         with self._lock:
             return self._refused or self._doubt
+
+
+def accepted(store_file: Path, first: Seen) -> Seen:
+    """Return what a store has accepted from a root on, whether or not an agent has it open.
+
+    Args:
+        store_file: There or not.
+        first: Where trust in the root begins.
+
+    Raises:
+        StoreCorrupt, StoreFull: it cannot be read.
+    """
+    from sdk.trust import verify
+
+    kept = read_kept(store_file, KEY) if store_file.is_file() else None
+    seen = None if kept is None else msgspec.msgpack.decode(kept, type=verify.Seen)
+    return first if seen is None or seen.anchor != first.anchor else seen
 
 
 def read_root(root_file: Path) -> Seen:

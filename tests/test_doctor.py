@@ -16,10 +16,12 @@ from click.testing import CliRunner
 
 from device_agent.agent import Agent
 from device_agent.cli_operations import FAULT_EXIT, doctor
+from device_agent.config import load_site
 from device_agent.doctor import Machine, examine
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.store import Store
+from device_agent.trust import Gate
 from sdk.bundle import Bundle
 from sdk.errors import TensorRtMissing
 from sdk.fleet.broker import Mosquitto, find_mosquitto
@@ -265,8 +267,33 @@ def test_a_certificate_that_ends_is_told_in_time(
 ) -> None:
     now = datetime.fromtimestamp(NOW, timezone.utc) - timedelta(days=age_days)
     found = [each for each in examine(enrolled(images, bundle, now=now), GOOD) if each.area == "trust"]
-    assert [each.level for each in found] == [Level.GOOD, level]
+    assert [each.level for each in found] == [Level.GOOD, level, level, Level.GOOD]
     assert found[0].what == "signed releases only, by root version 1"
+    assert found[1].what.startswith("the root of signatures")
+    if level is not Level.GOOD:
+        assert "headway fleet keys renew --dir FLEET --keys KEYS" in found[1].fix
+        assert "headway fleet renew line-1 --dir FLEET --out renewed" in found[2].fix
+
+
+@pytest.mark.parametrize(
+    ("later_days", "level"), [(0, Level.GOOD), (3 * 366 - 30, Level.NOTE), (3 * 366 + 1, Level.FAULT)]
+)
+def test_the_end_of_the_signatures_that_it_has_accepted_is_told_too(
+    images: Path, bundle: Bundle, later_days: int, level: Level
+) -> None:
+    """Whether or not an agent has the store open."""
+    now = datetime.fromtimestamp(NOW, timezone.utc)
+    file = enrolled(images, bundle, now=now)
+    site = load_site(file)
+    trust = file.parent / "trust"
+    later = replace(GOOD, clock=lambda: NOW + later_days * 86_400.0)
+    with Store.open(site.data_dir, "line-1") as store:
+        gate = Gate(store, trust / "1.root.json", channel="default", start=lambda _d: None, clock=lambda: NOW)
+        gate.receive(Repository(trust, clock=lambda: now).message())
+        found = [each for each in examine(file, later) if each.area == "trust"]
+    targets = next(each for each in found if each.what.startswith("the signature of the releases"))
+    assert targets.level is level
+    assert sum(each.what.startswith("the signature that nothing newer exists") for each in found) == 1
 
 
 def test_a_device_without_a_root_is_told_that_it_takes_anything(images: Path, bundle: Bundle) -> None:

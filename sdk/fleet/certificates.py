@@ -10,7 +10,8 @@ The broker takes a client's name, and the name of its session, from the certific
 to three sessions, and three certificates for one key: `<device>`, `<device>.chunks` and `<device>.trigger`. Device
 ids have no dot, so no device can be called like another's second session, or like the service.
 
-Rules this module keeps: keys are never overwritten; a name is issued once, until it is revoked.
+Rules this module keeps: keys are never overwritten; a name is issued once, until it is revoked. What is renewed is
+a certificate, for the key that is there: nothing secret is carried, and its file is replaced whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -33,6 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from sdk.durable import write_whole
 from sdk.errors import KeyRefused
 from sdk.trust.keys import write_private
 
@@ -43,6 +50,9 @@ SESSIONS: Final = ("", ".chunks", ".trigger")
 AUTHORITY_LIFE: Final = timedelta(days=20 * 366)
 CERTIFICATE_LIFE: Final = timedelta(days=5 * 366)
 """As long as the root's: one visit renews both. Theft is answered by `revoke`, not by waiting for the end."""
+AUTHORITY_LEFT: Final = 2 * CERTIFICATE_LIFE
+"""With less than this before it the authority is renewed along with the broker: each device is brought the new one
+with its next certificates, before the old one ends."""
 BACKDATED: Final = timedelta(days=1)
 """A device's clock may be behind the server's on the day of its enrolment."""
 
@@ -101,21 +111,7 @@ class Authority:
             KeyRefused: there is one already, or a host is none.
         """
         key = generate_private_key(SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headway fleet")])
-        now = clock()
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + AUTHORITY_LIFE)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(authority=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, SHA256())
-        )
+        certificate = _own_certificate(key, clock())
         names = [_alternative(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1"])]
         write_private(folder / "ca.key", _private(key))
         (folder / "ca.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
@@ -143,6 +139,52 @@ class Authority:
         issued = self._issue([device + session for session in SESSIONS], None)
         file.write_bytes(b"".join(issued.certificates))
         return issued
+
+    def renew(self, device: str) -> tuple[bytes, ...]:
+        """Return new certificates for a device's key, in the order of `SESSIONS`; the old ones stay good.
+
+        Raises:
+            KeyRefused: it has none.
+        """
+        file = self._issued(device)
+        if not file.is_file():
+            raise KeyRefused(f"{device} is not enrolled here", hint=f"First: headway fleet enroll {device}")
+        before = x509.load_pem_x509_certificates(file.read_bytes())
+        key = _public(before[-1])
+        made = tuple(self._certify(device + session, key, None).public_bytes(Encoding.PEM) for session in SESSIONS)
+        # Those that still count stay, for `revoke`.
+        kept = [one.public_bytes(Encoding.PEM) for one in before if one.not_valid_after_utc > self._clock()]
+        write_whole(file, b"".join([*kept, *made]))
+        return made
+
+    def renew_servers(self) -> list[str]:
+        """Give broker and service new certificates for their keys, and the authority where its own end is near.
+
+        The authority keeps its key, so what it has signed stays good, by its old certificate and by the new one.
+
+        Returns:
+            What was renewed.
+        """
+        renewed = ["broker", "service"]
+        if self._certificate.not_valid_after_utc - self._clock() < AUTHORITY_LEFT:
+            self._certificate = _own_certificate(self._key, self._clock())
+            write_whole(self.folder / "ca.pem", self._certificate.public_bytes(Encoding.PEM))
+            renewed.insert(0, "authority")
+        for party in ("broker", "service"):
+            file = self.folder / f"{party}.pem"
+            try:
+                before = x509.load_pem_x509_certificate(file.read_bytes())
+            except (OSError, ValueError) as error:
+                raise KeyRefused(f"{file} is no certificate", hint="Restore the folder from a backup.") from error
+            name = str(before.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+            try:
+                names = before.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            except x509.ExtensionNotFound:
+                names = None
+            made = self._certify(name, _public(before), None if names is None else list(names))
+            write_whole(file, made.public_bytes(Encoding.PEM))
+        self._write_revoked(self.revoked())  # for as long as the authority, and servers read certificates again
+        return renewed
 
     def revoke(self, device: str) -> None:
         """Let a device's certificates count no more.
@@ -174,11 +216,11 @@ class Authority:
     def _issue(self, names: Sequence[str], alternatives: Sequence[x509.GeneralName] | None) -> Issued:
         """Return a new key with a certificate for each name; with alternatives it is a server's."""
         key = generate_private_key(SECP256R1())
-        made = (self._certify(name, key, alternatives).public_bytes(Encoding.PEM) for name in names)
+        made = (self._certify(name, key.public_key(), alternatives).public_bytes(Encoding.PEM) for name in names)
         return Issued(_private(key), tuple(made))
 
     def _certify(
-        self, name: str, key: EllipticCurvePrivateKey, alternatives: Sequence[x509.GeneralName] | None
+        self, name: str, key: EllipticCurvePublicKey, alternatives: Sequence[x509.GeneralName] | None
     ) -> x509.Certificate:
         now = self._clock()
         purpose = ExtendedKeyUsageOID.CLIENT_AUTH if alternatives is None else ExtendedKeyUsageOID.SERVER_AUTH
@@ -186,7 +228,7 @@ class Authority:
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
             .issuer_name(self._certificate.subject)
-            .public_key(key.public_key())
+            .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
             .not_valid_after(now + CERTIFICATE_LIFE)
@@ -216,6 +258,30 @@ class Authority:
         draft = self.folder / ".crl.pem"
         draft.write_bytes(builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
         draft.replace(self.folder / "crl.pem")
+
+
+def _own_certificate(key: EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headway fleet")])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + AUTHORITY_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(authority=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, SHA256())
+    )
+
+
+def _public(certificate: x509.Certificate) -> EllipticCurvePublicKey:
+    key = certificate.public_key()
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise KeyRefused("a certificate here is not of our making", hint="Restore the folder from a backup.")
+    return key
 
 
 def _usage(*, authority: bool) -> x509.KeyUsage:

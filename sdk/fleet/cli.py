@@ -15,7 +15,8 @@ import msgspec
 
 from sdk.errors import FleetError
 from sdk.fleet.cli_classes import classes
-from sdk.fleet.cli_enroll import enroll, revoke, secure_broker, service_settings, tls, tls_folder
+from sdk.fleet.cli_doctor import doctor
+from sdk.fleet.cli_enroll import enroll, renew, revoke, secure_broker, service_settings, tls, tls_folder
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_precision import precision as precision_commands
 from sdk.fleet.cli_progress import ONLINE_WORD, check_outcome, wait_for_devices
@@ -61,7 +62,7 @@ fleet.add_command(rollout)
 fleet.add_command(precision_commands)
 fleet.add_command(keys)
 fleet.add_command(sign)
-for _command in (tls, enroll, revoke, suspects, quarantine, release, classes, labels, retention):
+for _command in (doctor, tls, enroll, renew, revoke, suspects, quarantine, release, classes, labels, retention):
     fleet.add_command(_command)
 
 _dir_option = click.option(
@@ -153,6 +154,7 @@ def serve(
     from sdk.fleet.blobs import name_place
     from sdk.fleet.broker import own_broker
     from sdk.fleet.database import name_database
+    from sdk.fleet.expiry import Watch
     from sdk.fleet.metrics import HOST as METRICS_HOST
     from sdk.fleet.metrics import FleetMetrics
     from sdk.fleet.service import FleetService
@@ -183,6 +185,7 @@ def serve(
     with stop_on_signals() as stop, FleetStore(directory) as store, own, contextlib.ExitStack() as page:
         counted = FleetMetrics(store, lambda: service.queued)
         service = FleetService(store, settings, channels, counted.before(report), trust)
+        service.every_turn = Watch(directory, report).look
         if metrics_port is not None:
             store.on_commit = counted.committed
             port = page.enter_context(counted.serving(metrics_port))
@@ -403,8 +406,10 @@ def devices(directory: Path, channel: str | None, as_json: bool) -> None:
             console.print(f"quarantined: {hold['words']}", highlight=False)
         if one["refused"]:
             console.print(f"{one['device']}: its next label is refused: {one['refused']}", highlight=False)
-        if "refused" in one["trust"] or "unverified" in one["trust"]:
+        if any(word in one["trust"] for word in ("refused", "unverified", "certificate")):
             console.print(f"{one['device']}: {one['trust']}", highlight=False)
+    for one in overview["ends"]:
+        console.print(f"{one['words']}\n  -> {one['renew']}", highlight=False)
 
 
 @fleet.command(short_help="Show the last records of a channel.")
@@ -450,7 +455,10 @@ def _log_line(position: int, record: Record) -> dict[str, Any]:
 
 
 def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, Any]:
-    """Return channels and devices with all they say of themselves, ready for JSON."""
+    """Return channels and devices with all they say of themselves, and what ends soon, ready for JSON."""
+    from sdk.fleet.expiry import ending
+    from sdk.fleet.expiry import row as expiry_row
+
     with store.read() as ledger:
         channels = [name for name in ledger.channels() if channel in (None, name)]
         current = {name: ledger.current(name) for name in channels}
@@ -460,7 +468,9 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
     learned = {name: store.learned(name) for name in channels}
     live = {name: None if found is None else found.live for name, found in learned.items()}
     holds = [hold_row(hold) for found in learned.values() if found is not None for hold in found.holds]
+    now_utc = time.time()
     return {
+        "ends": [expiry_row(one, now_utc) for one in ending(store.directory, now_utc)],
         "channels": [_channel_row(name, current[name], live[name], lengths[name]) for name in channels],
         "devices": [
             {

@@ -1,10 +1,12 @@
-"""`headway fleet tls`, `enroll` and `revoke`: who may speak at the broker."""
+"""`headway fleet tls`, `enroll`, `renew` and `revoke`: who may speak at the broker, and until when."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 TLS_PORT: Final = 8883
 PLACE_NAME: Final = "place.json"
+CERTIFICATE_NAMES: Final = ("device.pem", "device-chunks.pem", "device-trigger.pem")
+"""What a device's certificates are called on it, in the order of its sessions."""
 OWN_ACCESS_NAME: Final = "acl.local"
 """A plant's own entries, taken over into the access list."""
 
@@ -48,17 +52,27 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     "--host",
     "hosts",
     multiple=True,
-    required=True,
     help="Name or address by which devices reach the broker. May be given several times; devices use the first.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=TLS_PORT, show_default=True)
 @click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="First part of every topic.")
-def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str) -> None:
+@click.option(
+    "--renew", "renew_servers", is_flag=True, help="Only new certificates for the keys that are there, for longer."
+)
+def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str, renew_servers: bool) -> None:
     """Make the certificates and the configuration of a broker for a plant's network.
 
     Afterwards `headway fleet serve --start-broker` runs that broker, open to the network for devices with a
     certificate of this fleet, and for nobody else.
+
+    Certificates of broker and service last five years; `headway fleet doctor` says when they end. --renew gives
+    both new ones, and the authority where its own end, after twenty years, comes near. No device notices.
     """
+    if renew_servers:
+        _renew_servers(directory)
+        return
+    if not hosts:
+        raise click.UsageError("Missing option '--host'.")
     from sdk.fleet.access import secure_config
     from sdk.fleet.certificates import Authority
     from sdk.wire import Topics
@@ -76,6 +90,69 @@ def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str) -> None
 Run broker and service:    headway fleet serve --dir {directory} --start-broker
 Or run your own Mosquitto with that configuration; its user must be able to read the folder.
 Enrol a device:            headway fleet enroll NAME --dir {directory} --out NAME""")
+
+
+def _renew_servers(directory: Path) -> None:
+    from sdk.fleet.certificates import Authority
+    from sdk.fleet.expiry import expiries
+
+    renewed = Authority(tls_folder(directory)).renew_servers()
+    for one in expiries(directory):
+        if one.kind in renewed:
+            click.echo(f"{one.what} until {datetime.fromtimestamp(one.expires_utc, timezone.utc):%Y-%m-%d}")
+    _tell_broker(directory)
+    click.echo("start `headway fleet serve` anew: until then it shows the broker its old certificate")
+
+
+@click.command(short_help="Make new certificates for enrolled devices.")
+@click.argument("devices", nargs=-1)
+@dir_option
+@click.option("--ending", is_flag=True, help="All devices whose certificates end within ninety days.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder to make, with one folder in it for each device.",
+)
+def renew(devices: tuple[str, ...], directory: Path, ending: bool, out: Path) -> None:
+    """Make new certificates for DEVICES, for the keys that they have: nothing secret is carried.
+
+    Copy OUT/DEVICE/*.pem over the files of the same names on the device and start its agent anew. Until then, and
+    until their end, the old certificates are good.
+    """
+    from sdk.fleet.certificates import Authority
+
+    folder = tls_folder(directory)
+    names = [*dict.fromkeys([*devices, *(_ending(directory) if ending else [])])]
+    if not names:
+        if ending:
+            click.echo("no device's certificate ends soon")
+            return
+        raise click.UsageError("name the devices, or give --ending")
+    if out.exists():
+        raise KeyRefused(f"{out} is there already", hint="Name a new folder.")
+    authority = Authority(folder)
+    unknown = sorted({*names} - {*authority.enrolled()})
+    if unknown:
+        raise KeyRefused(
+            f"{unknown[0]} is not enrolled here", hint="`headway fleet devices` lists the known ones."
+        )
+    for device in names:
+        place = out / device
+        place.mkdir(mode=0o700, parents=True)
+        for name, content in zip(CERTIFICATE_NAMES, authority.renew(device), strict=True):
+            (place / name).write_bytes(content)
+        (place / "ca.pem").write_bytes((folder / "ca.pem").read_bytes())
+        click.echo(f"{device}: copy {place}/*.pem over its files of these names, and start its agent anew")
+
+
+def _ending(directory: Path) -> list[str]:
+    from sdk.expiry import Standing
+    from sdk.fleet.expiry import expiries
+
+    now_utc = time.time()
+    found = [one for one in expiries(directory) if one.device]
+    return [one.device for one in found if one.standing(now_utc) is not Standing.GOOD]
 
 
 @click.command(short_help="Make the folder that makes a device.")
@@ -109,7 +186,7 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
     out.mkdir(mode=0o700, parents=True)
     files = {
         "ca.pem": (folder / "ca.pem").read_bytes(),
-        **dict(zip(("device.pem", "device-chunks.pem", "device-trigger.pem"), issued.certificates, strict=True)),
+        **dict(zip(CERTIFICATE_NAMES, issued.certificates, strict=True)),
         "device.key": issued.key,
     }
     trusted = has_trust(directory)

@@ -7,7 +7,9 @@ here: commits, records, and what was not taken. Names and units are Prometheus's
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -24,6 +26,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sdk.errors import FleetError
+from sdk.fleet.expiry import expiries
 from sdk.fleet.rollout import RolloutState
 from sdk.fleet.store import FleetStore
 from sdk.wire import HeadState
@@ -49,9 +52,15 @@ class FleetMetrics:
     Args:
         store: The fleet, read at every scrape.
         queued: How many messages wait for the service.
+        clock: Seconds since 1970.
     """
 
-    def __init__(self, store: FleetStore, queued: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        store: FleetStore,
+        queued: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._commit_s = Histogram(
             "headway_fleet_commit_seconds",
@@ -68,7 +77,7 @@ class FleetMetrics:
         )
         for reason in DEAD_LETTERS:
             self._dead.labels(reason)
-        self.registry.register(_FleetCollector(store, queued))
+        self.registry.register(_FleetCollector(store, queued, clock))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -121,9 +130,10 @@ class FleetMetrics:
 class _FleetCollector(Collector):
     """The fleet as metrics, read when it is asked for."""
 
-    def __init__(self, store: FleetStore, queued: Callable[[], int]) -> None:
+    def __init__(self, store: FleetStore, queued: Callable[[], int], clock: Callable[[], float]) -> None:
         self._store = store
         self._queued = queued
+        self._clock = clock
         self._one = threading.Lock()  # a scrape that waits for the database must not pile up others
 
     def describe(self) -> list[Metric]:
@@ -135,11 +145,26 @@ class _FleetCollector(Collector):
         yield GaugeMetricFamily(
             "headway_fleet_queue_depth", "Messages that wait for the service.", value=self._queued()
         )
+        yield from self._ends()
         found: list[Metric] = []
         with self._one, contextlib.suppress(FleetError):
             found = list(self._of_database())
         yield GaugeMetricFamily("headway_fleet_database_up", "Whether it can be read.", value=bool(found))
         yield from found
+
+    def _ends(self) -> Iterator[Metric]:
+        now_utc = self._clock()
+        left: dict[str, float] = {}
+        for one in expiries(self._store.directory):
+            left[one.kind] = min(one.days_left(now_utc), left.get(one.kind, math.inf))
+        days = GaugeMetricFamily(
+            "headway_fleet_expiry_days_left",
+            "Until signatures and certificates end; of devices' certificates the first. Below 0 it has ended.",
+            labels=["kind"],
+        )
+        for kind, value in left.items():
+            days.add_metric([kind], value)
+        yield days
 
     def _of_database(self) -> Iterator[Metric]:
         with self._store.read() as ledger:

@@ -548,6 +548,8 @@ class FleetService:
     ) -> None:
         self._store = store
         self._report = report
+        self.every_turn: Callable[[float], None] = lambda _utc: None
+        """Called with the time at each turn: for what is looked at now and then."""
         self._core = FleetCore(store, Topics(settings.prefix), channels, report, trust)
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)
         self._connects: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -590,6 +592,7 @@ class FleetService:
             log.warning("the service cannot keep up; a message was dropped")
 
     def _take_turn(self) -> None:
+        self.every_turn(time.time())
         idle_s = self._core.idle_s(time.monotonic()) if self._session.connected else IDLE_S
         messages = list(self._next_messages(min(IDLE_S, idle_s)))
         with contextlib.suppress(queue.Empty):

@@ -243,6 +243,15 @@ def expires_utc(seen: Seen) -> float | None:
     return _parse(seen.files["timestamp"], Timestamp).signed.expires.timestamp()
 
 
+def ends_utc(seen: Seen) -> dict[str, float]:
+    """Return by role until when what was accepted counts, seconds since 1970."""
+    found: dict[str, Signed] = {"root": _parse(seen.root, Root).signed}
+    if seen.files:
+        found["targets"] = _parse(seen.files["targets"], Targets).signed
+        found["timestamp"] = _parse(seen.files["timestamp"], Timestamp).signed
+    return {role: signed.expires.timestamp() for role, signed in found.items()}
+
+
 def heads_keys(seen: Seen) -> list[Key]:
     """Return the keys whose holder may sign the stream of labels; none before anything was accepted."""
     if not seen.files:

@@ -95,6 +95,8 @@ class FleetView:
             found.append(f"its next label is refused: {device['refused']}")
         if device["online"] and device["release_id"] is None:
             found.append("no release serves on it")
+        if "certificate" in device["trust"]:
+            found.append(device["trust"])
         if device["head_state"] == HeadState.PROVISIONAL.value:
             found.append("its newest head is on trial")
         return found
