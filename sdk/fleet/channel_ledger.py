@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,12 @@ class ChannelLedger:
             row.last_seen_utc = seen_utc
         self._session.flush()
         return device_of(row), new
+
+    def note_seen(self, devices: Iterable[str], seen_utc: float) -> None:
+        """Note that these devices are there, though they have told nothing new of themselves."""
+        self._session.execute(
+            update(DeviceRow).where(DeviceRow.device.in_(list(devices))).values(last_seen_utc=seen_utc)
+        )
 
     def device(self, device: str) -> Device | None:
         """Return one device."""

@@ -9,7 +9,8 @@ from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.store import Ledger
 
 GONE_S: Final = 30 * 24 * 3600.0
-"""A device unseen for this long no longer keeps old chunks on the broker."""
+"""A device unseen for this long no longer keeps old chunks on the broker. They stay in the fleet's directory: it
+gets them again when it asks."""
 
 
 def in_use(ledger: Ledger, channel: str) -> list[Publication]:

@@ -56,6 +56,9 @@ META_EVERY_S: Final = 1.0
 """A channel's metadata follows its log no faster than this: it is for those who missed a segment."""
 PACE_BYTES: Final = 4 * 1024 * 1024
 """Bulk (chunks, log pages) waits while more than this is on its way to the broker."""
+SEEN_EVERY_S: Final = 3600.0
+"""A device tells of its state when that changes, and asks for the union's end every half minute whatever happens:
+that says of an idle one that it is there. Written down no more often than this."""
 BUSY_TURN_S: Final = 0.01
 IDLE_S: Final = 0.25
 """The longest the service sleeps, so that it sees a request to stop."""
@@ -206,7 +209,7 @@ class FleetCore:
         out: list[Publication] = []
         if states or labels or events:
             out += self._commit(states, labels, events, now=now, now_utc=now_utc)
-        self._note_wants(wants, now)
+        self._note_wants(wants, now, now_utc)
         if now >= self._poll_due:
             self._poll_due = now + POLL_S
             out += self._poll(now_utc)
@@ -461,14 +464,17 @@ class FleetCore:
 
     # Bulk
 
-    def _note_wants(self, wants: list[tuple[str, Want]], now: float) -> None:
+    def _note_wants(self, wants: list[tuple[str, Want]], now: float, now_utc: float) -> None:
         if not wants:
             return
+        quiet: set[str] = set()
         with self._store.read() as ledger:
             for name, want in wants:
                 device = ledger.device(name)
                 if device is None or device.channel not in self._channels:
                     continue
+                if device.last_seen_utc < now_utc - SEEN_EVERY_S:
+                    quiet.add(name)
                 unknown = [digest for digest in want.chunks if digest not in self._known]
                 if unknown:
                     self._report("unknown_chunks", {"device": name, "chunks": len(unknown)})
@@ -486,6 +492,9 @@ class FleetCore:
                     self._readers[name][1].want(want.log_from, now)
                 else:
                     self._readers[name] = (device.channel, LogReader(want.log_from, now))
+        if quiet:
+            with self._store.write() as ledger:
+                ledger.note_seen(quiet, now_utc)
 
     def _bulk(self, room_bytes: int, now: float) -> list[Publication]:
         out: list[Publication] = []
