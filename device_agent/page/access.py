@@ -272,8 +272,13 @@ class Access:
         self.note(str(row[0]), "login", "", address)
         return token
 
-    def session(self, token: str) -> Who | None:
-        """Return whose session this is; None where it is none, or has ended."""
+    def session(self, token: str, *, used: bool = True) -> Who | None:
+        """Return whose session this is; None where it is none, or has ended.
+
+        Args:
+            token: Its value.
+            used: Somebody uses it now, which puts off its end; else it is only looked at.
+        """
         row = self.book.row(
             "SELECT a.id, a.name, a.role, s.csrf, s.began_utc, s.used_utc FROM sessions s"
             " JOIN accounts a ON a.id = s.account WHERE s.token = ? AND a.name IS NOT NULL",
@@ -281,13 +286,13 @@ class Access:
         )
         if row is None:
             return None
-        id_, name, role, csrf, began, used = row
+        id_, name, role, csrf, began, last = row
         now, who = self._clock(), Who(id_, name, Role(role), csrf)
         idle_s = IDLE_OPERATOR_S if who.role is Role.OPERATOR else IDLE_S
-        if now - used > idle_s or now - began > LONGEST_S:
+        if now - last > idle_s or now - began > LONGEST_S:
             self.log_out(token)
             return None
-        if now - used > idle_s / 60:  # not at every request: each is a write
+        if used and now - last > idle_s / 60:  # not at every request: each is a write
             with self.book.transaction(durable=False) as db:
                 db.execute("UPDATE sessions SET used_utc = ? WHERE token = ?", (now, _digest(token)))
         return who

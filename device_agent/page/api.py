@@ -28,7 +28,7 @@ from device_agent.page.access import Access, Role
 from device_agent.page.alike import alike
 from device_agent.page.asked import Question, Unsure, question_of
 from device_agent.page.counts import ShiftCounter, ShiftReport
-from device_agent.page.guard import address_of, needs, who_of
+from device_agent.page.guard import address_of, may_stay, needs, who_of
 from device_agent.page.history import LabelHistory, LabelRow
 from device_agent.page.refusal import Refusal
 from device_agent.report import ReasonReport, State, reason_reports
@@ -353,8 +353,8 @@ class Routes:
         return self.counter.report()
 
     async def get_events(self, request: Request, seconds: Seconds | None = None) -> StreamingResponse:
-        """Server-sent events: `state` with what /api/state and /api/shift say, whenever that changes; for ever, or
-        for so many seconds."""
+        """Server-sent events: `state` with what /api/state and /api/shift say, whenever that changes; until the
+        session ends that asked, or for so many seconds."""
         return StreamingResponse(
             self._feed.events(request, self.counter, float("inf") if seconds is None else seconds),
             media_type="text/event-stream",
@@ -730,7 +730,7 @@ class _Feed:
         app: FastAPI = request.app
         try:
             yield b"retry: 1000\n\n"
-            while not getattr(app.state, "stopping", False):
+            while not getattr(app.state, "stopping", False) and await run_in_threadpool(may_stay, request):
                 now = await self._now(counter)
                 if now != last:
                     last, quiet_s = now, 0.0

@@ -6,7 +6,7 @@
 - A writing request carries the page's own Origin, or none. With a session it carries the session's token in a
   header too; a form of another site can set neither.
 - Where there are accounts, a request without a session or a token gets nothing but the login page.
-- What a route needs is said at the route, by `needs`.
+- What a route needs is said at the route, by `needs`; an answer that goes on asks again, by `may_stay`.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Guard:
             return _answer(403, "another site's page may not write here", "Open the device's own page.")
         who = self._who(request)
         request.state.who = who
+        # For an answer that goes on for long; being told is no use of a session.
+        request.state.may_stay = lambda: self._who(request, used=False) == who
         if who is None:
             if request.url.path.startswith(PUBLIC):
                 return None
@@ -103,14 +105,14 @@ class Guard:
             return _answer(403, "the request does not come from this session's page", "Load the page again.")
         return None
 
-    def _who(self, request: Request) -> Who | None:
+    def _who(self, request: Request, *, used: bool = True) -> Who | None:
         kind, _, value = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and value:
             return self._access.machine(value.strip())
         if not self._access.in_use:
             return LOCAL
         token = request.cookies.get(self.cookie_name)
-        return None if token is None else self._access.session(token)
+        return None if token is None else self._access.session(token, used=used)
 
 
 def who_of(request: Request) -> Who:
@@ -119,6 +121,14 @@ def who_of(request: Request) -> Who:
     if not isinstance(who, Who):
         raise AccessError("log in first", hint="Log in on the page.")
     return who
+
+
+def may_stay(request: Request) -> bool:
+    """Return whether who sent a request is still who they were, with what they might do: for answers that go on.
+
+    A session that ended, an account or token that was removed, the first account of a device: then no more.
+    """
+    return bool(request.state.may_stay())
 
 
 def needs(role: Role) -> Callable[[Request], None]:
