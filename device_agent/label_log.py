@@ -39,6 +39,8 @@ from sdk.labels import (
 
 AWAIT_FLEET: Final = "await_fleet"
 """Named value: restored from a backup, and the fleet may hold later entries of this device."""
+KEPT_RESTORES: Final = 64
+"""Times that the fleet came back from an older copy, remembered by their ids; a message names eight."""
 _BATCH: Final = 500  # records read per query, so that no reader holds the lock long
 
 
@@ -228,12 +230,12 @@ class LabelLog:
         )
         return row is not None
 
-    def outbox(self, limit: int, *, after: int = 0) -> list[Record]:
-        """Return the first own records that the fleet has not acknowledged, in order, from `after` on."""
+    def outbox(self, limit: int, *, after: int | None = None) -> list[Record]:
+        """Return the first own records that the fleet has not acknowledged, in order; or those after `after`."""
         rows = self._db.rows(
             "SELECT entry, code FROM records WHERE device = ? AND seq > ? ORDER BY seq LIMIT ?",
             self._device,
-            max(after, self.acknowledged()),
+            self.acknowledged() if after is None else after,
             limit,
         )
         return [Record(decode_entry(entry), code) for entry, code in rows]
@@ -268,6 +270,28 @@ class LabelLog:
                 with self._db.transaction() as db:
                     self._meta.put(db, "acknowledged", max(through, self.acknowledged()))
                     self._meta.put(db, AWAIT_FLEET, None)
+
+    def union_restored(self, channel: str, restored: Mapping[str, int]) -> bool:
+        """Read the union again from where the fleet, come back from an older copy, means something else by it.
+
+        What is read twice is kept once. Returns whether that was news.
+
+        Args:
+            channel: Whose union.
+            restored: Each time that it came back: an id, and up to which position the union is what it was.
+
+        Raises:
+            StoreFull: no room; nothing was noted.
+        """
+        key = f"restored/{channel}"
+        with self._db.lock:
+            known = str(self._meta.get(key) or "").split()
+            new = {number: since for number, since in restored.items() if number not in known}
+            if new:
+                with self._db.transaction() as db:
+                    self._meta.put(db, f"log_position/{channel}", min(self.position(channel), *new.values()))
+                    self._meta.put(db, key, " ".join([*known, *new][-KEPT_RESTORES:]))
+            return bool(new)
 
     def position(self, channel: str = "") -> int:
         """Return how far this device has read the channel's union; 0 for nothing yet."""

@@ -7,6 +7,8 @@ Rules this module keeps (docs/protocol.md):
 
 - An entry leaves the outbox when the fleet's own commit is acknowledged, never when the broker has it. What is not
   acknowledged is sent again, by a timer that grows while nothing comes back.
+- A fleet that came back from an older copy acknowledges less than it did, and is offered again what it lacks.
+  Positions of the union that mean something else now are read again.
 - The union of logs is read in order of position. What is known is skipped; after a gap, a connect or a long
   silence the device asks from where its copy ends.
 - What arrives is stored before anybody is told of it.
@@ -22,6 +24,7 @@ import logging
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -68,6 +71,8 @@ class SyncLimits:
         window_records: Own records on their way without an acknowledgement.
         resend_s: They are sent again after this long without one.
         resend_max_s: That grows up to this.
+        again_records: Own records on their way that the fleet has acknowledged and lost: all devices send at once.
+        again_spread_s: And each begins at its own moment of so many seconds.
         ask_every_s: The union's end is asked for after this much silence.
         ask_gap_s: It is asked for no more often than this.
         state_every_s: The device's state is published no more often than this.
@@ -77,6 +82,8 @@ class SyncLimits:
     window_records: int = 1024
     resend_s: float = 5.0
     resend_max_s: float = 60.0
+    again_records: int = 64
+    again_spread_s: float = 60.0
     ask_every_s: float = 30.0
     ask_gap_s: float = 2.0
     state_every_s: float = 1.0
@@ -141,7 +148,11 @@ class SyncCore:
         self._sent_through = 0
         self._resend_due = 0.0
         self._waits = 0  # resends without an acknowledgement
-        self._acknowledged = store.log.acknowledged()
+        self._told = store.log.acknowledged()  # by the last acknowledgement
+        self._lacks_from: int | None = None  # the fleet lacks own entries after this that it has acknowledged
+        self._again_due = 0.0
+        self._offers_again = False
+        self._turn = zlib.crc32(store.device.encode()) / 2**32
         self._refused: str | None = None
         self._owed = 0  # length of our own log as the fleet has it
         self._ask_due = 0.0
@@ -176,6 +187,7 @@ class SyncCore:
         """The session is up, and our topics are subscribed."""
         self._online = True
         self._sent_through = self._store.log.acknowledged()
+        self._lacks_from, self._offers_again = None, False
         self._waits = 0
         self._ask_due = now
         self._asked_at = float("-inf")
@@ -210,14 +222,32 @@ class SyncCore:
         elif message.topic in {t.log(self._channel), t.down_log(device)}:
             self._take_segment(decode_msgpack(message.payload, LogSegment), now)
         elif message.topic == t.meta(self._channel):
-            self._length = decode_json(message.payload, ChannelMeta).log_length
-            self._ask_if_behind(now)
+            self._take_meta(decode_json(message.payload, ChannelMeta), now)
         elif message.topic == t.trust():
             self._on_trust(message.payload)
             self.state_changed()
         elif message.topic == t.desired(device):
             self._on_desired(decode_json(message.payload, Desired))
             self.state_changed()
+
+    def _take_meta(self, meta: ChannelMeta, now: float) -> None:
+        self._length = meta.log_length
+        if not isinstance(meta.restored, msgspec.UnsetType):
+            log, since = self._store.log, {one.id: one.since for one in meta.restored}
+            try:
+                if log.union_restored(self._channel, since) and log.acknowledged() and self._lacks_from is None:
+                    # Does the fleet still have the last of our entries? Its answer says from where on it does not.
+                    self._offer_again(log.acknowledged() - 1, now)
+            except StoreFull as error:
+                self._log_fault = str(error)
+                return
+        self._ask_if_behind(now)
+
+    def _offer_again(self, after: int, now: float) -> None:
+        """Send own entries after this one again, though they were acknowledged: each device at its own moment."""
+        if self._lacks_from is None:
+            self._again_due = now + self._limits.resend_s + self._turn * self._limits.again_spread_s
+        self._lacks_from = after
 
     def _take_ack(self, ack: Ack, now: float) -> None:
         self._owed = ack.through
@@ -226,13 +256,19 @@ class SyncCore:
             self._ask_soon(now, 0.0)
             return
         self._store.log.acknowledge(ack.through)
+        if ack.through >= self._store.log.acknowledged():
+            self._lacks_from, self._offers_again = None, False
+        else:
+            # It has acknowledged more before. Either this comes late, and a later one follows or has come. Or the
+            # fleet came back from an older copy.
+            self._offer_again(ack.through, now)
         if ack.refused is not None:
             self._refused = f"the fleet refuses entry {ack.refused.seq}: {ack.refused.reason}"
             self._resend_due = now + self._limits.resend_max_s
         else:
             self._refused = None
-        if ack.through > self._acknowledged:
-            self._acknowledged = ack.through
+        further, self._told = ack.through > self._told, ack.through
+        if further:
             self._waits = 0
             if ack.refused is None:
                 self._resend_due = now + self._limits.resend_s
@@ -302,8 +338,13 @@ class SyncCore:
 
     def _to_send(self, now: float) -> list[Record]:
         limits, acknowledged = self._limits, self._store.log.acknowledged()
+        window = limits.window_records
         if self._owed > self._store.log.length():
             return []  # what we wrote without our earlier entries contradicts them
+        if self._lacks_from is not None and now >= self._again_due:
+            acknowledged, window = self._lacks_from, limits.again_records
+            if not self._offers_again:
+                self._offers_again, self._sent_through = True, acknowledged
         waiting = self._sent_through > acknowledged
         if (waiting or self._refused is not None) and now >= self._resend_due:
             self._sent_through = acknowledged
@@ -311,8 +352,8 @@ class SyncCore:
         elif self._refused is not None:
             return []
         self._sent_through = max(self._sent_through, acknowledged)
-        room = limits.window_records - (self._sent_through - acknowledged)
-        records = self._store.log.outbox(room, after=self._sent_through)
+        room = window - (self._sent_through - acknowledged)
+        records = self._store.log.outbox(max(0, room), after=self._sent_through)
         if records:
             self._sent_through = records[-1].entry.seq
             patience_s = limits.resend_s * 2 ** min(self._waits, 16)
@@ -328,6 +369,8 @@ class SyncCore:
         if self._state_wanted:
             due.append(self._state_due)
         held = self._store.log
+        if self._lacks_from is not None:
+            due.append(self._resend_due if self._offers_again else self._again_due)
         if held.outbox_depth() and self._owed <= held.length():  # else `_to_send` sends nothing
             due.append(self._resend_due)
         return min(due)

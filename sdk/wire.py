@@ -40,6 +40,9 @@ MAX_SIGNATURE_BYTES: Final = 64
 SEGMENT_PREFIX: Final = b"headway log segment\0"
 ACK_PREFIX: Final = b"headway acknowledgement\0"
 MAX_RELEASE_BYTES: Final = 2 * 1024**3
+MAX_RESTORED: Final = 8
+"""Times that a service came back from an older copy, the newest: a device that was away for all of them reads on
+from the oldest of these."""
 
 # \Z and not $, which a trailing newline would get past.
 _NAME = r"^[a-z0-9._-]{1,64}\Z"
@@ -183,12 +186,23 @@ class ReleaseDescriptor(_Message, frozen=True, kw_only=True):
     files: Annotated[list[ReleaseFile], msgspec.Meta(min_length=1, max_length=64)]
 
 
+class Restored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The service came back from an older copy: positions above `since` mean other entries than they did."""
+
+    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+    since: Count
+
+
 class ChannelMeta(_Message, frozen=True, kw_only=True):
-    """What a channel's devices should know: the current release, and how long the union of logs is."""
+    """What a channel's devices should know: the current release, and how long the union of logs is.
+
+    `restored` is there only where the service has come back from an older copy, each time once, oldest first.
+    """
 
     channel: ChannelName
     release: ReleaseRef | None
     log_length: Count
+    restored: Annotated[list[Restored], msgspec.Meta(max_length=MAX_RESTORED)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TrustFiles(_Message, frozen=True, kw_only=True):

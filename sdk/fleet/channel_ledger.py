@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from sdk.fleet import fleetlog
 from sdk.fleet.registry import next_state
 from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, PublicationRow, ReleaseRow
-from sdk.labels import GENESIS
+from sdk.labels import GENESIS, Record
 from sdk.release import Release
 from sdk.wire import DeviceState, ReleaseRef, UpdateEvent, UpdateState, decode_json, encode_json
 
@@ -66,6 +66,8 @@ class ChannelLedger:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.decided: list[tuple[str, list[Record]]] = []
+        """What people decided in this transaction, by channel: kept beside the database too."""
 
     # Channels and releases
 

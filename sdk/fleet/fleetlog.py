@@ -43,23 +43,44 @@ def append(session: Session, channel: ChannelRow, bodies: Sequence[Body], highes
         record = Record(entry)
         check_record(record)
         records.append(record)
-        channel.log_length += 1
-        session.add(
-            EntryRow(
-                device=row.device,
-                seq=entry.seq,
-                counter=counter,
-                hash=entry_hash(entry),
-                channel=channel.name,
-                position=channel.log_length,
-                record=msgspec.msgpack.encode(record),
-                received_utc=now_utc,
-            )
-        )
+        _add(session, channel, record, now_utc)
         row.last_counter = counter
     row.last_seq, row.last_hash = chain.seq, chain.last_hash
     session.flush()
     return records
+
+
+def take_back(session: Session, channel: ChannelRow, records: Sequence[Record]) -> None:
+    """Write entries of a channel's own log again, as they were, at the end of its union.
+
+    Raises:
+        LabelError: they do not follow those that are there.
+    """
+    row = _own_row(session, channel.name)
+    chain, now_utc = Chain(row.device, row.last_seq, row.last_hash), time.time()
+    for record in records:
+        check_record(record)
+        chain = chain.follow(record.entry)
+        _add(session, channel, record, now_utc)
+        row.last_counter = record.entry.counter
+    row.last_seq, row.last_hash = chain.seq, chain.last_hash
+    session.flush()
+
+
+def _add(session: Session, channel: ChannelRow, record: Record, now_utc: float) -> None:
+    channel.log_length += 1
+    session.add(
+        EntryRow(
+            device=record.entry.device,
+            seq=record.entry.seq,
+            counter=record.entry.counter,
+            hash=entry_hash(record.entry),
+            channel=channel.name,
+            position=channel.log_length,
+            record=msgspec.msgpack.encode(record),
+            received_utc=now_utc,
+        )
+    )
 
 
 def _own_row(session: Session, channel: str) -> DeviceRow:

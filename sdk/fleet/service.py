@@ -22,7 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from sdk.errors import BrokerError, KeyRefused, RemoteWireError, StoreCorrupt, UnknownDevice
+from sdk.fleet.ahead import Ahead
 from sdk.fleet.channel_ledger import Device
 from sdk.fleet.channel_ledger import Publication as Published
 from sdk.fleet.garbage import garbage, in_use
@@ -106,6 +109,7 @@ class FleetCore:
         self._rollouts: dict[str, tuple[int, int]] = {}  # channel -> its rollout and the version last acted on
         self._greeted: set[str] = set()  # devices that were told where their log ends since they came online
         self._strangers: set[str] = set()  # complained about once
+        self._ahead = Ahead(store.came_back)
         self._poll_due = 0.0
         self._newest = 0
         self._known: frozenset[str] = frozenset()  # chunks of all releases
@@ -159,7 +163,9 @@ class FleetCore:
     def _load(self, ledger: Ledger) -> None:
         self._newest = ledger.newest_publication()
         for channel in self._channels:
-            self._shared.setdefault(channel, ledger.log_length(channel))
+            length = ledger.log_length(channel)
+            self._shared.setdefault(channel, length)
+            self._ahead.begin(channel, length)
         self._sizes = ledger.feature_sizes()
         self._known = frozenset(
             digest
@@ -306,6 +312,10 @@ class FleetCore:
         if device.channel != state.channel:
             self._complain(state.device, f"was on channel {device.channel} and stays there", reports)
         self._tidy = True
+        found = self._ahead.look(ledger, device.device, device.channel, state.log_position, time.time())
+        if found is not None:
+            reports.append(found)
+            self._meta_due[device.channel] = 0.0
         out: list[Publication] = []
         if new:
             reports.append(("registered", {"device": device.device, "channel": device.channel}))
@@ -357,7 +367,9 @@ class FleetCore:
             channel=channel,
             release=None if current is None else current.ref,
             log_length=ledger.log_length(channel),
+            restored=ledger.restored(channel) or msgspec.UNSET,
         )
+        self._store.mark(ledger, channel)
         return Publication(self._topics.meta(channel), encode_json(meta), retain=True)
 
     def _note_meta(self, channel: str, now: float) -> None:
@@ -468,6 +480,7 @@ class FleetCore:
         if not wants:
             return
         quiet: set[str] = set()
+        ahead: dict[str, tuple[str, str, int]] = {}
         with self._store.read() as ledger:
             for name, want in wants:
                 device = ledger.device(name)
@@ -486,15 +499,32 @@ class FleetCore:
                 length = ledger.log_length(device.channel)
                 if want.log_from > length + 1:
                     self._report("ahead", {"device": name, "log_from": want.log_from, "log_length": length})
+                    ahead[device.channel] = name, device.channel, want.log_from - 1
                 elif want.log_from == length + 1:
                     self._readers.pop(name, None)
                 elif name in self._readers:
                     self._readers[name][1].want(want.log_from, now)
                 else:
                     self._readers[name] = (device.channel, LogReader(want.log_from, now))
+        self._note_signs(quiet, ahead, now_utc)
+
+    def _note_signs(self, quiet: set[str], ahead: dict[str, tuple[str, str, int]], now_utc: float) -> None:
+        """Write down what else a want tells: its device is there, and may know more than there is.
+
+        Args:
+            quiet: Devices that were not heard of for long.
+            ahead: By channel a device, it, and how much of its union that device has.
+            now_utc: For the records.
+        """
         if quiet:
             with self._store.write() as ledger:
                 ledger.note_seen(quiet, now_utc)
+        if any(map(self._ahead.may_be, ahead)):
+            with self._store.write() as ledger:
+                found = [self._ahead.look(ledger, *who, now_utc) for who in ahead.values()]
+            for kind, more in filter(None, found):
+                self._report(kind, more)
+                self._meta_due[more["channel"]] = 0.0
 
     def _bulk(self, room_bytes: int, now: float) -> list[Publication]:
         out: list[Publication] = []

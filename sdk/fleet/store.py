@@ -26,10 +26,11 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.errors import BadSignature, FleetError
+from sdk.errors import BadSignature, FleetError, LabelError
 from sdk.fleet.blobs import blobs_of
 from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
+from sdk.fleet.restoring import Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
 from sdk.fleet.union_ledger import UnionLedger
@@ -40,7 +41,7 @@ from sdk.release import Release, describe
 from sdk.sources import Hold
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 """The newest migration: a database that has it is opened without Alembic."""
 LOCK_PATIENCE_S: Final = 0.5
 """A command that only asks whether a service runs holds the lock for a moment."""
@@ -101,6 +102,9 @@ class FleetStore:
         self._writer = self._engine.execution_options(headway_write=True)
         with database_errors(directory):
             _migrate(self._engine, self._writer)
+        self.marks = Marks(directory)
+        self._decisions = Decisions(directory)
+        self._make_whole()
 
     def close(self) -> None:
         """Let go of the database."""
@@ -146,9 +150,65 @@ class FleetStore:
         """Open the one write transaction; leaving the block commits it to disk, an exception takes it back."""
         with database_errors(self.directory), Session(self._writer) as session:
             with session.begin():
-                yield Ledger(session)
+                ledger = Ledger(session)
+                yield ledger
                 began = time.monotonic()
             self.on_commit(time.monotonic() - began)
+        for channel, records in ledger.decided:
+            self._decisions.keep(channel, records)
+
+    def _make_whole(self) -> None:
+        """Notice a database that came back from an older copy, and take back what people have decided since."""
+        with self.read() as ledger:
+            lost = {
+                channel: min(ledger.log_length(channel), mark.length - 1)
+                if ledger.log_length(channel) < mark.length
+                else 0  # it has other entries there: nobody knows from where on
+                for channel, mark in self.marks.all().items()
+                if ledger.hash_at(channel, mark.length) != bytes.fromhex(mark.last)
+            }
+            channels = sorted({*self._decisions.channels(), *ledger.channels()})
+            apart = [channel for channel in channels if self._decisions.last(channel) != ledger.own_end(channel)]
+        if lost or apart:
+            with self.write() as ledger:
+                for channel, since in lost.items():
+                    ledger.note_restored(channel, since, time.time())
+                    log.warning(
+                        "channel %s came back from an older copy: entries %d to %d of its union are missing, and "
+                        "devices will offer them again",
+                        channel,
+                        since + 1,
+                        self.marks.all()[channel].length,
+                    )
+                for channel in apart:
+                    self._take_back(ledger, channel)
+        self.came_back = frozenset(lost)
+        for channel in lost:
+            with self.read() as ledger:
+                self.mark(ledger, channel)
+
+    def _take_back(self, ledger: Ledger, channel: str) -> None:
+        kept, held = self._decisions.all(channel), {record.entry.seq: record for record in ledger.own(channel)}
+        both = kept.keys() & held.keys()
+        if any(kept[seq].entry != held[seq].entry for seq in both):
+            log.warning("%s: decisions beside the database contradict it, and do not count", channel)
+            return
+        self._decisions.keep(channel, [held[seq] for seq in sorted(held.keys() - kept.keys())])
+        missing = [kept[seq] for seq in sorted(kept.keys() - held.keys())]
+        try:
+            ledger.take_back(channel, missing)
+        except LabelError as error:
+            log.warning("%s: decisions beside the database do not follow it: %s", channel, error)
+            return
+        if missing:
+            log.warning("%s: %d decisions that the database had lost are back", channel, len(missing))
+
+    def mark(self, ledger: Ledger, channel: str) -> None:
+        """Note beside the database how long a channel's union is."""
+        length = ledger.log_length(channel)
+        last = ledger.hash_at(channel, length)
+        if last is not None:
+            self.marks.put(channel, length, last)
 
     def publish(
         self, bundle: Bundle, *, channel: str, precision: str | None = None, plan: Plan | None = None

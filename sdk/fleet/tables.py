@@ -96,6 +96,20 @@ class DeviceRow(Base):
     """Why its next entry is not taken."""
 
 
+class RestoreRow(Base):
+    """A channel's union came back from an older copy."""
+
+    __tablename__ = "restores"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(16))
+    """Drawn when it was found: a number would come again after the next old copy."""
+    channel: Mapped[str] = mapped_column(ForeignKey("channels.name"))
+    since: Mapped[int] = mapped_column(BigInteger)
+    """Up to here the union is what it was."""
+    found_utc: Mapped[float]
+
+
 class EntryRow(Base):
     """One record of the union of logs."""
 

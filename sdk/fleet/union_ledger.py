@@ -6,6 +6,7 @@ in the same transaction: positions have no gaps, and what was acknowledged has o
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from sdk.errors import UnknownDevice
 from sdk.fleet import fleetlog
 from sdk.fleet.channel_ledger import ChannelLedger
 from sdk.fleet.registry import Standing, Verdict, judge
-from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow
+from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow, RestoreRow
 from sdk.labels import Body, Chain, Entry, Record, entry_hash, fleet_log_of
-from sdk.wire import MAX_BATCH_RECORDS, batches
+from sdk.wire import MAX_BATCH_RECORDS, MAX_RESTORED, Restored, batches
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,54 @@ class UnionLedger(ChannelLedger):
         Raises:
             LabelError: one of the bodies is none that a fleet may say.
         """
-        return fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter())
+        records = fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter())
+        self.decided.append((channel, records))
+        return records
+
+    def own(self, channel: str) -> list[Record]:
+        """Return the records of a channel's own log, in order: what the fleet's people decided."""
+        encoded = self._session.scalars(
+            select(EntryRow.record).where(EntryRow.device == fleet_log_of(channel)).order_by(EntryRow.seq)
+        )
+        return [msgspec.msgpack.decode(record, type=Record) for record in encoded]
+
+    def own_end(self, channel: str) -> tuple[int, bytes] | None:
+        """Return the number and hash of the last entry of a channel's own log; None where it has none."""
+        row = self._session.get(DeviceRow, fleet_log_of(channel))
+        return None if row is None or not row.last_seq else (row.last_seq, row.last_hash)
+
+    def take_back(self, channel: str, records: Sequence[Record]) -> None:
+        """Write entries of a channel's own log again that the database had lost, at the end of its union.
+
+        Raises:
+            LabelError: they do not follow those that are there.
+        """
+        if records:
+            fleetlog.take_back(self._session, self._channel(channel), records)
+
+    # A database that came back from an older copy
+
+    def hash_at(self, channel: str, position: int) -> bytes | None:
+        """Return the hash of the entry at a position of a channel's union; None where there is none."""
+        return self._session.scalar(
+            select(EntryRow.hash).where(EntryRow.channel == channel, EntryRow.position == position)
+        )
+
+    def note_restored(self, channel: str, since: int, found_utc: float) -> None:
+        """Note that positions of a channel's union above `since` mean other entries from now on."""
+        self._channel(channel)
+        self._session.add(RestoreRow(id=secrets.token_hex(8), channel=channel, since=since, found_utc=found_utc))
+        self._session.flush()
+
+    def restored(self, channel: str) -> list[Restored]:
+        """Return when a channel's union came back from an older copy, the newest that a message may name."""
+        rows = self._session.scalars(
+            select(RestoreRow)
+            .where(RestoreRow.channel == channel)
+            .order_by(RestoreRow.number.desc())
+            .limit(MAX_RESTORED)
+        )
+        return [Restored(id=row.id, since=row.since) for row in reversed(list(rows))]
 
     def received(self, channel: str, first: int) -> list[tuple[Record, float]]:
         """Return records from a position on, and when each came; empty past the end."""
@@ -117,10 +165,7 @@ class UnionLedger(ChannelLedger):
 
     def decisions(self, channel: str) -> list[Entry]:
         """Return the entries of a channel's own log, in order: what the fleet's people decided."""
-        encoded = self._session.scalars(
-            select(EntryRow.record).where(EntryRow.device == fleet_log_of(channel)).order_by(EntryRow.seq)
-        )
-        return [msgspec.msgpack.decode(record, type=Record).entry for record in encoded]
+        return [record.entry for record in self.own(channel)]
 
     def last_counter(self, device: str) -> int:
         """Return the Lamport counter of a device's last stored entry, 0 where it has none."""
