@@ -15,11 +15,12 @@ import msgspec
 
 from sdk.errors import FleetError
 from sdk.fleet.cli_classes import classes
+from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
 from sdk.fleet.cli_enroll import enroll, renew, revoke, secure_broker, service_settings, tls, tls_folder
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_precision import precision as precision_commands
-from sdk.fleet.cli_progress import ONLINE_WORD, check_outcome, wait_for_devices
+from sdk.fleet.cli_progress import check_outcome, wait_for_devices
 from sdk.fleet.cli_quarantine import hold_row, quarantine, release, suspects
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
@@ -62,7 +63,9 @@ fleet.add_command(rollout)
 fleet.add_command(precision_commands)
 fleet.add_command(keys)
 fleet.add_command(sign)
-for _command in (doctor, tls, enroll, renew, revoke, suspects, quarantine, release, classes, labels, retention):
+for _command in (devices, doctor, tls, enroll, renew, revoke):
+    fleet.add_command(_command)
+for _command in (suspects, quarantine, release, classes, labels, retention):
     fleet.add_command(_command)
 
 _dir_option = click.option(
@@ -355,63 +358,6 @@ def publish(
         check_outcome(rows, wait_s)
 
 
-@fleet.command(short_help="Show devices, and whether their heads agree.")
-@_dir_option
-@click.option("--channel", help="Of this channel only.")
-@_json_option
-def devices(directory: Path, channel: str | None, as_json: bool) -> None:
-    """Show the fleet's devices and whether their heads rest on the same labels.
-
-    The live-set digest names what a head has learned from. Devices with the same digest as the fleet have learned
-    from exactly the same labels, bit for bit.
-    """
-    with open_fleet(directory) as store:
-        overview = fleet_overview(store, channel)
-    if as_json:
-        _echo_json(overview)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for one in overview["channels"]:
-        digest = (one["live_set_digest"] or "-")[:12]
-        console.print(
-            f"channel {one['channel']}: release {one['release'] or '-'}, {one['log_length']} log records, "
-            f"live set {digest} ({one['live_samples']} samples)",
-            highlight=False,
-        )
-        if one["unapplied_labels"]:
-            console.print(
-                f"{one['unapplied_labels']} labels change nothing: the release has their samples in its sums only",
-                highlight=False,
-            )
-    table = Table("device", "", "channel", "release", "head", "live set", "outbox", "log", "last seen")
-    for one in overview["devices"]:
-        same = {True: " =fleet", False: " behind", None: ""}[one["in_sync"]]
-        table.add_row(
-            one["device"],
-            ONLINE_WORD[one["online"]],
-            one["channel"],
-            one["release"] or "-",
-            one["head_state"],
-            (one["live_set_digest"] or "-")[:12] + same,
-            str(one["outbox"]),
-            str(one["log_position"]),
-            _ago(one["last_seen_utc"]),
-        )
-    console.print(table)
-    for one in overview["devices"]:
-        for hold in one["quarantine"]:
-            console.print(f"quarantined: {hold['words']}", highlight=False)
-        if one["refused"]:
-            console.print(f"{one['device']}: its next label is refused: {one['refused']}", highlight=False)
-        if any(word in one["trust"] for word in ("refused", "unverified", "certificate")):
-            console.print(f"{one['device']}: {one['trust']}", highlight=False)
-    for one in overview["ends"]:
-        console.print(f"{one['words']}\n  -> {one['renew']}", highlight=False)
-
-
 @fleet.command(short_help="Show the last records of a channel.")
 @_dir_option
 @click.option("--channel", default="default", show_default=True)
@@ -571,11 +517,3 @@ def _echo_json(value: dict[str, Any]) -> None:
 
 def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _ago(seconds_utc: float) -> str:
-    seconds = max(0, int(time.time() - seconds_utc))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import jinja2
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 from sdk.errors import FleetError, HeadwayError
-from sdk.fleet.page.view import FleetView
+from sdk.fleet.page.view import MOST_TEACHERS, FleetView
 from sdk.web.server import mount_shared
 
 HOST: Final = "127.0.0.1"
@@ -33,6 +33,12 @@ _HEADERS: Final = {
 Channel = Annotated[
     str, Path(pattern=r"^[a-z0-9._-]{1,64}$", description="A channel's name, as /api/fleet lists them.")
 ]
+
+
+Find = Annotated[str, Query(max_length=63)]
+Only = Annotated[Literal["", "look"], Query()]
+At = Annotated[int, Query(ge=1, le=1_000_000)]
+"""Which devices are shown, and which page of them."""
 
 
 class Refused(BaseModel):
@@ -95,12 +101,12 @@ def make_app(view: FleetView) -> FastAPI:
         return response
 
     @app.get("/", include_in_schema=False)
-    def devices() -> HTMLResponse:
-        return page("devices.html", "devices", fleet=view.fleet(), part="devices_part.html")
+    def devices(find: Find = "", only: Only = "", at: At = 1) -> HTMLResponse:
+        return page("devices.html", "devices", fleet=view.devices(find, only, at), at=at)
 
     @app.get("/part/devices", include_in_schema=False)
-    def devices_part() -> HTMLResponse:
-        return page("devices_part.html", "devices", fleet=view.fleet())
+    def devices_part(find: Find = "", only: Only = "", at: At = 1) -> HTMLResponse:
+        return page("devices_part.html", "devices", fleet=view.devices(find, only, at), at=at)
 
     @app.get("/rollout/{channel}", include_in_schema=False)
     def rollout(channel: Channel) -> HTMLResponse:
@@ -112,11 +118,11 @@ def make_app(view: FleetView) -> FastAPI:
 
     @app.get("/learned/{channel}", include_in_schema=False)
     def learned(channel: Channel) -> HTMLResponse:
-        return page("learned.html", "learned", learned=view.learned(channel))
+        return page("learned.html", "learned", learned=view.learned(channel, most=MOST_TEACHERS))
 
     @app.get("/part/learned/{channel}", include_in_schema=False)
     def learned_part(channel: Channel) -> HTMLResponse:
-        return page("learned_part.html", "learned", learned=view.learned(channel))
+        return page("learned_part.html", "learned", learned=view.learned(channel, most=MOST_TEACHERS))
 
     @app.get("/suspects/{channel}", include_in_schema=False)
     def suspects(channel: Channel) -> HTMLResponse:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sdk.errors import FleetError
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.cli_classes import classes_of
+from sdk.fleet.cli_devices import troubles_of, wants_a_look
 from sdk.fleet.cli_quarantine import suspicion_of
 from sdk.fleet.cli_rollout import overview as rollout_overview
 from sdk.fleet.store import FleetStore
@@ -18,6 +19,10 @@ from sdk.wire import HeadState
 
 RECENT: Final = 30
 """Labels whose way is shown."""
+PAGE_ROWS: Final = 100
+"""Devices shown at a time: more are slow to draw anew every three seconds, and nobody reads them."""
+MOST_TEACHERS: Final = 10
+"""Devices with a column of their own: so many fit beside each other."""
 RELEASE: Final = "release"
 """Who labelled the samples that a release brings (docs/labels.md)."""
 
@@ -45,9 +50,32 @@ class FleetView:
             channel["running"] = sum(device["release_id"] == channel["release_id"] for device in own)
             channel["rollout"] = self._rollout(channel["channel"])
         for device in found["devices"]:
-            device["troubles"] = self._troubles(device)
+            device["troubles"] = troubles_of(device)
+            if device["head_state"] == HeadState.PROVISIONAL.value:
+                device["troubles"].append("its newest head is on trial")
             device["ago"] = ago(self._clock() - device["last_seen_utc"])
         return {**found, "service": self._store.served(), "utc": self._clock()}
+
+    def devices(self, find: str = "", only: str = "", page: int = 1) -> dict[str, Any]:
+        """Return the fleet, and of each channel's devices one page of those that are looked for.
+
+        Args:
+            find: They have this in their names.
+            only: `look` for those that are away, behind or in trouble.
+            page: From 1 on; the last where there are less.
+        """
+        found = self.fleet()
+        for channel in found["channels"]:
+            own = [device for device in found["devices"] if device["channel"] == channel["channel"]]
+            rows = [device for device in own if find in device["device"] and (not only or wants_a_look(device))]
+            pages = max(1, -(-len(rows) // PAGE_ROWS))
+            at = min(page, pages)
+            channel["rows"] = rows[(at - 1) * PAGE_ROWS : at * PAGE_ROWS]
+            channel["first"], channel["matching"] = (at - 1) * PAGE_ROWS + 1, len(rows)
+            channel["page"], channel["pages"] = at, pages
+            channel["wanting"] = sum(map(wants_a_look, own))
+        large = any(channel["devices"] > PAGE_ROWS for channel in found["channels"])
+        return {**found, "find": find, "only": only, "large": large or bool(find or only)}
 
     def classes(self, channel: str) -> dict[str, Any]:
         """Return a channel's classes, the pairs that may be one, and what was decided about them.
@@ -88,19 +116,6 @@ class FleetView:
         except FleetError:
             return None
 
-    def _troubles(self, device: dict[str, Any]) -> list[str]:
-        """Return what somebody should look at, in words."""
-        found = [f"quarantined: {hold['words']}" for hold in device["quarantine"]]
-        if device["refused"]:
-            found.append(f"its next label is refused: {device['refused']}")
-        if device["online"] and device["release_id"] is None:
-            found.append("no release serves on it")
-        if "certificate" in device["trust"]:
-            found.append(device["trust"])
-        if device["head_state"] == HeadState.PROVISIONAL.value:
-            found.append("its newest head is on trial")
-        return found
-
     def rollout(self, channel: str) -> dict[str, Any]:
         """Return a channel's newest rollout, ready to be drawn.
 
@@ -123,8 +138,12 @@ class FleetView:
             )
         return {**found, "wave_rows": waves}
 
-    def learned(self, channel: str) -> dict[str, Any]:
+    def learned(self, channel: str, *, most: int | None = None) -> dict[str, Any]:
         """Return who taught a channel what, and the way of its newest labels.
+
+        Args:
+            channel: Whose.
+            most: Name so many devices, those that taught most, and the others together; all by default.
 
         Raises:
             FleetError: there is no such channel.
@@ -145,6 +164,8 @@ class FleetView:
         if found is not None:
             counts.update(zip(found.live.class_ids, found.live.devices, strict=True))
         teachers = [RELEASE, *sorted({device for _, device in counts} - {RELEASE})]
+        if most is not None and len(teachers) > most + 2:
+            teachers, counts = _together(teachers, counts, most)
         classes = [
             {"name": name, "total": sum(row), "counts": row}
             for class_id, name in sorted(names.items(), key=lambda item: item[1])
@@ -173,6 +194,22 @@ class FleetView:
             "log_length": length,
             "live_set_digest": None if found is None else found.live.digest,
         }
+
+
+def _together(
+    teachers: list[str], counts: Counter[tuple[bytes, str]], most: int
+) -> tuple[list[str], Counter[tuple[bytes, str]]]:
+    """Return teachers and counts with those that taught least as one: nobody reads a thousand columns."""
+    taught: Counter[str] = Counter()
+    for (_, device), count in counts.items():
+        taught[device] += count
+    own = [teacher for teacher in teachers if teacher != RELEASE]
+    named = sorted(sorted(own, key=lambda device: (-taught[device], device))[:most])
+    others = f"{len(own) - most} others"
+    joined: Counter[tuple[bytes, str]] = Counter()
+    for (class_id, device), count in counts.items():
+        joined[class_id, device if device == RELEASE or device in named else others] += count
+    return [RELEASE, *named, others], joined
 
 
 def _name_of(body: Label, names: dict[bytes, str]) -> str:

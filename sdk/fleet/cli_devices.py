@@ -1,0 +1,122 @@
+"""`headway fleet devices`: who is there, what runs, and what wants a look. A plant's thousand devices too."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from sdk.fleet.cli_progress import ONLINE_WORD
+from sdk.fleet.cli_trust import dir_option
+
+PLAIN_COLUMNS: Final = 240
+"""Of a table that goes into a file or another program: wide enough that no cell is folded or cut."""
+
+
+def troubles_of(device: dict[str, Any]) -> list[str]:
+    """Return what somebody should look at on a device, in words.
+
+    Args:
+        device: As `sdk.fleet.cli.fleet_overview` says it.
+    """
+    found = [f"quarantined: {hold['words']}" for hold in device["quarantine"]]
+    if device["refused"]:
+        found.append(f"its next label is refused: {device['refused']}")
+    if any(word in device["trust"] for word in ("refused", "unverified", "certificate")):
+        found.append(device["trust"])
+    if device["online"] and device["release_id"] is None:
+        found.append("no release serves on it")
+    return found
+
+
+def wants_a_look(device: dict[str, Any]) -> bool:
+    """Return whether a device is away, behind, or in trouble."""
+    return not device["online"] or device["in_sync"] is False or bool(troubles_of(device))
+
+
+@click.command(short_help="Show devices, and whether their heads agree.")
+@dir_option
+@click.option("--channel", help="Of this channel only.")
+@click.option("--find", default="", metavar="TEXT", help="Those with this in their name only.")
+@click.option("--look", is_flag=True, help="Those only that are away, behind or in trouble.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def devices(directory: Path, channel: str | None, find: str, look: bool, as_json: bool) -> None:
+    """Show the fleet's devices and whether their heads rest on the same labels.
+
+    The live-set digest names what a head has learned from. Devices with the same digest as the fleet have learned
+    from exactly the same labels, bit for bit.
+    """
+    from sdk.fleet.cli import fleet_overview, open_fleet
+
+    with open_fleet(directory) as store:
+        overview = fleet_overview(store, channel)
+    everybody = overview["devices"]
+    shown = [one for one in everybody if find in one["device"] and (not look or wants_a_look(one))]
+    if as_json:
+        click.echo(msgspec.json.encode({**overview, "devices": shown}))
+        return
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_COLUMNS)
+    for one in overview["channels"]:
+        digest = (one["live_set_digest"] or "-")[:12]
+        own = [device for device in everybody if device["channel"] == one["channel"]]
+        console.print(
+            f"channel {one['channel']}: release {one['release'] or '-'}, {one['log_length']} log records, "
+            f"live set {digest} ({one['live_samples']} samples)",
+            highlight=False,
+        )
+        console.print(
+            f"{len(own)} devices, {sum(device['online'] for device in own)} online, "
+            f"{sum(map(wants_a_look, own))} want a look",
+            highlight=False,
+        )
+        if one["unapplied_labels"]:
+            console.print(
+                f"{one['unapplied_labels']} labels change nothing: the release has their samples in its sums only",
+                highlight=False,
+            )
+    console.print(_table(shown))
+    if len(shown) < len(everybody):
+        console.print(f"{len(shown)} of {len(everybody)} devices", highlight=False)
+    for one in shown:
+        for trouble in troubles_of(one):
+            console.print(f"{one['device']}: {trouble}", highlight=False)
+    for one in overview["ends"]:
+        console.print(f"{one['words']}\n  -> {one['renew']}", highlight=False)
+
+
+def _table(shown: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    # Whatever else a narrow terminal folds: who a row is of must be readable.
+    table.add_column("device", min_width=max((len(one["device"]) for one in shown), default=0))
+    for name in ("", "channel", "release", "head", "live set", "outbox", "log", "last seen"):
+        table.add_column(name)
+    for one in shown:
+        same = {True: " =fleet", False: " behind", None: ""}[one["in_sync"]]
+        table.add_row(
+            one["device"],
+            ONLINE_WORD[one["online"]],
+            one["channel"],
+            one["release"] or "-",
+            one["head_state"],
+            (one["live_set_digest"] or "-")[:12] + same,
+            str(one["outbox"]),
+            str(one["log_position"]),
+            _ago(one["last_seen_utc"]),
+        )
+    return table
+
+
+def _ago(seconds_utc: float) -> str:
+    seconds = max(0, int(time.time() - seconds_utc))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
