@@ -23,17 +23,18 @@ from device_agent.store import Store
 from device_agent.sync import SyncLimits
 from sdk.bundle import Bundle
 from sdk.errors import RemoteWireError
+from sdk.fleet.broker import Mosquitto
 from sdk.fleet.database import DATABASE_NAME
 from sdk.fleet.restoring import DECISIONS_NAME, MARKS_NAME
 from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
-from sdk.labels import MAX_COUNTER, Quarantine
-from sdk.mqtt import Publication
+from sdk.labels import MAX_COUNTER, Quarantine, entry_hash
+from sdk.mqtt import MqttSettings, Publication
 from sdk.wire import ChannelMeta, DeviceState, LabelBatch, Restored, decode_json, decode_msgpack, encode_json
 from tests.builders import class_id_of, make_bundle, picture
-from tests.simulators import TOPICS, SimBroker
+from tests.simulators import TOPICS, SimBroker, wait_for
 from tests.test_offline_week import Line
-from tests.test_sync import Device, device, foreign, write_label
+from tests.test_sync import Device, device, foreign, serving, syncing, write_label
 
 __all__ = ["device"]
 
@@ -45,6 +46,23 @@ HELD = Quarantine("b", "", MAX_COUNTER, "camera upside down", "anna")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(tmp_path_factory.mktemp("bundle") / "first", ("good", "scratch"))
+
+
+def copied(fleet: Path, copy: Path) -> Path:
+    """Copy a fleet's database as the guide says; return the copy."""
+    with (
+        contextlib.closing(sqlite3.connect(fleet / DATABASE_NAME)) as source,
+        contextlib.closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
+    return copy
+
+
+def put_back(fleet: Path, copy: Path) -> None:
+    """Put a copy in the place of a fleet's database, as the guide says."""
+    for file in fleet.glob(f"{DATABASE_NAME}*"):
+        file.unlink()
+    shutil.copy(copy, fleet / DATABASE_NAME)
 
 
 class Told(Line):
@@ -152,21 +170,13 @@ class Plant:
         self.run(self.equal)
 
     def copied(self) -> Path:
-        """Copy the database as the guide says; return the copy."""
-        copy = self.folder / "copy.db"
-        with (
-            contextlib.closing(sqlite3.connect(self.fleet / DATABASE_NAME)) as source,
-            contextlib.closing(sqlite3.connect(copy)) as target,
-        ):
-            source.backup(target)
-        return copy
+        """Copy the database; return the copy."""
+        return copied(self.fleet, self.folder / "copy.db")
 
     def restore(self, copy: Path) -> None:
         """Put a copy of the database in its place, and start the service."""
         self.end()
-        for file in self.fleet.glob(f"{DATABASE_NAME}*"):
-            file.unlink()
-        shutil.copy(copy, self.fleet / DATABASE_NAME)
+        put_back(self.fleet, copy)
         self.begin()
 
 
@@ -268,6 +278,48 @@ def test_a_whole_directory_that_comes_back_is_noticed_by_the_first_device_that_k
         assert plant.digests() == {never[False]}
 
 
+@pytest.mark.broker
+@pytest.mark.parametrize("broker", ["kept", "killed"])
+def test_over_a_real_broker_two_devices_make_it_whole_while_they_go_on(
+    mosquitto: Mosquitto, tmp_path: Path, broker: str
+) -> None:
+    settings, fleet = MqttSettings(port=mosquitto.port), tmp_path / "fleet"
+    with syncing(tmp_path, "a", settings) as (a, sync_a, _), syncing(tmp_path, "b", settings) as (b, sync_b, _):
+
+        def say(numbers: range) -> None:
+            for number in numbers:
+                write_label(a, number)
+                write_label(b, 100 + number)
+            sync_a.notify_outbox()
+            sync_b.notify_outbox()
+
+        def equal(store: FleetStore) -> bool:
+            with store.read() as ledger:
+                length, ends = ledger.log_length("default"), ledger.log_ends("default")
+            return all(
+                ends.get(one.device, (0, b""))[0] == one.log.length() and one.log.position("default") == length
+                for one in (a, b)
+            )
+
+        with serving(fleet, settings) as store:
+            say(range(3))
+            wait_for(lambda: equal(store), what="the first day")
+            copied(fleet, tmp_path / "copy.db")
+            say(range(3, 6))
+            wait_for(lambda: equal(store), what="the second day")
+        put_back(fleet, tmp_path / "copy.db")
+        if broker == "killed":
+            mosquitto.restart()
+        with serving(fleet, settings) as store:
+            say(range(6, 9))
+            wait_for(lambda: equal(store), what="all of it")
+            with store.read() as ledger:
+                union = {entry_hash(record.entry) for record in ledger.records("default", 1)}
+        assert len(union) == 36
+        for one in (a, b):
+            assert {entry_hash(record.entry) for record in one.log.records()} == union
+
+
 # What people decided
 
 
@@ -284,9 +336,7 @@ def decide(store: FleetStore, *devices: str) -> None:
 def replaced(store: FleetStore, copy: Path) -> FleetStore:
     """Put a copy in the place of a fleet's database; return the fleet, opened."""
     store.close()
-    for file in store.directory.glob(f"{DATABASE_NAME}*"):
-        file.unlink()
-    shutil.copy(copy, store.directory / DATABASE_NAME)
+    put_back(store.directory, copy)
     return FleetStore(store.directory)
 
 

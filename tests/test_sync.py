@@ -462,7 +462,7 @@ def syncing(folder: Path, name: str, settings: MqttSettings) -> Iterator[tuple[S
             on_records=told.extend,
             on_desired=lambda _desired: None,
             state=state,
-            limits=SyncLimits(resend_s=0.5, ask_every_s=1.0, ask_gap_s=0.2, state_every_s=0.1),
+            limits=SyncLimits(resend_s=0.5, ask_every_s=1.0, ask_gap_s=0.2, state_every_s=0.1, again_spread_s=1.0),
         )
         sync.start()
         try:
