@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from sdk.bundle import Bundle
 from sdk.fleet.cli import fleet as fleet_command
 from sdk.fleet.page.app import HOST, make_app
 from sdk.fleet.page.view import MOST_TEACHERS, PAGE_ROWS, FleetView
-from sdk.fleet.store import FleetStore
+from sdk.fleet.store import FleetStore, Learned
 from sdk.labels import CodeRecord, Label
 from sdk.web.server import serving_page
 from sdk.wire import DeviceState
@@ -176,3 +178,31 @@ def test_those_that_taught_least_are_one_column(tmp_path: Path, bundle: Bundle) 
     for one, other in zip(all_of_it["classes"], short["classes"], strict=True):
         assert sum(one["counts"]) == sum(other["counts"]) == one["total"] == other["total"]
     assert "line-02" in short["teachers"], "of those that taught most"
+
+
+class Slow(FleetStore):
+    """A fleet whose union takes long to fold: until a second asks for it too, or for a moment."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.asked = 0
+        self.first, self.second = threading.Event(), threading.Event()
+
+    def learned(self, channel: str) -> Learned | None:
+        self.asked += 1
+        (self.first if self.asked == 1 else self.second).set()
+        self.second.wait(0.5)
+        return super().learned(channel)
+
+
+def test_what_takes_long_is_made_once_for_all_who_look(tmp_path: Path, bundle: Bundle) -> None:
+    store = Slow(tmp_path / "fleet")
+    with store:
+        store.publish(bundle, channel="default")
+        view = FleetView(store)
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(view.classes, "default")
+            assert store.first.wait(60.0)
+            other = pool.submit(view.classes, "default")
+            assert one.result(60.0) is other.result(60.0)
+        assert not store.second.is_set()

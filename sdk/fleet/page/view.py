@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class FleetView:
         self._store = store
         self._clock = clock
         self._made: dict[tuple[str, str], tuple[object, dict[str, Any]]] = {}  # what it rests on, and it
+        self._making = {"classes": threading.Lock(), "suspects": threading.Lock()}
 
     def fleet(self) -> dict[str, Any]:
         """Return channels with their rollouts, and devices with what they say and what needs a look."""
@@ -100,15 +102,16 @@ class FleetView:
         return {**found, "quarantined": holds}
 
     def _kept(self, what: str, channel: str, make: Callable[[FleetStore, str], dict[str, Any]]) -> dict[str, Any]:
-        """Return what was made of a channel's union, made anew where the union has changed."""
-        with self._store.read() as ledger:
-            current = ledger.current(channel)
-            rests_on = None if current is None else current.id, ledger.log_length(channel)
-        known = self._made.get((what, channel))
-        if known is None or known[0] != rests_on:
-            known = rests_on, make(self._store, channel)
-            self._made[what, channel] = known
-        return known[1]
+        """Return what was made of a channel's union, made anew where it has changed: once for all who ask."""
+        with self._making[what]:
+            with self._store.read() as ledger:
+                current = ledger.current(channel)
+                rests_on = None if current is None else current.id, ledger.log_length(channel)
+            known = self._made.get((what, channel))
+            if known is None or known[0] != rests_on:
+                known = rests_on, make(self._store, channel)
+                self._made[what, channel] = known
+            return known[1]
 
     def _rollout(self, channel: str) -> dict[str, Any] | None:
         try:
