@@ -311,11 +311,10 @@ class FleetCore:
         device, new = ledger.note_state(state, seen_utc=seen_utc)
         if device.channel != state.channel:
             self._complain(state.device, f"was on channel {device.channel} and stays there", reports)
-        self._tidy = True
-        found = self._ahead.look(ledger, device.device, device.channel, state.log_position, time.time())
-        if found is not None:
+        elif found := self._ahead.look(ledger, device.device, device.channel, state.log_position, time.time()):
             reports.append(found)
             self._meta_due[device.channel] = 0.0
+        self._tidy = True
         out: list[Publication] = []
         if new:
             reports.append(("registered", {"device": device.device, "channel": device.channel}))
@@ -499,7 +498,8 @@ class FleetCore:
                 length = ledger.log_length(device.channel)
                 if want.log_from > length + 1:
                     self._report("ahead", {"device": name, "log_from": want.log_from, "log_length": length})
-                    ahead[device.channel] = name, device.channel, want.log_from - 1
+                    if want.channel == device.channel:
+                        ahead[device.channel] = name, device.channel, want.log_from - 1
                 elif want.log_from == length + 1:
                     self._readers.pop(name, None)
                 elif name in self._readers:
