@@ -6,3 +6,5 @@ import os
 # then took four times the processor time (mobilenetv2, 2 cores under load: 361 against 86 ms an image). The
 # OpenMP runtime reads this when torch is first imported, which only happens below this package.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# ONNX Runtime would report networks and machine to Microsoft; see `device_agent`.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
