@@ -12,17 +12,20 @@
 Rules this module keeps:
 
 - It lists and opens no image. What it cannot list it refuses by name with a reason; only a listing that makes no
-  sense as a whole, such as an index without labels, is an error.
-- A path that leads out of the set's folder is never opened.
+  sense as a whole, such as an index without labels, is an error. Images that lie there and are in no listing
+  are counted in a note.
+- A path in an index or in annotations that leads out of the set's folder is never opened. A link in a class folder
+  to an image is followed, and so is a class folder that is a link: whoever made it meant it.
 - What is detected is said, in words that a person can check.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -37,11 +40,14 @@ FIRST_DAY_LABEL: Final = "good"
 INDEX_NAME: Final = "index.csv"
 MAX_INDEX_BYTES: Final = 256 * 1024 * 1024
 """A million rows of index are 100 MB, a million annotations about 200 MB."""
-PARTS: Final = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+_TRAINING: Final = frozenset({"train", "training"})
+PARTS: Final = _TRAINING | {"val", "valid", "validation", "test", "testing"}
 """Folders of this name are no classes."""
 _MASKS: Final = "ground_truth"
 _JUNK: Final = frozenset({"thumbs.db", "desktop.ini"})
 """Left by file managers; a hidden file is passed over too."""
+_APPLE_DOUBLE: Final = "._"
+"""Begins the names of what macOS writes beside every file on a foreign disk."""
 _NAMED: Final = 3
 """This many examples are named in a note."""
 
@@ -110,21 +116,26 @@ def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | No
     """
     if not folder.is_dir():
         raise BadImages(f"{folder} is not a folder", hint="Name a folder with one folder of images per class.")
-    layout = layout or detect(folder)
     try:
-        if layout is Layout.INDEX:
-            return _from_index(folder)
-        if layout is Layout.COCO:
-            return _from_coco(folder, unannotated)
-        if layout is Layout.MVTEC:
-            return _from_mvtec(folder)
-        if layout is Layout.PARTS:
-            return _from_parts(folder)
-        return _from_flat(folder) if layout is Layout.FLAT else _from_folders(folder)
+        layout = layout or detect(folder)
+        found = _listed(folder, layout, unannotated)
+        return replace(found, notes=[*found.notes, *_left_out(folder, found)])
     except OSError as error:
         raise BadImages(
             f"{error.filename or folder}: {error.strerror}", hint="Check the folder's permissions."
         ) from error
+
+
+def _listed(folder: Path, layout: Layout, unannotated: str | None) -> Listing:
+    if layout is Layout.INDEX:
+        return _from_index(folder)
+    if layout is Layout.COCO:
+        return _from_coco(folder, unannotated)
+    if layout is Layout.MVTEC:
+        return _from_mvtec(folder)
+    if layout is Layout.PARTS:
+        return _from_parts(folder)
+    return _from_flat(folder) if layout is Layout.FLAT else _from_folders(folder)
 
 
 def detect(folder: Path) -> Layout:
@@ -136,8 +147,8 @@ def detect(folder: Path) -> Layout:
     names = {p.name for p in _folders(folder)}
     if (folder / "train" / "good").is_dir() and {"test", _MASKS} & names:
         return Layout.MVTEC
-    nested = any(True for name in names & PARTS for _ in _folders(folder / name))
-    if nested and names <= PARTS:
+    nested = {name for name in names & PARTS if _folders(folder / name)}
+    if nested and (names <= PARTS or nested & _TRAINING):
         return Layout.PARTS
     return Layout.FOLDERS if names else Layout.FLAT
 
@@ -151,12 +162,48 @@ def _folders(folder: Path) -> list[Path]:
     )
 
 
-def _files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
-    """Yield the files of a folder that somebody may have meant as images."""
-    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.name.lower() not in _JUNK and not path.is_dir():
+def _files(folder: Path, *, deep: bool = True, hidden: bool = False) -> Iterator[Path]:
+    """Yield the files of a folder that somebody may have meant as images, in the order of their paths.
+
+    A link to a folder is yielded like a file: it is not followed, since it may lead round in a circle.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    found: list[Path] = []
+    for where, folders, names in os.walk(folder, onerror=_raise):
+        home = Path(where)
+        links = [name for name in folders if deep and (home / name).is_symlink()]
+        found += [home / name for name in names + links]
+        folders[:] = [name for name in folders if hidden or not name.startswith(".")] if deep else []
+    for path in sorted(found):
+        unseen = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if (hidden or not unseen) and path.name.lower() not in _JUNK and not path.name.startswith(_APPLE_DOUBLE):
             yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _left_out(folder: Path, found: Listing) -> list[str]:
+    """Return notes on images that lie in the folder and are neither listed nor refused."""
+    listed = {os.path.normpath(path) for one in found.entries for path in (one.path, one.mask) if path is not None}
+    listed |= {os.path.normpath(refused.path) for refused in found.refused}
+    masks = folder / _MASKS if found.layout is Layout.MVTEC else None
+    rest = [
+        path.relative_to(folder)
+        for path in _files(folder, hidden=True)
+        if os.path.normpath(path) not in listed
+        and _is_image(path)
+        and (masks is None or masks not in path.parents)
+    ]
+    unseen = [path for path in rest if any(part.startswith(".") for part in path.parts)]
+    others = [path for path in rest if path not in unseen]
+    return [
+        *([f"{len(unseen)} images in hidden files or folders are left out, as {unseen[0]}."] if unseen else []),
+        *([f"{len(others)} images are in no listing and are left out, as {others[0]}."] if others else []),
+    ]
 
 
 def _is_image(path: Path) -> bool:
@@ -164,6 +211,8 @@ def _is_image(path: Path) -> bool:
 
 
 def _not_an_image(path: Path) -> Refused:
+    if path.is_dir():
+        return Refused(path, "a link to a folder, which is not followed")
     return Refused(path, f"no image by its name ({path.suffix or 'without a suffix'})")
 
 
@@ -203,14 +252,17 @@ def _from_folders(folder: Path) -> Listing:
     for class_folder in classes:
         _class_folder(class_folder, entries, refused, {})
     used = sorted({entry.label for entry in entries})
-    notes = [f"Folders without images: {_some(p.name for p in classes if p.name not in used)}."]
-    return Listing(
-        Layout.FOLDERS,
-        f"class folders: {_some(used, 8)}",
-        entries,
-        refused,
-        notes if len(used) < len(classes) else [],
-    )
+    notes = []
+    if len(used) < len(classes):
+        notes.append(f"Folders without images: {_some(p.name for p in classes if p.name not in used)}.")
+    only = classes[0]
+    if len(classes) == 1 and entries and all(entry.path.parent != only for entry in entries):
+        within = sorted({entry.path.relative_to(only).parts[0] for entry in entries})
+        notes.append(
+            f"All images are of one class, {only.name}, and lie in folders within it, {_some(within)}: if these "
+            f"are the classes, name {only}."
+        )
+    return Listing(Layout.FOLDERS, f"class folders: {_some(used, 8)}", entries, refused, notes)
 
 
 def _from_parts(folder: Path) -> Listing:
@@ -293,7 +345,11 @@ def _from_index(folder: Path) -> Listing:
     said = f"{INDEX_NAME}, {len(entries) + len(refused)} rows" + (
         f", with {', '.join(['group'] * ('group' in names) + extra)}" if extra or "group" in names else ""
     )
-    return Listing(Layout.INDEX, said, entries, refused)
+    bare = sum(not entry.group for entry in entries)
+    notes = []
+    if 0 < bare < len(entries):
+        notes.append(f"{bare} rows have no group: each of their images counts as a part of its own.")
+    return Listing(Layout.INDEX, said, entries, refused, notes)
 
 
 def _columns(index: Path, names: Sequence[str]) -> Sequence[str]:
@@ -319,6 +375,8 @@ def _index_row(root: Path, folder: Path, line: int, row: dict[str, str]) -> Entr
     full = _inside(root, folder, path)
     if full is None:
         return Refused(folder / INDEX_NAME, f"line {line}: {path[:80]!r} leads out of the folder")
+    if "\\" in path and not _is_file(full):
+        return Refused(folder / INDEX_NAME, f"line {line}: no file {path[:80]!r}; folders are divided by /")
     kept = _inside(root, folder, mask) if mask else None
     if mask and kept is None:
         return Refused(full, f"line {line}: its mask {mask[:80]!r} leads out of the folder")
@@ -326,11 +384,14 @@ def _index_row(root: Path, folder: Path, line: int, row: dict[str, str]) -> Entr
     return Entry(full, label, (row.get("group") or "").strip(), rest, kept)
 
 
-def _inside(root: Path, folder: Path, relative: str) -> Path | None:
+def _inside(root: Path, folder: Path, name: str) -> Path | None:
     """Return a path below the folder, or None where it leads out of it or is no path at all."""
     try:
-        full = folder / relative
-        return full if full.resolve().is_relative_to(root) else None
+        full = folder / name
+        real = full.resolve()
+        if not real.is_relative_to(root):
+            return None
+        return folder / real.relative_to(root) if Path(name).is_absolute() else full
     except (OSError, ValueError, RuntimeError):  # too long; a zero byte; a circle of links
         return None
 

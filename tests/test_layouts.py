@@ -208,3 +208,99 @@ def test_train_and_test_are_never_taken_for_classes(tmp_path: Path) -> None:
     images = open_images(tmp_path)
     assert images.classes == ["good", "scratch"]
     assert "train and val are pooled: the split is made anew, by group." in images.notes
+
+
+def scattered(root: Path) -> Path:
+    """Class folders within train, and images where nothing says what they are."""
+    class_folders(root / "train")
+    write(root / "docs" / "setup.png", encoded(value=900))
+    write(root / "loose.png", encoded(value=901))
+    return root
+
+
+def hidden(root: Path) -> Path:
+    class_folders(root)
+    write(root / ".pit" / "1.png", encoded(value=900))
+    write(root / "good" / ".1.png", encoded(value=901))
+    write(root / "good" / "._1.png", b"macOS writes this beside each file on a foreign disk")
+    return root
+
+
+def half_indexed(root: Path) -> Path:
+    for i in range(4):
+        write(root / "img" / f"{i}.png", encoded(value=i))
+    write(root / "index.csv", b"path,label,mask\nimg/0.png,good,\n./img/../img/1.png,pit,img/2.png\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "notes"),
+    [
+        (scattered, ["2 images are in no listing and are left out, as docs/setup.png."]),
+        (hidden, ["2 images in hidden files or folders are left out, as .pit/1.png."]),
+        (half_indexed, ["1 images are in no listing and are left out, as img/3.png."]),
+        (lambda root: coco(root, lambda tree: tree["images"].pop()),
+         ["1 images are in no listing and are left out, as images/3.png."]),
+        (mvtec, []),
+        (class_folders, []),
+    ],
+    ids=["parts", "hidden", "index", "coco", "mvtec", "folders"],
+)  # fmt: skip
+def test_images_that_nothing_lists_are_told(
+    tmp_path: Path, make: Callable[[Path], Path], notes: list[str]
+) -> None:
+    found = open_images(make(tmp_path))
+    assert [note for note in found.notes if "left out" in note] == notes
+
+
+def test_train_beside_other_folders_is_no_class(tmp_path: Path) -> None:
+    images = open_images(scattered(tmp_path))
+    assert images.layout is Layout.PARTS
+    assert images.classes == ["good", "scratch"]
+
+
+def test_classes_one_folder_too_deep_are_told(tmp_path: Path) -> None:
+    images = open_images(class_folders(tmp_path / "images").parent)
+    assert images.classes == ["images"]
+    assert images.notes == (
+        "All images are of one class, images, and lie in folders within it, good, scratch: if these are the "
+        f"classes, name {tmp_path / 'images'}.",
+    )
+
+
+def test_a_link_to_a_folder_is_refused_and_a_class_folder_may_be_one(tmp_path: Path) -> None:
+    elsewhere = class_folders(tmp_path / "elsewhere")
+    root = class_folders(tmp_path / "set")
+    (root / "pit").symlink_to(write(elsewhere / "more" / "1.png", encoded(value=900)).parent)
+    (root / "good" / "again").symlink_to(root / "good")
+    images = open_images(root)
+    assert images.classes == ["good", "pit", "scratch"]
+    assert [(r.path.name, r.reason) for r in images.refused] == [
+        ("again", "a link to a folder, which is not followed")
+    ]
+
+
+def test_an_index_may_name_whole_paths_below_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "set" / "a.png", encoded())
+    write(tmp_path / "b.png", encoded(value=1))
+    write(tmp_path / "set" / "index.csv", f"path,label\n{tmp_path}/set/a.png,pit\n{tmp_path}/b.png,pit\n".encode())
+    monkeypatch.chdir(tmp_path)
+    images = open_images(Path("set"))
+    assert [(image.path, image.group) for image in images.images] == [(Path("set/a.png"), "a.png")]
+    assert [r.reason for r in images.refused] == [
+        f"line 3: {str(tmp_path / 'b.png')[:80]!r} leads out of the folder"
+    ]
+
+
+def test_rows_without_a_group_are_told(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"{i}.png", encoded(value=i))
+    write(tmp_path / "index.csv", b"path,label,group\n0.png,pit,a\n1.png,pit, \n2.png,good,\n")
+    assert "2 rows have no group: each of their images counts as a part of its own." in open_images(tmp_path).notes
+
+
+def test_paths_from_windows_are_refused_with_the_reason(tmp_path: Path) -> None:
+    write(tmp_path / "img" / "0.png", encoded())
+    write(tmp_path / "index.csv", b"path,label\nimg\\0.png,pit\nimg/0.png,pit\n")
+    (refused,) = open_images(tmp_path).refused
+    assert refused.reason == "line 2: no file 'img\\\\0.png'; folders are divided by /"
