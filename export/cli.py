@@ -322,7 +322,7 @@ def export(
     from export.board import board
     from export.distributed import TrainedAlong, ranks
     from export.finetune import Strategy
-    from export.pipeline import Request, export_bundle
+    from export.pipeline import Request, export_bundle, stopped
     from export.profiles import Profile
     from export.report import encode_report
     from sdk.tensorrt_api import open_library
@@ -370,6 +370,9 @@ def export(
                 report = export_bundle(request, terminal, ranks=here, on_scalars=on_scalars)
             except TrainedAlong:
                 return
+            except KeyboardInterrupt as stop:
+                stop.args = (stopped(request),)
+                raise
     _write_page(page, report)
     # With JSON on standard output, what people read goes to the other one.
     show(report, Console(stderr=json_file == STDOUT, highlight=False))

@@ -365,6 +365,14 @@ def _training(request: Request) -> Path:
     return request.out.parent / f".{request.out.name}.training"
 
 
+def stopped(request: Request) -> str:
+    """Return what is left where an export was stopped, in words."""
+    if request.out.exists():
+        return f"{request.out} is whole"
+    kept = _training(request).is_dir()
+    return f"{request.out} was not made" + ("; the same command goes on where training stood" if kept else "")
+
+
 def _auto(request: Request, backbone: Backbone, frames: Frames, learned: Selection, log: Log) -> Choice | None:
     """Return the strategy that shows best, or None where nothing can be judged."""
     if len(field_of(_label_index(learned), learned.groups, request.seed).classes) < 2:

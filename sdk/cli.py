@@ -4,7 +4,8 @@ Rules kept here:
 
 - `headway --help` imports no subcommand: it answers at once, whatever is installed.
 - An error that Headway raises on purpose is two lines on stderr, `error:` and `hint:`, and exit code 2; so is
-  wrong usage. Ctrl-C is exit code 130, without a traceback. Anything else is a bug and shows its traceback.
+  wrong usage. Ctrl-C is a line and exit code 130, SIGTERM 143, without a traceback and with temporary files
+  removed. Anything else is a bug and shows its traceback.
 - A third-party module that is missing names the extra to install.
 """
 
@@ -19,11 +20,14 @@ from typing import Final, NamedTuple, NoReturn
 import click
 
 from sdk.errors import HeadwayError, MissingExtra
+from sdk.stopping import Terminated, terminable
 
 GROUP: Final = "headway.commands"
 DISTRIBUTION: Final = "headway-edge"
 USAGE_EXIT: Final = 2
 INTERRUPT_EXIT: Final = 130
+TERMINATED_EXIT: Final = 143
+"""128 and the signal's number, as shells tell it."""
 _COMMAND: Final = "headway.command"
 _OURS: Final = frozenset({"sdk", "device_agent", "export"})
 
@@ -123,18 +127,19 @@ def headway() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run `headway` and exit: 0 done, 2 an error somebody can do something about, 130 interrupted."""
+    """Run `headway` and exit: 0 done, 2 an error somebody can do something about, 130 or 143 stopped."""
     context: click.Context | None = None
     try:
-        with headway.make_context("headway", list(sys.argv[1:] if args is None else args)) as ctx:
+        with terminable(), headway.make_context("headway", list(sys.argv[1:] if args is None else args)) as ctx:
             context = ctx
             headway.invoke(ctx)
-        sys.stdout.flush()
+            sys.stdout.flush()
         code = 0
     except click.exceptions.Exit as stop:
         code = stop.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        code = INTERRUPT_EXIT
+    except (click.Abort, KeyboardInterrupt) as stop:
+        click.echo(f"stopped{': ' * bool(str(stop))}{stop}", err=True)
+        code = TERMINATED_EXIT if isinstance(stop, Terminated) else INTERRUPT_EXIT
     except click.ClickException as error:
         error.show()
         code = error.exit_code if error.exit_code != 1 else USAGE_EXIT

@@ -1,4 +1,4 @@
-"""`headway`: fast help, two-line errors with exit code 2, quiet interruption, missing extras named."""
+"""`headway`: fast help, two-line errors with exit code 2, interruption in a line, missing extras named."""
 
 from __future__ import annotations
 
@@ -175,9 +175,16 @@ def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
     assert "Traceback" in result.stderr
 
 
-def test_ctrl_c_is_quiet_and_exit_130(tmp_path: Path) -> None:
-    wait = "print('ready', flush=True); __import__('signal').pause()"
-    env = with_commands(tmp_path, wait=COMMAND.format(wait))
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_says_so_in_a_line_and_removes_its_temporary_files(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    wait = (
+        "import tempfile, signal\n"
+        "    with tempfile.TemporaryDirectory(): print('ready', flush=True); signal.pause()"
+    )
+    env = with_commands(tmp_path, wait=COMMAND.format(wait)) | {"TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(
         [sys.executable, "-m", "sdk.cli", "wait"],
         stdout=subprocess.PIPE,
@@ -187,10 +194,11 @@ def test_ctrl_c_is_quiet_and_exit_130(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == ""
+    assert process.returncode == code
+    assert stderr == "stopped\n"
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
