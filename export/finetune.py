@@ -13,7 +13,7 @@ validation groups are kept, and training ends when there has been no better one 
 Everything random follows from the seed and the number of the step, never from what was drawn before: a run that
 was killed goes on from its checkpoint as if it had not been, and several processes draw the same batches.
 
-Images are decoded and resized once and kept as bytes, so that the cores spend their time on the network.
+Images are decoded and resized once (`export.frames`), so that the cores spend their time on the network.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -42,7 +40,7 @@ from export.backbones import Backbone
 from export.checkpoint import Checkpoint, Tensors
 from export.distributed import Ranks, alone
 from export.embed import EVALUATION_BATCH
-from export.graph import cores
+from export.frames import resized_frames
 from export.recipes import (
     DEFAULT_EPOCHS,
     Recipe,
@@ -55,8 +53,6 @@ from export.recipes import (
 )
 from export.tail import Cut, Memory, cut, digest_of
 from sdk.errors import ExportError
-from sdk.images import read
-from sdk.preprocess import Preprocess, resize
 
 __all__ = ["DEFAULT_EPOCHS", "Frames", "Strategy", "finetune", "resized_frames", "to_pixels"]
 
@@ -68,8 +64,6 @@ DRAWS_A_VIEW: Final = 3
 """A fixed view costs a pass through the trunk; an image of a frequent class is drawn a few times in all."""
 HEAD_RATE: Final = 1e-2
 """Of the classifier alone, on features scaled to deviation 1."""
-MAX_RESIDENT_BYTES: Final = 2 * 1024**3
-"""Resized images above this go to a file that the system pages in and out."""
 _STEP, _DRAW, _HEAD = 0, 1, 2
 """First member of a key of random numbers: what they are for."""
 
@@ -151,44 +145,6 @@ class Aids:
     mixed: bool = True
     on_step: OnStep = lambda _done, _total, _epoch: None
     on_scalars: OnScalars = lambda _step, _figures: None
-
-
-def resized_frames(
-    paths: Sequence[Path],
-    preprocess: Preprocess,
-    scratch: Path,
-    on_image: Callable[[], None] = lambda: None,
-    sizes: npt.NDArray[np.int64] | None = None,
-) -> Frames:
-    """Return the images of these files at input size: in memory or, when they are many, in a file under `scratch`.
-
-    Args:
-        paths: n files.
-        preprocess: Says the input's size.
-        scratch: A folder for a large file.
-        on_image: Called after each.
-        sizes: (n, 2), filled with height and width of each as it was delivered.
-
-    Raises:
-        BadImages: a file changed since it was checked.
-    """
-    shape = (len(paths), preprocess.height, preprocess.width, 3)
-    frames: Frames
-    if math.prod(shape) > MAX_RESIDENT_BYTES:
-        frames = np.lib.format.open_memmap(scratch / "frames.npy", "w+", np.uint8, shape)
-    else:
-        frames = np.empty(shape, np.uint8)
-
-    def load(row: int) -> None:
-        image = read(paths[row])[1]
-        if sizes is not None:
-            sizes[row] = image.shape[:2]
-        frames[row] = resize(image, preprocess.height, preprocess.width)
-
-    with ThreadPoolExecutor(cores()) as pool:
-        for _ in pool.map(load, range(len(paths))):
-            on_image()
-    return frames
 
 
 class _State(msgspec.Struct):

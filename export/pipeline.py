@@ -209,19 +209,18 @@ def export_bundle(
         )
     _show_licence(backbone, log)
     strategy, reason = _strategy(request, backbone, learned, log)
-    with tempfile.TemporaryDirectory(prefix="headway-export-") as scratch:
-        paths = [images.images[row].path for row in learned.rows]
-        with log.stage("decode", "Decoding images", len(paths)) as step:
-            sizes = np.zeros((len(paths), 2), np.int64)
-            frames = resized_frames(paths, backbone.preprocess, Path(scratch), step, sizes)
-        tuned = _tune(request, strategy, reason, backbone, frames, learned, ranks or alone(), on_scalars, log)
-        fitted = np.zeros(len(frames), bool) if tuned.outcome is None else ~learned.validation
-        plan = Plan(request.profiles, request.max_int8_loss, request.qat, request.int8_budget_s, request.seed)
-        difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log, plan)
-        kept, reason_first, precisions = choose(
-            request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
-        )
-        golden_frames = frames[golden_rows(learned)]
+    paths = [images.images[row].path for row in learned.rows]
+    with log.stage("decode", "Decoding images", len(paths)) as step:
+        sizes = np.zeros((len(paths), 2), np.int64)
+        frames = resized_frames(paths, backbone.preprocess, None, step, sizes)
+    tuned = _tune(request, strategy, reason, backbone, frames, learned, ranks or alone(), on_scalars, log)
+    fitted = np.zeros(len(frames), bool) if tuned.outcome is None else ~learned.validation
+    plan = Plan(request.profiles, request.max_int8_loss, request.qat, request.int8_budget_s, request.seed)
+    difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log, plan)
+    kept, reason_first, precisions = choose(
+        request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
+    )
+    golden_frames = frames[golden_rows(learned)]
     coded = exemplars(learned.labels, learned.groups, fitted, request.max_base_codes)
     summed = said(learned.labels, coded)
     if summed is not None:

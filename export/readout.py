@@ -13,7 +13,6 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +24,8 @@ import numpy.typing as npt
 import torch
 
 from export.backbones import Backbone, Tapped, load_backbone, own_levels
-from export.finetune import resized_frames
 from export.forms import features_of
+from export.frames import resized_frames
 from export.graph import latencies_ms, to_onnx
 from export.maps import spatial_of
 from export.progress import Log
@@ -200,10 +199,9 @@ def read_all(
     ends = own + np.cumsum([0] + [2 * int(level.shape[1]) for level in lower_maps])
     with log.stage("readout", f"Reading all levels at {px} px", len(paths)) as step:
         model = to_onnx(Backbone(name, module, total, size, backbone.origin))
-        with tempfile.TemporaryDirectory(prefix="headway-readout-") as scratch:
-            frames = resized_frames(paths, size, Path(scratch))
-            features = features_of(model, frames, size, step)
-            latency = latencies_ms({"": model}, size.apply(frames[0]), rounds=15)[""]
+        frames = resized_frames(paths, size)
+        features = features_of(model, frames, size, step)
+        latency = latencies_ms({"": model}, size.apply(frames[0]), rounds=15)[""]
     lasts: dict[str | None, npt.NDArray[np.int64]] = {readout.pool: np.arange(own)}
     averaged = backbone.maps and [(r.start, r.pool) for r in backbone.maps[-1].reads] == [(0, "avg")]
     if pooling and averaged:

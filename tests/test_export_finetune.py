@@ -23,10 +23,13 @@ from export.finetune import (
     resized_frames,
     to_pixels,
 )
-from sdk.errors import BadImages
+from sdk.errors import BadImages, ExportError
 from sdk.images import decode
 from sdk.preprocess import Preprocess
+from tests.disks import small
 from tests.tiny import picture, write_pictures
+
+__all__ = ["small"]
 
 pytestmark = pytest.mark.torch
 torch.set_num_threads(1)  # tests run side by side; spinning threads cost more than they give
@@ -176,6 +179,29 @@ def test_images_are_resized_as_the_device_resizes(tmp_path: Path) -> None:
     again = np.concatenate([preprocess.apply(frame) for frame in frames])
     direct = np.concatenate([preprocess.apply(decode(file.read_bytes())) for file in files])
     assert np.array_equal(again, direct)
+
+
+def test_images_that_do_not_fit_into_memory_lie_in_a_file_that_nobody_sees(tmp_path: Path) -> None:
+    files = sorted((write_pictures(tmp_path / "set", ("good",), 3) / "good").iterdir())
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    preprocess = Preprocess(height=32, width=40)
+    frames = resized_frames(files, preprocess, scratch, resident_bytes=0)
+    assert np.array_equal(frames, resized_frames(files, preprocess))
+    assert list(scratch.iterdir()) == []  # a kill leaves nothing
+
+
+def test_too_little_room_for_resized_images_is_said_before_any_is_decoded(small: Path, tmp_path: Path) -> None:
+    files = sorted((write_pictures(tmp_path / "set", ("good",), 3) / "good").iterdir())
+    decoded: list[None] = []
+    with pytest.raises(ExportError, match="no room for") as caught:
+        resized_frames(
+            files, Preprocess(height=1200, width=1200), small, lambda: decoded.append(None), resident_bytes=0
+        )
+    assert "TMPDIR" in caught.value.hint
+    assert not decoded
+    with pytest.raises(ExportError, match="No such file"):
+        resized_frames(files, Preprocess(height=32, width=32), small / "gone", resident_bytes=0)
 
 
 def test_a_file_that_changed_since_it_was_checked_is_refused(tmp_path: Path) -> None:
