@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from export.set_report import (
     SizeCount,
     SliceReport,
 )
+from sdk.durable import write_output
 from sdk.errors import BadImages, ExportError
 from sdk.head import Calibration
 from sdk.images import ImageSet, open_images
@@ -208,16 +210,17 @@ def write_index(checked: Checked, file: Path) -> None:
     """
     images = checked.images
     extra = sorted({column for image in images.images for column in image.columns})
+    out = io.StringIO(newline="")
+    rows = csv.writer(out)
+    rows.writerow(["path", "label", "group", "mask", *extra])
+    for image in images.images:
+        mask = "" if image.mask is None else _below(images.folder, image.mask)
+        known = [image.columns.get(column, "") for column in extra]
+        rows.writerow([_below(images.folder, image.path), image.label, image.group, mask, *known])
     try:
-        with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out:
-            rows = csv.writer(out)
-            rows.writerow(["path", "label", "group", "mask", *extra])
-            for image in images.images:
-                mask = "" if image.mask is None else _below(images.folder, image.mask)
-                known = [image.columns.get(column, "") for column in extra]
-                rows.writerow([_below(images.folder, image.path), image.label, image.group, mask, *known])
+        write_output(file, out.getvalue().encode(errors="surrogateescape"))
     except OSError as error:
-        raise ExportError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
+        raise ExportError(f"--write-index {file}: {error.strerror}", hint="Name another file.") from error
 
 
 # --- The report

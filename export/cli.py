@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 
 from export.exemplars import MAX_BASE_CODES
+from export.terminal import Terminal, show, show_set
 from sdk.codes import MAX_FEATURE_SIZE
+from sdk.durable import write_output
 from sdk.errors import ExportError
 from sdk.layouts import Layout
 from sdk.preprocess import MAX_INPUT_SIDE_PX
@@ -24,10 +22,8 @@ if TYPE_CHECKING:
     from export.distributed import Ranks
     from export.readout import Budget
     from export.report import Report
-    from export.set_report import SetReport
 
 STDOUT: Final = "-"
-_REFUSED_SHOWN: Final = 12
 AUTO: Final = "auto"
 MAX_LEVELS: Final = 12
 _PRECISIONS: Final = {
@@ -162,7 +158,7 @@ class WithPretrain(click.Command):
     help="A class that nothing learns from, to see later how it is learned on a device. May be repeated.",
 )
 @click.option("--out", metavar="BUNDLE", type=click.Path(path_type=Path), help="Directory to make.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+@click.option("--force", is_flag=True, help="Replace a bundle, or the file of --write-index, that is there.")
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write everything reported as JSON; - is standard output."
 )
@@ -302,9 +298,7 @@ def export(
     from export.check import Groups
     from export.images_page import write_page
 
-    for option, file in (("--json", json_file), ("--images-page", images_page), ("--write-index", write_index)):
-        if file not in (None, STDOUT):
-            _check_file(option, Path(str(file)))
+    _check_files(json_file, images_page, write_index, replace=force)
     kept = None if layout is None else Layout(layout)
     groups = None if groups_from is None else Groups(groups_from)
     if check_only:
@@ -382,11 +376,24 @@ def export(
         sys.stdout.write(encode_report(report).decode())
     elif json_file is not None:
         try:
-            Path(json_file).write_bytes(encode_report(report))
+            write_output(Path(json_file), encode_report(report))
         except OSError as error:
             raise ExportError(
-                f"{json_file}: {error.strerror}", hint=f"The bundle is in {out}; only the JSON is missing."
+                f"--json {json_file}: {error.strerror}", hint=f"The bundle is in {out}; only the JSON is missing."
             ) from error
+
+
+def _check_files(json_file: str | None, page: Path | None, index: Path | None, *, replace: bool) -> None:
+    """Refuse now what could not be written in the end."""
+    json_path = None if json_file in (None, STDOUT) else Path(str(json_file))
+    for option, file in (("--json", json_path), ("--images-page", page), ("--write-index", index)):
+        if file is not None:
+            _check_file(option, file)
+    if index is not None and index.exists() and not replace:
+        raise ExportError(
+            f"--write-index {index}: it exists, and may have been corrected by hand",
+            hint="Name another file, or --force to replace it.",
+        )
 
 
 def _check_file(option: str, file: Path) -> None:
@@ -424,35 +431,9 @@ def _only_check(
         sys.stdout.write(as_json.decode())
     elif json_file is not None:
         try:
-            Path(json_file).write_bytes(as_json)
+            write_output(Path(json_file), as_json)
         except OSError as error:
-            raise ExportError(f"{json_file}: {error.strerror}", hint="Choose another file.") from error
-
-
-def show_set(report: SetReport, console: Console) -> None:
-    """Print what is known of a set."""
-    leaks = report.leaks
-    table = Table("class", title=f"{report.usable} images, {leaks.groups} groups ({leaks.groups_from})",
-                  title_justify="left")  # fmt: skip
-    for head in ("images", "groups", "masks", "brightness", "contrast", "sharpness"):
-        table.add_column(head, justify="right")
-    for c in report.classes:
-        figures = (c.images, c.groups, c.masks, c.brightness, c.contrast, c.sharpness)
-        table.add_row(escape(c.name), *map(str, figures))
-    console.print(table)
-    for column in report.columns:
-        values = ", ".join(f"{one.value or '(empty)'} {one.images}" for one in column.slices)
-        console.print(escape(f"{column.column}: {values}"), soft_wrap=True)
-    for one in report.refused[:_REFUSED_SHOWN]:
-        console.print(escape(f"refused: {one.path}: {one.reason}"), soft_wrap=True)
-    if len(report.refused) > _REFUSED_SHOWN:
-        console.print(f"and {len(report.refused) - _REFUSED_SHOWN} more files refused; --json lists all of them")
-    console.print(
-        f"Near-duplicates: {leaks.pairs} pairs at least {leaks.threshold:.2f} alike (about "
-        f"{leaks.expected_false:.0f} of them false); {leaks.across_groups} in different groups of the set's own, "
-        f"{leaks.across_split} across the split without joining them, {leaks.across_labels} under two labels.",
-        soft_wrap=True,
-    )
+            raise ExportError(f"--json {json_file}: {error.strerror}", hint="Choose another file.") from error
 
 
 def check_alone(strategy: str | None, ranks: Ranks) -> None:
@@ -486,183 +467,8 @@ def _write_page(page: Path | None, report: Report) -> None:
     from export.transfer_page import transfer_page
 
     try:
-        page.write_text(transfer_page(report), encoding="utf-8")
+        write_output(page, transfer_page(report).encode())
     except OSError as error:
         raise ExportError(
-            f"{page}: {error.strerror}", hint="The bundle is there; only the page is missing."
+            f"--report {page}: {error.strerror}", hint="The bundle is there; only the page is missing."
         ) from error
-
-
-class Terminal:
-    """A listener that draws one bar for the stage at hand, where stderr is a terminal, and lines otherwise."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task: TaskID | None = None
-        self._note = ""
-
-    def __enter__(self) -> Terminal:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def stage(self, words: str) -> None:
-        """A stage begins."""
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-        self._task, self._note = self._bars.add_task(words, total=None, note=""), ""
-        self.say(f"{words} ...", dim=True)
-
-    def step(self, done: int, total: int, note: str = "") -> None:
-        """The stage has come this far; a new note is also a line."""
-        if self._task is not None:
-            self._bars.update(self._task, completed=done, total=total, note=note)
-        if note != self._note:
-            self._note = note
-            self.say(f"  {note}", dim=True)
-
-    def say(self, line: str, *, dim: bool = False) -> None:
-        """Something to know now."""
-        self._console.print(escape(line), style="dim" if dim else None, highlight=False, soft_wrap=True)
-
-
-def _readouts(report: Report) -> Table:
-    table = Table("readout", title="Readouts, on groups left out", title_justify="left")
-    for head in ("d", "ms a frame", "balanced acc.", "to the first"):
-        table.add_column(head, justify="right")
-    table.add_column("verdict")
-    for r in report.readouts:
-        table.add_row(
-            f"{r.pool or 'own'} pooling, levels {r.levels}, {r.input_px} px",
-            str(r.feature_size),
-            f"{r.latency_ms:.1f}",
-            f"{r.balanced_accuracy:.1%}",
-            f"{100 * r.difference:+.1f} +- {100 * r.standard_error:.1f}",
-            f"[bold]{r.verdict}[/]" if r.chosen else r.verdict,
-        )
-    return table
-
-
-def show(report: Report, console: Console) -> None:
-    """Print the report for people."""
-    images, score = report.images, report.score
-    held = f", {', '.join(report.held_back)} held back" if report.held_back else ""
-    refused = f", {len(images.refused)} refused" if images.refused else ""
-    summed = f", {report.base_codes} of them with codes" if report.base_codes < report.base_samples else ""
-    console.print(
-        escape(
-            f"\n{images.usable} images{refused}, {images.groups} groups; "
-            f"{report.base_samples} learned from (train and validation){summed}{held}"
-        ),
-        soft_wrap=True,
-    )
-    trained = f", epoch {report.strategy.best_epoch} of {report.strategy.epochs}" if report.strategy.epochs else ""
-    console.print(
-        escape(f"{report.backbone.name}, strategy {report.strategy.strategy}{trained}. {report.strategy.reason}"),
-        soft_wrap=True,
-    )
-    if report.transfer is not None:
-        console.print(_trials(report))
-    if report.readouts:
-        console.print(_readouts(report))
-    classes = Table("class", title=f"Score on groups left out ({report.precision})", title_justify="left")
-    for head in ("recall", "95 % interval", "images", "groups"):
-        classes.add_column(head, justify="right")
-    for c in score.classes:
-        recall = f"{c.recall:.1%}" if c.scored else "one group only"
-        interval = f"{c.low:.0%} to {c.high:.0%}" if c.scored else ""
-        classes.add_row(escape(c.name), recall, interval, str(c.samples), str(c.groups))
-    classes.add_section()
-    classes.add_row(
-        "balanced accuracy",
-        f"{score.balanced_accuracy:.1%}",
-        f"{score.low:.0%} to {score.high:.0%}",
-        str(score.samples),
-        str(score.groups),
-    )
-    console.print(classes)
-    console.print(
-        f'"unknown" counts as a miss, at {report.false_alarm_rate:.0%} false alarms; best class whatever its '
-        f"novelty: {score.forced_choice:.1%}",
-        soft_wrap=True,
-    )
-    leaks = report.image_set.leaks
-    if leaks.score_joined is not None and leaks.score_apart is not None:
-        console.print(
-            f"Near-duplicates: {leaks.pairs} pairs. Score on groups left out {leaks.score_apart:.1%} with the "
-            f"set's own groups, {leaks.score_joined:.1%} with near-duplicates kept together.",
-            soft_wrap=True,
-        )
-    for column in report.image_set.columns:
-        sliced = [one for one in column.slices if one.score is not None]
-        told = ", ".join(
-            f"{one.value or '(empty)'} {one.score:.0%} ({one.low:.0%} to {one.high:.0%})" for one in sliced
-        )
-        if told:
-            console.print(escape(f"By {column.column}: {told}"), soft_wrap=True)
-    _show_forms(report, console)
-    console.print(escape(report.precision_reason), soft_wrap=True)
-    for entry in report.tensorrt:
-        if entry.engine is not None:
-            taken = "kept from before" if entry.kept else f"built in {entry.seconds:.0f} s"
-            line = f"TensorRT {entry.version} engine ({entry.precision}, {entry.gpu}), {taken}: {entry.engine}"
-            console.print(escape(line), soft_wrap=True)
-    for warning in report.warnings:
-        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
-    console.print(
-        f"[bold]{escape(report.bundle)}[/]  {report.size_bytes / 1e6:.1f} MB  sha256 {report.bundle_sha256[:16]}  "
-        f"{sum(report.seconds.values()):.0f} s",
-        soft_wrap=True,
-    )
-
-
-def _show_forms(report: Report, console: Console) -> None:
-    forms = Table("precision", "made for", title="Precisions", title_justify="left")
-    for head in ("MB", "ms a frame", "cosine", "balanced acc.", "to fp32"):
-        forms.add_column(head, justify="right")
-    for p in report.precisions:
-        forms.add_row(
-            p.precision,
-            p.profile,
-            f"{p.size_bytes / 1e6:.1f}",
-            f"{p.latency_ms:.1f}",
-            f"{p.feature_cosine:.3f}",
-            f"{p.balanced_accuracy:.1%}",
-            "" if p.precision == "fp32" else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
-        )
-    console.print(forms)
-    for p in report.precisions:
-        console.print(escape(f"{p.precision}, made for {p.profile}: {p.verdict}"), soft_wrap=True)
-
-
-def _trials(report: Report) -> Table:
-    """Return what was tried, as a table."""
-    table = Table("strategy", title="Tried on groups left out", title_justify="left")
-    for head in ("balanced acc.", "AUROC", "to frozen", "new class", "s"):
-        table.add_column(head, justify="right")
-    for trial in report.strategies:
-        if trial.skipped:
-            table.add_row(escape(trial.name), "not run", "", "", "", "")
-            continue
-        gain = trial.against_frozen
-        new = [r.recall for r in trial.readiness]
-        table.add_row(
-            escape(trial.name) + (" (chosen)" if trial.chosen else ""),
-            f"{trial.balanced_accuracy or 0.0:.1%}",
-            f"{trial.auroc or 0.0:.3f}",
-            "" if gain is None else f"{gain.points:+.1f} +- {gain.error:.1f}",
-            f"{sum(new) / len(new):.0%}" if new else "",
-            f"{trial.seconds:.0f}",
-        )
-    return table

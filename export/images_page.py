@@ -14,6 +14,7 @@ import jinja2
 from PIL import Image, ImageOps
 
 from export.set_report import PairReport, SetReport
+from sdk.durable import write_output
 from sdk.errors import ExportError
 from sdk.images import MAX_PIXELS
 
@@ -65,9 +66,9 @@ def write_page(report: SetReport, file: Path) -> None:
         reasons=Counter(_kind_of(one.reason) for one in report.refused).most_common(),
     )
     try:
-        file.write_text(page, encoding="utf-8", errors="replace")
+        write_output(file, page.encode(errors="replace"))
     except OSError as error:
-        raise ExportError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
+        raise ExportError(f"--images-page {file}: {error.strerror}", hint="Name another file.") from error
 
 
 def _worth_a_look(pairs: Sequence[PairReport]) -> list[PairReport]:

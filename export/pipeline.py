@@ -286,6 +286,13 @@ def export_bundle(
 def _check_out(request: Request) -> None:
     """Refuse now what `write_bundle` would refuse after minutes of work."""
     out = request.out
+    if out.is_symlink() and not out.exists():
+        raise ExportError(f"{out} is a link to nothing", hint="Remove it, or choose another --out.")
+    if out.resolve().is_relative_to(request.data.resolve()):
+        raise ExportError(
+            f"{out} lies within {request.data}: its files would be taken for some of the set",
+            hint="Choose an --out beside it.",
+        )
     put_back(out)
     if out.exists() and not (request.replace and (out / MANIFEST_NAME).is_file()):
         hint = (

@@ -69,9 +69,9 @@ def pretrain(
     import msgspec
 
     from export.board import board
-    from export.cli import Terminal
     from export.pretrain import Plan, Recipe, recipe_of
     from export.pretrained import RECORD_NAME, train_folder
+    from export.terminal import Terminal
     from sdk.errors import ExportError
 
     if (out / RECORD_NAME).exists():

@@ -35,6 +35,20 @@ def write_whole(file: Path, content: bytes) -> None:
         raise
 
 
+def write_output(file: Path, content: bytes) -> None:
+    """Write what somebody asked for under a name: a file whole, through a link, and a pipe or device as it is.
+
+    Raises:
+        OSError: it was not taken; a file is as it was before.
+    """
+    target = file.resolve()
+    if target.exists() and not target.is_file():
+        with target.open("wb") as stream:
+            stream.write(content)
+    else:
+        write_whole(target, content)
+
+
 def sync_path(path: Path) -> None:
     """Return when a file's contents, or a folder's names, are on disk.
 

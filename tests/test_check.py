@@ -21,7 +21,10 @@ from sdk.images import open_images
 from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out, score
 from tests.commands import headway
+from tests.disks import fill, small
 from tests.test_leaks import texture, under_another_light
+
+__all__ = ["small"]
 
 PARTS = 12
 
@@ -181,7 +184,7 @@ def test_the_index_that_is_written_gives_the_same_groups_again(
     derived: tuple[Checked, list[str]], ungrouped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     again = Path(shutil.copytree(ungrouped, tmp_path / "again"))
-    ended = headway(capfd, "export", "--check", ungrouped, "--write-index", again / "index.csv")
+    ended = headway(capfd, "export", "--check", ungrouped, "--write-index", again / "index.csv", "--force")
     assert ended.code == 0, ended.err
     images = open_images(again)
     assert images.groups == derived[0].images.groups
@@ -250,3 +253,31 @@ def test_the_score_is_told_with_and_without_near_duplicates_and_by_slice(
     assert all(one.low is not None and one.score is not None and one.low <= one.score for one in slices)
     write_page(report, tmp_path / "page.html")
     assert "once near-duplicates are kept together" in (tmp_path / "page.html").read_text()
+
+
+def test_an_index_that_is_there_is_not_written_over(
+    ungrouped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody may have spent a day on it."""
+    index = tmp_path / "index.csv"
+    index.write_text("corrected by hand")
+    ended = headway(capfd, "export", "--check", ungrouped, "--write-index", index)
+    assert ended.code == 2
+    assert "corrected by hand" in ended.err
+    assert index.read_text() == "corrected by hand"
+    assert headway(capfd, "export", "--check", ungrouped, "--write-index", index, "--force").code == 0
+    assert index.read_text().startswith("path,label,group")
+
+
+@pytest.mark.parametrize("option", ["--json", "--images-page", "--write-index"])
+def test_a_full_disk_leaves_the_file_that_was_there(
+    ungrouped: Path, small: Path, capfd: pytest.CaptureFixture[str], option: str
+) -> None:
+    file = small / "file"
+    file.write_bytes(b"from yesterday")
+    fill(small)
+    ended = headway(capfd, "export", "--check", ungrouped, option, file, "--force")
+    assert ended.code == 2
+    assert ended.err.splitlines()[-2] == f"error: {option} {file}: No space left on device"
+    assert file.read_bytes() == b"from yesterday"
+    assert {path.name for path in small.iterdir()} == {"file", "others"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from sdk.durable import sync_path, write_whole
+from sdk.durable import sync_path, write_output, write_whole
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -30,3 +32,20 @@ def test_what_is_not_there_cannot_be_synced(tmp_path: Path) -> None:
         sync_path(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "file", b"")
+
+
+def test_what_was_asked_for_goes_through_a_link_and_into_a_pipe(tmp_path: Path) -> None:
+    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    file.write_bytes(b"old")
+    link.symlink_to(file)
+    write_output(link, b"new")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"new"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_output(pipe, b"through")
+    reader.join(60)
+    assert read == [b"through"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link", "pipe"}

@@ -501,6 +501,17 @@ def test_interrupting_leaves_nothing_behind(pictures: Path, weights: str, tmp_pa
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_an_out_that_cannot_be_is_refused_before_anything_is_looked_at(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    for out, words in ((tmp_path / "link", "a link to nothing"), (pictures / "good" / "bundle", "lies within")):
+        listener = Silent()
+        with pytest.raises(ExportError, match=words) as caught:
+            export_bundle(Request(pictures, "test_resnet", out), listener)
+        assert "--out" in caught.value.hint
+        assert not listener.said
+    assert not (pictures / "good" / "bundle").exists()
+
+
 def test_json_that_cannot_be_written_is_refused_before_anything_is_done(pictures: Path, tmp_path: Path) -> None:
     args = [str(pictures), "--backbone", "test_resnet", "--out", str(tmp_path / "b"), "--json"]
     result = CliRunner().invoke(export, [*args, str(tmp_path / "no" / "report.json")])
