@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,15 +16,13 @@ import click
 from device_agent.cli_operations import backup, restore, unit
 from device_agent.cli_update import update
 from device_agent.cli_user import user
+from sdk.durable import write_output
 from sdk.errors import ConfigError
 from sdk.layouts import Layout
 from sdk.stopping import stop_on_signals
 
 if TYPE_CHECKING:
-    from device_agent.evaluate import Acceptance, Accuracy, Evaluation
-    from device_agent.outlook import OutlookReport
-    from device_agent.rehearse import Measure, PolicyResult, Rehearsal
-    from sdk.outlook import Expected
+    from sdk.images import ImageSet
 
 _SITE = click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
 _BUNDLE = click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
@@ -63,6 +60,7 @@ _JSON = click.option(
 _TIME: Final = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
 STATUS_TIMEOUT_S: Final = 5.0
 _STDOUT: Final = Path("-")
+_REFUSED_SHOWN: Final = 5
 _ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -297,17 +295,22 @@ def evaluate(
     if escape_rate is not None and not good:
         raise click.UsageError("--escape-rate needs --good: which class is no defect?")
     _learn_on_one_core()
+    from rich.console import Console
+
     from device_agent.config import RuntimeSettings
     from device_agent.evaluate import evaluate as measure
+    from device_agent.figures import show_evaluation
     from device_agent.runtime import check_golden, open_runtime
     from sdk.bundle import Bundle
     from sdk.images import open_images
 
+    _check_json(json_file)
     bundle = Bundle.open(bundle_path)
     with _progress("reading images") as step:
         images = open_images(
             data, layout=None if layout is None else Layout(layout), unannotated=unannotated, progress=step
         )
+    _say_left_out(images)
     runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))
     check_golden(runtime, bundle, precision)
     with _progress("evaluating") as step:
@@ -336,9 +339,9 @@ def evaluate(
                 not_learned(bundle, images, part),
                 step,
             )
-    _write_json(json_file, result)
     if json_file != _STDOUT:
-        _print_evaluation(result)
+        show_evaluation(result, Console(highlight=False))
+    _write_json(json_file, result)
 
 
 def _station(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, list[str]] | None:
@@ -435,7 +438,10 @@ def rehearse(
       headway rehearse bundle --data parts/ --labels 40 --noise 0.05
     """
     _learn_on_one_core()
+    from rich.console import Console
+
     from device_agent.config import RuntimeSettings
+    from device_agent.figures import show_rehearsal
     from device_agent.plot import check_plot, draw
     from device_agent.rehearse import Plan, StationImages
     from device_agent.rehearse import rehearse as replay
@@ -461,6 +467,7 @@ def rehearse(
         images = open_images(
             data, layout=None if layout is None else Layout(layout), unannotated=unannotated, progress=step
         )
+    _say_left_out(images)
     runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))
     check_golden(runtime, bundle, precision)
     with _progress("computing codes") as step:
@@ -473,11 +480,11 @@ def rehearse(
             coding=step,
             progress=lambda what, done, total: step(done, total, what),
         )
+    if json_file != _STDOUT:
+        show_rehearsal(result, Console(highlight=False))
     _write_json(json_file, result)
     if plot is not None:
         draw(result, plot)
-    if json_file != _STDOUT:
-        _print_rehearsal(result)
 
 
 class _Step(Protocol):
@@ -510,7 +517,9 @@ def _progress(what: str) -> Iterator[_Step]:
 
 def _check_json(file: Path | None) -> None:
     """Refuse a file that could not be written, before the work and not after it."""
-    if file is not None and file != _STDOUT and not file.parent.is_dir():
+    if file is None or file == _STDOUT:
+        return
+    if file.is_dir() or not file.parent.is_dir():
         raise ConfigError(f"{file}: no such folder", hint="Name a file in a folder that exists.")
 
 
@@ -524,164 +533,17 @@ def _write_json(file: Path | None, result: Any) -> None:
         click.echo(encoded, nl=False)
         return
     try:
-        file.write_bytes(encoded)
+        write_output(file, encoded)
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
+        raise ConfigError(f"--json {file}: {error.strerror}", hint="Name another file.") from error
 
 
-def _print_evaluation(result: Evaluation) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(f"[bold]{result.bundle}[/] ({result.precision}, {result.runtime}), {result.digest[:12]}")
-    console.print(
-        f"{result.accuracy.images} images in {result.accuracy.groups} groups, part {result.part}; left out: "
-        f"{result.left_out_learned} it learned from, {result.left_out_other_part} of other parts"
-    )
-    if result.summed:
-        console.print(
-            f"{result.summed} images that the bundle learned from are in its sums only: no score leaves them out"
-        )
-    if result.unknown_to_the_bundle:
-        console.print(f"{result.unknown_to_the_bundle} of the evaluated images are new to the bundle")
-    if result.refused:
-        console.print(f"[yellow]{len(result.refused)} files could not be used[/]")
-    _print_accuracy(console, result.accuracy)
-    if result.acceptance is not None:
-        _print_acceptance(console, result.acceptance)
-    _print_outlook(console, result.outlook)
-    console.print(f"{result.frames_per_s:.0f} images a second, reading included")
-
-
-def _print_outlook(console: Any, ahead: OutlookReport) -> None:
-    from rich.table import Table
-
-    if ahead.groups_note is not None:
-        console.print(f"[yellow]note[/] {ahead.groups_note}", markup=True)
-    if ahead.steps:
-        more = [f"x{step.times}" if step.added is None else f"+{step.added}" for step in ahead.steps]
-        title = "Recall with more labels of each class, % (95 % interval; all in --json)"
-        table = Table("class", title=title, title_justify="left")
-        for head in ("now", *more):
-            table.add_column(head, justify="right", no_wrap=True)
-        rows = [("balanced accuracy", ahead.balanced_accuracy, [step.balanced_accuracy for step in ahead.steps])]
-        for name, now, then in [*rows, *((c.name, c.recall, c.recalls) for c in ahead.classes)]:
-            table.add_row(name, *_forecasts([now, *then]))
-        console.print(table)
-    console.print(ahead.advice, markup=False)
-
-
-def _forecasts(expected: Sequence[Expected | None]) -> list[str]:
-    """Return shares in percent, with the first and last intervals: all are too many for 80 columns."""
-    told = ["" if e is None else f"{100 * e.share:.0f}" for e in expected]
-    for at in (0, -1):
-        if (e := expected[at]) is not None:
-            told[at] += f" ({100 * e.low:.0f}-{100 * e.high:.0f})"
-    return told
-
-
-def _print_accuracy(console: Any, accuracy: Accuracy) -> None:
-    from rich.table import Table
-
-    if accuracy.classes:
-        table = Table("class", "images", "recall (95 %)", "forced choice", "called instead")
-        for c in accuracy.classes:
-            other = ", ".join(f"{name} {n}" for name, n in c.called.items() if name != c.name)
-            table.add_row(c.name, str(c.images), str(c.recall), f"{c.forced_recall.share:.1%}", other)
-        console.print(table)
-    if accuracy.novel:
-        table = Table("class it never heard of", "images", "noticed as unknown (95 %)", "called instead")
-        for n in accuracy.novel:
-            other = ", ".join(f"{name} {count}" for name, count in n.called.items() if name != "unknown")
-            table.add_row(n.name, str(n.images), str(n.noticed), other)
-        console.print(table)
-    if accuracy.balanced_accuracy is not None:
-        forced = accuracy.forced_balanced_accuracy
-        beside = "" if forced is None else f"; {forced:.1%} with forced choice"
-        console.print(f"balanced accuracy {accuracy.balanced_accuracy}{beside}")
-    if accuracy.unknown_rate is not None:
-        console.print(f"called unknown although known: {accuracy.unknown_rate}")
-    if accuracy.calibration_error is not None:
-        console.print(f"the probability shown is off by {accuracy.calibration_error:.1%} on average")
-
-
-def _print_acceptance(console: Any, acceptance: Acceptance) -> None:
-    good = " or ".join(acceptance.good)
-    if acceptance.threshold is None:
-        console.print(f"a part passes when it is called {good}:")
-    else:
-        console.print(
-            f"a part is rejected from {acceptance.threshold:.1%} probability of a defect, or when unknown; "
-            f"chosen on the bundle's own left-out parts for escapes of {acceptance.target:.1%}, "
-            f"expecting {acceptance.expected_escapes} escapes and {acceptance.expected_overkill} overkill "
-            f"({acceptance.expected_on} images)"
-        )
-        if not acceptance.reachable:
-            console.print("[yellow]no threshold reaches the target on those parts[/]")
-    console.print(f"escapes, defects that passed: {acceptance.escapes or 'no defects here'}")
-    console.print(f"overkill, good parts rejected: {acceptance.overkill or 'no good parts here'}")
-
-
-def _print_rehearsal(result: Rehearsal) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    where = "" if result.station is None else f", station {result.station}"
-    console.print(
-        f"[bold]{result.bundle}[/] ({result.precision}){where}: {result.stream_images} images as a shift, "
-        f"judged on {result.test_images} others"
-    )
-    for each in result.policies:
-        console.print(_rehearsal_table(result, each))
-        shifts = each.shifts
-        asked: Counter[str] = Counter()
-        for shift in shifts:
-            asked.update(shift.labels_by_class)
-        given = ", ".join(f"{name} {n}" for name, n in asked.most_common())
-        back = sum(shift.taken_back for shift in shifts)
-        in_all = f" in {len(shifts)} shifts" if len(shifts) > 1 else ""
-        console.print(
-            f"{each.policy.value}: {asked.total()} labels{in_all} ({given}); {back} heads taken back", markup=False
-        )
-    if result.label_to_live_ms is not None:
-        console.print(f"from label to live: {result.label_to_live_ms:.0f} ms (median)")
-    for note in result.notes:
-        console.print(f"[yellow]note[/] {note}")
-    console.print(f"[bold]{result.advice}[/]")
-
-
-def _rehearsal_table(result: Rehearsal, each: PolicyResult) -> Any:
-    from rich.table import Table
-
-    several = len(each.shifts) > 1
-    about = {
-        "queue": "what the agent asks about",
-        "random": "images picked at random",
-        "all": "every image in order",
-    }[each.policy.value]
-    title = f"{about}, mean (range) of {len(each.shifts)} shifts" if several else about
-    columns: list[tuple[str, Measure]] = [("balanced accuracy", lambda p: p.balanced_accuracy)]
-    if result.new_classes:
-        columns.append((f"new: {', '.join(result.new_classes)}", lambda p: p.new_class_recall))
-    columns.append(("classes it knew", lambda p: p.old_class_recall))
-    if result.elsewhere_images:
-        columns.append(("elsewhere", lambda p: p.elsewhere_balanced_accuracy))
-    columns.append(("the device's own score", lambda p: p.trial_balanced_accuracy))
-    table = Table("labels", *(name for name, _ in columns), title=title, title_justify="left")
-    for mean, low, high in zip(each.curve, each.low, each.high, strict=True):
-        cells = [
-            _share(measure(mean)) + (_range(measure(low), measure(high)) if several else "")
-            for _, measure in columns
-        ]
-        table.add_row(str(mean.labels), *cells)
-    joint = result.joint
-    table.add_row(f"all {joint.labels} at once", *(_share(measure(joint)) for _, measure in columns))
-    return table
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+def _say_left_out(images: ImageSet) -> None:
+    """Say on stderr what of a set is not used, and what somebody should know of the rest."""
+    for refused in images.refused[:_REFUSED_SHOWN]:
+        click.echo(f"refused: {refused.path}: {refused.reason}", err=True)
+    if len(images.refused) > _REFUSED_SHOWN:
+        more = len(images.refused) - _REFUSED_SHOWN
+        click.echo(f"and {more} more files; `headway export --check` names all", err=True)
+    for note in images.notes:
+        click.echo(f"note: {note}", err=True)

@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from device_agent.evaluate import Evaluation, evaluate, judge
 from device_agent.runtime import base_head, open_runtime
-from sdk.bundle import Bundle
+from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, write_bundle
 from sdk.errors import BadImages, UnknownClassError
 from sdk.images import ImageSet, open_images
 from tests.builders import with_exemplars
@@ -137,6 +138,29 @@ def test_the_command_prints_tables_and_writes_json(
     assert printed["accuracy"] == figures["accuracy"]
 
 
+def test_names_that_look_like_markup_are_printed_as_they_are(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = {"good": "[red]", "pit": "tief[/x]", "scratch": "scratch", "rings": "[rings]"}
+    classes = [ClassEntry(id=c.id, name=called[c.name]) for c in bundle.manifest.classes]
+    files = {name: (bundle.path / name).read_bytes() for name in bundle.file_names() if name != MANIFEST_NAME}
+    manifest = msgspec.structs.replace(bundle.manifest, name="b[old]", classes=classes)
+    renamed = write_bundle(tmp_path / "bundle", files, manifest)
+    images = [file.relative_to(folder) for file in sorted(folder.glob("*/*.png"))]
+    data = Path(shutil.copytree(folder, tmp_path / "set"))
+    rows = "".join(f"{file},{called[file.parent.name]}\n" for file in images)
+    (data / "index.csv").write_text(f"path,label\n{rows}")
+    evaluated = headway(capsys, "evaluate", renamed.path, "--data", data, "--good", "tief[/x]")
+    assert evaluated.code == 0, evaluated.err
+    assert all(name in evaluated.out for name in called.values())
+    assert "it is called tief[/x]" in evaluated.out
+    rehearsed = headway(capsys, "rehearse", renamed.path, "--data", data, "--labels", 1)
+    assert rehearsed.code == 0, rehearsed.err
+    assert "new: [rings]" in rehearsed.out
+    assert "b[old]" in evaluated.out
+    assert "b[old]" in rehearsed.out
+
+
 def test_the_command_passes_over_bad_files_and_refuses_an_empty_folder(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +174,7 @@ def test_the_command_passes_over_bad_files_and_refuses_an_empty_folder(
     result = headway(capsys, "evaluate", bundle.path, "--data", folder.parent)
     assert result.code == 0, result.err
     assert "1 files could not be used" in result.out
+    assert f"refused: {folder / 'truncated.png'}: the image is damaged" in result.err
     nowhere = tmp_path / "none" / "figures.json"
     assert headway(capsys, "evaluate", bundle.path, "--data", folder.parent, "--json", nowhere).code == 2
     (folder / "whole.png").unlink()

@@ -1,0 +1,165 @@
+"""Figures of an evaluation or a rehearsal, as tables for people. Names are anybody's: none is taken for markup."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from device_agent.evaluate import Acceptance, Accuracy, Evaluation
+from device_agent.outlook import OutlookReport
+from device_agent.rehearse import Measure, PolicyResult, Rehearsal
+from sdk.outlook import Expected
+
+
+def show_evaluation(result: Evaluation, console: Console) -> None:
+    """Print what an evaluation found."""
+    console.print(f"[bold]{escape(result.bundle)}[/] ({result.precision}, {result.runtime}), {result.digest[:12]}")
+    console.print(
+        f"{result.accuracy.images} images in {result.accuracy.groups} groups, part {result.part}; left out: "
+        f"{result.left_out_learned} it learned from, {result.left_out_other_part} of other parts"
+    )
+    if result.summed:
+        console.print(
+            f"{result.summed} images that the bundle learned from are in its sums only: no score leaves them out"
+        )
+    if result.unknown_to_the_bundle:
+        console.print(f"{result.unknown_to_the_bundle} of the evaluated images are new to the bundle")
+    if result.refused:
+        console.print(f"[yellow]{len(result.refused)} files could not be used[/]")
+    _print_accuracy(console, result.accuracy)
+    if result.acceptance is not None:
+        _print_acceptance(console, result.acceptance)
+    _print_outlook(console, result.outlook)
+    console.print(f"{result.frames_per_s:.0f} images a second, reading included")
+
+
+def _print_outlook(console: Console, ahead: OutlookReport) -> None:
+    if ahead.groups_note is not None:
+        console.print(f"[yellow]note[/] {escape(ahead.groups_note)}")
+    if ahead.steps:
+        more = [f"x{step.times}" if step.added is None else f"+{step.added}" for step in ahead.steps]
+        title = "Recall with more labels of each class, % (95 % interval; all in --json)"
+        table = Table("class", title=title, title_justify="left")
+        for head in ("now", *more):
+            table.add_column(head, justify="right", no_wrap=True)
+        rows = [("balanced accuracy", ahead.balanced_accuracy, [step.balanced_accuracy for step in ahead.steps])]
+        for name, now, then in [*rows, *((c.name, c.recall, c.recalls) for c in ahead.classes)]:
+            table.add_row(escape(name), *_forecasts([now, *then]))
+        console.print(table)
+    console.print(ahead.advice, markup=False)
+
+
+def _forecasts(expected: Sequence[Expected | None]) -> list[str]:
+    """Return shares in percent, with the first and last intervals: all are too many for 80 columns."""
+    told = ["" if e is None else f"{100 * e.share:.0f}" for e in expected]
+    for at in (0, -1):
+        if (e := expected[at]) is not None:
+            told[at] += f" ({100 * e.low:.0f}-{100 * e.high:.0f})"
+    return told
+
+
+def _print_accuracy(console: Console, accuracy: Accuracy) -> None:
+    if accuracy.classes:
+        table = Table("class", "images", "recall (95 %)", "forced choice", "called instead")
+        for c in accuracy.classes:
+            other = ", ".join(f"{name} {n}" for name, n in c.called.items() if name != c.name)
+            table.add_row(
+                escape(c.name), str(c.images), str(c.recall), f"{c.forced_recall.share:.1%}", escape(other)
+            )
+        console.print(table)
+    if accuracy.novel:
+        table = Table("class it never heard of", "images", "noticed as unknown (95 %)", "called instead")
+        for n in accuracy.novel:
+            other = ", ".join(f"{name} {count}" for name, count in n.called.items() if name != "unknown")
+            table.add_row(escape(n.name), str(n.images), str(n.noticed), escape(other))
+        console.print(table)
+    if accuracy.balanced_accuracy is not None:
+        forced = accuracy.forced_balanced_accuracy
+        beside = "" if forced is None else f"; {forced:.1%} with forced choice"
+        console.print(f"balanced accuracy {accuracy.balanced_accuracy}{beside}")
+    if accuracy.unknown_rate is not None:
+        console.print(f"called unknown although known: {accuracy.unknown_rate}")
+    if accuracy.calibration_error is not None:
+        console.print(f"the probability shown is off by {accuracy.calibration_error:.1%} on average")
+
+
+def _print_acceptance(console: Console, acceptance: Acceptance) -> None:
+    good = escape(" or ".join(acceptance.good))
+    if acceptance.threshold is None:
+        console.print(f"a part passes when it is called {good}:")
+    else:
+        console.print(
+            f"a part is rejected from {acceptance.threshold:.1%} probability of a defect, or when unknown; "
+            f"chosen on the bundle's own left-out parts for escapes of {acceptance.target:.1%}, "
+            f"expecting {acceptance.expected_escapes} escapes and {acceptance.expected_overkill} overkill "
+            f"({acceptance.expected_on} images)"
+        )
+        if not acceptance.reachable:
+            console.print("[yellow]no threshold reaches the target on those parts[/]")
+    console.print(f"escapes, defects that passed: {acceptance.escapes or 'no defects here'}")
+    console.print(f"overkill, good parts rejected: {acceptance.overkill or 'no good parts here'}")
+
+
+def show_rehearsal(result: Rehearsal, console: Console) -> None:
+    """Print the curve of a rehearsal, and what it advises."""
+    where = "" if result.station is None else escape(f", station {result.station}")
+    console.print(
+        f"[bold]{escape(result.bundle)}[/] ({result.precision}){where}: {result.stream_images} images as a shift, "
+        f"judged on {result.test_images} others"
+    )
+    for each in result.policies:
+        console.print(_rehearsal_table(result, each))
+        shifts = each.shifts
+        asked: Counter[str] = Counter()
+        for shift in shifts:
+            asked.update(shift.labels_by_class)
+        given = ", ".join(f"{name} {n}" for name, n in asked.most_common())
+        back = sum(shift.taken_back for shift in shifts)
+        in_all = f" in {len(shifts)} shifts" if len(shifts) > 1 else ""
+        console.print(
+            f"{each.policy.value}: {asked.total()} labels{in_all} ({given}); {back} heads taken back", markup=False
+        )
+    if result.label_to_live_ms is not None:
+        console.print(f"from label to live: {result.label_to_live_ms:.0f} ms (median)")
+    for note in result.notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+    console.print(f"[bold]{escape(result.advice)}[/]")
+
+
+def _rehearsal_table(result: Rehearsal, each: PolicyResult) -> Table:
+    several = len(each.shifts) > 1
+    about = {
+        "queue": "what the agent asks about",
+        "random": "images picked at random",
+        "all": "every image in order",
+    }[each.policy.value]
+    title = f"{about}, mean (range) of {len(each.shifts)} shifts" if several else about
+    columns: list[tuple[str, Measure]] = [("balanced accuracy", lambda p: p.balanced_accuracy)]
+    if result.new_classes:
+        columns.append((escape(f"new: {', '.join(result.new_classes)}"), lambda p: p.new_class_recall))
+    columns.append(("classes it knew", lambda p: p.old_class_recall))
+    if result.elsewhere_images:
+        columns.append(("elsewhere", lambda p: p.elsewhere_balanced_accuracy))
+    columns.append(("the device's own score", lambda p: p.trial_balanced_accuracy))
+    table = Table("labels", *(name for name, _ in columns), title=title, title_justify="left")
+    for mean, low, high in zip(each.curve, each.low, each.high, strict=True):
+        cells = [
+            _share(measure(mean)) + (_range(measure(low), measure(high)) if several else "")
+            for _, measure in columns
+        ]
+        table.add_row(str(mean.labels), *cells)
+    joint = result.joint
+    table.add_row(f"all {joint.labels} at once", *(_share(measure(joint)) for _, measure in columns))
+    return table
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
