@@ -375,7 +375,8 @@ def stopped(request: Request) -> str:
     """Return what is left where an export was stopped, in words."""
     if request.out.exists():
         return f"{request.out} is whole"
-    kept = _training(request).is_dir()
+    folder = _training(request)
+    kept = folder.is_dir() and any(folder.iterdir())
     return f"{request.out} was not made" + ("; the same command goes on where training stood" if kept else "")
 
 

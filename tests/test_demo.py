@@ -72,3 +72,23 @@ def test_wrong_use_is_said_before_any_work(data: Path, tmp_path: Path, capfd: py
     assert "device a would meet 11 images of rings, and 40 are to be labelled" in too_many.err
     assert "--labels 11" in too_many.err
     assert not (out / "export.json").exists()
+
+
+def test_a_place_that_cannot_be_is_said_and_nothing_is_emptied(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, demo = tmp_path / "file", tmp_path / "demo"
+    file.write_bytes(b"")
+    own = write_pictures(demo / "images", CLASSES, per_class=1)
+    (demo / "headway-demo").write_text("made by a demo before")
+    for words, *args in (
+        ("Not a directory", "--data", data, "--out", file),
+        ("Not a directory", "--data", data, "--out", file / "demo"),
+        ("which is emptied", "--data", own, "--out", demo),
+        ("no such folder", "--data", data, "--out", demo, "--json", tmp_path / "no" / "figures.json"),
+    ):
+        ended = headway(capfd, "demo", "--hold-back", "rings", *args)
+        assert ended.code == 2, ended.err
+        assert words in ended.err
+        assert len(ended.err.splitlines()) == 2
+    assert (own / "rings" / "000.png").is_file()

@@ -7,16 +7,18 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from sdk.demo import report as reports
 from sdk.demo.plant import DemoFailed
 from sdk.demo.story import Plan, Shown, play
+from sdk.durable import write_output
 from sdk.surfaces import write_image_set
 
 BUILT_IN_HOLD_BACK: Final = "pit"
@@ -25,6 +27,7 @@ BUILT_IN_PARTS: Final = 260
 OWN_BACKBONE: Final = "builtin"
 """It comes with Headway, so that no hub is asked and no licence is in question."""
 MARK: Final = "headway-demo"
+STDOUT: Final = Path("-")
 
 
 @click.command()
@@ -49,7 +52,11 @@ MARK: Final = "headway-demo"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of images, split and streams.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write report.json's content here."
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write report.json's content there; - prints it instead of the table.",
 )
 @click.option("--stay", is_flag=True, help="Keep the devices and their pages running until Ctrl-C.")
 def demo(
@@ -83,9 +90,9 @@ def demo(
         raise click.UsageError("--backbone, --weights and --strategy go with --data.")
     if data is not None and hold_back is None:
         raise click.UsageError("--data needs --hold-back too.")
-    signal.signal(signal.SIGTERM, _stop)
     start = time.monotonic()
-    _prepare(out)
+    _check_json(json_file)
+    _prepare(out, data)
     if data is None:
         data = _draw(out / "images", seed, console)
     export_args = ["--backbone", backbone or OWN_BACKBONE]
@@ -96,11 +103,11 @@ def demo(
 
     def write(shown: Shown) -> None:
         result = reports.write(shown)
-        if json_file is not None:
-            json_file.write_text(json.dumps(result, indent=2) + "\n")
         console.print()
-        reports.print_table(result, Console())
-        console.print(f"\n{time.monotonic() - start:.0f} s in all. Open [bold]{out / 'report.html'}[/]")
+        reports.print_table(result, Console(stderr=json_file == STDOUT))
+        _write_json(json_file, result)
+        page = escape(str(out / "report.html"))
+        console.print(f"\n{time.monotonic() - start:.0f} s in all. Open [bold]{page}[/]")
         if not result["digests_equal"]:
             raise DemoFailed("the devices and the fleet hold different live sets", hint=f"See {out / 'logs'}.")
 
@@ -117,26 +124,47 @@ def demo(
         except KeyboardInterrupt:
             console.print("Stopping.")
 
-    shown = play(plan, lambda line: console.print(f"[cyan]•[/] {line}"), stay=linger if stay else None)
+    shown = play(plan, lambda line: console.print(f"[cyan]•[/] {escape(line)}"), stay=linger if stay else None)
     if not stay:
         write(shown)
 
 
-def _stop(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _check_json(file: Path | None) -> None:
+    """Refuse now what could not be written in the end."""
+    if file not in (None, STDOUT) and (file.is_dir() or not file.parent.is_dir()):
+        raise DemoFailed(f"--json {file}: there is no such folder", hint="Name a file in a folder that exists.")
 
 
-def _prepare(out: Path) -> None:
-    """Make the folder, or empty one that an earlier demo left; nobody else's."""
+def _write_json(file: Path | None, result: dict[str, Any]) -> None:
+    encoded = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if file == STDOUT:
+        click.echo(encoded, nl=False)
+    elif file is not None:
+        try:
+            write_output(file, encoded.encode())
+        except OSError as error:
+            raise DemoFailed(f"--json {file}: {error.strerror}", hint="OUT/report.json has the same.") from error
+
+
+def _prepare(out: Path, data: Path | None) -> None:
+    """Make the folder, or empty one that an earlier demo left; nobody else's, and not one with the images."""
     marker = out / MARK
-    if out.exists() and any(out.iterdir()):
-        if not marker.is_file():
-            raise DemoFailed(
-                f"{out} holds other things than a demo", hint="Name a new or empty folder with --out."
-            )
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    marker.write_text("Made by `headway demo`, which empties this folder when it runs again.\n")
+    if data is not None and data.resolve().is_relative_to(out.resolve()):
+        raise DemoFailed(
+            f"{data} lies within {out}, which is emptied",
+            hint="Name another folder with --out, or move the images.",
+        )
+    try:
+        if out.exists() and any(out.iterdir()):
+            if not marker.is_file():
+                raise DemoFailed(
+                    f"{out} holds other things than a demo", hint="Name a new or empty folder with --out."
+                )
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        marker.write_text("Made by `headway demo`, which empties this folder when it runs again.\n")
+    except OSError as error:
+        raise DemoFailed(f"--out {out}: {error.strerror}", hint="Name another folder with --out.") from error
 
 
 def _draw(folder: Path, seed: int, console: Console) -> Path:

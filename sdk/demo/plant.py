@@ -35,12 +35,12 @@ def headway(*arguments: str | Path) -> list[str]:
 
 
 def run(*arguments: str | Path, log: Path) -> None:
-    """Run one Headway command to its end, its progress on this terminal.
+    """Run one Headway command to its end, what it says on stderr: the demo's own figures may be JSON on stdout.
 
     Raises:
         DemoFailed: it ended with an error.
     """
-    code = subprocess.call(headway(*arguments))
+    code = subprocess.call(headway(*arguments), stdout=sys.stderr.fileno())
     if code != 0:
         raise DemoFailed(
             f"`headway {arguments[0]}` ended with exit code {code}",

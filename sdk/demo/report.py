@@ -12,6 +12,7 @@ import cv2
 import jinja2
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sdk.demo.story import UNKNOWN, Shown
@@ -159,8 +160,9 @@ def _thumbnail(data: bytes) -> str:
 
 def print_table(report: dict[str, Any], console: Console) -> None:
     """Print what each device knew before and after."""
-    table = Table(title=f"Recall on held-out images; {report['held_back']} was held back", title_justify="left")
-    for column in ("device", "labels given", f"{report['held_back']}: before", "after", "others: before", "after"):
+    new = escape(report["held_back"])
+    table = Table(title=f"Recall on held-out images; {new} was held back", title_justify="left")
+    for column in ("device", "labels given", f"{new}: before", "after", "others: before", "after"):
         table.add_column(column, justify="left" if column == "device" else "right")
     for d in report["devices"]:
         table.add_row(
