@@ -112,8 +112,9 @@ def _new_classes(transfer: TransferReport, run: Sequence[TrialReport]) -> list[s
         mean = sum(r.recall for r in trial.readiness) / len(trial.readiness)
         rows.append(((trial.name, f"{mean:.0%}", *cells), trial.chosen))
     return [
-        f"<h2>New classes</h2><p>Each class in turn was left out of fine-tuning, then taught to the head with "
-        f"{transfer.labels_for_new_class} labels: its recall / mean recall of the others.</p>",
+        f"<h2>New classes</h2><p>Each class that has enough images was left out of fine-tuning in turn, then "
+        f"taught to the head with {transfer.labels_for_new_class} labels: its recall / mean recall of the "
+        f"others.</p>",
         _table(("strategy", "mean", *names), rows),
         _figure(_trade_plot(tried), "Known classes against a new one: up and to the right is better"),
     ]

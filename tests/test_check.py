@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
 from export.check import Checked, Groups, check, set_report
 from export.images_page import write_page
 from export.progress import Log
+from export.set_report import RefusedImage
 from sdk.codes import encode, fit_scale
 from sdk.errors import BadImages
 from sdk.head import solve
@@ -22,6 +24,7 @@ from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out, score
 from tests.commands import headway
 from tests.disks import fill, small
+from tests.pages import chromium
 from tests.test_leaks import texture, under_another_light
 
 __all__ = ["small"]
@@ -156,6 +159,28 @@ def test_the_page_shows_pairs_and_refusals_and_loads_nothing(
     assert "torn.png" in page
     assert "http" not in page
     assert "<script" not in page
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width_px", [1280, 400])
+def test_no_name_makes_the_page_wider_than_a_screen(
+    derived: tuple[Checked, list[str]], tmp_path: Path, width_px: int
+) -> None:
+    report = set_report(derived[0], seed=0)
+    names = [f"Oberflächenbeschädigung {'x' * 10 * i}" for i in range(20)]
+    wide = msgspec.structs.replace(
+        report,
+        folder="f" * 300,
+        found=f"class folders: {', '.join(names)}",
+        classes=[msgspec.structs.replace(report.classes[0], name=name) for name in names],
+        refused=[RefusedImage(path=f"{'p' * 200}.png", reason="no image by its name (.png)")],
+    )
+    write_page(wide, tmp_path / "page.html")
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width_px, "height": 800})
+        page.goto((tmp_path / "page.html").as_uri())
+        beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert beyond == 0
 
 
 def test_a_class_name_cannot_put_a_script_on_the_page(tmp_path: Path) -> None:
