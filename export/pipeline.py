@@ -288,17 +288,17 @@ def _check_out(request: Request) -> None:
     out = request.out
     if out.is_symlink() and not out.exists():
         raise ExportError(f"{out} is a link to nothing", hint="Remove it, or choose another --out.")
-    if out.resolve().is_relative_to(request.data.resolve()):
-        raise ExportError(
-            f"{out} lies within {request.data}: its files would be taken for some of the set",
-            hint="Choose an --out beside it.",
-        )
     put_back(out)
     if out.exists() and not (request.replace and (out / MANIFEST_NAME).is_file()):
         hint = (
             "Choose another --out." if request.replace else "Choose another --out, or --force to replace a bundle."
         )
         raise ExportError(f"{out} exists" + (" and is no bundle" if request.replace else ""), hint=hint)
+    if out.resolve().is_relative_to(request.data.resolve()):
+        raise ExportError(
+            f"{out} lies within {request.data}: its files would be taken for some of the set",
+            hint="Choose an --out beside it.",
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".headway-", dir=out.parent):
