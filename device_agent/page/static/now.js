@@ -34,7 +34,7 @@ function tile(sample, key) {
   const more = sample.status === "queued" ? t("now.asks") : sample.label ? t("now.labelled") : percent(sample.probability);
   return element("a", { href: `/label?sample=${sample.sample}`, "data-key": key, "data-sample": sample.sample, class: `part ${level}` },
     element("img", { src: `/api/samples/${sample.sample}/image`, alt: "", loading: "lazy" }),
-    element("span", { class: "what" }, element("span", { class: "mark", "aria-hidden": "true" }, mark), ` ${text}`),
+    element("span", { class: "what", title: text }, element("span", { class: "mark", "aria-hidden": "true" }, mark), ` ${text}`),
     element("span", { class: "quiet" }, more));
 }
 
