@@ -11,6 +11,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ INTERRUPT_EXIT: Final = 130
 TERMINATED_EXIT: Final = 143
 """128 and the signal's number, as shells tell it."""
 _COMMAND: Final = "headway.command"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _OURS: Final = frozenset({"sdk", "device_agent", "export"})
 
 
@@ -151,10 +153,21 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             raise
         code = _say(told)
     except BrokenPipeError:
-        # The reader went away (`headway ... | head`); keep Python from complaining again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away (`headway ... | head`).
+        _give_up_stdout()
         code = 1
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        # What writes files names them, so this was standard output (`headway ... --json - > file`).
+        _give_up_stdout()
+        code = _say(HeadwayError(f"standard output: {error.strerror}", hint="Free some space, and repeat it."))
     sys.exit(code)
+
+
+def _give_up_stdout() -> None:
+    """Keep Python from complaining again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(error: HeadwayError) -> int:

@@ -201,6 +201,26 @@ def test_a_stopped_command_says_so_in_a_line_and_removes_its_temporary_files(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.parametrize("much", [1, 100_000])
+def test_a_full_disk_behind_standard_output_is_two_lines(tmp_path: Path, much: int) -> None:
+    env = with_commands(tmp_path, much=COMMAND.format(f"click.echo('x' * {much})"))
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "sdk.cli", "much"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: standard output: No space left on device",
+        "hint: Free some space, and repeat it.",
+    ]
+
+
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
     env = with_commands(tmp_path, much=COMMAND.format("[click.echo('x' * 100) for _ in range(100_000)]"))
     with subprocess.Popen(
