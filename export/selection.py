@@ -28,6 +28,8 @@ LEARNED: Final = (Part.TRAIN, Part.VALIDATION)
 GOLDEN_IMAGES: Final = 6
 """Enough that a wrong runtime cannot pass by luck; a 224 px frame is 150 kB of the bundle."""
 MAX_CLASS_NAME: Final = 64
+RESERVED: Final = "unknown"
+"""A device's word for what looks like no class; a class of that name would be told apart from it nowhere."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,29 @@ class Selection:
         return [self.images.images[row].sample_id for row in self.rows]
 
 
+def _check_name(name: str) -> None:
+    """Refuse a name of a class that no device would take from an operator either.
+
+    Raises:
+        BadImages: it is one.
+    """
+    if len(name) > MAX_CLASS_NAME or not name.isprintable():
+        raise BadImages(
+            f"{name[:80]!r} is no class name",
+            hint=f"Use at most {MAX_CLASS_NAME} letters, and no control characters.",
+        )
+    if " ".join(name.split()) != name:
+        raise BadImages(
+            f"the class {name!r} has spaces before, behind or twice within its name",
+            hint="Rename it: people who type it leave them out, and devices would not find it.",
+        )
+    if name.casefold() == RESERVED:
+        raise BadImages(
+            f"no class can be called {name!r}: it is what a device says of what looks like no class",
+            hint="Rename it, or --hold-back keeps these images for `headway evaluate` and `rehearse`.",
+        )
+
+
 def select(
     images: ImageSet, *, seed: int, hold_back: Sequence[str], classes_from: Path | None, log: Log
 ) -> Selection:
@@ -79,8 +104,8 @@ def select(
         BadImages: nothing is left to learn from, or a class that is not there is held back.
     """
     for name in images.classes:
-        if len(name) > MAX_CLASS_NAME or not name.isprintable():
-            raise BadImages(f"{name[:80]!r} is no class name", hint=f"Use at most {MAX_CLASS_NAME} letters.")
+        if name not in hold_back:
+            _check_name(name)
     for name in hold_back:
         if name not in images.classes:
             near = difflib.get_close_matches(name, images.classes, n=1)

@@ -366,6 +366,10 @@ def long_class(folder: Path) -> None:
     write_pictures(folder, ("x" * 65, "good"), 4)
 
 
+def named(name: str) -> Callable[[Path], object]:
+    return lambda folder: write_pictures(folder, (name, "pit"), 4)
+
+
 @pytest.mark.parametrize(
     ("prepare", "options", "error", "says", "hint"),
     [
@@ -375,6 +379,9 @@ def long_class(folder: Path) -> None:
         (one_group, {}, BadImages, "one group", "two"),
         (only_truncated, {}, BadImages, "damaged", "Replace"),
         (long_class, {}, BadImages, "class name", "64"),
+        (named("Unknown"), {}, BadImages, "it is what a device says", "--hold-back"),
+        (named(" good"), {}, BadImages, "has spaces", "Rename it"),
+        (named("deep  pit"), {}, BadImages, "has spaces", "Rename it"),
         (write_set, {"hold_back": ("scrach",)}, BadImages, "hold back", "scratch"),
         (write_set, {"hold_back": CLASSES}, BadImages, "left to learn", "Hold fewer"),
         (write_set, {"backbone": "tst_resnet"}, UnknownBackbone, "no architecture", "test_resnet"),
