@@ -48,7 +48,11 @@ _PRECISION = click.option(
     help="Default: the bundle's first.",
 )
 _THREADS = click.option(
-    "--threads", type=click.IntRange(0, 256), default=0, help="Processor threads; 0 is all of them."
+    "--threads",
+    type=click.IntRange(0, 256),
+    default=0,
+    show_default=True,
+    help="Processor threads; 0 is all of them.",
 )
 _JSON = click.option(
     "--json",
@@ -249,10 +253,14 @@ def history(
     "--part",
     type=click.Choice(["test", "stream", "all"]),
     default="test",
+    show_default=True,
     help="Which of the images that it did not learn from. Images it never saw are always evaluated.",
 )
 @click.option(
-    "--good", multiple=True, metavar="CLASS", help="A class that is no defect: reports escapes and overkill."
+    "--good",
+    multiple=True,
+    metavar="CLASS",
+    help="A class that is no defect: reports escapes and overkill. May be repeated.",
 )
 @click.option(
     "--escape-rate",
@@ -388,11 +396,19 @@ def _station(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     metavar="RATE",
     type=click.FloatRange(0, 1),
     default=0.0,
+    show_default=True,
     help="Share of labels that are wrong, such as 0.05.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Another order of the shift.")
 @click.option(
-    "--seeds", type=click.IntRange(1, 1000), default=1, metavar="N", help="So many shifts, from --seed on."
+    "--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Another order of the shift."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many shifts, from --seed on.",
 )
 @click.option(
     "--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw the curves there, as .png or .svg."
