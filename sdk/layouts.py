@@ -409,12 +409,30 @@ class _Annotation(msgspec.Struct):
     category_id: int
     area: float | None = None
     bbox: list[float] | None = None
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
     def size(self) -> float:
-        """Return its area in pixels; negative where it makes no sense."""
+        """Return its area in pixels, of its polygons in the last resort; negative where it makes no sense."""
         if self.area:
             return self.area
-        return self.bbox[2] * self.bbox[3] if self.bbox and len(self.bbox) == 4 and min(self.bbox[2:]) >= 0 else -1
+        if self.bbox:
+            return self.bbox[2] * self.bbox[3] if len(self.bbox) == 4 and min(self.bbox[2:]) >= 0 else -1
+        try:
+            polygons = msgspec.json.decode(self.segmentation, type=list[list[float]])
+        except msgspec.ValidationError:  # a run length, which always comes with an area
+            return -1
+        return sum(map(_polygon_area, polygons)) if polygons else -1
+
+
+def _polygon_area(polygon: Sequence[float]) -> float:
+    """Return the area within x, y, x, y, ... by the shoelace formula.
+
+    >>> _polygon_area([0, 0, 4, 0, 4, 3])
+    6.0
+    """
+    x, y = polygon[::2], polygon[1::2]
+    turns = zip(x, y, [*x[1:], *x[:1]], [*y[1:], *y[:1]], strict=False)
+    return abs(sum(a * d - c * b for a, b, c, d in turns)) / 2
 
 
 class _Category(msgspec.Struct):

@@ -54,6 +54,25 @@ def test_coco_adds_up_the_areas_of_a_category(tmp_path: Path) -> None:
     assert images.images[1].label == "scratch"
 
 
+def test_coco_polygons_count_by_what_they_enclose(tmp_path: Path) -> None:
+    """Some tools write neither area nor bbox."""
+
+    def bare(tree: Coco) -> None:
+        tree["annotations"] = [
+            {"id": 1, "image_id": 0, "category_id": 7, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]},
+            {"id": 2, "image_id": 0, "category_id": 9, "segmentation": [[0, 0, 4, 0, 4, 4], [8, 8, 9, 8, 9, 9]]},
+            {"id": 3, "image_id": 1, "category_id": 7, "segmentation": {"counts": [1, 2], "size": [3, 1]}},
+            {"id": 4, "image_id": 3, "category_id": 7, "segmentation": [[0, 0, 4]]},
+        ]
+
+    images = open_images(coco(tmp_path, bare))
+    assert [(image.path.name, image.label, image.also) for image in images.images] == [
+        ("0.png", "scratch", ("pit",)),
+        ("3.png", "scratch", ()),
+    ]
+    assert {r.path.name: r.reason for r in images.refused}["1.png"] == "an annotation has no area"
+
+
 def test_coco_images_without_annotations_are_good_only_when_that_is_said(tmp_path: Path) -> None:
     root = coco(tmp_path)
     (refused,) = open_images(root).refused
