@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.commands import headway
+from tests.pages import wait_for
 from tests.tiny import write_pictures
 
 pytestmark = [pytest.mark.broker, pytest.mark.torch]
 
+ROOT = Path(__file__).parents[1]
 CLASSES = ("good", "pit", "rings", "scratch")
 
 
@@ -72,6 +76,40 @@ def test_wrong_use_is_said_before_any_work(data: Path, tmp_path: Path, capfd: py
     assert "device a would meet 11 images of rings, and 40 are to be labelled" in too_many.err
     assert "--labels 11" in too_many.err
     assert not (out / "export.json").exists()
+
+
+KILLED = """
+import signal, sys
+from pathlib import Path
+from sdk.demo.plant import Guard, Service
+from sdk.fleet.broker import Mosquitto
+with Guard() as guard, Mosquitto() as broker:
+    sleeps = Service("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"], Path(sys.argv[1]))
+    for pid in (sleeps.pid, broker.pid):
+        guard.watch(pid)
+    print(sleeps.pid, broker.pid, flush=True)
+    signal.pause()
+"""
+
+
+def test_a_demo_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path / "log"], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        pids = [int(pid) for pid in demo.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(runs(pid) for pid in pids)
+        demo.kill()
+    wait_for(lambda: not any(runs(pid) for pid in pids))
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process is there and no zombie, which only waits to be noticed by whoever adopted it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_place_that_cannot_be_is_said_and_nothing_is_emptied(

@@ -21,6 +21,12 @@ from sdk.errors import HeadwayError
 
 STOP_TIMEOUT_S: Final = 15.0
 POLL_S: Final = 0.05
+_GUARD: Final = """
+import contextlib, os, signal, sys
+for pid in [int(line) for line in sys.stdin]:
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGTERM)
+"""
 
 T = TypeVar("T")
 
@@ -115,6 +121,32 @@ class Service:
                 self._child.kill()
                 self._child.wait()
         self._reader.join(1)
+
+
+class Guard:
+    """A small process that outlives the demo by a moment, and ends what a killed demo could not end itself.
+
+    It reads process ids from a pipe. The system closes the pipe when the demo is gone, however it went, and then
+    it asks them to end.
+    """
+
+    def __init__(self) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", _GUARD], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()  # first: it must not take the closed pipe for the demo's end
+        self._child.communicate()
+
+    def watch(self, pid: int) -> None:
+        """End this process too."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(b"%d\n" % pid)
+        self._child.stdin.flush()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sdk.bundle import Bundle
-from sdk.demo.plant import Answer, DemoFailed, Device, Service, headway, run, running
+from sdk.demo.plant import Answer, DemoFailed, Device, Guard, Service, headway, run, running
 from sdk.demo.waiting import leave_waiting
 from sdk.errors import BadImages
 from sdk.fleet.broker import Mosquitto
@@ -147,18 +147,18 @@ def play(plan: Plan, say: Say, *, stay: Callable[[Shown, dict[str, str]], None] 
     _check_enough(plan, by_part)
     streams = _streams(plan, _passing(plan, by_part))
 
-    with contextlib.ExitStack() as stack:
+    with Guard() as guard, contextlib.ExitStack() as stack:
         with act(shown, "Fleet: keys, broker, service, two devices; the signed release goes out over MQTT", say):
             fleet_dir = ("--dir", out / "fleet", "--keys", out / "keys")
             run("fleet", "keys", "init", *fleet_dir, "--no-passphrase", log=logs)
-            broker = stack.enter_context(Mosquitto())
+            broker = stack.enter_context(_broker(guard))
             address = f"127.0.0.1:{broker.port}"
-            fleet = stack.enter_context(_service("fleet", logs, _fleet_command(out, address)))
+            fleet = stack.enter_context(_service("fleet", logs, _fleet_command(out, address), guard))
             fleet.wait_ready(60)
             run("fleet", "publish", out / "bundle", *fleet_dir, log=logs)
             services = [
                 stack.enter_context(
-                    _service(name, logs, headway("agent", "run", _site(plan, name, stream, broker.port)))
+                    _service(name, logs, headway("agent", "run", _site(plan, name, stream, broker.port)), guard)
                 )
                 for name, stream in streams.items()
             ]
@@ -227,8 +227,16 @@ def _check_enough(plan: Plan, by_part: dict[Part, list[LabelledImage]]) -> None:
 
 
 @contextlib.contextmanager
-def _service(name: str, logs: Path, command: list[str]) -> Iterator[Service]:
+def _broker(guard: Guard) -> Iterator[Mosquitto]:
+    with Mosquitto() as broker:
+        guard.watch(broker.pid)
+        yield broker
+
+
+@contextlib.contextmanager
+def _service(name: str, logs: Path, command: list[str], guard: Guard) -> Iterator[Service]:
     with running(Service(name, command, logs / f"{name}.log")) as service:
+        guard.watch(service.pid)
         yield service
 
 
