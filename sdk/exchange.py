@@ -46,15 +46,15 @@ def draft_of(target: Path) -> Iterator[Path]:
     for wreck in _left(target, PARTIAL if not target.exists() else f"{PARTIAL}|{ASIDE}"):
         with _held(wreck) as held:
             if held:
-                shutil.rmtree(wreck, ignore_errors=True)
+                _remove(wreck)
     draft = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove(draft)
     draft.mkdir()
     try:
         with _held(draft):
             yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove(draft)
 
 
 def take_place(draft: Path, target: Path) -> None:
@@ -71,7 +71,7 @@ def take_place(draft: Path, target: Path) -> None:
         draft.rename(target)
     elif not _exchange(draft, target):
         aside = target.with_name(f".{target.name}.{os.getpid()}{ASIDE}")
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         with _held(target):
             target.rename(aside)
             try:
@@ -80,7 +80,7 @@ def take_place(draft: Path, target: Path) -> None:
                 aside.rename(target)
                 raise
             sync_path(target.parent)
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
     # Before anybody removes the old one: a power cut must not bring back its name without its files.
     sync_path(target.parent)
 
@@ -133,6 +133,14 @@ def _held(folder: Path) -> Iterator[bool]:
         yield held
     finally:
         os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a link to one and not what it leads to: a target may have been a link."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -11,12 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from sdk.bundle import Bundle
+from sdk.bundle import Bundle, write_bundle
 from sdk.errors import BadFormat
 from sdk.exchange import draft_of, put_back
 from tests.crashes import Cut, Disk, build_tracer, steps_in, write_out
+from tests.replace_scenario import files_of
 from tests.tiny import tiny_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -140,3 +142,14 @@ def test_where_nothing_was_set_aside_nothing_comes_back(tmp_path: Path, caplog: 
     put_back(tmp_path / "nowhere" / "bundle")
     put_back(Path("/"))
     assert caplog.text == ""
+
+
+def test_a_link_is_replaced_and_what_it_led_to_stays(tmp_path: Path) -> None:
+    old = tiny_bundle(tmp_path / "v1", name="old")
+    link = tmp_path / "current"
+    link.symlink_to(old.path.name)
+    manifest = msgspec.structs.replace(old.manifest, name="new")
+    write_bundle(link, files_of(old), manifest, replace=True)
+    assert Bundle.open(link).manifest.name == "new"
+    assert Bundle.open(old.path).manifest.name == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"v1", "current"}
