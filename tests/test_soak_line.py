@@ -94,7 +94,7 @@ def test_what_fills_after_a_start_is_no_growth() -> None:
 
 @pytest.mark.broker
 @pytest.mark.skipif(not SOAK, reason="takes half a minute: make soak")
-def test_broker_release_and_reboot_befall_a_real_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broker_release_and_reboot_befall_a_real_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Labels that were answered for are at the fleet after all of it. A quick run's slopes say nothing."""
     tiny_bundle(tmp_path / "bundle")
     (tmp_path / "images").mkdir()
@@ -103,7 +103,7 @@ def test_broker_release_and_reboot_befall_a_real_line(tmp_path: Path, capsys: py
     trouble = ["--minutes", "0.25", "--drops", "1", "--updates", "1", "--reboots", "2"]
     out = tmp_path / "soak"
     soak.main([str(tmp_path / "bundle"), "--images", str(tmp_path / "images"), *trouble, "--out", str(out)])
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "1 times without broker, 2 reboots, 1 releases published" in said
     assert "labels answered for and not at the fleet: 0" in said
     rows = list(csv.DictReader(out.with_suffix(".csv").open(encoding="utf-8")))
