@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,32 @@ def test_a_head_of_one_class_is_no_judge(pipeline: Pipeline, folder: Path) -> No
     parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
     one = head_of(pipeline, {"good": "good"})
     assert judge(side(parts, one), side(parts, head_of(pipeline, SWAPPED))) is None
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "class_name"), [("Lo\u0308cher", "L\u00f6cher"), ("DEEP  pit", "deep pit")]
+)
+def test_a_folder_is_of_its_class_however_its_name_is_written(
+    pipeline: Pipeline, folder: Path, folder_name: str, class_name: str
+) -> None:
+    (folder / "pit").rename(folder / folder_name)
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    assert parts is not None
+    names = {**NAMES, class_id("pit"): class_name}
+    told = parts.told(head_of(pipeline, RIGHT), names.__getitem__)
+    assert [each.right for each in told if each.wanted == folder_name].count(True) >= 8
+
+
+def test_a_class_in_two_folders_counts_once(pipeline: Pipeline, folder: Path) -> None:
+    """One lost part of ten is 3 points of three classes; alone in a folder of its own it would be 25 of four."""
+    (folder / "Pit").mkdir()
+    (folder / "pit" / "500.png").rename(folder / "Pit" / "500.png")
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    assert parts is not None
+    codes = parts.codes.copy()
+    codes[parts.classes.index("Pit")] = codes[parts.classes.index("scratch")]
+    head = head_of(pipeline, RIGHT)
+    assert judge(side(parts, head), side(replace(parts, codes=codes), head)) is None
 
 
 # -- the folder
