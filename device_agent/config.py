@@ -194,8 +194,8 @@ class PartSettings(_Section, frozen=True, kw_only=True):
         good: Names of the classes that pass; any other, and unknown, rejects the part.
         frames: Frames of each camera that make a part. More than one needs part ids: a trigger, or an `index.csv`.
         decide_within_ms: A part that has no verdict so long after its frame or trigger is rejected.
-        masters: Folder of master parts, one folder of each class: a head that tells them worse than the one before
-            is taken back, and none learns from them (`device_agent.masters`).
+        masters: Folder of master parts, one folder of each class: a head that tells them worse by more than five
+            points is taken back, and none learns from them (`device_agent.masters`).
     """
 
     good: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)] = ("good",)
@@ -696,7 +696,7 @@ burst_max_s = 30.0            # and a group ends after this long even without a 
 good = ["good"]               # classes that pass: any other, and unknown, rejects the part
 frames = 1                    # of each camera that make a part; more need part ids
 decide_within_ms = 1000.0     # a part without a verdict so long after its frame is rejected
-# masters = "masters"         # master parts, one folder of each class: no head may tell them worse than before
+# masters = "masters"         # master parts, one folder of each class: no head may tell them five points worse
 
 # [trigger]                   # one frame per part, on demand: POST /api/trigger
 # topic = "line-1/part"       # and over MQTT: part ids on this topic of the broker below

@@ -2,9 +2,9 @@
 
 Quality engineers keep a master (a limit sample, a challenge part) of each thing that an inspection must never get
 wrong, and show them to it before a shift. Here they are pictures in a folder, one folder of each class, as the
-device keeps pictures: a tile where frames are cut. A head that tells them worse than the one before by more than
-`MAX_DROP` of their mean recall is taken back, whoever's labels brought it, and however few labels there are to
-score it by otherwise. They are embedded in the background, once for each release.
+device keeps pictures: a tile where frames are cut. A head that tells them worse than the best one that served, by
+more than `MAX_DROP` of their mean recall, is taken back, whoever's labels brought it, and however few labels there
+are to score it by otherwise. They are embedded in the background, once for each release.
 """
 
 from __future__ import annotations
@@ -104,30 +104,62 @@ class MasterSide(NamedTuple):
         return {each.sample: each.right for each in told if each.sample not in self.learned}
 
 
-def judge(before: MasterSide, after: MasterSide) -> Reason | None:
+class Best:
+    """What the head said of master parts that told them best: many small steps down are one large one.
+
+    Of the heads of one release that were confirmed since the agent started.
+    """
+
+    def __init__(self) -> None:
+        self._right: dict[bytes, bool] = {}
+
+    def of(self, confirmed: MasterSide) -> dict[bytes, bool]:
+        """Return for each part that a confirmed head can be asked about whether the best head told it.
+
+        That is the confirmed head itself from now on, where it tells them as well.
+        """
+        now = confirmed.right()
+        best = {sample: self._right.get(sample, right) for sample, right in now.items()}
+        recalls = _recalls(confirmed.parts, {sample: (best[sample], right) for sample, right in now.items()})
+        if recalls and np.mean([then - since for then, since in recalls.values()]) <= 0:
+            best = now
+        self._right |= best
+        return best
+
+
+def judge(before: MasterSide, after: MasterSide, best: Best | None = None) -> Reason | None:
     """Return why a head must go, or None where it tells master parts as well as the one before.
 
     Compared are classes that the head before knows, by mean recall. A head of one class is no judge: telling it
     from another is a new ability.
+
+    Args:
+        before: Serves where the other goes.
+        after: Is judged.
+        best: Of the heads that `before` came after; the best of these is compared with, where it is given.
     """
     if len(before.head.class_ids) < 2:
         return None
-    was, now = before.right(), after.right()
-    by_class: dict[str, list[tuple[bool, bool]]] = {}
-    written: dict[str, str] = {}  # one class in two ways is one class all the same
-    for sample, name in zip(before.parts.samples, before.parts.classes, strict=True):
-        if sample in was and sample not in after.learned:
-            rights = by_class.setdefault(written.setdefault(key_of(name), name), [])
-            rights.append((was[sample], now.get(sample, False)))
-    if not by_class:
-        return None
-    recalls = {name: np.mean(both, axis=0) for name, both in by_class.items()}
-    drops = {name: float(then - since) for name, (then, since) in recalls.items()}
-    if np.mean(list(drops.values())) <= MAX_DROP:
+    was, now = before.right() if best is None else best.of(before), after.right()
+    both = {sample: (was[sample], now.get(sample, False)) for sample in was if sample not in after.learned}
+    recalls = _recalls(before.parts, both)
+    drops = {name: then - since for name, (then, since) in recalls.items()}
+    if not drops or np.mean(list(drops.values())) <= MAX_DROP:
         return None
     worst = max(drops, key=lambda name: drops[name])
     then, since = recalls[worst]
-    return Reason("masters", name=worst, share=float(since), before=float(then))
+    return Reason("masters", name=worst, share=since, before=then)
+
+
+def _recalls(parts: MasterCodes, both: Mapping[bytes, tuple[bool, bool]]) -> dict[str, tuple[float, float]]:
+    """Return two heads' recalls by class, from what each said of parts."""
+    by_class: dict[str, list[tuple[bool, bool]]] = {}
+    written: dict[str, str] = {}  # one class in two ways is one class all the same
+    for sample, name in zip(parts.samples, parts.classes, strict=True):
+        if sample in both:
+            by_class.setdefault(written.setdefault(key_of(name), name), []).append(both[sample])
+    means = {name: np.mean(rights, axis=0) for name, rights in by_class.items()}
+    return {name: (float(one), float(other)) for name, (one, other) in means.items()}
 
 
 class Masters:
@@ -139,6 +171,7 @@ class Masters:
 
     Attributes:
         ready: What `codes` found; None before.
+        best: Of the heads that they have judged.
     """
 
     def __init__(self, folder: Path, embed: Callable[[bytes], Code]) -> None:
@@ -147,6 +180,7 @@ class Masters:
         self._images: list[LabelledImage] | None = None
         self._codes: dict[bytes, Code] = {}
         self.ready: MasterCodes | None = None
+        self.best = Best()
 
     def codes(self, stop: Callable[[], bool]) -> MasterCodes | None:
         """Return them all; None where there are none to be read. What was embedded before a stop is kept.

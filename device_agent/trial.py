@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from device_agent.heads import Solved, ended, pack
 from device_agent.heads_and_updates import Outcome
-from device_agent.masters import MasterCodes, MasterSide
+from device_agent.masters import Best, MasterCodes, MasterSide
 from device_agent.masters import judge as judge_masters
 from sdk.adaptation import Choice, Harm, Labelled, choose, harmful_source
 from sdk.bundle import Bundle
@@ -223,6 +223,7 @@ def try_out(
     obsolete: Callable[[], bool],
     enough: Callable[[], bool],
     masters: MasterCodes | None = None,
+    best: Best | None = None,
 ) -> Solved:
     """Return a head as its trial leaves it: outcome and reasons, left-out scores, and how own labels count in it.
 
@@ -236,6 +237,7 @@ def try_out(
         obsolete: Asked between steps; true ends the trial.
         enough: Asked by the searches; true ends these with the best so far.
         masters: The station's, in this release's space; a head that tells them worse goes, whatever its score.
+        best: Of the heads that these have judged; None compares with the confirmed one.
 
     Raises:
         InterruptedError: `obsolete` said so.
@@ -260,7 +262,8 @@ def try_out(
     head = head.recalibrated(end.calibration)
     if end.keep and masters is not None:
         learned = frozenset(live.samples)
-        missed = judge_masters(*(MasterSide(masters, each, names, learned) for each in (confirmed.head, head)))
+        before, after = (MasterSide(masters, each, names, learned) for each in (confirmed.head, head))
+        missed = judge_masters(before, after, best)
         end = end if missed is None else replace(end, keep=False, why=missed)
     row = replace(
         ended(candidate.row, Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK, end.why, *_more(choice, harm)),

@@ -157,6 +157,7 @@ class Trials:
                 obsolete=obsolete,
                 enough=enough,
                 masters=None if self._masters is None else self._masters.codes(obsolete),
+                best=None if self._masters is None else self._masters.best,
             )
         except InterruptedError:
             return None

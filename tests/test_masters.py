@@ -15,7 +15,7 @@ from device_agent.candidate import compare_masters
 from device_agent.config import parse_site
 from device_agent.finding import Level
 from device_agent.heads_and_updates import Outcome
-from device_agent.masters import MasterCodes, Masters, MasterSide, examine, judge
+from device_agent.masters import Best, MasterCodes, Masters, MasterSide, examine, judge
 from device_agent.page.text import Texts
 from device_agent.pipeline import Pipeline
 from device_agent.report import masters_report
@@ -156,6 +156,30 @@ def test_a_class_in_two_folders_counts_once(pipeline: Pipeline, folder: Path) ->
     codes[parts.classes.index("Pit")] = codes[parts.classes.index("scratch")]
     head = head_of(pipeline, RIGHT)
     assert judge(side(parts, head), side(replace(parts, codes=codes), head)) is None
+
+
+def test_small_steps_down_are_one_large_one(pipeline: Pipeline, folder: Path) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    assert parts is not None
+    head = head_of(pipeline, RIGHT)
+    right = side(parts, head).right()
+    well = [row for row, sample in enumerate(parts.samples) if parts.classes[row] == "pit" and right[sample]]
+
+    def losing(count: int) -> MasterSide:
+        """Return the head where so many pits look like the first scratch, 3.3 points apiece."""
+        codes = parts.codes.copy()
+        codes[well[:count]] = parts.codes[parts.classes.index("scratch")]
+        return side(replace(parts, codes=codes), head)
+
+    assert judge(losing(0), losing(1)) is None
+    assert judge(losing(1), losing(2)) is None, "the control: each by itself is small"
+    best = Best()
+    assert judge(losing(0), losing(1), best) is None
+    why = judge(losing(1), losing(2), best)
+    assert why is not None
+    assert (why.name, round(why.before - why.share, 2)) == ("pit", 0.2)
+    assert judge(losing(1), losing(0), best) is None
+    assert judge(losing(0), losing(1), best) is None
 
 
 # -- the folder

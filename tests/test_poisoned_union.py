@@ -43,6 +43,8 @@ GOLDEN: Final = 200
 MAX_GATE_DROP: Final = 0.05
 MAX_PASSED: Final = 0.02
 """Of the heads that would have cost more than that: the trial has twenty to sixty labels to see it by."""
+STEP: Final = 8
+"""Records at a time of another line's: four labels with their codes."""
 MAX_FLEET_DROP: Final = 0.02
 LINES: Final = 10
 LABELS: Final = 45
@@ -272,6 +274,25 @@ def test_no_head_that_costs_five_points_of_the_master_parts_stays(
         assert found.after.shown >= found.before.shown - MAX_GATE_DROP
     tell("T14, the line's gate with master parts", harmful, 0, f"{by_masters} by these, at most {100 * worst:.1f}")
     assert harmful >= runs // 2, "the control: most of these would have cost more than five points"
+
+
+def test_wrong_labels_that_come_a_few_at_a_time_cost_no_more_of_the_master_parts(
+    bundle: Bundle, tmp_path: Path, golden: Callable[[ActiveHead], Recall], masters: MasterFolder
+) -> None:
+    """Each head is hardly worse than the one before, so that all together would cost more than five points."""
+    outcomes, reasons = [], ""
+    with learner_at(bundle, tmp_path, masters=masters) as (learner, store):
+        label_own(learner, store, bundle, 100, 8)
+        best = golden(learner.head).shown
+        poison = line_of(bundle, BAD, 150, 100, lambda *_: True).log
+        for came in range(STEP, len(poison) + 1, STEP):
+            learner.received(store.log.receive(poison[came - STEP : came], came))
+            learner.run_until_idle()
+            outcomes.append(learner.status().outcome)
+            reasons += learner.status().reason
+            assert golden(learner.head).shown >= best - MAX_GATE_DROP
+    assert outcomes[0] is Outcome.CONFIRMED
+    assert "of the master parts" in reasons
 
 
 # -- the fleet
