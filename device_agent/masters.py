@@ -182,15 +182,19 @@ class Masters:
         self.ready: MasterCodes | None = None
         self.best = Best()
 
-    def codes(self, stop: Callable[[], bool]) -> MasterCodes | None:
+    def codes(self, stop: Callable[[], bool], end: Callable[[], bool] | None = None) -> MasterCodes | None:
         """Return them all; None where there are none to be read. What was embedded before a stop is kept.
+
+        Args:
+            stop: Asked before each picture is embedded.
+            end: Asked for each picture while the folder is read, which begins anew after that; None asks `stop`.
 
         Raises:
             InferenceFailed: the runtime failed.
-            InterruptedError: `stop` said so, asked between pictures.
+            InterruptedError: one of these said so.
         """
         if self.ready is None:
-            images = self._read()
+            images = self._read(end or stop)
             for image in images:
                 if stop():
                     raise InterruptedError("embedding was asked to stop")
@@ -202,10 +206,14 @@ class Masters:
             self.ready = _together([image for image in images if image.sample_id in self._codes], self._codes)
         return self.ready if self.ready.files else None
 
-    def _read(self) -> list[LabelledImage]:
+    def _read(self, end: Callable[[], bool]) -> list[LabelledImage]:
+        def read_one(_number: int, _of: int) -> None:
+            if end():
+                raise InterruptedError("reading was asked to stop")
+
         if self._images is None:
             try:
-                found = open_images(self._folder)
+                found = open_images(self._folder, progress=read_one)
             except BadImages as error:
                 _log.error("no master parts: %s (%s)", error, error.hint)
                 self._images = []
@@ -233,11 +241,18 @@ def check_folder(folder: Path | None) -> None:
     Raises:
         ConfigError: they name something else.
     """
-    if folder is not None and not folder.is_dir():
+    try:
+        if folder is None or folder.is_dir():
+            return
+    except OSError as error:
         raise ConfigError(
-            f"{folder}: no such folder of master parts",
-            hint="Make it, with one folder of each class, or take masters out of the settings.",
-        )
+            f"{folder}: master parts cannot be read: {error.strerror}",
+            hint="Let the agent's user read this folder and those above it, or take masters out of the settings.",
+        ) from error
+    raise ConfigError(
+        f"{folder}: no such folder of master parts",
+        hint="Make it, with one folder of each class, or take masters out of the settings.",
+    )
 
 
 def examine(folder: Path | None) -> Iterator[Finding]:

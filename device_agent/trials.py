@@ -18,7 +18,7 @@ from device_agent.afterwards import Afterwards
 from device_agent.courtesy import Courtesy
 from device_agent.folded import Folded
 from device_agent.heads import Solved
-from device_agent.masters import Masters
+from device_agent.masters import MasterCodes, Masters
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
 from device_agent.succession import Succession
@@ -156,11 +156,15 @@ class Trials:
                 names=lambda class_id: self._folded.name(names, class_id),
                 obsolete=obsolete,
                 enough=enough,
-                masters=None if self._masters is None else self._masters.codes(obsolete),
+                masters=self._master_codes(obsolete),
                 best=None if self._masters is None else self._masters.best,
             )
         except InterruptedError:
             return None
+
+    def _master_codes(self, obsolete: Callable[[], bool]) -> MasterCodes | None:
+        """Return the station's master parts; None where it has none. No label stops the folder's reading."""
+        return None if self._masters is None else self._masters.codes(obsolete, lambda: self._turns.stopping)
 
     def _stream(self) -> Codes:
         """Return the newest codes of this station, labelled or not, at most `MAX_STREAM`."""
@@ -177,8 +181,7 @@ class Trials:
 
         try:
             self._with_left_out(confirmed, obsolete)
-            if self._masters is not None:
-                self._masters.codes(obsolete)
+            self._master_codes(obsolete)
         except InterruptedError:
             pass  # a label came first
         except BaseException:

@@ -114,9 +114,9 @@ def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | No
     Raises:
         BadImages: no such folder, or it is not kept as `layout` says.
     """
-    if not folder.is_dir():
-        raise BadImages(f"{folder} is not a folder", hint="Name a folder with one folder of images per class.")
     try:
+        if not folder.is_dir():
+            raise BadImages(f"{folder} is not a folder", hint="Name a folder with one folder of images per class.")
         layout = layout or detect(folder)
         found = _listed(folder, layout, unannotated)
         return replace(found, notes=[*found.notes, *_left_out(folder, found)])

@@ -15,7 +15,7 @@ from device_agent.candidate import compare_masters
 from device_agent.config import parse_site
 from device_agent.finding import Level
 from device_agent.heads_and_updates import Outcome
-from device_agent.masters import Best, MasterCodes, Masters, MasterSide, examine, judge
+from device_agent.masters import Best, MasterCodes, Masters, MasterSide, check_folder, examine, judge
 from device_agent.page.text import Texts
 from device_agent.pipeline import Pipeline
 from device_agent.report import masters_report
@@ -221,6 +221,32 @@ def test_what_was_embedded_before_a_label_came_is_not_embedded_again(pipeline: P
     parts = masters.codes(lambda: False)
     assert parts is not None
     assert len(done) == len(set(done)) == len(parts.files) == 30
+
+
+def test_an_agent_that_stops_does_not_wait_until_the_folder_is_read(pipeline: Pipeline, folder: Path) -> None:
+    asked: list[bool] = []
+
+    def end() -> bool:
+        asked.append(len(asked) == 3)
+        return asked[-1]
+
+    masters = Masters(folder, lambda image: embed(pipeline, image))
+    with pytest.raises(InterruptedError):
+        masters.codes(lambda: False, end)
+    assert len(asked) == 4
+    parts = masters.codes(lambda: False, lambda: False)
+    assert parts is not None
+    assert len(parts.files) == 30
+
+
+def test_a_folder_that_cannot_be_looked_at_is_refused_in_words(tmp_path: Path) -> None:
+    """As where a folder above it is another user's; a name too long is the same to whoever may read everything."""
+    with pytest.raises(ConfigError, match="cannot be read: File name too long") as refusal:
+        check_folder(tmp_path / ("n" * 300))
+    assert refusal.value.hint
+    (found,) = examine(tmp_path / ("n" * 300))
+    assert found.level is Level.FAULT
+    assert Masters(tmp_path / ("n" * 300), lambda _: np.zeros(1, np.int8)).codes(lambda: False) is None
 
 
 def test_a_folder_without_pictures_is_told_and_judges_nothing(
