@@ -38,7 +38,7 @@ from device_agent.heads_and_updates import HeadRow
 from device_agent.labelling import Labelling, class_name
 from device_agent.learned import ClassInfo, LearnerStatus, Saved, quarantine
 from device_agent.learning import Learning
-from device_agent.masters import Masters, Told
+from device_agent.masters import Masters, Telling
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
@@ -111,7 +111,7 @@ class Learner:
             on_change=on_change,
         )
         self._heads = self._learning.heads
-        self._told: tuple[ActiveHead, dict[bytes, str], list[Told]] | None = None
+        self._told: tuple[ActiveHead, dict[bytes, str], Telling] | None = None
         self._masters = None if masters is None or embed is None else Masters(masters, embed)
         self._trials = Trials(
             self._base,
@@ -255,7 +255,7 @@ class Learner:
         reference = self.reference
         return [] if reference is None else suspects(reference.left_out, reference.calibration, limit=limit)
 
-    def masters(self) -> list[Told] | None:
+    def masters(self) -> Telling | None:
         """Return what the head that serves says of master parts it has not learned; None where none are read."""
         ready = None if self._masters is None else self._masters.ready
         if ready is None or not ready.files:
@@ -266,7 +266,9 @@ class Learner:
         if told is None or told[0] is not active or told[1] != names:
             learned = frozenset(live.samples)
             found = ready.told(active.head, lambda class_id: self._folded.name(names, class_id))
-            self._told = told = active, names, [each for each in found if each.sample not in learned]
+            strange = ready.strange([*names.values(), *self._folded.names_of(active.head)])
+            telling = Telling([each for each in found if each.sample not in learned], strange)
+            self._told = told = active, names, telling
         return told[2]
 
     def history(self, limit: int = 50) -> list[HeadRow]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -42,6 +42,18 @@ class Told(NamedTuple):
     wanted: str
     shown: str
     right: bool
+
+
+class Telling(NamedTuple):
+    """What a head says of the master parts that it can be asked about, and whose class it knows none of.
+
+    Attributes:
+        told: Parts of known classes.
+        strange: Classes of the others, as the folders are called.
+    """
+
+    told: list[Told]
+    strange: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,11 @@ class MasterCodes:
             for file, sample, wanted, said in zip(self.files, self.samples, self.classes, shown, strict=True)
             if key_of(wanted) in keys
         ]
+
+    def strange(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Return the classes that are none of these names, however written: a slip, or one that was renamed."""
+        keys = {key_of(name) for name in known}
+        return tuple(sorted({name for name in self.classes if key_of(name) not in keys}))
 
 
 class MasterSide(NamedTuple):

@@ -15,7 +15,7 @@ import msgspec
 from device_agent.camera import Camera
 from device_agent.flow import Flow
 from device_agent.learned import ClassInfo, LearnerStatus
-from device_agent.masters import Told
+from device_agent.masters import Telling
 from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
@@ -277,11 +277,13 @@ class MastersReport:
         of: Parts of classes that the head knows.
         right: Told rightly.
         wrong: The others.
+        strange: Folders whose name no class has: their parts judge nothing.
     """
 
     of: int
     right: int
     wrong: list[MasterReport]
+    strange: list[str]
 
 
 @dataclass(frozen=True)
@@ -420,12 +422,13 @@ def station_state(
     )
 
 
-def masters_report(told: Sequence[Told] | None) -> MastersReport | None:
+def masters_report(telling: Telling | None) -> MastersReport | None:
     """Return what is said of master parts as the interface says it; None where there are none."""
-    if told is None:
+    if telling is None:
         return None
+    told, strange = telling
     wrong = [MasterReport(each.file.name, each.wanted, each.shown) for each in told if not each.right]
-    return MastersReport(len(told), len(told) - len(wrong), wrong)
+    return MastersReport(len(told), len(told) - len(wrong), wrong, list(strange))
 
 
 def _drift(drift: Drift | None) -> DriftReport | None:

@@ -29,6 +29,7 @@ from sdk.head import Head, solve
 from sdk.images import decode, sample_id
 from sdk.moments import Moments
 from sdk.wire import HeadState
+from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
 
 SEEN = range(40)
@@ -297,6 +298,24 @@ def test_a_head_of_wrong_labels_is_taken_back_by_the_masters(store: Store, bundl
     assert report.right + len(report.wrong) == 30
     assert report.right >= 24
     station.close()
+
+
+def test_a_folder_whose_class_was_renamed_is_told(store: Store, bundle: Bundle, folder: Path) -> None:
+    station = Station(store, masters=folder)
+    station.serve(bundle, None, open_runtime(bundle, None))
+    learner = station.require().learner
+    try:
+        wait_for(lambda: learner.masters() is not None, what="the master parts")
+        before = masters_report(learner.masters())
+        assert before is not None
+        assert (before.of, before.strange) == (30, [])
+        learner.rename_class(class_id("pit"), "hole", "ann")
+        assert learner.wait_until_idle(60.0)
+        after = masters_report(learner.masters())
+        assert after is not None
+        assert (after.of, after.strange) == (20, ["pit"])
+    finally:
+        station.close()
 
 
 def test_without_masters_it_would_decide(store: Store, bundle: Bundle) -> None:

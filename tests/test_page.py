@@ -269,6 +269,8 @@ def test_master_parts_are_told_on_the_page_and_in_the_state(
     assert masters["of"] == 20, "a class that the head does not know is left out"
     assert masters["right"] == 20 - len(masters["wrong"])
     assert {each["wanted"] for each in masters["wrong"]} >= {"scratch"}
+    assert masters["strange"] == ["nobody-knows"]
+    assert "No class is called nobody-knows: the parts in that folder check nothing." in text
     assert f"{masters['right']} of 20 are told rightly." in text
     assert f"{masters['wrong'][0]['file']} is {masters['wrong'][0]['wanted']}, told as" in text
     assert text.count(", told as ") == 8

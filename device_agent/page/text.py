@@ -229,6 +229,11 @@ TEXTS: Final[dict[str, Text]] = {
         "{n} weitere werden falsch erkannt.",
         "另有 {n} 个识别错误。",
     ),
+    "learned.masters-strange": (
+        "No class is called {name}: the parts in that folder check nothing.",
+        "Keine Klasse heißt {name}: Die Teile in diesem Ordner prüfen nichts.",
+        "没有名为“{name}”的类别：该文件夹中的样件不起检验作用。",
+    ),
     "learned.masters-wrong": (
         "{file} is {wanted}, told as {shown}",
         "{file} ist {wanted}, erkannt als {shown}",
