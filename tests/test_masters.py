@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,16 @@ from device_agent.candidate import compare_masters
 from device_agent.config import parse_site
 from device_agent.finding import Level
 from device_agent.heads_and_updates import Outcome
-from device_agent.masters import Best, MasterCodes, Masters, MasterSide, check_folder, examine, judge
+from device_agent.masters import (
+    Best,
+    MasterCodes,
+    Masters,
+    MasterSide,
+    check_folder,
+    examine,
+    judge,
+    of_each_class,
+)
 from device_agent.page.text import Texts
 from device_agent.pipeline import Pipeline
 from device_agent.report import masters_report
@@ -26,7 +36,7 @@ from sdk.bundle import Bundle
 from sdk.codes import Code
 from sdk.errors import ConfigError
 from sdk.head import Head, solve
-from sdk.images import decode, sample_id
+from sdk.images import decode, open_images, sample_id
 from sdk.moments import Moments
 from sdk.wire import HeadState
 from tests.simulators import wait_for
@@ -248,6 +258,24 @@ def test_a_folder_that_cannot_be_looked_at_is_refused_in_words(tmp_path: Path) -
     (found,) = examine(tmp_path / ("n" * 300))
     assert found.level is Level.FAULT
     assert Masters(tmp_path / ("n" * 300), lambda _: np.zeros(1, np.int8)).codes(lambda: False) is None
+
+
+def test_many_good_parts_leave_room_for_the_others(folder: Path) -> None:
+    for i in MASTERS[3:]:
+        (folder / "scratch" / f"{i}.png").unlink()
+    images = open_images(folder).images
+    kept = of_each_class(images, 13)
+    assert Counter(image.label for image in kept) == {"good": 5, "pit": 5, "scratch": 3}
+    assert [image.path.name for image in kept[:5]] == [f"{i}.png" for i in MASTERS[:5]]
+    assert of_each_class(images, 100) == list(images)
+
+
+def test_what_a_technician_should_know_of_the_folder_is_told(folder: Path) -> None:
+    (folder / "Good").mkdir()
+    (folder / "Good" / "1.png").write_bytes(picture("good", 77))
+    (folder / "empty").mkdir()
+    notes = [each.what for each in examine(folder) if each.level is Level.NOTE]
+    assert notes == ["Folders without images: empty."], "Good and good are one class here"
 
 
 def test_a_folder_without_pictures_is_told_and_judges_nothing(
