@@ -137,10 +137,41 @@ def test_masters_that_were_learned_from_show_nothing(pipeline: Pipeline, folder:
     assert judge(side(parts, right, learned), side(parts, swapped, learned)) is None
 
 
+@pytest.mark.parametrize("which", ["before", "after"])
+def test_masters_that_only_one_release_learned_from_show_nothing(
+    pipeline: Pipeline, folder: Path, which: str
+) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    assert parts is not None
+    learned = {"before": (), "after": (), which: parts.samples}
+    before = side(parts, head_of(pipeline, RIGHT), learned["before"])
+    after = side(parts, head_of(pipeline, SWAPPED), learned["after"])
+    assert judge(before, after) is None
+
+
+def test_a_master_that_is_labelled_later_is_told_no_more(store: Store, bundle: Bundle, folder: Path) -> None:
+    station = Station(store, masters=folder)
+    station.serve(bundle, None, open_runtime(bundle, None))
+    learner = station.require().learner
+    try:
+        wait_for(lambda: learner.masters() is not None, what="the master parts")
+        data = (folder / "pit" / "500.png").read_bytes()
+        seen = station.see(Shot(decode(data), 0.0, "line-1/500", "", data))
+        station.label(seen.sample_id, class_id("pit"), "ann")
+        assert learner.wait_until_idle(60.0)
+        report = masters_report(learner.masters())
+        assert report is not None
+        assert report.of == 29
+    finally:
+        station.close()
+
+
 def test_a_head_of_one_class_is_no_judge(pipeline: Pipeline, folder: Path) -> None:
     parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
     one = head_of(pipeline, {"good": "good"})
-    assert judge(side(parts, one), side(parts, head_of(pipeline, SWAPPED))) is None
+    good_for_pit = head_of(pipeline, {"good": "pit", "pit": "good"})
+    assert judge(side(parts, head_of(pipeline, RIGHT)), side(parts, good_for_pit)) is not None, "the control"
+    assert judge(side(parts, one), side(parts, good_for_pit)) is None
 
 
 @pytest.mark.parametrize(
