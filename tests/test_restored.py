@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.database import DATABASE_NAME
@@ -450,6 +451,29 @@ def test_a_device_that_claims_to_know_more_is_believed_once_a_run(tmp_path: Path
             core.turn(broker.collect("service"), now=float(number), now_utc=1e9, room_bytes=0)
         with store.read() as ledger:
             assert [one.since for one in ledger.restored("default")] == [0]
+
+
+def test_a_device_reads_again_once_for_each_time_that_the_fleet_came_back(tmp_path: Path) -> None:
+    """The message that says so is retained, and comes with every release and label: read each time it would be a
+    union again and again. Also after a restart of the device."""
+    times = {"a" * 16: 30, "b" * 16: 20}
+
+    def said(store: Store, restored: dict[str, int]) -> tuple[bool, int]:
+        news = store.log.union_restored("default", restored)
+        store.log.receive([], 40, "default")
+        return news, store.log.position("default")
+
+    with Store.open(tmp_path, "line-1") as store:
+        store.log.receive([], 40, "default")
+        assert store.log.union_restored("default", times)
+        assert store.log.position("default") == 20
+        assert said(store, times) == (False, 40)
+    with Store.open(tmp_path, "line-1") as store:
+        assert said(store, times) == (False, 40)
+        assert store.log.union_restored("default", {**times, "c" * 16: 35})
+        assert store.log.position("default") == 35
+        assert store.log.position("other") == 0
+        assert store.log.union_restored("other", times), "another channel's union is another"
 
 
 def test_what_a_device_knows_of_another_channel_tells_nothing_of_its_own(tmp_path: Path) -> None:
