@@ -64,7 +64,8 @@ class Expiry:
         'the root has ended on 2026-01-01, 3 days ago: no new release is taken'
         """
         left = self.days_left(now_utc)
-        day, days = time.strftime("%Y-%m-%d", time.gmtime(self.expires_utc)), f"{abs(int(left))} days"
+        day, whole = time.strftime("%Y-%m-%d", time.gmtime(self.expires_utc)), abs(int(left))
+        days = "less than a day" if whole == 0 else "1 day" if whole == 1 else f"{whole} days"
         if left <= 0:
             return f"{self.what} has ended on {day}, {days} ago: {self.then}"
         return f"{self.what} ends on {day}, in {days}; then {self.then}"

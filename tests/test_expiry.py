@@ -309,3 +309,18 @@ def test_devices_that_end_together_are_renewed_together(tmp_path: Path) -> None:
     assert [each.kind for each in ending(directory, NOW.timestamp()) if each.kind == "device"] == []
     again = CliRunner().invoke(fleet_command, [*words[2:-1], str(tmp_path / "none")])
     assert (again.exit_code, again.output) == (0, "no device's certificate ends soon\n")
+
+
+@pytest.mark.parametrize(
+    ("left_days", "words"),
+    [
+        (2.1, "ends on 2026-01-01, in 2 days; then"),
+        (1.9, "ends on 2026-01-01, in 1 day; then"),
+        (0.5, "ends on 2026-01-01, in less than a day; then"),
+        (-0.5, "has ended on 2026-01-01, less than a day ago:"),
+        (-1.0, "has ended on 2026-01-01, 1 day ago:"),
+    ],
+)
+def test_the_last_days_are_told_in_words(left_days: float, words: str) -> None:
+    end_utc = 1_767_225_600.0
+    assert words in Expiry("root", "the root", end_utc, "x", "y").words(end_utc - left_days * DAY_S)
