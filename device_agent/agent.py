@@ -328,6 +328,7 @@ class Agent:
             authorize=self._gate.authorize,
             incumbent=lambda: self._own_bundle,
             masters=self.site.part.masters,
+            confirmed=self.station.confirmed,
         )
 
     def _admit(self, bundle: Bundle) -> Runtime:

@@ -23,7 +23,7 @@ from device_agent.trial import Base, meanwhile
 from sdk.bundle import Bundle
 from sdk.codes import Code, code_digest
 from sdk.errors import BadImages, HeadwayError
-from sdk.head import Calibration, solve
+from sdk.head import Calibration, Head, solve
 from sdk.images import decode
 from sdk.labels import Body, CodeRecord
 from sdk.preprocess import Frame
@@ -129,10 +129,11 @@ def compare_masters(
     old: tuple[Bundle, Pipeline],
     new: tuple[Bundle, Pipeline],
     stop: Callable[[], bool],
+    confirmed: Head | None = None,
 ) -> Reason | None:
     """Return why a candidate may not serve: it tells the station's master parts worse than what serves now.
 
-    Both heads are of all labels that the device has. None where it is as good, or nothing can be compared.
+    The candidate's head is of all labels that the device has. None where it is as good, or cannot be compared.
 
     Args:
         store: Whose log both are folded with.
@@ -140,20 +141,22 @@ def compare_masters(
         old: The release that serves.
         new: The candidate.
         stop: Asked between pictures; true ends the work.
+        confirmed: The head that serves, without labels that a trial took back; None takes one of all labels.
 
     Raises:
         BadFormat: a bundle's samples are not those its head was made from.
         InferenceFailed: a runtime failed.
         InterruptedError: `stop` said so.
     """
-    before, after = (_mastered(store, masters, bundle, pipeline, stop) for bundle, pipeline in (old, new))
+    before = _mastered(store, masters, *old, stop, confirmed)
+    after = _mastered(store, masters, *new, stop, None)
     return None if before is None or after is None else judge(before, after)
 
 
 def _mastered(
-    store: Store, masters: Path, bundle: Bundle, pipeline: Pipeline, stop: Callable[[], bool]
+    store: Store, masters: Path, bundle: Bundle, pipeline: Pipeline, stop: Callable[[], bool], head: Head | None
 ) -> MasterSide | None:
-    """Return the parts' codes and the head that this device would have with a release."""
+    """Return the parts' codes and a head, None for the one that this device would have with a release."""
 
     def embed(image: bytes) -> Code:
         return np.asarray(pipeline.code(decode(image))[0], np.int8)
@@ -163,12 +166,10 @@ def _mastered(
     live, names = base.fold.live_set(), base.fold.class_names()
     if codes is None or not live.samples:
         return None
-    everything = base.labelled(live, store.device, stop).everything
-    head = solve(everything, knobs=base.knobs)
-    served = meanwhile(base.calibration, head)
-    return MasterSide(
-        codes, head.recalibrated(served), lambda class_id: names.get(class_id, ""), frozenset(live.samples)
-    )
+    if head is None:
+        head = solve(base.labelled(live, store.device, stop).everything, knobs=base.knobs)
+        head = head.recalibrated(meanwhile(base.calibration, head))
+    return MasterSide(codes, head, lambda class_id: names.get(class_id, ""), frozenset(live.samples))
 
 
 def _folded(store: Store, bundle: Bundle, precision: str | None) -> Base:

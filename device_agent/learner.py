@@ -48,6 +48,7 @@ from device_agent.turns import Steps, Turns
 from sdk.audit import Suspect, suspects
 from sdk.bundle import Bundle
 from sdk.codes import Code
+from sdk.head import Head
 from sdk.labels import Body, DefineClass, MergeClasses, Record, RenameClass, new_class_id
 from sdk.liveset import LiveSet
 
@@ -241,6 +242,11 @@ class Learner:
                 unapplied=len(self._base.fold.unapplied()),
                 quarantine=quarantine(self._base.fold.holds(), self._store.device),
             )
+
+    @property
+    def confirmed(self) -> Head:
+        """The head that its trial has left, or that came with the release: without labels that were taken back."""
+        return self._heads.confirmed.head
 
     @property
     def reference(self) -> Reference | None:

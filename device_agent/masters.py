@@ -21,7 +21,7 @@ import numpy as np
 
 from device_agent.finding import Finding, Level
 from sdk.codes import Code, Codes
-from sdk.errors import BadImages, ConfigError, HeadwayError
+from sdk.errors import BadImages, ConfigError, FeatureSizeError, HeadwayError, InferenceFailed
 from sdk.head import Head
 from sdk.images import LabelledImage, open_images
 from sdk.layouts import listing
@@ -208,7 +208,6 @@ class Masters:
             end: Asked for each picture while the folder is read, which begins anew after that; None asks `stop`.
 
         Raises:
-            InferenceFailed: the runtime failed.
             InterruptedError: one of these said so.
         """
         if self.ready is None:
@@ -219,7 +218,7 @@ class Masters:
                 if image.sample_id not in self._codes:
                     try:
                         self._codes[image.sample_id] = self._embed(image.path.read_bytes())
-                    except (OSError, BadImages) as error:
+                    except (OSError, BadImages, FeatureSizeError, InferenceFailed) as error:
                         _log.warning("%s is no master part any more: %s", image.path, error)
             self.ready = _together([image for image in images if image.sample_id in self._codes], self._codes)
         return self.ready if self.ready.files else None

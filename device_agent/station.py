@@ -266,6 +266,11 @@ class Station:
         _log.info("serving %s (%s)", bundle.manifest.name, pipeline.precision)
         self._on_change()
 
+    def confirmed(self, space: str) -> Head | None:
+        """Return the confirmed head of the release that serves; None where none does, or in another space."""
+        serving = self._serving
+        return None if serving is None or serving.learner.space != space else serving.learner.confirmed
+
     def serve_nothing(self) -> None:
         """Let no release serve: the only one there was has been rolled back."""
         with self._swap:

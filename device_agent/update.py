@@ -38,6 +38,7 @@ from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.durable import sync_path
 from sdk.errors import BundleError, HeadwayError, InferenceFailed, RemoteWireError
+from sdk.head import Head
 from sdk.reason import Reason
 from sdk.wire import (
     UPDATE_STEPS,
@@ -124,6 +125,7 @@ class Updater:
         authorize: Raises where an assigned release may not be taken (`device_agent.trust`).
         incumbent: What serves where no release does: the bundle that the settings name.
         masters: Folder of the station's master parts, which judge a candidate too; None where it keeps none.
+        confirmed: The head that serves in a feature space, for that comparison; None where it is not known.
         retry_s: First wait before trying again what may help to try again; doubles up to `RETRY_MAX_S`.
         watch_s: A provisional release is committed when nothing has failed for this long.
         clock: Seconds since 1970, for deadlines.
@@ -144,6 +146,7 @@ class Updater:
         authorize: Callable[[Desired], None] = lambda _desired: None,
         incumbent: Callable[[], Bundle | None] = lambda: None,
         masters: Path | None = None,
+        confirmed: Callable[[str], Head | None] = lambda _space: None,
         retry_s: float = RETRY_S,
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.time,
@@ -161,6 +164,7 @@ class Updater:
         self._authorize = authorize
         self._incumbent = incumbent
         self._masters = masters
+        self._confirmed = confirmed
         self._retry_s = retry_s
         self._watch_s = watch_s
         self._clock = clock
@@ -502,7 +506,8 @@ class Updater:
             (each.bundle, Pipeline(each.bundle, self._precision, each.runtime))
             for each in (self._serving, release)
         )
-        return compare_masters(self._store, self._masters, old, new, self._halt.is_set)
+        confirmed = self._confirmed(old[1].space)
+        return compare_masters(self._store, self._masters, old, new, self._halt.is_set, confirmed)
 
     def _carry(self, release: Release) -> None:
         pipeline = Pipeline(release.bundle, self._precision, release.runtime)

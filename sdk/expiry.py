@@ -35,6 +35,7 @@ class Expiry:
         renew: What renews it: a command, or a sentence with one.
         notice_days: It is told from so long before the end.
         device: Whose it is; empty for what is everybody's.
+        damaged: Why it cannot be read; empty where it can. Then its end is not known, and 0.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Expiry:
     renew: str
     notice_days: float = NOTICE_DAYS
     device: str = ""
+    damaged: str = ""
 
     def days_left(self, now_utc: float) -> float:
         """Return for how many days it still counts; negative since its end."""
@@ -63,6 +65,8 @@ class Expiry:
         >>> root.words(1_767_225_600.0 + 3 * DAY_S)
         'the root has ended on 2026-01-01, 3 days ago: no new release is taken'
         """
+        if self.damaged:
+            return f"{self.what} cannot be read ({self.damaged}): {self.then}"
         left = self.days_left(now_utc)
         day, whole = time.strftime("%Y-%m-%d", time.gmtime(self.expires_utc)), abs(int(left))
         days = "less than a day" if whole == 0 else "1 day" if whole == 1 else f"{whole} days"

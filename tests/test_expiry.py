@@ -269,11 +269,20 @@ def test_a_fleet_without_certificates_renews_none(tmp_path: Path) -> None:
         Authority(tmp_path / "fleet" / "tls")
 
 
-def test_a_damaged_file_hides_nothing_else(tmp_path: Path) -> None:
+def test_a_damaged_file_is_a_fault_and_hides_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = made_at(tmp_path, NOW - ROOT_LIFE + timedelta(days=30), "line-1")
     (directory / "tls" / "issued" / "line-1.pem").write_text("no certificate")
     (directory / "trust" / "targets.json").write_text("{}")
-    assert [one.kind for one in expiries(directory)] == ["broker", "service", "authority"]
+    found = expiries(directory)
+    assert [one.kind for one in found] == ["device", "root", "broker", "service", "authority"]
+    assert [bool(one.damaged) for one in found] == [True, True, False, False, False]
+    capsys.readouterr()
+    assert headway("fleet", "doctor", "--dir", directory) == 1
+    said = capsys.readouterr().out
+    assert "the certificate of line-1 cannot be read (line-1.pem:" in said
+    assert "the signatures' metadata cannot be read" in said
 
 
 def test_days_are_counted_to_the_end_and_from_it() -> None:

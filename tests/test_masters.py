@@ -34,7 +34,7 @@ from device_agent.station import Station
 from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.codes import Code
-from sdk.errors import ConfigError
+from sdk.errors import ConfigError, InferenceFailed
 from sdk.head import Head, solve
 from sdk.images import decode, open_images, sample_id
 from sdk.moments import Moments
@@ -415,3 +415,34 @@ def test_masters_are_identical_by_content_whatever_they_are_called(folder: Path)
     parts = Masters(folder, lambda image: np.frombuffer(sample_id(image), np.int8)).codes(lambda: False)
     assert parts is not None
     assert len(parts.samples) == 30
+
+
+def test_a_candidate_is_compared_with_the_head_that_serves_not_with_labels_taken_back(
+    store: Store, bundle: Bundle, pipeline: Pipeline, folder: Path
+) -> None:
+    station = labelled_wrongly(store, bundle, folder)
+    confirmed = station.confirmed(pipeline.space)
+    assert confirmed is not None
+    assert station.confirmed("another space") is None
+    same = bundle, pipeline
+    assert compare_masters(store, folder, same, same, lambda: False) is None, "both have the wrong labels"
+    why = compare_masters(store, folder, same, same, lambda: False, confirmed)
+    assert why is not None
+    assert why.code == "masters"
+    station.close()
+
+
+def test_a_picture_that_the_backbone_cannot_take_judges_nothing_and_holds_nothing_up(
+    pipeline: Pipeline, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = (folder / "pit" / "501.png").read_bytes()
+
+    def choosy(image: bytes) -> Code:
+        if image == odd:
+            raise InferenceFailed("not finite", hint="")
+        return embed(pipeline, image)
+
+    parts = Masters(folder, choosy).codes(lambda: False)
+    assert parts is not None
+    assert len(parts.files) == 29
+    assert "501.png is no master part any more: not finite" in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,6 @@ NAMED: Final = 5
 """Devices named of those that end soon; `headway fleet doctor --json` names all."""
 LOOK_EVERY_S: Final = DAY_S
 _NO_RELEASE: Final = "devices take no new release"
-
-log = logging.getLogger(__name__)
 
 
 def expiries(directory: Path) -> list[Expiry]:
@@ -107,8 +104,8 @@ def _signed(directory: Path) -> list[Expiry]:
             ),
         }
     except KeyRefused as error:
-        log.warning("%s", error)
-        return []
+        hint = error.hint or renew
+        return [Expiry("root", "the signatures' metadata", 0.0, _NO_RELEASE, hint, damaged=str(error))]
     return [
         Expiry("root", "the root of signatures", until["root"], _NO_RELEASE, renew),
         Expiry("targets", "the signature of the releases", until["targets"], _NO_RELEASE, renew),
@@ -143,18 +140,11 @@ def _certified(directory: Path) -> list[Expiry]:
         files.append(file)
     found = []
     for file, party in zip(files, parties, strict=True):
-        until = _until(file)
-        if until is not None:
-            found.append(replace(party, expires_utc=until))
+        try:
+            found.append(replace(party, expires_utc=ends_utc(file)))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            found.append(replace(party, damaged=f"{file.name}: {reason}"))
     return found
-
-
-def _until(file: Path) -> float | None:
-    """Return when the last of a file's certificates ends; None where it has none."""
-    try:
-        return ends_utc(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        log.warning("%s holds no certificate: %s", file, error)
-        return None
