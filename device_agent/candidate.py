@@ -26,6 +26,7 @@ from sdk.errors import BadImages, HeadwayError
 from sdk.head import Calibration, Head, solve
 from sdk.images import decode
 from sdk.labels import Body, CodeRecord
+from sdk.moments import Adaptation
 from sdk.preprocess import Frame
 from sdk.reason import Reason
 from sdk.score import LeftOut, calibrate
@@ -149,14 +150,23 @@ def compare_masters(
         InterruptedError: `stop` said so.
     """
     before = _mastered(store, masters, *old, stop, confirmed)
-    after = _mastered(store, masters, *new, stop, None)
+    after = _mastered(
+        store, masters, *new, stop, None, 1 if confirmed is None else confirmed.adaptation.own_weight
+    )
     return None if before is None or after is None else judge(before, after)
 
 
 def _mastered(
-    store: Store, masters: Path, bundle: Bundle, pipeline: Pipeline, stop: Callable[[], bool], head: Head | None
+    store: Store,
+    masters: Path,
+    bundle: Bundle,
+    pipeline: Pipeline,
+    stop: Callable[[], bool],
+    head: Head | None,
+    own_weight: int = 1,
 ) -> MasterSide | None:
-    """Return the parts' codes and a head, None for the one that this device would have with a release."""
+    """Return the parts' codes and a head; None for the one that this device would have with a release, its own
+    labels weighed as they are now."""
 
     def embed(image: bytes) -> Code:
         return np.asarray(pipeline.code(decode(image))[0], np.int8)
@@ -167,7 +177,9 @@ def _mastered(
     if codes is None or not live.samples:
         return None
     if head is None:
-        head = solve(base.labelled(live, store.device, stop).everything, knobs=base.knobs)
+        station = base.labelled(live, store.device, stop)
+        own, weighed = station.moments(station.own), Adaptation(own_weight)
+        head = solve(station.everything, knobs=base.knobs, own=own, adaptation=weighed)
         head = head.recalibrated(meanwhile(base.calibration, head))
     return MasterSide(codes, head, lambda class_id: names.get(class_id, ""), frozenset(live.samples))
 

@@ -149,17 +149,20 @@ def judge(before: MasterSide, after: MasterSide, best: Best | None = None) -> Re
     """Return why a head must go, or None where it tells master parts as well as the one before.
 
     Compared are classes that the head before knows, by mean recall. A head of one class is no judge: telling it
-    from another is a new ability.
+    from another is a new ability. Of one release a head no longer knows a class only because its labels were
+    withdrawn, which is what was asked for; a release that does not know it has lost it.
 
     Args:
         before: Serves where the other goes.
         after: Is judged.
-        best: Of the heads that `before` came after; the best of these is compared with, where it is given.
+        best: Of the heads of one release that `before` came after; the best of these is compared with. None
+            between two releases.
     """
     if len(before.head.class_ids) < 2:
         return None
     was, now = before.right() if best is None else best.of(before), after.right()
-    both = {sample: (was[sample], now.get(sample, False)) for sample in was if sample not in after.learned}
+    asked = was if best is None else [sample for sample in was if sample in now]
+    both = {sample: (was[sample], now.get(sample, False)) for sample in asked if sample not in after.learned}
     recalls = _recalls(before.parts, both)
     drops = {name: then - since for name, (then, since) in recalls.items()}
     if not drops or np.mean(list(drops.values())) <= MAX_DROP:

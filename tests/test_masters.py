@@ -446,3 +446,11 @@ def test_a_picture_that_the_backbone_cannot_take_judges_nothing_and_holds_nothin
     assert parts is not None
     assert len(parts.files) == 29
     assert "501.png is no master part any more: not finite" in caplog.text
+
+
+def test_a_class_whose_labels_were_withdrawn_is_let_go(pipeline: Pipeline, folder: Path) -> None:
+    """An undo counts, though the station keeps masters of that class; a release that lacks it is worse."""
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    two, three = head_of(pipeline, {"good": "good", "pit": "pit"}), head_of(pipeline, RIGHT)
+    assert judge(side(parts, three), side(parts, two), Best()) is None
+    assert judge(side(parts, three), side(parts, two)) is not None
