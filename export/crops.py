@@ -11,17 +11,15 @@ Rules this module keeps:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sdk.surfaces.sheets import DEFECT_NAMES, MARK_PX, SHEET_PX, Combination, Sheet, draw_sheet
+from export.sheet_source import Drawer, Source
+from sdk.surfaces.sheets import DEFECT_NAMES, MARK_PX
 
 SMALLEST_SCALE: Final = 0.55
 LARGEST_SCALE: Final = 1.8
@@ -31,46 +29,10 @@ HIDDEN: Final = 0.02
 """Of a defect's marks on the sheet: from the one it is shown, up to the other it is not; between, neither."""
 SHOWN_OF_CROP: Final = 0.03
 """Of the crop: so much of a large defect is enough."""
-AHEAD: Final = 4
-"""Sheets that each drawing process has waiting."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Which sheets there are.
-
-    Attributes:
-        seed: Of everything drawn.
-        recipes: How many surfaces.
-        without: Combinations that are never drawn.
-        pool: Sheets held at a time.
-        fresh: Sheets that replace the oldest at each step.
-        aimed: Share of the crops that look at a defect, where the sheet has one; the others look anywhere.
-        faint: Share of the defects that are faded.
-        size_px: Side of a sheet.
-    """
-
-    seed: int
-    recipes: int
-    without: frozenset[Combination]
-    pool: int
-    fresh: int
-    aimed: float = 0.0
-    faint: float = 0.0
-    size_px: int = SHEET_PX
-
-    def sheet(self, number: int) -> Sheet:
-        """Return the sheet of a number: each of as many in a row as there are recipes shows another one."""
-        turn, place = divmod(number, self.recipes)
-        order = np.random.default_rng([self.seed, turn]).permutation(self.recipes)
-        return draw_sheet(
-            int(order[place]),
-            turn,
-            seed=self.seed,
-            size_px=self.size_px,
-            without=self.without,
-            faint=self.faint,
-        )
+BRIGHTEST: Final = 0.5
+"""Logarithm of the largest contrast."""
+MOST_NOISE: Final = 0.05
+"""Deviation, of the range from black to white."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +69,11 @@ class Pool:
         self._marks = np.empty((source.pool, marks, marks), np.uint16)
         self._recipes = np.empty(source.pool, np.int64)
         self._next = 0
-        self._coming: dict[int, Future[Sheet]] = {}
-        self._ahead = processes * AHEAD
-        # Forked from a process with threads (torch has some), a child may wait for ever for what one of them held.
-        fresh = get_context("spawn")
-        self._drawers = ProcessPoolExecutor(processes, fresh, initializer=_quietly) if processes else None
+        self._drawer = Drawer(source, processes)
 
     def close(self) -> None:
         """End the drawing processes."""
-        if self._drawers is not None:
-            self._drawers.shutdown(cancel_futures=True)
+        self._drawer.close()
 
     def missing(self, step: int) -> range:
         """Return the numbers of the sheets to draw before this step."""
@@ -125,18 +82,10 @@ class Pool:
 
     def draw(self, number: int) -> None:
         """Put a sheet into the place of the oldest."""
-        sheet = self._sheet(number)
+        sheet = self._drawer.sheet(number)
         place = number % self.source.pool
         self._frames[place], self._marks[place], self._recipes[place] = sheet.frame, sheet.marks, sheet.recipe
         self._next = number + 1
-
-    def _sheet(self, number: int) -> Sheet:
-        if self._drawers is None:
-            return self.source.sheet(number)
-        for coming in range(number, number + self._ahead + 1):
-            if coming not in self._coming:
-                self._coming[coming] = self._drawers.submit(self.source.sheet, coming)
-        return self._coming.pop(number).result()
 
     def crops(self, step: int, count: int, side_px: int) -> Crops:
         """Return what a step trains on."""
@@ -163,10 +112,6 @@ class Pool:
         return Crops(images, self._recipes[places], shown, counted, cells)
 
 
-def _quietly() -> None:
-    cv2.setNumThreads(1)  # as many processes as there are to be
-
-
 def _view(
     rng: np.random.Generator, source: Source, marks: npt.NDArray[np.uint16], side_px: int
 ) -> tuple[npt.NDArray[np.float64], float]:
@@ -174,7 +119,7 @@ def _view(
     sheet_px = source.size_px
     reach = min(LARGEST_SCALE, 1.15 * sheet_px / side_px)
     scale = math.exp(rng.uniform(math.log(min(SMALLEST_SCALE, reach)), math.log(reach)))
-    stretch = math.exp(rng.uniform(-0.15, 0.15))
+    stretch = math.exp(rng.uniform(-source.stretch / 2, source.stretch / 2))
     angle = rng.integers(0, 4) * math.pi / 2 if rng.random() < 0.5 else rng.uniform(0, 2 * math.pi)
     mirror = 1 if rng.random() < 0.5 else -1
     cos, sin = math.cos(angle), math.sin(angle)
@@ -226,7 +171,9 @@ def _count(marks: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:
     return np.array([np.count_nonzero(values & np.uint16(1 << i)) for i in range(len(DEFECT_NAMES))], np.float64)
 
 
-def augmented(crops: Crops, mean: float, std: float, seed: int, step: int) -> npt.NDArray[np.float32]:
+def augmented(
+    crops: Crops, mean: float, std: float, seed: int, step: int, dim: float = 0.7
+) -> npt.NDArray[np.float32]:
     """Return the images (n, 3, s, s) float32, red first, as other cameras see them: colour, contrast, noise.
 
     What differs from `export.augment`: nothing here is a real part whose defects must survive, so half the images
@@ -236,6 +183,7 @@ def augmented(crops: Crops, mean: float, std: float, seed: int, step: int) -> np
         crops: Left as they are.
         mean, std: What the network's input is shifted and divided by, on the scale of 0 to 1.
         seed, step: The same two give the same images.
+        dim: As in `export.sheet_source.Source`.
     """
     rng = np.random.default_rng([seed, 2, step])
     n, side = len(crops.images), crops.images.shape[1]
@@ -245,7 +193,7 @@ def augmented(crops: Crops, mean: float, std: float, seed: int, step: int) -> np
     for image, planes in zip(crops.images, out, strict=True):
         middle = float(np.mean(cv2.mean(image)[:3])) / 255
         sign = -1.0 if rng.random() < 0.1 else 1.0
-        contrast = sign * math.exp(rng.uniform(-0.7, 0.5))
+        contrast = sign * math.exp(rng.uniform(-dim, BRIGHTEST))
         bright = float(np.clip(middle + rng.uniform(-0.15, 0.15), 0.12, 0.88))
         grey = rng.random() < 0.5
         gains = [1.0] if grey else rng.uniform(0.85, 1.15, 3).tolist()
@@ -255,12 +203,7 @@ def augmented(crops: Crops, mean: float, std: float, seed: int, step: int) -> np
             np.take((table - mean) / np.float32(std), own, out=plane)
         if rng.random() < 0.3:
             top, left = rng.integers(0, side + 1, 2)
-            planes[: len(gains)] += rng.uniform(0, 0.05) * noise[top : top + side, left : left + side]
+            planes[: len(gains)] += rng.uniform(0, MOST_NOISE) * noise[top : top + side, left : left + side]
         if grey:
             planes[1:] = planes[0]
     return out
-
-
-def names_without(combinations: Collection[Combination]) -> str:
-    """Return combinations as people read them."""
-    return ", ".join(f"{defect} on {kind}" for kind, defect in sorted(combinations))

@@ -5,13 +5,17 @@ Backbones, recipes and readouts are chosen by these figures, so that no image se
 - *new defects*: on each kind of surface, good parts and the defect kinds that the kind never showed in training
   (`export.pretrain.HELD_OUT`), photographed as `sdk.surfaces.make` does, one part once;
 - *faint defects*: the same parts, with so much of the defect to see as `FAINT` says;
-- *new surfaces*: surfaces of recipes that were never drawn, with and without defects.
+- *varied parts*: the same defect kinds, each part of another surface of the kind, loud or faint, its frame
+  squeezed to a square from another shape: what tells the classes apart is the defect and nothing else;
+- *new surfaces*: surfaces of recipes that were never drawn, with and without defects;
+- *new figures*: the same of what is no surface (`sdk.surfaces.figures`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 import msgspec
@@ -27,21 +31,27 @@ from sdk.head import solve
 from sdk.moments import Moments
 from sdk.preprocess import resize
 from sdk.surfaces import GOOD, KINDS, make
-from sdk.surfaces.sheets import draw_sheet
+from sdk.surfaces.figures import draw_figure
+from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, MARK_PX, draw_sheet
 
-LABELS: Final = (1, 5)
+LABELS: Final = (1, 5, 15)
+"""Of each class; as many as leave a quarter of the pictures to judge by."""
 SEED: Final = 1_000_003
 """Far from the seeds that anybody trains with; the pictures are the same for every backbone."""
 DRAWN_PX: Final = 224
 FAINT: Final = 0.35
 """Loudness of the defects of the second task: a person finds most of them, looking twice."""
+SQUEEZED: Final = 0.6
+"""Of a varied part's width over its height, at most this much either way, as a logarithm: 16 : 9 and a bit."""
+VARIED_PX: Final = 288
+"""Side of the sheet that a varied part is cut from."""
 
 
 class DrawnScore(msgspec.Struct):
     """Balanced accuracy, a mean over tasks and draws.
 
     Attributes:
-        task: `new defects`, `faint defects` or `new surfaces`.
+        task: `new defects`, `faint defects`, `varied parts`, `new surfaces` or `new figures`.
         labels: Given of each class.
         accuracy: In [0, 1].
     """
@@ -56,8 +66,8 @@ class Size:
     """How much is drawn.
 
     Attributes:
-        parts: Pictures of each class of the first two tasks.
-        surfaces: Classes of the third.
+        parts: Pictures of each class of the other tasks.
+        surfaces: Classes of the last two.
         pieces: Pictures of each.
         draws: Of the few labels.
     """
@@ -101,7 +111,9 @@ def draw_tasks(size: Size = DEFAULT_SIZE, on_picture: Callable[[], None] = lambd
         classes = [GOOD, *sorted(defect for surface, defect in HELD_OUT if surface == kind)]
         add("new defects", _parts(kind, classes, size.parts, 1.0))
         add("faint defects", _parts(kind, classes, size.parts, FAINT))
+        add("varied parts", _varied(kind, classes, size.parts))
     add("new surfaces", _pieces(size.surfaces, size.pieces))
+    add("new figures", _figures(size.surfaces, size.pieces))
     return DrawnTasks(np.stack(frames), tuple(tasks))
 
 
@@ -114,10 +126,37 @@ def _parts(
             yield make(kind, defect, seed=seed, size_px=DRAWN_PX, loudness=loudness)[0], label
 
 
+def _varied(kind: str, classes: list[str], parts: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+    for label, defect in enumerate(classes):
+        others = frozenset((kind, name) for name in DEFECT_NAMES if name != defect)
+        for number in range(parts):
+            place = label * parts + number
+            rng = np.random.default_rng([SEED, KIND_NAMES.index(kind), place])
+            recipe = KIND_NAMES.index(kind) + len(KIND_NAMES) * place
+            shape = np.exp(rng.uniform(-SQUEEZED, SQUEEZED) / 2 * np.array([1, -1]))
+            height, width = np.minimum(VARIED_PX, np.rint(DRAWN_PX * shape)).astype(int)
+            top, left = rng.integers(0, VARIED_PX + 1 - np.array([height, width]))
+            drawn = (
+                draw_sheet(recipe, piece, seed=SEED, size_px=VARIED_PX, without=others, faint=0.5)
+                for piece in count()
+            )
+            rows, columns = (
+                slice(at // MARK_PX, (at + side) // MARK_PX) for at, side in ((top, height), (left, width))
+            )
+            frame = next(sheet.frame for sheet in drawn if sheet.marks[rows, columns].any() == (defect != GOOD))
+            yield resize(frame[top : top + height, left : left + width], DRAWN_PX, DRAWN_PX), label
+
+
 def _pieces(surfaces: int, pieces: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
     for recipe in range(surfaces):
         for piece in range(pieces):
             yield draw_sheet(recipe, piece, seed=SEED, size_px=DRAWN_PX).frame, recipe
+
+
+def _figures(figures: int, pieces: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+    for recipe in range(figures):
+        for piece in range(pieces):
+            yield draw_figure(recipe, piece, seed=SEED, size_px=DRAWN_PX), recipe
 
 
 def drawn_scores(backbone: Backbone, tasks: DrawnTasks, draws: int = DEFAULT_SIZE.draws) -> list[DrawnScore]:
@@ -134,14 +173,11 @@ def scores_of(
     """Return how well a head learns from features (n, d) of the tasks' pictures."""
     scores = []
     for name in dict.fromkeys(task[0] for task in tasks.tasks):
-        for count in LABELS:
-            reached = [
-                _few(found[rows], labels, count, draw)
-                for task, rows, labels in tasks.tasks
-                if task == name
-                for draw in range(draws)
-            ]
-            scores.append(DrawnScore(name, count, round(float(np.mean(reached)), 4)))
+        own = [(rows, labels) for task, rows, labels in tasks.tasks if task == name]
+        fewest = min(int(np.bincount(labels).min()) for _, labels in own)
+        for given in (n for n in LABELS if 4 * n <= 3 * fewest):
+            reached = [_few(found[rows], labels, given, draw) for rows, labels in own for draw in range(draws)]
+            scores.append(DrawnScore(name, given, round(float(np.mean(reached)), 4)))
     return scores
 
 

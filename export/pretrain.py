@@ -32,13 +32,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from export.answers import CELL_LEVELS, Answers, Said, cell_loss, wanted_cells
+from export.answers import Answers, Said, cell_loss, wanted_cells
 from export.backbones import Tapped
 from export.checkpoint import Checkpoint, Tensors
-from export.crops import Crops, Pool, Source, augmented
+from export.looks import Batch, Looks, looks
 from export.recipes import batch_norms, share_of_peak
+from export.sheet_source import Source
 from sdk.errors import ExportError
 from sdk.surfaces import PRODUCT
+from sdk.surfaces.figures import FAMILY_NAMES
 from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, Combination
 
 MEAN: Final = 0.5
@@ -73,16 +75,20 @@ class Recipe:
         architecture, model_args: timm's.
         levels: Of the features, as in `export.backbones.Tapped`.
         surfaces: Classes of the first question.
+        figures: Classes more that are no surfaces (`sdk.surfaces.figures`); 0 draws none.
         batch: Crops a step.
         sides_px: Of crops, at the beginning and at the end: small ones teach most of it for a part of the cost.
         rate: Peak learning rate (AdamW).
         weight_decay: Not of biases and norms.
         smoothing: Share of the first question's label given to all surfaces alike.
         kinds_weight: Of the loss of the surface's kind beside that of the surface: a coarse question for a start.
-        defects_weight: Of the second question's loss beside the first's.
+        surface_weight: Of the first question's loss.
+        defects_weight: Of the second question's loss.
         cells_weight: Of the loss of the same question asked of each cell; 0 does not ask it.
+        cell_levels: So many levels below the last are asked by the cell, from the last downwards: cells of 16, 8
+            and 4 px in most networks.
         hidden: Width of the network that answers.
-        pool, fresh, aimed, faint: See `export.crops.Source`.
+        pool, fresh, aimed, faint, stretch, dim: See `export.sheet_source.Source`.
         statistics: Batches that batch norm's statistics come from at the end, of crops at the input size: pooled
             maxima and edges differ by size.
     """
@@ -99,19 +105,24 @@ class Recipe:
     )
     levels: int = 4
     surfaces: int = 700
+    figures: int = 0
     batch: int = 96
     sides_px: tuple[int, int] = (64, 128)
     rate: float = 3e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
     kinds_weight: float = 0.5
+    surface_weight: float = 1.0
     defects_weight: float = 16.0
     cells_weight: float = 16.0
+    cell_levels: int = 2
     hidden: int = 512
     pool: int = 2000
     fresh: int = 2
     aimed: float = 0.5
     faint: float = 0.5
+    stretch: float = 0.3
+    dim: float = 0.7
     statistics: int = 40
 
 
@@ -209,7 +220,7 @@ class _Whole(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         network = bare_network(recipe)
-        asked = CELL_LEVELS if recipe.cells_weight else 0
+        asked = recipe.cell_levels if recipe.cells_weight else 0
         if asked and recipe.levels <= asked:
             raise ExportError(
                 f"cells are asked of {asked} levels below the last, and the recipe has {recipe.levels} levels",
@@ -220,7 +231,9 @@ class _Whole(nn.Module):
         with torch.no_grad():
             features, levels = self.eval()._seen(torch.zeros(1, 3, 64, 64))
         channels = [level.shape[1] for level in levels]
-        self.answers = Answers(features.shape[1], channels, recipe.surfaces, recipe.hidden)
+        kinds = len(KIND_NAMES) + (len(FAMILY_NAMES) if recipe.figures else 0)
+        classes = recipe.surfaces + recipe.figures
+        self.answers = Answers(features.shape[1], channels, classes, recipe.hidden, kinds)
 
     def _seen(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         if self.asked and isinstance(self.features, Tapped):
@@ -246,12 +259,24 @@ def pretrain(
     Raises:
         ExportError: training diverged, or the checkpoint is damaged or cannot be written.
     """
-    source = Source(plan.seed, recipe.surfaces, HELD_OUT, recipe.pool, recipe.fresh, recipe.aimed, recipe.faint)
-    pool = Pool(source, plan.processes)
+    source = Source(
+        plan.seed,
+        recipe.surfaces,
+        HELD_OUT,
+        recipe.pool,
+        recipe.fresh,
+        recipe.aimed,
+        recipe.faint,
+        stretch=recipe.stretch,
+        figures=recipe.figures,
+        dim=recipe.dim,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shown = looks(source, plan.processes, device, MEAN, STD)
     try:
-        return _Run(plan, recipe, pool, checkpoint, on_step, on_scalars).run()
+        return _Run(plan, recipe, device, source, shown, checkpoint, on_step, on_scalars).run()
     finally:
-        pool.close()
+        shown.close()
 
 
 class _Run:
@@ -259,14 +284,15 @@ class _Run:
         self,
         plan: Plan,
         recipe: Recipe,
-        pool: Pool,
+        device: torch.device,
+        source: Source,
+        shown: Looks,
         checkpoint: Checkpoint | None,
         on_step: OnStep,
         on_scalars: Callable[[int, dict[str, float]], None],
     ) -> None:
-        self.plan, self.recipe, self.pool, self.checkpoint = plan, recipe, pool, checkpoint
-        self.on_step, self.on_scalars = on_step, on_scalars
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.plan, self.recipe, self.device, self.source, self.shown = plan, recipe, device, source, shown
+        self.checkpoint, self.on_step, self.on_scalars = checkpoint, on_step, on_scalars
         self.began = time.perf_counter()
         torch.manual_seed(plan.seed)
         self.whole = _Whole(recipe).to(self.device).to(memory_format=torch.channels_last)
@@ -275,6 +301,10 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=recipe.rate,
+            fused=device.type == "cuda",
+        )
+        self.weights = torch.tensor(
+            [recipe.surface_weight, recipe.kinds_weight, recipe.defects_weight, recipe.cells_weight], device=device
         )
         said = (plan, asdict(recipe), self.device.type, torch.__version__, timm.__version__, cv2.__version__)
         self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
@@ -285,7 +315,7 @@ class _Run:
         self._fill(state.step)
         if state.total == 0:
             state.total = self._steps_within_budget()
-        losses = torch.zeros(4)
+        losses = torch.zeros(4, device=self.device)
         self.whole.train()
         while state.step < state.total:
             losses += self._step(state.step, state.total)
@@ -328,63 +358,69 @@ class _Run:
         self.checkpoint.save(self.fingerprint, tensors, msgspec.json.encode(state).decode())
 
     def _fill(self, step: int) -> None:
-        missing = self.pool.missing(step)
+        missing = self.shown.missing(step)
         for done, number in enumerate(missing, 1):
-            self.pool.draw(number)
+            self.shown.draw(number)
             self.on_step(done, len(missing), "drawing the first sheets")
 
     def _steps_within_budget(self) -> int:
         """Return how many steps fit the budget, by a few that teach nothing."""
         self.whole.train()
-        began = time.perf_counter()
+        began = self._now()
         for step in range(TRIAL_STEPS):
             if step == 2:  # the first ones allocate
-                began = time.perf_counter()
+                began = self._now()
             side = side_px(self.recipe, self.plan.seed, step, TRIAL_STEPS)
-            self._loss(self.pool.crops(0, self.recipe.batch, side), step).sum().backward()  # type: ignore[no-untyped-call]
+            self._loss(self.shown.batch(0, self.recipe.batch, side)).sum().backward()  # type: ignore[no-untyped-call]
             self.optimizer.zero_grad(set_to_none=True)
-        now = time.perf_counter()
-        draw = now - began
-        self.pool.source.sheet(0)
-        drawn = time.perf_counter() - now
-        each = draw / (TRIAL_STEPS - 2) + (0 if self.plan.processes else drawn * self.recipe.fresh)
+        now = self._now()
+        step_s = (now - began) / (TRIAL_STEPS - 2)
+        self.source.sheet(0)
+        drawn_s = (self._now() - now) * self.recipe.fresh
+        # Drawn in between, sheets add to a step; drawn beside, a step waits for them where they take longer.
+        each = max(step_s, drawn_s / self.plan.processes) if self.plan.processes else step_s + drawn_s
         left = 60 * self.plan.minutes - (now - self.began)
         # The trial moved batch norm's averages only, which the first steps forget.
         return max(1, math.floor(left / each))
 
-    def _pixels(self, crops: Crops, step: int) -> torch.Tensor:
-        pixels = torch.from_numpy(augmented(crops, MEAN, STD, self.plan.seed, step))
-        return pixels.to(self.device).to(memory_format=torch.channels_last)
+    def _now(self) -> float:
+        """Return the time, in seconds, when all that was asked of the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
-    def _loss(self, crops: Crops, step: int) -> torch.Tensor:
+    def _loss(self, batch: Batch) -> torch.Tensor:
         """Return the losses (4,): surface, its kind, defects, defects by the cell."""
-        pixels = self._pixels(crops, step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.mixed):
-            said: Said = self.whole(pixels)
-        wanted = torch.from_numpy(crops.recipes).to(self.device)
-        first = functional.cross_entropy(said.surface.float(), wanted, label_smoothing=self.recipe.smoothing)
-        second = functional.cross_entropy(said.kind.float(), wanted % len(KIND_NAMES))
-        shown, counted = (torch.from_numpy(part).to(self.device) for part in (crops.shown, crops.counted))
-        third = functional.binary_cross_entropy_with_logits(said.defects.float(), shown, counted)
+            said: Said = self.whole(batch.pixels)
+        first = functional.cross_entropy(
+            said.surface.float(), batch.recipes, label_smoothing=self.recipe.smoothing
+        )
+        second = functional.cross_entropy(said.kind.float(), self._kinds(batch))
+        counted = batch.counted * batch.surface[:, None]
+        third = functional.binary_cross_entropy_with_logits(said.defects.float(), batch.shown, counted)
         fourth = first.new_zeros(())
         for cells in said.cells:
-            px = crops.images.shape[1] // cells.shape[2]
-            fourth = fourth + cell_loss(cells, wanted_cells(crops.cells, px).to(self.device)) / len(said.cells)
+            px = batch.pixels.shape[3] // cells.shape[3]
+            fourth = fourth + cell_loss(cells, wanted_cells(batch.cells, px), batch.surface) / len(said.cells)
         return torch.stack([first, second, third, fourth])
+
+    def _kinds(self, batch: Batch) -> torch.Tensor:
+        """Return the kind of surface or family of figure of each crop."""
+        figure = batch.recipes - self.recipe.surfaces
+        families = len(KIND_NAMES) + figure % len(FAMILY_NAMES)
+        return torch.where(batch.surface, batch.recipes % len(KIND_NAMES), families)
 
     def _step(self, step: int, total: int) -> torch.Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate * share_of_peak(step, total)
         side = side_px(self.recipe, self.plan.seed, step, total)
-        losses = self._loss(self.pool.crops(step, self.recipe.batch, side), step)
+        losses = self._loss(self.shown.batch(step, self.recipe.batch, side))
         self.optimizer.zero_grad(set_to_none=True)
-        weights = losses.new_tensor(
-            [1, self.recipe.kinds_weight, self.recipe.defects_weight, self.recipe.cells_weight]
-        )
-        (losses @ weights).backward()  # type: ignore[no-untyped-call]
+        (losses @ self.weights).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.whole.parameters(), MAX_GRADIENT)
         self.optimizer.step()
-        return losses.detach().cpu()
+        return losses.detach()  # not read before a note is due: a GPU need not be waited for
 
     def _note(self, state: _State, losses: torch.Tensor, resumed: int) -> None:
         note = ""
@@ -413,8 +449,7 @@ class _Run:
         self.whole.train()
         with torch.inference_mode():
             for i in range(self.recipe.statistics):
-                crops = self.pool.again(step + i, STATISTICS_BATCH, INPUT_PX)
-                self.whole.features(self._pixels(crops, step + i))
+                self.whole.features(self.shown.again(step + i, STATISTICS_BATCH, INPUT_PX).pixels)
 
 
 def side_px(recipe: Recipe, seed: int, step: int, total: int) -> int:

@@ -35,13 +35,13 @@ from torch import nn
 
 from export.backbones import CONFIG_NAME, WEIGHTS_NAME, Backbone, Origin, Tapped
 from export.checkpoint import Checkpoint, write_whole
-from export.crops import names_without
 from export.drawn_tasks import DrawnScore, draw_tasks, drawn_scores
 from export.finetune import OnScalars
 from export.mlbom import CARD_NAME
 from export.papers import NOT_FOR
 from export.pretrain import HELD_OUT, INPUT_PX, MEAN, READ_LEVELS, STD, Outcome, Plan, Recipe, pretrain
 from export.progress import Listener
+from export.sheet_source import names_without
 from sdk.errors import ExportError
 from sdk.lineage import MLBOM_NAME, PREFIX
 from sdk.preprocess import Preprocess

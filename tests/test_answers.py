@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -18,7 +17,7 @@ ANY = len(DEFECT_NAMES)
 
 
 def test_a_cell_shows_what_lies_in_any_of_its_squares() -> None:
-    marks = np.zeros((2, 8, 8), np.uint16)
+    marks = torch.zeros((2, 8, 8), dtype=torch.int32)
     marks[0, 1, 6] = 1 << 3 | 1 << 12
     wanted = wanted_cells(marks, 8)
     assert wanted.shape == (2, ANY + 1, 4, 4)

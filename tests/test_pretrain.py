@@ -19,9 +19,10 @@ from torch import nn
 
 from export.backbones import load_backbone
 from export.checkpoint import Checkpoint
-from export.crops import Pool, Source, augmented
+from export.crops import Pool, augmented
 from export.drawn_tasks import Size, draw_tasks, scores_of
 from export.pretrain import HELD_OUT, Plan, Recipe, pretrain, recipe_of, side_px
+from export.sheet_source import Source
 from sdk.errors import ExportError
 from sdk.surfaces import PRODUCT
 from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, MARK_PX, Sheet
@@ -180,7 +181,9 @@ def test_drawn_tasks_tell_good_features_from_bad() -> None:
     assert {score.task for score in scores_of(noise, tasks, 1)} == {
         "new defects",
         "faint defects",
+        "varied parts",
         "new surfaces",
+        "new figures",
     }
 
 

@@ -117,7 +117,7 @@ def _defects(rng: Stream, kind: str, without: Collection[Combination]) -> list[i
     if rng.chance(0.2):
         return []
     allowed = [i for i, name in enumerate(DEFECT_NAMES) if (kind, name) not in without]
-    return [rng.pick(allowed) for _ in range(rng.count(1, MOST_DEFECTS))]
+    return [rng.pick(allowed) for _ in range(rng.count(1, MOST_DEFECTS))] if allowed else []
 
 
 def _seen(rng: Stream, part: Part, *, negative: bool) -> Frame:

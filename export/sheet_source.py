@@ -1,0 +1,126 @@
+"""Which sheets a backbone is trained on, and processes that draw them ahead.
+
+A sheet follows from its number alone, so that a run that was killed goes on as if it had not been, whatever the
+number of processes that draw. Nothing here needs torch: a drawing process starts in a second and stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Final
+
+import cv2
+import numpy as np
+
+from sdk.surfaces.figures import draw_figure
+from sdk.surfaces.sheets import MARK_PX, SHEET_PX, Combination, Sheet, draw_sheet
+
+AHEAD: Final = 3
+"""Tasks that each drawing process has waiting."""
+TASK: Final = 8
+"""Sheets of one task: handing a task over costs as much as drawing a twentieth of a sheet."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which sheets there are.
+
+    Attributes:
+        seed: Of everything drawn.
+        recipes: How many surfaces.
+        without: Combinations that are never drawn.
+        pool: Sheets held at a time.
+        fresh: Sheets that replace the oldest at each step.
+        aimed: Share of the crops that look at a defect, where the sheet has one; the others look anywhere.
+        faint: Share of the defects that are faded.
+        size_px: Side of a sheet.
+        stretch: Of a crop's height over its width, at most this much either way, as a logarithm.
+        figures: How many figures besides (`sdk.surfaces.figures`); their numbers follow those of the surfaces.
+        dim: How far a crop's contrast is lowered at most, as a logarithm.
+    """
+
+    seed: int
+    recipes: int
+    without: frozenset[Combination]
+    pool: int
+    fresh: int
+    aimed: float = 0.0
+    faint: float = 0.0
+    size_px: int = SHEET_PX
+    stretch: float = 0.3
+    figures: int = 0
+    dim: float = 0.7
+
+    def sheet(self, number: int) -> Sheet:
+        """Return the sheet of a number: each of as many in a row as there are recipes shows another one.
+
+        A figure is a sheet without defects whose recipe is not below `recipes`.
+        """
+        count = self.recipes + self.figures
+        turn, place = divmod(number, count)
+        order = np.random.default_rng([self.seed, turn]).permutation(count)
+        recipe = int(order[place])
+        if recipe >= self.recipes:
+            frame = draw_figure(recipe - self.recipes, turn, seed=self.seed, size_px=self.size_px)
+            side = self.size_px // MARK_PX
+            return Sheet(frame, np.zeros((side, side), np.uint16), recipe)
+        return draw_sheet(
+            recipe,
+            turn,
+            seed=self.seed,
+            size_px=self.size_px,
+            without=self.without,
+            faint=self.faint,
+        )
+
+    def sheets(self, task: int) -> list[Sheet]:
+        """Return the sheets of a task: `TASK` numbers in a row."""
+        return [self.sheet(number) for number in range(TASK * task, TASK * (task + 1))]
+
+
+class Drawer:
+    """Draws sheets, in this process or in others ahead of time.
+
+    Args:
+        source: Which.
+        processes: That draw ahead; 0 draws in this one when a sheet is asked for.
+    """
+
+    def __init__(self, source: Source, processes: int = 0) -> None:
+        self.source = source
+        self._coming: dict[int, Future[list[Sheet]]] = {}
+        self._at_hand: dict[int, Sheet] = {}
+        self._ahead = processes * AHEAD
+        # Forked from a process with threads (torch has some), a child may wait for ever for what one of them held.
+        fresh = get_context("spawn")
+        self._drawers = ProcessPoolExecutor(processes, fresh, initializer=_quietly) if processes else None
+
+    def close(self) -> None:
+        """End the drawing processes."""
+        if self._drawers is not None:
+            self._drawers.shutdown(cancel_futures=True)
+
+    def sheet(self, number: int) -> Sheet:
+        """Return a sheet; the next ones are on their way. Numbers are asked for in order, each once."""
+        if self._drawers is None:
+            return self.source.sheet(number)
+        if number not in self._at_hand:
+            task = number // TASK
+            for coming in range(task, task + self._ahead + 1):
+                if coming not in self._coming:
+                    self._coming[coming] = self._drawers.submit(self.source.sheets, coming)
+            drawn = self._coming.pop(task).result()
+            self._at_hand = {TASK * task + i: sheet for i, sheet in enumerate(drawn) if TASK * task + i >= number}
+        return self._at_hand.pop(number)
+
+
+def _quietly() -> None:
+    cv2.setNumThreads(1)  # as many processes as there are to be
+
+
+def names_without(combinations: Collection[Combination]) -> str:
+    """Return combinations as people read them."""
+    return ", ".join(f"{defect} on {kind}" for kind, defect in sorted(combinations))
