@@ -62,16 +62,14 @@ def family_of(recipe: int) -> str:
 
 
 def _colours(rng: Stream, count: int) -> list[tuple[float, float, float]]:
-    """Return colours of a piece: greys half of the time."""
+    """Return colours of a piece, greys half of the time, each well apart from the one before."""
     grey = rng.chance(0.5)
+    colour = [rng.between(0, 1) for _ in range(3)]
     found = []
     for _ in range(count):
-        level = rng.between(0.05, 0.95)
-        found.append(
-            (level, level, level)
-            if grey
-            else (rng.between(0.05, 0.95), rng.between(0.05, 0.95), rng.between(0.05, 0.95))
-        )
+        blue, green, red = (0.05 + 0.9 * part for part in (colour[:1] * 3 if grey else colour))
+        found.append((blue, green, red))
+        colour = [(part + rng.between(0.2, 0.8)) % 1 for part in colour]
     return found
 
 
