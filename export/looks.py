@@ -268,7 +268,8 @@ def visible(marks: torch.Tensor, views: Views, side_px: int) -> tuple[torch.Tens
 
 def _count(marks: torch.Tensor) -> torch.Tensor:
     """Return how many marks of each defect there are, (n, defects) float32."""
-    return torch.stack([(marks >> i & 1).sum((1, 2)) for i in range(len(DEFECT_NAMES))], 1).float()
+    kinds = torch.arange(len(DEFECT_NAMES), dtype=marks.dtype, device=marks.device)[:, None, None]
+    return (marks[:, None] >> kinds & 1).float().sum((2, 3))
 
 
 def relit(

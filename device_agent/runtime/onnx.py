@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -93,6 +96,8 @@ class OnnxRuntime:
         # Between frames the processor belongs to the learner and the page, not to a spinning thread pool.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         ort_provider, provider_options = _PROVIDERS[provider]
+        if provider == "cuda":
+            _find_cuda_libraries()
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=[(ort_provider, provider_options)]
@@ -174,6 +179,15 @@ class OnnxRuntime:
         if not np.isfinite(features).all():
             raise InferenceFailed(f"{self._what} gives features that are not finite", hint="Check the frame.")
         return np.asarray(features, np.float32)
+
+
+@functools.cache
+def _find_cuda_libraries() -> None:
+    """Load the CUDA libraries that pip installed: ONNX Runtime finds by itself only those of the system."""
+    preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(sys.stderr):  # where it tells what is missing
+            preload(msvc=False)
 
 
 def _one_line(error: BaseException) -> str:
