@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, MARK_PX
 
+CELL_LEVELS: Final = 2
+"""Of the levels below the last, from the last downwards: cells of 16 and 8 px in most networks."""
 AREA: Final = 0.05
 """Of the crop's cells: a defect on fewer weighs as if it lay on so many."""
 HEAVIEST: Final = 16.0
@@ -43,20 +45,17 @@ class Answers(nn.Module):
     Args:
         feature_size: Of the features.
         channels: Of the levels that are asked by the cell, lower first.
-        surfaces: How many, figures among them.
+        surfaces: How many.
         hidden: Width of the network on the features.
-        kinds: Of surfaces, families of figures among them.
     """
 
-    def __init__(
-        self, feature_size: int, channels: list[int], surfaces: int, hidden: int, kinds: int = len(KIND_NAMES)
-    ) -> None:
+    def __init__(self, feature_size: int, channels: list[int], surfaces: int, hidden: int) -> None:
         super().__init__()
         self.between = nn.Sequential(
             nn.Linear(feature_size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)
         )
         self.surface = nn.Linear(hidden, surfaces)
-        self.kind = nn.Linear(hidden, kinds)
+        self.kind = nn.Linear(hidden, len(KIND_NAMES))
         self.defects = nn.Linear(hidden, len(DEFECT_NAMES))
         self.cells = nn.ModuleList(nn.Conv2d(width, len(DEFECT_NAMES) + 1, 1) for width in channels)
 
@@ -80,17 +79,13 @@ def wanted_cells(cells: torch.Tensor, px: int) -> torch.Tensor:
     return torch.cat([each, each.amax(1, keepdim=True)], 1)
 
 
-def cell_loss(said: torch.Tensor, wanted: torch.Tensor, asked: torch.Tensor | None = None) -> torch.Tensor:
+def cell_loss(said: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return the mean cross entropy over cells; each defect kind in a crop weighs alike, be it small or large.
 
     Args:
         said: Logits (n, defects + 1, h, w).
         wanted: 0 or 1, of the same shape.
-        asked: (n,) bool, the crops that count; None is all.
     """
     area = AREA * wanted.shape[2] * wanted.shape[3]
     weight = (area / wanted.sum((2, 3), keepdim=True).clamp(min=1)).clamp(1.0, HEAVIEST)
-    weight = 1 + wanted * (weight - 1)
-    if asked is not None:
-        weight = weight * asked[:, None, None, None]
-    return functional.binary_cross_entropy_with_logits(said.float(), wanted, weight)
+    return functional.binary_cross_entropy_with_logits(said.float(), wanted, 1 + wanted * (weight - 1))

@@ -29,8 +29,11 @@ HIDDEN: Final = 0.02
 """Of a defect's marks on the sheet: from the one it is shown, up to the other it is not; between, neither."""
 SHOWN_OF_CROP: Final = 0.03
 """Of the crop: so much of a large defect is enough."""
+STRETCH: Final = 0.15
+"""Logarithm of how much wider and lower a crop is shown at most, or the other way."""
+DIMMEST: Final = -0.7
 BRIGHTEST: Final = 0.5
-"""Logarithm of the largest contrast."""
+"""Logarithms of the least and the largest contrast."""
 MOST_NOISE: Final = 0.05
 """Deviation, of the range from black to white."""
 
@@ -119,7 +122,7 @@ def _view(
     sheet_px = source.size_px
     reach = min(LARGEST_SCALE, 1.15 * sheet_px / side_px)
     scale = math.exp(rng.uniform(math.log(min(SMALLEST_SCALE, reach)), math.log(reach)))
-    stretch = math.exp(rng.uniform(-source.stretch / 2, source.stretch / 2))
+    stretch = math.exp(rng.uniform(-STRETCH, STRETCH))
     angle = rng.integers(0, 4) * math.pi / 2 if rng.random() < 0.5 else rng.uniform(0, 2 * math.pi)
     mirror = 1 if rng.random() < 0.5 else -1
     cos, sin = math.cos(angle), math.sin(angle)
@@ -171,9 +174,7 @@ def _count(marks: npt.NDArray[np.uint16]) -> npt.NDArray[np.float64]:
     return np.array([np.count_nonzero(values & np.uint16(1 << i)) for i in range(len(DEFECT_NAMES))], np.float64)
 
 
-def augmented(
-    crops: Crops, mean: float, std: float, seed: int, step: int, dim: float = 0.7
-) -> npt.NDArray[np.float32]:
+def augmented(crops: Crops, mean: float, std: float, seed: int, step: int) -> npt.NDArray[np.float32]:
     """Return the images (n, 3, s, s) float32, red first, as other cameras see them: colour, contrast, noise.
 
     What differs from `export.augment`: nothing here is a real part whose defects must survive, so half the images
@@ -183,7 +184,6 @@ def augmented(
         crops: Left as they are.
         mean, std: What the network's input is shifted and divided by, on the scale of 0 to 1.
         seed, step: The same two give the same images.
-        dim: As in `export.sheet_source.Source`.
     """
     rng = np.random.default_rng([seed, 2, step])
     n, side = len(crops.images), crops.images.shape[1]
@@ -193,7 +193,7 @@ def augmented(
     for image, planes in zip(crops.images, out, strict=True):
         middle = float(np.mean(cv2.mean(image)[:3])) / 255
         sign = -1.0 if rng.random() < 0.1 else 1.0
-        contrast = sign * math.exp(rng.uniform(-dim, BRIGHTEST))
+        contrast = sign * math.exp(rng.uniform(DIMMEST, BRIGHTEST))
         bright = float(np.clip(middle + rng.uniform(-0.15, 0.15), 0.12, 0.88))
         grey = rng.random() < 0.5
         gains = [1.0] if grey else rng.uniform(0.85, 1.15, 3).tolist()

@@ -7,8 +7,7 @@ Backbones, recipes and readouts are chosen by these figures, so that no image se
 - *faint defects*: the same parts, with so much of the defect to see as `FAINT` says;
 - *varied parts*: the same defect kinds, each part of another surface of the kind, loud or faint, its frame
   squeezed to a square from another shape: what tells the classes apart is the defect and nothing else;
-- *new surfaces*: surfaces of recipes that were never drawn, with and without defects;
-- *new figures*: the same of what is no surface (`sdk.surfaces.figures`).
+- *new surfaces*: surfaces of recipes that were never drawn, with and without defects.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from sdk.head import solve
 from sdk.moments import Moments
 from sdk.preprocess import resize
 from sdk.surfaces import GOOD, KINDS, make
-from sdk.surfaces.figures import draw_figure
 from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, MARK_PX, draw_sheet
 
 LABELS: Final = (1, 5, 15)
@@ -51,7 +49,7 @@ class DrawnScore(msgspec.Struct):
     """Balanced accuracy, a mean over tasks and draws.
 
     Attributes:
-        task: `new defects`, `faint defects`, `varied parts`, `new surfaces` or `new figures`.
+        task: `new defects`, `faint defects`, `varied parts` or `new surfaces`.
         labels: Given of each class.
         accuracy: In [0, 1].
     """
@@ -67,7 +65,7 @@ class Size:
 
     Attributes:
         parts: Pictures of each class of the other tasks.
-        surfaces: Classes of the last two.
+        surfaces: Classes of the last task.
         pieces: Pictures of each.
         draws: Of the few labels.
     """
@@ -113,7 +111,6 @@ def draw_tasks(size: Size = DEFAULT_SIZE, on_picture: Callable[[], None] = lambd
         add("faint defects", _parts(kind, classes, size.parts, FAINT))
         add("varied parts", _varied(kind, classes, size.parts))
     add("new surfaces", _pieces(size.surfaces, size.pieces))
-    add("new figures", _figures(size.surfaces, size.pieces))
     return DrawnTasks(np.stack(frames), tuple(tasks))
 
 
@@ -151,12 +148,6 @@ def _pieces(surfaces: int, pieces: int) -> Iterator[tuple[npt.NDArray[np.uint8],
     for recipe in range(surfaces):
         for piece in range(pieces):
             yield draw_sheet(recipe, piece, seed=SEED, size_px=DRAWN_PX).frame, recipe
-
-
-def _figures(figures: int, pieces: int) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    for recipe in range(figures):
-        for piece in range(pieces):
-            yield draw_figure(recipe, piece, seed=SEED, size_px=DRAWN_PX), recipe
 
 
 def drawn_scores(backbone: Backbone, tasks: DrawnTasks, draws: int = DEFAULT_SIZE.draws) -> list[DrawnScore]:

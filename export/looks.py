@@ -17,12 +17,14 @@ from torch.nn import functional
 
 from export.crops import (
     BRIGHTEST,
+    DIMMEST,
     HIDDEN,
     LARGEST_SCALE,
     MOST_NOISE,
     SHOWN,
     SHOWN_OF_CROP,
     SMALLEST_SCALE,
+    STRETCH,
     Crops,
     Pool,
     augmented,
@@ -42,7 +44,6 @@ class Batch(NamedTuple):
         recipes: (n,) int64.
         shown, counted: (n, defects) float32, as in `export.crops.Crops`.
         cells: (n, s / 4, s / 4) int32, likewise.
-        surface: (n,) bool: False where a figure is shown, of which nothing is asked but which it is.
     """
 
     pixels: torch.Tensor
@@ -50,7 +51,6 @@ class Batch(NamedTuple):
     shown: torch.Tensor
     counted: torch.Tensor
     cells: torch.Tensor
-    surface: torch.Tensor
 
 
 class Looks(Protocol):
@@ -108,15 +108,13 @@ class OnProcessor:
         return self._batch(self._pool.again(key, count, side_px), key)
 
     def _batch(self, crops: Crops, key: int) -> Batch:
-        source = self._pool.source
-        pixels = torch.from_numpy(augmented(crops, self._mean, self._std, source.seed, key, source.dim))
+        pixels = torch.from_numpy(augmented(crops, self._mean, self._std, self._pool.source.seed, key))
         return Batch(
             pixels.to(self._device, memory_format=torch.channels_last),
             torch.from_numpy(crops.recipes).to(self._device),
             torch.from_numpy(crops.shown).to(self._device),
             torch.from_numpy(crops.counted).to(self._device),
             torch.from_numpy(crops.cells.astype(np.int32)).to(self._device),
-            torch.from_numpy(crops.recipes < source.recipes).to(self._device),
         )
 
 
@@ -174,13 +172,10 @@ class OnGpu:
         shown, counted = visible(marks, views, side_px)
         pixels = warped(self._frames[places], views.matrices, side_px)
         light = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
-        pixels = relit(pixels, rng, light, self._mean, self._std, self.source.dim)
+        pixels = relit(pixels, rng, light, self._mean, self._std)
         cells = cells_of(marks, views.matrices, side_px)
-        recipes = self._recipes[places]
-        return Batch(
-            pixels.contiguous(memory_format=torch.channels_last), recipes, shown, counted, cells,
-            recipes < self.source.recipes,
-        )  # fmt: skip
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return Batch(pixels, self._recipes[places], shown, counted, cells)
 
 
 def views_of(rng: np.random.Generator, source: Source, marks: torch.Tensor, side_px: int) -> Views:
@@ -200,7 +195,7 @@ def views_of(rng: np.random.Generator, source: Source, marks: torch.Tensor, side
     reach = min(LARGEST_SCALE, 1.15 * sheet_px / side_px)
     low = math.log(min(SMALLEST_SCALE, reach))
     scale = torch.exp(low + (math.log(reach) - low) * size)
-    stretch = torch.exp(source.stretch * (stretched - 0.5))
+    stretch = torch.exp(STRETCH * (2 * stretched - 1))
     angle = torch.where(still < 0.5, (4 * quarter).floor() * (math.pi / 2), 2 * math.pi * turned)
     mirror = torch.where(mirrored < 0.5, 1.0, -1.0)
     cos, sin = angle.cos(), angle.sin()
@@ -273,12 +268,7 @@ def _count(marks: torch.Tensor) -> torch.Tensor:
 
 
 def relit(
-    images: torch.Tensor,
-    rng: np.random.Generator,
-    noise: torch.Generator,
-    mean: float,
-    std: float,
-    dim: float = 0.7,
+    images: torch.Tensor, rng: np.random.Generator, noise: torch.Generator, mean: float, std: float
 ) -> torch.Tensor:
     """Return crops as other cameras see them, as `export.crops.augmented` does.
 
@@ -287,7 +277,6 @@ def relit(
         rng: Of what is the same for a whole crop.
         noise: Of what is not.
         mean, std: Of the network's input.
-        dim: As in `export.sheet_source.Source`.
     """
     n = len(images)
     drawn = torch.from_numpy(rng.random((9, n)).astype(np.float32)).to(images.device)[..., None, None, None]
@@ -298,7 +287,7 @@ def relit(
     weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
     grey = greys < 0.5
     seen = torch.where(grey, (levels * weights).sum(1, keepdim=True), levels) * torch.where(grey, 1.0, gains)
-    contrast = torch.exp((BRIGHTEST + dim) * contrasts - dim) * torch.where(negative < 0.1, -1.0, 1.0)
+    contrast = torch.exp(DIMMEST + (BRIGHTEST - DIMMEST) * contrasts) * torch.where(negative < 0.1, -1.0, 1.0)
     bright = (middle + 0.3 * brightness - 0.15).clamp(0.12, 0.88)
     lit = (contrast * (seen - middle) + bright).clamp(0, 1)
     own = torch.randn(lit.shape, generator=noise, device=images.device)

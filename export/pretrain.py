@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from export.answers import Answers, Said, cell_loss, wanted_cells
+from export.answers import CELL_LEVELS, Answers, Said, cell_loss, wanted_cells
 from export.backbones import Tapped
 from export.checkpoint import Checkpoint, Tensors
 from export.looks import Batch, Looks, looks
@@ -40,7 +40,6 @@ from export.recipes import batch_norms, share_of_peak
 from export.sheet_source import Source
 from sdk.errors import ExportError
 from sdk.surfaces import PRODUCT
-from sdk.surfaces.figures import FAMILY_NAMES
 from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, Combination
 
 MEAN: Final = 0.5
@@ -75,20 +74,16 @@ class Recipe:
         architecture, model_args: timm's.
         levels: Of the features, as in `export.backbones.Tapped`.
         surfaces: Classes of the first question.
-        figures: Classes more that are no surfaces (`sdk.surfaces.figures`); 0 draws none.
         batch: Crops a step.
         sides_px: Of crops, at the beginning and at the end: small ones teach most of it for a part of the cost.
         rate: Peak learning rate (AdamW).
         weight_decay: Not of biases and norms.
         smoothing: Share of the first question's label given to all surfaces alike.
         kinds_weight: Of the loss of the surface's kind beside that of the surface: a coarse question for a start.
-        surface_weight: Of the first question's loss.
-        defects_weight: Of the second question's loss.
+        defects_weight: Of the second question's loss beside the first's.
         cells_weight: Of the loss of the same question asked of each cell; 0 does not ask it.
-        cell_levels: So many levels below the last are asked by the cell, from the last downwards: cells of 16, 8
-            and 4 px in most networks.
         hidden: Width of the network that answers.
-        pool, fresh, aimed, faint, stretch, dim: See `export.sheet_source.Source`.
+        pool, fresh, aimed, faint: See `export.sheet_source.Source`.
         statistics: Batches that batch norm's statistics come from at the end, of crops at the input size: pooled
             maxima and edges differ by size.
     """
@@ -105,24 +100,19 @@ class Recipe:
     )
     levels: int = 4
     surfaces: int = 700
-    figures: int = 0
     batch: int = 96
     sides_px: tuple[int, int] = (64, 128)
     rate: float = 3e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
     kinds_weight: float = 0.5
-    surface_weight: float = 1.0
     defects_weight: float = 16.0
     cells_weight: float = 16.0
-    cell_levels: int = 2
     hidden: int = 512
     pool: int = 2000
     fresh: int = 2
     aimed: float = 0.5
     faint: float = 0.5
-    stretch: float = 0.3
-    dim: float = 0.7
     statistics: int = 40
 
 
@@ -220,7 +210,7 @@ class _Whole(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         network = bare_network(recipe)
-        asked = recipe.cell_levels if recipe.cells_weight else 0
+        asked = CELL_LEVELS if recipe.cells_weight else 0
         if asked and recipe.levels <= asked:
             raise ExportError(
                 f"cells are asked of {asked} levels below the last, and the recipe has {recipe.levels} levels",
@@ -231,9 +221,7 @@ class _Whole(nn.Module):
         with torch.no_grad():
             features, levels = self.eval()._seen(torch.zeros(1, 3, 64, 64))
         channels = [level.shape[1] for level in levels]
-        kinds = len(KIND_NAMES) + (len(FAMILY_NAMES) if recipe.figures else 0)
-        classes = recipe.surfaces + recipe.figures
-        self.answers = Answers(features.shape[1], channels, classes, recipe.hidden, kinds)
+        self.answers = Answers(features.shape[1], channels, recipe.surfaces, recipe.hidden)
 
     def _seen(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         if self.asked and isinstance(self.features, Tapped):
@@ -267,9 +255,6 @@ def pretrain(
         recipe.fresh,
         recipe.aimed,
         recipe.faint,
-        stretch=recipe.stretch,
-        figures=recipe.figures,
-        dim=recipe.dim,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shown = looks(source, plan.processes, device, MEAN, STD)
@@ -304,7 +289,7 @@ class _Run:
             fused=device.type == "cuda",
         )
         self.weights = torch.tensor(
-            [recipe.surface_weight, recipe.kinds_weight, recipe.defects_weight, recipe.cells_weight], device=device
+            [1, recipe.kinds_weight, recipe.defects_weight, recipe.cells_weight], device=device
         )
         said = (plan, asdict(recipe), self.device.type, torch.__version__, timm.__version__, cv2.__version__)
         self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
@@ -348,6 +333,11 @@ class _Run:
                 kept.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        for weight, own in self.optimizer.state.items():
+            for name, value in own.items():
+                if value.shape == weight.shape:
+                    # A file keeps no order of memory, and the GPU's AdamW takes moments only as the weights lie.
+                    own[name] = torch.empty_like(weight).copy_(value)
         return state
 
     def _save(self, state: _State) -> None:
@@ -396,20 +386,13 @@ class _Run:
         first = functional.cross_entropy(
             said.surface.float(), batch.recipes, label_smoothing=self.recipe.smoothing
         )
-        second = functional.cross_entropy(said.kind.float(), self._kinds(batch))
-        counted = batch.counted * batch.surface[:, None]
-        third = functional.binary_cross_entropy_with_logits(said.defects.float(), batch.shown, counted)
+        second = functional.cross_entropy(said.kind.float(), batch.recipes % len(KIND_NAMES))
+        third = functional.binary_cross_entropy_with_logits(said.defects.float(), batch.shown, batch.counted)
         fourth = first.new_zeros(())
         for cells in said.cells:
             px = batch.pixels.shape[3] // cells.shape[3]
-            fourth = fourth + cell_loss(cells, wanted_cells(batch.cells, px), batch.surface) / len(said.cells)
+            fourth = fourth + cell_loss(cells, wanted_cells(batch.cells, px)) / len(said.cells)
         return torch.stack([first, second, third, fourth])
-
-    def _kinds(self, batch: Batch) -> torch.Tensor:
-        """Return the kind of surface or family of figure of each crop."""
-        figure = batch.recipes - self.recipe.surfaces
-        families = len(KIND_NAMES) + figure % len(FAMILY_NAMES)
-        return torch.where(batch.surface, batch.recipes % len(KIND_NAMES), families)
 
     def _step(self, step: int, total: int) -> torch.Tensor:
         for group in self.optimizer.param_groups:

@@ -15,8 +15,7 @@ from typing import Final
 import cv2
 import numpy as np
 
-from sdk.surfaces.figures import draw_figure
-from sdk.surfaces.sheets import MARK_PX, SHEET_PX, Combination, Sheet, draw_sheet
+from sdk.surfaces.sheets import SHEET_PX, Combination, Sheet, draw_sheet
 
 AHEAD: Final = 3
 """Tasks that each drawing process has waiting."""
@@ -37,9 +36,6 @@ class Source:
         aimed: Share of the crops that look at a defect, where the sheet has one; the others look anywhere.
         faint: Share of the defects that are faded.
         size_px: Side of a sheet.
-        stretch: Of a crop's height over its width, at most this much either way, as a logarithm.
-        figures: How many figures besides (`sdk.surfaces.figures`); their numbers follow those of the surfaces.
-        dim: How far a crop's contrast is lowered at most, as a logarithm.
     """
 
     seed: int
@@ -50,25 +46,13 @@ class Source:
     aimed: float = 0.0
     faint: float = 0.0
     size_px: int = SHEET_PX
-    stretch: float = 0.3
-    figures: int = 0
-    dim: float = 0.7
 
     def sheet(self, number: int) -> Sheet:
-        """Return the sheet of a number: each of as many in a row as there are recipes shows another one.
-
-        A figure is a sheet without defects whose recipe is not below `recipes`.
-        """
-        count = self.recipes + self.figures
-        turn, place = divmod(number, count)
-        order = np.random.default_rng([self.seed, turn]).permutation(count)
-        recipe = int(order[place])
-        if recipe >= self.recipes:
-            frame = draw_figure(recipe - self.recipes, turn, seed=self.seed, size_px=self.size_px)
-            side = self.size_px // MARK_PX
-            return Sheet(frame, np.zeros((side, side), np.uint16), recipe)
+        """Return the sheet of a number: each of as many in a row as there are recipes shows another one."""
+        turn, place = divmod(number, self.recipes)
+        order = np.random.default_rng([self.seed, turn]).permutation(self.recipes)
         return draw_sheet(
-            recipe,
+            int(order[place]),
             turn,
             seed=self.seed,
             size_px=self.size_px,
