@@ -5,7 +5,8 @@
 
 Both take turns on drawn images, so that whatever else the machine does falls on both. Figures are images a second
 of processor time on a processor (what else runs there then counts little), and of wall time on a GPU, where
-training is also measured with and without mixed precision.
+training is measured with and without mixed precision. There the clock is read when the GPU has done its work, at
+the end of the first step and of the last, and nothing waits for it in between.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from benchmarks.report import Report, Table, Target, as_text
 from export.augment import Augmentation, Frames, augmented, normalised, to_pixels
 from export.backbones import Backbone, Origin, load_backbone
 from export.embed import EVALUATION_BATCH, features
-from export.finetune import BATCH, Aids, Rows, Schedule, finetune
+from export.finetune import BATCH, Aids, Epoch, Rows, Schedule, finetune
+from export.precision import Precision, finished
 from export.recipes import RECIPES, Strategy, batch_norms
 
 CLASSES: Final = 4
@@ -36,48 +38,66 @@ SHARE: Final = 0.9
 """Of the bare loop's throughput."""
 
 
+IMAGES: Final = {"cpu": 128, "cuda": 1024}
+"""Four steps take a processor some seconds, and a GPU less than its clock's noise."""
+
+
+def device() -> torch.device:
+    """Return where everything is computed."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def seconds() -> float:
     """Return the time that counts: of the processor, or of the wall where a GPU works."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+    if device().type == "cpu":
+        return time.process_time()
+    finished(device())
+    return time.perf_counter()
 
 
 def ours_training(backbone: Backbone, frames: Frames, labels: Rows, *, mixed: bool) -> float:
     """Return images a second of `export.finetune`, from the first step's end to the last's."""
     times: list[float] = []
-    aids = Aids(mixed=mixed, on_step=lambda _done, _total, _epoch: times.append(seconds()))
+
+    def on_step(done: int, total: int, _epoch: Epoch | None) -> None:
+        if done in (1, total):
+            times.append(seconds())
+
+    aids = Aids(mixed=mixed, on_step=on_step)
     fresh = replace(backbone, module=copy.deepcopy(backbone.module))
     recipe = replace(RECIPES[Strategy.FULL], epochs=1)
     finetune(
         fresh, Strategy.FULL, frames, labels, np.zeros(len(frames), bool), Schedule(1), recipe=recipe, aids=aids
     )
     # The last call comes after the epoch's bookkeeping, which is part of what training costs.
-    return (len(times) - 1) * BATCH / (times[-1] - times[0])
+    return (len(frames) // BATCH - 1) * BATCH / (times[1] - times[0])
 
 
-def bare_training(backbone: Backbone, frames: Frames, labels: Rows) -> float:
+def bare_training(backbone: Backbone, frames: Frames, labels: Rows, *, mixed: bool) -> float:
     """Return images a second of a plain loop over the same loader, loss and optimizer."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = copy.deepcopy(backbone.module).to(device).to(memory_format=torch.channels_last).train()
+    where = device()
+    module = copy.deepcopy(backbone.module).to(where).to(memory_format=torch.channels_last).train()
     for part in batch_norms(module):
         part.eval()
     for weight in module.parameters():
         weight.requires_grad_(True)
-    classifier = nn.Linear(backbone.feature_size, CLASSES).to(device)
+    classifier = nn.Linear(backbone.feature_size, CLASSES).to(where)
     optimizer = torch.optim.AdamW([*module.parameters(), *classifier.parameters()], lr=1e-4)
-    rng, times = np.random.default_rng(0), []
-    for step in range(len(frames) // BATCH):
+    precision = Precision(where, mixed=mixed)
+    rng, times, steps = np.random.default_rng(0), [], len(frames) // BATCH
+    for step in range(steps):
         rows = rng.integers(0, len(frames), BATCH)
         images = torch.stack([augmented(frames[row], Augmentation(), (step, i)) for i, row in enumerate(rows)])
-        pixels = normalised(images.to(device, memory_format=torch.channels_last), backbone.preprocess)
-        loss = functional.cross_entropy(classifier(module(pixels)), torch.from_numpy(labels[rows]).to(device))
+        pixels = normalised(images.to(where, memory_format=torch.channels_last), backbone.preprocess)
+        with precision.forward():
+            logits = classifier(module(pixels))
+        loss = functional.cross_entropy(logits.float(), torch.from_numpy(labels[rows]).to(where))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        times.append(seconds())
-    return (len(times) - 1) * BATCH / (times[-1] - times[0])
+        if step in (0, steps - 1):
+            times.append(seconds())
+    return (steps - 1) * BATCH / (times[1] - times[0])
 
 
 def ours_features(backbone: Backbone, frames: Frames) -> float:
@@ -89,13 +109,13 @@ def ours_features(backbone: Backbone, frames: Frames) -> float:
 
 def bare_features(backbone: Backbone, frames: Frames) -> float:
     """Return images a second of a plain loop."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = copy.deepcopy(backbone.module).eval().to(device).to(memory_format=torch.channels_last)
+    where = device()
+    module = copy.deepcopy(backbone.module).eval().to(where).to(memory_format=torch.channels_last)
     began = seconds()
     with torch.inference_mode():
         for start in range(0, len(frames), EVALUATION_BATCH):
             pixels = to_pixels(frames[start : start + EVALUATION_BATCH], backbone.preprocess)
-            module(pixels.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
+            module(pixels.to(where, memory_format=torch.channels_last)).float().cpu().numpy()
     return len(frames) / (seconds() - began)
 
 
@@ -105,13 +125,19 @@ def run(backbone: Backbone, images: int, rounds: int, say: Callable[[str], None]
     size = backbone.preprocess
     frames = rng.integers(0, 256, (images, size.height, size.width, 3), np.uint8)
     labels = np.arange(images) % CLASSES
+
+    def training(*, mixed: bool) -> tuple[Callable[[], float], Callable[[], float]]:
+        return (
+            lambda: ours_training(backbone, frames, labels, mixed=mixed),
+            lambda: bare_training(backbone, frames, labels, mixed=mixed),
+        )
+
     ways: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "features": (lambda: ours_features(backbone, frames), lambda: bare_features(backbone, frames)),
-        "fine-tuning": (
-            lambda: ours_training(backbone, frames, labels, mixed=False),
-            lambda: bare_training(backbone, frames, labels),
-        ),
+        "fine-tuning": training(mixed=False),
     }
+    if device().type == "cuda":
+        ways["fine-tuning, mixed precision"] = training(mixed=True)
     rows: list[tuple[str | float, ...]] = []
     targets = []
     for name, (ours, bare) in ways.items():
@@ -121,10 +147,7 @@ def run(backbone: Backbone, images: int, rounds: int, say: Callable[[str], None]
         say(f"{name}: {mine:.1f} and {plain:.1f} images a second")
         rows.append((name, mine, plain, share))
         targets.append(Target(f"{name}, share of the bare loop", share, SHARE))
-    if torch.cuda.is_available():
-        mixed = statistics.median(ours_training(backbone, frames, labels, mixed=True) for _ in range(rounds))
-        rows.append(("fine-tuning, mixed precision", mixed, "", mixed / float(rows[1][1])))
-    unit = "wall time, GPU" if torch.cuda.is_available() else "processor time"
+    unit = "processor time" if device().type == "cpu" else f"wall time, {torch.cuda.get_device_name()}"
     table = Table(
         f"{backbone.name}, {size.width} px, images a second of {unit}",
         ("", "ours", "bare torch loop", "share"),
@@ -143,9 +166,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--backbone", default="mobilenetv2_100", metavar="NAME")
     parser.add_argument("--input-size", type=int, default=160, metavar="PX")
-    parser.add_argument("--images", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=IMAGES[device().type],
+        metavar="N",
+        help=f"at least {2 * BATCH}; default: {IMAGES['cpu']}, on a GPU {IMAGES['cuda']}",
+    )
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     options = parser.parse_args(arguments)
+    if options.images < 2 * BATCH:
+        parser.error(f"--images {options.images}: two batches are {2 * BATCH}")
     loaded = load_backbone(options.backbone, "none", input_size_px=options.input_size)
     backbone = replace(loaded, origin=Origin("random, as if pretrained", None, "none", True))
     print(as_text(run(backbone, options.images, options.rounds, lambda line: print(f"  {line}", file=sys.stderr))))

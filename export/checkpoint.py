@@ -97,3 +97,23 @@ def write_whole(file: Path, content: bytes) -> None:
         raise ExportError(
             f"{file} cannot be written: {error.strerror}", hint="Free some space, or use another folder."
         ) from error
+
+
+def under(prefix: str, tensors: Tensors) -> Tensors:
+    """Return the tensors whose name begins with a prefix, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW) -> Tensors:
+    """Return AdamW's state by the number of the weight: what it keeps is tensors only."""
+    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, tensors: Tensors) -> None:
+    """Take up an optimizer's state where `optimizer_tensors` left it."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

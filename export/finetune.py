@@ -18,12 +18,11 @@ Images are decoded and resized once (`export.frames`), so that the cores spend t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,12 +34,14 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 from torch.nn import functional
 
+from export.ahead import Ahead, threads_beside
 from export.augment import Frames, as_image, augmented, normalised, to_pixels
 from export.backbones import Backbone
-from export.checkpoint import Checkpoint, Tensors
+from export.checkpoint import Checkpoint, Tensors, load_optimizer, optimizer_tensors, under
 from export.distributed import Ranks, alone
 from export.embed import EVALUATION_BATCH
 from export.frames import resized_frames
+from export.precision import Precision, finished
 from export.recipes import (
     DEFAULT_EPOCHS,
     Recipe,
@@ -134,7 +135,8 @@ class Aids:
         ranks: The processes that train together.
         checkpoint: Where the run stands, for the next start; None keeps nothing.
         memory: The trunk's activations, shared by runs over the same images; None keeps them for this run.
-        mixed: Compute in bfloat16, or in float16 where a GPU has no bfloat16; on GPUs only.
+        mixed: Compute in a short type, on GPUs only (`export.precision`).
+        threads: That make batches ahead; None is as many as suit the device.
         on_step: Called with (steps done, steps in all, the epoch that just ended or None).
         on_scalars: Called with a step and its figures, at each epoch's end.
     """
@@ -143,6 +145,7 @@ class Aids:
     checkpoint: Checkpoint | None = None
     memory: Memory | None = None
     mixed: bool = True
+    threads: int | None = None
     on_step: OnStep = lambda _done, _total, _epoch: None
     on_scalars: OnScalars = lambda _step, _figures: None
 
@@ -157,6 +160,8 @@ class _State(msgspec.Struct):
     best: int
     """Index of the best epoch in the history; -1 before the first."""
     quality: tuple[float, float]
+    scale: dict[str, float] = {}
+    """Of gradients, where they are computed in float16."""
 
 
 def finetune(
@@ -191,7 +196,10 @@ def finetune(
     """
     recipe = recipe or recipe_for(strategy, pretrained=backbone.origin.pretrained)
     run = _Run(backbone, strategy, frames, labels, validation, schedule, recipe, rows, aids or Aids())
-    return run.train(on_step or run.aids.on_step)
+    try:
+        return run.train(on_step or run.aids.on_step)
+    finally:
+        run.batches.close()
 
 
 class _Run:
@@ -235,7 +243,11 @@ class _Run:
         self.views = self._views_of_each()
         self.cut: Cut | None = None
         self.memory: Memory | None = None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._half() is torch.float16)
+        self.precision = Precision(self.device, mixed=aids.mixed)
+        self.batches = Ahead(
+            self._batch, threads_beside(self.device.type) if aids.threads is None else aids.threads
+        )
+        self.losses = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def _views_of_each(self) -> npt.NDArray[np.int64]:
         """Return how many fixed views each image has: more for images of rare classes, which are drawn often.
@@ -249,21 +261,6 @@ class _Run:
 
     # --- Images to logits
 
-    def _half(self) -> torch.dtype | None:
-        """Return the short type to compute in, or None."""
-        if not self.aids.mixed or self.device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-    @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
-        half = self._half()
-        if half is None:
-            yield
-        else:
-            with torch.autocast(self.device.type, dtype=half):
-                yield
-
     def _view(self, row: int, view: int) -> torch.Tensor:
         """Return a fixed view of an image."""
         if view == 0:
@@ -271,8 +268,28 @@ class _Run:
         return augmented(self.frames[row], self.recipe.augmentation, (self.schedule.seed, row, view))
 
     def _pixels(self, images: list[torch.Tensor]) -> torch.Tensor:
-        stacked = torch.stack(images).to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        return normalised(stacked, self.backbone.preprocess)
+        return self._on_device(torch.stack(images))
+
+    def _on_device(self, images: torch.Tensor) -> torch.Tensor:
+        return normalised(images.to(self.device, memory_format=torch.channels_last), self.backbone.preprocess)
+
+    def _drawn(self, step: int) -> tuple[Rows, Rows, int]:
+        """Return the images that a step trains on, the fixed view of each, and the seed of dropout."""
+        rng = np.random.default_rng([self.schedule.seed, _DRAW, step])
+        drawn = rng.choice(self.rows, self.batch, p=self.chance)
+        return drawn, rng.integers(0, self.views[drawn]), int(rng.integers(2**62)) + self.ranks.rank
+
+    def _batch(self, step: int) -> torch.Tensor:
+        """Return this process's share of a step's batch, (n, 3, H, W) uint8 RGB."""
+        drawn, views, _ = self._drawn(step)
+        places = range(self.batch)[self.ranks.rank :: self.ranks.world]
+        if self.recipe.views:
+            return torch.stack([self._view(int(drawn[i]), int(views[i])) for i in places])
+        changed = self.recipe.augmentation
+        keys = [(self.schedule.seed, _STEP, step, i) for i in places]
+        return torch.stack(
+            [augmented(self.frames[drawn[i]], changed, key) for i, key in zip(places, keys, strict=True)]
+        )
 
     def _plain(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return features of images as they are."""
@@ -293,9 +310,10 @@ class _Run:
         total = state.epochs * self.steps
         while state.step < total and not self._is_over(state):
             if state.step % self.steps == 0:
-                state.losses = 0.0
-            self._training_mode()
-            state.losses += self._step(network, optimizer, state.step, total)
+                self.losses.zero_()
+            if state.step % self.steps == 0 or state.step == resumed:
+                self._training_mode()
+            self._step(network, optimizer, state.step, total)
             state.step += 1
             if state.step % self.steps:
                 on_step(state.step, total, None)
@@ -361,7 +379,7 @@ class _Run:
                 "weight_decay": self.recipe.weight_decay,
             }
         )
-        return torch.optim.AdamW(groups, lr=self.recipe.rate)
+        return torch.optim.AdamW(groups, lr=self.recipe.rate, fused=self.device.type == "cuda")
 
     def _start(self, optimizer: torch.optim.AdamW) -> tuple[_State, Tensors, int]:
         """Return where to begin: at an earlier run's checkpoint, or at the start."""
@@ -371,66 +389,56 @@ class _Run:
             epochs = self.ranks.agree(self._epochs_within_budget())
             return _State(epochs, 0, 0.0, [], -1, (-math.inf, -math.inf)), {}, 0
         tensors, state = saved[0], msgspec.json.decode(saved[1], type=_State)
-        self.module.load_state_dict(_under("module.", tensors))
-        self.classifier.load_state_dict(_under("classifier.", tensors))
-        _load_optimizer(optimizer, _under("optimizer.", tensors))
-        return state, _under("best.", tensors), state.step
+        self.module.load_state_dict(under("module.", tensors))
+        self.classifier.load_state_dict(under("classifier.", tensors))
+        load_optimizer(optimizer, under("optimizer.", tensors))
+        self.precision.load(state.scale)
+        self.losses.fill_(state.losses)
+        return state, under("best.", tensors), state.step
 
     def _save(self, optimizer: torch.optim.AdamW, state: _State, best: Tensors) -> None:
         checkpoint = self.aids.checkpoint
         if checkpoint is None or not self.ranks.writes or not checkpoint.due():
             return
+        state.losses, state.scale = float(self.losses), self.precision.state()
         tensors = {
             **{f"module.{name}": value for name, value in self.module.state_dict().items()},
             **{f"classifier.{name}": value for name, value in self.classifier.state_dict().items()},
-            **{f"optimizer.{name}": value for name, value in _optimizer_tensors(optimizer).items()},
+            **{f"optimizer.{name}": value for name, value in optimizer_tensors(optimizer).items()},
             **{f"best.{name}": value for name, value in best.items()},
         }
         checkpoint.save(self.fingerprint, tensors, msgspec.json.encode(state).decode())
 
-    def _step(self, network: nn.Module, optimizer: torch.optim.AdamW, step: int, total: int) -> float:
-        """Take one step, and return its loss."""
+    def _step(self, network: nn.Module, optimizer: torch.optim.AdamW, step: int, total: int) -> None:
+        """Take one step, and count its loss; nothing waits for the device here."""
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share_of_peak(step, total)
-        rng = np.random.default_rng([self.schedule.seed, _DRAW, step])
-        drawn = rng.choice(self.rows, self.batch, p=self.chance)
-        views = rng.integers(0, self.views[drawn])
-        mine = slice(self.ranks.rank, None, self.ranks.world)
-        torch.manual_seed(int(rng.integers(2**62)) + self.ranks.rank)  # of dropout, where a network has any
-        with self._precision():
+        # Each process has its share of the batch; gradients are averaged, so shares are scaled up by their number.
+        loss = self._loss(network, step, total) / self.batch
+        self.precision.step(loss * self.ranks.world, self.trained, optimizer)
+        self.losses += self.ranks.total(loss.detach())
+
+    def _loss(self, network: nn.Module, step: int, total: int) -> torch.Tensor:
+        """Return the loss of this process's share of a step's batch, summed over its images."""
+        drawn, views, seed = self._drawn(step)
+        torch.manual_seed(seed)
+        with self.precision.forward():
             if self.memory is not None and self.cut is not None:
                 crossing = self.memory.get(drawn, views)
                 logits = self.classifier(self.cut.rest(tuple(part.to(self.device) for part in crossing)))
-            elif self.recipe.views:
-                chosen = zip(drawn[mine].tolist(), views[mine].tolist(), strict=True)
-                logits = network(self._pixels([self._view(row, view) for row, view in chosen]))
             else:
-                places = range(self.batch)[mine]
-                images = [
-                    augmented(
-                        self.frames[drawn[i]], self.recipe.augmentation, (self.schedule.seed, _STEP, step, i)
-                    )
-                    for i in places
-                ]
-                logits = network(self._pixels(images))
-            loss = functional.cross_entropy(
-                logits,
-                self.labels[drawn[mine]].to(self.device),
-                label_smoothing=self.recipe.smoothing,
-                reduction="sum",
-            )
-        optimizer.zero_grad(set_to_none=True)
-        # Each process has its share of the batch; gradients are averaged, so shares are scaled up by their number.
-        self.scaler.scale(loss * (self.ranks.world / self.batch)).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        return float(self.ranks.total(loss.detach() / self.batch))
+                logits = network(self._on_device(self.batches.get(step, total)))
+        return functional.cross_entropy(
+            logits.float(),
+            self.labels[drawn[self.ranks.rank :: self.ranks.world]].to(self.device),
+            label_smoothing=self.recipe.smoothing,
+            reduction="sum",
+        )
 
     def _end_of_epoch(self, state: _State) -> tuple[Epoch, bool]:
         """Return the epoch that has just ended, and whether it is the best so far."""
         number = state.step // self.steps
+        state.losses = float(self.losses)
         if not math.isfinite(state.losses):
             raise ExportError(
                 f"training diverged in epoch {number}",
@@ -522,7 +530,7 @@ class _Run:
         self.module.eval()
         logits = torch.zeros(len(self.held), self.classifier.out_features, device=self.device)
         places = np.arange(len(self.held))[self.ranks.rank :: self.ranks.world]
-        with torch.inference_mode(), self._precision():
+        with torch.inference_mode(), self.precision.forward():
             for part in np.array_split(places, math.ceil(len(places) / EVALUATION_BATCH) or 1):
                 if len(part):
                     found = self.classifier(self._plain(self.held[part]))
@@ -538,15 +546,18 @@ class _Run:
         return (accuracy, -balanced_loss), accuracy
 
     def _epochs_within_budget(self) -> int:
-        """Return how many epochs fit the budget, by one trial batch; at least one."""
+        """Return how many epochs fit the budget, by a few steps that teach nothing; at least one."""
         if self.schedule.budget_s is None:
             return self.schedule.epochs
         self.module.eval()
-        some = np.resize(self.rows, self.batch)
-        for _ in range(2):  # the first allocates
-            start = time.perf_counter()
-            self.classifier(self._plain(some)).sum().backward()
-            step_s = time.perf_counter() - start
+        network = _Classified(self.module, self.classifier)
+        tried = 1 + max(1, 2 * self.batches.threads)  # until batches come as fast as they will
+        start = 0.0
+        for step in range(tried):
+            self._loss(network, step, tried).backward()  # type: ignore[no-untyped-call]
+            finished(self.device)
+            start = start or time.perf_counter()  # the first allocates
+        step_s = (time.perf_counter() - start) / (tried - 1)
         self.module.zero_grad(set_to_none=True)
         self.classifier.zero_grad(set_to_none=True)
         left_s = self.schedule.budget_s - (time.perf_counter() - self.began)
@@ -572,21 +583,3 @@ class _Classified(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.classifier(self.module(pixels))
         return logits
-
-
-def _under(prefix: str, tensors: Tensors) -> Tensors:
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizer_tensors(optimizer: torch.optim.AdamW) -> Tensors:
-    """Return AdamW's state by the number of the weight: what it keeps is tensors only."""
-    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.AdamW, tensors: Tensors) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -14,12 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from export.ahead import Ahead
 from export.augment import Frames, to_pixels
 from export.backbones import load_backbone
 from export.checkpoint import Checkpoint
 from export.distributed import alone, ranks
 from export.embed import features, forward_s, step_s
 from export.finetune import Aids, Rows, Schedule, finetune
+from export.precision import Precision
 from export.recipes import RECIPES, Recipe, Strategy, choose_weights, norms, norms_are_folded, share_of_peak
 from export.tail import Memory, cut
 from sdk.errors import ExportError
@@ -310,3 +312,47 @@ def test_another_seed_does_not_take_up_the_checkpoint(some: tuple[Frames, Rows],
     with contextlib.suppress(Enough):
         finetune(tiny(), Strategy.FULL, *some, HELD, Schedule(2, seed=1), stop, aids=aids)
     assert finetune(tiny(), Strategy.FULL, *some, HELD, Schedule(2, seed=2), aids=aids).resumed_at == 0
+
+
+def test_batches_made_ahead_are_those_made_when_asked_for() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        return 10 * step
+
+    ahead = Ahead(make, threads=3)
+    assert [ahead.get(step, 6) for step in range(6)] == [0, 10, 20, 30, 40, 50]
+    assert sorted(made) == [0, 1, 2, 3, 4, 5]  # each once, and none beyond the last
+    ahead.close()
+    assert [Ahead(make, threads=0).get(step, 9) for step in (7, 2)] == [70, 20]
+
+
+def test_what_fails_ahead_is_said_at_its_own_step() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise ExportError("a file changed", hint="Start again.")
+        return step
+
+    ahead = Ahead(make, threads=2)
+    assert [ahead.get(0, 5), ahead.get(1, 5)] == [0, 1]
+    with pytest.raises(ExportError, match="a file changed"):
+        ahead.get(2, 5)
+    ahead.close()
+
+
+def test_training_with_batches_made_ahead_ends_the_same() -> None:
+    (one, first), (other, second) = (trained(Strategy.FULL, 2, Aids(threads=n)) for n in (0, 3))
+    assert first.history == second.history
+    for name, tensor in one.module.state_dict().items():
+        assert torch.equal(tensor, other.module.state_dict()[name])
+
+
+def test_processors_compute_in_float32() -> None:
+    precision = Precision(torch.device("cpu"), mixed=True)
+    with precision.forward():
+        assert torch.ones(2, 2).matmul(torch.ones(2, 2)).dtype is torch.float32
+    assert precision.half is None
+    assert precision.state() == {}
+    precision.load({"scale": 8.0})  # another device's; there is nothing to scale here
+    assert precision.state() == {}
