@@ -111,9 +111,17 @@ def optimizer_tensors(optimizer: torch.optim.AdamW) -> Tensors:
 
 
 def load_optimizer(optimizer: torch.optim.AdamW, tensors: Tensors) -> None:
-    """Take up an optimizer's state where `optimizer_tensors` left it."""
+    """Take up an optimizer's state where `optimizer_tensors` left it.
+
+    A file holds plain rows. What belongs to a weight is laid out as the weight is, which AdamW's kernel for GPUs
+    asks for.
+    """
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == weight.shape:
+                values[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -14,7 +14,7 @@ import torch
 from export.ahead import threads_beside
 from export.augment import Augmentation, Frames, augmented, normalised
 from export.backbones import Backbone
-from export.precision import finished
+from export.precision import exact, finished
 from export.recipes import Strategy, choose_weights
 from export.tail import Memory, cut
 
@@ -53,7 +53,7 @@ def features(
         if known is not None and not memory.serves_like(known.kept(_pixels(backbone, frames[:1], device))):
             known = None
     found = []
-    with torch.inference_mode():
+    with torch.inference_mode(), exact(device):
         wanted = np.arange(len(frames)) if rows is None else rows
         for part in np.array_split(wanted, max(1, -(-len(wanted) // EVALUATION_BATCH))):
             if known is not None and memory is not None:
@@ -83,7 +83,7 @@ def forward_s(backbone: Backbone, frames: Frames) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = copy.deepcopy(backbone.module).eval().to(device).to(memory_format=torch.channels_last)
     pixels = _pixels(backbone, frames[:TIMED_IMAGES], device)
-    with torch.inference_mode():
+    with torch.inference_mode(), exact(device):
         return _timed(lambda: module(pixels), device) / len(pixels)
 
 

@@ -8,7 +8,7 @@ scale is part of where a run stands.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -22,6 +22,24 @@ def finished(device: torch.device) -> None:
     """Return when the device has done all that was asked of it: before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Compute in float32 as a processor does: for what is judged, or compared with another machine's.
+
+    torch lets a GPU shorten the factors of convolutions to ten bits unless told otherwise: features of a
+    mobilenetv2_100 were then off by up to two percent of their root mean square (random weights, H100).
+    """
+    if device.type != "cuda":
+        yield
+        return
+    shortened = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = shortened
 
 
 class Precision:

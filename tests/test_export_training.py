@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from export.ahead import Ahead
 from export.augment import Frames, to_pixels
 from export.backbones import load_backbone
-from export.checkpoint import Checkpoint
+from export.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from export.distributed import alone, ranks
 from export.embed import features, forward_s, step_s
 from export.finetune import Aids, Rows, Schedule, finetune
@@ -346,6 +346,23 @@ def test_training_with_batches_made_ahead_ends_the_same() -> None:
     assert first.history == second.history
     for name, tensor in one.module.state_dict().items():
         assert torch.equal(tensor, other.module.state_dict()[name])
+
+
+def test_an_optimizer_goes_on_with_moments_laid_out_as_its_weights() -> None:
+    def once(layer: torch.nn.Conv2d) -> torch.optim.AdamW:
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+        layer(torch.ones(1, 3, 8, 8)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    kept = {name: tensor.contiguous().clone() for name, tensor in optimizer_tensors(once(layer)).items()}
+    again = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    load_optimizer(again, kept)  # as a file gives them back: AdamW's kernel for GPUs refuses plain rows
+    moment = again.state[layer.weight]["exp_avg"]
+    assert moment.stride() == layer.weight.stride() != kept["0.exp_avg"].stride()
+    assert torch.equal(moment, kept["0.exp_avg"])
+    assert again.state[layer.weight]["step"] == 1
 
 
 def test_processors_compute_in_float32() -> None:
