@@ -34,8 +34,9 @@ from torch.nn import functional
 
 from export.answers import CELL_LEVELS, Answers, Said, cell_loss, wanted_cells
 from export.backbones import Tapped
-from export.checkpoint import Checkpoint, Tensors
+from export.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, under
 from export.looks import Batch, Looks, looks
+from export.precision import finished
 from export.recipes import batch_norms, share_of_peak
 from export.sheet_source import Source
 from sdk.errors import ExportError
@@ -325,26 +326,14 @@ class _Run:
         if saved is None:
             return _State(0, self.plan.steps or 0, 0.0, [])
         tensors, state = saved[0], msgspec.json.decode(saved[1], type=_State)
-        self.whole.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("whole.")})
-        kept: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("adamw."):
-                _, number, name = key.split(".", 2)
-                kept.setdefault(int(number), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
-        for weight, own in self.optimizer.state.items():
-            for name, value in own.items():
-                if value.shape == weight.shape:
-                    # A file keeps no order of memory, and the GPU's AdamW takes moments only as the weights lie.
-                    own[name] = torch.empty_like(weight).copy_(value)
+        self.whole.load_state_dict(under("whole.", tensors))
+        load_optimizer(self.optimizer, under("adamw.", tensors))
         return state
 
     def _save(self, state: _State) -> None:
         assert self.checkpoint is not None
-        moments: dict[int, dict[str, torch.Tensor]] = self.optimizer.state_dict()["state"]
-        tensors: Tensors = {f"whole.{name}": value for name, value in self.whole.state_dict().items()}
-        tensors |= {f"adamw.{i}.{name}": value for i, own in moments.items() for name, value in own.items()}
+        tensors = {f"whole.{name}": value for name, value in self.whole.state_dict().items()}
+        tensors |= {f"adamw.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
         self.checkpoint.save(self.fingerprint, tensors, msgspec.json.encode(state).decode())
 
     def _fill(self, step: int) -> None:
@@ -375,8 +364,7 @@ class _Run:
 
     def _now(self) -> float:
         """Return the time, in seconds, when all that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        finished(self.device)
         return time.perf_counter()
 
     def _loss(self, batch: Batch) -> torch.Tensor:
