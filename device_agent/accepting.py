@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import msgspec
 import numpy as np
 
+from sdk.class_names import key_of
 from sdk.errors import HeadError
 from sdk.head import Calibration
 from sdk.moments import Floats
@@ -88,8 +89,8 @@ class OperatingTarget:
         self._found: tuple[object, OperatingPoint | None] = (None, None)
 
     def default_names(self, good: Collection[str]) -> None:
-        """Go by these names, in any case, until people choose the good classes."""
-        self._names = frozenset(name.casefold() for name in good)
+        """Go by these names, however written, until people choose the good classes."""
+        self._names = frozenset(map(key_of, good))
 
     @property
     def target(self) -> Target:
@@ -105,7 +106,7 @@ class OperatingTarget:
         """Return the good classes among those that exist, by what people chose or by their names."""
         chosen = self._target.good
         if chosen is None:
-            return frozenset(c for c, name in names.items() if name.casefold() in self._names)
+            return frozenset(c for c, name in names.items() if key_of(name) in self._names)
         return frozenset(c for c in names if c.hex() in chosen)
 
     def accepting(self, names: dict[bytes, str], scored: Scored | None) -> Accepting | None:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from device_agent.folded import Folded
 from device_agent.sample import Sample
 from device_agent.store import Store
+from sdk.class_names import is_reserved, key_of
 from sdk.codes import Code, code_digest
 from sdk.errors import LabelError, SummedSample, UnknownClassError
 from sdk.labels import Body, CodeRecord, Label
-
-RESERVED_NAMES: Final = frozenset({"unknown"})
-"""What the page shows for "none of these"; no class may be called so."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ def class_name(typed: str) -> str:
         LabelError: it is empty or reserved.
     """
     name = " ".join(typed.split())
-    if not name or not name.isprintable() or name.casefold() in RESERVED_NAMES:
+    if not name or not name.isprintable() or is_reserved(name):
         raise LabelError(f"{name[:64]!r} is no name for a class", hint="Call it what people call the defect.")
     return name
 
@@ -107,7 +104,7 @@ class Labelling:
             self._check_class(owner)
         root = owner and self._folded.fold.canonical(owner)
         for class_id, taken in self._folded.fold.class_names().items():
-            if taken.casefold() == name.casefold() and class_id != root:
+            if key_of(taken) == key_of(name) and class_id != root:
                 raise LabelError(f"there is a class {taken!r} already", hint="Use it, or choose another name.")
 
     def check_two(self, one: bytes, other: bytes) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 
 from device_agent.camera import Shot
 from device_agent.station import Decision
+from sdk.class_names import key_of
 from sdk.wire import Result, Verdict
 
 LATE: Final = "no decision in time"
@@ -111,13 +112,13 @@ class Ledger:
     """Parts under way.
 
     Args:
-        good: Names of the classes that pass, in any case; all others are defects.
+        good: Names of the classes that pass, however written; all others are defects.
         cameras: How many look at each part.
         frames: How many frames each of them takes of it.
     """
 
     def __init__(self, good: Collection[str], *, cameras: int = 1, frames: int = 1) -> None:
-        self._good = frozenset(name.casefold() for name in good)
+        self._good = frozenset(map(key_of, good))
         self._frames, self._wanted = frames, cameras * frames
         self._open: dict[object, _Open] = {}
         self._number = 0
@@ -208,7 +209,7 @@ class Ledger:
         """Return whether a decision speaks against its part: by the station's operating point where it has one."""
         if decision.rejected is not None:
             return decision.rejected
-        return decision.unknown or decision.shown.casefold() not in self._good
+        return decision.unknown or key_of(decision.shown) not in self._good
 
     def _close(self, key: object, now_s: float, fault: str = "") -> Part:
         part = self._open.pop(key)

@@ -36,6 +36,7 @@ from device_agent.sample import Sample, SampleStatus
 from device_agent.store import Store
 from sdk.audit import Suspect
 from sdk.bundle import Bundle
+from sdk.class_names import key_of
 from sdk.codes import Code, Codes, Features
 from sdk.drift import Drift, DriftWatch
 from sdk.errors import LabelError, NoRelease, StoreFull, UnknownClassError
@@ -478,14 +479,14 @@ class Station:
         return [] if serving is None else serving.learner.classes()
 
     def class_named(self, name: str) -> bytes:
-        """Return the id of the class that people call so, in whatever case.
+        """Return the id of the class that people call so, however it is written.
 
         Raises:
             UnknownClassError: nobody does.
             LabelError: two classes are called so (two devices invented them).
         """
-        wanted = " ".join(name.split()).casefold()
-        found = [c.class_id for c in self.classes() if c.name.casefold() == wanted]
+        wanted = key_of(name)
+        found = [c.class_id for c in self.classes() if key_of(c.name) == wanted]
         if not found:
             raise UnknownClassError(f"there is no class {name[:64]!r}", hint="Define it first: POST /api/classes.")
         if len(found) > 1:

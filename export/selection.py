@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from export.progress import Log
 from sdk.bundle import MAX_CLASSES, MAX_GROUP_BYTES, Bundle
+from sdk.class_names import is_reserved
 from sdk.errors import BadImages
 from sdk.images import ImageSet
 from sdk.labels import new_class_id
@@ -28,8 +29,6 @@ LEARNED: Final = (Part.TRAIN, Part.VALIDATION)
 GOLDEN_IMAGES: Final = 6
 """Enough that a wrong runtime cannot pass by luck; a 224 px frame is 150 kB of the bundle."""
 MAX_CLASS_NAME: Final = 64
-RESERVED: Final = "unknown"
-"""A device's word for what looks like no class; a class of that name would be told apart from it nowhere."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _check_name(name: str) -> None:
             f"the class {name!r} has spaces before, behind or twice within its name",
             hint="Rename it: people who type it leave them out, and devices would not find it.",
         )
-    if name.casefold() == RESERVED:
+    if is_reserved(name):
         raise BadImages(
             f"no class can be called {name!r}: it is what a device says of what looks like no class",
             hint="Rename it, or --hold-back keeps these images for `headway evaluate` and `rehearse`.",

@@ -15,7 +15,6 @@ import hashlib
 import io
 import stat
 import struct
-import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sdk.class_names import key_of
 from sdk.errors import BadImages
 from sdk.layouts import Entry, Layout, Refused, listing
 from sdk.preprocess import Frame
@@ -326,7 +326,7 @@ def _alike_names(classes: Sequence[str]) -> list[str]:
     """Return a note on classes whose names a person would take for one."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in classes:
-        alike["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+        alike[key_of(name).replace(" ", "")].append(name)
     return [
         f"The classes {' and '.join(map(repr, names))} are taken as different ones."
         for names in alike.values()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from sdk.class_names import key_of
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
 from sdk.labels import Body, KeepApart, MergeClasses, RenameClass
@@ -110,8 +111,8 @@ def _decide(
 
 def _checked(name: str, learned: Learned, pair: tuple[bytes, bytes]) -> str:
     name = " ".join(name.split())
-    taken = {called.casefold() for class_id, called in learned.names.items() if class_id not in pair}
-    if not 0 < len(name) <= 64 or not name.isprintable() or name.casefold() in taken:
+    taken = {key_of(called) for class_id, called in learned.names.items() if class_id not in pair}
+    if not 0 < len(name) <= 64 or not name.isprintable() or key_of(name) in taken:
         raise LabelError(f"{name[:64]!r} is no name for this class", hint="Choose one that no other class has.")
     return name
 
@@ -119,7 +120,9 @@ def _checked(name: str, learned: Learned, pair: tuple[bytes, bytes]) -> str:
 def _class(learned: Learned, said: str) -> bytes:
     """Return the class of this name, or whose id begins with these digits."""
     merged = learned.live.merged
-    named = {class_id for class_id, name in learned.names.items() if name == said}
+    names = learned.names.items()
+    named = {class_id for class_id, name in names if name == said}
+    named = named or {class_id for class_id, name in names if key_of(name) == key_of(said)}
     digits = said.lower() if len(said) >= MIN_DIGITS else "-"
     found = named or {merged.get(c, c) for c in {*learned.names, *merged} if c.hex().startswith(digits)}
     if len(found) != 1:
