@@ -37,6 +37,17 @@ def test_a_device_reads_again_what_means_something_else_now_once(device: Device)
     assert device.told == log, "each is told once"
 
 
+def test_news_of_a_restore_does_not_forget_what_the_fleet_is_known_to_lack(device: Device) -> None:
+    for number in range(100):
+        write_label(device.store, number)
+    told_all(device, 200)
+    device.ack(20, now=10.0)
+    device.receive(TOPICS.meta("default"), meta(RESTORED), retained=True)
+    due = device.core.wake_at()
+    assert due is not None
+    assert sent_in(device.core.poll(due + 100.0))[0] == 21
+
+
 @pytest.mark.parametrize(
     ("restored", "position"),
     [({"c": 9}, 6), ({"c": 3}, 3), ({"c": 5, "d": 1}, 1), ({"a": 0, "c": 5}, 5), ({"a": 0}, 6), ({}, 6)],
