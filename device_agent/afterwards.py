@@ -6,6 +6,8 @@ neither from going on: the history is a record, and the questions are asked agai
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from device_agent.asking import ask_again
 from device_agent.courtesy import Courtesy
 from device_agent.heads import ActiveHead
@@ -42,6 +44,13 @@ class Afterwards:
             self._store.heads.put(row)
         except StoreFull as error:
             # History is a record. Without it the next start tries the head once more.
+            self._turns.fault = str(error)
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """Write what else follows a head; a full disk is told, and what was kept before stays."""
+        try:
+            write()
+        except StoreFull as error:
             self._turns.fault = str(error)
 
     def ask(self, active: ActiveHead) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from device_agent.masters import Masters, MasterSide, judge
+from device_agent.master_folder import Masters
+from device_agent.masters import MasterSide, judge
 from device_agent.pipeline import BATCH_FRAMES, Pipeline
 from device_agent.sample import Sample
 from device_agent.store import Store

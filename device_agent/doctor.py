@@ -44,7 +44,7 @@ from device_agent.database import LOCK_NAME
 from device_agent.expiry import certificates, of_certificate, of_signatures
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
-from device_agent.masters import examine as examine_masters
+from device_agent.master_folder import examine as examine_masters
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers

@@ -49,12 +49,14 @@ class Folded:
         turns: Told of a record that contradicts itself.
 
     Attributes:
+        device: Whose log.
         fold: What it folds to.
         refused: Records that contradict themselves.
         is_own: Whether a row was labelled by this station's operators. Needs no lock.
     """
 
     def __init__(self, store: Store, fold: Fold, turns: Turns) -> None:
+        self.device = store.device
         self.fold = fold
         self.refused = 0
         # Not a method: who keeps it must not keep this fold, and 70 MB with it, until garbage is collected.
@@ -91,6 +93,10 @@ class Folded:
             return
         for sample, (before, after) in changed.items():
             self._changes[sample] = (self._changes[sample][0] if sample in self._changes else before, after)
+
+    def labelled_here(self, after: int) -> list[tuple[bytes, bytes | None]]:
+        """Return samples with the class that people here gave them after this arrival number. Needs no lock."""
+        return self._store.log.labelled_here(after)
 
     @property
     def waiting(self) -> bool:

@@ -123,7 +123,7 @@ class LabelLog:
                     record = Record(entry, code)
                     check_record(record)
                     _check_readable(entry)
-                    _insert(db, record)
+                    _insert(db, record, here=isinstance(body, Label))
                     if isinstance(body, Label):
                         self._on_label(db, body)
                     records.append(record)
@@ -176,7 +176,7 @@ class LabelLog:
                     if entry.device == self._device:
                         chain = chain.follow(entry)
                         self._meta.put(db, "acknowledged", entry.seq)
-                    _insert(db, record)
+                    _insert(db, record, here=False)
                     counter = max(counter, entry.counter)
                     new.append(record)
                 key = f"log_position/{channel}"
@@ -216,6 +216,15 @@ class LabelLog:
             "SELECT arrival, entry, code FROM records WHERE arrival > ? ORDER BY arrival LIMIT ?", arrival, limit
         )
         return [(number, Record(decode_entry(entry), code)) for number, entry, code in rows]
+
+    def labelled_here(self, after: int) -> list[tuple[bytes, bytes | None]]:
+        """Return samples with the class that people here gave them after this arrival number, in order.
+
+        What the fleet sent under this device's name is not among them.
+        """
+        rows = self._db.rows("SELECT entry FROM records WHERE here AND arrival > ? ORDER BY arrival", after)
+        bodies = (decode_entry(entry).body for (entry,) in rows)
+        return [(body.sample, body.class_id) for body in bodies if isinstance(body, Label)]
 
     def shelf(self, feature_size: int) -> StoredCodes:
         """Return where codes of d numbers lie: those of the log here, a release's own in memory."""
@@ -320,10 +329,11 @@ def _check_readable(entry: Entry) -> None:
         ) from error
 
 
-def _insert(db: sqlite3.Connection, record: Record) -> None:
+def _insert(db: sqlite3.Connection, record: Record, *, here: bool) -> None:
     entry = record.entry
     db.execute(
-        "INSERT INTO records (device, seq, counter, sample, space, entry, code) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO records (device, seq, counter, sample, space, entry, code, here)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             entry.device,
             entry.seq,
@@ -332,5 +342,6 @@ def _insert(db: sqlite3.Connection, record: Record) -> None:
             entry.body.space if isinstance(entry.body, CodeRecord) else None,
             _encoder.encode(entry),
             record.code,
+            here,
         ),
     )

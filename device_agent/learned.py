@@ -58,6 +58,9 @@ class LearnerStatus:
         fault: What last went wrong, None if nothing.
         refused: Records in the log that contradict themselves and are not learned from.
         unapplied: Labels in the log that cannot be learned, because the release has the sample in its sums only.
+        prices: What it costs that a person here took labels back, where the head that serves is confirmed.
+        withdrawn: So many labels that are not said any more still decide: withdrawn or corrected elsewhere, or
+            held back by the fleet, and this station's trial has refused the head without them.
         quarantine: What the fleet holds back of the labels given on this device, and why; empty for none.
     """
 
@@ -77,6 +80,8 @@ class LearnerStatus:
     fault: str | None
     refused: int
     unapplied: int
+    prices: tuple[Reason, ...]
+    withdrawn: int
     quarantine: str
 
 

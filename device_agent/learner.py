@@ -38,19 +38,24 @@ from device_agent.heads_and_updates import HeadRow
 from device_agent.labelling import Labelling, class_name
 from device_agent.learned import ClassInfo, LearnerStatus, Saved, quarantine
 from device_agent.learning import Learning
-from device_agent.masters import Masters, Telling
+from device_agent.master_folder import Masters
+from device_agent.master_marks import MasterMarks
+from device_agent.masters import Best, Telling
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
 from device_agent.trial import Base
 from device_agent.trials import Trials
 from device_agent.turns import Steps, Turns
+from device_agent.withdrawn import still_deciding
 from sdk.audit import Suspect, suspects
 from sdk.bundle import Bundle
 from sdk.codes import Code
 from sdk.head import Head
 from sdk.labels import Body, DefineClass, MergeClasses, Record, RenameClass, new_class_id
 from sdk.liveset import LiveSet
+from sdk.reason import PRICES
+from sdk.wire import HeadState
 
 LEARNING_NICE: Final = 5
 """The learning thread gives way to frames: on a busy core it gets a quarter of the time that a stage of the
@@ -113,7 +118,12 @@ class Learner:
         )
         self._heads = self._learning.heads
         self._told: tuple[ActiveHead, dict[bytes, str], Telling] | None = None
-        self._masters = None if masters is None or embed is None else Masters(masters, embed)
+        self._withdrawn = "", "", 0  # digests of the live set that serves and of the newest, and the count
+        self._masters: Masters | None = None
+        if masters is not None and embed is not None:
+            marks = MasterMarks(store, self.space)
+            best = Best(marks.load(), lambda found: afterwards.keep(lambda: marks.keep(found)))
+            self._masters = Masters(masters, embed, best)
         self._trials = Trials(
             self._base,
             store,
@@ -240,8 +250,21 @@ class Learner:
                 fault=self._turns.fault,
                 refused=self._folded.refused,
                 unapplied=len(self._base.fold.unapplied()),
+                prices=tuple(each for each in self._heads.confirmed.row.why if each.code in PRICES)
+                if active.state is HeadState.CONFIRMED
+                else (),
+                withdrawn=self._still_deciding(),
                 quarantine=quarantine(self._base.fold.holds(), self._store.device),
             )
+
+    def _still_deciding(self) -> int:
+        """Return by how many labels the confirmed head decides that are not said any more. Needs the lock."""
+        confirmed, now = self._heads.confirmed.live, self._heads.live
+        if self._heads.active.digest != confirmed.digest:
+            return 0
+        if self._withdrawn[:2] != (confirmed.digest, now.digest):
+            self._withdrawn = confirmed.digest, now.digest, still_deciding(confirmed, now)
+        return self._withdrawn[2]
 
     @property
     def confirmed(self) -> Head:
@@ -263,8 +286,7 @@ class Learner:
 
     def masters(self) -> Telling | None:
         """Return what the head that serves says of master parts it has not learned; None where none are read."""
-        ready = None if self._masters is None else self._masters.ready
-        if ready is None or not ready.files:
+        if self._masters is None or (ready := self._masters.ready) is None or not ready.files:
             return None
         with self._turns.changed:
             active, live, names = self._heads.active, self._heads.live, self._folded.fold.class_names()
@@ -275,7 +297,8 @@ class Learner:
             strange = ready.strange([*names.values(), *self._folded.names_of(active.head)])
             telling = Telling([each for each in found if each.sample not in learned], strange)
             self._told = told = active, names, telling
-        return told[2]
+        best, wrong = self._masters.best, [each.sample for each in told[2].told if not each.right]
+        return told[2]._replace(undone=sum(map(best.is_undone, wrong)))
 
     def history(self, limit: int = 50) -> list[HeadRow]:
         """Return the device's heads, newest first; `score_of` reads a row's score."""

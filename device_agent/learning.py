@@ -25,8 +25,9 @@ from device_agent.heads_and_updates import HeadRow, Heads, Outcome
 from device_agent.moments import LearnedMoments
 from device_agent.provisional import updated
 from device_agent.succession import Succession
-from device_agent.trial import Base
+from device_agent.trial import ALONE, Base
 from device_agent.turns import Turns
+from device_agent.withdrawn import is_alone, less, solved_less, taken_back_here
 from sdk.head import Calibration, Head, solve
 from sdk.moments import UNADAPTED, Adaptation
 from sdk.reason import Reason
@@ -137,19 +138,37 @@ class Learning:
     def _resume(self) -> bool:
         """Fold everything since; return whether a head of it was taken back and need not be made again."""
         confirmed = self.heads.confirmed
-        if confirmed.live.digest != confirmed.row.digest:
+        if confirmed.live.digest != confirmed.row.digest and not is_alone(confirmed.row):
             # A code was erased since, or another version's fold said otherwise: its score is no longer its own.
             row = self.heads.row(self._folded.in_flight(self.heads.counted))
             self.heads.put_on_trial(confirmed.head, confirmed.live, row)
             self.heads.serve_settled(confirmed.live.digest, waiting=False)
         self._folded.catch_up()
         newest = self._history.last(self._base.fold.space, [Outcome.CONFIRMED, Outcome.TAKEN_BACK])
+        if newest is not None and is_alone(newest):  # it has served since this one was taken back
+            newest = self._history.last(self._base.fold.space, [Outcome.TAKEN_BACK])
         if newest is None or newest.outcome is not Outcome.TAKEN_BACK or newest.digest != self._base.fold.digest():
             return False
+        self._take_back(confirmed)
+        if self.heads.confirmed.live.digest == newest.digest:
+            return False  # an earlier version had refused what a person here asked for
         self._moments.apply(self._folded.take())
         self._folded.learned()
         self.heads.resume_taken_back(newest, self._base.fold.live_set(), self._counted())
         return True
+
+    def _take_back(self, confirmed: Solved) -> None:
+        """Have the confirmed head go on without what was taken back here since."""
+        said = self._folded.labelled_here(confirmed.row.through)
+        gone = taken_back_here(said, confirmed.live, self._base.fold.live_set())
+        rest = less(self._base, confirmed, gone) if gone else confirmed.live
+        if not gone or not rest.samples:
+            return
+        row = confirmed.row
+        if rest.digest != row.digest:
+            row = ended(self.heads.row_less(rest), Outcome.CONFIRMED, ALONE)
+            self._afterwards.put(row)
+        self.heads.rest_on(solved_less(self._base, confirmed, rest, row, self._folded.device))
 
     def _counted(self) -> frozenset[bytes]:
         return frozenset(self._moments.everything.counts())

@@ -1,38 +1,29 @@
 """Master parts: pictures of known class that every head must still tell, and that none learns from.
 
 Quality engineers keep a master (a limit sample, a challenge part) of each thing that an inspection must never get
-wrong, and show them to it before a shift. Here they are pictures in a folder, one folder of each class, as the
-device keeps pictures: a tile where frames are cut. A head that tells them worse than the best one that served, by
-more than `MAX_DROP` of their mean recall, is taken back, whoever's labels brought it, and however few labels there
-are to score it by otherwise. They are embedded in the background, once for each release.
+wrong, and show them to it before a shift. A head that tells them worse than the best one that served, by more than
+`MAX_DROP` of their mean recall, is taken back, whoever's labels brought it, and however few labels there are to
+score it by otherwise. One that a person here asked for, by taking labels back, stays, and its price is told.
+
+Here is what heads say of them; where their pictures and codes come from is `master_folder`'s.
 """
 
 from __future__ import annotations
 
-import logging
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from device_agent.finding import Finding, Level
-from sdk.codes import Code, Codes
-from sdk.errors import BadImages, ConfigError, FeatureSizeError, HeadwayError, InferenceFailed
+from sdk.class_names import key_of
+from sdk.codes import Codes
 from sdk.head import Head
-from sdk.images import LabelledImage, open_images
-from sdk.layouts import listing
 from sdk.reason import Reason
-
-_log = logging.getLogger(__name__)
 
 MAX_DROP: Final = 0.05
 """Of the mean recall of master parts. One that is lost of five, in one of three classes, is more than that."""
-MAX_MASTERS: Final = 2000
-"""Each takes the backbone once for each release, and d bytes."""
 
 
 class Told(NamedTuple):
@@ -51,10 +42,12 @@ class Telling(NamedTuple):
     Attributes:
         told: Parts of known classes.
         strange: Classes of the others, as the folders are called.
+        undone: So many of those told wrongly were told until a person here took labels back.
     """
 
     told: list[Told]
     strange: tuple[str, ...]
+    undone: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,14 +115,33 @@ class MasterSide(NamedTuple):
         return {each.sample: each.right for each in told if each.sample not in self.learned}
 
 
+class Mark(NamedTuple):
+    """What is kept of one master part.
+
+    Attributes:
+        right: Whether the best head told it.
+        undone: It was told until a person here took labels back, and is not since.
+    """
+
+    right: bool
+    undone: bool = False
+
+
 class Best:
     """What the head said of master parts that told them best: many small steps down are one large one.
 
-    Of the heads of one release that were confirmed since the agent started.
+    Of the heads of one release that were confirmed on this device.
+
+    Args:
+        marks: By part, as they were kept.
+        keep: Keeps them durably; called with all of them where one has changed.
     """
 
-    def __init__(self) -> None:
-        self._right: dict[bytes, bool] = {}
+    def __init__(
+        self, marks: Mapping[bytes, Mark] | None = None, keep: Callable[[Mapping[bytes, Mark]], None] | None = None
+    ) -> None:
+        self._marks = dict(marks or {})
+        self._keep = keep or (lambda _: None)
 
     def of(self, confirmed: MasterSide) -> dict[bytes, bool]:
         """Return for each part that a confirmed head can be asked about whether the best head told it.
@@ -137,12 +149,28 @@ class Best:
         That is the confirmed head itself from now on, where it tells them as well.
         """
         now = confirmed.right()
-        best = {sample: self._right.get(sample, right) for sample, right in now.items()}
+        known = {sample: self._marks.get(sample, Mark(right)) for sample, right in now.items()}
+        best = {sample: mark.right for sample, mark in known.items()}
         recalls = _recalls(confirmed.parts, {sample: (best[sample], right) for sample, right in now.items()})
         if recalls and np.mean([then - since for then, since in recalls.values()]) <= 0:
             best = now
-        self._right |= best
+        self._mark({each: Mark(best[each], known[each].undone and not now[each]) for each in now})
         return best
+
+    def undone(self, lost: Iterable[bytes]) -> None:
+        """Take parts for lost because a person here took labels back: what follows is not blamed for them."""
+        self._mark(dict.fromkeys(lost, Mark(right=False, undone=True)))
+
+    def is_undone(self, sample: bytes) -> bool:
+        """Return whether a part was told until a person here took labels back, and by no confirmed head since."""
+        mark = self._marks.get(sample)
+        return mark is not None and mark.undone
+
+    def _mark(self, marks: Mapping[bytes, Mark]) -> None:
+        now = {**self._marks, **marks}
+        if now != self._marks:
+            self._marks = now  # swapped whole: the page asks on threads of its own
+            self._keep(now)
 
 
 def judge(before: MasterSide, after: MasterSide, best: Best | None = None) -> Reason | None:
@@ -172,6 +200,24 @@ def judge(before: MasterSide, after: MasterSide, best: Best | None = None) -> Re
     return Reason("masters", name=worst, share=since, before=then)
 
 
+def price_of(before: MasterSide, after: MasterSide, best: Best | None) -> Reason | None:
+    """Return what a head costs that stays in any case, None for nothing, and count it for what follows.
+
+    Args:
+        before: Served before.
+        after: Stays.
+        best: Of the heads of this release.
+    """
+    was, now = before.right(), after.right()
+    both = [sample for sample in now if sample in was]
+    lost = [sample for sample in both if was[sample] and not now[sample]]
+    if len(lost) <= sum(now[sample] and not was[sample] for sample in both):
+        return None
+    if best is not None:
+        best.undone(lost)
+    return Reason("undone-masters", times=len(lost), of=len(both))
+
+
 def _recalls(parts: MasterCodes, both: Mapping[bytes, tuple[bool, bool]]) -> dict[str, tuple[float, float]]:
     """Return two heads' recalls by class, from what each said of parts."""
     by_class: dict[str, list[tuple[bool, bool]]] = {}
@@ -181,140 +227,3 @@ def _recalls(parts: MasterCodes, both: Mapping[bytes, tuple[bool, bool]]) -> dic
             by_class.setdefault(written.setdefault(key_of(name), name), []).append(both[sample])
     means = {name: np.mean(rights, axis=0) for name, rights in by_class.items()}
     return {name: (float(one), float(other)) for name, (one, other) in means.items()}
-
-
-class Masters:
-    """The master parts of a station, in the feature space of one release.
-
-    Args:
-        folder: One folder of each class, or any other way that `sdk.layouts` knows.
-        embed: Code (d,) of an encoded picture.
-
-    Attributes:
-        ready: What `codes` found; None before.
-        best: Of the heads that they have judged.
-    """
-
-    def __init__(self, folder: Path, embed: Callable[[bytes], Code]) -> None:
-        self._folder = folder
-        self._embed = embed
-        self._images: list[LabelledImage] | None = None
-        self._codes: dict[bytes, Code] = {}
-        self.ready: MasterCodes | None = None
-        self.best = Best()
-
-    def codes(self, stop: Callable[[], bool], end: Callable[[], bool] | None = None) -> MasterCodes | None:
-        """Return them all; None where there are none to be read. What was embedded before a stop is kept.
-
-        Args:
-            stop: Asked before each picture is embedded.
-            end: Asked for each picture while the folder is read, which begins anew after that; None asks `stop`.
-
-        Raises:
-            InterruptedError: one of these said so.
-        """
-        if self.ready is None:
-            images = self._read(end or stop)
-            for image in images:
-                if stop():
-                    raise InterruptedError("embedding was asked to stop")
-                if image.sample_id not in self._codes:
-                    try:
-                        self._codes[image.sample_id] = self._embed(image.path.read_bytes())
-                    except (OSError, BadImages, FeatureSizeError, InferenceFailed) as error:
-                        _log.warning("%s is no master part any more: %s", image.path, error)
-            self.ready = _together([image for image in images if image.sample_id in self._codes], self._codes)
-        return self.ready if self.ready.files else None
-
-    def _read(self, end: Callable[[], bool]) -> list[LabelledImage]:
-        def read_one(_number: int, _of: int) -> None:
-            if end():
-                raise InterruptedError("reading was asked to stop")
-
-        if self._images is None:
-            try:
-                found = open_images(self._folder, progress=read_one)
-            except BadImages as error:
-                _log.error("no master parts: %s (%s)", error, error.hint)
-                self._images = []
-                return self._images
-            for refused in found.refused:
-                _log.warning("%s is no master part: %s", refused.path, refused.reason)
-            self._images = of_each_class(found.images, MAX_MASTERS)
-            if len(found.images) > MAX_MASTERS:
-                _log.warning("%d master parts: %d count, the first of each class", len(found.images), MAX_MASTERS)
-        return self._images
-
-
-def of_each_class(images: Sequence[LabelledImage], most: int) -> list[LabelledImage]:
-    """Return the first images of each class, so many in all: thousands of good parts leave room for the others."""
-    before = Counter[str]()
-    turns = []
-    for image in images:
-        turns.append(before[image.label])
-        before[image.label] += 1
-    order = sorted(range(len(images)), key=turns.__getitem__)
-    return [images[row] for row in sorted(order[:most])]
-
-
-def _together(images: list[LabelledImage], codes: Mapping[bytes, Code]) -> MasterCodes:
-    return MasterCodes(
-        files=tuple(image.path for image in images),
-        samples=tuple(image.sample_id for image in images),
-        classes=tuple(image.label for image in images),
-        codes=np.array([codes[image.sample_id] for image in images], np.int8),
-    )
-
-
-def check_folder(folder: Path | None) -> None:
-    """Check that the settings name a folder.
-
-    Raises:
-        ConfigError: they name something else.
-    """
-    try:
-        if folder is None or folder.is_dir():
-            return
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: master parts cannot be read: {error.strerror}",
-            hint="Let the agent's user read this folder and those above it, or take masters out of the settings.",
-        ) from error
-    raise ConfigError(
-        f"{folder}: no such folder of master parts",
-        hint="Make it, with one folder of each class, or take masters out of the settings.",
-    )
-
-
-def examine(folder: Path | None) -> Iterator[Finding]:
-    """Yield what a technician should know of the folder that the settings name."""
-    if folder is None:
-        return
-    try:
-        check_folder(folder)
-        found = open_images(folder)
-    except HeadwayError as error:
-        yield Finding.of("masters", error)
-        return
-    classes = Counter(image.label for image in found.images)
-    said = ", ".join(f"{count} of {name}" for name, count in sorted(classes.items()))
-    yield Finding("masters", Level.GOOD, f"{len(found.images)} master parts: {said}")
-    if len(found.images) > MAX_MASTERS:
-        about = f"{MAX_MASTERS} of them judge heads: the first of each class"
-        yield Finding("masters", Level.NOTE, about, "Keep the parts that an inspection must never get wrong.")
-    for note in listing(folder).notes:  # not those on alike names, which are one class here
-        yield Finding("masters", Level.NOTE, note, "Put each picture into the folder of its class.")
-    for refused in found.refused:
-        about = f"{refused.path.name}: {refused.reason}"
-        yield Finding("masters", Level.NOTE, about, "It judges no head: give another picture.")
-
-
-def key_of(name: str) -> str:
-    """Return what names of one class have in common, however they are written.
-
-    A folder that came from a Mac has its umlauts as two letters each.
-
-    >>> key_of("Deep  Scratch") == key_of("deep scratch")
-    True
-    """
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

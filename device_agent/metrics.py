@@ -91,10 +91,11 @@ class _StateCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield what the state says now."""
         with self._one:
-            yield from _metrics_of(self._state())
+            yield from metrics_of(self._state())
 
 
-def _metrics_of(state: State) -> Iterator[Metric]:
+def metrics_of(state: State) -> Iterator[Metric]:
+    """Yield a state as metrics."""
     counts = {
         "headway_frames": ("Frames decided.", state.frames),
         "headway_frames_unknown": ("Of these, unlike anything known.", state.unknown),
@@ -129,6 +130,11 @@ def _metrics_of(state: State) -> Iterator[Metric]:
     if state.masters is not None:
         values["headway_masters"] = ("Master parts of classes that the head knows.", state.masters.of)
         values["headway_masters_right"] = ("Of these, told rightly.", state.masters.right)
+        about = "Told rightly until a person here took labels back, and not since."
+        values["headway_masters_undone"] = (about, state.masters.undone)
+    if state.head is not None:
+        about = "Labels that are not said any more and still decide: withdrawn elsewhere, and refused here."
+        values["headway_withdrawn_labels"] = (about, state.head.withdrawn)
     if state.drift is not None:
         values["headway_drift_alarm"] = ("Whether parts look otherwise than they did.", state.drift.alarm)
         values["headway_drift_evidence"] = ("1 is none.", state.drift.evidence)

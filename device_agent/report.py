@@ -20,7 +20,7 @@ from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
 from device_agent.station import Serving, Station
 from sdk.drift import Drift
-from sdk.reason import Reason
+from sdk.reason import Reason, sentences
 from sdk.score import Score
 from sdk.wire import Verdict
 
@@ -82,6 +82,7 @@ class ReasonReport:
     share: float
     before: float
     times: int
+    of: int
     classes: list[NamedShare]
 
 
@@ -101,6 +102,8 @@ class HeadReport:
         own_weight: An own label counts as so many labels from elsewhere.
         shifted: Whether it allows for this station's pictures looking different from the release's.
         harm: Another device whose labels do not fit here; None where none does for sure.
+        withdrawn: Labels that it decides by and that are not said any more: withdrawn or corrected elsewhere,
+            where this station's trial has refused the head without them.
     """
 
     number: int
@@ -114,6 +117,7 @@ class HeadReport:
     own_weight: int
     shifted: bool
     harm: HarmReport | None
+    withdrawn: int
 
 
 @dataclass(frozen=True)
@@ -276,12 +280,14 @@ class MastersReport:
     Attributes:
         of: Parts of classes that the head knows.
         right: Told rightly.
+        undone: So many of the others were told rightly until a person here took labels back.
         wrong: The others.
         strange: Folders whose name no class has: their parts judge nothing.
     """
 
     of: int
     right: int
+    undone: int
     wrong: list[MasterReport]
     strange: list[str]
 
@@ -386,6 +392,13 @@ def station_state(
         wrong.append(
             f"{status.unapplied} labels change nothing here: the release has their samples in its sums only"
         )
+    if status is not None and status.prices:
+        wrong.append(sentences(status.prices))
+    if status is not None and status.withdrawn:
+        wrong.append(
+            f"{status.withdrawn} labels that were withdrawn or corrected elsewhere still decide here: without "
+            "them this station's parts are told worse"
+        )
     if status is not None and status.quarantine:
         wrong.append(status.quarantine)
     if counts.unstored:
@@ -426,9 +439,9 @@ def masters_report(telling: Telling | None) -> MastersReport | None:
     """Return what is said of master parts as the interface says it; None where there are none."""
     if telling is None:
         return None
-    told, strange = telling
+    told, strange, undone = telling
     wrong = [MasterReport(each.file.name, each.wanted, each.shown) for each in told if not each.right]
-    return MastersReport(len(told), len(told) - len(wrong), wrong, list(strange))
+    return MastersReport(len(told), len(told) - len(wrong), undone, wrong, list(strange))
 
 
 def _drift(drift: Drift | None) -> DriftReport | None:
@@ -462,6 +475,7 @@ def _head(serving: Serving, status: LearnerStatus) -> HeadReport:
         reason=status.reason,
         why=reason_reports(status.why),
         busy=status.busy,
+        withdrawn=status.withdrawn,
         own_weight=status.adaptation.own_weight,
         shifted=bool(status.adaptation.shift),
         harm=None if harm is None else HarmReport(harm.source, harm.samples, harm.recall, harm.recall_without),
@@ -471,7 +485,7 @@ def _head(serving: Serving, status: LearnerStatus) -> HeadReport:
 def reason_reports(why: Sequence[Reason]) -> list[ReasonReport]:
     """Return reasons as the interface says them."""
     return [
-        ReasonReport(r.code, r.name, r.share, r.before, r.times, [NamedShare(*each) for each in r.classes])
+        ReasonReport(r.code, r.name, r.share, r.before, r.times, r.of, [NamedShare(*each) for each in r.classes])
         for r in why
     ]
 

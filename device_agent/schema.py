@@ -37,5 +37,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ("ALTER TABLE heads ADD COLUMN adaptation BLOB",),
     ("ALTER TABLE samples ADD COLUMN size_bytes INTEGER NOT NULL DEFAULT 0",),
     ("ALTER TABLE heads ADD COLUMN why BLOB", "ALTER TABLE samples ADD COLUMN lot TEXT NOT NULL DEFAULT ''"),
+    (
+        # Whether it is a label that was given here: the fleet may send entries under this device's own name.
+        "ALTER TABLE records ADD COLUMN here INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX labels_given_here ON records (arrival) WHERE here",
+        # Entries of before, of which nobody can tell: an undo among them that was refused takes effect now.
+        "UPDATE records SET here = 1 WHERE device = (SELECT value FROM meta WHERE key = 'device')",
+    ),
 )
 """Statements from schema n to n + 1; `PRAGMA user_version` says how many have been run."""

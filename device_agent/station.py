@@ -28,7 +28,7 @@ from device_agent.heads import ActiveHead
 from device_agent.heatmap import draw, heatmap
 from device_agent.learned import ClassInfo, Saved
 from device_agent.learner import Learner
-from device_agent.masters import check_folder
+from device_agent.master_folder import check_folder
 from device_agent.pipeline import Pipeline
 from device_agent.queue import Question, QueuePolicy, ask
 from device_agent.runtime import Batch, Runtime

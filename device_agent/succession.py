@@ -166,6 +166,26 @@ class Succession:
         self.last = row
         self._settled = self.active, row
 
+    def row_less(self, live: LiveSet) -> HeadRow:
+        """Return the history's row of the confirmed head less some of its samples."""
+        return HeadRow(
+            number=self._history.next_number(),
+            created_utc=self._clock(),
+            space=live.space,
+            digest=live.digest,
+            through=self.confirmed.row.through,
+            samples=len(live),
+            outcome=Outcome.PROVISIONAL,
+        )
+
+    def rest_on(self, less: Solved) -> None:
+        """Let the confirmed head go on without what was taken back here."""
+        serves = self.active.number == self.confirmed.row.number
+        self.confirmed = less
+        self.unscorable = False
+        if serves:
+            self.active = self._activate(less, HeadState.CONFIRMED)
+
     # -- when it was tried --------------------------------------------------------------------------------------
 
     def scored(self, confirmed: Solved) -> None:
@@ -174,8 +194,15 @@ class Succession:
             self.confirmed = confirmed
             self.unscorable = confirmed.left_out is None
 
-    def judged(self, candidate: Solved, judged: Solved) -> ActiveHead | None:
-        """Confirm the candidate or take it back; return what serves, None where a newer head is there already."""
+    def judged(self, candidate: Solved, judged: Solved, less: Solved | None = None) -> ActiveHead | None:
+        """Confirm the candidate or take it back; return what serves, None where a newer head is there already.
+
+        Args:
+            candidate: Was tried.
+            judged: The same with its outcome.
+            less: Serves where it is taken back: the confirmed head without what was taken back here. None is the
+                confirmed one.
+        """
         if self.candidate is not candidate or self._updated is not None:
             return None
         self.candidate = None
@@ -186,6 +213,8 @@ class Succession:
             if self.latest is candidate.head:
                 self.latest = judged.head
             self.unscorable = judged.left_out is None
+        elif less is not None:
+            self.rest_on(less)
         active = self._activate(self.confirmed, HeadState.CONFIRMED)
         self._settled = active, self.last
         self._serve(active, self.last)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from device_agent.heads import Solved, ended, pack
 from device_agent.heads_and_updates import Outcome
-from device_agent.masters import Best, MasterCodes, MasterSide
+from device_agent.masters import Best, MasterCodes, MasterSide, price_of
 from device_agent.masters import judge as judge_masters
 from sdk.adaptation import Choice, Harm, Labelled, choose, harmful_source
 from sdk.bundle import Bundle
@@ -28,7 +28,7 @@ from sdk.head import UNCALIBRATED, Calibration, Head, Knobs, solve
 from sdk.labels import Fold
 from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
-from sdk.reason import Reason
+from sdk.reason import Reason, price
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
 from sdk.shelf import MemoryShelf, Shelf
 from sdk.verdict import trial
@@ -37,6 +37,8 @@ TOO_FEW: Final = Reason("too-few")
 OWN_GROUPS: Final = 5
 """As many own groups of a class judge it alone: fewer are too easily won or lost by chance."""
 FIRST_SCORE: Final = Reason("first-score")
+UNDONE: Final = Reason("undone")
+ALONE: Final = Reason("undone-alone")
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ def try_out(
     enough: Callable[[], bool],
     masters: MasterCodes | None = None,
     best: Best | None = None,
+    asked: Reason | None = None,
 ) -> Solved:
     """Return a head as its trial leaves it: outcome and reasons, left-out scores, and how own labels count in it.
 
@@ -238,6 +241,7 @@ def try_out(
         enough: Asked by the searches; true ends these with the best so far.
         masters: The station's, in this release's space; a head that tells them worse goes, whatever its score.
         best: Of the heads that these have judged; None compares with the confirmed one.
+        asked: A person here asked for this head, under this reason: it stays, and its reasons say at what price.
 
     Raises:
         InterruptedError: `obsolete` said so.
@@ -260,13 +264,17 @@ def try_out(
         own = station.moments(station.own)
         head = solve(station.everything, knobs=base.knobs, own=own, adaptation=choice.adaptation)
     head = head.recalibrated(end.calibration)
-    if end.keep and masters is not None:
+    why = [end.why if end.keep or asked is None else price(end.why)]
+    if masters is not None and (end.keep or asked is not None):
         learned = frozenset(live.samples)
         before, after = (MasterSide(masters, each, names, learned) for each in (confirmed.head, head))
-        missed = judge_masters(before, after, best)
-        end = end if missed is None else replace(end, keep=False, why=missed)
+        missed = judge_masters(before, after, best) if asked is None else price_of(before, after, best)
+        end = end if missed is None else replace(end, keep=False)
+        why = why if missed is None else [missed] if asked is None else [*why, missed]
+    if asked is not None:
+        end, why = replace(end, keep=True), [asked, *why]
     row = replace(
-        ended(candidate.row, Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK, end.why, *_more(choice, harm)),
+        ended(candidate.row, Outcome.CONFIRMED if end.keep else Outcome.TAKEN_BACK, *why, *_more(choice, harm)),
         score=None if end.score is None else pack(end.score),
         calibration=pack(end.calibration),
         adaptation=None if choice.adaptation == UNADAPTED else pack(choice.adaptation),

@@ -18,14 +18,18 @@ from device_agent.afterwards import Afterwards
 from device_agent.courtesy import Courtesy
 from device_agent.folded import Folded
 from device_agent.heads import Solved
-from device_agent.masters import MasterCodes, Masters
+from device_agent.heads_and_updates import Outcome
+from device_agent.master_folder import Masters
+from device_agent.masters import MasterCodes
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
 from device_agent.succession import Succession
-from device_agent.trial import Base, try_out
+from device_agent.trial import ALONE, UNDONE, Base, try_out
 from device_agent.turns import Turns
+from device_agent.withdrawn import less, solved_less, taken_back_here
 from sdk.adaptation import MAX_STREAM
 from sdk.codes import Codes
+from sdk.reason import Reason
 
 SEARCH_S: Final = 5.0
 """A trial looks no longer than this for a better way to count own labels: the seven solves at d = 1280 take one
@@ -71,6 +75,7 @@ class Trials:
         self._rhythm = rhythm
         self._courtesy = courtesy
         self._masters = masters
+        self._unreadable = False
         self._on_change = on_change
 
     def idle(self) -> bool:
@@ -78,8 +83,13 @@ class Trials:
         turns = self._turns
         return not (turns.dirty or turns.learning or self._heads.candidate is not None or turns.trying)
 
-    def _unscored(self) -> bool:
-        return self._heads.confirmed.left_out is None and not self._heads.unscorable and self.idle()
+    def unprepared(self) -> bool:
+        """Return whether the next trial needs something that can be made now. Needs the lock."""
+        unscored = self._heads.confirmed.left_out is None and not self._heads.unscorable
+        return (unscored or self._unread()) and self.idle()
+
+    def _unread(self) -> bool:
+        return self._masters is not None and self._masters.ready is None and not self._unreadable
 
     def _triable(self) -> bool:
         return self._heads.candidate is not None and not self._heads.is_updated and not self._turns.solving
@@ -88,7 +98,7 @@ class Trials:
         """Wait for something to try or to score, and do it; or return when told to stop."""
         turns = self._turns
         with turns.changed:
-            turns.changed.wait_for(lambda: self._triable() or self._unscored() or turns.stopping)
+            turns.changed.wait_for(lambda: self._triable() or self.unprepared() or turns.stopping)
             candidate, confirmed = self._heads.candidate, self._heads.confirmed
             if turns.stopping:
                 return
@@ -96,7 +106,7 @@ class Trials:
         if candidate is None:
             try:
                 with turns.surviving():
-                    self._score_confirmed(confirmed)
+                    self._prepare(confirmed)
             finally:
                 self._scored()
             return
@@ -124,8 +134,8 @@ class Trials:
 
     def _end_trial(self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]) -> None:
         try:
-            judged = self._try(candidate, confirmed, names)
-            if judged is not None and self._settle(candidate, judged):
+            ended = self._try(candidate, confirmed, names)
+            if ended is not None and self._settle(candidate, *ended):
                 self._on_change()
         except BaseException:
             with self._turns.changed:
@@ -133,8 +143,14 @@ class Trials:
                     self._heads.candidate = None  # it stays provisional; the next label brings the next trial
             raise
 
-    def _try(self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]) -> Solved | None:
-        """Return the candidate with its outcome; None when a newer head has made its trial obsolete."""
+    def _try(
+        self, candidate: Solved, confirmed: Solved, names: dict[bytes, str]
+    ) -> tuple[Solved, Solved | None] | None:
+        """Return the candidate with its outcome; None when a newer head has made its trial obsolete.
+
+        Beside it stands what serves where it is taken back, if that is not the confirmed head but the same without
+        what was taken back here. Such a head is judged too, and kept whatever that says.
+        """
 
         def obsolete() -> bool:
             self._courtesy.give_way()
@@ -146,11 +162,11 @@ class Trials:
         def enough() -> bool:
             return obsolete() or time.monotonic() > deadline
 
-        try:
+        def tried(head: Solved, before: Solved, asked: Reason | None = None) -> Solved:
             return try_out(
                 self._base,
-                candidate,
-                self._with_left_out(confirmed, obsolete),
+                head,
+                before,
                 device=self._store.device,
                 stream=self._stream(),
                 names=lambda class_id: self._folded.name(names, class_id),
@@ -158,7 +174,23 @@ class Trials:
                 enough=enough,
                 masters=self._master_codes(obsolete),
                 best=None if self._masters is None else self._masters.best,
+                asked=asked,
             )
+
+        try:
+            confirmed = self._with_left_out(confirmed, obsolete)
+            said = self._folded.labelled_here(confirmed.row.through)
+            gone = taken_back_here(said, confirmed.live, candidate.live)
+            if not gone:
+                return tried(candidate, confirmed), None
+            live = less(self._base, confirmed, gone)
+            if live.digest == candidate.live.digest or not live.samples:
+                return tried(candidate, confirmed, UNDONE), None
+            with self._turns.changed:
+                row = self._heads.row_less(live)
+            rest = solved_less(self._base, confirmed, live, row, self._store.device)
+            rest = tried(rest, confirmed, ALONE)
+            return tried(candidate, rest), rest
         except InterruptedError:
             return None
 
@@ -171,8 +203,12 @@ class Trials:
         codes = self._store.samples.newest_codes(self._folded.fold.space, limit=MAX_STREAM)
         return np.array(codes, np.int8).reshape(len(codes), self._folded.fold.feature_size)
 
-    def _score_confirmed(self, confirmed: Solved) -> None:
-        """Score the head that serves while there is nothing to try: its next trial and the drift watch need it."""
+    def _prepare(self, confirmed: Solved) -> None:
+        """Score the head that serves while there is nothing to try, and embed the master parts.
+
+        The next trial needs both, the drift watch the one, the page the other. What a label interrupts goes on
+        when it is learned.
+        """
 
         def obsolete() -> bool:
             self._courtesy.give_way()
@@ -180,12 +216,13 @@ class Trials:
             return turns.stopping or turns.dirty or turns.solving or self._heads.candidate is not None
 
         try:
-            self._with_left_out(confirmed, obsolete)
+            if not self._heads.unscorable:
+                self._with_left_out(confirmed, obsolete)
             self._master_codes(obsolete)
         except InterruptedError:
             pass  # a label came first
         except BaseException:
-            self._heads.unscorable = True  # told once, not tried for ever
+            self._heads.unscorable = self._unreadable = True  # told once, not tried for ever
             raise
 
     def _with_left_out(self, confirmed: Solved, obsolete: Callable[[], bool]) -> Solved:
@@ -203,12 +240,14 @@ class Trials:
                 self._heads.scored(confirmed)
         return confirmed
 
-    def _settle(self, candidate: Solved, judged: Solved) -> bool:
+    def _settle(self, candidate: Solved, judged: Solved, rest: Solved | None) -> bool:
         """Confirm the candidate or take it back; return false where a newer head is there already."""
         with self._turns.changed:
-            active = self._heads.judged(candidate, judged)
+            active = self._heads.judged(candidate, judged, rest)
         if active is None:
             return False
+        if rest is not None and judged.row.outcome is Outcome.TAKEN_BACK:
+            self._afterwards.put(rest.row)
         self._afterwards.put(judged.row)
         self._afterwards.ask(active)
         return True

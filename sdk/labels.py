@@ -551,6 +551,10 @@ class Fold:
             counts[self.canonical(class_id)] += n
         return dict(counts)
 
+    def summed_rows(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Return of each summed sample its id, its class before merges and the SHA-256 of its code."""
+        return ((sample, each.class_id, each.code_sha256) for sample, each in self._summed.items())
+
     def unapplied(self) -> list[bytes]:
         """Return the summed samples to which devices have given, last, another class than the release, or none.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from sdk.codes import Code
-from sdk.shelf import CodeRows, Kept, Shelf
+from sdk.codes import Code, code_digest
+from sdk.shelf import CodeRows, Kept, Shelf, chosen, strips
 
 
 class LiveRow(NamedTuple):
@@ -65,6 +66,38 @@ class LiveSet:
 
     def __len__(self) -> int:
         return len(self.samples) + self.summed
+
+
+def without(live: LiveSet, samples: Collection[bytes], summed: Iterable[tuple[bytes, bytes, bytes]]) -> LiveSet:
+    """Return a live set less some samples.
+
+    Args:
+        live: The set.
+        samples: Those to leave out.
+        summed: Of the samples that a release knows by their sums only: sample id, class before merges, SHA-256 of
+            the code.
+
+    Raises:
+        StoreFull, StoreCorrupt: a code could not be read.
+    """
+    kept = np.array([sample not in samples for sample in live.samples], bool)
+    codes = chosen(live.codes, kept)
+    names, class_ids = tuple(compress(live.samples, kept)), tuple(compress(live.class_ids, kept))
+    digests = (
+        code_digest(code) for strip in strips(np.arange(len(codes)), codes.shape[1]) for code in codes[strip]
+    )
+    rows = list(zip(names, class_ids, digests, strict=True))
+    rows += [(sample, live.merged.get(class_id, class_id), digest) for sample, class_id, digest in summed]
+    return replace(
+        live,
+        samples=names,
+        class_ids=class_ids,
+        groups=tuple(compress(live.groups, kept)),
+        devices=tuple(compress(live.devices, kept)),
+        operators=tuple(compress(live.operators, kept)),
+        codes=codes,
+        digest=live_set_digest(live.space, rows),
+    )
 
 
 def codes_of(rows: Sequence[LiveRow]) -> CodeRows:

@@ -34,6 +34,13 @@ ENGLISH: Final = MappingProxyType(
         "as-good": "Known classes are as good as before.",
         "shifted": "It allows for this station's pictures looking different.",
         "own-weight": "This station's own labels count {times} times.",
+        "undone": "What was taken back here no longer counts.",
+        "undone-alone": "What was taken back here no longer counts; nor does what came since, which was refused.",
+        "undone-worse": "The price of taking it back: {name} is recognised only {share} of the time "
+        "(before: {before}).",
+        "undone-less-clear": "The price of taking it back: {name} is told less clearly; about {share} of new "
+        "parts will be right (before: {before}).",
+        "undone-masters": "The price of taking it back: master parts told worse: {times} of {of}.",
         "harm": "Labels from {name} do not fit here: parts labelled here are recognised {before} of the time, "
         "{share} without them.",
     }
@@ -49,7 +56,8 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
         name: Of the class, or device, that it is about.
         share: Recall of that class now; for a device that harms, of own parts without its labels.
         before: The same before, or with them.
-        times: As so many labels an own label counts.
+        times: As so many labels an own label counts; or so many master parts.
+        of: Out of so many.
         classes: Name and recall of the classes that are new.
     """
 
@@ -59,6 +67,7 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
     before: float = 0.0
     times: int = 0
     classes: tuple[tuple[str, float], ...] = ()
+    of: int = 0
 
     def worded(self, text: str, percent: Callable[[float], str], comma: str) -> str:
         """Return a language's sentence with this reason's values, `comma` between several classes."""
@@ -68,6 +77,7 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
             share=percent(self.share),
             before=percent(self.before),
             times=self.times,
+            of=self.of,
             classes=classes,
         )
 
@@ -78,6 +88,19 @@ class Reason(msgspec.Struct, frozen=True, omit_defaults=True):
         'Taken back: scratch would be recognised only 70% of the time (before: 90%).'
         """
         return self.worded(ENGLISH[self.code], lambda share: f"{share:.0%}", " and ")
+
+
+def price(reason: Reason) -> Reason:
+    """Return why a head would have been taken back as the price of one that stays: a person asked for it.
+
+    >>> price(Reason("worse", name="scratch", share=0.7, before=0.9)).code
+    'undone-worse'
+    """
+    return msgspec.structs.replace(reason, code=f"undone-{reason.code}")
+
+
+PRICES: Final = frozenset({"undone-worse", "undone-less-clear", "undone-masters"})
+"""What `price` returns: somebody should hear of it."""
 
 
 def sentences(reasons: Sequence[Reason]) -> str:

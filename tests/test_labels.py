@@ -29,7 +29,7 @@ from sdk.labels import (
     RenameClass,
     entry_hash,
 )
-from sdk.liveset import live_set_digest
+from sdk.liveset import live_set_digest, without
 from sdk.moments import Moments
 
 SPACE, OTHER_SPACE = "11" * 32, "22" * 32
@@ -232,6 +232,18 @@ def test_a_sample_with_a_code_is_corrected_beside_summed_ones() -> None:
     fold = of_release(2, events)
     assert fold.digest() == of_release(0, events).digest() != of_release(0).digest()
     assert fold.unapplied() == []
+
+
+@pytest.mark.parametrize("summed", [0, 2])
+def test_a_live_set_less_a_sample_is_as_if_that_were_withdrawn(summed: int) -> None:
+    fold = of_release(summed)
+    gone = fold.live_set().samples[0]
+    less = without(fold.live_set(), {gone}, fold.summed_rows())
+    fold.apply(label("a", 1, 1, gone, None))
+    now = fold.live_set()
+    assert (less.digest, len(less)) == (now.digest, len(now))
+    assert (less.samples, less.class_ids, less.groups) == (now.samples, now.class_ids, now.groups)
+    assert np.array_equal(less.codes[:], now.codes[:])
 
 
 def test_merging_classes_merges_those_of_summed_samples() -> None:

@@ -16,16 +16,9 @@ from device_agent.candidate import compare_masters
 from device_agent.config import parse_site
 from device_agent.finding import Level
 from device_agent.heads_and_updates import Outcome
-from device_agent.masters import (
-    Best,
-    MasterCodes,
-    Masters,
-    MasterSide,
-    check_folder,
-    examine,
-    judge,
-    of_each_class,
-)
+from device_agent.learner import Learner
+from device_agent.master_folder import Masters, check_folder, examine, of_each_class
+from device_agent.masters import Best, MasterCodes, MasterSide, judge, price_of
 from device_agent.page.text import Texts
 from device_agent.pipeline import Pipeline
 from device_agent.report import masters_report
@@ -37,7 +30,7 @@ from sdk.codes import Code
 from sdk.errors import ConfigError, InferenceFailed
 from sdk.head import Head, solve
 from sdk.images import decode, open_images, sample_id
-from sdk.moments import Moments
+from sdk.moments import UNADAPTED, Moments
 from sdk.wire import HeadState
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
@@ -224,6 +217,23 @@ def test_small_steps_down_are_one_large_one(pipeline: Pipeline, folder: Path) ->
     assert judge(losing(0), losing(1), best) is None
 
 
+def test_a_part_that_a_confirmed_head_tells_again_is_undone_no_more(pipeline: Pipeline, folder: Path) -> None:
+    parts = Masters(folder, lambda image: embed(pipeline, image)).codes(lambda: False)
+    assert parts is not None
+    right, swapped = side(parts, head_of(pipeline, RIGHT)), side(parts, head_of(pipeline, SWAPPED))
+    best = Best()
+    price = price_of(right, swapped, best)
+    assert price is not None
+    lost = [sample for sample in parts.samples if best.is_undone(sample)]
+    assert (price.code, price.times, price.of) == ("undone-masters", len(lost), 30)
+    assert len(lost) > 10
+    best.of(swapped)
+    assert all(map(best.is_undone, lost)), "the head before is not confirmed any more, and this one tells them so"
+    best.of(right)
+    assert not any(map(best.is_undone, lost))
+    assert price_of(swapped, right, best) is None
+
+
 # -- the folder
 
 
@@ -325,6 +335,38 @@ def test_a_folder_that_is_not_there_is_refused_at_the_start(store: Store, tmp_pa
     with pytest.raises(ConfigError, match="no such folder of master parts") as refusal:
         Station(store, masters=site.part.masters)
     assert refusal.value.hint
+
+
+def test_a_label_that_is_undone_while_masters_are_embedded_does_not_leave_them_unread(
+    store: Store, bundle: Bundle, pipeline: Pipeline, folder: Path
+) -> None:
+    data = picture("pit", 900)
+    sample = sample_id(data)
+    done: list[bytes] = []
+
+    def interrupted(image: bytes) -> Code:
+        done.append(image)
+        if len(done) == 7:
+            learner.label(sample, class_id("pit"), "ann")
+            learner.label(sample, None, "ann")
+        return embed(pipeline, image)
+
+    station = Station(store, threads=False)
+    station.serve(bundle, None, open_runtime(bundle, None))
+    station.see(Shot(decode(data), 0.0, "line-1/900", "", data))
+    learner = Learner(bundle, None, store, embed=interrupted, masters=folder)
+    learner.run_until_idle()
+    assert learner._trials.unprepared()
+    learner._trials.step()
+    learner.run_until_idle()
+    assert learner.masters() is None
+    assert learner._trials.unprepared()
+    learner._trials.step()
+    telling = learner.masters()
+    assert telling is not None
+    assert len(telling.told) == len(done) == 30
+    assert not learner._trials.unprepared()
+    station.close()
 
 
 # -- a station, and a release
@@ -429,6 +471,29 @@ def test_a_candidate_is_compared_with_the_head_that_serves_not_with_labels_taken
     why = compare_masters(store, folder, same, same, lambda: False, confirmed)
     assert why is not None
     assert why.code == "masters"
+    station.close()
+
+
+def test_a_candidate_weighs_own_labels_as_the_head_that_serves_does(
+    store: Store, pipeline: Pipeline, folder: Path, tmp_path: Path
+) -> None:
+    """A release that takes pits for scratches is outweighed by few own labels, here and in a candidate."""
+    confused = tiny_bundle(tmp_path / "confused", per_class=40, called={"pit": "scratch", "scratch": "pit"})
+    station = Station(store, masters=folder, threads=False)
+    station.serve(confused, None, open_runtime(confused, None))
+    for i in range(700, 710):
+        for name in RIGHT:
+            data = picture(name, i)
+            seen = station.see(Shot(decode(data), 0.0, f"line-1/{name}{i}", "", data))
+            station.label(seen.sample_id, class_id(name), "ann")
+    station.require().learner.run_until_idle()
+    confirmed = station.confirmed(confused.space())
+    assert confirmed is not None
+    assert confirmed.adaptation.own_weight > 1
+    same = confused, pipeline
+    assert compare_masters(store, folder, same, same, lambda: False, confirmed) is None
+    plain = replace(confirmed, adaptation=UNADAPTED)
+    assert compare_masters(store, folder, same, same, lambda: False, plain) is not None, "the control"
     station.close()
 
 

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from device_agent.heads_and_updates import HeadRow
 from device_agent.store import Store
+from device_agent.withdrawn import is_alone
 from sdk.errors import LabelError
 from sdk.labels import CodeRecord, DefineClass, Label, Record
 
@@ -183,7 +184,16 @@ class LabelHistory:
             return [(sample, self._before(event)) for sample, event in first.items()]
 
     def restoring(self, row: HeadRow) -> Restoration:
-        """Return the labels that bring the live set of an earlier head back, as far as this device may."""
+        """Return the labels that bring the live set of an earlier head back, as far as this device may.
+
+        Raises:
+            LabelError: it is one that no reading of the log gives (`withdrawn.is_alone`).
+        """
+        if is_alone(row):
+            raise LabelError(
+                f"head {row.number} left out what had come before a label was taken back",
+                hint="Roll back to the head before it, or to the one after it.",
+            )
         with self._lock:
             self._catch_up()
             labels: list[tuple[bytes, bytes | None]] = []

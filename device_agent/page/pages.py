@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
+from device_agent.learned import LearnerStatus
 from device_agent.page.access import Role, Who
 from device_agent.page.api import Routes, head_out
 from device_agent.page.counts import local
@@ -22,6 +23,7 @@ from device_agent.page.people import People
 from device_agent.page.quality import ConfusionRow, Quality
 from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
 from device_agent.report import masters_report
+from device_agent.withdrawn import is_alone
 from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
 
@@ -224,7 +226,7 @@ class Pages:
         kept = self._station.store.samples.get(event.sample) is not None
         sample = event.sample.hex() if kept else None
         if event.class_id is None:
-            return News("good", "↶", t("learned.undone"), sample=sample)
+            return undone_news(t, status, sample)
         name = names.get(event.class_id, event.class_id.hex()[:8])
         if status.outcome is Outcome.PROVISIONAL or status.busy:
             return News("wait", "…", t("learned.on-trial", name=name), sample=sample, label=name)
@@ -232,7 +234,8 @@ class Pages:
             return News("bad", "✕", t("learned.taken-back", name=name), why(t, status.why), sample, name)
         effect = _effect(t, heads, event.class_id, name)
         sentence = t("common.space").join(filter(None, [t("learned.live", name=name), effect]))
-        return News("good", "✓", sentence, why(t, status.why), sample, name)
+        level = "bad" if status.prices else "good"
+        return News(level, "✓", sentence, why(t, status.why), sample, name)
 
     def outlook(self, request: Request) -> str:
         """How many more labels, and of what."""
@@ -295,7 +298,7 @@ class Pages:
             )
             back = None
             same_space = serving is not None and row.space == serving.learner.space
-            if same_space and row.number != number and row.outcome is Outcome.CONFIRMED:
+            if same_space and row.number != number and row.outcome is Outcome.CONFIRMED and not is_alone(row):
                 back = len(self._routes.history.restoring(row).labels) or None
             shown.append(
                 {
@@ -366,6 +369,17 @@ def _effect(t: Texts, heads: list[HeadRow], class_id: bytes, name: str) -> str:
     if abs(now[class_id] - before[class_id]) < SAME:
         return t("learned.effect-same")
     return t("learned.effect-up", name=name, share=share, before=t.percent(before[class_id]))
+
+
+def undone_news(t: Texts, status: LearnerStatus, sample: str | None) -> News:
+    """Return what became of a label that was taken back: it decides no more, whatever that costs."""
+    if status.outcome is Outcome.PROVISIONAL or status.busy:
+        return News("wait", "↶", t("learned.undoing"), sample=sample)
+    more = why(t, status.prices)
+    if status.outcome is Outcome.TAKEN_BACK:
+        more = t("common.space").join(filter(None, [why(t, status.why), more]))
+        return News("bad", "↶", t("learned.undone-alone"), more, sample)
+    return News("bad" if more else "good", "↶", t("learned.undone"), more, sample)
 
 
 def why(t: Texts, reasons: Sequence[Reason]) -> str:

@@ -224,6 +224,11 @@ TEXTS: Final[dict[str, Text]] = {
         "{right} von {of} werden richtig erkannt.",
         "{of} 个中有 {right} 个识别正确。",
     ),
+    "learned.masters-undone": (
+        "{n} of them are told worse since labels were taken back here.",
+        "{n} davon werden schlechter erkannt, seit hier Zuordnungen zurückgenommen wurden.",
+        "自本机撤销标注以来，其中有 {n} 个识别变差。",
+    ),
     "learned.masters-more": (
         "{n} more are told wrongly.",
         "{n} weitere werden falsch erkannt.",
@@ -259,6 +264,17 @@ TEXTS: Final[dict[str, Text]] = {
         "A label was taken back, as if it had never been learned.",
         "Eine Zuordnung wurde zurückgenommen, als wäre sie nie gelernt worden.",
         "已撤销一个标注，如同从未学习过。",
+    ),
+    "learned.undoing": (
+        "A label was taken back and decides no more; the head without it is being scored.",
+        "Eine Zuordnung wurde zurückgenommen und gilt nicht mehr; der Lernstand ohne sie wird noch geprüft.",
+        "已撤销一个标注，它不再起作用；正在验证没有它的分类器。",
+    ),
+    "learned.undone-alone": (
+        "A label was taken back and decides no more. What else came since did not go live: it would have been worse.",
+        "Eine Zuordnung wurde zurückgenommen und gilt nicht mehr. Was sonst seither kam, wird nicht verwendet: "
+        "Es wäre schlechter.",
+        "已撤销一个标注，它不再起作用。此后的其他更改未启用：启用后效果会变差。",
     ),
     "learned.nothing": (
         "Nothing was labelled here yet.",
@@ -458,6 +474,32 @@ TEXTS: Final[dict[str, Text]] = {
         ENGLISH["as-good"],
         "Die bekannten Klassen werden so gut erkannt wie vorher.",
         "已知类别的识别率与此前一样。",
+    ),
+    "trial.undone": (
+        ENGLISH["undone"],
+        "Was hier zurückgenommen wurde, zählt nicht mehr.",
+        "本机撤销的标注不再起作用。",
+    ),
+    "trial.undone-alone": (
+        ENGLISH["undone-alone"],
+        "Was hier zurückgenommen wurde, zählt nicht mehr; auch nicht, was seither kam und abgelehnt wurde.",
+        "本机撤销的标注不再起作用；此后被拒绝的更改也不起作用。",
+    ),
+    "trial.undone-worse": (
+        ENGLISH["undone-worse"],
+        "Der Preis der Rücknahme: {name} wird nur noch zu {share} erkannt (vorher: {before}).",
+        "撤销的代价：“{name}”的识别率只有 {share}（此前：{before}）。",
+    ),
+    "trial.undone-less-clear": (
+        ENGLISH["undone-less-clear"],
+        "Der Preis der Rücknahme: {name} ist weniger eindeutig; etwa {share} der neuen Teile werden richtig erkannt "
+        "(vorher: {before}).",
+        "撤销的代价：“{name}”不够明确；新零件的识别率预计约为 {share}（此前：{before}）。",
+    ),
+    "trial.undone-masters": (
+        ENGLISH["undone-masters"],
+        "Der Preis der Rücknahme: schlechter erkannte Musterteile: {times} von {of}.",
+        "撤销的代价：{of} 个标准样件中有 {times} 个识别变差。",
     ),
     "trial.shifted": (
         ENGLISH["shifted"],
