@@ -12,10 +12,11 @@ Nothing is kept here that is not in the log: undoing appends labels that say wha
 from __future__ import annotations
 
 import threading
-from bisect import insort
-from collections.abc import Callable
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from device_agent.heads_and_updates import HeadRow
 from device_agent.store import Store
@@ -26,6 +27,7 @@ from sdk.labels import CodeRecord, DefineClass, Label, Record
 _CODED: Final = (CodeRecord, DefineClass)
 """Entries that change no label by themselves."""
 
+T = TypeVar("T")
 BaseClass = Callable[[bytes], bytes | None]
 """The class that the release itself gives a sample; None where it has none."""
 
@@ -73,6 +75,111 @@ class Restoration:
     exact: bool
 
 
+class _Numbered(Generic[T]):
+    """Values of which many are equal, each by a number."""
+
+    def __init__(self) -> None:
+        self.values: list[T] = []
+        self._number: dict[T, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def find(self, value: T) -> int | None:
+        """Return the number of a value; None where it has none."""
+        return self._number.get(value)
+
+    def __call__(self, value: T) -> int:
+        """Return the number of a value, a new one where it has none."""
+        number = self._number.setdefault(value, len(self.values))
+        if number == len(self.values):
+            self.values.append(value)
+        return number
+
+
+class _Events:
+    """Label events by the order of their arrival, in columns: 52 bytes for each, as objects they are 500.
+
+    Those of a sample are a chain from the last word back.
+    """
+
+    def __init__(self) -> None:
+        self.arrivals = array("q")
+        self._counters, self._seqs, self._at_us = array("q"), array("q"), array("q")
+        self._sample, self._class, self._device, self._operator = array("i"), array("i"), array("i"), array("i")
+        self._before = array("i")  # the event before it on the same sample; -1 for none
+        self._samples, self._classes = _Numbered[bytes](), _Numbered[bytes | None]()
+        self._devices, self._operators = _Numbered[str](), _Numbered[str]()
+        self._newest = array("i")  # by sample
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+    def __getitem__(self, number: int) -> LabelEvent:
+        return LabelEvent(
+            self._counters[number],
+            self._devices.values[self._device[number]],
+            self._seqs[number],
+            self.arrivals[number],
+            self._at_us[number],
+            self._samples.values[self._sample[number]],
+            self._classes.values[self._class[number]],
+            self._operators.values[self._operator[number]],
+        )
+
+    def seq(self, number: int) -> int:
+        """Return the event's number in its device's log."""
+        return self._seqs[number]
+
+    def append(self, event: LabelEvent) -> int:
+        """Take an event in; return its number."""
+        number, sample = len(self), self._samples(event.sample)
+        self._counters.append(event.counter)
+        self._seqs.append(event.seq)
+        self.arrivals.append(event.arrival)
+        self._at_us.append(event.at_us)
+        self._sample.append(sample)
+        self._class.append(self._classes(event.class_id))
+        self._device.append(self._devices(event.device))
+        self._operator.append(self._operators(event.operator))
+        if sample == len(self._newest):
+            self._newest.append(-1)
+        later, before = -1, self._newest[sample]
+        while before >= 0 and self._order(before) > self._order(number):
+            later, before = before, self._before[before]
+        self._before.append(before)
+        if later < 0:
+            self._newest[sample] = number
+        else:
+            self._before[later] = number
+        return number
+
+    def _order(self, number: int) -> tuple[int, str, int]:
+        return self._counters[number], self._devices.values[self._device[number]], self._seqs[number]
+
+    def before(self, number: int) -> LabelEvent | None:
+        """Return the event that came before it on the same sample."""
+        before = self._before[number]
+        return None if before < 0 else self[before]
+
+    def newest(self, number: int) -> int:
+        """Return the number of the last word on the sample of an event."""
+        return self._newest[self._sample[number]]
+
+    def of_sample(self, sample: bytes) -> Iterator[int]:
+        """Yield the numbers of a sample's events, the last word first."""
+        found = self._samples.find(sample)
+        number = -1 if found is None else self._newest[found]
+        while number >= 0:
+            yield number
+            number = self._before[number]
+
+    def samples_since(self, arrival: int) -> list[bytes]:
+        """Return the samples of the events that arrived after this one, each once, in order."""
+        numbers = dict.fromkeys(self._sample[bisect_right(self.arrivals, arrival) :])
+        return [self._samples.values[number] for number in numbers]
+
+
 class LabelHistory:
     """The label events of a store, kept up with its log. Any thread may call.
 
@@ -86,9 +193,8 @@ class LabelHistory:
         self._base_class = base_class
         self._lock = threading.Lock()
         self._through = 0
-        self._of_sample: dict[bytes, list[LabelEvent]] = {}
-        self._by_arrival: list[LabelEvent] = []
-        self._own: dict[int, LabelEvent] = {}
+        self._events = _Events()
+        self._own = array("i")  # numbers of the events that this device's log has, in its order
         self._others_arrived = 0  # arrival of the newest entry from elsewhere that can change a live set
         self._merged_at = 0
 
@@ -107,58 +213,55 @@ class LabelHistory:
             if not isinstance(body, _CODED):
                 self._merged_at = arrival
             return
-        event = LabelEvent(
-            entry.counter,
-            entry.device,
-            entry.seq,
-            arrival,
-            entry.wall_time_us,
-            body.sample,
-            body.class_id,
-            body.operator,
+        number = self._events.append(
+            LabelEvent(
+                entry.counter,
+                entry.device,
+                entry.seq,
+                arrival,
+                entry.wall_time_us,
+                body.sample,
+                body.class_id,
+                body.operator,
+            )
         )
-        insort(self._of_sample.setdefault(body.sample, []), event)
-        self._by_arrival.append(event)
         if own:
-            self._own[entry.seq] = event
+            self._own.append(number)
 
-    def _before(self, event: LabelEvent) -> bytes | None:
-        events = self._of_sample[event.sample]
-        place = events.index(event)
-        return events[place - 1].class_id if place else self._base_class(event.sample)
+    def _before(self, number: int) -> bytes | None:
+        before = self._events.before(number)
+        return self._base_class(self._events[number].sample) if before is None else before.class_id
 
     def rows(self, limit: int, offset: int = 0) -> list[LabelRow]:
         """Return label events, the newest to arrive first."""
         with self._lock:
             self._catch_up()
-            end = len(self._by_arrival) - offset
-            return [self._row(event) for event in reversed(self._by_arrival[max(0, end - limit) : max(0, end)])]
+            end = max(0, len(self._events) - offset)
+            return [self._row(number) for number in reversed(range(max(0, end - limit), end))]
 
-    def _row(self, event: LabelEvent) -> LabelRow:
-        newest = self._of_sample[event.sample][-1]
-        return LabelRow(event, self._before(event), newest is event, event.device == self._store.device)
+    def _row(self, number: int) -> LabelRow:
+        event, newest = self._events[number], self._events.newest(number)
+        return LabelRow(event, self._before(number), newest == number, event.device == self._store.device)
 
     def of_sample(self, sample: bytes) -> list[LabelRow]:
         """Return the events of one sample, the last word first."""
         with self._lock:
             self._catch_up()
-            return [self._row(event) for event in reversed(self._of_sample.get(sample, []))]
+            return [self._row(number) for number in self._events.of_sample(sample)]
 
     def said_twice(self, sample: bytes) -> bool:
         """Return whether the last two events on a sample agree: somebody looked again and confirmed the label."""
         with self._lock:
             self._catch_up()
-            events = self._of_sample.get(sample, [])
-            if not events or events[-1].class_id is None:
-                return False
-            before = events[-2].class_id if len(events) > 1 else self._base_class(sample)
-            return before == events[-1].class_id
+            newest = next(self._events.of_sample(sample), None)
+            said = None if newest is None else self._events[newest].class_id
+            return newest is not None and said is not None and self._before(newest) == said
 
     def last_own(self) -> LabelRow | None:
         """Return the newest label of this device's operators; None before the first."""
         with self._lock:
             self._catch_up()
-            return self._row(self._own[max(self._own)]) if self._own else None
+            return self._row(self._own[-1]) if self._own else None
 
     def undoing(self, first_seq: int, seq: int) -> list[tuple[bytes, bytes | None]]:
         """Return the labels that undo those of this device's log entries from `first_seq` to `seq`.
@@ -168,20 +271,21 @@ class LabelHistory:
         """
         with self._lock:
             self._catch_up()
-            events = [self._own[number] for number in sorted(self._own) if first_seq <= number <= seq]
-            if not events:
+            begin = bisect_left(self._own, first_seq, key=self._events.seq)
+            numbers = self._own[begin : bisect_right(self._own, seq, key=self._events.seq)]
+            if not numbers:
                 raise LabelError(
                     f"entries {first_seq} to {seq} of this device's log hold no label", hint="Look at its history."
                 )
-            first: dict[bytes, LabelEvent] = {}
-            for event in events:
-                first.setdefault(event.sample, event)
-            newest = {event.sample: event for event in events}
-            if any(self._of_sample[event.sample][-1] is not event for event in newest.values()):
+            first: dict[bytes, int] = {}
+            for number in numbers:
+                first.setdefault(self._events[number].sample, number)
+            newest = {self._events[number].sample: number for number in numbers}
+            if any(self._events.newest(number) != number for number in newest.values()):
                 raise LabelError(
                     "somebody has labelled this picture since", hint="Undo that label first, or label it again."
                 )
-            return [(sample, self._before(event)) for sample, event in first.items()]
+            return [(sample, self._before(number)) for sample, number in first.items()]
 
     def restoring(self, row: HeadRow) -> Restoration:
         """Return the labels that bring the live set of an earlier head back, as far as this device may.
@@ -197,13 +301,13 @@ class LabelHistory:
         with self._lock:
             self._catch_up()
             labels: list[tuple[bytes, bytes | None]] = []
-            for sample in dict.fromkeys(e.sample for e in self._by_arrival if e.arrival > row.through):
-                events = self._of_sample[sample]
-                if events[-1].device != self._store.device or events[-1].arrival <= row.through:
+            for sample in self._events.samples_since(row.through):
+                last, *earlier = (self._events[number] for number in self._events.of_sample(sample))
+                if last.device != self._store.device or last.arrival <= row.through:
                     continue  # somebody else had the last word, or nothing that counts has changed
-                then = [event for event in events if event.arrival <= row.through]
-                class_id = then[-1].class_id if then else self._base_class(sample)
-                if class_id != events[-1].class_id:
+                then = next((event for event in earlier if event.arrival <= row.through), None)
+                class_id = self._base_class(sample) if then is None else then.class_id
+                if class_id != last.class_id:
                     labels.append((sample, class_id))
             exact = max(self._others_arrived, self._merged_at) <= row.through
             return Restoration(tuple(labels), exact)
