@@ -13,6 +13,7 @@ import pytest
 
 from device_agent.database import Database
 from device_agent.limits import StoreLimits
+from device_agent.schema import MIGRATIONS
 from device_agent.store import Store
 from sdk.codes import Codes, code_digest
 from sdk.compact import Again, Numbers, Once
@@ -133,7 +134,7 @@ def test_a_code_that_the_log_does_not_have_is_refused(store: Store) -> None:
 def test_a_code_that_is_gone_from_the_store_is_damage(tmp_path: Path, change: str) -> None:
     with Store.open(tmp_path, "line-1", limits=StoreLimits(reserve_bytes=0)) as store:
         label(store, random_codes(3, D))
-    db = Database(tmp_path / "store.sqlite3", [()] * 4, max_bytes=1024**3)
+    db = Database(tmp_path / "store.sqlite3", MIGRATIONS, max_bytes=1024**3)
     with db.transaction() as connection:
         connection.execute(f"UPDATE records SET {change} WHERE code IS NOT NULL")
     db.close()
