@@ -17,6 +17,20 @@ ARENAS: Final = 2
 _TRIM, _MAP, _ARENAS = -1, -3, -8  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
 
 
+def give_back_now() -> bool:
+    """Give free pages between what is in use back to the system; return whether it could be.
+
+    A trial leaves arrays below `LARGE_BYTES` behind that grow with the labels: heaps of threads keep their pages,
+    with what came meanwhile above them. A millisecond, five at most, in which other threads may wait for memory.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    trim(0)
+    return True
+
+
 def give_back_memory() -> bool:
     """Set this process's allocator so; return whether it could be. Call it before the first large array."""
     try:

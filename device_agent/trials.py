@@ -21,6 +21,7 @@ from device_agent.heads import Solved
 from device_agent.heads_and_updates import Outcome
 from device_agent.master_folder import Masters
 from device_agent.masters import MasterCodes
+from device_agent.memory import give_back_now
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
 from device_agent.succession import Succession
@@ -128,6 +129,8 @@ class Trials:
             self._scored()
 
     def _scored(self) -> None:
+        if self._turns.running:
+            give_back_now()
         with self._turns.changed:
             self._turns.trying = self._turns.scoring = False
             self._turns.changed.notify_all()

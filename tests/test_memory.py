@@ -28,9 +28,9 @@ print(resident() - before)
 """
 
 
-def kept_mib(how: str) -> int:
+def kept_mib(how: str, script: str = _TAKE) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", _TAKE, how], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, how], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
@@ -40,3 +40,28 @@ def kept_mib(how: str) -> int:
 def test_large_matrices_go_back_to_the_system_when_they_are_freed() -> None:
     assert kept_mib("back") < 20
     assert kept_mib("as it is") > 60
+
+
+_LEAVE = """
+import sys
+from device_agent.memory import give_back_memory, give_back_now
+assert give_back_memory()
+import numpy as np
+def resident():
+    return next(int(l.split()[1]) // 1024 for l in open("/proc/self/status") if l.startswith("VmRSS"))
+before, pinned = resident(), []
+strips = []
+for _ in range(80):
+    strips.append(np.ones(131_072))  # 1 MiB, as a strip of codes might be: below what is mapped one by one
+    pinned.append(np.ones(300))  # lies above it, and stays
+del strips
+if sys.argv[1] == "back":
+    assert give_back_now()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_what_a_trial_leaves_between_what_stays_goes_back_when_it_ends() -> None:
+    assert kept_mib("back", _LEAVE) < 20
+    assert kept_mib("as it is", _LEAVE) > 60
