@@ -6,10 +6,12 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import soak
 from benchmarks.soak import Point, Soaked, judge
+from benchmarks.soak_slope import Reading, between_lives, within_a_life
 from sdk.labels import Body, CodeRecord, Label
 from tests.soak import SOAK
 from tests.tiny import picture, tiny_bundle
@@ -110,3 +112,48 @@ def test_broker_release_and_reboot_befall_a_real_line(tmp_path: Path, capfd: pyt
     assert int(rows[-1]["labels"]) > 0
     assert int(rows[-1]["frames"]) > 0
     assert out.with_suffix(".svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def warming(life: int, labels: int, *, mib_per_1000: float = 0.0, releases: int = 0) -> list[Reading]:
+    """Return readings of a life in which memory grows with its age, and with each release."""
+    rng = np.random.default_rng(life)
+    found = []
+    for burst in range(30):
+        said = labels + 36 * burst
+        came = 1 + (releases and burst > 12)
+        mib = 150.0 + 2.0 * burst + 15.0 * (came - 1) + mib_per_1000 * said / 1000 + rng.normal(0, 0.5)
+        found.append(Reading(life, 10.0 * burst, came, said, float(mib)))
+    return found
+
+
+@pytest.mark.parametrize("mib_per_1000", [0.0, 5.0])
+def test_what_labels_cost_is_told_from_warmth_and_from_releases(mib_per_1000: float) -> None:
+    lives = [
+        each
+        for life in range(6)
+        for each in warming(life, 1080 * life, mib_per_1000=mib_per_1000, releases=life % 2)
+    ]
+    found = between_lives(lives)
+    assert found is not None
+    assert found.low <= mib_per_1000 + 0.2
+    assert found.high >= mib_per_1000 - 0.2
+    assert abs(found.mib - mib_per_1000) < 0.5
+    told = within_a_life([each for each in lives if each.life == 0])
+    assert told is not None
+    assert told.low > 30, "the control: in one life warmth looks like labels"
+
+
+def test_what_cannot_be_compared_is_not_told() -> None:
+    assert between_lives(warming(0, 0)) is None
+    apart = warming(1, 2000)
+    assert between_lives([*warming(0, 0), *(each._replace(releases=7) for each in apart)]) is None
+    assert within_a_life(warming(0, 0)[:10]) is None
+
+
+def test_a_long_life_is_judged_after_its_warm_up() -> None:
+    found = steady()
+    one_life = [replace(p, age_s=p.at_s, release="soak-1") for p in found.points]
+    found.points = [replace(p, lowest_mb=170.0 if p.age_s < 60 else 180.0) for p in one_life]
+    assert judge(found, 200.0) == 0
+    found.points = [replace(p, lowest_mb=p.lowest_mb + 0.1 * i) for i, p in enumerate(one_life)]
+    assert judge(found, 200.0) == 1
