@@ -42,6 +42,7 @@ class Database:
         migrations: Statements from schema n to n + 1. `PRAGMA user_version` says how many have been run.
         max_bytes: Its largest size.
         shared: Other processes may have it open too; each transaction is whole all the same.
+        cache_kib: Pages kept in memory, at most; SQLite's own default.
 
     Raises:
         ConfigError: another process has the folder's lock.
@@ -50,14 +51,20 @@ class Database:
     """
 
     def __init__(
-        self, path: Path, migrations: Sequence[Sequence[str]], *, max_bytes: int, shared: bool = False
+        self,
+        path: Path,
+        migrations: Sequence[Sequence[str]],
+        *,
+        max_bytes: int,
+        shared: bool = False,
+        cache_kib: int = 2000,
     ) -> None:
         self.lock = threading.RLock()
         self._path = path
         with disk(path.parent):
             self._lock_file = _take_lock(path.parent, shared)
             try:
-                self._db = _connect(path, migrations, max_bytes)
+                self._db = _connect(path, migrations, max_bytes, cache_kib)
             except BaseException:
                 self._lock_file.close()
                 raise
@@ -156,13 +163,16 @@ def _take_lock(folder: Path, shared: bool) -> IO[bytes]:
     return lock
 
 
-def _connect(path: Path, migrations: Sequence[Sequence[str]], max_bytes: int) -> sqlite3.Connection:
+def _connect(
+    path: Path, migrations: Sequence[Sequence[str]], max_bytes: int, cache_kib: int
+) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
     try:
         _check(db, path, len(migrations))
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA trusted_schema = OFF")
+        db.execute(f"PRAGMA cache_size = -{cache_kib}")
         db.execute(f"PRAGMA max_page_count = {max(1, max_bytes // _PAGE_BYTES)}")
         _migrate(db, migrations)
     except BaseException:

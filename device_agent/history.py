@@ -21,6 +21,8 @@ from sdk.errors import ConfigError, HeadwayError, OutputFailed
 FOLDER_NAME: Final = "history"
 FILE_NAME: Final = "history.sqlite3"
 MAX_BYTES: Final = 16 * 1024**3
+CACHE_KIB: Final = 256
+"""Rows are written in turn and hardly ever read here: more would only fill with what was written."""
 PRUNE_EVERY: Final = 1000
 """Parts between two looks for rows that are too many."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
@@ -91,7 +93,7 @@ class History:
         with disk(data_dir):
             folder.mkdir(parents=True, exist_ok=True)
         self._keep = keep_parts
-        self._db = Database(folder / FILE_NAME, _MIGRATIONS, max_bytes=MAX_BYTES)
+        self._db = Database(folder / FILE_NAME, _MIGRATIONS, max_bytes=MAX_BYTES, cache_kib=CACHE_KIB)
 
     def send(self, part: Part) -> None:
         """Write one verdict. A power cut may take the last of them, a crash does not."""
