@@ -549,6 +549,7 @@ def test_a_store_of_every_earlier_version_is_read_and_goes_on(tmp_path: Path, sc
     database.close()
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
         assert list(store.log.records()) == records
+        assert [class_id for _, class_id in store.log.labelled_here(0)] == [GOOD] * len(records)
         assert status_of(store, sample_of(1)) is SampleStatus.LABELLED
         assert label(store, sample_of(2))[0].entry.prev == entry_hash(records[-1].entry)
     assert check_store(tmp_path / STORE_NAME, whole=True).entries == 5
