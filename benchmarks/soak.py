@@ -48,6 +48,8 @@ REST_S: Final = 30.0
 """A trial that takes longer beside frames at full speed is not waited for."""
 LOOK_EVERY_S: Final = 2.0
 """An operator looks for new pictures."""
+STILL_S: Final = 0.5
+"""After a trial nothing is learned for so long: the lowest memory of a burst is then what is kept."""
 PICTURES: Final = 50
 """The newest, of which one is labelled."""
 AWAY_S: Final = 0.2
@@ -198,6 +200,7 @@ class Soak:
                             self._label()
                             time.sleep(LABEL_EVERY_S)
                         self._wait_for_trial()
+                        time.sleep(STILL_S)
                     self._found.points.append(self._point(memory))
                     print(self._found.points[-1], file=sys.stderr, flush=True)
             finally:
