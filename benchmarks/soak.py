@@ -2,6 +2,7 @@
 
     python -m benchmarks.soak BUNDLE --images DIR --minutes 20 --out soak
     python -m benchmarks.soak BUNDLE --images DIR --rate 216      three days of a frame a second (T22)
+    python -m benchmarks.soak BUNDLE --images DIR --drops 0 --updates 0 --reboots 0      one long life
 
 Agent, fleet service and Mosquitto are processes of their own. While frames pass, an operator labels over the
 page's interface in bursts, and after each the head's trial is waited for. Meanwhile the broker is killed thirty
