@@ -198,13 +198,15 @@ def report(name: str, classes: Sequence[str], figures: Sequence[Figures]) -> Rep
                 float(np.mean([of[strategy, s].seconds for s in seeds])),
             )
         )
-        if strategy == Strategy.LAST.value and name in POINTS:
-            targets.append(Target("balanced accuracy above frozen, points", float(np.mean(gain)), POINTS[name]))
-            targets.append(Target("AUROC above frozen, points", float(np.mean(area_gain)), AUROC_POINTS))
-        if strategy == Strategy.LAST.value and name == "neu_det":
-            targets.append(
-                Target(f"balanced accuracy, {FEW} images a class, %", float(np.mean(accuracy)), NEU_TARGET)
-            )
+        if strategy == "frozen":
+            continue
+        if name in POINTS:
+            said = f"{strategy}, above frozen, points of"
+            targets.append(Target(f"{said} balanced accuracy", float(np.mean(gain)), POINTS[name]))
+            targets.append(Target(f"{said} AUROC", float(np.mean(area_gain)), AUROC_POINTS))
+        else:
+            said = f"{strategy}, balanced accuracy, {FEW} images a class, %"
+            targets.append(Target(said, float(np.mean(accuracy)), NEU_TARGET))
     each: tuple[tuple[str | float, ...], ...] = tuple(
         (strategy, *(percent(of[strategy, s].balanced_accuracy) for s in seeds)) for strategy in strategies
     )
