@@ -1,6 +1,6 @@
 """What each strategy trains, and how: the recipes, the weights they choose, and what becomes of batch norm.
 
-The numbers of the recipes were chosen on splits that nothing is reported on (docs/decisions/0017).
+The numbers of the recipes were chosen on splits that nothing is reported on (docs/decisions/0017, 0051).
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ LAST_SHARE: Final = 1 / 3
 """`last` trains the fewest last stages that hold this share of the weights: one of eight stages of mobilenetv2,
 five of twelve blocks of vit_tiny, one of four of resnet18."""
 RECIPES: Final = {
-    Strategy.LAST: Recipe(epochs=12, rate=3e-4, classifier_rate=2e-3, layer_decay=0.9, patience=4, views=4),
+    Strategy.LAST: Recipe(epochs=12, rate=1e-3, classifier_rate=2e-3, layer_decay=0.9, patience=4, views=4),
     Strategy.FULL: Recipe(epochs=20, rate=3e-4, classifier_rate=2e-3, layer_decay=0.8),
     Strategy.HEAD_THEN_FULL: Recipe(epochs=20, rate=3e-4, classifier_rate=1e-3, layer_decay=0.8, head_epochs=20),
 }
-"""For pretrained weights (docs/decisions/0017)."""
+"""For pretrained weights (docs/decisions/0017, 0051)."""
 FROM_SCRATCH: Final = Recipe(
     epochs=40,
     rate=3e-3,
