@@ -71,7 +71,6 @@ class Pool:
         self._frames = np.empty((source.pool, side, side, 3), np.uint8)
         self._marks = np.empty((source.pool, marks, marks), np.uint16)
         self._recipes = np.empty(source.pool, np.int64)
-        self._next = 0
         self._drawer = Drawer(source, processes)
 
     def close(self) -> None:
@@ -80,15 +79,13 @@ class Pool:
 
     def missing(self, step: int) -> range:
         """Return the numbers of the sheets to draw before this step."""
-        end = self.source.pool + self.source.fresh * step
-        return range(max(self._next, end - self.source.pool), end)
+        return self._drawer.missing(step)
 
     def draw(self, number: int) -> None:
         """Put a sheet into the place of the oldest."""
         sheet = self._drawer.sheet(number)
         place = number % self.source.pool
         self._frames[place], self._marks[place], self._recipes[place] = sheet.frame, sheet.marks, sheet.recipe
-        self._next = number + 1
 
     def crops(self, step: int, count: int, side_px: int) -> Crops:
         """Return what a step trains on."""

@@ -139,15 +139,13 @@ class OnGpu:
         self._frames = torch.empty((source.pool, 3, side, side), dtype=torch.uint8, device=device)
         self._marks = torch.empty((source.pool, marks, marks), dtype=torch.int32, device=device)
         self._recipes = torch.empty(source.pool, dtype=torch.int64, device=device)
-        self._next = 0
         self._drawer = Drawer(source, processes)
 
     def close(self) -> None:
         self._drawer.close()
 
     def missing(self, step: int) -> range:
-        end = self.source.pool + self.source.fresh * step
-        return range(max(self._next, end - self.source.pool), end)
+        return self._drawer.missing(step)
 
     def draw(self, number: int) -> None:
         sheet = self._drawer.sheet(number)
@@ -156,7 +154,6 @@ class OnGpu:
         self._frames[place].copy_(rgb)
         self._marks[place].copy_(torch.from_numpy(sheet.marks.astype(np.int32)))
         self._recipes[place] = sheet.recipe
-        self._next = number + 1
 
     def batch(self, step: int, count: int, side_px: int) -> Batch:
         for number in self.missing(step):

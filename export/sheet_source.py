@@ -75,6 +75,7 @@ class Drawer:
 
     def __init__(self, source: Source, processes: int = 0) -> None:
         self.source = source
+        self._next = 0
         self._coming: dict[int, Future[list[Sheet]]] = {}
         self._at_hand: dict[int, Sheet] = {}
         self._ahead = processes * AHEAD
@@ -87,8 +88,14 @@ class Drawer:
         if self._drawers is not None:
             self._drawers.shutdown(cancel_futures=True)
 
+    def missing(self, step: int) -> range:
+        """Return the numbers of the sheets that a pool lacks before this step, to be asked for in order."""
+        end = self.source.pool + self.source.fresh * step
+        return range(max(self._next, end - self.source.pool), end)
+
     def sheet(self, number: int) -> Sheet:
         """Return a sheet; the next ones are on their way. Numbers are asked for in order, each once."""
+        self._next = number + 1
         if self._drawers is None:
             return self.source.sheet(number)
         if number not in self._at_hand:

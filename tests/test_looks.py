@@ -127,8 +127,10 @@ def test_both_kinds_say_the_same_in_the_same_shapes() -> None:
 
 def test_a_drawer_gives_sheets_from_any_number_on() -> None:
     helped = Drawer(SOURCE, processes=1)
+    assert helped.missing(8) == range(8, 20)  # no more than the pool holds
     try:
         for number in range(TASK - 2, TASK + 2):  # as a run that goes on does, from the middle of a task
             assert helped.sheet(number).frame.tobytes() == SOURCE.sheet(number).frame.tobytes()
+        assert helped.missing(0) == range(TASK + 2, 12)
     finally:
         helped.close()
