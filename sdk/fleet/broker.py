@@ -26,12 +26,16 @@ from sdk.mqtt import MAX_INFLIGHT, MqttSettings
 
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
+RELOAD_TIMEOUT_S: Final = 10.0
+RELOAD_AGAIN_S: Final = 0.2
 PORT_ATTEMPTS: Final = 5
 PROCESS_BYTES: Final = 10 * 1024 * 1024
 """What Mosquitto holds before anybody connects: 8.4 MiB, 9.5 with TLS."""
 HEAP_SHARE: Final = 0.75
 """Of the rest, what its `memory_limit` may count. It does not count what the allocator adds, 17 % for messages of
 100 bytes and nothing for large ones, and 25 KiB of OpenSSL's for each connection."""
+READING: Final = b"Reloading config"
+"""What Mosquitto's log says before it reads its configuration again (src/loop.c)."""
 _SEARCH: Final = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
 """Debian keeps the broker out of an ordinary user's PATH."""
 
@@ -99,6 +103,8 @@ def limit_lines(limits: BrokerLimits) -> list[str]:
         "log_dest stderr",
         "log_type error",
         "log_type warning",
+        "# One line for each time that it reads its configuration again: `reload_broker` looks for it.",
+        "log_type information",
         "connection_messages false",
     ]
 
@@ -123,7 +129,7 @@ class Mosquitto:
         limits: What it may use.
         binary: The broker; found by itself where None.
         config: Returns the configuration for a port; loopback and nobody asked by default.
-        pid_file: Holds the process id while it runs, for `reload_broker`.
+        pid_file: Holds the process id while it runs, for `reload_broker`; the broker's log is beside it.
 
     Raises, on entering:
         BrokerError: not installed, the port is taken, or it does not come up.
@@ -204,7 +210,8 @@ class Mosquitto:
     def _start_once(self, binary: Path, folder: Path) -> None:
         if not _is_free(self.port):
             raise _PortTaken
-        config, errors = folder / "mosquitto.conf", folder / "mosquitto.log"
+        config = folder / "mosquitto.conf"
+        errors = folder / "mosquitto.log" if self._pid_file is None else _log_beside(self._pid_file)
         config.write_text(self._config(self.port), encoding="utf-8")
         # As root Mosquitto reads its configuration first and then becomes user `mosquitto`; it opens no other
         # file, since errors go to a handle we opened.
@@ -275,16 +282,55 @@ class Mosquitto:
             child.wait()
 
 
-def reload_broker(pid_file: Path) -> bool:
-    """Let a running broker of ours read its certificates and access list again; return whether there is one."""
+def reload_broker(pid_file: Path, timeout_s: float = RELOAD_TIMEOUT_S) -> bool:
+    """Let a running broker of ours read its certificates and access list again; return whether there is one.
+
+    Returns when the broker has begun to read after this call: it forgets a signal that comes while it reads for
+    the one before (Mosquitto 2.0.11), so this asks until its log has a new line that says so.
+
+    Raises:
+        BrokerError: it does not say so in time.
+    """
+    log_file = _log_beside(pid_file)
     try:
         pid = int(pid_file.read_text())
-        if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        said = log_file.stat().st_size if log_file.exists() else None
+        if not _is_mosquitto(pid):
             return False
         os.kill(pid, signal.SIGHUP)
+        if said is None:
+            return True  # started by a Headway that kept no log here
+        return _wait_reading(pid, log_file, said, timeout_s)
     except (OSError, ValueError):
         return False
-    return True
+
+
+def _wait_reading(pid: int, log_file: Path, said: int, timeout_s: float) -> bool:
+    """Signal until the log says more of a reading than its first `said` bytes; False where the broker ended."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        again = time.monotonic() + RELOAD_AGAIN_S
+        while time.monotonic() < again:
+            text = log_file.read_bytes()
+            # A shorter log is that of a broker that was started meanwhile, and has read all.
+            if len(text) < said or READING in text[said:]:
+                return True
+            time.sleep(0.01)
+        if not _is_mosquitto(pid):
+            return False
+        os.kill(pid, signal.SIGHUP)
+    raise BrokerError(
+        f"the broker (process {pid}) does not read its access list and certificates again",
+        hint="What was changed is written, and counts once `headway fleet serve` is started anew.",
+    )
+
+
+def _is_mosquitto(pid: int) -> bool:
+    return b"mosquitto" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _log_beside(pid_file: Path) -> Path:
+    return pid_file.with_suffix(".log")
 
 
 @contextlib.contextmanager
