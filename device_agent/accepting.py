@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
-import numpy as np
 
 from sdk.class_names import key_of
 from sdk.errors import HeadError
@@ -69,8 +68,8 @@ class Accepting:
 
     def defect(self, class_ids: Collection[bytes], probabilities: Floats) -> float:
         """Return the probability (k,) of any class but the good ones."""
-        bad = np.array([class_id not in self.good for class_id in class_ids])
-        return float(probabilities[bad].sum())
+        said = zip(class_ids, probabilities.tolist(), strict=True)
+        return float(sum(probability for class_id, probability in said if class_id not in self.good))
 
     def rejects(self, class_id: bytes, defect: float, unknown: bool) -> bool:
         """Return whether a part goes out: it is unknown, or too likely a defect."""
@@ -87,6 +86,7 @@ class OperatingTarget:
         self._target = target or Target()
         self._names = GOOD_NAMES
         self._found: tuple[object, OperatingPoint | None] = (None, None)
+        self._good: tuple[object, frozenset[bytes]] = (None, frozenset())  # asked for each frame
 
     def default_names(self, good: Collection[str]) -> None:
         """Go by these names, however written, until people choose the good classes."""
@@ -105,9 +105,15 @@ class OperatingTarget:
     def good(self, names: dict[bytes, str]) -> frozenset[bytes]:
         """Return the good classes among those that exist, by what people chose or by their names."""
         chosen = self._target.good
-        if chosen is None:
-            return frozenset(c for c, name in names.items() if key_of(name) in self._names)
-        return frozenset(c for c in names if c.hex() in chosen)
+        asked, found = self._good
+        key = (names, chosen, self._names)
+        if asked != key:
+            if chosen is None:
+                found = frozenset(c for c, name in names.items() if key_of(name) in self._names)
+            else:
+                found = frozenset(c for c in names if c.hex() in chosen)
+            self._good = ({**names}, chosen, self._names), found
+        return found
 
     def accepting(self, names: dict[bytes, str], scored: Scored | None) -> Accepting | None:
         """Return how parts are judged now; None where no class is known to be good."""

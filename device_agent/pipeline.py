@@ -32,6 +32,7 @@ class Pipeline:
     Attributes:
         space: Feature space id of the codes, 64 hex digits.
         feature_size: d.
+        scale: Of the codes, as the release says.
         runtime: What runs the backbone.
         input_px: Height and width of the backbone's input.
         picture_px: The same of the pictures that the release learned from; None where it does not say.
@@ -43,7 +44,7 @@ class Pipeline:
         self.space = entry.space
         self.feature_size = entry.feature_size
         self.runtime = runtime
-        self._scale = entry.code_scale
+        self.scale = entry.code_scale
         self._layout = entry.layout
         self._preprocess = bundle.manifest.preprocess
         self.input_px = self._preprocess.height, self._preprocess.width
@@ -57,7 +58,7 @@ class Pipeline:
             InferenceFailed: the runtime failed.
             FeatureSizeError: its output is not finite.
         """
-        return encode(self.runtime.features(self._preprocess.apply(frame)), self._scale)
+        return encode(self.runtime.features(self._preprocess.apply(frame)), self.scale)
 
     def spatial(self, frame: Frame) -> Spatial:
         """Return the features and maps of one frame (h, w, 3) uint8 BGR, from one pass.
@@ -78,7 +79,7 @@ class Pipeline:
 
     def code_of(self, seen: Spatial) -> Codes:
         """Return the code (1, d) int8 of a frame that `spatial` saw."""
-        return encode(seen.features, self._scale)
+        return encode(seen.features, self.scale)
 
     def evidence(self, seen: Spatial, head: Head, class_id: bytes) -> Floats:
         """Return where the evidence for a class lies in a frame, (h, w); it sums to the class's score.
@@ -86,7 +87,7 @@ class Pipeline:
         Raises:
             UnknownClassError: the head knows no such class.
         """
-        return evidence(head, class_id, seen, self._layout, self._scale)
+        return evidence(head, class_id, seen, self._layout, self.scale)
 
     def codes(self, frames: Iterable[Frame]) -> Codes:
         """Return the codes (n, d) int8 of many frames, read as they are needed."""
@@ -115,4 +116,4 @@ class Pipeline:
         Raises:
             FeatureSizeError: they are not finite.
         """
-        return encode(features, self._scale)
+        return encode(features, self.scale)

@@ -24,6 +24,7 @@ import numpy as np
 from device_agent.accepting import Accepting, OperatingTarget
 from device_agent.camera import Shot
 from device_agent.courtesy import Courtesy
+from device_agent.decider import Decider
 from device_agent.heads import ActiveHead
 from device_agent.heatmap import draw, heatmap
 from device_agent.learned import ClassInfo, Saved
@@ -62,6 +63,12 @@ class Serving:
     digest: str
     pipeline: Pipeline
     learner: Learner
+    decider: Decider
+
+    def stop(self) -> None:
+        """Learn no more, and make ready for no more heads."""
+        self.learner.stop()
+        self.decider.close()
 
 
 @dataclass(frozen=True)
@@ -258,11 +265,13 @@ class Station:
                 courtesy=self.courtesy,
                 masters=self._masters,
             )
-            old, self._serving = self._serving, Serving(release_id, bundle, bundle.digest(), pipeline, learner)
+            decider = Decider(pipeline.scale, beside=self._threads)
+            serving = Serving(release_id, bundle, bundle.digest(), pipeline, learner, decider)
+            old, self._serving = self._serving, serving
             if self._threads:
                 learner.start()
             if old is not None:
-                old.learner.stop()
+                old.stop()
         self._has_release.set()
         _log.info("serving %s (%s)", bundle.manifest.name, pipeline.precision)
         self._on_change()
@@ -278,7 +287,7 @@ class Station:
             self._has_release.clear()
             old, self._serving = self._serving, None
             if old is not None:
-                old.learner.stop()
+                old.stop()
         self._on_change()
 
     def wait_for_release(self, timeout_s: float) -> bool:
@@ -289,7 +298,7 @@ class Station:
         """Stop learning. The store stays open; it is its owner's."""
         with self._swap:
             if self._serving is not None:
-                self._serving.learner.stop()
+                self._serving.stop()
 
     # -- frames ------------------------------------------------------------------------------------------------
 
@@ -306,7 +315,10 @@ class Station:
         """
         if code is None:
             return self.keep(self.look(self.prepare([shot])).looks[0])
-        return self.keep(self._decided(self.require(), [shot], code, time.perf_counter())[0][0])
+        began_s = time.perf_counter()
+        serving = self.require()
+        active = serving.learner.head
+        return self.keep(self._looks(serving, [shot], active, code, active.head.decide(code), began_s)[0])
 
     def prepare(self, shots: Sequence[Shot]) -> Prepared:
         """Return frames, at least one, as the release that serves now wants them.
@@ -339,24 +351,28 @@ class Station:
         """
         serving, shots, features, backbone_ms = embedded
         began_s = time.perf_counter()
-        codes = serving.pipeline.codes_of(features)
-        looks, head = self._decided(serving, shots, codes, began_s - backbone_ms / 1000)
-        return Looked(looks, head, backbone_ms, (time.perf_counter() - began_s) * 1000)
-
-    def _decided(
-        self, serving: Serving, shots: Sequence[Shot], codes: Codes, began_s: float
-    ) -> tuple[list[Look], Head]:
         active = serving.learner.head
-        decided = active.head.decide(codes)
+        codes, decided = serving.decider.decide(active.head, features)
+        looks = self._looks(serving, shots, active, codes, decided, began_s - backbone_ms / 1000)
+        return Looked(looks, active.head, backbone_ms, (time.perf_counter() - began_s) * 1000)
+
+    def _looks(
+        self,
+        serving: Serving,
+        shots: Sequence[Shot],
+        active: ActiveHead,
+        codes: Codes,
+        decided: Decisions,
+        began_s: float,
+    ) -> list[Look]:
         accepting = self._accepting(serving, active)
         decisions = [_decision(active, decided, row, accepting) for row in range(len(shots))]
         latency_ms = (time.perf_counter() - began_s) * 1000
         said = active.names, active.head.counts
-        looks = [
+        return [
             Look(serving, shot, np.asarray(codes[row], np.int8), decided, row, *said, decisions[row], latency_ms)
             for row, shot in enumerate(shots)
         ]
-        return looks, active.head
 
     def keep(self, look: Look) -> Seen:
         """Store a decision with its picture, and ask the operator where that helps."""

@@ -44,12 +44,15 @@ def rooted(features: Features) -> npt.NDArray[np.float32]:
 def _root(features: Features) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return sign(f) sqrt|f| (n, d), and the length (n, 1) of each row.
 
-    In place, and in few steps: in each of them another thread of the line may take the interpreter's lock.
+    In place, and in few steps: in each of them another thread of the line may take the interpreter's lock. Squares
+    are added up in float64, so that the length has the same bits in whatever order that is done
+    (`device_agent.decider` has another).
     """
     root = np.abs(features)
     np.sqrt(root, out=root)
     np.copysign(root, features, out=root)
-    return root, np.sqrt(np.add.reduce(root * root, axis=1, keepdims=True))
+    squares = np.multiply(root, root, dtype=np.float64)
+    return root, np.sqrt(np.add.reduce(squares, axis=1, keepdims=True)).astype(np.float32)
 
 
 def fit_scale(features: Features) -> float:
@@ -81,8 +84,7 @@ def encode(features: Features, scale: float) -> Codes:
             f"features have shape {features.shape}", hint="The backbone must give one row per frame."
         )
     root, length = _root(features)
-    # What is not finite makes its row's length so; so may the sum of very large numbers, which is no fault.
-    if not np.isfinite(length).all() and not np.isfinite(features).all():
+    if not np.isfinite(length).all():  # what is not finite makes its row's length so
         raise FeatureSizeError(
             "features are not finite", hint="Check the frame and the backbone; the sample is not learned."
         )

@@ -100,6 +100,20 @@ class Decisions:
     probabilities: Floats
 
 
+class Factors(NamedTuple):
+    """What decisions multiply a code with (`Head.decided`).
+
+    Attributes:
+        whitening: (d, d) float32, upper triangular: R' of P = R'R.
+        centre: (d,) float32: what is taken off a code first.
+        directions: (d, k + u) float32: of the k classes, and of u updates since the solve.
+    """
+
+    whitening: npt.NDArray[np.float32]
+    centre: npt.NDArray[np.float32]
+    directions: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Head:
     """A solved head. Columns of all results are in the order of `class_ids`.
@@ -136,6 +150,11 @@ class Head:
     adaptation: Adaptation = UNADAPTED
     _steps: tuple[tuple[float, Floats], ...] = ()  # a, u (d,): P = R'R - sum a u u', of samples since the solve
 
+    @property
+    def factors(self) -> Factors:
+        """What a code is multiplied with; the whitening is one object until the head is solved anew."""
+        return Factors(self._R, self._mu, self._directions)
+
     def _cosines(self, codes: Codes) -> tuple[Floats, Floats]:
         """Return scores (n, k) and novelty (n,)."""
         if codes.ndim != 2 or codes.shape[1] != self.feature_size or codes.dtype != np.int8:
@@ -145,11 +164,20 @@ class Head:
             )
         q = codes.astype(np.float32) - self._mu
         white = self._white(q)
-        squared = np.einsum("nd,nd->n", white, white).astype(np.float64)
-        for a, u in self._steps:
-            squared -= a * (q @ u) ** 2
-        along = np.asarray(q @ self._PV, np.float64)
-        return scores_and_novelty(np.maximum(squared, 0), along, self._lengths, self.delta, self.knobs)
+        return self._said(np.einsum("nd,nd->n", white, white), np.asarray(q @ self._directions, np.float32))
+
+    def _said(self, squared: npt.NDArray[np.float32], along: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """Return scores (n, k) and novelty (n,) from |q R'|^2 (n,) and q's products with `_directions`."""
+        whole, some = squared.astype(np.float64), along.astype(np.float64)
+        k = len(self.class_ids)
+        for i, (a, _) in enumerate(self._steps, k):
+            whole -= a * some[:, i] ** 2
+        return scores_and_novelty(np.maximum(whole, 0), some[:, :k], self._lengths, self.delta, self.knobs)
+
+    @cached_property
+    def _directions(self) -> npt.NDArray[np.float32]:
+        """P v_c of each class, and u of each step since the solve: (d, k + steps)."""
+        return np.column_stack([self._PV, *(u for _, u in self._steps)]).astype(np.float32)
 
     @cached_property
     def _lengths(self) -> Lengths:
@@ -221,7 +249,18 @@ class Head:
 
     def decide(self, codes: Codes) -> Decisions:
         """Return the decisions for codes (n, d). Cost: O(d^2 + d k) for each."""
-        scores, novelty = self._cosines(codes)
+        return self._decided(*self._cosines(codes))
+
+    def decided(self, squared: npt.NDArray[np.float32], along: npt.NDArray[np.float32]) -> Decisions:
+        """Return the decisions for codes that somebody else multiplied with `factors`.
+
+        Args:
+            squared: (n,) float32, |(code - centre) whitening|^2.
+            along: (n, columns of directions) float32, (code - centre) directions.
+        """
+        return self._decided(*self._said(squared, along))
+
+    def _decided(self, scores: Floats, novelty: Floats) -> Decisions:
         probabilities = probabilities_of(scores, self.calibration.temperature)
         best = scores.argmax(1)
         return Decisions(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -179,6 +179,47 @@ class OnnxRuntime:
         if not np.isfinite(features).all():
             raise InferenceFailed(f"{self._what} gives features that are not finite", hint="Check the frame.")
         return np.asarray(features, np.float32)
+
+
+class GraphSession:
+    """A small graph of our own, on one thread of the processor. Safe to call from several threads.
+
+    Args:
+        model: The ONNX file.
+        what: Its name, for messages.
+        outputs: What is asked of it, in this order.
+
+    Raises:
+        InferenceFailed: it does not load.
+    """
+
+    def __init__(self, model: bytes, what: str, outputs: Sequence[str]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = _FATAL_ONLY
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # written as it runs
+        self._what, self._outputs = what, list(outputs)
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS["cpu"]])
+        except _ORT_ERRORS as error:
+            raise self._failed(error) from error
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.float32]]) -> list[Any]:
+        """Return the outputs for named inputs.
+
+        Raises:
+            InferenceFailed: it fails.
+        """
+        try:
+            return list(self._session.run(self._outputs, inputs))
+        except _ORT_ERRORS as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> InferenceFailed:
+        return InferenceFailed(
+            f"{self._what} fails in ONNX Runtime {onnxruntime.__version__}: {_one_line(error)}",
+            hint="Update onnxruntime on this device.",
+        )
 
 
 @functools.cache
