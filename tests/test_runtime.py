@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from device_agent.config import RuntimeSettings
 from device_agent.pipeline import BATCH_FRAMES, Pipeline
 from device_agent.runtime import base_head, check_golden, open_runtime
+from device_agent.runtime import onnx as onnx_runtime
 from device_agent.runtime.onnx import OnnxRuntime
 from sdk.bundle import Bundle
 from sdk.codes import Features
@@ -54,6 +56,38 @@ def test_one_by_one_equals_a_batch(bundle: Bundle) -> None:
     assert together.shape == (BATCH_FRAMES + 3, FEATURE_SIZE)
     assert np.abs(together.astype(int) - single).max() <= 1  # sums may round differently in a batch
     assert pipeline.codes([]).shape == (0, FEATURE_SIZE)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_cuda_libraries_that_pip_installed_are_looked_for_before_cuda_opens(
+    there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime tells on standard output what is missing, where the agent prints JSON; before 1.21 it cannot."""
+    order: list[str] = []
+
+    def preload(*, msvc: bool) -> None:
+        order.append(f"looked, msvc {msvc}")
+        print("Failed to load libcudart.so")
+
+    def session(*_: object, **__: object) -> None:
+        order.append("opened")
+        raise RuntimeError("no CUDA here")
+
+    if there:
+        monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    else:
+        monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    onnx_runtime._find_cuda_libraries.cache_clear()
+    try:
+        with pytest.raises(InferenceFailed, match="no CUDA here"):
+            OnnxRuntime(backbone(), "b", SHAPE, FEATURE_SIZE, RuntimeSettings(threads=1), provider="cuda")
+    finally:
+        onnx_runtime._find_cuda_libraries.cache_clear()
+    assert order == ["looked, msvc False", "opened"][1 - there :]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert ("libcudart" in printed.err) == there
 
 
 def test_a_fixed_batch_size_works_too() -> None:
