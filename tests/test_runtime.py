@@ -62,7 +62,7 @@ def test_one_by_one_equals_a_batch(bundle: Bundle) -> None:
 def test_cuda_libraries_that_pip_installed_are_looked_for_before_cuda_opens(
     there: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ONNX Runtime tells on standard output what is missing, where the agent prints JSON; before 1.21 it cannot."""
+    """ONNX Runtime says on standard output what is missing, where the agent prints JSON; before 1.21 it cannot."""
     order: list[str] = []
 
     def preload(*, msvc: bool) -> None:
