@@ -9,6 +9,7 @@ needs the interpreter a dozen times would wait a dozen times for a thread that i
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -59,6 +60,12 @@ class Courtesy:
             if left_s <= 0:
                 return
             self._free.wait(left_s)
+
+
+def step_back(nice: int) -> None:
+    """Let the rest of this process go before the calling thread: frames are not to wait for what it computes."""
+    with contextlib.suppress(OSError):  # where the system will not, frames wait a little longer
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)
 
 
 def switch_often() -> None:

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from device_agent.courtesy import step_back
 from device_agent.runtime import graph
 from device_agent.runtime.onnx import GraphSession
 from sdk.codes import Codes, Features, encode
@@ -29,6 +30,8 @@ from sdk.head import Decisions, Head
 TOLERANCE: Final = 0.01
 """Largest share by which |q R'|^2 may be off, and scores by half of it. Seven bits give a tenth of that."""
 STAYS: Final = "decisions stay in NumPy, which is slower"
+NICE: Final = 5
+"""The priority of learning: until there is a graph, NumPy decides."""
 _PROBES: Final = 16
 _STRIP: Final = 128
 Numbers = npt.NDArray[np.float32]
@@ -130,6 +133,7 @@ class Decider:
             self._changed.notify()
 
     def _work(self) -> None:
+        step_back(NICE)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._wanted is not None or self._closed)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from device_agent.courtesy import switch_often
+from device_agent.courtesy import step_back, switch_often
 from sdk.errors import HeadwayError
 
 log = logging.getLogger(__name__)
@@ -87,8 +86,7 @@ class Turns:
         self._threads.clear()
 
     def _run(self, step: Callable[[], None], nice: int) -> None:
-        with contextlib.suppress(OSError):  # where the system will not, frames wait a little longer
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)
+        step_back(nice)
         while not self.stopping:
             step()
 
