@@ -106,10 +106,12 @@ class Decider:
         return codes, head.decide(codes)
 
     def close(self) -> None:
-        """Make no more graphs."""
+        """Make no more graphs; return when none is being made, so that no process ends in the middle of one."""
         with self._changed:
             self._closed, self._wanted = True, None
             self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
 
     def _bind(self, head: Head) -> _Bound | None:
         """Return what decides by this head; None while there is no graph with its whitening."""
