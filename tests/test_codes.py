@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from sdk.codes import code_digest, encode, feature_space_id, fit_scale, rooted
 from sdk.errors import FeatureSizeError
-from sdk.preprocess import Preprocess
+from sdk.preprocess import Preprocess, resize
 from sdk.splits import Part, split
 
 FEATURES = arrays(np.float32, (4, 6), elements=st.floats(-100, 100, width=32))
@@ -106,6 +106,21 @@ def test_a_pixel_wide_scratch_survives_shrinking() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
+@pytest.mark.parametrize("shape", [(32, 48, 3), (20, 31, 3), (200, 150, 3)])
+def test_a_tensor_has_the_bits_of_the_plain_formula(shape: tuple[int, int, int]) -> None:
+    """Whether it is looked up or computed: releases of before were learned from the latter."""
+    preprocess = Preprocess(height=32, width=48, mean=(0.485, 0.1, 0.9), std=(0.229, 1.0, 0.01))
+    backwards = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)[::-1, ::-1]
+    for frame in (backwards, np.ascontiguousarray(backwards)):
+        rgb = resize(frame, 32, 48)[:, :, ::-1].astype(np.float32)
+        mean, std = np.array(preprocess.mean, np.float32) * 255, np.array(preprocess.std, np.float32) * 255
+        plain = ((rgb - mean) * (np.float32(1) / std)).transpose(2, 0, 1)[None]
+        tensor = preprocess.apply(frame)
+        assert np.array_equal(tensor, plain)
+        assert tensor.flags.c_contiguous
+        assert tensor.dtype == np.float32
+
+
 def test_what_is_no_frame_is_refused(frame: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
     with pytest.raises(ValueError, match="a frame is"):
         Preprocess().apply(frame)
