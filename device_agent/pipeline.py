@@ -99,7 +99,10 @@ class Pipeline:
 
     def prepare(self, frames: Sequence[Frame]) -> Batch:
         """Return the input (n, 3, H, W) float32 of some frames, n > 0."""
-        return np.concatenate([self._preprocess.apply(frame) for frame in frames])
+        batch = np.empty((len(frames), 3, *self.input_px), np.float32)
+        for i, frame in enumerate(frames):
+            self._preprocess.apply(frame, out=batch[i : i + 1])
+        return batch
 
     def features(self, batch: Batch) -> Features:
         """Return the features (n, d) float32 of prepared frames, at most `BATCH_FRAMES` in one call.
@@ -107,6 +110,8 @@ class Pipeline:
         Raises:
             InferenceFailed: the runtime failed.
         """
+        if len(batch) <= BATCH_FRAMES:
+            return self.runtime.features(batch)
         calls = range(0, len(batch), BATCH_FRAMES)
         return np.concatenate([self.runtime.features(batch[i : i + BATCH_FRAMES]) for i in calls])
 

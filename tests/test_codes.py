@@ -97,15 +97,6 @@ def test_a_pixel_wide_scratch_survives_shrinking() -> None:
     assert min(visible) > 0.8 * max(visible) > 0
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((0, 4, 3), np.uint8),
-    ],
-)
 @pytest.mark.parametrize("shape", [(32, 48, 3), (20, 31, 3), (200, 150, 3)])
 def test_a_tensor_has_the_bits_of_the_plain_formula(shape: tuple[int, int, int]) -> None:
     """Whether it is looked up or computed: releases of before were learned from the latter."""
@@ -119,8 +110,35 @@ def test_a_tensor_has_the_bits_of_the_plain_formula(shape: tuple[int, int, int])
         assert np.array_equal(tensor, plain)
         assert tensor.flags.c_contiguous
         assert tensor.dtype == np.float32
+        batch = np.zeros((2, 3, 32, 48), np.float32)
+        preprocess.apply(frame, out=batch[1:])
+        assert np.array_equal(batch[1:], plain)
 
 
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((1, 3, 32, 33), np.float32),
+        np.zeros((1, 3, 32, 32)),
+        np.zeros((1, 3, 64, 32), np.float32)[:, :, ::2],
+    ],
+)
+def test_a_tensor_that_would_not_be_written_is_refused(
+    out: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> None:
+    with pytest.raises(ValueError, match="in one piece"):
+        Preprocess(height=32, width=32).apply(np.zeros((40, 40, 3), np.uint8), out=out)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
 def test_what_is_no_frame_is_refused(frame: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
     with pytest.raises(ValueError, match="a frame is"):
         Preprocess().apply(frame)
