@@ -95,13 +95,13 @@ class Decider:
             bound = self._bind(head)
         if bound is not None and features.ndim == 2 and features.shape[1] == head.feature_size:
             try:
-                shifted, length, squared, along = bound.session.run({graph.FEATURES: features, **bound.beside})
+                code, length, squared, along = bound.session.run({graph.FEATURES: features, **bound.beside})
             except HeadwayError as error:
                 self._graph = self._bound = None
                 _log.warning("%s: %s", STAYS, error)
             else:
                 if np.isfinite(length).all():  # else it is for `encode` to say what is wrong
-                    return graph.codes(shifted), head.decided(squared, along)
+                    return code, head.decided(squared, along)
         codes = encode(features, self._scale)
         return codes, head.decide(codes)
 
@@ -191,8 +191,7 @@ def _deviation(head: Head, made: _Graph, scale: float) -> float:
     near = centre + rng.normal(0, max(float(centre.std()), 1.0), (_PROBES, len(centre))).astype(np.float32)
     features = np.asarray(np.sign(near) * near**2, np.float32)
     bound = _bound(head, made)
-    shifted, _, squared, along = bound.session.run({graph.FEATURES: features, **bound.beside})
-    code = graph.codes(shifted)
+    code, _, squared, along = bound.session.run({graph.FEATURES: features, **bound.beside})
     if not np.array_equal(code, encode(features, scale)):
         raise InferenceFailed(
             "ONNX Runtime gives other codes than NumPy", hint="Update onnxruntime on this device."

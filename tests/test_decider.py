@@ -178,11 +178,11 @@ def test_where_onnx_runtime_computes_something_else_numpy_goes_on_deciding(
     run = GraphSession.run
 
     def wrong(self: GraphSession, inputs: Mapping[str, Numbers]) -> list[Any]:
-        shifted, length, squared, along = run(self, inputs)
+        code, length, squared, along = run(self, inputs)
         if fault == "refused":
             raise InferenceFailed("no such operator", hint="")
         factor = {"numbers": 1.03, "nothing": np.nan}.get(fault, 1.0)
-        return [shifted + (fault == "codes"), length, squared * np.float32(factor), along]
+        return [code + np.int8(fault == "codes"), length, squared * np.float32(factor), along]
 
     monkeypatch.setattr(GraphSession, "run", wrong)
     rng = np.random.default_rng(3)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sdk.codes import FULL_SCALE, Codes
+from sdk.codes import FULL_SCALE
 
 _IR_VERSION: Final = 8
 _OPSET: Final = 17
@@ -28,8 +28,8 @@ STEPS: Final = 63
 kernels of processors without VNNI need. With the diagonal apart |q R'|^2 is off by .04 % (NEU, median; .16 at
 most)."""
 FEATURES, OFFSET, DIRECTIONS, ALONG_OFFSET = "features", "offset", "directions", "along_offset"
-SHIFTED, LENGTH, SQUARED, ALONG = "shifted", "length", "squared", "along"
-OUTPUTS: Final = (SHIFTED, LENGTH, SQUARED, ALONG)
+CODE, LENGTH, SQUARED, ALONG = "code", "length", "squared", "along"
+OUTPUTS: Final = (CODE, LENGTH, SQUARED, ALONG)
 
 
 def in_steps(
@@ -47,18 +47,13 @@ def in_steps(
     return rest.astype(np.int8), unit, diagonal
 
 
-def codes(shifted: npt.NDArray[np.uint8]) -> Codes:
-    """Return the codes int8 that a graph gives 128 higher."""
-    return (shifted ^ np.uint8(0x80)).view(np.int8)
-
-
 def deciding(
     whole: npt.NDArray[np.int8], unit: npt.NDArray[np.float32], diagonal: npt.NDArray[np.float32], scale: float
 ) -> bytes:
     """Return the model: features to codes (`sdk.codes.encode`), and these to what `Head.decided` takes.
 
     Inputs, float32: features (n, d); offset (d,), minus the centre's product with the whitening; directions (d, k)
-    and along_offset (k,), the centre's product with these. Outputs: shifted (n, d) uint8, codes plus 128; length
+    and along_offset (k,), the centre's product with these. Outputs: code (n, d) int8; length
     (n, 1) of the rooted features; squared (n,) and along (n, k).
 
     Args:
@@ -81,16 +76,17 @@ def deciding(
         _node("Div", ["root", "divisor"], "unscaled"),
         _node("Mul", ["unscaled", "gain"], "scaled"),
         _node("Clip", ["scaled", "least", "most"], "clipped"),
-        _node("QuantizeLinear", ["clipped", "one", "zero"], SHIFTED),
-        _node("DequantizeLinear", [SHIFTED, "one", "zero"], "code"),
+        _node("QuantizeLinear", ["clipped", "one", "zero"], "shifted"),  # the kernels want codes without a sign
+        _node("DequantizeLinear", ["shifted", "one", "zero"], "rounded"),
+        _node("Cast", ["rounded"], CODE, to=_INT8),
         # unit (shifted - 128) whitening + offset
         _node(
-            "MatMulIntegerToFloat", [SHIFTED, "whitening", "one", "unit", "zero", "", OFFSET], "off", domain=_OWN
+            "MatMulIntegerToFloat", ["shifted", "whitening", "one", "unit", "zero", "", OFFSET], "off", domain=_OWN
         ),
-        _node("Mul", ["code", "diagonal"], "on"),
+        _node("Mul", ["rounded", "diagonal"], "on"),
         _node("Add", ["off", "on"], "white"),
         _node("ReduceSumSquare", ["white"], SQUARED, axes=[1], keepdims=0),
-        _node("MatMul", ["code", DIRECTIONS], "products"),
+        _node("MatMul", ["rounded", DIRECTIONS], "products"),
         _node("Sub", ["products", ALONG_OFFSET], ALONG),
     ]
     number = np.float32
@@ -112,7 +108,7 @@ def deciding(
         ALONG_OFFSET: ["k"],
     }
     outputs: dict[str, tuple[int, list[int | str]]] = {
-        SHIFTED: (_UINT8, ["n", d]),
+        CODE: (_INT8, ["n", d]),
         LENGTH: (_FLOAT, ["n", 1]),
         SQUARED: (_FLOAT, ["n"]),
         ALONG: (_FLOAT, ["n", "k"]),
