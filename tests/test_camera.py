@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
 from device_agent.config import CameraSettings, FolderCamera, OpenCvCamera, VideoCamera
@@ -50,6 +52,19 @@ def folder(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode_png(frame_of(40 * i + 20)))
     return tmp_path / "images"
+
+
+@pytest.mark.parametrize("colour", [None, (0, 0, 0), (39, 59, 1)])
+def test_a_picture_is_kept_losslessly_and_a_grey_one_in_one_channel(colour: tuple[int, int, int] | None) -> None:
+    grey = np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)
+    frame = np.repeat(grey[:, :, None], 3, 2)[:, ::-1]  # as a flipped view
+    if colour is not None:
+        frame[colour] += 1  # one channel of one pixel
+    encoded = encode_png(frame)
+    assert np.array_equal(decode(encoded), frame)
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert image.mode == ("L" if colour is None else "RGB")
+    assert Shot(frame, 0.0, "line-1/x", "camera 0").data == encoded
 
 
 def test_a_folder_is_read_sorted_and_its_bytes_kept_as_delivered(folder: Path) -> None:
