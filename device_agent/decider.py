@@ -33,7 +33,6 @@ STAYS: Final = "decisions stay in NumPy, which is slower"
 NICE: Final = 5
 """The priority of learning: until there is a graph, NumPy decides."""
 _PROBES: Final = 16
-_STRIP: Final = 128
 Numbers = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
@@ -164,8 +163,8 @@ def _graph(head: Head, scale: float) -> _Graph:
     whole, unit, diagonal = graph.in_steps(whitening)
     session = GraphSession(graph.deciding(whole, unit, diagonal, scale), "the head's graph", graph.OUTPUTS)
     coarse = np.empty_like(unit)
-    for at in range(0, len(unit), _STRIP):  # all at once they would be as large as the whitening
-        coarse[at : at + _STRIP] = centre @ whole[:, at : at + _STRIP].astype(np.float32)
+    for at in range(0, len(unit), graph.STRIP):
+        coarse[at : at + graph.STRIP] = centre @ whole[:, at : at + graph.STRIP].astype(np.float32)
     return _Graph(session, weakref.ref(whitening), coarse * unit + centre * diagonal - centre @ whitening)
 
 

@@ -23,6 +23,8 @@ _OWN: Final = "com.microsoft"
 _FLOAT, _UINT8, _INT8, _DOUBLE = 1, 2, 3, 11
 _TYPES: Final = {"float32": _FLOAT, "uint8": _UINT8, "int8": _INT8}
 _INT, _INTS = 2, 7
+STRIP: Final = 128
+"""Columns of a whitening that are worked on at a time."""
 STEPS: Final = 63
 """Whitening in seven bits: two products with a shifted code, and their sum, stay within 16 bits, as the integer
 kernels of processors without VNNI need. With the diagonal apart |q R'|^2 is off by .04 % (NEU, median; .16 at
@@ -32,6 +34,9 @@ CODE, LENGTH, SQUARED, ALONG = "code", "length", "squared", "along"
 OUTPUTS: Final = (CODE, LENGTH, SQUARED, ALONG)
 
 
+_Part = bytes | memoryview
+
+
 def in_steps(
     whitening: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -39,12 +44,15 @@ def in_steps(
 
     The diagonal is about ten times what else is in its column, so it is left out of the whole numbers.
     """
-    diagonal = np.diagonal(whitening).copy()
-    rest = whitening.copy()
-    np.fill_diagonal(rest, 0)
-    unit = np.maximum(np.maximum(rest.max(0), -rest.min(0)) / STEPS, np.finfo(np.float32).tiny).astype(np.float32)
-    np.rint(np.divide(rest, unit, out=rest), out=rest)
-    return rest.astype(np.int8), unit, diagonal
+    whole = np.empty(whitening.shape, np.int8)
+    unit = np.empty(len(whitening), np.float32)
+    for at in range(0, len(whitening), STRIP):  # all at once they would be as large as the whitening
+        some = whitening[:, at : at + STRIP].copy()
+        some[np.arange(at, at + some.shape[1]), np.arange(some.shape[1])] = 0  # the diagonal
+        largest = np.maximum(some.max(0), -some.min(0)) / STEPS
+        unit[at : at + STRIP] = np.maximum(largest, np.finfo(np.float32).tiny)
+        whole[:, at : at + STRIP] = np.rint(some / unit[at : at + STRIP])
+    return whole, unit, np.diagonal(whitening).copy()
 
 
 def deciding(
@@ -113,22 +121,15 @@ def deciding(
         SQUARED: (_FLOAT, ["n"]),
         ALONG: (_FLOAT, ["n", "k"]),
     }
-    graph = b"".join(
-        [
-            *(_field(1, node) for node in nodes),
-            _field(2, b"deciding"),
-            *(_field(5, _tensor(name, np.asarray(value))) for name, value in weights.items()),
-            *(_field(11, _value(name, _FLOAT, shape)) for name, shape in inputs.items()),
-            *(_field(12, _value(name, kind, shape)) for name, (kind, shape) in outputs.items()),
-        ]
-    )
-    return (
-        _field(1, _IR_VERSION)
-        + _field(2, b"headway")
-        + _field(7, graph)
-        + _field(8, _field(2, _OPSET))
-        + _field(8, _field(1, _OWN.encode()) + _field(2, 1))
-    )
+    graph = [
+        *(_field(1, node) for node in nodes),
+        _field(2, b"deciding"),
+        *(part for name, value in weights.items() for part in _message(5, _tensor(name, np.asarray(value)))),
+        *(_field(11, _value(name, _FLOAT, shape)) for name, shape in inputs.items()),
+        *(_field(12, _value(name, kind, shape)) for name, (kind, shape) in outputs.items()),
+    ]
+    opsets = _field(8, _field(2, _OPSET)) + _field(8, _field(1, _OWN.encode()) + _field(2, 1))
+    return b"".join([_field(1, _IR_VERSION), _field(2, b"headway"), *_message(7, graph), opsets])
 
 
 def _node(
@@ -146,17 +147,23 @@ def _node(
     return b"".join(parts)
 
 
-def _tensor(name: str, array: npt.NDArray[np.generic]) -> bytes:
-    """Return a TensorProto."""
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+def _tensor(name: str, array: npt.NDArray[np.generic]) -> list[_Part]:
+    """Return a TensorProto, its numbers not copied."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     dims = b"".join(_field(1, n) for n in array.shape)
-    return dims + _field(2, _TYPES[array.dtype.name]) + _field(8, name.encode()) + _field(9, little.tobytes())
+    head = dims + _field(2, _TYPES[array.dtype.name]) + _field(8, name.encode())
+    return [head, *_message(9, [little.reshape(-1).view(np.uint8).data])]
 
 
 def _value(name: str, kind: int, shape: Sequence[int | str]) -> bytes:
     """Return a ValueInfoProto; a dimension is a number or a name."""
     dims = b"".join(_field(1, _field(1, n) if isinstance(n, int) else _field(2, n.encode())) for n in shape)
     return _field(1, name.encode()) + _field(2, _field(1, _field(1, kind) + _field(2, dims)))
+
+
+def _message(number: int, parts: Sequence[_Part]) -> list[_Part]:
+    """Return a field that holds these parts: they are joined once, with all others."""
+    return [_varint(number << 3 | 2) + _varint(sum(map(len, parts))), *parts]
 
 
 def _field(number: int, value: int | bytes) -> bytes:
