@@ -5,7 +5,7 @@ of the interpreter's lock and wait for it again, and they read the whitening, d 
 of a frame's time at d = 1584 (decision 0055). Here most of it is one graph in ONNX Runtime, with the whitening in
 seven bits. Codes have the same bits; scores and novelty agree within `TOLERANCE`.
 
-A graph is made beside frames whenever a head was solved, 25 ms at d = 1584. Until it is there, and wherever ONNX
+A graph is made beside frames whenever a head was solved, 10 ms at d = 1584. Until it is there, and wherever ONNX
 Runtime does not keep the tolerance on this device, NumPy decides. Heads updated since share their whitening, and
 with it the graph.
 """
