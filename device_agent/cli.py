@@ -181,6 +181,11 @@ def status(site_file: Path, as_json: bool) -> None:
     console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
     for fault in state["faults"]:
         console.print(f"[yellow]fault[/]     {fault}")
+    if state["none_passes"]:
+        console.print(
+            "[yellow]note[/]      every part is rejected: no class is a good one. Choose them on the page"
+        )
+        console.print("          (Quality), or name them in \\[part] good of site.toml")
 
 
 @agent.command()

@@ -50,6 +50,7 @@ from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
 from device_agent.store import STORE_NAME, check_store
 from sdk.bundle import Bundle
+from sdk.class_names import key_of
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
 from sdk.expiry import Expiry, Standing
 from sdk.tensorrt_api import Library, open_library
@@ -119,7 +120,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     yield from _permissions(machine, site)
     yield from _disk(machine, site)
     yield from _store(site, running)
-    yield from _release(site)
+    yield from _release(site, running)
     yield from examine_masters(site.part.masters)
     if site.mqtt is not None:
         yield from _trust(machine, site, site.mqtt)
@@ -375,7 +376,7 @@ def _store(site: Site, running: bool) -> Iterator[Finding]:
         yield Finding("store", Level.GOOD, f"{holds}, all pages, links and pictures whole")
 
 
-def _release(site: Site) -> Iterator[Finding]:
+def _release(site: Site, running: bool) -> Iterator[Finding]:
     current = site.data_dir / "current"
     path = current if current.is_symlink() else site.bundle
     if path is None:
@@ -399,6 +400,8 @@ def _release(site: Site) -> Iterator[Finding]:
         Level.GOOD,
         f"{bundle.manifest.name} ({name}) on {runtime.name}: golden scores off by {worst:.4f}",
     )
+    if not running:
+        yield from _passing(site, [each.name for each in bundle.manifest.classes])
     with tempfile.TemporaryDirectory() as folder:
         choice = RuntimeChoice(Path(folder), site.runtime)
         for entry in bundle.manifest.precisions:
@@ -410,6 +413,19 @@ def _release(site: Site) -> Iterator[Finding]:
                 yield Finding("runtime", Level.NOTE, f"{how}: {each.refused}", "Another way to run it serves.")
             else:
                 yield Finding("runtime", Level.GOOD, f"{how}: {each.frame_ms:.1f} ms a frame")
+
+
+def _passing(site: Site, names: list[str]) -> Iterator[Finding]:
+    """Look whether a class of the release is one that passes by the settings."""
+    passing = set(map(key_of, site.part.good))
+    if not any(key_of(name) in passing for name in names):
+        wanted = " or ".join(map(repr, site.part.good))
+        yield Finding(
+            "release",
+            Level.NOTE,
+            f"none of its classes is called {wanted}: every part is rejected, unless the page says otherwise",
+            f"Name the good ones in [part] good, or choose them on the page: {', '.join(names)}.",
+        )
 
 
 def _told(site: Site) -> Iterator[Finding]:
@@ -442,6 +458,13 @@ def _told(site: Site) -> Iterator[Finding]:
             Level.GOOD if mqtt["connected"] else Level.FAULT,
             f"{mqtt['address']}: {'connected' if mqtt['connected'] else 'not connected'}, as the agent says",
             "" if mqtt["connected"] else "Stop the agent and run this again for the reason.",
+        )
+    if state["none_passes"]:
+        yield Finding(
+            "release",
+            Level.NOTE,
+            "no class counts as good: every part is rejected",
+            "Choose the good ones on the page (Quality), or name them in [part] good of site.toml.",
         )
     for fault in state["faults"]:
         yield Finding("page", Level.FAULT, f"the agent says: {fault}", "Look at its log: journalctl -u headway")

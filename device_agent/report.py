@@ -328,6 +328,8 @@ class State:
     """What the release that serves rests on: unsigned, signed, time unverified."""
     faults: list[str]
     """What is wrong just now, in words."""
+    none_passes: bool
+    """No class that the head knows is a good one, so that every part is rejected."""
 
 
 def camera_report(camera: Camera) -> CameraReport:
@@ -432,7 +434,13 @@ def station_state(
         update=update,
         trust=trust,
         faults=wrong,
+        none_passes=serving is not None and _none_passes(station, serving),
     )
+
+
+def _none_passes(station: Station, serving: Serving) -> bool:
+    active = serving.learner.head
+    return not station.operating.good(dict(zip(active.head.class_ids, active.names, strict=True)))
 
 
 def masters_report(telling: Telling | None) -> MastersReport | None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import jinja2
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
+from markupsafe import Markup
 
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
@@ -68,6 +69,11 @@ class Earlier:
     score: Score
 
 
+def _breakable(name: str) -> Markup:
+    """Return a name that is divided after what joins its words, if it must be, rather than within one."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
 class Pages:
     """The pages of one station."""
 
@@ -79,6 +85,7 @@ class Pages:
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("device_agent.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
+        self._templates.filters["breakable"] = _breakable
 
     def router(self) -> APIRouter:
         """Return all pages."""

@@ -65,6 +65,12 @@ TEXTS: Final[dict[str, Text]] = {
         "Der Betreuung des Geräts zeigen: {what}",
         "请告知设备维护人员：{what}",
     ),
+    "state.none-passes": ("Every part is rejected", "Jedes Teil wird aussortiert", "所有工件都被剔除"),
+    "state.none-passes-more": (
+        "No class counts as good yet. Choose under Quality which ones do.",
+        "Noch gilt keine Klasse als gut. Unter Qualität auswählen, welche gut sind.",
+        "尚未将任何类别设为合格。请在“质量”中选择合格类别。",
+    ),
     "state.away": ("No connection", "Keine Verbindung", "无连接"),
     "state.away-more": (
         "The device does not answer. Nothing is lost; this page tries again.",

@@ -52,6 +52,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// A name may be divided after what joins its words, rather than within one.
+const breakable = (name) => name.split(/(?<=_)/).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
+
 function cookie(name, value) {
   document.cookie = `${name}=${value}; Path=/; Max-Age=31536000; SameSite=Strict${location.protocol === "https:" ? "; Secure" : ""}`;
 }
@@ -69,6 +72,7 @@ function condition(state) {
   if (state.camera.state === "lost") return { level: "bad", mark: "✕", text: t("state.camera-lost"), more: t("state.camera-lost-more") };
   if (state.drift && state.drift.alarm) return { level: "bad", mark: "!", text: t("state.drift"), more: t("state.drift-more") };
   if (state.faults.length) return { level: "warn", mark: "!", text: t("state.fault"), more: t("state.fault-more", { what: state.faults.join(" · ") }) };
+  if (state.none_passes) return { level: "warn", mark: "!", text: t("state.none-passes"), more: t("state.none-passes-more") };
   if (state.camera.state === "ended") return { level: "warn", mark: "■", text: t("state.ended"), more: t("state.ended-more") };
   return { level: "good", mark: "✓", text: t("state.running"), more: "" };
 }

@@ -139,7 +139,7 @@ function drawClasses() {
   box.replaceChildren(...classes.map((each, i) => {
     const button = element("button", { type: "button", "data-class": each.name, "data-id": each.id, class: each.id === said ? "guess" : "" });
     if (i < 9) button.append(element("kbd", {}, String(i + 1)));
-    button.append(element("span", {}, each.name));
+    button.append(element("span", {}, ...breakable(each.name)));
     button.disabled = !current;
     return button;
   }));

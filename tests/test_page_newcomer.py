@@ -1,0 +1,154 @@
+"""What a station says that nobody has set up to its end, and whether its page reads well on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from playwright.sync_api import Browser, expect
+
+from device_agent.agent import Agent
+from device_agent.cli import agent as agent_command
+from device_agent.doctor import examine
+from device_agent.finding import Level
+from sdk.bundle import Bundle
+from tests.pages import Device, chromium, screen, serving, write_stream
+from tests.test_agent import running as running_agent
+from tests.test_agent import site_of
+from tests.tiny import class_id, tiny_bundle
+
+DEFECTS = ("pitted_surface", "scratches")
+PHONE = {"width": 390, "height": 844}
+PANEL = {"width": 800, "height": 480}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A release of defects only: what a line's good parts are called is nowhere."""
+    return tiny_bundle(tmp_path_factory.mktemp("newcomer") / "bundle", classes=DEFECTS)
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stream(tmp_path_factory.mktemp("newcomer") / "stream", dict.fromkeys(DEFECTS, 4))
+
+
+@pytest.fixture
+def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
+    with serving(tmp_path / "data", stream, bundle) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+def settings(bundle: Bundle, stream: Path) -> str:
+    camera = f'[camera]\nkind = "folder"\npath = "{stream}"\n'
+    return f'device = "line-1"\nbundle = "{bundle.path}"\n{camera}[page]\nport = 0\n'
+
+
+def choose(device: Device, name: str) -> None:
+    wanted = {"good": [class_id(name).hex()], "escape_rate": 0.01, "by_threshold": False}
+    device.http.put("/api/operating", json=wanted).raise_for_status()
+
+
+def test_a_station_says_that_it_rejects_everything_until_good_classes_are_chosen(device: Device) -> None:
+    assert device.state()["none_passes"] is True
+    choose(device, "scratches")
+    assert device.state()["none_passes"] is False
+
+
+def test_a_device_without_a_release_does_not_say_so(tmp_path: Path, bundle: Bundle, stream: Path) -> None:
+    with serving(tmp_path / "data", stream, bundle) as device:
+        device.station.serve_nothing()
+        assert device.state()["none_passes"] is False
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("locale", "says"),
+    [("en-US", "Every part is rejected"), ("de-DE", "Jedes Teil wird aussortiert"), ("zh-CN", "所有工件都被剔除")],
+)
+def test_now_shows_that_every_part_is_rejected(device: Device, browser: Browser, locale: str, says: str) -> None:
+    with screen(browser, device.url, locale=locale) as on:
+        on.ready()
+        expect(on.page.locator("#verdict .text")).to_have_text(says)
+        choose(device, "scratches")
+        expect(on.page.locator("#verdict .text")).not_to_have_text(says)
+
+
+def test_status_and_doctor_say_it_too(tmp_path: Path, bundle: Bundle, stream: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(settings(bundle, stream))
+    (note,) = [each for each in examine(file) if "every part is rejected" in each.what]
+    assert note.level is Level.NOTE
+    assert "none of its classes is called 'good'" in note.what
+    assert "on the page: pitted_surface, scratches." in note.fix
+    with Agent(site_of(stream, bundle.path)) as agent, running_agent(agent):
+        site = stream.parent / "site.toml"
+        site.write_text(file.read_text().replace("[camera]", f'data_dir = "{agent.site.data_dir}"\n[camera]'))
+        told = CliRunner().invoke(agent_command, ["status", str(site)])
+        assert "every part is rejected: no class is a good one" in told.output
+        assert "[part] good of site.toml" in told.output
+        assert [each.level for each in examine(site) if each.what.endswith("every part is rejected")] == [
+            Level.NOTE
+        ]
+
+
+def test_doctor_says_nothing_where_a_class_of_the_release_passes(
+    tmp_path: Path, bundle: Bundle, stream: Path
+) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(settings(bundle, stream) + '[part]\ngood = ["Scratches"]\n')
+    assert not [each for each in examine(file) if "rejected" in each.what]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("locale", ["en-US", "de-DE", "zh-CN"])
+@pytest.mark.parametrize("path", ["", "label", "learned", "quality", "settings"])
+def test_on_a_phone_every_page_is_in_sight(device: Device, browser: Browser, locale: str, path: str) -> None:
+    with screen(browser, device.url + path, viewport=PHONE, locale=locale) as on:
+        on.ready()
+        links = on.page.locator(".bar nav a").all()
+        assert len(links) == 5
+        for each in links:
+            box = each.bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= PHONE["width"]
+            assert box["height"] >= 44
+        assert on.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_confusion_tables_legend_is_not_cut(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "quality", viewport=PHONE, locale="de-DE") as on:
+        on.ready()
+        legend = on.page.get_by_text("Spalten: wofür es gehalten wurde")
+        cut = legend.evaluate(
+            "each => { const range = document.createRange(); range.selectNodeContents(each);"
+            " const section = each.closest('section');"
+            " return [range.getBoundingClientRect().right, section.getBoundingClientRect().right]; }"
+        )
+        assert cut[0] <= cut[1]
+
+
+@pytest.mark.browser
+def test_no_class_button_is_divided_within_a_word(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label", viewport=PANEL) as on:
+        on.ready()
+        on.asked()
+        rows = on.page.locator('#classes button[data-class="scratches"] span').evaluate(
+            "each => each.getClientRects()[0].height / parseFloat(getComputedStyle(each).lineHeight)"
+        )
+        assert round(rows) == 1
+        parts = on.page.locator('#classes button[data-class="pitted_surface"] span').evaluate(
+            "each => [...each.childNodes].filter(n => n.nodeType === 3).map(n => {"
+            " const range = document.createRange(); range.selectNode(n); return range.getClientRects().length; })"
+        )
+        assert parts == [1, 1], "each part of the name stands in one line"
