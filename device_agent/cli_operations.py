@@ -66,7 +66,7 @@ def unit(site_file: Path, user: str | None) -> None:
     click.echo(unit_text(plan), nl=False)
 
 
-@click.command(short_help="Copy labels, pictures and release to a file.")
+@click.command(short_help="Copy labels, pictures and release to a new folder.")
 @_SITE
 @click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
 def backup(site_file: Path, target: Path) -> None:

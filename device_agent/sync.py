@@ -490,7 +490,17 @@ class Sync:
             connected=self._session.connected,
             outbox=self._store.log.outbox_depth(),
             log_position=self._store.log.position(self._channel),
-            fault=self._core.fault or self._fault,
+            fault=self._core.fault or self._fault or self._refused(),
+        )
+
+    def _refused(self) -> str | None:
+        """A connection that is open and takes nothing, as of a device that was revoked meanwhile, looks well."""
+        reason = self._session.refusal if self._session.connected else None
+        if reason is None:
+            return None
+        return (
+            f"the broker takes nothing from this device ({reason}): it was revoked, or the broker's access list "
+            "does not name it"
         )
 
     def _connected(self, _remembered: bool) -> None:

@@ -67,7 +67,8 @@ def show(path: Path, as_json: bool) -> None:
         forms.add_row(entry["precision"], str(entry["feature_size"]), size, entry["space"][:16])
     console.print(forms)
     split = facts["split"]
-    console.print(f"split (seed {split['seed']}): {split['parts']}", highlight=False)
+    images = ", ".join(f"{part} {count}" for part, count in split["parts"].items())
+    console.print(f"split (seed {split['seed']}), images: {images}", highlight=False)
     if split["held_back"]:
         console.print(f"held back: {', '.join(split['held_back'])}", highlight=False)
 

@@ -235,6 +235,7 @@ class MqttSession:
         self._closed = False
         self._wanted: dict[str, int] = {}
         self._pending: dict[int, tuple[int, int]] = {}  # message id -> (bytes, qos)
+        self._refusal: str | None = None
         self._early: set[int] = set()  # acknowledged before `publish` could note them as pending
         self._entering_bytes = 0  # of publishes that are inside paho just now
         self._pending_bytes = 0
@@ -321,6 +322,11 @@ class MqttSession:
     def connected(self) -> bool:
         """Whether the broker has accepted us and the connection was not seen to break."""
         return self._connected
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the broker did not take the newest message that it answered for, in MQTT's words; None if it did."""
+        return self._refusal
 
     @property
     def offer(self) -> BrokerOffer:
@@ -526,6 +532,10 @@ class MqttSession:
                 self._early.add(mid)
             else:
                 self._pending_bytes -= entry[0]
+            if reason.is_failure:
+                self._refusal = str(reason)
+            elif entry is not None and entry[1]:  # paho is done with QoS 0 whatever the broker does with it
+                self._refusal = None
             self._changed.notify_all()
         if reason.is_failure:
             log.warning("the broker refused a message of %s: %s", self.client_id, reason)

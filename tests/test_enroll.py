@@ -16,7 +16,7 @@ from cryptography import x509
 
 from device_agent.config import load_site
 from device_agent.store import Store
-from device_agent.sync import SyncCore
+from device_agent.sync import Sync, SyncCore
 from device_agent.trigger import MqttTrigger, PartLot
 from sdk.errors import BrokerError, KeyRefused
 from sdk.fetch import ChunkFetcher
@@ -27,7 +27,7 @@ from sdk.fleet.cli_enroll import secure_broker, service_settings, tls_folder
 from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.mqtt import Message, MqttSession, MqttSettings
-from sdk.wire import Ack, DeviceState, Topics, encode_json
+from sdk.wire import Ack, DeviceState, Topics, UpdateEvent, UpdateState, encode_json
 from tests.simulators import LiveDevice, make_release, same_files, wait_for
 from tests.test_fleet_live import publish as publish_release
 from tests.test_fleet_live import serving, stored
@@ -457,6 +457,35 @@ def test_each_party_may_hear_what_its_code_listens_to(tmp_path: Path) -> None:
         of_device = core.subscriptions()
     for name, topics in (("fleet.service", of_service), ("line-1", of_device)):
         assert [topic for topic in topics if f"topic read {topic}\n" not in heard[name]] == []
+
+
+def test_a_device_that_is_revoked_while_it_is_connected_says_so(made: Plant, tmp_path: Path) -> None:
+    """Its connection stays open, and every message on it is refused: it looked well, and its labels waited."""
+    settings = made.enroll("retiring")
+    state = DeviceState(device="retiring", channel="default", online=True)
+    with Store.open(tmp_path / "device", "retiring") as device:
+        sync = Sync(
+            settings,
+            device,
+            "default",
+            on_records=lambda _records: None,
+            on_desired=lambda _desired: None,
+            state=lambda: state,
+        )
+        sync.start()
+        try:
+            wait_for(lambda: sync.status().connected, 60.0, "the connection")
+            assert sync.status().fault is None, "the control"
+            assert headway("fleet", "revoke", "retiring", "--dir", made.fleet) == 0
+
+            def told() -> bool:
+                sync.publish_event(UpdateEvent(release_id="0" * 64, state=UpdateState.VERIFIED))
+                return "it was revoked" in (sync.status().fault or "")
+
+            wait_for(told, 60.0, "the refusal")
+            assert sync.status().connected
+        finally:
+            sync.stop()
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,8 @@ def test_a_release_is_signed_where_the_key_is(
     assert headway("fleet", "publish", bundle.path, "--dir", fleet, "--unsigned") == 0
     with FleetStore(fleet) as store, store.read() as ledger:
         assert ledger.current("default") is None
+    told = capsys.readouterr().out
+    assert f"carry it back, and here: headway fleet sign {fleet}/to-sign.json --dir {fleet}" in told
     staged = (fleet / "to-sign.json").rename(tmp_path / "to-sign.json")
     assert headway("fleet", "sign", staged, "--dir", fleet) == 2  # nobody has signed it
     assert "not signed as the root demands" in capsys.readouterr().err
@@ -268,7 +270,9 @@ def test_a_signed_rollout_begins_with_its_first_wave(tmp_path: Path, fleet: Path
             ["keys", "rotate", "root", "--dir", "FLEET", "--keys", "KEYS", "--replace", "zz"],
             "no root key in force",
         ),
-        (["sign", "NONE", "--keys", "KEYS"], "holds nothing to sign"),
+        (["publish", "BUNDLE", "--dir", "OTHER", "--keys", "KEYS"], "other has no keys, so that nothing"),
+        (["sign", "NONE", "--keys", "KEYS"], "No such file"),
+        (["sign", "SNAPSHOT KEY", "--keys", "KEYS"], "holds nothing to sign"),
         (["sign", "TIMESTAMP", "--keys", "KEYS"], "not signed offline"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -289,11 +293,13 @@ def test_what_cannot_be_signed_is_one_line_with_a_hint(
         "OTHER": tmp_path / "other",
         "OTHER/keys": tmp_path / "other" / "keys",
         "TIMESTAMP": fleet / "trust" / "timestamp.json",
+        "SNAPSHOT KEY": fleet / "trust" / "online.pem",
     }
     assert headway("fleet", *(known.get(argument, argument) for argument in arguments)) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error: ", "hint: "))]
     assert len(told) == 2
     assert error in told[0]
+    assert not known["OTHER"].exists(), "a mistyped --dir makes no fleet"
 
 
 def test_the_keys_are_locked_with_a_passphrase_from_a_file(tmp_path: Path, bundle: Bundle) -> None:

@@ -24,6 +24,7 @@ from sdk.fleet.cli_progress import check_outcome, wait_for_devices
 from sdk.fleet.cli_quarantine import hold_row, quarantine, release, suspects
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
+    check_keys,
     has_trust,
     keys,
     keys_option,
@@ -306,13 +307,18 @@ def publish(
     plan = plan_of(waves, approve=approve, **limits)
     if plan is not None and wait_s is not None:
         raise FleetError("waves take their time", hint="Watch them: headway fleet rollout show --dir DIR --watch.")
+    check_keys(directory, keys_dir)
+    if unsigned:
+        open_trust(directory)  # refuses, before a mistyped --dir becomes a fleet
     opened = Bundle.open(bundle)
     ruling = licences.rule(opened, licences.read_list(directory), accept_licence)
     with FleetStore(directory) as store:
         signed = has_trust(directory)
         if unsigned:
             to_sign = publish_unsigned(store, opened, channel=channel, precision=precision, plan=plan)
-            click.echo(f"to sign: {to_sign}; then headway fleet sign {to_sign.name} --keys KEYS")
+            click.echo(f"nothing is published yet; to be signed: {to_sign}")
+            click.echo(f"carry it to the targets key, and there: headway fleet sign {to_sign.name} --keys KEYS")
+            click.echo(f"carry it back, and here: headway fleet sign {to_sign} --dir {directory}")
             return
         publication = publish_bundle(
             store,
@@ -338,7 +344,14 @@ def publish(
             if not signed:
                 click.echo("unsigned: whoever reaches the broker can publish too; see `headway fleet keys init`")
             if not served:
-                click.echo("no fleet service runs on this directory; start one: headway fleet serve --dir ...")
+                click.echo(
+                    f"no fleet service runs on this directory; start one: headway fleet serve --dir {directory}"
+                )
+            elsewhere = _others_only(store, channel)
+            if elsewhere:
+                click.echo(
+                    f"no device is on channel {channel} yet; those of this fleet are on: " + ", ".join(elsewhere)
+                )
         rows = [] if wait_s is None else wait_for_devices(store, publication, wait_s, quiet=as_json)
         if as_json:
             _echo_json(
@@ -370,6 +383,8 @@ def log(directory: Path, channel: str, last: int, as_json: bool) -> None:
             raise FleetError(
                 f"there is no channel {channel}", hint=f"There are: {', '.join(ledger.channels()) or 'none yet'}."
             )
+        if not ledger.log_length(channel) and not as_json:
+            click.echo(f"nothing was said on channel {channel} yet")
         position = max(1, ledger.log_length(channel) - last + 1)
         while records := ledger.records(channel, position):
             for i, record in enumerate(records):
@@ -383,6 +398,13 @@ def log(directory: Path, channel: str, last: int, as_json: bool) -> None:
                         f"{line['position']:>8}  {_utc(line['wall_time_utc'])}  {who}  {line['kind']}  {said}"
                     )
             position += len(records)
+
+
+def _others_only(store: FleetStore, channel: str) -> list[str]:
+    """Return the channels that devices are on, where none is on this one: it may be mistyped."""
+    with store.read() as ledger:
+        there = sorted({device.channel for device in ledger.devices()})
+    return [] if channel in there else there
 
 
 def _log_line(position: int, record: Record) -> dict[str, Any]:

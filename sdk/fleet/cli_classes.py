@@ -48,7 +48,8 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
         click.echo(msgspec.json.encode(found))
         return
     for one in found["classes"]:
-        click.echo(f"{one['class_id'][:8]}  {one['name']}: {one['labels']} labels")
+        labels = "1 label" if one["labels"] == 1 else f"{one['labels']} labels"
+        click.echo(f"{one['class_id'][:8]}  {one['name']}: {labels}")
     for pair in found["proposed"]:
         click.echo(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
     for done in found["decided"]:

@@ -219,7 +219,7 @@ def revoke(device: str, directory: Path) -> None:
     Authority(folder).revoke(device)
     channels = {name: channel for name, channel in place.channels.items() if name != device}
     _write_place(folder, msgspec.structs.replace(place, channels=channels))
-    click.echo(f"{device} is revoked")
+    click.echo(f"{device} is revoked: the broker takes nothing from it any more; what it labelled stays")
     _tell_broker(directory)
 
 
@@ -233,8 +233,11 @@ device = "{device}"
 channel = "{channel}"
 
 [camera]
-kind = "folder"               # folder, video or opencv
+kind = "folder"               # folder, video, watch, opencv, gstreamer, or a plug-in's
 path = "images"
+
+[part]
+good = ["good"]               # classes that pass: any other, and unknown, rejects the part
 
 [mqtt]
 host = "{place.host}"
@@ -307,7 +310,7 @@ def read_place(folder: Path) -> Place:
         return msgspec.json.decode((folder / PLACE_NAME).read_bytes(), type=Place)
     except (OSError, msgspec.DecodeError) as error:
         raise KeyRefused(
-            f"{folder} says no broker", hint="`headway fleet tls --dir ... --host ...` comes first."
+            f"{folder} says no broker", hint=f"First: headway fleet tls --dir {folder.parent} --host HOST"
         ) from error
 
 

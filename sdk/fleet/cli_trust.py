@@ -245,7 +245,7 @@ def sign(file: Path, keys_dir: Path | None, passphrase_file: Path | None, direct
         write_staged(file, staged)
         click.echo(f"signed with {signer.public_key.keyid[:12]}")
     if directory is None:
-        click.echo(f"carry it back, then: headway fleet sign {file.name} --dir FLEET")
+        click.echo(f"carry it back to the server, then there: headway fleet sign {file.name} --dir FLEET")
         return
     from sdk.fleet.store import FleetStore
 
@@ -298,6 +298,20 @@ def stage(repository: Repository, prepared: Prepared, channel: str, fallback: Pu
     return repository.stage_release(ref.release_id, len(prepared.release.encoded), new, fallback=back)
 
 
+def check_keys(directory: Path, keys_dir: Path | None) -> None:
+    """Refuse keys for a fleet that has none: whoever names them means to publish a signed release.
+
+    Raises:
+        KeyRefused: keys are named, and the fleet's releases are unsigned.
+    """
+    if keys_dir is not None and not has_trust(directory):
+        raise KeyRefused(
+            f"{directory} has no keys, so that nothing would be signed",
+            hint=f"Check --dir; or make keys: headway fleet keys init --dir {directory} --keys FOLDER. "
+            "Without --keys it is published unsigned.",
+        )
+
+
 def publish_bundle(
     store: FleetStore,
     bundle: Bundle,
@@ -311,10 +325,11 @@ def publish_bundle(
     """Store a bundle, sign it as the channel's next release where the fleet has keys, and publish it.
 
     Raises:
-        KeyRefused: the fleet has keys, and none is named that may sign.
+        KeyRefused: the fleet has keys, and none is named that may sign; or it has none, and some are named.
     """
     from sdk.trust.repository import sign as add_signatures
 
+    check_keys(store.directory, keys_dir)
     if not has_trust(store.directory):
         return store.publish(bundle, channel=channel, precision=precision, plan=plan)
     if keys_dir is None:

@@ -142,7 +142,10 @@ def check_rows(lines: Iterable[str], checked: Checked) -> None:
             row = json.loads(line)
             record, said = _record(row), row["hash"]
         except (ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
-            raise LabelError(f"line {number} is no entry of a log", hint="Export the log again.") from error
+            raise LabelError(
+                f"line {number} is no entry of a log",
+                hint="Export the log again, as .jsonl: a table has not all that a hash covers.",
+            ) from error
         if entry_hash(record.entry).hex() != said:
             raise LabelError(f"line {number} does not have the hash that it says", hint="It was changed.")
         checked.take(record)

@@ -455,11 +455,16 @@ def read_staged(file: Path) -> Staged:
     """Return metadata that is to be signed, or has been.
 
     Raises:
-        KeyRefused: the file holds none.
+        KeyRefused: the file holds none, or cannot be read.
     """
     try:
         metadata: Staged = Metadata.from_bytes(file.read_bytes())
-    except (OSError, DeserializationError) as error:
+    except OSError as error:
+        raise KeyRefused(
+            f"{file}: {error.strerror or error}",
+            hint="`headway fleet publish --unsigned` writes it into the fleet's directory, and says where.",
+        ) from error
+    except DeserializationError as error:
         raise KeyRefused(
             f"{file} holds nothing to sign", hint="`headway fleet publish --unsigned` writes such a file."
         ) from error
