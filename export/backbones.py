@@ -197,12 +197,7 @@ def load_backbone(
         UnknownBackbone: no such architecture, or weights that are missing, damaged or do not fit.
         ExportError: the network does not give features that a head can use.
     """
-    if name == BUILTIN:
-        architecture, source = _builtin(weights, seed)
-    else:
-        architecture, source = _named(name, weights, seed, hub_cache)
-    if licence is not None:
-        source = replace(source, origin=_with_licence(source.origin, licence))
+    architecture, source = _found(name, weights, seed, licence, hub_cache)
     if pool is not None:
         source.model_args["global_pool"] = pool
     module = _build(architecture, source, seed)
@@ -220,6 +215,31 @@ def load_backbone(
     if levels > 1:
         described += f", {levels} levels"
     return Backbone(described, module, size, preprocess, source.origin, layout_of(module, preprocess))
+
+
+def check_source(name: str, weights: str | None = None, *, licence: str | None = None) -> None:
+    """Refuse a name, weights or a licence that `load_backbone` would refuse, without building the network.
+
+    It costs reading the weights once, and with the hub's fetching them; a mistyped name need not wait for a look
+    at all images.
+
+    Raises:
+        UnknownBackbone: no such architecture, or weights that are missing, damaged or of another one.
+    """
+    _found(name, weights, 0, licence, None)
+
+
+def _found(
+    name: str, weights: str | None, seed: int, licence: str | None, hub_cache: Path | None
+) -> tuple[str, _Source]:
+    """Return the architecture, and the weights with the licence that is stated for them."""
+    if name == BUILTIN:
+        architecture, source = _builtin(weights, seed)
+    else:
+        architecture, source = _named(name, weights, seed, hub_cache)
+    if licence is not None:
+        source = replace(source, origin=_with_licence(source.origin, licence))
+    return architecture, source
 
 
 def _named(name: str, weights: str | None, seed: int, hub_cache: Path | None) -> tuple[str, _Source]:
@@ -288,7 +308,10 @@ def _find(name: str, weights: str | None, seed: int, hub_cache: Path | None) -> 
 
 
 def _from_hub(name: str, config: PretrainedCfg, cache: Path | None) -> _Source:
-    offline = "Use --weights with a file or a timm model folder, or --weights none to train from scratch."
+    offline = (
+        "Use --weights with a file or a timm model folder, --backbone builtin, which needs no hub, or "
+        "--weights none to train from scratch."
+    )
     if not config.hf_hub_id:
         raise UnknownBackbone(f"timm's hub has no weights for {name}", hint=offline)
     file = config.hf_hub_filename or WEIGHTS_NAME

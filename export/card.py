@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from export.papers import INTENDED_USE, LIMITS, NOT_FOR, USERS, Papers
 from export.report import Report
-from export.set_report import LeakReport
+from export.set_report import SetReport, kept_apart
 from sdk.licences import name_of
 from sdk.lineage import Link
 
@@ -88,7 +88,7 @@ def card(report: Report, papers: Papers) -> str:
             ),
         ),
         "",
-        *_near_duplicates(leaks),
+        *_near_duplicates(report.image_set),
         *_slices(report),
         "## Precisions",
         "",
@@ -154,12 +154,13 @@ def _continued(parent: Link, depth: int = 0) -> list[str]:
     ]
 
 
-def _near_duplicates(leaks: LeakReport) -> list[str]:
+def _near_duplicates(images: SetReport) -> list[str]:
+    leaks = images.leaks
     if leaks.score_apart is None or leaks.score_joined is None:
         return []
     return [
-        f"{leaks.pairs} pairs of images seem to show one part. Balanced accuracy is {leaks.score_apart:.1%} where "
-        f"they stay in the set's own groups, {leaks.score_joined:.1%} where they are kept together.",
+        f"{leaks.pairs} pairs of images seem to show one part. Balanced accuracy is {leaks.score_apart:.1%} with "
+        f"{kept_apart(images)}, {leaks.score_joined:.1%} where they are kept together.",
         "",
     ]
 

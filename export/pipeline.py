@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from export.backbones import NO_WEIGHTS, Backbone, load_backbone
+from export.backbones import NO_WEIGHTS, Backbone, check_source, load_backbone
 from export.card import card
 from export.check import Groups, check, set_report, with_scores
 from export.checkpoint import Checkpoint
@@ -188,6 +188,7 @@ def export_bundle(
     """
     log = Log(listener)
     _check_out(request)
+    check_source(request.backbone, request.weights, licence=request.licence)
     checked = check(
         request.data, layout=request.layout, unannotated=request.unannotated, groups=request.groups, log=log
     )

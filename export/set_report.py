@@ -131,3 +131,13 @@ class SetReport(msgspec.Struct, frozen=True, kw_only=True):
     sharpness: Range
     columns: list[ColumnReport]
     leaks: LeakReport
+
+    @property
+    def groups_named(self) -> bool:
+        """Whether the set says that some of its images show one part."""
+        return self.leaks.groups_before < self.usable
+
+
+def kept_apart(report: SetReport) -> str:
+    """Return what the score without joined near-duplicates counts by."""
+    return "the set's own groups" if report.groups_named else "each image as a part of its own"

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from export.set_report import kept_apart
+
 if TYPE_CHECKING:
     from export.report import Report
     from export.set_report import SetReport
@@ -127,8 +129,8 @@ def show(report: Report, console: Console) -> None:
     leaks = report.image_set.leaks
     if leaks.score_joined is not None and leaks.score_apart is not None:
         console.print(
-            f"Near-duplicates: {leaks.pairs} pairs. Score on groups left out {leaks.score_apart:.1%} with the "
-            f"set's own groups, {leaks.score_joined:.1%} with near-duplicates kept together.",
+            f"Near-duplicates: {leaks.pairs} pairs. Score on groups left out {leaks.score_apart:.1%} with "
+            f"{kept_apart(report.image_set)}, {leaks.score_joined:.1%} with near-duplicates kept together.",
             soft_wrap=True,
         )
     for column in report.image_set.columns:
@@ -213,9 +215,10 @@ def show_set(report: SetReport, console: Console) -> None:
         console.print(escape(f"refused: {one.path}: {one.reason}"), soft_wrap=True)
     if len(report.refused) > _REFUSED_SHOWN:
         console.print(f"and {len(report.refused) - _REFUSED_SHOWN} more files refused; --json lists all of them")
+    across = f"{leaks.across_groups} in different groups of the set's own, " if report.groups_named else ""
     console.print(
         f"Near-duplicates: {leaks.pairs} pairs at least {leaks.threshold:.2f} alike (about "
-        f"{leaks.expected_false:.0f} of them false); {leaks.across_groups} in different groups of the set's own, "
+        f"{leaks.expected_false:.0f} of them false); {across}"
         f"{leaks.across_split} across the split without joining them, {leaks.across_labels} under two labels.",
         soft_wrap=True,
     )

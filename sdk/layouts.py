@@ -116,7 +116,10 @@ def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | No
     """
     try:
         if not folder.is_dir():
-            raise BadImages(f"{folder} is not a folder", hint="Name a folder with one folder of images per class.")
+            hint = "Name a folder with one folder of images per class."
+            if folder.is_file():
+                hint = f"Name the folder that holds the images: {folder.parent}, if it lies beside them."
+            raise BadImages(f"{folder} is not a folder", hint=hint)
         layout = layout or detect(folder)
         found = _listed(folder, layout, unannotated)
         return replace(found, notes=[*found.notes, *_left_out(folder, found)])

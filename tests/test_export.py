@@ -55,8 +55,10 @@ class Silent:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.stages: list[str] = []
 
-    def stage(self, words: str) -> None: ...
+    def stage(self, words: str) -> None:
+        self.stages.append(words)
 
     def step(self, done: int, total: int, note: str = "") -> None: ...
 
@@ -142,9 +144,29 @@ def test_a_large_set_has_exemplars_and_sums_and_the_same_head(
 
 
 def test_a_limit_that_leaves_nothing_to_score_is_refused_before_the_work(pictures: Path, tmp_path: Path) -> None:
+    listener = Silent()
     with pytest.raises(ExportError, match="max-base-codes 3") as refusal:
-        make(Request(pictures, "nothing", tmp_path / "x", "none", max_base_codes=3))
+        export_bundle(Request(pictures, "test_resnet", tmp_path / "x", "none", max_base_codes=3), listener)
     assert "needs 4" in refusal.value.hint
+    assert "Loading test_resnet" not in listener.stages
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "licence", "says"),
+    [
+        ("tst_resnet", "none", None, "no architecture"),
+        ("test_resnet", "missing.safetensors", None, "no such file"),
+        ("builtin", "missing.safetensors", None, "comes with its own"),
+        ("test_resnet", "none", "MIT", "are random"),
+    ],
+)
+def test_a_backbone_that_cannot_be_is_refused_before_the_images_are_looked_at(
+    pictures: Path, tmp_path: Path, backbone: str, weights: str, licence: str | None, says: str
+) -> None:
+    listener = Silent()
+    with pytest.raises(UnknownBackbone, match=says):
+        export_bundle(Request(pictures, backbone, tmp_path / "x", weights, licence=licence), listener)
+    assert listener.stages == []
 
 
 def test_a_device_divides_the_score_among_places_in_both_precisions(frozen: Made) -> None:

@@ -323,3 +323,12 @@ def test_paths_from_windows_are_refused_with_the_reason(tmp_path: Path) -> None:
     write(tmp_path / "index.csv", b"path,label\nimg\\0.png,pit\nimg/0.png,pit\n")
     (refused,) = open_images(tmp_path).refused
     assert refused.reason == "line 2: no file 'img\\\\0.png'; folders are divided by /"
+
+
+def test_a_file_in_the_place_of_the_folder_is_answered_with_its_folder(tmp_path: Path) -> None:
+    root = class_folders(tmp_path)
+    index = root / "index.csv"
+    index.write_text("path,label\n")
+    with pytest.raises(BadImages, match="is not a folder") as caught:
+        open_images(index)
+    assert f"Name the folder that holds the images: {root}," in caught.value.hint

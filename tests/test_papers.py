@@ -428,4 +428,4 @@ def test_the_card_tells_the_score_by_slice_and_with_near_duplicates_together(tmp
     text = card(report_on(tiny_bundle(tmp_path / "plain")), Papers())
     assert "| left | 90.0% | 80.0% to 95.0% | 18 |" in text
     assert "| right |" not in text  # nothing of it was scored
-    assert "93.0% where they stay in the set's own groups, 57.0% where they are kept together" in text
+    assert "93.0% with each image as a part of its own, 57.0% where they are kept together" in text
