@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, ViewportSize, expect
 
 from device_agent.agent import Agent
 from device_agent.cli import agent as agent_command
@@ -20,8 +20,8 @@ from tests.test_agent import site_of
 from tests.tiny import class_id, tiny_bundle
 
 DEFECTS = ("pitted_surface", "scratches")
-PHONE = {"width": 390, "height": 844}
-PANEL = {"width": 800, "height": 480}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+PANEL: ViewportSize = {"width": 800, "height": 480}
 
 
 @pytest.fixture(scope="module")
@@ -109,20 +109,40 @@ def test_doctor_says_nothing_where_a_class_of_the_release_passes(
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("size", [PHONE, PANEL], ids=["phone", "panel"])
 @pytest.mark.parametrize("locale", ["en-US", "de-DE", "zh-CN"])
 @pytest.mark.parametrize("path", ["", "label", "learned", "quality", "settings"])
-def test_on_a_phone_every_page_is_in_sight(device: Device, browser: Browser, locale: str, path: str) -> None:
-    with screen(browser, device.url + path, viewport=PHONE, locale=locale) as on:
+def test_every_page_is_in_sight_beside_a_long_state(
+    device: Device, browser: Browser, locale: str, path: str, size: ViewportSize
+) -> None:
+    with screen(browser, device.url + path, viewport=size, locale=locale) as on:
         on.ready()
         links = on.page.locator(".bar nav a").all()
         assert len(links) == 5
+        state = on.page.locator("#device-state").bounding_box()
+        assert state is not None
         for each in links:
             box = each.bounding_box()
             assert box is not None
             assert box["x"] >= 0
-            assert box["x"] + box["width"] <= PHONE["width"]
+            assert box["x"] + box["width"] <= size["width"]
             assert box["height"] >= 44
-        assert on.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+            above = box["y"] >= state["y"] + state["height"]
+            assert above or box["x"] + box["width"] <= state["x"], "nothing lies on it"
+        assert on.page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_the_counters_names_are_whole_on_a_panel(device: Device, browser: Browser, locale: str) -> None:
+    with screen(browser, device.url, viewport=PANEL, locale=locale) as on:
+        on.ready()
+        on.page.evaluate("for (const each of document.querySelectorAll('.counters dd')) each.textContent = '1234'")
+        rows = on.page.evaluate(
+            "[...document.querySelectorAll('.counters dt')].map(each => { const range = document.createRange();"
+            " range.selectNodeContents(each); return range.getClientRects().length; })"
+        )
+        assert rows == [1, 1, 1, 1]
 
 
 @pytest.mark.browser
