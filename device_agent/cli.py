@@ -241,7 +241,10 @@ def history(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("captured (UTC)", "part", "verdict", "reason", "tiles", "latency")
+    table = Table()
+    table.add_column("captured (UTC)", no_wrap=True)
+    for head in ("part", "verdict", "reason", "tiles", "latency"):  # a part's id is whole, or it finds no part
+        table.add_column(head, overflow="fold")
     for row in rows:
         at = f"{datetime.fromtimestamp(row.captured_utc, timezone.utc):%Y-%m-%d %H:%M:%S}"
         tiles = f"{row.rejected_tiles} of {row.tiles}" if row.tiles > 1 else ""

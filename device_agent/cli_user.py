@@ -61,7 +61,10 @@ def _secret(role: str, file: Path | None) -> str:
             return file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} cannot be read: {error}", hint="It holds the PIN or password.") from error
-    what = "PIN (6 digits or more) or password" if role == "operator" else "Password"
+    from device_agent.page.access import MIN_PASSWORD_CHARS, MIN_PIN_DIGITS
+
+    what = f"password ({MIN_PASSWORD_CHARS} characters or more)"
+    what = f"PIN ({MIN_PIN_DIGITS} digits or more) or {what}" if role == "operator" else what.capitalize()
     return str(click.prompt(what, hide_input=True, confirmation_prompt=True))
 
 
@@ -80,6 +83,7 @@ def add(site_file: Path, name: str, role: str, secret_file: Path | None) -> None
     from device_agent.page.access import Role
 
     with _access(site_file) as access:
+        access.check_new(name, Role(role))
         account = access.add(name, Role(role), _secret(role, secret_file))
         access.note("", "account added", account.id)
     click.echo(f"{account.name} may log in as {account.role.value}")
@@ -108,7 +112,7 @@ def list_(site_file: Path, as_json: bool) -> None:
 def secret(site_file: Path, name: str, secret_file: Path | None) -> None:
     """Give somebody another PIN or password; their sessions end."""
     with _access(site_file) as access:
-        role = next((a.role.value for a in access.accounts() if a.name.casefold() == name.casefold()), "operator")
+        role = access.account(name).role.value
         access.set_secret(name, _secret(role, secret_file))
     click.echo(f"{name} has a new secret")
 

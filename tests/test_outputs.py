@@ -424,7 +424,9 @@ def test_as_csv_a_part_id_is_never_a_formula(tmp_path: Path) -> None:
     history.close()
 
 
-def test_the_command_writes_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_what_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = tmp_path / "site.toml"
     site.write_text('device = "line-1"\ndata_dir = "data"\n[camera]\nkind = "folder"\npath = "images"\n')
     nothing = headway(capsys, "agent", "history", site)
@@ -439,6 +441,11 @@ def test_the_command_writes_what_was_asked_for(tmp_path: Path, capsys: pytest.Ca
     printed = headway(capsys, "agent", "history", site, "--csv", "-", "--since", "2023-11-14T22:13:22").out
     assert [line["part"] for line in csv.DictReader(io.StringIO(printed))] == ["p2", "p3"]
     assert "p3" in headway(capsys, "agent", "history", site, "--last", "1").out
+    history.send(part_of(4, name="018-pitted_surface_293.jpg"))
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = headway(capsys, "agent", "history", site, "--last", "1").out
+    assert "2023-11-14 22:13:24" in shown
+    assert "…" not in shown, "a part's id is not cut"
     assert headway(capsys, "agent", "history", site, "--csv", tmp_path / "none" / "x.csv").code == 2
     history.close()
 

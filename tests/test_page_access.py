@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 from argon2 import PasswordHasher
+from click.testing import CliRunner
 from playwright.sync_api import expect
 
 from device_agent.agent import Agent, running_state
+from device_agent.cli_user import user
 from device_agent.config import PageSettings, load_site
 from device_agent.database import Database
 from device_agent.page import open_page
@@ -493,6 +495,22 @@ def test_accounts_are_made_from_the_command_line_while_the_agent_runs(
     assert not thread.is_alive()
     with pytest.raises(FileNotFoundError):
         running_state(site, 1)
+
+
+def test_nobody_is_asked_for_a_secret_in_vain(tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('device = "line-1"\n[camera]\nkind = "folder"\npath = "images"\n')
+
+    def run(*args: str, typed: str) -> tuple[str, str]:
+        ended = CliRunner().invoke(user, [args[0], str(site), *args[1:]], input=f"{typed}\n{typed}\n")
+        return ended.output, str(ended.exception or "")
+
+    assert run("add", "Ben", typed=PIN) == ("", "the first account must be an admin's")
+    out, wrong = run("add", "Ann", "--role", "admin", typed=PASSWORD)
+    assert ("Password (10 characters or more)" in out, wrong) == (True, "")
+    assert run("add", "ann", typed=PIN) == ("", "there is an account 'ann' already")
+    assert "PIN (6 digits or more) or password (10 characters or more)" in run("add", "Ben", typed=PIN)[0]
+    assert run("secret", "Bob", typed=PIN) == ("", "there is no account 'Bob'")
 
 
 def _file(folder: Path, secret: str) -> Path:

@@ -155,6 +155,22 @@ class Access:
         )
         return [Account(id_, name, Role(role), created) for id_, name, role, created in rows]
 
+    def check_new(self, name: str, role: Role) -> str:
+        """Return the name that a new account would have, before anybody is asked for a secret.
+
+        Raises:
+            AccessError: the name will not do, or the first account is no admin's.
+            NameTaken: somebody has that name.
+        """
+        name = _name(name)
+        if role is not Role.ADMIN and not self.in_use:
+            raise AccessError(
+                "the first account must be an admin's", hint="Add one with --role admin, then the operators."
+            )
+        if self.book.row("SELECT 1 FROM accounts WHERE name = ?", name) is not None:
+            raise NameTaken(f"there is an account {name!r} already", hint="Choose another name.")
+        return name
+
     def add(self, name: str, role: Role, secret: str) -> Account:
         """Make an account.
 
@@ -162,12 +178,8 @@ class Access:
             AccessError: the name or the secret will not do, or the first account is no admin's.
             NameTaken: somebody has that name.
         """
-        name = _name(name)
+        name = self.check_new(name, role)
         _check_secret(role, secret)
-        if role is not Role.ADMIN and not self.in_use:
-            raise AccessError(
-                "the first account must be an admin's", hint="Add one with --role admin, then the operators."
-            )
         account = Account(f"p-{secrets.token_hex(6)}", name, role, self._clock())
         hashed = self._hash(secret)
         with self.book.transaction() as db:
@@ -185,7 +197,7 @@ class Access:
         Raises:
             AccessError: no such account, or the secret will not do.
         """
-        account = self._account(name)
+        account = self.account(name)
         _check_secret(account.role, secret)
         hashed = self._hash(secret)
         with self.book.transaction() as db:
@@ -201,7 +213,7 @@ class Access:
         Raises:
             AccessError: no such account, or the last admin would go while others stay.
         """
-        account = self._account(name)
+        account = self.account(name)
         others = [each for each in self.accounts() if each.id != account.id]
         if others and not any(each.role is Role.ADMIN for each in others):
             raise AccessError(f"{account.name!r} is the last admin", hint="Make another admin first.")
@@ -233,7 +245,12 @@ class Access:
             name = self.book.value("SELECT value FROM settings WHERE key = ?", f"former/{who}")
         return who if name is None else str(name)
 
-    def _account(self, name: str) -> Account:
+    def account(self, name: str) -> Account:
+        """Return somebody's account, by name.
+
+        Raises:
+            AccessError: nobody has that name.
+        """
         row = self.book.row("SELECT id, name, role, created_utc FROM accounts WHERE name = ?", name.strip())
         if row is None:
             raise AccessError(f"there is no account {name[:64]!r}", hint="headway agent user list names them.")
