@@ -437,6 +437,11 @@ class Agent:
 
     def _say_ready(self, on_ready: Callable[[dict[str, Any]], None] | None) -> None:
         serving = self.station.serving
+        if serving is None:
+            fix = "name a bundle in site.toml, or bring one on a stick (headway agent update)"
+            if self.site.mqtt is not None:
+                fix = f"publish one to channel {self.site.channel}, or {fix}"
+            _log.warning("no release yet, so nothing is inspected: %s", fix)
         ready = {
             "ready": True,
             "page": self.page_url,

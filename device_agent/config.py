@@ -590,9 +590,10 @@ def _explain(message: str) -> tuple[str, str]:
 def _hint_for(key: str, raw: Mapping[str, Any]) -> str:
     if key.startswith("device"):
         return "a device id has small letters, digits and '-' only, for example line-3."
-    if key.startswith("camera") or "camera" not in raw:
+    about_kind = key.removesuffix(": ").endswith(".kind") or "." not in key
+    if "camera" not in raw or (key.startswith("camera") and about_kind):
         return f"kind is one of {', '.join([*_CAMERAS, *installed(CAMERAS)])}."
-    if key.startswith("output"):
+    if key.startswith("output") and about_kind:
         return f"kind is one of {', '.join([*_OUTPUTS, *installed(OUTPUTS)])}."
     return "`headway agent init` writes an example."
 

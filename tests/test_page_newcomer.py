@@ -11,10 +11,12 @@ from playwright.sync_api import Browser, ViewportSize, expect
 
 from device_agent.agent import Agent
 from device_agent.cli import agent as agent_command
+from device_agent.config import load_site
 from device_agent.doctor import examine
 from device_agent.finding import Level
 from sdk.bundle import Bundle
 from tests.pages import Device, chromium, screen, serving, write_stream
+from tests.pages import running as running_page
 from tests.test_agent import running as running_agent
 from tests.test_agent import site_of
 from tests.tiny import class_id, tiny_bundle
@@ -172,3 +174,25 @@ def test_no_class_button_is_divided_within_a_word(device: Device, browser: Brows
             " const range = document.createRange(); range.selectNode(n); return range.getClientRects().length; })"
         )
         assert parts == [1, 1], "each part of the name stands in one line"
+
+
+@pytest.mark.browser
+def test_a_device_that_works_alone_says_how_a_release_comes_to_it(
+    tmp_path: Path, stream: Path, browser: Browser
+) -> None:
+    with running_page(tmp_path / "data", stream) as device, screen(browser, device.url, locale="en-US") as on:
+        on.ready()
+        expect(on.page.locator("#verdict .more")).to_contain_text("Name a bundle in its site.toml")
+
+
+@pytest.mark.parametrize("fleet", [False, True])
+def test_an_agent_that_starts_without_a_release_says_in_its_log_what_to_do(
+    tmp_path: Path, stream: Path, caplog: pytest.LogCaptureFixture, fleet: bool
+) -> None:
+    site = tmp_path / "site.toml"
+    mqtt = '[mqtt]\nhost = "127.0.0.1"\nport = 9\n' if fleet else ""
+    site.write_text(f'device = "line-1"\n[camera]\nkind = "folder"\npath = "{stream}"\n[page]\nport = 0\n{mqtt}')
+    with Agent(load_site(site)) as agent, running_agent(agent):
+        (said,) = [each.getMessage() for each in caplog.records if "no release yet" in each.getMessage()]
+    assert "name a bundle in site.toml, or bring one on a stick (headway agent update)" in said
+    assert ("publish one to channel default" in said) is fleet

@@ -41,6 +41,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Es wird nichts geprüft. Sobald ein Release veröffentlicht ist, geht es von selbst los.",
         "目前不检测。收到发布版本后会自动开始。",
     ),
+    "state.waiting-alone": (
+        "It inspects nothing. Name a bundle in its site.toml, or bring it a release on a stick.",
+        "Es wird nichts geprüft. In site.toml ein Bundle angeben oder ein Release auf einem Stick bringen.",
+        "目前不检测。请在 site.toml 中指定 bundle，或用 U 盘带入发布版本。",
+    ),
     "state.camera-lost": ("Camera lost", "Kamera ausgefallen", "相机断开"),
     "state.camera-lost-more": (
         "Nothing is inspected. Check the camera and its cable; the device tries again by itself.",

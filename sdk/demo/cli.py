@@ -48,7 +48,7 @@ STDOUT: Final = Path("-")
     type=click.Path(path_type=Path),
     default=Path("demo-out"),
     show_default=True,
-    help="Folder for everything.",
+    help="Folder for everything; an earlier demo there is replaced.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of images, split and streams.")
 @click.option(
