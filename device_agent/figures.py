@@ -29,7 +29,9 @@ def show_evaluation(result: Evaluation, console: Console) -> None:
     if result.unknown_to_the_bundle:
         console.print(f"{result.unknown_to_the_bundle} of the evaluated images are new to the bundle")
     if result.refused:
-        console.print(f"[yellow]{len(result.refused)} files could not be used[/]")
+        console.print(
+            f"[yellow]{len(result.refused)} file{'s' if len(result.refused) != 1 else ''} could not be used[/]"
+        )
     _print_accuracy(console, result.accuracy)
     if result.acceptance is not None:
         _print_acceptance(console, result.acceptance)

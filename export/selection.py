@@ -131,7 +131,8 @@ def select(
     if len(classes) > MAX_CLASSES:
         raise BadImages(f"{len(classes)} classes are over {MAX_CLASSES}", hint="Are labels and groups mixed up?")
     if images.refused:
-        log.warn(f"{len(images.refused)} files refused, the first: {_first_refusal(images)}")
+        files = "1 file" if len(images.refused) == 1 else f"{len(images.refused)} files"
+        log.warn(f"{files} refused, the first: {_first_refusal(images)}")
     if not images.has_groups:
         log.warn(
             "No groups are named, so every image counts as a part of its own. If one part shows in several "

@@ -173,7 +173,7 @@ def test_the_command_passes_over_bad_files_and_refuses_an_empty_folder(
     (folder / "truncated.png").write_bytes(picture("pit", 401)[:300])
     result = headway(capsys, "evaluate", bundle.path, "--data", folder.parent)
     assert result.code == 0, result.err
-    assert "1 files could not be used" in result.out
+    assert "1 file could not be used" in result.out
     assert f"refused: {folder / 'truncated.png'}: the image is damaged" in result.err
     nowhere = tmp_path / "none" / "figures.json"
     assert headway(capsys, "evaluate", bundle.path, "--data", folder.parent, "--json", nowhere).code == 2

@@ -245,7 +245,8 @@ def _table(report: dict[str, Any]) -> Table:
             _change(before.get("latency_ms"), now.get("latency_ms"), "{:.0f}"),
             escape(one["trouble"] or ""),
         )
-    under = [f"{report['not_reached']} devices not reached yet"] if report["not_reached"] else []
+    left = report["not_reached"]
+    under = [f"{left} device{'s' if left != 1 else ''} not reached yet"] if left else []
     if report["reason"]:
         under.insert(0, report["reason"])
     table.caption = escape("; ".join(under))
