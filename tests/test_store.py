@@ -633,6 +633,32 @@ def test_a_write_that_the_system_refuses_is_a_full_store_and_heals_without_a_res
     assert not list((tmp_path / "images").glob("??/*.partial"))
 
 
+# -- transactions
+
+
+def test_each_transaction_is_as_durable_as_it_says_whatever_the_one_before_was(tmp_path: Path) -> None:
+    """SQLite's words for it: 1 is NORMAL, written and synced later; 2 is FULL, on disk when it has ended."""
+    db = Database(tmp_path / STORE_NAME, MIGRATIONS, max_bytes=2**30)
+    found: list[int] = []
+    for durable in (True, False, False, True, True, False, True):
+        with db.transaction(durable=durable) as open_now:
+            found += open_now.execute("PRAGMA synchronous").fetchone()
+    db.close()
+    assert found == [2, 1, 1, 2, 2, 1, 2]
+
+
+def test_a_transaction_like_the_one_before_says_nothing_again(tmp_path: Path) -> None:
+    db = Database(tmp_path / STORE_NAME, MIGRATIONS, max_bytes=2**30)
+    said: list[str] = []
+    with db.transaction(durable=False) as open_now:
+        pass
+    open_now.set_trace_callback(said.append)
+    with db.transaction(durable=False):
+        pass
+    db.close()
+    assert said[:2] == ["BEGIN IMMEDIATE", "COMMIT"]
+
+
 # -- crashes
 
 
