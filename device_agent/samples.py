@@ -79,8 +79,8 @@ class Samples:
             StoreFull: less than `reserve_bytes` are free, or the store is at its limit; nothing was stored.
         """
         with self._db.lock, disk(self._folder):
-            self._room.check_reserve()
             size_bytes = 0 if image is None else len(image)
+            self._room.check_reserve(size_bytes)
             self._check_image_room(size_bytes)
             new = image is not None and self._images.put(sample.sample_id, image)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,18 @@ import pytest
 from device_agent.database import Database
 from device_agent.images import ImageFolder
 from device_agent.limits import StoreLimits
-from device_agent.room import Room
+from device_agent.room import BALLAST_NAME, LOOK_S, LOOK_SHARE, Room
 from device_agent.samples import IMAGES_NAME
 from device_agent.schema import MIGRATIONS
 from device_agent.store import STORE_NAME, Store
 from sdk.errors import StoreFull
+from tests.disks import fill, small
 from tests.test_store import image_of, sample_of
 
+__all__ = ["small"]
+
+MIB = 1024**2
+RESERVE = 6 * MIB
 LIMITS = StoreLimits(reserve_bytes=0)
 
 
@@ -46,6 +52,77 @@ def test_nobody_else_looks_for_room_while_one_write_does(tmp_path: Path) -> None
     write()
     db.close()
     assert taken == [False, True]
+
+
+@pytest.fixture
+def room(small: Path) -> Iterator[tuple[Room, list[float]]]:
+    """Room on a disk of 8 MiB, of which six are the reserve, and the time."""
+    now_s = [100.0]
+    db = Database(small / STORE_NAME, MIGRATIONS, max_bytes=2**30)
+    yield Room(small, db, StoreLimits(reserve_bytes=RESERVE, ballast_bytes=MIB), lambda: now_s[0]), now_s
+    db.close()
+
+
+def test_a_disk_that_others_filled_is_noticed_in_time(small: Path, room: tuple[Room, list[float]]) -> None:
+    looks, now_s = room
+    looks.check_reserve(0)
+    fill(small)
+    now_s[0] += LOOK_S
+    with pytest.raises(StoreFull, match="less than 6 MiB are free"):
+        looks.check_reserve(0)
+
+
+def test_a_disk_is_looked_at_before_much_of_the_reserve_is_written(
+    small: Path, room: tuple[Room, list[float]]
+) -> None:
+    """Also where time stands still: a fast line with large pictures must leave labels their room. Before that it
+    is not looked at, else nothing would be written here."""
+    looks, _ = room
+    looks.check_reserve(0)
+    fill(small)
+    written = 0
+    with pytest.raises(StoreFull):  # noqa: PT012
+        for _ in range(1000):
+            looks.check_reserve(1000)
+            written += 1000
+    assert 0 < written <= RESERVE * LOOK_SHARE
+
+
+def test_a_full_disk_is_looked_at_each_time_and_used_again_at_once(
+    small: Path, room: tuple[Room, list[float]]
+) -> None:
+    looks, now_s = room
+    ballast = small / BALLAST_NAME
+    hog = fill(small)
+    for _ in range(3):
+        with pytest.raises(StoreFull):
+            looks.check_reserve(0)
+    hog.unlink()
+    looks.check_reserve(0)
+    assert ballast.exists()
+    hog = fill(small)
+    now_s[0] += LOOK_S
+    with pytest.raises(StoreFull):
+        looks.check_reserve(0)
+
+
+def test_ballast_that_was_given_up_is_made_again_by_the_next_sample_that_finds_room(
+    small: Path, room: tuple[Room, list[float]]
+) -> None:
+    looks, _ = room
+    looks.check_reserve(0)
+    hog = fill(small)
+    tries = iter([StoreFull("the disk is full", hint="")])
+
+    def write() -> None:
+        for error in tries:
+            raise error
+
+    looks.found_for(write)
+    assert looks.ballast_given_up
+    hog.unlink()
+    looks.check_reserve(0)
+    assert not looks.ballast_given_up
 
 
 def test_samples_refused_by_a_store_at_its_size_limit_leave_no_pictures(tmp_path: Path) -> None:
