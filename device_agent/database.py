@@ -60,7 +60,7 @@ class Database:
         cache_kib: int = 2000,
     ) -> None:
         self.lock = threading.RLock()
-        self._path = path
+        self._folder = path.parent
         self._durable: bool | None = None  # what `synchronous` was last set to; None where nobody can know
         with disk(path.parent):
             self._lock_file = _take_lock(path.parent, shared)
@@ -87,7 +87,7 @@ class Database:
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """Commit at the end, or change nothing. Durable ones, and all before them, survive a power cut."""
-        with self.lock, disk(self._path.parent):
+        with self.lock, disk(self._folder):
             self._be_durable(durable)
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -106,7 +106,7 @@ class Database:
 
     def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""
-        with self.lock, disk(self._path.parent):
+        with self.lock, disk(self._folder):
             return self._db.execute(sql, values).fetchall()
 
     def row(self, sql: str, *values: object) -> tuple[Any, ...] | None:

@@ -294,6 +294,64 @@ def test_only_the_newest_unlabelled_samples_are_kept_and_all_labelled_ones(tmp_p
         assert len(list((tmp_path / "images").glob("??/*"))) == 3
 
 
+def seen_in(store: Store) -> int:
+    return int(store._db.value("SELECT count(*) FROM samples WHERE status = 'seen'"))
+
+
+def test_samples_are_never_more_than_their_limit_and_a_twentieth_less_at_most(tmp_path: Path) -> None:
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=40)) as store:
+        for number in range(150):
+            store.samples.put(sample_of(number), image_of(number))
+            assert min(number + 1, 38) <= seen_in(store) <= 40
+
+
+def test_samples_that_other_calls_bring_back_count_too(tmp_path: Path) -> None:
+    """They are counted only when so much has changed in the store that they could be too many."""
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=40)) as store:
+        for number in range(200):
+            store.samples.put(sample_of(number), image_of(number))
+            assert seen_in(store) <= 40
+            label(store, sample_of(number))
+            if number >= 50:  # labels of fifty parts, and then ten withdrawn for each that is given
+                for old in range(number - 50, number - 40):
+                    label(store, sample_of(old), None)
+            asked = queued(1000 + number, 1.0)
+            store.samples.put(asked, image_of(1000 + number))
+            store.samples.requeue({asked.sample_id: None})
+        assert len(list((tmp_path / "images").glob("??/*"))) == len(store.samples.newest(limit=1000))
+
+
+def test_samples_are_not_counted_at_each_frame(tmp_path: Path) -> None:
+    counted: list[str] = []
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=100)) as store:
+        with store._db.transaction() as db:
+            db.set_trace_callback(lambda said: counted.append(said) if "count(*)" in said else None)
+        for number in range(200):
+            store.samples.put(sample_of(number), image_of(number))
+        assert len(counted) < 40
+
+
+def test_the_limit_holds_after_a_write_that_failed_when_samples_had_just_been_too_many(tmp_path: Path) -> None:
+    def refuse_to_commit(action: int, what: str | None, *_: object) -> int:
+        ends = action == sqlite3.SQLITE_TRANSACTION and what == "COMMIT"
+        return sqlite3.SQLITE_DENY if ends else sqlite3.SQLITE_OK
+
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=40)) as store:
+        with store._db.transaction() as db:
+            pass
+        refused = 0
+        for number in range(100):
+            if seen_in(store) == 40:
+                db.set_authorizer(refuse_to_commit)
+                with pytest.raises(StoreCorrupt, match="not authorized"):
+                    store.samples.put(sample_of(1000), image_of(1000))
+                db.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+                refused += 1
+            store.samples.put(sample_of(number), image_of(number))
+            assert seen_in(store) <= 40
+        assert refused > 10
+
+
 def test_a_damaged_picture_counts_as_lost(store: Store, tmp_path: Path) -> None:
     sample = sample_of(1)
     store.samples.put(sample, image_of(1))
