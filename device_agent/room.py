@@ -27,8 +27,8 @@ LOOK_S: Final = 0.5
 """A disk that was found free enough is looked at again after this long: nobody would notice sooner that other
 programs have filled it, and two system calls for each frame were a tenth of what storing one took."""
 LOOK_SHARE: Final = 1 / 64
-"""And before this share of the reserve has been written since, so that labels find all the rest, whatever the frame
-rate."""
+"""And before this share of the reserve has been written since, so that labels find all the rest, however fast
+frames come."""
 ROW_BYTES: Final = 64 * 1024
 """What a sample's row takes of SQLite's log, besides its picture: a dozen pages."""
 

@@ -191,8 +191,8 @@ class Samples:
         """Delete the oldest samples that nobody is asked about, where they are too many; return what went.
 
         Also return how many rows of the store may have been changed in all before they can be too many again: one
-        sample more is one row changed, whoever changes it. To count them at each frame took 0.8 ms where 20,000 are
-        kept.
+        sample more is one row changed, whoever changes it. To count them at each frame took 0.8 ms where 20,000
+        are kept.
         """
         if db.total_changes <= self._enough_until:
             return [], self._enough_until
