@@ -17,7 +17,7 @@ import pytest
 from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
 from device_agent.camera.gstreamer import LAUNCH, LaunchGrabber, check_pipeline, has_gstreamer
 from device_agent.camera.live import Live
-from device_agent.camera.picture import PictureWatch
+from device_agent.camera.picture import BLACK, FIRST, GRID, WHITE, PictureWatch
 from device_agent.config import (
     GStreamerCamera,
     OpenCvCamera,
@@ -380,6 +380,41 @@ def looked_at(frames: list[Frame], *, live: bool = True, **settings: Any) -> lis
 )
 def test_a_picture_of_nothing_is_told(frame: Frame, found: str) -> None:
     assert looked_at([frame]) == [found]
+
+
+def plainly(frame: Frame, black_share: float, bright_share: float) -> str:
+    """The rule, pixel by pixel, over the grid that is looked at."""
+    step = max(1, min(frame.shape[:2]) // GRID)
+    some = frame[::step, ::step].reshape(-1, 3)
+    if black_share and (some.max(1) <= BLACK).mean() >= black_share:
+        return "the picture is black"
+    if bright_share and (some.min(1) >= WHITE).mean() >= bright_share:
+        return "the picture is over-exposed"
+    return ""
+
+
+def test_what_is_looked_at_first_changes_no_finding() -> None:
+    """Pictures at the very limits: black, bright and neither in all shares, scattered or where one looks first."""
+    found = set[str]()
+    rng = np.random.default_rng(7)
+    kinds = np.array(
+        [(0, 0, 0), (16, 16, 16), (16, 17, 16), (17, 0, 0), (249, 255, 255), (250, 250, 250)], np.uint8
+    )
+    for trial in range(400):
+        height, width = (int(side) for side in rng.integers(1, 140, 2))
+        main, other = kinds[rng.permutation(len(kinds))[:2]]
+        frame = np.broadcast_to(main, (height, width, 3)).copy()
+        if trial % 2:
+            frame[rng.random((height, width)) < rng.choice([0.0, 0.004, 0.006, 0.1, 0.5])] = other
+        else:
+            frame[:: FIRST * max(1, min(height, width) // GRID)] = other
+        shares = {
+            "black_share": float(rng.choice([0, 0.3, 0.9, 0.995, 1])),
+            "bright_share": float(rng.choice([0, 0.3, 0.95, 1])),
+        }
+        found.add(plainly(frame, **shares))
+        assert looked_at([frame], **shares) == [plainly(frame, **shares)]
+    assert len(found) == 3
 
 
 def test_a_live_camera_that_repeats_itself_is_frozen_until_it_moves_again() -> None:
