@@ -151,8 +151,11 @@ def test_what_is_no_usable_picture_is_refused(data: bytes, words: str) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
 def test_eight_bit_modes_become_colour(mode: str) -> None:
     frame = decode(encoded(mode=mode))
-    assert frame.shape == (24, 32, 3)
     assert frame.dtype == np.uint8
+    assert frame.flags.c_contiguous
+    assert frame.flags.writeable
+    as_pillow_has_it = Image.open(io.BytesIO(encoded(mode=mode))).convert("RGB")
+    assert np.array_equal(frame, np.asarray(as_pillow_has_it)[:, :, ::-1])
 
 
 def test_frames_are_blue_green_red() -> None:
@@ -169,16 +172,17 @@ def test_pictures_are_turned_upright() -> None:
     assert decode(out.getvalue()).shape == (32, 24, 3)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_every_way_a_camera_can_be_held_gives_the_same_picture(turn: int) -> None:
+def test_every_way_a_camera_can_be_held_gives_the_same_picture(turn: int, mode: str) -> None:
     # EXIF 2.3, 4.6.4 A: how the sensor lay. Pillow's numbers of the ways to turn the upright picture so.
     ways = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
-    upright = Image.fromarray(noise(24, 32, 3))
+    upright = Image.fromarray(noise(24, 32, 3)).convert(mode)
     held = upright if turn == 1 else upright.transpose(Image.Transpose(ways[turn]))
     exif = Image.Exif()
     exif[0x0112] = turn
     frame = decode(saved(held, "PNG", exif=exif))
-    assert (frame[:, :, ::-1] == np.asarray(upright)).all()
+    assert (frame[:, :, ::-1] == np.asarray(upright.convert("RGB"))).all()
 
 
 def test_preprocessing_sees_the_turned_picture_on_server_and_device(tmp_path: Path) -> None:
@@ -325,6 +329,19 @@ def test_a_picture_that_is_used_is_seen_once(tmp_path: Path) -> None:
     seen: list[bytes] = []
     images = open_images(tmp_path, seen=lambda sample, _: seen.append(sample))
     assert seen == [image.sample_id for image in images.images]
+
+
+def test_a_file_is_delivered_byte_for_byte(tmp_path: Path) -> None:
+    data = saved(Image.fromarray(noise(300, 400, 3)), "PNG")
+    assert len(data) > 2**18
+    assert read(write(tmp_path / "a.png", data))[0] == data
+
+
+def test_an_empty_file_and_a_folder_are_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(BadImages, match="the file is empty"):
+        read(write(tmp_path / "empty.png", b""))
+    with pytest.raises(BadImages, match="not a regular file"):
+        read(tmp_path)
 
 
 def test_reading_names_the_file(tmp_path: Path) -> None:
