@@ -335,7 +335,8 @@ class Flow:
             return
         for shot in camera.shots(stop):
             key: object = shot.part if shot.part is not None and self.ledger.several else object()
-            taken = Taken(replace(shot, camera=number), key)
+            # A copy would forget what has been encoded to name a burst.
+            taken = Taken(shot if shot.camera == number else replace(shot, camera=number), key)
             if camera.live:
                 camera.tally.dropped += self._intake.replace(taken)
             elif not self._intake.put(taken, stop):

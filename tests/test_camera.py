@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
+from device_agent.camera.shot import Bursts
 from device_agent.config import CameraSettings, FolderCamera, OpenCvCamera, VideoCamera
 from sdk.errors import CameraLost, ConfigError
 from sdk.images import decode, sample_id
@@ -65,6 +66,60 @@ def test_a_picture_is_kept_losslessly_and_a_grey_one_in_one_channel(colour: tupl
     with Image.open(io.BytesIO(encoded)) as image:
         assert image.mode == ("L" if colour is None else "RGB")
     assert Shot(frame, 0.0, "line-1/x", "camera 0").data == encoded
+
+
+class SlowToEncode(Shot):
+    """A large tile: encoding it takes until `go` is set, and is counted."""
+
+    def __init__(self) -> None:
+        super().__init__(frame_of(1), 0.0, "g", "camera")
+        begun, go, times = threading.Event(), threading.Event(), list[int]()
+        self.__dict__.update(begun=begun, go=go, times=times)
+
+    @property
+    def data(self) -> bytes:
+        self.__dict__["times"].append(1)
+        self.__dict__["begun"].set()
+        assert self.__dict__["go"].wait(30)
+        return b"a tile"
+
+
+def asking(shot: Shot, heard: list[bytes]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: heard.append(shot.sample_id), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_verdict_does_not_wait_until_another_tile_is_encoded() -> None:
+    slow, other = SlowToEncode(), Shot(frame_of(2), 0.0, "g", "camera")
+    heard: list[bytes] = []
+    storing = asking(slow, heard)
+    assert slow.__dict__["begun"].wait(30)
+    asking(other, heard).join(30)
+    assert heard == [sample_id(other.data)]
+    slow.__dict__["go"].set()
+    storing.join(30)
+    assert heard[1:] == [sample_id(b"a tile")]
+
+
+def test_a_tile_is_encoded_once_however_many_ask_at_once() -> None:
+    slow, heard = SlowToEncode(), list[bytes]()
+    threads = [asking(slow, heard) for _ in range(4)]
+    assert slow.__dict__["begun"].wait(30)
+    slow.__dict__["go"].set()
+    for thread in threads:
+        thread.join(30)
+    assert heard == [sample_id(b"a tile")] * 4
+    assert len(slow.__dict__["times"]) == 1
+
+
+def test_what_was_encoded_to_name_a_burst_is_not_encoded_again() -> None:
+    bursts = Bursts("line-1", gap_s=1.0, max_s=10.0)
+    shot = Shot(frame_of(3), 0.0, "", "camera")
+    joined = bursts.joined(shot, 5.0)
+    assert joined.group == f"line-1/{shot.sample_id.hex()[:32]}"
+    assert joined.data is shot.data
+    assert joined.sample_id is shot.sample_id
 
 
 def test_a_folder_is_read_sorted_and_its_bytes_kept_as_delivered(folder: Path) -> None:

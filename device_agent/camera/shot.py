@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
 from typing import Final, NamedTuple, Protocol
 
 import cv2
@@ -99,16 +99,29 @@ class Shot:
     box: Box | None = None
     tile: int = 0
     lot: str = ""
+    _asked: AbstractContextManager[object] = field(default_factory=threading.RLock, init=False, repr=False)
 
-    @cached_property
+    @property
     def data(self) -> bytes:
         """The encoded image as it is stored: as delivered, else a lossless PNG."""
-        return encode_png(self.frame) if self.delivered is None else self.delivered
+        return self.delivered if self.delivered is not None else self._once("_png", lambda: encode_png(self.frame))
 
-    @cached_property
+    @property
     def sample_id(self) -> bytes:
         """SHA-256 of `data`, 32 bytes."""
-        return sample_id(self.data)
+        return self._once("_sample_id", lambda: sample_id(self.data))
+
+    def _once(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Return what is made when somebody asks first: outputs and the store ask at once, from their threads."""
+        # Up to Python 3.11 `cached_property` has one lock for all shots: a verdict waited until other tiles were
+        # encoded. From 3.12 on it has none, and each thread would encode the tile.
+        known: bytes | None = self.__dict__.get(name)
+        if known is None:
+            with self._asked:
+                known = self.__dict__.get(name)
+                if known is None:
+                    known = self.__dict__[name] = make()
+        return known
 
     def of_part(self, part: str, device: str, lot: str = "") -> Shot:
         """Return the same frame as one of a part."""
@@ -177,7 +190,7 @@ class Bursts:
         self._last_s = at_s
         grouped = replace(shot, group=self._group)
         # What was encoded to name the group is not encoded again.
-        grouped.__dict__.update({k: v for k, v in shot.__dict__.items() if k in {"data", "sample_id"}})
+        grouped.__dict__.update({k: v for k, v in shot.__dict__.items() if k in {"_png", "_sample_id"}})
         return grouped
 
 
