@@ -21,10 +21,19 @@ from sdk.preprocess import Frame
 
 MAX_GROUP_CHARS: Final = 200
 """As `sdk.labels.GroupId` allows; longer part names are hashed."""
-PNG_HOW: Final = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+PNG_FILTER: Final[tuple[int, ...]] = (
+    (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG) if hasattr(cv2, "IMWRITE_PNG_FILTER") else ()
+)
+"""Each pixel by the mean of its neighbours to the left and above, which suits noise. To try all of PNG's filters for
+each row, as an OpenCV does that cannot be told, takes 34 instead of 16 ms for 896 x 896 pixels with
+camera noise, for 0.1 % fewer bytes; 1 % fewer on NEU, 11 % on magnetic tile, both from JPEG."""
+PNG_HOW: Final = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *PNG_FILTER,
+)
 """zlib level 1 is four times faster than the default and costs a tenth more bytes on camera noise; runs only,
 which is all that noise leaves to find, take 39 instead of 47 ms for 896 x 896 pixels with noise, and 14 % fewer
-bytes."""
+bytes (both with all filters)."""
 
 
 class CameraState(str, Enum):
