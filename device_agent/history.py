@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -96,32 +96,19 @@ class History:
         self._db = Database(folder / FILE_NAME, _MIGRATIONS, max_bytes=MAX_BYTES, cache_kib=CACHE_KIB)
 
     def send(self, part: Part) -> None:
-        """Write one verdict. A power cut may take the last of them, a crash does not."""
-        result = part.result()
-        decision = None if part.finding is None else part.finding.decision
-        values = (
-            result.captured_utc,
-            result.latency_ms,
-            result.part,
-            part.verdict.value,
-            result.reason,
-            result.decision,
-            result.probability,
-            result.novelty,
-            result.unknown,
-            result.sample or "",
-            None if decision is None else decision.head,
-            *(result.tile or (None,) * 5),
-            result.frames,
-            result.tiles,
-            result.rejected_tiles,
-        )
+        """Write one verdict."""
+        self.send_all([part])
+
+    def send_all(self, parts: Sequence[Part]) -> None:
+        """Write verdicts in one transaction. A power cut may take the last of them, a crash does not."""
+        rows = [_row(part) for part in parts]
+        marks = ", ".join("?" * len(rows[0]))
         try:
             with self._db.transaction(durable=False) as db:
-                marks = ", ".join("?" * len(values))
-                row = db.execute(f"INSERT INTO parts VALUES (NULL, {marks})", values).lastrowid or 0
-                if row % PRUNE_EVERY == 0:
-                    db.execute("DELETE FROM parts WHERE id <= ?", (row - self._keep,))
+                for row in rows:
+                    written = db.execute(f"INSERT INTO parts VALUES (NULL, {marks})", row).lastrowid or 0
+                    if written % PRUNE_EVERY == 0:
+                        db.execute("DELETE FROM parts WHERE id <= ?", (written - self._keep,))
         except HeadwayError as error:
             raise OutputFailed(str(error), hint=error.hint) from error
 
@@ -131,6 +118,28 @@ class History:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _row(part: Part) -> tuple[object, ...]:
+    result = part.result()
+    decision = None if part.finding is None else part.finding.decision
+    return (
+        result.captured_utc,
+        result.latency_ms,
+        result.part,
+        part.verdict.value,
+        result.reason,
+        result.decision,
+        result.probability,
+        result.novelty,
+        result.unknown,
+        result.sample or "",
+        None if decision is None else decision.head,
+        *(result.tile or (None,) * 5),
+        result.frames,
+        result.tiles,
+        result.rejected_tiles,
+    )
 
 
 def read_history(

@@ -9,10 +9,11 @@ import csv
 import http.server
 import io
 import json
+import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 from device_agent.camera import Box
 from device_agent.config import HttpOutput, ModbusOutput, PluginOutput, parse_site
 from device_agent.history import COLUMNS, History, read_history, write_csv
-from device_agent.outputs import LATE_S, Outputs, open_output
+from device_agent.outputs import GROUP_PARTS, LATE_S, WAITING_PARTS, Outputs, OutputTally, open_output
 from device_agent.outputs.http import HttpPosts
 from device_agent.parts import Finding, Part
 from sdk.errors import ConfigError, OutputFailed, OutputRefused
@@ -190,6 +191,67 @@ def test_a_stop_delivers_what_waits_and_gives_up_on_what_is_away() -> None:
     assert there.got == list(range(20))
     assert (there.closed, gone.closed) == (1, 1)
     assert outputs.report()[1][1].dropped == 20
+
+
+class SimRecord(SimOutput):
+    """Takes several verdicts at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: list[int] = []
+
+    def send_all(self, parts: Sequence[Part]) -> None:
+        self.gate.wait(DEADLINE_S)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.groups.append(len(parts))
+        self.got += [part.number for part in parts]
+
+
+def given(record: SimRecord, count: int) -> OutputTally:
+    """Let that many verdicts wait, then start; return the tally when all of them have been dealt with."""
+    outputs = Outputs()
+    outputs.add(record)
+    for i in range(count):
+        outputs.put(part_of(i))
+    outputs.start()
+    ((_, tally, _, latency),) = outputs.report()
+    wait_for(lambda: tally.sent + tally.dropped == count, DEADLINE_S)
+    outputs.stop()
+    assert latency.latency().count == tally.sent
+    return tally
+
+
+def test_what_records_takes_what_waits_together_and_in_order() -> None:
+    record, count = SimRecord(), 2 * GROUP_PARTS + 10
+    tally = given(record, count)
+    assert (tally.sent, tally.dropped, tally.fault) == (count, 0, "")
+    assert record.got == list(range(count))
+    assert record.groups == [GROUP_PARTS, GROUP_PARTS, 10]
+
+
+def test_verdicts_that_went_together_are_tried_again_together() -> None:
+    record = SimRecord()
+    record.failures = [away(), away()]
+    assert given(record, 3) == OutputTally(sent=3)
+    assert record.groups == [3]
+
+
+def test_verdicts_that_are_refused_together_are_all_counted() -> None:
+    record = SimRecord()
+    record.failures = [OutputRefused("no such part", hint="-")]
+    tally = given(record, 3)
+    assert (tally.sent, tally.dropped, record.got) == (0, 3, [])
+
+
+def test_an_output_that_may_not_hold_more_drops_and_counts() -> None:
+    record, outputs = SimRecord(), Outputs()
+    outputs.add(record)
+    for _ in range(WAITING_PARTS + 5):
+        outputs.put(part_of(0))
+    ((_, tally, depth, _),) = outputs.report()
+    assert (tally.dropped, depth) == (5, WAITING_PARTS)
+    outputs.stop()
 
 
 # Modbus
@@ -398,6 +460,17 @@ def test_the_history_has_every_verdict_with_its_tile_while_it_is_being_written(t
     assert [row.part for row in read_history(tmp_path, verdict="reject", newest=1)] == ["p3"]
     second = read_history(tmp_path, since_utc=1_700_000_002, until_utc=1_700_000_003)
     assert [row.part for row in second] == ["late"]
+    history.close()
+
+
+def test_verdicts_that_are_written_together_are_all_there_or_none(tmp_path: Path) -> None:
+    history = History(tmp_path, 1000)
+    history.send_all([part_of(1), part_of(2)])
+    with pytest.raises(sqlite3.Error):
+        history.send_all([part_of(3), replace(part_of(4), captured_utc=None)])  # type: ignore[arg-type]
+    assert [row.part for row in read_history(tmp_path)] == ["p1", "p2"]
+    history.send_all([part_of(5)])
+    assert [row.part for row in read_history(tmp_path)] == ["p1", "p2", "p5"]
     history.close()
 
 
