@@ -233,6 +233,7 @@ class Flow:
         self.ledger = Ledger(settings.good, cameras=len(sources), frames=settings.frames)
         self._lock = threading.Lock()  # the ledger's
         self._due = threading.Condition(self._lock)
+        self._watched_s = float("inf")  # when deadlines are looked at next
         self._intake = Intake(len(sources))
         self.triggers = Triggers(len(sources), settings.triggers) if settings.triggers else None
         self._prepared: queue.Queue[tuple[Taken, Prepared]] = queue.Queue(STAGE_FRAMES)
@@ -279,8 +280,7 @@ class Flow:
             except (NoRelease, TriggerRefused) as error:
                 self._tell([self.ledger.refuse(part, now_utc, now_s, str(error))])
                 raise
-            self.ledger.expect(trigger, part, now_utc, now_s, now_s + self._settings.decide_within_s)
-            self._due.notify_all()
+            self._enter(trigger, part, now_utc, now_s, now_s + self._settings.decide_within_s)
         return part
 
     def run(self, stop: threading.Event) -> None:
@@ -404,7 +404,12 @@ class Flow:
             return
         deadline_s = shot.at_s + (self._settings.decide_within_s if live else float("inf"))
         with self._due:
-            self.ledger.expect(taken.key, shot.part or "", shot.captured_utc, shot.at_s, deadline_s)
+            self._enter(taken.key, shot.part or "", shot.captured_utc, shot.at_s, deadline_s)
+
+    def _enter(self, key: object, name: str, captured_utc: float, captured_s: float, deadline_s: float) -> None:
+        """Let a part be under way: the caller has the ledger's lock."""
+        self.ledger.expect(key, name, captured_utc, captured_s, deadline_s)
+        if deadline_s < self._watched_s:  # else the watch looks again before it is due, and need not wake for it
             self._due.notify_all()
 
     def _embed_all(self, stop: threading.Event) -> None:
@@ -467,6 +472,7 @@ class Flow:
                 self._tell(self.ledger.expire(now_s))
                 due_s = self.ledger.next_deadline_s()
                 wait_s = POLL_S if due_s is None else min(POLL_S, max(0.0, due_s - now_s))
+                self._watched_s = now_s + wait_s
                 self._due.wait(wait_s)
 
     # -- keeping ---------------------------------------------------------------------------------------------

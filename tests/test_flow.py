@@ -171,6 +171,32 @@ def test_a_part_whose_camera_gives_nothing_is_rejected_when_its_time_is_over(sto
         assert (line.parts[0].verdict, line.parts[0].reason) == (Verdict.REJECT, LATE)
 
 
+class Counted(threading.Condition):
+    """Counts how often the watch over deadlines is woken."""
+
+    woken = 0
+
+    def notify_all(self) -> None:
+        self.woken += 1
+        super().notify_all()
+
+
+def test_the_watch_is_woken_for_what_is_due_before_it_looks_again_and_for_nothing_else(
+    store: Store, bundle: Bundle
+) -> None:
+    line = Line(store, bundle, [SimCamera()], triggered(within_s=1000.0))
+    due = line.flow._due = Counted(line.flow._lock)
+    line.flow.trigger("nobody has looked yet")
+    assert due.woken == 1
+    line.flow._watched_s = time.monotonic() + 500
+    line.flow.trigger("due when the watch has looked")
+    assert due.woken == 1
+    line.flow._watched_s = time.monotonic() + 5000
+    line.flow.trigger("due before")
+    assert due.woken == 2
+    line.station.close()
+
+
 def test_after_an_outage_a_frame_goes_to_the_part_of_now_and_not_to_those_that_passed(
     store: Store, bundle: Bundle
 ) -> None:
