@@ -14,7 +14,7 @@ class StoreLimits:
 
     Attributes:
         keep_samples: Unlabelled samples with pictures, at most: where there would be more, the oldest twentieth
-            goes. Labelled ones stay.
+            goes, or the oldest hundred. Labelled ones stay.
         keep_parts: Of the last so many parts everything stays at hand for labelling, as long as there is room.
         max_image_bytes: Pictures on disk, labelled ones included; where these alone fill it, others are refused.
         ballast_bytes: Kept on the disk to be given up for labels when it is full; 0 for none.

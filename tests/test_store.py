@@ -305,6 +305,14 @@ def test_samples_are_never_more_than_their_limit_and_a_twentieth_less_at_most(tm
             assert min(number + 1, 38) <= seen_in(store) <= 40
 
 
+def test_no_more_than_a_hundred_samples_go_at_once(tmp_path: Path) -> None:
+    """A label waits meanwhile."""
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=3000)) as store:
+        for number in range(3001):
+            store.samples.put(sample_of(number), None)
+        assert seen_in(store) == 2900
+
+
 def test_samples_that_other_calls_bring_back_count_too(tmp_path: Path) -> None:
     """They are counted only when so much has changed in the store that they could be too many."""
     with Store.open(tmp_path, "line-1", limits=replace(LIMITS, keep_samples=40)) as store:
