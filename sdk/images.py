@@ -222,7 +222,10 @@ def _whole(opened: int, path: Path) -> bytes:
             f"{path}: {found.st_size} bytes are too many for an image", hint="Send the image compressed."
         )
     data = os.read(opened, found.st_size + 1)
-    while len(data) <= MAX_IMAGE_BYTES and (more := os.read(opened, max(1, found.st_size + 1 - len(data)))):
+    while len(data) != found.st_size and len(data) <= MAX_IMAGE_BYTES:  # it grows, or comes in pieces
+        more = os.read(opened, max(1, found.st_size + 1 - len(data)))
+        if not more:
+            break
         data += more
     return data
 
