@@ -122,11 +122,11 @@ def test_what_was_encoded_to_name_a_burst_is_not_encoded_again() -> None:
     assert joined.sample_id is shot.sample_id
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (97, 131)])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 300), (300, 8), (97, 131)])
 def test_a_tile_is_stored_losslessly(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(3)
     for frame in (frame_of(90), rng.integers(0, 256, (*shape, 3), np.uint8)):
-        assert np.array_equal(cv2.imdecode(np.frombuffer(encode_png(frame), np.uint8), cv2.IMREAD_COLOR), frame)
+        assert np.array_equal(decode(encode_png(frame)), frame)
 
 
 def test_a_noisy_tile_takes_hardly_more_than_its_noise() -> None:

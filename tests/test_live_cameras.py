@@ -408,7 +408,7 @@ def test_what_is_looked_at_first_changes_no_finding() -> None:
             frame[rng.random((height, width)) < rng.choice([0.0, 0.004, 0.006, 0.1, 0.5])] = other
         else:
             frame[:: FIRST * max(1, min(height, width) // GRID)] = other
-        shares = {
+        shares: dict[str, Any] = {
             "black_share": float(rng.choice([0, 0.3, 0.9, 0.995, 1])),
             "bright_share": float(rng.choice([0, 0.3, 0.95, 1])),
         }
