@@ -4,7 +4,8 @@
 
 FUSE hands every write to this process, which keeps it in memory; a sync of the file takes it to the folder BACKING
 below. Names are kept at once, as a journal keeps them. With `--lie` a sync is answered and does nothing: a disk
-that the same checks must find out. Run in a process of its own (`LossyDisk`), since FUSE calls back into it.
+that the same checks must find out. Run in a process of its own (`LossyDisk`), since FUSE calls back into it. That
+process unmounts when its standard input ends: when whoever made the disk is gone, however it went.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +53,13 @@ class LossyDisk:
         self._mount = mount
         mount.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "tests.lossy_disk", str(backing), str(mount)]
-        self._process = subprocess.Popen([*command, "--lie"] if lie else command, stderr=subprocess.PIPE)
+        # A session of its own: what kills a whole test run leaves it the moment that it takes to unmount.
+        self._process = subprocess.Popen(
+            [*command, "--lie"] if lie else command,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + DEADLINE_S
         while not os.path.ismount(mount):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -63,9 +71,10 @@ class LossyDisk:
         """Take the power: whatever was not synced is gone, and the place is an empty folder again."""
         self._process.kill()
         self._process.wait(DEADLINE_S)
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-        subprocess.run([UNMOUNT, "-u", "-z", str(self._mount)], check=True, timeout=DEADLINE_S)
+        for pipe in (self._process.stdin, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+        _unmount(self._mount)
 
     def __enter__(self) -> LossyDisk:
         return self
@@ -73,6 +82,10 @@ class LossyDisk:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self.cut()
+
+
+def _unmount(mount: Path) -> None:
+    subprocess.run([UNMOUNT, "-u", "-z", str(mount)], check=True, timeout=DEADLINE_S)
 
 
 class _File:
@@ -241,14 +254,20 @@ def _error(number: int) -> OSError:
     return mfusepy.FuseOSError(number)  # type: ignore[no-any-return]
 
 
+def _unmount_without_owner(mount: Path) -> None:
+    sys.stdin.buffer.read()
+    _unmount(mount)  # which ends `mfusepy.FUSE` too
+
+
 def main(arguments: list[str]) -> None:
-    """Mount one and serve it until it is killed."""
+    """Mount one and serve it until it is killed, or standard input ends."""
     import mfusepy
 
     class Disk(_Operations, mfusepy.Operations):  # type: ignore[misc]
         """Ours before FUSE's own, which do nothing."""
 
     backing, mount, *more = arguments
+    threading.Thread(target=_unmount_without_owner, args=(Path(mount),), daemon=True).start()
     mfusepy.FUSE(Disk(Path(backing), "--lie" in more), mount, foreground=True, nothreads=True)
 
 

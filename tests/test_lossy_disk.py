@@ -7,8 +7,12 @@ controls are the same checks on syncs that are not asked for, and on a disk that
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from device_agent.store import STORE_NAME, check_store
 from sdk.errors import StoreCorrupt
 from tests.lossy_disk import LossyDisk, missing
 from tests.processes import Doomed
+from tests.simulators import wait_for
 from tests.soak import times
 from tests.test_kills import LONGEST_S, PICTURES, inspect_and_label
 from tests.tiny import picture, tiny_bundle
@@ -92,3 +97,27 @@ def test_a_disk_that_lies_about_syncs_is_found_out(tmp_path: Path) -> None:
         except StoreCorrupt:
             held = 0
     assert held < acknowledged
+
+
+OWNER = """
+import signal, sys
+from pathlib import Path
+from tests.lossy_disk import LossyDisk
+with LossyDisk(Path(sys.argv[1]), Path(sys.argv[2])):
+    print("mounted", flush=True)
+    signal.pause()
+"""
+
+
+def test_a_run_that_is_killed_leaves_nothing_mounted(tmp_path: Path) -> None:
+    """Or the folders of that run could not be removed by the next one."""
+    below, mount = tmp_path / "below", tmp_path / "disk"
+    below.mkdir()
+    command = [sys.executable, "-c", OWNER, str(below), str(mount)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"mounted\n"
+        assert os.path.ismount(mount)
+        os.killpg(owner.pid, signal.SIGKILL)
+    wait_for(lambda: str(mount) not in Path("/proc/self/mountinfo").read_text(), what="the mount going")
+    mount.rmdir()
