@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -21,6 +23,23 @@ for _library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a script: children would inherit the deafness, and some tests press Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+GC_AFTER: Final = 50_000
+"""New objects between two looks for garbage; Python's 700 has torch's tracer looking without end."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for garbage neither while all is imported nor, afterwards, among what was."""
+    gc.disable()
+    gc.set_threshold(GC_AFTER, *gc.get_threshold()[1:])
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture
