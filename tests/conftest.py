@@ -56,6 +56,18 @@ def mosquitto() -> Iterator[Mosquitto]:
         yield broker
 
 
+@pytest.fixture(scope="module")
+def graphs_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Torch writes each ONNX graph once for all processes of this run. For tests of what comes after it."""
+    from tests.graphs import kept_in
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"
+    folder.mkdir(exist_ok=True)
+    with kept_in(folder):
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL on a free loopback port. Needs the system's: apt-get install postgresql."""

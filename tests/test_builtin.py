@@ -25,7 +25,7 @@ from export.backbones import BUILTIN, BUILTIN_FOLDER, Backbone, load_backbone
 from export.embed import features
 from export.pretrain import recipe_of
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 
 MAX_BYTES = 4_000_000
 

@@ -43,7 +43,7 @@ from sdk.score import LeftOut, Score
 from sdk.splits import Part, split
 from tests.tiny import picture, write_pictures
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 torch.set_num_threads(1)  # tests run side by side; spinning threads cost more than they give
 
 CLASSES = ("good", "pit", "scratch")

@@ -19,7 +19,7 @@ from export.graph import OnnxBackbone, to_onnx
 from export.profiles import DEQUANTIZE, Profile, channel_axis, weighted
 from export.quantize import Method, Prepared, calibrate, on_training_grid, prepare, to_int8
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 torch.set_num_threads(1)
 
 Array = npt.NDArray[np.float32]

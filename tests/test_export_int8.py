@@ -31,7 +31,7 @@ from sdk.score import LeftOut
 from sdk.splits import Part
 from tests.tiny import picture
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 torch.set_num_threads(1)  # tests run side by side; spinning threads cost more than they give
 
 SIDE = 64

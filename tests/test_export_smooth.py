@@ -20,7 +20,7 @@ from export.quantize import Method, Prepared, calibrate, prepare, smoothed, to_i
 from export.smooth import smooth
 from sdk.errors import CalibrationFailed
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 torch.set_num_threads(1)
 
 Array = npt.NDArray[np.float32]

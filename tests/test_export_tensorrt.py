@@ -23,7 +23,7 @@ from tests.commands import headway
 from tests.tensorrt_sim import SimTensorRt, sim_library
 from tests.tiny import backbone, tiny_bundle
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 
 
 def quantized() -> onnx.ModelProto:

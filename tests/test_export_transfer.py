@@ -38,7 +38,7 @@ from export.transfer import (
 from sdk.errors import ExportError
 from tests.tiny import write_pictures
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 torch.set_num_threads(1)  # tests run side by side; spinning threads cost more than they give
 
 SIDE = 48

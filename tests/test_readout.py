@@ -21,7 +21,7 @@ from sdk.images import open_images
 from tests.test_export import Silent
 from tests.tiny import write_pictures
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
 torch.set_num_threads(1)  # tests run side by side; spinning threads cost more than they give
 
 PX = 64
