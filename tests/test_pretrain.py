@@ -194,13 +194,13 @@ STILL = replace(TINY, batch=16, pool=14, fresh=0, surfaces=14, sides_px=(32, 32)
 
 
 def test_time_plans_the_steps() -> None:
-    _, outcome = pretrain(Plan(seed=0, minutes=0.05, mixed=False), TINY)
+    _, outcome = pretrain(Plan(seed=0, minutes=0.02, mixed=False), TINY)
     assert outcome.steps >= 1
 
 
 def test_drawn_tasks_tell_good_features_from_bad() -> None:
     """Features that are the label, and features that are noise."""
-    tasks = draw_tasks(Size(parts=7, surfaces=3, pieces=7, draws=2))
+    tasks = draw_tasks(Size(parts=3, surfaces=3, pieces=7, draws=2))
     rng = np.random.default_rng(0)
     noise = rng.random((len(tasks.frames), 16)).astype(np.float32)
     telling = noise.copy()
