@@ -259,7 +259,7 @@ class Builder:
         assert network.model is not None
         if sim.dies:
             raise SystemExit("the kernel killed the process")
-        if not sim.go_on.wait(20) or not _walk_phases(config.progress_monitor, sim.on_step):
+        if not sim.go_on.wait(60) or not _walk_phases(config.progress_monitor, sim.on_step):
             return None
         if sim.fails:
             self._logger.log(Severity.WARNING, "something harmless")

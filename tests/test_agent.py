@@ -74,7 +74,7 @@ def running(agent: Agent) -> Iterator[list[dict[str, Any]]]:
         yield ready
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -247,7 +247,7 @@ def fleet_of(folder: Path, broker: Mosquitto) -> Iterator[FleetStore]:
             yield fleet
         finally:
             stop.set()
-            thread.join(20)
+            thread.join(60)
 
 
 def device_of(folder: Path, images: Path, device: str, broker: Mosquitto) -> Agent:
@@ -431,7 +431,7 @@ def test_a_label_that_was_acknowledged_survives_kill_9(images: Path, bundle: Bun
         new = call(ready["page"], "api/classes", {"name": "rings"})["class_id"]
         saved = call(ready["page"], "api/labels", {"sample": sample, "class_id": new, "operator": "ann"})
         child.send_signal(signal.SIGKILL)
-        child.wait(20)
+        child.wait(60)
         assert saved["saved"] is True
     with process(file) as (_, ready):
         state = call(ready["page"], "api/state")
@@ -446,7 +446,7 @@ def test_a_stop_is_clean_and_quiet(images: Path, bundle: Bundle, number: signal.
     with process(site_file(images, bundle)) as (child, ready):
         assert ready["ready"] is True
         child.send_signal(number)
-        assert child.wait(20) == code
+        assert child.wait(60) == code
         assert child.stderr is not None
         assert "Traceback" not in child.stderr.read()
     with Store.open(images.parent / "data", "line-1"):

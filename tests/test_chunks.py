@@ -391,7 +391,7 @@ def test_a_flipped_chunk_on_the_broker_is_never_used(mosquitto: Mosquitto, tmp_p
         assert digest.encode() in wants[0]
         assert not (tmp_path / "slot").exists()
         server.publish(TOPICS.chunk(digest), chunks[digest], retain=True)
-        thread.join(20)
+        thread.join(60)
     assert same_files(source, tmp_path / "slot")
     assert done[0] is not None
     assert done[0].corrupt >= 1

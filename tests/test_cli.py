@@ -195,7 +195,7 @@ def test_a_stopped_command_says_so_in_a_line_and_removes_its_temporary_files(
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert stderr == "stopped\n"
     assert list((tmp_path / "temporary").iterdir()) == []
@@ -235,7 +235,7 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(30) == 1
+        assert process.wait(60) == 1
 
 
 def test_bundle_show_and_verify_say_what_it_is(bundle: Path) -> None:

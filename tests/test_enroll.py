@@ -356,7 +356,7 @@ def _says(settings: MqttSettings, topic: str, listener: Ear) -> bool:
     try:
         with Ear(settings, "stolen") as ear:
             ear.says(topic)
-            wait_for(lambda: ear.session.pending_bytes == 0, 20.0)
+            wait_for(lambda: ear.session.pending_bytes == 0, 60.0)
             return topic in listener.heard
     except BrokerError:
         return False

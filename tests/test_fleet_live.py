@@ -70,7 +70,7 @@ class Served:
 
     def stop(self) -> str:
         self.process.send_signal(signal.SIGTERM)
-        out, _ = self.process.communicate(timeout=20)
+        out, _ = self.process.communicate(timeout=60)
         assert self.process.returncode == 0
         return out
 
@@ -282,7 +282,7 @@ def test_a_fleet_from_the_command_line(
         for state in (UpdateState.PROVISIONAL, UpdateState.COMMITTED):
             event = UpdateEvent(release_id=desired.release.release_id, state=state)
             device.session.publish(TOPICS.up_event("line-1"), encode_json(event))
-        published = json.loads(waiting.communicate(timeout=30)[0])
+        published = json.loads(waiting.communicate(timeout=60)[0])
         assert waiting.returncode == 0
         assert published["devices"][0]["settled"] == "committed"
         assert published["served"]
@@ -404,7 +404,7 @@ def test_a_rollout_that_is_rolled_back_is_an_error(mosquitto: Mosquitto, tmp_pat
                 release_id=publication.ref.release_id, state=UpdateState.ROLLED_BACK, reason="recall fell"
             )
             ledger.note_event("a", event, 1.0)
-        out, err = waiting.communicate(timeout=30)
+        out, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 2
     assert "no fleet service runs" in out
     assert "1 of 1 devices rolled it back, a: recall fell" in err
@@ -507,7 +507,7 @@ def test_a_change_while_the_broker_reads_for_the_one_before_counts(
         for change in range(changes):
             own.write_text(str(change))
             assert reload_broker(pid_file)
-        wait_for(lambda: (tmp_path / "read").read_text() == str(changes - 1), 20.0, "the last change")
+        wait_for(lambda: (tmp_path / "read").read_text() == str(changes - 1), 60.0, "the last change")
 
 
 def test_a_broker_that_does_not_reload_is_told(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_is_no_image_is_refused(store: Store, bundle: Bundle, data: bytes) 
 
 def referred(station: Station) -> Station:
     """Wait until the trial thread has scored the head that serves."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while station.require().learner.reference is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
