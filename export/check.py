@@ -371,8 +371,8 @@ def with_scores(report: SetReport, checked: Checked, learned: Selection, form: F
     divided = sum(images.groups[pair.first] != images.groups[pair.second] for pair in further)
     if divided:
         log.warn(
-            f"The backbone's features propose {divided} further pair{'s' if divided != 1 else ''} of one part in different groups: the score "
-            "flatters a little. The report has the score with them joined."
+            f"The backbone's features propose {divided} further pair{'s' if divided != 1 else ''} of one part in "
+            "different groups: the score flatters a little. The report has the score with them joined."
         )
     apart, together = checked.own_groups, joined(checked.own_groups, [*near.pairs, *further])
     leaks = msgspec.structs.replace(report.leaks, by_features=len(further))
