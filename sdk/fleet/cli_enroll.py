@@ -197,7 +197,6 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
         (out / name).touch(mode=0o600)
         (out / name).write_bytes(content)
     _write_place(folder, msgspec.structs.replace(place, channels={**place.channels, device: channel}))
-    _tell_broker(directory)
     click.echo(
         f"{device} is enrolled on channel {channel}; carry {out}/ to it, set [camera] in site.toml, then there:"
     )
@@ -205,6 +204,7 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
     click.echo(f"and delete {out}/ here: its key is in it")
     if not trusted:
         click.echo("releases are not signed in this fleet; see `headway fleet keys init`")
+    _tell_broker(directory)
 
 
 @click.command()
@@ -219,8 +219,9 @@ def revoke(device: str, directory: Path) -> None:
     Authority(folder).revoke(device)
     channels = {name: channel for name, channel in place.channels.items() if name != device}
     _write_place(folder, msgspec.structs.replace(place, channels=channels))
-    click.echo(f"{device} is revoked: the broker takes nothing from it any more; what it labelled stays")
-    _tell_broker(directory)
+    click.echo(f"{device} is revoked; what it labelled stays")
+    if _tell_broker(directory):
+        click.echo("the broker takes nothing from it any more")
 
 
 def site_text(device: str, channel: str, place: Place, *, trusted: bool) -> str:
@@ -332,11 +333,18 @@ def _write_place(folder: Path, place: Place) -> None:
         draft.replace(folder / name)
 
 
-def _tell_broker(directory: Path) -> None:
+def _tell_broker(directory: Path) -> bool:
+    """Let a broker of ours read what has changed; return whether one does.
+
+    Raises:
+        BrokerError: it is there and does not. Whoever calls has said by then what was changed.
+    """
     from sdk.fleet.broker import reload_broker
 
-    if not reload_broker(tls_folder(directory) / "broker.pid") and shutil.which("systemctl") is not None:
+    told = reload_broker(tls_folder(directory) / "broker.pid")
+    if not told and shutil.which("systemctl") is not None:
         click.echo("if the broker runs elsewhere, let it reload: systemctl reload mosquitto (or SIGHUP)")
+    return told
 
 
 def _check(text: str, kind: type, what: str, allowed: str) -> None:
