@@ -141,12 +141,16 @@ def decode(data: bytes) -> Frame:
 
 
 def _blue_green_red(image: Image.Image) -> Frame:
-    import cv2  # as in `sdk.preprocess`; numpy takes forty times longer to turn the channels round
+    import cv2  # as in `sdk.preprocess`; numpy takes eight times longer to turn the channels round
 
+    # Not `cvtColor`: it wakes OpenCV's threads, which wait busily for more and take cores from the backbone.
     if image.mode == "L":
-        return np.asarray(cv2.cvtColor(np.asarray(image), cv2.COLOR_GRAY2BGR), np.uint8)
-    colour = image if image.mode == "RGB" else image.convert("RGB")
-    return np.asarray(cv2.cvtColor(np.asarray(colour), cv2.COLOR_RGB2BGR), np.uint8)
+        grey = np.asarray(image, np.uint8)
+        return np.asarray(cv2.merge((grey, grey, grey)), np.uint8)
+    rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB"), np.uint8)
+    frame = np.empty_like(rgb)
+    cv2.mixChannels([rgb], [frame], [0, 2, 1, 1, 2, 0])
+    return frame
 
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, MemoryError, struct.error)
