@@ -121,7 +121,10 @@ class Samples:
             )
 
     def _evict(self, db: sqlite3.Connection, total: int, just_now: bytes) -> list[tuple[bytes, int]]:
-        """Delete the samples that matter least until pictures are well below their limit; return what went."""
+        """Delete the samples that matter least until pictures are below their limit; return what went.
+
+        As far below as `_EVICT_TO`, unless that takes more than `_PRUNE_AT_ONCE` of them.
+        """
         rows = db.execute(
             "WITH last AS (SELECT part FROM samples GROUP BY part ORDER BY max(arrival) DESC LIMIT ?)"
             " SELECT sample, size_bytes FROM samples WHERE status != 'labelled' AND sample != ?"
@@ -130,7 +133,8 @@ class Samples:
         ).fetchall()
         gone: list[tuple[bytes, int]] = []
         for sample, size_bytes in rows:
-            if total <= self._limits.max_image_bytes * _EVICT_TO:
+            enough = total <= self._limits.max_image_bytes and len(gone) >= _PRUNE_AT_ONCE
+            if enough or total <= self._limits.max_image_bytes * _EVICT_TO:
                 break
             gone.append((sample, size_bytes))
             total -= size_bytes

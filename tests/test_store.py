@@ -479,6 +479,27 @@ def test_certain_pictures_go_before_those_of_the_last_parts_and_uncertain_ones_l
         assert len(kept) <= 10
 
 
+def test_no_label_waits_until_a_twentieth_of_very_many_pictures_is_deleted(tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_image_bytes=250_000, keep_samples=10_000, keep_parts=1)
+    with Store.open(tmp_path, "line-1", limits=limits) as store:
+
+        def put(number: int, size_bytes: int = 100) -> None:
+            picture = picture_of(number, size_bytes)
+            store.samples.put(sample_of(number, sample_id=hashlib.sha256(picture).digest()), picture)
+
+        def kept() -> int:
+            return sum(1 for file in (tmp_path / "images").rglob("*") if file.is_file())
+
+        for number in range(2_500):
+            put(number)
+        assert kept() == 2_500
+        put(2_500)
+        assert kept() == 2_501 - 100
+        # One that needs more room than a hundred give takes what it needs.
+        put(2_501, 30_000)
+        assert kept() == (250_000 - 30_000) // 100 + 1
+
+
 def test_labelled_pictures_alone_may_fill_the_room_and_labels_are_still_taken(tmp_path: Path) -> None:
     with Store.open(tmp_path, "line-1", limits=replace(LIMITS, max_image_bytes=5_000)) as store:
         for number in range(5):
