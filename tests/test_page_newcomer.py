@@ -54,6 +54,12 @@ def settings(bundle: Bundle, stream: Path) -> str:
     return f'device = "line-1"\nbundle = "{bundle.path}"\n{camera}[page]\nport = 0\n'
 
 
+ROWS_OF_EACH_PART = (
+    "each => [...each.childNodes].filter(n => n.nodeType === 3).map(n => {"
+    " const range = document.createRange(); range.selectNode(n); return range.getClientRects().length; })"
+)
+
+
 def choose(device: Device, name: str) -> None:
     wanted = {"good": [class_id(name).hex()], "escape_rate": 0.01, "by_threshold": False}
     device.http.put("/api/operating", json=wanted).raise_for_status()
@@ -169,10 +175,7 @@ def test_no_class_button_is_divided_within_a_word(device: Device, browser: Brows
             "each => each.getClientRects()[0].height / parseFloat(getComputedStyle(each).lineHeight)"
         )
         assert round(rows) == 1
-        parts = on.page.locator('#classes button[data-class="pitted_surface"] span').evaluate(
-            "each => [...each.childNodes].filter(n => n.nodeType === 3).map(n => {"
-            " const range = document.createRange(); range.selectNode(n); return range.getClientRects().length; })"
-        )
+        parts = on.page.locator('#classes button[data-class="pitted_surface"] span').evaluate(ROWS_OF_EACH_PART)
         assert parts == [1, 1], "each part of the name stands in one line"
 
 
@@ -196,3 +199,14 @@ def test_an_agent_that_starts_without_a_release_says_in_its_log_what_to_do(
         (said,) = [each.getMessage() for each in caplog.records if "no release yet" in each.getMessage()]
     assert "name a bundle in site.toml, or bring one on a stick (headway agent update)" in said
     assert ("publish one to channel default" in said) is fleet
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_decision_is_not_divided_within_a_word(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url, viewport=PHONE) as on:
+        on.ready()
+        on.until("newest !== null")
+        on.page.evaluate(
+            "newest = {...newest, label: null, unknown: false, decision: 'pitted_surface'}; drawLive()"
+        )
+        assert on.page.locator("#live-decision .text").evaluate(ROWS_OF_EACH_PART) == [1, 1]

@@ -68,7 +68,7 @@ const onState = (listener) => { listeners.push(listener); if (latest) listener(l
 
 // What is most urgent, as {level, mark, text, more}. Levels: good, wait, warn, bad.
 function condition(state) {
-  if (!state.release) return { level: "wait", mark: "…", text: t("state.waiting"), more: t(state.mqtt ? "state.waiting-more" : "state.waiting-alone") };
+  if (!state.release) return { level: "wait", mark: "…", text: t("state.waiting"), more: state.mqtt ? t("state.waiting-more") : t("state.waiting-alone") };
   if (state.camera.state === "lost") return { level: "bad", mark: "✕", text: t("state.camera-lost"), more: t("state.camera-lost-more") };
   if (state.drift && state.drift.alarm) return { level: "bad", mark: "!", text: t("state.drift"), more: t("state.drift-more") };
   if (state.faults.length) return { level: "warn", mark: "!", text: t("state.fault"), more: t("state.fault-more", { what: state.faults.join(" · ") }) };

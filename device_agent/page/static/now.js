@@ -51,7 +51,7 @@ function drawLive() {
   const box = $("live-decision");
   box.className = `decision ${level}`;
   box.querySelector(".mark").textContent = mark;
-  box.querySelector(".text").textContent = text;
+  box.querySelector(".text").replaceChildren(...breakable(text));
   box.querySelector(".sure").textContent = newest.unknown ? "" : t("now.sure", { sure: percent(newest.probability) });
 }
 
