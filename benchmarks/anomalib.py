@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         def ours(file: Path) -> float:
             data, frame = read(file)
-            looked = station.look(station.prepare([Shot(frame, 0.0, "bench/x", file.name, data)]))
+            looked = station.judge(station.embed(station.prepare([Shot(frame, 0.0, "bench/x", file.name, data)])))
             return looked.looks[0].decision.probability
 
         pipeline = station.require().pipeline

@@ -330,8 +330,18 @@ class Station:
         return Prepared(serving, shots, serving.pipeline.prepare([shot.frame for shot in shots]))
 
     def look(self, prepared: Prepared) -> Looked:
-        """Decide about frames: `embed`, then `judge`."""
-        return self.judge(self.embed(prepared))
+        """Decide about frames that no line waits for: `embed`, then the head's own arithmetic.
+
+        Raises:
+            InferenceFailed: the runtime failed.
+        """
+        pipeline = prepared.serving.pipeline
+
+        def by_head(head: Head, features: Features) -> tuple[Codes, Decisions]:
+            codes = pipeline.codes_of(features)
+            return codes, head.decide(codes)
+
+        return self._judged(self.embed(prepared), by_head)
 
     def embed(self, prepared: Prepared) -> Embedded:
         """Run the backbone of the release that frames were prepared for.
@@ -344,15 +354,18 @@ class Station:
         return Embedded(prepared.serving, prepared.shots, features, (time.perf_counter() - began_s) * 1000)
 
     def judge(self, embedded: Embedded) -> Looked:
-        """Decide about frames by their features, and the release's head of this moment.
+        """Decide about the line's frames by their features and the release's head of this moment, in one call.
 
         Raises:
             FeatureSizeError: the features are not finite.
         """
+        return self._judged(embedded, embedded.serving.decider.decide)
+
+    def _judged(self, embedded: Embedded, decide: Callable[[Head, Features], tuple[Codes, Decisions]]) -> Looked:
         serving, shots, features, backbone_ms = embedded
         began_s = time.perf_counter()
         active = serving.learner.head
-        codes, decided = serving.decider.decide(active.head, features)
+        codes, decided = decide(active.head, features)
         looks = self._looks(serving, shots, active, codes, decided, began_s - backbone_ms / 1000)
         return Looked(looks, active.head, backbone_ms, (time.perf_counter() - began_s) * 1000)
 

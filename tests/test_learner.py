@@ -391,18 +391,13 @@ def test_labels_and_new_heads_do_not_wait_for_the_trial_thread(bundle: Bundle, s
 
     learner = Learner(bundle, None, store, on_change=hold_trials)
     ids = [see(store, bundle, "good", number) for number in range(2)]
+    before = learner.head.samples
     learner.start()
     try:
         learner.label(ids[0], GOOD, "anna")
-        assert held.wait(DEADLINE_S)
-        number = learner.head.number
+        assert held.wait(DEADLINE_S)  # in whatever the trial thread does first: a trial, or scores of the old head
         learner.label(ids[1], GOOD, "anna")
-        deadline = threading.Event()
-        for _ in range(int(DEADLINE_S / 0.01)):
-            if learner.head.number > number:
-                break
-            deadline.wait(0.01)
-        assert learner.head.number == number + 1
+        wait_for(lambda: learner.head.samples == before + 2, DEADLINE_S, "a head of both labels")
         assert learner.head.state is HeadState.PROVISIONAL
     finally:
         release.set()

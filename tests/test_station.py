@@ -15,6 +15,7 @@ import pytest
 
 from device_agent.camera import Shot, open_camera
 from device_agent.config import FolderCamera
+from device_agent.decider import TOLERANCE
 from device_agent.limits import StoreLimits
 from device_agent.queue import QueuePolicy
 from device_agent.runtime import open_runtime
@@ -24,6 +25,7 @@ from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import BadImages, LabelError, NoRelease, StoreFull, UnknownClassError
 from sdk.labels import DefineClass
+from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
 
 FULL = StoreLimits(reserve_bytes=2**60)
@@ -121,6 +123,27 @@ def test_a_release_that_no_longer_serves_takes_no_memory(store: Store, bundle: B
     finally:
         gc.enable()
         station.close()
+
+
+def test_frames_of_the_line_are_decided_by_one_call_and_all_else_by_the_head_itself(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    station = serving(store, bundle)
+    (shot,) = shots(tmp_path / "images", "pit", 1)
+    prepared = station.prepare([shot])
+    head, code = station.require().learner.head.head, station.require().pipeline.code(shot.frame)
+
+    def by_graph() -> bool:
+        station.judge(station.embed(prepared))
+        return station.require().decider.ready
+
+    wait_for(by_graph, 60.0, "the head's graph")
+    (line,), (looked,) = station.judge(station.embed(prepared)).looks, station.look(prepared).looks
+    assert np.array_equal(line.code, code[0])
+    assert looked.decision.novelty == float(head.decide(code).novelty[0])
+    assert line.decision.novelty == pytest.approx(looked.decision.novelty, abs=TOLERANCE / 5)
+    assert line.decision.forced_id == looked.decision.forced_id
+    station.close()
 
 
 def test_frames_that_wait_to_be_stored_keep_no_head(store: Store, bundle: Bundle, tmp_path: Path) -> None:
