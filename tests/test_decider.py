@@ -88,6 +88,15 @@ def test_a_head_as_large_as_real_ones_is_decided_by_its_graph(d: int) -> None:
     assert np.array_equal(found.class_index, right.class_index)
 
 
+def test_what_seven_bits_lack_is_taken_off_the_centre_as_well() -> None:
+    """Codes lie far from zero and near their centre: what is lost must weigh by the latter."""
+    rng = np.random.default_rng(7)
+    head = head_of(rng, {A: 120, B: 60}, 256)
+    made = module._graph(head, SCALE)
+    off = module._deviation(head, made, SCALE)
+    assert off < module._deviation(head, made._replace(off=np.zeros_like(made.off)), SCALE) / 2
+
+
 def test_the_graph_is_what_the_onnx_package_takes_for_a_model() -> None:
     rng = np.random.default_rng(0)
     whitening = np.triu(rng.normal(size=(40, 40))).astype(np.float32)
