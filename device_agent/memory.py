@@ -7,6 +7,7 @@ hundreds of megabytes for seconds; on a device they belong to the camera and the
 from __future__ import annotations
 
 import ctypes
+import gc
 from typing import Final
 
 LARGE_BYTES: Final = 4 * 1024**2
@@ -40,3 +41,12 @@ def give_back_memory() -> bool:
     return all(
         mallopt(option, value) for option, value in ((_TRIM, LARGE_BYTES), (_MAP, LARGE_BYTES), (_ARENAS, ARENAS))
     )
+
+
+def forget_garbage_of_the_start() -> None:
+    """Spare the collector what stays as long as this process: modules, the page's models, the labels of before.
+
+    It would look through all of these again and again, and no thread runs meanwhile.
+    """
+    gc.collect()
+    gc.freeze()

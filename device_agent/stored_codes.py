@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from device_agent.courtesy import breathe
 from device_agent.database import Database, damaged
 from sdk.codes import Code, Codes
 from sdk.shelf import Ints
@@ -71,6 +72,7 @@ class StoredCodes:
         # In the order of the file, whatever the caller's: neighbours share its pages.
         logged = logged[np.argsort(-places[logged], kind="stable")]
         for start in range(0, len(logged), _AT_ONCE):
+            breathe()
             at = logged[start : start + _AT_ONCE]
             arrivals = (-places[at]).tolist()
             codes = dict(self._db.rows(_READ, *arrivals, *[None] * (_AT_ONCE - len(arrivals))))

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import pytest
 
+from device_agent import memory
 from device_agent.agent import Agent, running_page
 from device_agent.config import FolderCamera, MqttTable, PageSettings, RuntimeSettings, Site, load_site
 from device_agent.runtime import open_runtime
@@ -421,6 +422,17 @@ def call(page: str, path: str, body: object = None) -> Any:
     request = urllib.request.Request(f"{page}{path}", data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
+
+
+def test_what_was_there_at_the_start_is_no_garbage_to_look_through(
+    images: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(memory, "forget_garbage_of_the_start", lambda: said.append(capsys.readouterr().out))
+    monkeypatch.setattr(Agent, "run", lambda _self, _stop, on_ready: on_ready({"ready": True}))
+    monkeypatch.setattr(memory, "give_back_memory", lambda: True)  # of the process that tests
+    assert headway(capsys, "agent", "run", site_file(images, bundle)).code == 0
+    assert said == [""]  # once, before somebody is told that it is ready
 
 
 def test_a_label_that_was_acknowledged_survives_kill_9(images: Path, bundle: Bundle) -> None:

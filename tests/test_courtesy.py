@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 
-from device_agent.courtesy import SWITCH_S, Courtesy, switch_often
+from device_agent import courtesy as module
+from device_agent import stored_codes
+from device_agent.courtesy import BREATH_EVERY_S, SWITCH_S, Courtesy, breathe, switch_often
+from device_agent.database import Database
 from device_agent.images import ImageFolder
 from device_agent.learner import Learner
 from device_agent.queue import Question, QueuePolicy
 from device_agent.sample import SampleStatus
 from device_agent.store import Store
+from device_agent.stored_codes import StoredCodes
 from sdk.bundle import Bundle
 from tests.builders import class_id_of, make_bundle
 from tests.pages import wait_for
@@ -106,6 +113,58 @@ def test_threads_that_compute_let_others_in_soon() -> None:
         assert sys.getswitchinterval() == pytest.approx(SWITCH_S / 10, rel=0.05)
     finally:
         sys.setswitchinterval(before)
+
+
+class Breaths:
+    """A clock that only the test moves, and how often each thread slept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        self.slept: list[str] = []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(time, "sleep", lambda _: self.slept.append(threading.current_thread().name))
+        monkeypatch.setattr(module, "_breathed", threading.local())
+
+
+def test_who_computes_in_small_steps_pauses_as_often_as_others_may_have_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    breaths = Breaths(monkeypatch)
+    for _ in range(1000):  # a second of steps of a millisecond, then one of steps that take nothing
+        breaths.now_s += 0.001
+        breathe()
+    for _ in range(1000):
+        breathe()
+    assert len(breaths.slept) == 1000
+    for _ in range(1000):
+        breaths.now_s += BREATH_EVERY_S / 10
+        Courtesy().give_way()
+    assert 1080 <= len(breaths.slept) <= 1101
+
+
+def test_a_thread_that_pauses_does_not_pause_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    breaths = Breaths(monkeypatch)
+    breathe()
+    other = threading.Thread(target=breathe, name="other")
+    other.start()
+    other.join()
+    breathe()
+    assert breaths.slept == [threading.current_thread().name, "other"]
+
+
+class Records:
+    """A log in which record n holds the code n, n."""
+
+    def rows(self, _sql: str, *arrivals: int | None) -> list[tuple[int, bytes]]:
+        return [(each, bytes([each, each])) for each in arrivals if each is not None]
+
+
+def test_codes_are_read_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, paused = StoredCodes(cast(Database, Records()), 2), list[bool]()
+    monkeypatch.setattr(stored_codes, "breathe", lambda: paused.append(True))
+    places = np.tile(-np.arange(1, 101), 3)
+    assert (codes.read(places) == -places[:, None]).all()
+    assert len(paused) == 3
 
 
 def test_questions_of_an_earlier_head_are_asked_anew_although_labels_kept_coming(
