@@ -15,7 +15,7 @@ from device_agent.config import load_site
 from device_agent.doctor import examine
 from device_agent.finding import Level
 from sdk.bundle import Bundle
-from tests.pages import Device, chromium, screen, serving, write_stream
+from tests.pages import Device, Screen, chromium, screen, serving, write_stream
 from tests.pages import running as running_page
 from tests.test_agent import running as running_agent
 from tests.test_agent import site_of
@@ -86,8 +86,22 @@ def test_now_shows_that_every_part_is_rejected(device: Device, browser: Browser,
     with screen(browser, device.url, locale=locale) as on:
         on.ready()
         expect(on.page.locator("#verdict .text")).to_have_text(says)
+        assert drawn(on, good=None) == ("decision wait", "–")  # and no part has a tick
         choose(device, "scratches")
         expect(on.page.locator("#verdict .text")).not_to_have_text(says)
+        assert drawn(on, good=True) == ("decision good", "✓")
+        assert drawn(on, good=False) == ("decision bad", "✕")
+
+
+def drawn(on: Screen, *, good: bool | None) -> tuple[str, str]:
+    """Return how a decision is shown of which it is known, or not, that its class is a good one."""
+    on.until("newest !== null")
+    said = on.page.evaluate(
+        "good => { newest = {...newest, label: null, unknown: false, good}; drawLive();"
+        " return [$('live-decision').className, document.querySelector('#live-decision .mark').textContent]; }",
+        good,
+    )
+    return said[0], said[1]
 
 
 def test_status_and_doctor_say_it_too(tmp_path: Path, bundle: Bundle, stream: Path) -> None:
@@ -210,3 +224,12 @@ def test_on_a_phone_the_decision_is_not_divided_within_a_word(device: Device, br
             "newest = {...newest, label: null, unknown: false, decision: 'pitted_surface'}; drawLive()"
         )
         assert on.page.locator("#live-decision .text").evaluate(ROWS_OF_EACH_PART) == [1, 1]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("locale", ["en-US", "de-DE", "zh-CN"])
+def test_on_a_phone_no_counters_name_is_divided(device: Device, browser: Browser, locale: str) -> None:
+    with screen(browser, device.url, viewport=PHONE, locale=locale) as on:
+        on.ready()
+        rows = on.page.locator("#counters dt").evaluate_all(f"all => all.map({ROWS_OF_EACH_PART})")
+        assert rows == [[1]] * 4

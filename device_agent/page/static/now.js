@@ -10,7 +10,8 @@ let shownLabels = "";
 function markOf(sample) {
   if (sample.label) return { level: "good", mark: "✎", text: sample.label };
   if (sample.unknown) return { level: "warn", mark: "?", text: t("now.unknown") };
-  const bad = sample.good === false;
+  if (sample.good === null) return { level: "wait", mark: "–", text: sample.decision }; // nobody said what passes
+  const bad = !sample.good;
   return { level: bad ? "bad" : "good", mark: bad ? "✕" : "✓", text: sample.decision };
 }
 
