@@ -314,6 +314,18 @@ def test_the_keys_are_locked_with_a_passphrase_from_a_file(tmp_path: Path, bundl
     assert headway("fleet", "publish", bundle.path, "--dir", fleet, *with_secret) == 0
 
 
+def test_new_keys_are_not_locked_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret, keys = tmp_path / "secret", tmp_path / "keys"
+    init = ["fleet", "keys", "init", "--dir", tmp_path / "fleet", "--keys", keys, "--passphrase-file", secret]
+    secret.write_text("elf letters\n")
+    assert headway(*init) == 2
+    assert "At least 12 characters" in capsys.readouterr().err
+    assert not keys.exists()
+    assert not (tmp_path / "fleet" / "trust").exists()
+    secret.write_text("zwölf  runen\n")
+    assert headway(*init) == 0
+
+
 def test_an_unsigned_fleet_publishes_as_before(
     tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STAGED_NAME: Final = "to-sign.json"
 MAX_PASSPHRASE_BYTES: Final = 1024
+MIN_PASSPHRASE_CHARS: Final = 12
+"""Of new keys: whoever has the file may guess as often as he likes, which nobody can at the page's door."""
 
 dir_option = click.option(
     "--dir",
@@ -437,12 +439,22 @@ def passphrase_for(keys_dir: Path, file: Path | None) -> bytes | None:
 
 def _passphrase(file: Path | None, *, new: bool) -> bytes:
     if file is None:
-        typed: str = click.prompt("Passphrase of the offline keys", hide_input=True, confirmation_prompt=new)
-        return typed.encode()
+        asked = "Passphrase of the offline keys" + (f" ({MIN_PASSPHRASE_CHARS} characters or more)" if new else "")
+        typed: str = click.prompt(asked, hide_input=True, confirmation_prompt=new)
+        return _long_enough(typed.encode(), new=new)
     try:
         found = file.read_bytes()[:MAX_PASSPHRASE_BYTES].split(b"\n")[0].strip(b"\r")
     except OSError as error:
         raise KeyRefused(f"{file}: {error.strerror}", hint="Write the passphrase into it.") from error
     if not found:
         raise KeyRefused(f"{file} is empty", hint="Write the passphrase into its first line.")
-    return found
+    return _long_enough(found, new=new)
+
+
+def _long_enough(passphrase: bytes, *, new: bool) -> bytes:
+    if new and len(passphrase.decode(errors="replace")) < MIN_PASSPHRASE_CHARS:
+        raise KeyRefused(
+            "that passphrase is too short",
+            hint=f"At least {MIN_PASSPHRASE_CHARS} characters: three words or four. For a trial: --no-passphrase.",
+        )
+    return passphrase
