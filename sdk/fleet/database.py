@@ -53,7 +53,7 @@ def name_database(directory: Path, url: str) -> None:
         if (directory / DATABASE_NAME).is_file():
             raise FleetError(
                 f"{directory} has a fleet in {DATABASE_NAME}",
-                hint="Name another --dir for the fleet in PostgreSQL.",
+                hint="Name another --dir for the fleet in PostgreSQL, or delete that file if it was only a try.",
             )
         if file.is_file() and file.read_text().strip() != url:
             raise FleetError(f"{file} names another database", hint="Leave --database out, or name another --dir.")
