@@ -504,7 +504,7 @@ def centre_weights(n: Floats, damping: float) -> Floats:
 
 
 class Lengths(NamedTuple):
-    """What scores need of the class directions v_c beside themselves; (k,) each.
+    """What scores need of the class directions v_c beside themselves; (..., k) each.
 
     Attributes:
         n: Samples of like weight.
@@ -524,36 +524,44 @@ def lengths_of(plain: Floats, n: Floats, w: Floats, delta: float, knobs: Knobs) 
 
     A class of few labels cannot say itself how long its direction is without noise. As far as its labels do not
     outweigh that, it is taken to be as long as those of all classes are on average, by their weight in the centre.
+
+    Args:
+        plain: (..., k), of one head or a stack of them.
+        n: (..., k), samples of like weight.
+        w: (..., k), weights of the classes in the centre.
+        delta: As in `scores_and_novelty`.
+        knobs: Of the head.
     """
     plain = np.maximum(plain, TINY)
-    off = np.eye(len(n)) - w
-    own = plain - delta * (off**2 / n).sum(1)
+    off = np.eye(n.shape[-1]) - w[..., None, :]
+    own = plain - delta * (off**2 / n[..., None, :]).sum(-1)
     least = knobs.lift_floor * plain
-    typical = float(w @ np.maximum(own, least))
+    typical = (w[..., None, :] @ np.maximum(own, least)[..., None])[..., 0]
     squared = np.maximum((n * np.maximum(own, 0) + delta) / (n + delta / typical), least)
-    return Lengths(n, plain, np.sqrt(squared), delta * (off * w / n).sum(1))
+    return Lengths(n, plain, np.sqrt(squared), delta * (off * (w / n)[..., None, :]).sum(-1))
 
 
 def scores_and_novelty(
     squared: Floats, along: Floats, lengths: Lengths, delta: float, knobs: Knobs
 ) -> tuple[Floats, Floats]:
-    """Return scores (m, k) and novelty (m,) of m samples (docs/head.md, equations 10 and 11).
+    """Return scores (..., m, k) and novelty (..., m) of m samples (docs/head.md, equations 10 and 11).
 
     Args:
-        squared: (m,), q' P q.
-        along: (m, k), q' P v_c.
-        lengths: Of the k classes.
+        squared: (..., m), q' P q.
+        along: (..., m, k), q' P v_c.
+        lengths: (..., k), of the classes.
         delta: Typical squared distance of a new sample to the true mean of its class.
         knobs: Of the head.
     """
     norm = np.sqrt(squared)
-    if len(lengths.n) == 1:
-        return -norm[:, None], norm
-    scores = (along + lengths.offset) / np.where(norm > 0, norm, 1)[:, None] / lengths.corrected
-    novelty = 1 - scores.max(1)
+    if lengths.n.shape[-1] == 1:
+        return -norm[..., None], norm
+    n, plain, corrected, offset = (each[..., None, :] for each in lengths)
+    scores = (along + offset) / np.where(norm > 0, norm, 1)[..., None] / corrected
+    novelty = 1 - scores.max(-1)
     if delta > 0:
-        distance = (squared[:, None] - 2 * along + lengths.plain) / (1 + 1 / lengths.n)
-        novelty += knobs.distance_weight * np.log(np.maximum(distance.min(1) / delta, TINY))
+        distance = (squared[..., None] - 2 * along + plain) / (1 + 1 / n)
+        novelty += knobs.distance_weight * np.log(np.maximum(distance.min(-1) / delta, TINY))
     return scores, novelty
 
 

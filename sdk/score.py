@@ -32,11 +32,13 @@ from sdk.head import (
 )
 from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, sums_of
 from sdk.quantile import beta_quantile, lowest, t_quantile
-from sdk.shelf import CodeRows, chosen, strip_rows, strips
+from sdk.shelf import STRIP_BYTES, CodeRows, chosen, strip_rows, strips
 
 _LARGE: Final = 0.5
 """Of d samples, beyond which a group is left out by solving anew: the algebra of larger ones takes longer, and
 (|g| + k)^2 numbers several times."""
+_STACK_BYTES: Final = 256 * 1024
+"""Of the Grams of groups that are scored in one go; a dozen arrays of that size are needed for it."""
 _UPPER: Final = 0.975
 """Of a two-sided 95 % interval."""
 _NEW_PARTS: Final = 2.0
@@ -147,7 +149,7 @@ def leave_one_group_out(
     orphan = np.zeros(len(y), bool)
 
     def put(members: Ints, left: _Without) -> None:
-        scores[np.ix_(members, np.flatnonzero(left.kept))] = left.scores
+        scores[members[..., None], np.flatnonzero(left.kept)] = left.scores
         novelty[members] = left.novelty
         orphan[members] = ~left.kept[y[members]]
         if stop is not None and stop():
@@ -158,11 +160,11 @@ def leave_one_group_out(
     for block in _blocks(small, codes.shape[1]):
         Z = triangular.whiten(geometry.L, read(np.concatenate(block)), overwrite=True)
         Z_M = Z @ ZM.T
-        end = 0
-        for members in block:
-            of = slice(end, end := end + len(members))
-            T = np.block([[Z[of] @ Z[of].T, Z_M[of]], [Z_M[of].T, M_M]])
-            put(members, _without(T, y[members], weight[members], geometry, knobs))
+        for at in _stacks(list(map(len, block)), k, codes.shape[1]):
+            members = np.concatenate(block)[at]
+            for some, left in _by_kept(y[members], weight[members], geometry.n):
+                T = _grams(Z[at[some]], Z_M[at[some]], M_M)
+                put(members[some], _without(T, y[members[some]], weight[members[some]], left, geometry, knobs))
         del Z, Z_M  # before the next strip is made
     for members in large:
         put(members, _solved_without(read, members, y[members], weight[members], geometry, knobs))
@@ -211,41 +213,93 @@ def _blocks(groups: list[Ints], feature_size: int) -> Iterator[list[Ints]]:
         yield block
 
 
+def _stacks(sizes: Sequence[int], k: int, d: int) -> Iterator[Ints]:
+    """Yield the rows of groups that lie one after the other, (g, m): g groups of one size m at a time.
+
+    One group at a time is thirty calls of NumPy for a few numbers each, most of it the interpreter's time.
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    for size in np.unique(sizes):
+        first = starts[np.equal(sizes, size)]
+        most = max(1, min(_STACK_BYTES // (8 * int(size + k) ** 2), STRIP_BYTES // 4 // (8 * int(size) * d)))
+        for start in range(0, len(first), most):
+            yield first[start : start + most, None] + np.arange(size)
+
+
+def _by_kept(y: Ints, weight: Floats, n: Floats) -> Iterator[tuple[Ints, npt.NDArray[np.bool_]]]:
+    """Yield which of g groups (g, m) leave the same classes (k,) with samples, and these; mostly all leave all."""
+    left = np.round(n - _weights(y, weight, len(n)))  # whole numbers
+    for kept in np.unique(left > 0, axis=0):
+        yield np.flatnonzero(((left > 0) == kept).all(1)), kept
+
+
+def _weights(y: Ints, weight: Floats, k: int) -> Floats:
+    """Return the weight of each class in each of g groups, (g, k)."""
+    flat = k * np.arange(len(y))[:, None] + y
+    return np.bincount(flat.ravel(), weight.ravel(), k * len(y)).reshape(len(y), k).astype(np.float64, copy=False)
+
+
+def _grams(Z: Floats, Z_M: Floats, M_M: Floats) -> Floats:
+    """Return T of g groups of m samples, (g, m + k, m + k), from Z (g, m, d) and its products with the means."""
+    m, k = Z.shape[1], len(M_M)
+    T = np.empty((len(Z), m + k, m + k))
+    T[:, :m, :m] = Z @ Z.transpose(0, 2, 1)
+    T[:, :m, m:] = Z_M
+    T[:, m:, :m] = Z_M.transpose(0, 2, 1)
+    T[:, m:, m:] = M_M
+    return T
+
+
 @dataclass(frozen=True)
 class _Without:
     kept: npt.NDArray[np.bool_]  # (k,): classes that still have samples
-    scores: Floats  # (|g|, k kept)
-    novelty: Floats  # (|g|,)
+    scores: Floats  # (..., m, k kept)
+    novelty: Floats  # (..., m)
 
 
-def _without(T: Floats, y: Ints, weight: Floats, geometry: Geometry, knobs: Knobs) -> _Without:
-    """Score a group by the head without it, from T, the Gram of [its samples; all means] under P.
+def _without(
+    T: Floats, y: Ints, weight: Floats, kept: npt.NDArray[np.bool_], geometry: Geometry, knobs: Knobs
+) -> _Without:
+    """Score each of g groups by the head without it, from T, the Grams of [its samples; all means] under P.
 
-    The letters are those of docs/head.md, section 4; `weight` (|g|,) is how many times each sample counts.
+    The letters are those of docs/head.md, section 4.
+
+    Args:
+        T: (g, m + k, m + k).
+        y: (g, m), class index of each sample.
+        weight: (g, m), how many times it counts.
+        kept: (k,), classes that have samples without any of these groups.
+        geometry: Of all samples.
+        knobs: Of the head.
     """
-    size, k = len(y), len(geometry.n)
-    Y = np.zeros((size, k))
-    Y[np.arange(size), y] = 1
-    n_left = np.round(geometry.n - weight @ Y)  # whole numbers
-    squared_left = geometry.n**2 / geometry.effective - weight**2 @ Y
-    kept = n_left > 0
-    root = np.sqrt(weight)[:, None]
-    C = root * np.hstack([np.eye(size), -Y])
-    B_inverse = np.eye(size) - (root * Y * np.where(kept, 1 / geometry.n, 0)) @ (root * Y).T
+    m, k = y.shape[1], len(geometry.n)
+    Y = np.eye(k)[y]
+    n_left = np.round(geometry.n - _weights(y, weight, k))  # whole numbers
+    squared_left = geometry.n**2 / geometry.effective - _weights(y, weight**2, k)
+    rooted = np.sqrt(weight)[..., None] * Y
+    one = np.sqrt(weight)[..., None] * np.eye(m)
+    C = np.concatenate([one, -rooted], -1)
+    B_inverse = np.eye(m) - (rooted * np.where(kept, 1 / geometry.n, 0)) @ _turned(rooted)
     CT = C @ T
-    H = B_inverse - CT @ C.T
-    T = T + CT.T @ np.linalg.solve(H, CT)
-    A = np.hstack([-(weight[:, None] * Y).T, np.diag(geometry.n)])[kept] / n_left[kept, None]
-    n = n_left[kept] ** 2 / squared_left[kept]  # as many samples of like weight
+    H = B_inverse - CT @ _turned(C)
+    T = T + _turned(CT) @ np.linalg.solve(H, CT)
+    means = np.broadcast_to(np.diag(geometry.n), (len(y), k, k))
+    A = np.concatenate([-_turned(weight[..., None] * Y), means], -1)[:, kept] / n_left[:, kept, None]
+    n = n_left[:, kept] ** 2 / squared_left[:, kept]  # as many samples of like weight
     w = centre_weights(n, knobs.centre_damping)
-    centre = w @ A
-    Q = np.hstack([np.eye(size), np.zeros((size, k))]) - centre
+    centre = w[:, None] @ A
+    Q = np.hstack([np.eye(m), np.zeros((m, k))]) - centre
     V = A - centre
     QT = Q @ T
-    lengths = lengths_of(np.einsum("ij,ij->i", V @ T, V), n, w, geometry.delta, knobs)
-    squared = np.maximum(np.einsum("ij,ij->i", QT, Q), 0)
-    scores, novelty = scores_and_novelty(squared, QT @ V.T, lengths, geometry.delta, knobs)
+    lengths = lengths_of(np.einsum("gij,gij->gi", V @ T, V), n, w, geometry.delta, knobs)
+    squared = np.maximum(np.einsum("gij,gij->gi", QT, Q), 0)
+    scores, novelty = scores_and_novelty(squared, QT @ _turned(V), lengths, geometry.delta, knobs)
     return _Without(kept, scores, novelty)
+
+
+def _turned(A: Floats) -> Floats:
+    """Return the transposes of a stack of matrices."""
+    return A.swapaxes(-1, -2)
 
 
 def _solved_without(

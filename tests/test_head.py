@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import compress
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdk import score as score_module
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
 from sdk.head import UNCALIBRATED, Calibration, Knobs, probabilities_of, shrinkage, solve
 from sdk.moments import Adaptation, Moments, same
@@ -532,6 +534,31 @@ def test_samples_known_by_their_sums_are_learned_from_and_not_scored(counts: dic
     np.testing.assert_array_equal(left.orphan, whole.orphan[~summed])
     assert (left.summed, score(left, UNCALIBRATED).summed) == (summed.sum(), summed.sum())
     assert learned.digest() == before
+
+
+def test_groups_are_scored_in_one_go_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several sizes, of several classes, and one that is all there is of a class."""
+    codes, ids, _ = clusters({A: 30, B: 30, C: 2})
+    order = [*np.random.default_rng(1).permutation(60).tolist(), 60, 61]
+    codes, ids = codes[order], [ids[i] for i in order]
+    groups = [f"{size}-{number}" for number in range(4) for size in range(1, 6) for _ in range(size)] + ["C", "C"]
+    sizes = set(Counter(groups).values())
+    calls: list[int] = []
+
+    def count(*_: object) -> bool:
+        calls.append(1)
+        return False
+
+    monkeypatch.setattr(score_module, "_STACK_BYTES", 1)
+    one_by_one = leave_one_group_out(codes, ids, groups, stop=count)
+    assert len(calls) == len(set(groups))
+    monkeypatch.undo()
+    calls.clear()
+    at_once = leave_one_group_out(codes, ids, groups, stop=count)
+    assert len(calls) <= 2 * len(sizes)
+    np.testing.assert_allclose(at_once.scores, one_by_one.scores, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(at_once.novelty, one_by_one.novelty, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(at_once.orphan, np.equal(ids, C))
 
 
 def test_one_group_is_scored_against_sums_of_others() -> None:
