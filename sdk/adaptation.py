@@ -170,13 +170,14 @@ def choose(
     if labelled.own_groups() < MIN_GROUPS or (labelled.own.all() and labelled.rest is None):
         return Choice()
     try:
-        plain = _Judged.of(labelled.left_out(UNADAPTED, knobs))
+        left_out = labelled.left_out(UNADAPTED, knobs)
     except HeadError:
         return Choice()  # one group altogether
+    plain = _Judged.of(left_out)
     if not plain.known.any():
         return Choice(tried=1)
     best, tried = Choice(), 1
-    shifts = stream_shifts(labelled, stream[:MAX_STREAM], knobs) if len(stream) >= MIN_STREAM else ()
+    shifts = stream_shifts(labelled, stream[:MAX_STREAM], knobs, left_out) if len(stream) >= MIN_STREAM else ()
     weights = WEIGHTS[1:] if labelled.all_classes_owned() else ()
     for weight, shift in [(1, shift) for shift in shifts] + [(weight, None) for weight in weights]:
         if enough():
@@ -189,7 +190,9 @@ def choose(
     return Choice(best.adaptation, best.gain, best.error, tried)
 
 
-def stream_shifts(labelled: Labelled, stream: Codes, knobs: Knobs = DEFAULT_KNOBS) -> list[tuple[int, ...]]:
+def stream_shifts(
+    labelled: Labelled, stream: Codes, knobs: Knobs = DEFAULT_KNOBS, left_out: LeftOut | None = None
+) -> list[tuple[int, ...]]:
     """Return how the station's codes may lie beside the others', estimated from unlabelled ones.
 
     Two estimates, both the mean of the stream less the mean that the others' classes would have: in their own
@@ -200,8 +203,10 @@ def stream_shifts(labelled: Labelled, stream: Codes, knobs: Knobs = DEFAULT_KNOB
         labelled: The live set; its rows of other devices are what is shifted from.
         stream: (m, d) int8, m > 0.
         knobs: The head's constants.
+        left_out: The own samples' scores by the plain head, where they are at hand.
     """
-    left_out = _try_left_out(labelled, knobs)  # first: moments and head below are as large as what it needs
+    if left_out is None:  # first: moments and head below are as large as what it needs
+        left_out = _try_left_out(labelled, knobs)
     others = labelled.with_rest(~labelled.own)
     sums = sums_of(others)
     means = sums.s / sums.n[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdk import adaptation as adaptation_module
 from sdk.adaptation import MIN_STREAM, Choice, Labelled, choose, harmful_source, stream_shifts
 from sdk.errors import FeatureSizeError, HeadError
 from sdk.head import Head, solve
 from sdk.moments import MAX_OWN_WEIGHT, UNADAPTED, Adaptation, Moments, sums_of
-from sdk.score import leave_one_group_out, quadratic_score
+from sdk.score import LeftOut, leave_one_group_out, quadratic_score
 from tests.test_head import A, B, C, clusters, moments_of, ridge_of, scored_plainly
 
 Bytes = npt.NDArray[np.int8]
@@ -283,6 +285,18 @@ def test_the_search_ends_when_it_is_told_to() -> None:
     left = iter([False, True])
     choice = choose(live, stream, enough=lambda: next(left))
     assert choice.tried == 2, "the plain head and one more"
+
+
+def test_each_adaptation_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    live, stream, _, _ = station({A: 4, B: 4, C: 4}, by=far())
+    scored: list[Adaptation] = []
+
+    def left_out(*args: Any, **options: Any) -> LeftOut:
+        scored.append(options["adaptation"])
+        return leave_one_group_out(*args, **options)
+
+    monkeypatch.setattr(adaptation_module, "leave_one_group_out", left_out)
+    assert choose(live, stream).tried == len(scored) == len(set(scored)) > 2
 
 
 def test_a_stream_of_other_parts_is_not_taken_for_a_shift() -> None:
