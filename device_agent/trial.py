@@ -30,7 +30,7 @@ from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.reason import Reason, price
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
-from sdk.shelf import MemoryShelf, Shelf
+from sdk.shelf import MemoryShelf, Shelf, at_hand
 from sdk.verdict import trial
 
 TOO_FEW: Final = Reason("too-few")
@@ -246,7 +246,7 @@ def try_out(
     Raises:
         InterruptedError: `obsolete` said so.
     """
-    live = candidate.live
+    live = replace(candidate.live, codes=at_hand(candidate.live.codes))
     station = base.labelled(live, device, obsolete)
     choice = choose(station, stream, knobs=base.knobs, enough=enough)
     left_out = base.left_out(

@@ -165,6 +165,12 @@ class Some:
         return self._codes[self._rows[rows]]
 
 
+def at_hand(codes: CodeRows) -> CodeRows:
+    """Return codes for one who reads them many times: read now where all of them are no more than a strip."""
+    n, d = codes.shape
+    return codes[:] if n * d <= STRIP_BYTES else codes
+
+
 def chosen(codes: CodeRows, rows: npt.NDArray[np.bool_]) -> CodeRows:
     """Return the rows where `rows` (n,) is true, unread; the same object where that is all of them."""
     return codes if rows.all() else Some(codes, rows)

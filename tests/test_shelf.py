@@ -15,6 +15,8 @@ from device_agent.database import Database
 from device_agent.limits import StoreLimits
 from device_agent.schema import MIGRATIONS
 from device_agent.store import Store
+from device_agent.stored_codes import StoredCodes
+from sdk import shelf as shelf_module
 from sdk.codes import Codes, code_digest
 from sdk.compact import Again, Numbers, Once
 from sdk.errors import FeatureSizeError, StoreCorrupt
@@ -23,7 +25,7 @@ from sdk.labels import Body, Chain, CodeRecord, Fold, Label, Record
 from sdk.liveset import codes_of
 from sdk.moments import Moments
 from sdk.score import leave_one_group_out
-from sdk.shelf import STRIP_BYTES, Kept, MemoryShelf, Shelf, Some, chosen, strip_rows, strips
+from sdk.shelf import STRIP_BYTES, Kept, MemoryShelf, Shelf, Some, at_hand, chosen, strip_rows, strips
 from tests.builders import random_codes
 from tests.test_head import A, B, C, clusters
 
@@ -111,6 +113,18 @@ def test_codes_of_the_log_are_read_from_the_store(store: Store) -> None:
     assert np.array_equal(np.asarray(stored.live_set().codes), np.asarray(memory.live_set().codes))
     assert np.array_equal(codes_of([*stored.rows()])[:], codes_of([*memory.rows()])[:])
     assert [row.code.tolist() for row in stored.rows()] == [row.code.tolist() for row in memory.rows()]
+
+
+def test_few_codes_are_read_once_by_who_needs_them_often(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    label(store, random_codes(12, D))
+    live = fold_of(store, store.log.shelf(D), random_codes(0, D)).live_set()
+    expected = np.asarray(live.codes)
+    monkeypatch.setattr(shelf_module, "STRIP_BYTES", 12 * D - 1)
+    assert at_hand(live.codes) is live.codes
+    monkeypatch.setattr(shelf_module, "STRIP_BYTES", 12 * D)
+    here = at_hand(live.codes)
+    monkeypatch.setattr(StoredCodes, "read", None)  # the store is not asked again
+    np.testing.assert_array_equal(here[:], expected)
 
 
 def test_an_earlier_live_set_reads_what_it_read(store: Store) -> None:
