@@ -15,8 +15,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
 
 GIVE_WAY_S: Final = 0.5
 """Five times what a save may take."""
@@ -26,6 +27,7 @@ save asks for the interpreter after each of its dozen reads and writes."""
 BREATH_EVERY_S: Final = 0.0005
 """As often as Python's own switch would come, where it comes."""
 
+_T = TypeVar("_T")
 _breathed = threading.local()
 
 
@@ -89,6 +91,16 @@ def step_back(nice: int) -> None:
     """Let the rest of this process go before the calling thread: frames are not to wait for what it computes."""
     with contextlib.suppress(OSError):  # where the system will not, frames wait a little longer
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)
+
+
+def aside(nice: int, work: Callable[[], _T]) -> _T:
+    """Return what `work` returns, computed on a thread that steps back so far, while the calling one waits.
+
+    A thread that stepped back stays there where the process has no right to raise priorities, and threads that it
+    starts inherit it: a runtime opened by it would serve at a low priority for ever.
+    """
+    with ThreadPoolExecutor(1, "aside", step_back, (nice,)) as thread:
+        return thread.submit(work).result()
 
 
 def switch_often() -> None:

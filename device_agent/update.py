@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from device_agent.candidate import carry_labels, compare, compare_masters
+from device_agent.courtesy import aside, breathe
 from device_agent.database import disk
 from device_agent.heads_and_updates import UpdateRow
 from device_agent.pipeline import Pipeline
@@ -56,6 +57,8 @@ RETRY_S: Final = 5.0
 RETRY_MAX_S: Final = 300.0
 WATCH_S: Final = 10.0
 """A hundred frames of a usual line. What breaks later is the fleet's to see, and to roll back for all."""
+NICE: Final = 10
+"""By how much the work on a candidate gives way, as a trial does: the line's frames go on meanwhile."""
 MAX_REASON: Final = 500  # what an `UpdateEvent` carries
 
 log = logging.getLogger(__name__)
@@ -439,14 +442,15 @@ class Updater:
             row = self._note(row, UpdateState.CANDIDATE)
         if row.state is UpdateState.CANDIDATE:
             self._check_deadline(desired)
-            release = self._open(row.release_id)
-            self._examine(release)
+            release = candidate = self._open(row.release_id)
+            aside(NICE, lambda: self._examine(candidate))
             row = self._note(row, UpdateState.PROVISIONAL)
         if self._serving is None or self._serving.release_id != row.release_id:
             row = self._count_start(row)
             self._take_over(release or self._open(row.release_id))
-        assert self._serving is not None
-        self._carry(self._serving)  # labels that came while the candidate was examined
+        serving = self._serving
+        assert serving is not None
+        aside(NICE, lambda: self._carry(serving))  # labels that came while the candidate was examined
         self._watch()
         row = self._note(row, UpdateState.COMMITTED)
         self._tidy(row.release_id)
@@ -490,9 +494,7 @@ class Updater:
         old = self._incumbent() if self._serving is None else self._serving.bundle
         if old is None:
             return
-        verdict = compare(
-            self._store, (old, self._precision), (release.bundle, self._precision), self._halt.is_set
-        )
+        verdict = compare(self._store, (old, self._precision), (release.bundle, self._precision), self._is_halted)
         if verdict is not None and not verdict.keep:
             raise _Unfit(verdict.reason, hint="Export a release that has learned this device's labels.")
         missed = self._missed_masters(release)
@@ -507,12 +509,17 @@ class Updater:
             for each in (self._serving, release)
         )
         confirmed = self._confirmed(old[1].space)
-        return compare_masters(self._store, self._masters, old, new, self._halt.is_set, confirmed)
+        return compare_masters(self._store, self._masters, old, new, self._is_halted, confirmed)
 
     def _carry(self, release: Release) -> None:
         pipeline = Pipeline(release.bundle, self._precision, release.runtime)
-        if carry_labels(self._store, pipeline, self._halt.is_set).written:
+        if carry_labels(self._store, pipeline, self._is_halted).written:
             self._on_records()
+
+    def _is_halted(self) -> bool:
+        """Return whether to end here; asked between steps, so it also lets frames go on."""
+        breathe()
+        return self._halt.is_set()
 
     def _watch(self) -> None:
         """Return when the provisional release has proved itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from device_agent import courtesy as module
 from device_agent import stored_codes
-from device_agent.courtesy import BREATH_EVERY_S, SWITCH_S, Courtesy, breathe, switch_often
+from device_agent.courtesy import BREATH_EVERY_S, SWITCH_S, Courtesy, aside, breathe, switch_often
 from device_agent.database import Database
 from device_agent.images import ImageFolder
 from device_agent.learner import Learner
@@ -150,6 +151,18 @@ def test_a_thread_that_pauses_does_not_pause_for_another(monkeypatch: pytest.Mon
     other.join()
     breathe()
     assert breaths.slept == [threading.current_thread().name, "other"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="priorities of threads are Linux's")
+def test_work_aside_gives_way_and_the_caller_does_not() -> None:
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = nice()
+    assert aside(3, nice) == min(before + 3, 19)
+    assert nice() == before
+    with pytest.raises(ValueError, match="no such"):
+        aside(3, lambda: int("no such number"))
 
 
 class Records:

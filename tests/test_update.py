@@ -6,14 +6,17 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from device_agent.candidate import Carried, carry_labels
+from device_agent import update as update_module
+from device_agent.candidate import Carried, carry_labels, compare
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.pipeline import Pipeline
@@ -27,6 +30,7 @@ from sdk.fleet.broker import Mosquitto
 from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord
 from sdk.mqtt import MqttSettings
+from sdk.verdict import Verdict
 from sdk.wire import Desired, DeviceState, ReleaseRef, UpdateEvent, UpdateState
 from tests import tiny
 from tests.builders import class_id_of, make_bundle, open_projection
@@ -230,6 +234,41 @@ def test_own_labels_are_carried_into_the_new_space_once(rig: Rig, bundles: dict[
     assert sorted(carried) == sorted(ids)
     assert rig.carried == 1
     assert Learner(bundles["new"], None, rig.store).status().own_labels == len(ids)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="priorities of threads are Linux's")
+def test_work_on_a_candidate_gives_way_to_frames_and_its_runtime_does_not(
+    bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that a runtime starts inherit the priority of the one that opens it."""
+    nice: list[tuple[str, int]] = []
+
+    def noted(what: str) -> None:
+        nice.append((what, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+
+    def opened(bundle: Bundle) -> Runtime:
+        noted("open")
+        return admit(bundle)
+
+    def carried(*args: Any) -> Carried:
+        noted("carry")
+        return carry_labels(*args)
+
+    def compared(*args: Any) -> Verdict | None:
+        noted("compare")
+        return compare(*args)
+
+    monkeypatch.setattr(update_module, "carry_labels", carried)
+    monkeypatch.setattr(update_module, "compare", compared)
+    with rig_on(tmp_path / "data", bundles, admit=opened) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        label_some(rig.store, bundles["old"])
+        nice.clear()
+        rig.install(bundles["new"])
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    low = min(ours + update_module.NICE, 19)
+    assert nice == [("open", ours), ("carry", low), ("compare", low), ("carry", low)]
 
 
 def test_labels_given_before_a_new_backbone_count_exactly_as_if_given_under_it(
