@@ -27,7 +27,7 @@ save asks for the interpreter after each of its dozen reads and writes."""
 BREATH_EVERY_S: Final = 0.0005
 """As often as Python's own switch would come, where it comes."""
 BREATH_S: Final = 0.00001
-"""Linux makes some 60 us of it (timer slack), which is as long as another thread needs to wake."""
+"""Linux makes some 70 us of it (timer slack), which is as long as another thread needs to wake."""
 
 _T = TypeVar("_T")
 _breathed = threading.local()
