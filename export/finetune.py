@@ -159,7 +159,8 @@ class _State(msgspec.Struct):
     history: list[Epoch]
     best: int
     """Index of the best epoch in the history; -1 before the first."""
-    quality: tuple[float, float]
+    quality: tuple[float, float] | None = None
+    """Of the best epoch; None before the first, since JSON has no infinity."""
     scale: dict[str, float] = {}
     """Of gradients, where they are computed in float16."""
 
@@ -387,14 +388,24 @@ class _Run:
         if saved is None:
             self._teach_classifier()
             epochs = self.ranks.agree(self._epochs_within_budget())
-            return _State(epochs, 0, 0.0, [], -1, (-math.inf, -math.inf)), {}, 0
-        tensors, state = saved[0], msgspec.json.decode(saved[1], type=_State)
+            return _State(epochs, 0, 0.0, [], -1), {}, 0
+        tensors, state = saved[0], self._state_of(saved[1])
         self.module.load_state_dict(under("module.", tensors))
         self.classifier.load_state_dict(under("classifier.", tensors))
         load_optimizer(optimizer, under("optimizer.", tensors))
         self.precision.load(state.scale)
         self.losses.fill_(state.losses)
         return state, under("best.", tensors), state.step
+
+    def _state_of(self, text: str) -> _State:
+        try:
+            return msgspec.json.decode(text, type=_State)
+        except msgspec.DecodeError as error:
+            assert self.aids.checkpoint is not None
+            raise ExportError(
+                f"{self.aids.checkpoint.file} is no checkpoint: {error}",
+                hint="Delete it; training then starts from the beginning.",
+            ) from error
 
     def _save(self, optimizer: torch.optim.AdamW, state: _State, best: Tensors) -> None:
         checkpoint = self.aids.checkpoint
@@ -453,7 +464,7 @@ class _Run:
             state.step,
             {"loss": epoch.loss} if accuracy is None else {"loss": epoch.loss, "balanced_accuracy": accuracy},
         )
-        better = state.best < 0 or quality > state.quality
+        better = state.quality is None or quality > state.quality
         if better:
             state.best, state.quality = len(state.history) - 1, quality
         return epoch, better
@@ -568,8 +579,10 @@ class _Run:
         digest = hashlib.sha256(digest_of(self.backbone.module).encode())
         for array in (self.frames[self.rows], self.frames[self.held], self.labels.numpy(), self.rows, self.held):
             digest.update(np.ascontiguousarray(array).data)
-        said = (strategy, self.schedule, self.recipe, self.ranks.world, self.device.type, torch.__version__)
-        digest.update(repr(said).encode())
+        # Which levels are read, and how they are pooled, has no tensors of its own.
+        read = (self.backbone.name, self.backbone.levels, self.backbone.feature_size, self.backbone.preprocess)
+        run = (strategy, self.schedule, self.recipe, self.ranks.world, self.device.type, self.aids.mixed)
+        digest.update(repr((read, run, torch.__version__)).encode())
         return digest.hexdigest()
 
 

@@ -8,15 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from export.ahead import Ahead
 from export.augment import Frames, to_pixels
-from export.backbones import load_backbone
+from export.backbones import Backbone, load_backbone
 from export.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from export.distributed import alone, ranks
 from export.embed import features, forward_s, step_s
@@ -300,7 +302,9 @@ def test_checkpoints_keep_their_distance(tmp_path: Path) -> None:
     assert checkpoint.due()
 
 
-def test_another_seed_does_not_take_up_the_checkpoint(some: tuple[Frames, Rows], tmp_path: Path) -> None:
+def stopped(some: tuple[Frames, Rows], file: Path, seed: int = 1, backbone: Backbone | None = None) -> Checkpoint:
+    """Return the checkpoint of a run that ended in its first epoch."""
+
     class Enough(Exception):
         pass
 
@@ -308,10 +312,47 @@ def test_another_seed_does_not_take_up_the_checkpoint(some: tuple[Frames, Rows],
         if done == 2:
             raise Enough
 
-    aids = Aids(checkpoint=Checkpoint(tmp_path / "one", every_s=0))
+    checkpoint = Checkpoint(file, every_s=0)
     with contextlib.suppress(Enough):
-        finetune(tiny(), Strategy.FULL, *some, HELD, Schedule(2, seed=1), stop, aids=aids)
+        schedule = Schedule(2, seed=seed)
+        finetune(backbone or tiny(), Strategy.FULL, *some, HELD, schedule, stop, aids=Aids(checkpoint=checkpoint))
+    return checkpoint
+
+
+def test_a_run_that_ended_in_its_first_epoch_goes_on_where_it_was(
+    some: tuple[Frames, Rows], tmp_path: Path
+) -> None:
+    aids = Aids(checkpoint=stopped(some, tmp_path / "one"))
+    assert finetune(tiny(), Strategy.FULL, *some, HELD, Schedule(2, seed=1), aids=aids).resumed_at == 1
+
+
+def test_another_seed_does_not_take_up_the_checkpoint(some: tuple[Frames, Rows], tmp_path: Path) -> None:
+    aids = Aids(checkpoint=stopped(some, tmp_path / "one"))
     assert finetune(tiny(), Strategy.FULL, *some, HELD, Schedule(2, seed=2), aids=aids).resumed_at == 0
+
+
+@pytest.mark.parametrize("changed", [{"levels": 2}, {"pool": "max"}])
+def test_features_read_otherwise_do_not_take_up_the_checkpoint(
+    some: tuple[Frames, Rows], tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """Levels and pooling have no weights of their own."""
+    aids = Aids(checkpoint=stopped(some, tmp_path / "one", backbone=read(levels=3, pool="avg")))
+    other = read(**{"levels": 3, "pool": "avg", **changed})
+    assert finetune(other, Strategy.FULL, *some, HELD, Schedule(2, seed=1), aids=aids).resumed_at == 0
+
+
+def read(*, levels: int, pool: str) -> Backbone:
+    return load_backbone("test_resnet", "none", input_size_px=SIDE, levels=levels, pool=pool)
+
+
+def test_a_checkpoint_that_says_something_else_is_refused(some: tuple[Frames, Rows], tmp_path: Path) -> None:
+    checkpoint = stopped(some, tmp_path / "one")
+    with safe_open(checkpoint.file, "pt") as opened:
+        fingerprint = opened.metadata()["fingerprint"]
+    checkpoint.save(fingerprint, {}, '{"epochs": 2, "quality": [null, null]}')
+    with pytest.raises(ExportError, match="is no checkpoint") as refused:
+        finetune(tiny(), Strategy.FULL, *some, HELD, Schedule(2, seed=1), aids=Aids(checkpoint=checkpoint))
+    assert "Delete it" in refused.value.hint
 
 
 def test_batches_made_ahead_are_those_made_when_asked_for() -> None:
