@@ -435,7 +435,11 @@ class _Auto:
         q = self.q
         digest = hashlib.sha256(q.frames.tobytes())
         digest.update(q.labels.tobytes())
-        said = (list(q.groups), q.seed, q.epochs, q.backbone.name, q.backbone.origin, torch.__version__)
+        trained = [
+            recipe_for(each, pretrained=self.pretrained) for each in Strategy if each is not Strategy.FROZEN
+        ]
+        read = (q.backbone.name, q.backbone.origin, q.backbone.preprocess)
+        said = (list(q.groups), q.seed, q.epochs, q.budget_s, *read, trained, torch.__version__)
         digest.update(repr(said).encode())
         return digest.hexdigest()
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from export import strategies
 from export.augment import Augmentation, Frames
 from export.backbones import Backbone, Origin, load_backbone
 from export.board import board
@@ -276,6 +278,31 @@ def test_trials_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     finalists = [t for t in done.trials if t.readiness]
     assert all([r.held for r in t.readiness] == [0, 1, 2, 3] for t in finalists)
     assert "frozen" in {t.strategy for t in finalists}
+
+
+@pytest.mark.parametrize("change", ["budget", "preprocess", "nothing"])
+def test_trials_of_another_command_are_not_taken_up(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer epochs were tried with less time, and pixels scaled otherwise give other features."""
+    judged: list[str] = []
+
+    def counted(*args: Any, **options: Any) -> Judged:
+        judged.append("once more")
+        return judge(*args, **options)
+
+    monkeypatch.setattr(strategies, "judge", counted)
+    backbone = random_start()
+    choose_strategy(question(backbone, tmp_path, budget_s=1e-9), Log(Listener()))
+    first = len(judged)
+    other = replace(backbone, preprocess=msgspec.structs.replace(backbone.preprocess, mean=(0.1, 0.2, 0.3)))
+    choose_strategy(
+        question(
+            other if change == "preprocess" else backbone, tmp_path, budget_s=2e-9 if change == "budget" else 1e-9
+        ),
+        Log(Listener()),
+    )
+    assert (first, len(judged) - first) == (1, 0 if change == "nothing" else 1)
 
 
 def test_without_weights_only_training_from_scratch_can_be_chosen(tmp_path: Path) -> None:
