@@ -20,6 +20,7 @@ from device_agent.outlook import OutlookReport, look_ahead
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
 from sdk.bundle import Bundle
+from sdk.class_names import spelled
 from sdk.errors import BadImages, UnknownClassError
 from sdk.grouping import derive_groups
 from sdk.head import Head
@@ -127,6 +128,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     part: str
     left_out_learned: int
+    left_out_siblings: int
+    """Images that are new to it, of parts that it learned from in other pictures."""
     left_out_other_part: int
     summed: int
     """Samples that the bundle learned from and has in its sums only, so that nothing here could leave them out."""
@@ -134,6 +137,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Evaluated images that were not in the exporter's set."""
     refused: dict[str, str]
     frames_per_s: float
+    groups_note: str | None
+    """How images that no group is named for were put together, where many were."""
     accuracy: Accuracy
     acceptance: Acceptance | None
     outlook: OutlookReport
@@ -214,6 +219,7 @@ def accept(
     precision: str | None,
     images: Sequence[LabelledImage],
     codes: npt.NDArray[np.int8],
+    groups: Sequence[str],
     good: Sequence[str],
     escape_rate: float | None,
 ) -> Acceptance:
@@ -225,6 +231,7 @@ def accept(
         precision: Of the codes.
         images: n labelled images.
         codes: Their codes.
+        groups: Group id, n.
         good: Names of the classes that are no defects.
         escape_rate: Target; None judges by the decision shown.
 
@@ -248,11 +255,11 @@ def accept(
         base = bundle.base(precision)
         e = len(base.codes)
         fitted = base.fitted[:e]
-        groups = derive_groups(base.codes, base.class_ids[:e], base.groups[:e], knobs=head.knobs).groups
+        together = derive_groups(base.codes, base.class_ids[:e], base.groups[:e], knobs=head.knobs).groups
         left_out = leave_one_group_out(
             base.codes,
             base.class_ids[:e],
-            groups,
+            together,
             knobs=head.knobs,
             only=~fitted if fitted.any() and not fitted.all() else None,
             learned=base.moments(),
@@ -262,7 +269,7 @@ def accept(
         p = defect_probability(head.scores(codes), is_good, head.calibration.temperature)
         rejected = decided.unknown | (p >= point.threshold)
     truly_good = np.array([image.label in good for image in images])
-    group = np.unique([image.group for image in images], return_inverse=True)[1].astype(np.int64)
+    group = np.unique(list(groups), return_inverse=True)[1].astype(np.int64)
 
     def rate(found: Rate | None) -> Share | None:
         return None if found is None else Share(found.share, found.low, found.high)
@@ -288,18 +295,30 @@ def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], No
             progress(i + 1, len(images))
 
 
+def parts_of(bundle: Bundle, images: ImageSet) -> dict[bytes, Part]:
+    """Return the part of the bundle's split that images belong to, by sample id.
+
+    A picture that is new may show a part that the bundle has seen in another picture: it goes where that went. Of
+    groups that the bundle has not seen there is nothing.
+    """
+    seen = bundle.parts()
+    of_group = {i.group: seen[i.sample_id] for i in images.images if i.sample_id in seen}
+    siblings = (i for i in images.images if i.sample_id not in seen and i.group in of_group)
+    return seen | {i.sample_id: of_group[i.group] for i in siblings}
+
+
 def not_learned(bundle: Bundle, images: ImageSet, part: str = Part.TEST.value) -> list[LabelledImage]:
     """Return the images to evaluate a bundle on.
 
     Args:
         bundle: Its recorded split says which images it learned from, by sample id.
-        images: Labelled images; ones that the bundle has never seen are taken whatever the part.
+        images: Labelled images; ones of parts that the bundle has never seen are taken whatever the part.
         part: test, stream, or all that was not learned from.
 
     Raises:
         BadImages: no image is left.
     """
-    part_of = bundle.parts()
+    part_of = parts_of(bundle, images)
     wanted = {Part.TEST, Part.STREAM} if part == "all" else {Part(part)}
     chosen = [i for i in images.images if part_of.get(i.sample_id) in (*wanted, None)]
     if not chosen:
@@ -327,7 +346,7 @@ def evaluate(
 
     Args:
         bundle: Its recorded split says which images it learned from, by sample id.
-        images: Labelled images; ones that the bundle has never seen are evaluated whatever the part.
+        images: Labelled images; ones of parts that the bundle has never seen are evaluated whatever the part.
         runtime: Runs the bundle's backbone.
         precision: The channel's own by default.
         part: test, stream, or all that was not learned from.
@@ -339,15 +358,22 @@ def evaluate(
         BadImages: no image is left.
         UnknownClassError: the bundle has no such good class.
     """
-    part_of = bundle.parts()
-    learned = sum(part_of.get(i.sample_id) in LEARNED for i in images.images)
+    class_names = bundle.class_names()
+    images = images.spelled([*class_names.values(), *bundle.manifest.split.held_back])
+    good = [spelled(name, class_names.values()) for name in good]
+    seen, part_of = bundle.parts(), parts_of(bundle, images)
+    learned = sum(seen.get(i.sample_id) in LEARNED for i in images.images)
+    siblings = sum(part_of.get(i.sample_id) in LEARNED for i in images.images) - learned
     chosen = not_learned(bundle, images, part)
     pipeline = Pipeline(bundle, precision, runtime)
     began_s = time.monotonic()
     codes = pipeline.codes(frames_of(chosen, progress))
     took_s = time.monotonic() - began_s
-    class_names = bundle.class_names()
     head, base = base_head(bundle, precision), bundle.base(precision)
+    labels, groups, note = [i.label for i in chosen], [i.group for i in chosen], None
+    if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
+        grouping = derive_groups(codes, [label.encode() for label in labels], groups, knobs=head.knobs)
+        groups, note = list(grouping.groups), grouping.note()
     return Evaluation(
         bundle=bundle.manifest.name,
         digest=bundle.digest(),
@@ -355,19 +381,15 @@ def evaluate(
         runtime=runtime.name,
         part=part,
         left_out_learned=learned,
-        left_out_other_part=len(images.images) - learned - len(chosen),
+        left_out_siblings=siblings,
+        left_out_other_part=len(images.images) - learned - siblings - len(chosen),
         summed=len(bundle.base(precision).summed),
-        unknown_to_the_bundle=sum(i.sample_id not in part_of for i in chosen),
+        unknown_to_the_bundle=sum(i.sample_id not in seen for i in chosen),
         refused={str(r.path): r.reason for r in images.refused},
         frames_per_s=len(chosen) / max(took_s, 1e-9),
-        accuracy=judge(
-            head,
-            lambda class_id: class_names[class_id],
-            codes,
-            [i.label for i in chosen],
-            [i.group for i in chosen],
-        ),
-        acceptance=accept(bundle, head, precision, chosen, codes, good, escape_rate) if good else None,
+        groups_note=note,
+        accuracy=judge(head, lambda class_id: class_names[class_id], codes, labels, groups),
+        acceptance=accept(bundle, head, precision, chosen, codes, groups, good, escape_rate) if good else None,
         outlook=look_ahead(
             base.codes,
             base.class_ids[: len(base.codes)],

@@ -22,6 +22,10 @@ def show_evaluation(result: Evaluation, console: Console) -> None:
         f"{result.accuracy.images} images in {result.accuracy.groups} groups, part {result.part}; left out: "
         f"{result.left_out_learned} it learned from, {result.left_out_other_part} of other parts"
     )
+    if result.left_out_siblings:
+        console.print(f"{result.left_out_siblings} new pictures of parts that it learned from are left out too")
+    if result.groups_note is not None:
+        console.print(f"[yellow]note[/] {escape(result.groups_note)}")
     if result.summed:
         console.print(
             f"{result.summed} images that the bundle learned from are in its sums only: no score leaves them out"

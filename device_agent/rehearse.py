@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from device_agent.evaluate import LEARNED, frames_of
+from device_agent.evaluate import LEARNED, frames_of, parts_of
+from device_agent.labelling import class_name
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime
 from device_agent.shift import DEVICE, Coded, Line, Point, Policy, Shift, Test, checkpoints, replay
 from sdk.bundle import Bundle
-from sdk.errors import BadImages
+from sdk.class_names import spelled
+from sdk.errors import BadImages, LabelError
 from sdk.grouping import derive_groups
 from sdk.head import Knobs, solve
 from sdk.images import ImageSet, LabelledImage
@@ -188,6 +190,11 @@ def rehearse(
             the device would know nothing at all.
     """
     began_s = time.monotonic()
+    known = [*bundle.class_names().values(), *bundle.manifest.split.held_back]
+    images = images.spelled(known)
+    _check_names(images, known)
+    if plan.hold_back is not None:
+        plan = replace(plan, hold_back=spelled(plan.hold_back, [*known, *images.classes]))
     parts = _parts(bundle, images, plan)
     pipeline = Pipeline(bundle, precision, runtime)
     withdrawn = _withdrawn(bundle, pipeline.precision, images, plan)
@@ -200,8 +207,8 @@ def rehearse(
     )
     base, names = bundle.base(pipeline.precision), bundle.class_names()
     rows = zip(base.samples, base.class_ids, strict=True)
-    known = {names[class_id] for sample, class_id in rows if sample not in withdrawn}
-    test = Test(here, elsewhere, sorted(set(here.labels) - known))
+    at_first = {names[class_id] for sample, class_id in rows if sample not in withdrawn}
+    test = Test(here, elsewhere, sorted(set(here.labels) - at_first))
     line = Line(bundle, pipeline, withdrawn, stream, test, plan.labels, plan.noise)
 
     shifts = _Progress(plan, progress)
@@ -235,6 +242,26 @@ def rehearse(
         advice=advise(policies, joint, plan.labels),
         seconds=time.monotonic() - began_s,
     )
+
+
+def _check_names(images: ImageSet, known: Collection[str]) -> None:
+    """Refuse classes that no operator could teach under their name, before the shift comes to one.
+
+    Raises:
+        BadImages: there is one.
+    """
+    for name in images.classes:
+        try:
+            wanted = name if name in known else class_name(name)
+        except LabelError as error:
+            raise BadImages(
+                f"{images.folder}: {error}", hint="Rename that class's folder, or leave it out."
+            ) from error
+        if wanted != name:
+            raise BadImages(
+                f"{images.folder}: the class {name!r} has spaces that an operator would not type",
+                hint=f"Call it {wanted!r}.",
+            )
 
 
 class _Progress:
@@ -273,13 +300,10 @@ class _Parts:
 def _parts(bundle: Bundle, images: ImageSet, plan: Plan) -> _Parts:
     if plan.station is not None:
         plan.station.check(images)
-    part_of = bundle.parts()
-    # A picture that is new may show a part that the bundle has seen in another picture: it goes where that went.
-    part_of_group = {i.group: part_of[i.sample_id] for i in images.images if i.sample_id in part_of}
-    fresh = [image for image in images.images if image.sample_id not in part_of]
-    alone = [image for image in fresh if image.group not in part_of_group]
+    seen, part_of = bundle.parts(), parts_of(bundle, images)
+    fresh = [image for image in images.images if image.sample_id not in seen]
+    alone = [image for image in fresh if image.sample_id not in part_of]
     dealt = split([i.group for i in alone], [i.label for i in alone], plan.seeds[0])
-    part_of |= {image.sample_id: part_of_group[image.group] for image in fresh if image.group in part_of_group}
     for image, part in zip(alone, dealt, strict=True):
         part_of[image.sample_id] = Part.TEST if part is Part.TEST else Part.STREAM
 

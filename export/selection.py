@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from export.progress import Log
 from sdk.bundle import MAX_CLASSES, MAX_GROUP_BYTES, Bundle
-from sdk.class_names import is_reserved
+from sdk.class_names import is_reserved, spelled
 from sdk.errors import BadImages
 from sdk.images import ImageSet
 from sdk.labels import new_class_id
@@ -83,7 +83,7 @@ def _check_name(name: str) -> None:
     if is_reserved(name):
         raise BadImages(
             f"no class can be called {name!r}: it is what a device says of what looks like no class",
-            hint="Rename it, or --hold-back keeps these images for `headway evaluate` and `rehearse`.",
+            hint="Rename it, or --hold-back keeps these images for `headway evaluate`.",
         )
 
 
@@ -164,7 +164,7 @@ def _class_ids(classes: Sequence[str], earlier: Path | None) -> tuple[dict[str, 
         return {name: new_class_id() for name in classes}, []
     bundle = Bundle.open(earlier)
     known = {name: class_id for class_id, name in bundle.class_names().items()}
-    return {name: known.get(name) or new_class_id() for name in classes}, [bundle.digest()]
+    return {name: known.get(spelled(name, known)) or new_class_id() for name in classes}, [bundle.digest()]
 
 
 def golden_rows(learned: Selection) -> list[int]:

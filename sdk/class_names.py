@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import Final
 
 RESERVED: Final = "unknown"
@@ -32,6 +33,19 @@ def key_of(name: str) -> str:
     plain = unicodedata.normalize("NFD", _UNSEEN.sub("", name)).casefold()
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
     return " ".join(plain.split())
+
+
+def spelled(name: str, known: Collection[str]) -> str:
+    """Return how somebody who knows a class writes it: this name, else the only one known with its key.
+
+    >>> spelled("gut", ["Gut", "Riss"]), spelled("gut", ["Gut", "GUT"]), spelled("Beule", ["Gut"])
+    ('Gut', 'gut', 'Beule')
+    """
+    if name in known:
+        return name
+    key = key_of(name)
+    same = {each for each in known if key_of(each) == key}
+    return same.pop() if len(same) == 1 else name
 
 
 def is_reserved(name: str) -> bool:

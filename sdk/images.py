@@ -18,14 +18,14 @@ import stat
 import struct
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sdk.class_names import key_of
+from sdk.class_names import key_of, spelled
 from sdk.errors import BadImages
 from sdk.layouts import Entry, Layout, Refused, listing
 from sdk.preprocess import Frame
@@ -109,6 +109,11 @@ class ImageSet:
     def classes(self) -> list[str]:
         """The class names, sorted."""
         return sorted(set(self.labels))
+
+    def spelled(self, known: Collection[str]) -> ImageSet:
+        """Return the set with each class written as those do who know it (`sdk.class_names`)."""
+        written = {name: spelled(name, known) for name in self.classes}
+        return replace(self, images=tuple(replace(each, label=written[each.label]) for each in self.images))
 
 
 def decode(data: bytes) -> Frame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ from tests.commands import headway
 from tests.disks import fill, small
 from tests.pages import chromium
 from tests.test_leaks import texture, under_another_light
+from tests.tiny import tiny_bundle, write_pictures
 
 __all__ = ["small"]
 
@@ -306,3 +308,14 @@ def test_a_full_disk_leaves_the_file_that_was_there(
     assert ended.err.splitlines()[-2] == f"error: {option} {file}: No space left on device"
     assert file.read_bytes() == b"from yesterday"
     assert {path.name for path in small.iterdir()} == {"file", "others"}
+
+
+@pytest.mark.torch
+def test_classes_written_otherwise_keep_the_ids_of_the_earlier_bundle(tmp_path: Path) -> None:
+    from export.selection import select
+
+    images = open_images(write_pictures(tmp_path / "images", ("good", "pit")))
+    earlier = tiny_bundle(tmp_path / "earlier", classes=("good", "pit"))
+    large = replace(images, images=tuple(replace(each, label=each.label.upper()) for each in images.images))
+    learned = select(large, seed=0, hold_back=(), classes_from=earlier.path, log=Log(Silent()))
+    assert learned.class_ids == {name.upper(): class_id for class_id, name in earlier.class_names().items()}

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
 
-from device_agent.evaluate import Evaluation, evaluate, judge
+from device_agent.evaluate import Evaluation, evaluate, judge, not_learned
+from device_agent.rehearse import Plan
+from device_agent.rehearse import _parts as rehearsed
 from device_agent.runtime import base_head, open_runtime
 from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, write_bundle
 from sdk.errors import BadImages, UnknownClassError
-from sdk.images import ImageSet, open_images
+from sdk.images import ImageSet, LabelledImage, decode, open_images
+from sdk.splits import Part
 from tests.builders import with_exemplars
 from tests.commands import headway
 from tests.tiny import CLASSES, picture, tiny_bundle, write_pictures
@@ -48,6 +55,56 @@ def test_all_means_all_that_was_not_learned(bundle: Bundle, folder: Path) -> Non
     result = run(bundle, open_images(folder), part="all")
     assert result.accuracy.images == 4 * 12
     assert result.left_out_other_part == 0
+
+
+def test_classes_written_otherwise_are_the_same_ones(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    """A folder from a Mac, or of somebody who writes class names large, holds no new classes and no defects."""
+    for name in EVERY:
+        shutil.copytree(folder / name, tmp_path / name.upper())
+    runtime = open_runtime(bundle, None)
+    here, there = (
+        evaluate(bundle, open_images(each), runtime, good=[good])
+        for each, good in ((folder, "good"), (tmp_path, "Good"))
+    )
+    assert there.accuracy == here.accuracy
+    assert there.acceptance == here.acceptance
+
+
+def test_new_pictures_of_parts_that_were_learned_are_left_out(bundle: Bundle, folder: Path) -> None:
+    images, new = open_images(folder), hashlib.sha256(b"new").digest()
+    parts = bundle.parts()
+
+    def again(part: Part) -> LabelledImage:
+        shown = next(i for i in images.images if parts[i.sample_id] is part)
+        return replace(shown, sample_id=hashlib.sha256(part.name.encode() + new).digest())
+
+    more = replace(images, images=(*images.images, *map(again, Part)))
+    result = run(bundle, more)
+    assert (result.left_out_siblings, result.left_out_learned) == (2, 4 * 12)
+    assert result.left_out_other_part == 4 * 6 + 1  # one goes where its part is, the stream
+    assert (result.accuracy.images, result.unknown_to_the_bundle) == (4 * 6 + 1, 1)
+    kept = {i.sample_id for i in rehearsed(bundle, more, Plan(labels=1)).test}
+    assert kept == {i.sample_id for i in not_learned(bundle, more)}
+
+
+def test_pictures_of_one_part_that_no_group_is_named_for_count_as_one(bundle: Bundle, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for part, copy in product(range(8), range(5)):
+            frame = decode(picture(name, 100 + part)).astype(np.int16)
+            seen = np.clip(frame + rng.integers(-2, 3, frame.shape), 0, 255).astype(np.uint8)
+            (tmp_path / name / f"{part}-{copy}.png").write_bytes(cv2.imencode(".png", seen)[1].tobytes())
+    images = open_images(tmp_path)
+    result, apart = run(bundle, images), run(bundle, replace(images, has_groups=True))
+    assert apart.accuracy.groups == 8 * 5 * len(CLASSES)
+    assert 8 * len(CLASSES) <= result.accuracy.groups <= 10 * len(CLASSES)
+    assert result.groups_note is not None
+    assert apart.groups_note is None
+    assert "no groups were given" in result.groups_note.lower()
+    for one, other in zip(result.accuracy.classes, apart.accuracy.classes, strict=True):
+        assert one.recall.share == other.recall.share
+        assert one.recall.high - one.recall.low > other.recall.high - other.recall.low
 
 
 def test_images_new_to_the_bundle_are_evaluated_whatever_the_part(bundle: Bundle, tmp_path: Path) -> None:

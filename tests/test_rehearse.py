@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,30 @@ def test_the_joint_bound_learns_from_every_image_of_the_shift(shift: Rehearsal) 
 
 def test_stream_and_test_are_those_of_the_recorded_split(shift: Rehearsal, images: ImageSet) -> None:
     assert shift.stream_images + shift.test_images == len(images.images) // 2
+
+
+def test_classes_written_otherwise_are_those_of_the_bundle(
+    held_back: Bundle, full: Bundle, images: ImageSet, shift: Rehearsal
+) -> None:
+    large = replace(images, images=tuple(replace(each, label=each.label.upper()) for each in images.images))
+    again = run(held_back, large, Plan(6))
+    assert (again.new_classes, again.curve, again.joint) == (shift.new_classes, shift.curve, shift.joint)
+    assert run(full, large, Plan(1, hold_back="Rings")).new_classes == ["rings"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("unknown", "no name for a class"), ("a  b", "spaces that an operator"), ("a\x07b", "no name for a class")],
+)
+def test_a_class_that_no_operator_could_teach_is_refused_before_the_shift(
+    held_back: Bundle, images: ImageSet, name: str, says: str
+) -> None:
+    some = replace(
+        images, images=tuple(replace(i, label=name if i.label == "rings" else i.label) for i in images.images)
+    )
+    with pytest.raises(BadImages, match=says) as refused:
+        run(held_back, some, Plan(1))
+    assert refused.value.hint
 
 
 def test_a_class_can_be_held_back_from_a_bundle_that_knows_it(full: Bundle, images: ImageSet) -> None:
