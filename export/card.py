@@ -83,7 +83,7 @@ def card(report: Report, papers: Papers) -> str:
             (
                 (c.name, f"{c.recall:.1%}", f"{c.low:.1%} to {c.high:.1%}", c.samples, c.groups)
                 if c.scored
-                else (c.name, "not known: one group only", "", c.samples, c.groups)
+                else (c.name, f"not known: {c.unscored()}", "", c.samples, c.groups)
                 for c in score.classes
             ),
         ),

@@ -476,6 +476,14 @@ def _train(
     _training(request).mkdir(exist_ok=True)
     if not learned.validation.any():
         log.warn("There are too few groups for validation: the last epoch is kept, and the score flatters.")
+    else:
+        labels = np.array(learned.labels)
+        blind = sorted(set(labels.tolist()) - set(labels[learned.validation].tolist()))
+        if blind:
+            log.warn(
+                f"All images of {', '.join(blind)} are trained on, since few groups show it: nothing is left to "
+                "judge it by, and the score is that of the other classes. Strategy frozen judges it."
+            )
     schedule = Schedule(
         request.epochs or recipe_for(strategy, pretrained=backbone.origin.pretrained).epochs,
         request.seed,
@@ -649,6 +657,23 @@ def _strategy_report(strategy: Strategy, reason: str, outcome: Outcome | None) -
 def _score_report(form: Form, learned: Selection) -> ScoreReport:
     name_of = {class_id: name for name, class_id in learned.class_ids.items()}
     found = form.score
+    judged = [
+        ClassScoreReport(
+            name=name_of[c.class_id],
+            recall=c.recall,
+            low=c.low,
+            high=c.high,
+            samples=c.samples,
+            groups=c.groups,
+            scored=c.class_id not in found.one_group,
+        )
+        for c in found.classes
+    ]
+    missing = name_of.keys() - {c.class_id for c in found.classes}
+    unjudged = [
+        ClassScoreReport(name=name_of[each], recall=0.0, low=0.0, high=1.0, samples=0, groups=0, scored=False)
+        for each in missing
+    ]
     return ScoreReport(
         balanced_accuracy=found.balanced_accuracy,
         low=found.low,
@@ -656,21 +681,7 @@ def _score_report(form: Form, learned: Selection) -> ScoreReport:
         forced_choice=form.forced.balanced_accuracy,
         samples=found.samples,
         groups=found.groups,
-        classes=sorted(
-            (
-                ClassScoreReport(
-                    name=name_of[c.class_id],
-                    recall=c.recall,
-                    low=c.low,
-                    high=c.high,
-                    samples=c.samples,
-                    groups=c.groups,
-                    scored=c.class_id not in found.one_group,
-                )
-                for c in found.classes
-            ),
-            key=lambda c: c.name,
-        ),
+        classes=sorted([*judged, *unjudged], key=lambda c: c.name),
     )
 
 

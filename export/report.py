@@ -127,7 +127,10 @@ class TransferReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassScoreReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Recall of a class on left-out groups, with its 95 % interval; `scored` is false where one group has it."""
+    """Recall of a class on left-out groups, with its 95 % interval.
+
+    `scored` is false where one group has it, and where none of its images could be judged: `samples` is 0 then.
+    """
 
     name: str
     recall: float
@@ -136,6 +139,10 @@ class ClassScoreReport(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     groups: int
     scored: bool
+
+    def unscored(self) -> str:
+        """Return why there is no recall, in a few words."""
+        return "one group only" if self.samples else "not judged"
 
 
 class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):

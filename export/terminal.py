@@ -109,7 +109,7 @@ def show(report: Report, console: Console) -> None:
     for head in ("recall", "95 % interval", "images", "groups"):
         classes.add_column(head, justify="right")
     for c in score.classes:
-        recall = f"{c.recall:.1%}" if c.scored else "one group only"
+        recall = f"{c.recall:.1%}" if c.scored else c.unscored()
         interval = f"{c.low:.0%} to {c.high:.0%}" if c.scored else ""
         classes.add_row(escape(c.name), recall, interval, str(c.samples), str(c.groups))
     classes.add_section()

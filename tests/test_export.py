@@ -344,6 +344,27 @@ def test_class_ids_can_be_kept_from_an_earlier_bundle(
     assert later.manifest.parents == [earlier.digest()]
 
 
+def test_a_class_that_training_left_nothing_of_to_judge_is_said_so(tmp_path: Path) -> None:
+    """Of four groups none is for validation; without a word the score would be that of the other classes."""
+    folder = write_set(tmp_path / "set", ("good", "pit"))
+    write_pictures(folder, ["scratch"], 4)
+    with (folder / "index.csv").open("a", newline="") as file:
+        csv.writer(file).writerows([f"scratch/{i:03}.png", "scratch", f"scratch-{i}"] for i in range(4))
+    request = Request(
+        folder, "test_vit", tmp_path / "trained", "none", input_size_px=32, epochs=1, precisions=("fp32",)
+    )
+    report, bundle = make(request)
+    (row,) = [c for c in report.score.classes if c.name == "scratch"]
+    assert (row.scored, row.samples, row.unscored()) == (False, 0, "not judged")
+    assert report.score.balanced_accuracy == pytest.approx(
+        np.mean([c.recall for c in report.score.classes if c.scored])
+    )
+    (warning,) = [words for words in report.warnings if "All images of scratch are trained on" in words]
+    card = (bundle.path / "card.md").read_text()
+    assert warning in card
+    assert "| scratch | not known: not judged |" in card
+
+
 def test_good_parts_only_give_a_bundle_that_says_known_or_unknown(weights: str, tmp_path: Path) -> None:
     folder = tmp_path / "first-day"
     folder.mkdir()
