@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ MAX_TEXT_CHARS: Final = 500
 """As `sdk.wire` allows."""
 STOPPING: Final = "the agent is stopping"
 MISSING: Final = "frames are missing"
+TOO_MANY: Final = "more frames of one camera than make a part"
+MAX_WAITING: Final = 32
+"""Parts without a deadline that wait for another camera's files, with the frames that were seen: a program that
+has stopped would else fill the memory with them."""
 
 
 @dataclass(frozen=True)
@@ -174,18 +179,29 @@ class Ledger:
         part.findings += findings
         if fault or not findings:
             part.faults.append(fault or MISSING)
-        if part.frames.total() >= part.wanted:
+        if part.wanted > 1 and part.frames[camera] > self._frames:  # of another part under this one's name
+            done.append(self._close(key, now_s, TOO_MANY))
+        elif part.frames.total() >= part.wanted:
             done.append(self._close(key, now_s))
-        return done
+        return done + self._over(now_s)
+
+    def _over(self, now_s: float) -> list[Part]:
+        """Close the oldest of parts that wait for frames without an end, where they are too many."""
+        if len(self._open) <= MAX_WAITING:
+            return []
+        waiting = [key for key, part in self._open.items() if part.wanted > 1 and part.deadline_s == math.inf]
+        return [self._close(key, now_s, MISSING) for key in waiting[: max(0, len(waiting) - MAX_WAITING)]]
 
     def _passed_by(self, key: object, camera: int, now_s: float) -> list[Part]:
         """Close parts that this camera has left behind: frames come in the order of the parts."""
         left: list[Part] = []
+        if key not in self._open:
+            return left  # it has had its verdict, and says nothing of those behind it
         for other in list(self._open):
             if other == key:
                 break  # what is behind it in the order came later
             part = self._open[other]
-            if part.frames[camera] < self._frames and part.frames[camera] > 0:
+            if part.wanted > 1 and part.frames[camera] < self._frames:
                 left.append(self._close(other, now_s, MISSING))
         return left
 

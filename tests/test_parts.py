@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from device_agent.camera import Shot
-from device_agent.parts import LATE, MISSING, STOPPING, Finding, Ledger, Part
+from device_agent.parts import LATE, MAX_WAITING, MISSING, STOPPING, TOO_MANY, Finding, Ledger, Part
 from device_agent.station import Decision
 from sdk.wire import Verdict
 
@@ -152,6 +152,52 @@ def test_a_part_that_another_camera_still_looks_at_stays_open() -> None:
     assert book.decided("a", 0, [found("good")], 2.0) == []
     assert book.decided("b", 0, [found("good")], 2.1) == []
     assert only(book.decided("a", 1, [found("good")], 2.2)).verdict is Verdict.PASS
+
+
+def test_frames_of_one_camera_never_stand_for_those_of_another() -> None:
+    """As where a program writes one file name for ever, and the other camera's has died."""
+    book = opened(ledger(cameras=2), "current", "next")
+    assert book.decided("current", 0, [found("good")], 2.0) == []
+    part = only(book.decided("current", 0, [found("good")], 2.1))
+    assert (part.verdict, part.reason, part.frames) == (Verdict.REJECT, TOO_MANY, 2)
+    assert book.depth == 1
+
+
+def test_a_part_that_a_camera_never_saw_is_rejected_when_that_camera_is_past_it() -> None:
+    """As where one of its files could not be read."""
+    book = opened(ledger(cameras=2), "a", "b")
+    assert book.decided("a", 0, [found("good")], 2.0) == []
+    assert book.decided("b", 0, [found("good")], 2.1) == []
+    first, second = book.decided("b", 1, [found("good")], 2.2)
+    assert (first.name, first.verdict, first.reason) == ("a", Verdict.REJECT, MISSING)
+    assert (second.name, second.verdict) == ("b", Verdict.PASS)
+    assert book.decided("a", 1, [found("good")], 2.3) == []  # late, and says nothing of others
+
+
+def test_a_late_frame_closes_no_part_behind_its_own() -> None:
+    book = opened(ledger(cameras=2), "a", deadline_s=5.0)
+    opened(book, "b")
+    assert only(book.expire(6.0)).name == "a"
+    assert book.decided("a", 0, [found("good")], 6.1) == []
+    assert book.depth == 1
+
+
+def test_parts_that_wait_for_a_camera_that_never_comes_are_bounded() -> None:
+    book, verdicts = ledger(cameras=2), []
+    for number in range(1000):
+        opened(book, f"p{number}")
+        verdicts += book.decided(f"p{number}", 0, [found("good")], 2.0)
+    assert book.depth == MAX_WAITING
+    assert [part.name for part in verdicts] == [f"p{number}" for number in range(1000 - MAX_WAITING)]
+    assert {(part.verdict, part.reason) for part in verdicts} == {(Verdict.REJECT, MISSING)}
+
+
+def test_parts_with_a_deadline_wait_for_it_however_many_there_are() -> None:
+    book = ledger(cameras=2)
+    for number in range(2 * MAX_WAITING):
+        opened(book, f"p{number}", deadline_s=9.0)
+        assert book.decided(f"p{number}", 0, [found("good")], 2.0) == []
+    assert len(book.expire(9.0)) == 2 * MAX_WAITING
 
 
 def test_a_part_refused_unseen_is_rejected_and_numbers_have_no_gaps() -> None:
