@@ -21,6 +21,7 @@ import msgspec
 
 from device_agent.database import disk, read_uri
 from device_agent.label_log import AWAIT_FLEET
+from device_agent.sample import SampleStatus
 from device_agent.samples import IMAGES_NAME
 from device_agent.store import STORE_NAME, StoreFacts, check_store
 from sdk.bundle import Bundle
@@ -133,8 +134,7 @@ def restore_backup(backup: Path, data_dir: Path, device: str, *, in_fleet: bool)
         shutil.copytree(backup, draft, ignore=shutil.ignore_patterns(BACKUP_NAME))
         found = check_store(draft / STORE_NAME, whole=True)
         _check_whole(backup, facts, found)
-        if in_fleet:
-            _await_fleet(draft / STORE_NAME)
+        _settle(draft / STORE_NAME, in_fleet=in_fleet)
         for path in sorted(draft.rglob("*")):
             sync_path(path)
         if data_dir.exists():
@@ -222,10 +222,13 @@ def _copy_release(data_dir: Path, draft: Path) -> str:
     return slot.name
 
 
-def _await_fleet(store: Path) -> None:
+def _settle(store: Path, *, in_fleet: bool) -> None:
+    """Take out the samples whose pictures no backup has, and note that the fleet is to be heard first."""
     db = sqlite3.connect(store)
     try:
-        db.execute("REPLACE INTO meta VALUES (?, 1)", (AWAIT_FLEET,))
+        db.execute("DELETE FROM samples WHERE status != ?", (SampleStatus.LABELLED.value,))
+        if in_fleet:
+            db.execute("REPLACE INTO meta VALUES (?, 1)", (AWAIT_FLEET,))
         db.commit()
     finally:
         db.close()

@@ -295,6 +295,8 @@ class SyncCore:
             self._log_fault = str(error)
             return
         self._log_fault = None
+        if 0 < self._owed <= self._store.log.length():  # told before the entries came that it speaks of
+            self._store.log.acknowledge(self._owed)
         self._ask_due = now + self._limits.ask_every_s
         self._ask_if_behind(now)
         self.state_changed()

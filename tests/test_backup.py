@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from device_agent.backup import BACKUP_NAME, make_backup, read_backup, restore_backup
 from device_agent.learner import Learner
+from device_agent.sample import SampleStatus
 from device_agent.store import Store, check_store
+from device_agent.sync import SyncCore
 from sdk.bundle import Bundle
 from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
+from sdk.fleet.service import FleetCore
+from sdk.fleet.store import FleetStore
+from sdk.labels import DefineClass, new_class_id
+from sdk.mqtt import Message
+from sdk.wire import DeviceState, Topics, encode_json
 from tests.commands import headway
 from tests.processes import Doomed
 from tests.test_store import LIMITS, image_of, label, label_for_ever, sample_of
@@ -64,6 +72,22 @@ def test_a_backup_of_a_store_that_is_written_to_is_one_whole_moment(tmp_path: Pa
     assert (facts.entries, facts.lost) == (made.entries, 0)
 
 
+@pytest.mark.parametrize("in_fleet", [False, True])
+def test_a_restored_device_asks_about_no_picture_that_it_does_not_have(
+    tmp_path: Path, backup: Path, in_fleet: bool
+) -> None:
+    with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as store:
+        store.samples.put(replace(sample_of(90), status=SampleStatus.QUEUED, reason="spot check"), image_of(90))
+        assert store.samples.queue_depth() == 1
+    make_backup(tmp_path / "data", tmp_path / "later")
+    restore_backup(tmp_path / "later", tmp_path / "new", "line-1", in_fleet=in_fleet)
+    with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as restored:
+        assert restored.samples.queue_depth() == 0
+        kept = restored.samples.newest(limit=100)
+        assert len(kept) == LABELS
+        assert all(restored.samples.image(sample.sample_id) is not None for sample in kept)
+
+
 def test_a_restored_device_serves_its_release_without_a_network(
     rig: Rig, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
@@ -90,6 +114,64 @@ def test_a_restored_device_takes_no_label_before_it_has_its_later_entries_back(
         (first, _) = label(store, sample_of(51))
         assert first.entry.seq == 2 * LABELS + 3
         assert first.entry.prev != later[0].entry.prev
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["all sent", "one waiting"])
+def test_a_restored_device_takes_labels_once_the_fleet_has_given_its_later_entries_back(
+    tmp_path: Path, waiting: bool
+) -> None:
+    """The fleet says once how much it has, which is more than the device has then."""
+    topics, now = Topics("headway/v1"), 0.0
+
+    def define(store: Store, name: str) -> None:
+        store.log.append([DefineClass(new_class_id(), name, "ann")])
+
+    def state(online: bool) -> DeviceState:
+        return DeviceState(device="line-1", channel="default", online=online)
+
+    def device(store: Store) -> SyncCore:
+        core = SyncCore(
+            topics,
+            store,
+            "default",
+            on_records=lambda _: None,
+            on_desired=lambda _: None,
+            state=lambda: state(True),
+        )
+        core.connected(now)
+        return core
+
+    def talk(fleet: FleetCore, device: SyncCore, seconds: int) -> None:
+        nonlocal now
+        for _ in range(seconds):
+            now += 1
+            sent = [Message(each.topic, each.payload) for each in device.poll(now)]
+            for each in fleet.turn(sent, now=now, now_utc=1e9 + now, room_bytes=1 << 30):
+                if each.topic in device.subscriptions():
+                    device.receive(Message(each.topic, each.payload), now)
+
+    with FleetStore(tmp_path / "fleet") as fleet_store:
+        fleet = FleetCore(fleet_store, topics, ("default",))
+        fleet.broker_connected(remembered=False)
+        with Store.open(tmp_path / "old", "line-1", limits=LIMITS) as old:
+            line = device(old)
+            define(old, "a")
+            talk(fleet, line, 10)
+            define(old, "b")
+            if not waiting:
+                talk(fleet, line, 10)
+            make_backup(tmp_path / "old", tmp_path / "backup")
+            define(old, "c")
+            talk(fleet, line, 10)
+        will = Message(topics.state("line-1"), encode_json(state(False)))
+        fleet.turn([will], now=now, now_utc=1e9 + now, room_bytes=1 << 30)
+        restore_backup(tmp_path / "backup", tmp_path / "new", "line-1", in_fleet=True)
+        with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as new:
+            with pytest.raises(StoreFull, match="has not heard from its fleet"):
+                define(new, "d")
+            talk(fleet, device(new), 60)
+            assert (new.log.length(), new.log.acknowledged()) == (3, 3)
+            define(new, "d")
 
 
 # What is refused
