@@ -86,6 +86,7 @@ class OperatingTarget:
         self._target = target or Target()
         self._names = GOOD_NAMES
         self._found: tuple[object, OperatingPoint | None] = (None, None)
+        self._found_of = ""  # a release: another's probabilities say something else
         self._good: tuple[object, frozenset[bytes]] = (None, frozenset())  # asked for each frame
 
     def default_names(self, good: Collection[str]) -> None:
@@ -115,22 +116,28 @@ class OperatingTarget:
             self._good = ({**names}, chosen, self._names), found
         return found
 
-    def accepting(self, names: dict[bytes, str], scored: Scored | None) -> Accepting | None:
-        """Return how parts are judged now; None where no class is known to be good."""
+    def accepting(self, names: dict[bytes, str], scored: Scored | None, release: str = "") -> Accepting | None:
+        """Return how parts are judged now; None where no class is known to be good.
+
+        Args:
+            names: Class id to name.
+            scored: The head whose left-out scores are known; None where no head of this release has been scored.
+            release: Which one judges: its digest.
+        """
         good = self.good(names)
         if not good:
             return None
         if not self._target.by_threshold:
             return Accepting(good, None)
-        point = self.point(good, scored)
+        point = self.point(good, scored, release)
         return Accepting(good, None if point is None else point.threshold)
 
-    def point(self, good: frozenset[bytes], scored: Scored | None) -> OperatingPoint | None:
-        """Return the operating point for the target; None where no left-out scores can tell it."""
+    def point(self, good: frozenset[bytes], scored: Scored | None, release: str = "") -> OperatingPoint | None:
+        """Return the operating point for the target; None where no left-out scores of this release can tell it."""
         with self._lock:
-            if scored is None:
-                return self._found[1]  # a provisional head, or one not scored yet: as before
-            key = (scored.number, good, self._target)
+            if scored is None:  # a provisional head, or one not scored yet: as before
+                return self._found[1] if self._found_of == release else None
+            key = (release, scored.number, good, self._target)
             if self._found[0] != key:
                 try:
                     found = operating_point(
@@ -138,5 +145,5 @@ class OperatingTarget:
                     )
                 except HeadError:
                     found = None
-                self._found = (key, found)
+                self._found, self._found_of = (key, found), release
             return self._found[1]

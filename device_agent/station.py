@@ -403,7 +403,7 @@ class Station:
 
     def _accepting(self, serving: Serving, active: ActiveHead) -> Accepting | None:
         names = dict(zip(active.head.class_ids, active.names, strict=True))
-        return self.operating.accepting(names, serving.learner.reference)
+        return self.operating.accepting(names, serving.learner.reference, serving.digest)
 
     def _watch_drift(self, look: Look) -> None:
         """Count one tile of each part, each in turn, against the left-out scores of the confirmed head."""

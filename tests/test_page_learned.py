@@ -11,11 +11,13 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from device_agent.accepting import Accepting, OperatingTarget, Target
+from device_agent.heads import Reference
 from device_agent.page.asked import question_of
 from sdk.bundle import Bundle
 from sdk.errors import LabelError
 from sdk.labels import Chain, Label, Record
 from tests.pages import Device, chromium, hex_of, screen, serving, write_stream
+from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
 
 
@@ -273,6 +275,35 @@ def test_unknown_is_rejected_whatever_the_threshold() -> None:
     assert accepting.rejects(b"good", 0.9, unknown=False)
     assert Accepting(frozenset({b"good"}), None).rejects(b"pit", 0.1, unknown=False)
     assert OperatingTarget(Target(good=[])).accepting({b"good": "good"}, None) is None
+
+
+def test_no_release_judges_by_the_threshold_of_another(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its probabilities are of other features; until its own scores are known, what is no good class goes out."""
+    label(device, "pit", 0, "pit")
+    station = device.station
+    station.operating.choose(Target(good=[class_id("good").hex()], escape_rate=0.2, by_threshold=True))
+    serving = station.require()
+    names = dict(zip(serving.learner.head.head.class_ids, serving.learner.head.names, strict=True))
+
+    def threshold(scored: Reference | None, release: str) -> float | None:
+        accepting = station.operating.accepting(names, scored, release)
+        assert accepting is not None
+        return accepting.threshold
+
+    wait_for(lambda: serving.learner.reference is not None)
+    found = threshold(serving.learner.reference, serving.digest)
+    assert found is not None
+    assert threshold(None, serving.digest) == found  # a provisional head of the same release
+    assert threshold(None, "another") is None
+    assert threshold(None, serving.digest) == found  # a frame of before, still under way
+    asked: list[str] = []
+
+    def accepting(_names: object, _scored: object, release: str) -> None:
+        asked.append(release)
+
+    monkeypatch.setattr(station.operating, "accepting", accepting)
+    station.inspect(picture("good", 701))
+    assert asked == [serving.digest]
 
 
 def test_the_quality_report_is_a_table_that_no_spreadsheet_runs(device: Device) -> None:
