@@ -89,6 +89,15 @@ class Labelling:
             codes[sample_id] = code
         return bodies, codes
 
+    def check_kept(self, asked: Sequence[Asked]) -> None:
+        """Refuse samples that have gone since they were asked for, as the oldest unlabelled ones do.
+
+        Raises:
+            LabelError: there is one.
+        """
+        for each in asked:
+            self._kept(each.sample.sample_id)
+
     def check_free(self, name: str, owner: bytes | None) -> None:
         """Refuse a name that another class has. Needs the learner's lock.
 

@@ -165,7 +165,9 @@ class Learner:
         with self._turns.changed:
             self._folded.catch_up()
             bodies, codes = self._labelling.entries(asked, operator)
-            records = self._store.log.append(bodies, codes)
+            with self._store.held():  # no sample goes between this look at it and its label
+                self._labelling.check_kept(asked)
+                records = self._store.log.append(bodies, codes)
             now_s = time.monotonic()
             self._rhythm.beat(now_s)
             self._learning.label_came(now_s)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -112,6 +113,10 @@ class Store:
                 db.close()
                 raise
         return store
+
+    def held(self) -> AbstractContextManager[object]:
+        """Return what nobody else writes here within: what the caller has looked at stays until it has written."""
+        return self._db.lock
 
     def close(self) -> None:
         """Let go of the store. Closing twice is harmless."""

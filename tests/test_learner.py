@@ -26,6 +26,7 @@ from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, YOUNG, Question, Que
 from device_agent.rhythm import QUIET_S, Rhythm
 from device_agent.sample import Sample, SampleStatus
 from device_agent.store import Store
+from device_agent.stored_codes import StoredCodes
 from device_agent.trial import FIRST_SCORE, owned
 from sdk.bundle import Bundle, write_bundle
 from sdk.codes import code_digest
@@ -1014,3 +1015,49 @@ def test_a_trial_waits_for_as_long_as_the_next_label_may_be_expected(
     for now_s in at_s:
         rhythm.beat(now_s)
     assert rhythm.pause_s() == pytest.approx(pause_s)
+
+
+def test_a_sample_that_goes_while_its_label_waits_is_not_labelled(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the label would be acknowledged, with no picture for the next backbone to learn it from."""
+    limits = StoreLimits(keep_samples=20, reserve_bytes=0)
+    with Store.open(tmp_path / "data", "line-1", limits=limits) as small:
+        learner = Learner(bundle, None, small)
+        oldest = see(small, bundle, "scratch", 0)
+        catch_up = learner._folded.catch_up
+
+        def meanwhile() -> None:
+            """The lock was waited for, and the line went on."""
+            for number in range(1, 40):
+                see(small, bundle, "good", number)
+            catch_up()
+
+        monkeypatch.setattr(learner._folded, "catch_up", meanwhile)
+        before = small.log.length()
+        with pytest.raises(LabelError, match="is not kept here"):
+            learner.label(oldest, SCRATCH, "ann")
+        assert small.samples.get(oldest) is None
+        assert small.log.length() == before
+
+
+def test_a_disk_error_while_labels_are_folded_loses_none(
+    bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(bundle, None, store)
+    put, failures = StoredCodes.put, [StoreFull("disk I/O error", hint="")]
+
+    def failing(self: StoredCodes, *entry: Any) -> int:
+        if failures:
+            raise failures.pop()
+        return put(self, *entry)
+
+    learner.label(see(store, bundle, "scratch", 0), SCRATCH, "ann")
+    monkeypatch.setattr(StoredCodes, "put", failing)
+    with pytest.raises(StoreFull, match="disk I/O error"):
+        learner.run_until_idle()
+    learner.label(see(store, bundle, "scratch", 1), SCRATCH, "ann")
+    learner.run_until_idle()
+    assert learner.status().own_labels == 2
+    assert learner.status().fault is None
+    assert learner.head.digest == Learner(bundle, None, store).status().live_set_digest
