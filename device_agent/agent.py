@@ -158,7 +158,12 @@ class Agent:
             self._gate = self._make_gate(clock)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
-            self._inbox = Inbox(site.data_dir, offer=self._gate.bring, pending=self._updater.pending)
+            self._inbox = Inbox(
+                site.data_dir,
+                offer=self._gate.bring,
+                pending=self._updater.pending,
+                again=self._updater.ask_again,
+            )
             self.trigger: MqttTrigger | None = None
             if site.mqtt is not None:
                 self._join_fleet()

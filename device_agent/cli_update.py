@@ -103,7 +103,9 @@ def _watch(site: Site, ref: ReleaseRef, wait_s: float) -> None:
         ordered = is_ordered(site.data_dir)
         state = _state(site) or {}
         update = state.get("update")
-        if update and update["release_id"] == ref.release_id:
+        # Rolled back while the order still waits: so ended an earlier attempt.
+        earlier = ordered and update is not None and update["state"] == "rolled_back"
+        if update and update["release_id"] == ref.release_id and not earlier:
             if update["state"] != told:
                 told = update["state"]
                 click.echo(told)

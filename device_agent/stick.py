@@ -37,6 +37,7 @@ from sdk.wire import MAX_MESSAGE_BYTES, Desired, ReleaseRef, decode_json, encode
 INBOX_NAME: Final = "inbox"
 ORDER_NAME: Final = "order.json"
 REFUSED_NAME: Final = "refused.json"
+OFFERED_NAME: Final = "offered.json"
 LOCK_NAME: Final = "inbox.lock"
 HOLD_S: Final = 10.0
 """An agent that empties the inbox is done long before; who copies another stick is not."""
@@ -143,6 +144,7 @@ class Inbox:
         data_dir: The agent's.
         offer: Given the signed metadata that came along and the assignment; raises where it may not be taken.
         pending: Says whether an assignment still needs its chunks.
+        again: Told the release of an order that is new here: it was carried here to be tried.
     """
 
     def __init__(
@@ -151,10 +153,12 @@ class Inbox:
         *,
         offer: Callable[[bytes | None, Desired], None],
         pending: Callable[[Desired], bool],
+        again: Callable[[str], None] = lambda _release_id: None,
     ) -> None:
         self._folder = data_dir / INBOX_NAME
         self._offer = offer
         self._pending = pending
+        self._again = again
         self._offered: tuple[int, int] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
@@ -208,6 +212,8 @@ class Inbox:
             return
         desired = Desired(release=order.said.release, channel=order.said.channel)
         if self._offered != order.stamp:
+            if self._is_first_offer(order):  # a person carried it here, whatever became of it before
+                self._again(desired.release.release_id)
             try:
                 self._offer(self._trust(), desired)
             except (BundleError, RemoteWireError) as error:
@@ -217,6 +223,15 @@ class Inbox:
             self._offered = order.stamp
         elif not self._pending(desired):
             self._clear()
+
+    def _is_first_offer(self, order: _Order) -> bool:
+        """Note an order, and return whether it was not: a release that the agent does not survive would else be
+        tried anew at each start."""
+        file, stamp = self._folder / OFFERED_NAME, msgspec.json.encode(order.stamp)
+        if file.is_file() and file.read_bytes() == stamp:
+            return False
+        write_whole(file, stamp)
+        return True
 
     def _order(self) -> _Order | None:
         file = self._folder / ORDER_NAME

@@ -215,10 +215,19 @@ class Updater:
                 self._halt.set()
             self._changed.notify_all()
 
+    def ask_again(self, release_id: str) -> None:
+        """Somebody wants this release once more: that it was rolled back is no reason not to `start` it."""
+        with self._changed:
+            newest = self._newest()
+            if newest is not None and (newest.release_id, newest.state) == (release_id, UpdateState.ROLLED_BACK):
+                self._again = release_id
+
     def pending(self, desired: Desired) -> bool:
         """Return whether this is the assignment in force, and its release's files are not all here yet."""
         with self._changed:
             newest = self._newest()
+            if self._again == desired.release.release_id and self._assigned == desired:
+                return True
             if newest is not None and newest.job == encode_json(desired):
                 return newest.state is UpdateState.DOWNLOADING
             return self._assigned == desired and self._is_new(desired, newest)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from device_agent.agent import Agent
 from device_agent.config import Site, TrustTable
-from device_agent.stick import INBOX_NAME, ORDER_NAME, bring, is_ordered, refusal
+from device_agent.stick import INBOX_NAME, ORDER_NAME, Inbox, bring, is_ordered, refusal
+from device_agent.store import Store
+from device_agent.update import Updater
 from sdk.bundle import Bundle
 from sdk.chunks import ChunkStore
+from sdk.durable import write_whole
 from sdk.errors import BadFormat, BadSignature, BundleError, StoreFull, Unreadable
 from sdk.release import Release
-from sdk.stick import CHUNKS_NAME, INDEX_NAME, TRUST_NAME, Stick, copy_chunks, pack
+from sdk.stick import CHUNKS_NAME, INDEX_NAME, TRUST_NAME, Stick, StickIndex, copy_chunks, pack
+from sdk.wire import Desired, ReleaseRef, UpdateState, encode_json
 from tests.commands import headway
 from tests.disks import fill, small
 from tests.processes import Doomed
@@ -405,3 +410,63 @@ def test_a_signed_stick_is_unpacked_with_its_version(
     ended = headway(capsys, "bundle", "unpack", signed / "new", tmp_path / "out", "--root", root)
     assert ended.code == 0
     assert "signed, version 2" in ended.out
+
+
+def states(store: Store) -> list[UpdateState]:
+    return [row.state for row in store.updates.newest()]
+
+
+def test_a_release_that_was_rolled_back_is_tried_again_when_somebody_brings_it_again(tmp_path: Path) -> None:
+    """The cause may be mended; but an order that lies there since before a restart is not tried at each start."""
+    tries: list[str] = []
+    ref = ReleaseRef(release_id="ab" * 32, name="r", size_bytes=10)
+    order = tmp_path / INBOX_NAME / ORDER_NAME
+
+    def fetch(*_: object, **__: object) -> None:
+        tries.append("once more")
+        raise BadFormat("a cause that is mended meanwhile", hint="Mend it.")
+
+    @contextlib.contextmanager
+    def agent(store: Store) -> Iterator[Inbox]:
+        updater = Updater(
+            store,
+            tmp_path,
+            channel="default",
+            precision=None,
+            fetch=fetch,
+            admit=lambda _bundle: pytest.fail("nothing was fetched"),
+            serve=lambda _release: None,
+            on_event=lambda _event: None,
+        )
+        updater.boot()
+        try:
+
+            def offer(_trust: bytes | None, desired: Desired) -> None:
+                updater.start(desired)
+
+            yield Inbox(tmp_path, offer=offer, pending=updater.pending, again=updater.ask_again)
+        finally:
+            updater.stop()
+
+    def carry() -> None:
+        write_whole(order, encode_json(StickIndex(release=ref, channel="default")))
+
+    with Store.open(tmp_path, "line-1") as store:
+        order.parent.mkdir()
+        with agent(store) as inbox:
+            for brought in (1, 2, 3):
+                carry()
+                inbox.look()
+                wait_for(lambda: states(store) == brought * [UpdateState.ROLLED_BACK])  # noqa: B023
+                inbox.look()
+                assert not order.exists()
+                assert len(tries) == brought
+            carry()
+            inbox.look()
+            wait_for(lambda: states(store) == 4 * [UpdateState.ROLLED_BACK])
+        assert order.exists()
+        with agent(store) as inbox:  # the agent ended before it could clear the order away
+            inbox.look()
+            inbox.look()
+            assert not order.exists()
+            assert len(tries) == 4
