@@ -102,7 +102,7 @@ class Recipe:
     levels: int = 4
     surfaces: int = 700
     batch: int = 96
-    sides_px: tuple[int, int] = (64, 128)
+    sides_px: tuple[int, int] = (96, 192)
     rate: float = 3e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
