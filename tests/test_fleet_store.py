@@ -15,6 +15,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
+from device_agent.learner import Learner
+from device_agent.limits import StoreLimits
+from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import BadSignature, FleetError, Incompatible, StoreCorrupt, UnknownDevice
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_of, name_database
@@ -24,6 +27,7 @@ from sdk.fleet.union_ledger import Taken
 from sdk.labels import CodeRecord, Fold, Label, Record
 from sdk.wire import DeviceState, UpdateEvent, UpdateState
 from tests.builders import class_id_of, code_of, make_bundle, picture
+from tests.commands import headway
 from tests.postgres import Postgres
 from tests.simulators import SimDevice
 
@@ -257,6 +261,38 @@ def test_the_fleets_live_set_is_the_one_a_device_folds(fleet_dir: Path, bundle: 
         live = store.live_set("default")
         assert live is not None
         assert (live.digest, len(live)) == (fold.digest(), len(base.samples) + 1)
+
+
+def test_a_code_of_a_wrong_length_taken_before_its_space_was_known_counts_nowhere(
+    fleet_dir: Path, tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No release has its space yet, so any length is taken. Once one has, fleet and devices leave it out alike."""
+    device, space = SimDevice("a"), bytes.fromhex(bundle.space())
+    bad, good = class_id_of("sample 1") * 2, class_id_of("sample 2") * 2
+    for sample, code in ((bad, b"abc"), (good, code_of(bundle, picture("scratch", 7)).tobytes())):
+        device.write(CodeRecord(space, sample, "a/1", hashlib.sha256(code).digest()), code)
+        device.write(Label(sample, class_id_of("scratch"), "anna"))
+    with FleetStore(fleet_dir) as store:
+        with store.write() as ledger:
+            register(ledger, "a")
+            assert ledger.take("a", device.log, ledger.feature_sizes()).verdict.refused is None
+        store.publish(bundle, channel="default")
+        learned = store.learned("default")
+        again = store.learned("default")
+    assert learned is not None
+    assert again is not None
+    assert (learned.refused, again.refused) == (1, 1)
+    assert good in learned.live.samples
+    assert bad not in learned.live.samples
+    device_store = Store.open(tmp_path / "device", "line-2", limits=StoreLimits(reserve_bytes=0))
+    device_store.log.receive(device.log, position=1)
+    status = Learner(bundle, None, device_store).status()
+    device_store.close()
+    assert (status.refused, status.live_set_digest) == (1, learned.live.digest)
+    for command in ("devices", "suspects", "classes"):
+        assert headway(capsys, "fleet", command, "--dir", fleet_dir).code == 0
+    told = headway(capsys, "fleet", "devices", "--dir", fleet_dir)
+    assert "1 records contradict themselves and count nowhere" in told.out
 
 
 def test_a_damaged_release_on_the_server_is_noticed(fleet_dir: Path, bundle: Bundle) -> None:

@@ -39,7 +39,7 @@ from sdk.wire import DEFAULT_PREFIX
 
 if TYPE_CHECKING:
     from sdk.fleet.channel_ledger import Device, Publication
-    from sdk.fleet.store import FleetStore
+    from sdk.fleet.store import FleetStore, Learned
     from sdk.labels import Record
     from sdk.liveset import LiveSet
 
@@ -439,7 +439,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
     now_utc = time.time()
     return {
         "ends": [expiry_row(one, now_utc) for one in ending(store.directory, now_utc)],
-        "channels": [_channel_row(name, current[name], live[name], lengths[name]) for name in channels],
+        "channels": [_channel_row(name, current[name], learned[name], lengths[name]) for name in channels],
         "devices": [
             {
                 **_device_row(device, live.get(device.channel), release_names),
@@ -451,8 +451,9 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
 
 
 def _channel_row(
-    name: str, publication: Publication | None, live_set: LiveSet | None, log_length: int
+    name: str, publication: Publication | None, learned: Learned | None, log_length: int
 ) -> dict[str, Any]:
+    live_set = None if learned is None else learned.live
     return {
         "channel": name,
         "release": None if publication is None else publication.ref.name,
@@ -461,6 +462,7 @@ def _channel_row(
         "live_set_digest": None if live_set is None else live_set.digest,
         "live_samples": 0 if live_set is None else len(live_set),
         "unapplied_labels": 0 if live_set is None else live_set.unapplied,
+        "refused_records": 0 if learned is None else learned.refused,
         "log_length": log_length,
     }
 

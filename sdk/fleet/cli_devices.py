@@ -80,6 +80,10 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
                 f"{one['unapplied_labels']} labels change nothing: the release has their samples in its sums only",
                 highlight=False,
             )
+        if one["refused_records"]:
+            console.print(
+                f"{one['refused_records']} records contradict themselves and count nowhere", highlight=False
+            )
     console.print(_table(shown))
     if len(shown) < len(everybody):
         console.print(f"{len(shown)} of {len(everybody)} devices", highlight=False)

@@ -26,7 +26,7 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.errors import BadSignature, FleetError, LabelError
+from sdk.errors import BadSignature, FleetError, HeadwayError, LabelError
 from sdk.fleet.blobs import blobs_of
 from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
@@ -58,12 +58,36 @@ class Learned:
         names: Class names by id, after merges.
         holds: The quarantines that stand.
         apart: Pairs of classes that somebody said are different, the smaller id first.
+        refused: How many records contradict themselves, and count nowhere.
     """
 
     live: LiveSet
     names: dict[bytes, str]
     holds: list[Hold]
     apart: set[tuple[bytes, bytes]]
+    refused: int = 0
+
+
+@dataclass
+class _Folding:
+    """A channel's union as far as it was folded onto a publication's release."""
+
+    publication_id: int
+    fold: Fold
+    position: int = 1  # of the next record
+    refused: int = 0
+
+    def catch_up(self, ledger: Ledger, channel: str) -> None:
+        """Fold what is new of the union."""
+        while records := ledger.records(channel, self.position):
+            for record in records:
+                try:
+                    self.fold.apply(record)
+                except HeadwayError:
+                    # Such as a code that was taken before anybody knew how long those of its space are. Every
+                    # device leaves it out alike (`device_agent.folded`), so live sets still agree.
+                    self.refused += 1
+            self.position += len(records)
 
 
 @dataclass(frozen=True)
@@ -97,7 +121,7 @@ class FleetStore:
         self.on_commit: Callable[[float], None] = lambda _seconds: None
         """Told how long each commit took to be on disk."""
         self._folding = threading.Lock()
-        self._folds: dict[str, tuple[int, Fold, int]] = {}  # channel -> publication, its fold, next position
+        self._folds: dict[str, _Folding] = {}  # by channel
         self._engine = engine_of(directory)
         self._writer = self._engine.execution_options(headway_write=True)
         with database_errors(directory):
@@ -261,6 +285,8 @@ class FleetStore:
     def learned(self, channel: str) -> Learned | None:
         """Return what the channel's union folds to; None without a release.
 
+        A record that contradicts itself is left out and counted, as on every device.
+
         Cost: the whole union is read the first time, later what is new of it.
         """
         with self._folding, self.read() as ledger:
@@ -268,15 +294,12 @@ class FleetStore:
             if publication is None:
                 return None
             found = self._folds.get(channel)
-            if found is None or found[0] != publication.id:
-                found = publication.id, self._base_fold(publication), 1
-            _, fold, position = found
-            while records := ledger.records(channel, position):
-                for record in records:
-                    fold.apply(record)
-                position += len(records)
-            self._folds[channel] = publication.id, fold, position
-            return Learned(fold.live_set(), fold.class_names(), fold.holds(), fold.apart())
+            if found is None or found.publication_id != publication.id:
+                found = _Folding(publication.id, self._base_fold(publication))
+            found.catch_up(ledger, channel)
+            self._folds[channel] = found
+            fold = found.fold
+            return Learned(fold.live_set(), fold.class_names(), fold.holds(), fold.apart(), found.refused)
 
     def summed_moments(self, channel: str, live: LiveSet) -> Moments | None:
         """Return the moments of the samples that a channel's release knows by their sums only; None without.
