@@ -17,14 +17,15 @@ from device_agent.sync import Sync
 from device_agent.trust import Gate
 from sdk.bundle import Bundle
 from sdk.cli import main
-from sdk.errors import RemoteWireError
+from sdk.errors import FleetError, RemoteWireError
 from sdk.fleet.broker import Mosquitto
-from sdk.fleet.cli_trust import open_trust
+from sdk.fleet.cli_trust import open_trust, publish_unsigned, put_into_force, stage, targets_signers
 from sdk.fleet.service import FleetService
 from sdk.fleet.store import FleetStore
 from sdk.labels import Chain, DefineClass, Record
 from sdk.mqtt import MqttSession, MqttSettings
-from sdk.trust.repository import OnlineTrust
+from sdk.trust.keys import make_key
+from sdk.trust.repository import OnlineTrust, read_staged, sign, write_staged
 from sdk.wire import WIRE_VERSION, Ack, DeviceState, LogSegment, Topics, UpdateState, encode_json, encode_msgpack
 from tests.builders import make_bundle
 from tests.simulators import LiveDevice, wait_for
@@ -253,6 +254,65 @@ def test_a_signed_rollout_begins_with_its_first_wave(tmp_path: Path, fleet: Path
         assert current is not None
         assert under_way is not None
         assert (current.ref.name, under_way[0].ref.name) == (bundle.manifest.name, newer.manifest.name)
+
+
+def test_what_is_refused_while_a_rollout_is_under_way_is_not_signed(
+    tmp_path: Path, fleet: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In force it would lift the release to go back to above the one that is being rolled out."""
+    second, third = (make_bundle(tmp_path / name, backbone=name) for name in ("seed-2", "seed-3"))
+    publish(fleet, bundle)
+    keys = ["--dir", fleet, "--keys", tmp_path / "keys"]
+    assert headway("fleet", "publish", second.path, *keys, "--waves", "1,100%") == 0
+    repository = open_trust(fleet)
+    version, signed = repository.targets().signed.version, repository.releases()
+    for plan in ([], ["--waves", "1,100%"]):
+        capsys.readouterr()
+        assert headway("fleet", "publish", third.path, *keys, *plan) == 2
+        assert "a rollout of seed-2 is under way" in capsys.readouterr().err
+    with FleetStore(fleet) as store:
+        prepared = stage(repository, store.prepare(third), "default")
+        sign(prepared, targets_signers(repository, tmp_path / "keys", None))
+        with pytest.raises(FleetError, match="is under way"):
+            put_into_force(store, repository, prepared)
+    assert (repository.targets().signed.version, repository.releases()) == (version, signed)
+
+
+def test_nobody_is_asked_for_a_passphrase_while_a_rollout_is_under_way(
+    tmp_path: Path, fleet: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["--dir", fleet, "--keys", tmp_path / "keys"]
+    assert headway("fleet", "publish", bundle.path, *keys, "--waves", "1,100%") == 0
+    make_key(tmp_path / "locked" / "targets.pem", b"a long enough one")
+    capsys.readouterr()
+    assert headway("fleet", "publish", bundle.path, "--dir", fleet, "--keys", tmp_path / "locked") == 2
+    told = capsys.readouterr()
+    assert "is under way" in told.err
+    assert "Passphrase" not in told.out
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["publish", "sign"])
+def test_what_was_signed_when_the_power_went_is_published_by_the_same_command_again(
+    tmp_path: Path, fleet: Path, bundle: Bundle, elsewhere: bool
+) -> None:
+    newer = make_bundle(tmp_path / "newer", backbone="seed-2")
+    publish(fleet, bundle)
+    repository = open_trust(fleet)
+    with FleetStore(fleet) as store:
+        staged = read_staged(publish_unsigned(store, newer, channel="default", precision=None, plan=None))
+    sign(staged, targets_signers(repository, tmp_path / "keys", None))
+    write_staged(fleet / "to-sign.json", staged)
+    repository.put_into_force(staged)  # and here the power goes, before the commit
+    if elsewhere:
+        assert headway("fleet", "sign", fleet / "to-sign.json", "--dir", fleet) == 0
+        assert headway("fleet", "sign", fleet / "to-sign.json", "--dir", fleet) == 2  # it is published now
+    else:
+        publish(fleet, newer)
+    with FleetStore(fleet) as store, store.read() as ledger:
+        current = ledger.current("default")
+        assert current is not None
+        assert current.ref.name == newer.manifest.name
+        assert len(ledger.publications("default", cleared=False)) == 2
 
 
 @pytest.mark.parametrize(

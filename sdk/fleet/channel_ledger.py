@@ -120,6 +120,15 @@ class ChannelLedger:
         """Return the number of the newest publication of any channel, 0 where there is none."""
         return self._session.scalar(select(func.max(PublicationRow.id))) or 0
 
+    def newest_release(self, channel: str) -> str | None:
+        """Return the id of the release that was published last on a channel, at once or in waves."""
+        return self._session.scalar(
+            select(PublicationRow.release_id)
+            .where(PublicationRow.channel == channel)
+            .order_by(PublicationRow.id.desc())
+            .limit(1)
+        )
+
     def mark_announced(self, publication_id: int) -> None:
         """Note that a publication was announced."""
         self._session.execute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sdk.fleet.channel_ledger import Publication
     from sdk.fleet.rollout import Plan
     from sdk.fleet.store import FleetStore, Prepared
+    from sdk.trust.metadata import SignedRelease
     from sdk.trust.repository import Repository, Staged
 
 STAGED_NAME: Final = "to-sign.json"
@@ -328,6 +329,7 @@ def publish_bundle(
 
     Raises:
         KeyRefused: the fleet has keys, and none is named that may sign; or it has none, and some are named.
+        FleetError: a rollout is under way in this channel.
     """
     from sdk.trust.repository import sign as add_signatures
 
@@ -341,6 +343,8 @@ def publish_bundle(
         )
 
     repository = open_trust(store.directory)
+    with store.read() as ledger:
+        ledger.check_idle(channel)  # before anybody is asked for a passphrase
     signers = targets_signers(repository, keys_dir, passphrase_for(keys_dir, passphrase_file))
     prepared = store.prepare(bundle, precision=precision)
     with store.read() as ledger:
@@ -379,9 +383,12 @@ def put_into_force(
 ) -> list[Publication]:
     """Make signed metadata current and publish each release that is new in it, or begin its rollout.
 
+    Both or neither, but for a power cut between signing and the commit: then the release is signed and not
+    published, and the same command again publishes it.
+
     Raises:
         KeyRefused: it is not signed as it must be, or not the next version.
-        FleetError: the chunks of a release are not here.
+        FleetError: the chunks of a release are not here, or a rollout is under way in its channel.
     """
     from tuf.api.metadata import Targets
 
@@ -390,29 +397,46 @@ def put_into_force(
 
     before = repository.releases()
     after = releases(staged.signed) if isinstance(staged.signed, Targets) else before
-    fresh = [(p, signed) for p, signed in after.items() if before.get(p) != signed and not signed.fallback]
+    in_force = repository.is_in_force(staged)
+    fresh = _never_published(store, after) if in_force else {p: s for p, s in after.items() if before.get(p) != s}
     found = []
-    for path, signed in fresh:
+    for path, signed in fresh.items():
+        if signed.fallback:
+            continue
         descriptor = store.chunks.get(path.rpartition("/")[2])
         if descriptor is None:
             raise FleetError(
                 f"release {signed.name!r} is not in {store.directory}", hint="Publish its bundle here first."
             )
         found.append((Release.parse(descriptor), signed))
-    repository.put_into_force(staged)
-    published = []
-    for release, signed in sorted(found, key=lambda one: one[1].version):
-        with store.write() as ledger:
-            published.append(
-                ledger.publish(
-                    release,
-                    channel=signed.channel,
-                    space=signed.space,
-                    feature_size=signed.feature_size,
-                    plan=plan,
-                )
+    with store.write() as ledger:
+        published = [
+            ledger.publish(
+                release, channel=signed.channel, space=signed.space, feature_size=signed.feature_size, plan=plan
             )
+            for release, signed in sorted(found, key=lambda one: one[1].version)
+        ]
+        # Last before the commit: what the ledger refuses is not signed either.
+        if not (in_force and published):
+            repository.put_into_force(staged)
     return published
+
+
+def _never_published(store: FleetStore, signed: Mapping[str, SignedRelease]) -> dict[str, SignedRelease]:
+    """Return of each channel the newest signed release where it is not the newest published one.
+
+    Of metadata in force: it was signed, and the power went before it was published.
+    """
+    newest: dict[str, tuple[str, SignedRelease]] = {}
+    for path, one in signed.items():
+        if not one.fallback and (one.channel not in newest or newest[one.channel][1].version < one.version):
+            newest[one.channel] = path, one
+    with store.read() as ledger:
+        return {
+            path: one
+            for channel, (path, one) in newest.items()
+            if ledger.newest_release(channel) != path.rpartition("/")[2]
+        }
 
 
 def root_signers(repository: Repository, keys_dir: Path, passphrase: bytes | None) -> Sequence[Any]:

@@ -34,12 +34,7 @@ class RolloutLedger(ChannelLedger):
         """
         ref = release.ref
         self._channel(channel)
-        under_way = self.rollout(channel)
-        if under_way is not None and under_way[1].open:
-            raise FleetError(
-                f"a rollout of {under_way[0].ref.name} is under way on channel {channel}",
-                hint="Let it end, or stop it: headway fleet rollout halt.",
-            )
+        self.check_idle(channel)
         if self._session.get(ReleaseRow, ref.release_id) is None:
             self._session.add(
                 ReleaseRow(
@@ -64,6 +59,19 @@ class RolloutLedger(ChannelLedger):
         for device in self._session.scalars(of_channel):
             self._session.add(AssignmentRow(publication_id=row.id, device=device))
         return Publication(row.id, channel, release, space, feature_size, announced=False)
+
+    def check_idle(self, channel: str) -> None:
+        """Say that something may be published on a channel.
+
+        Raises:
+            FleetError: a rollout is under way in it.
+        """
+        under_way = self.rollout(channel)
+        if under_way is not None and under_way[1].open:
+            raise FleetError(
+                f"a rollout of {under_way[0].ref.name} is under way on channel {channel}",
+                hint="Let it end, or stop it: headway fleet rollout halt.",
+            )
 
     def desired(self, devices: Iterable[Device]) -> list[tuple[Device, Desired]]:
         """Return what devices should run: what a rollout under way brought them, else their channel's release."""

@@ -343,6 +343,11 @@ class Repository:
                 _write(self.folder / "targets.json", metadata)
             self._refresh(force=True)
 
+    def is_in_force(self, metadata: Staged) -> bool:
+        """Return whether metadata is what is in force already, whoever signed this copy of it."""
+        current = self.root() if isinstance(metadata.signed, Root) else self.targets()
+        return metadata.signed_bytes == current.signed_bytes
+
     def put_root_and_targets(self, root: Metadata[Root], targets: Metadata[Targets]) -> None:
         """Make a root current together with the targets that its new targets key signed.
 
