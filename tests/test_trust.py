@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner
 
 from sdk.errors import BundleError, ConfigError, Expired, KeyRefused, OlderVersion, RemoteWireError, Unsigned
+from sdk.fleet.service import FleetCore
+from sdk.fleet.store import FleetStore
 from sdk.labels import Chain, DefineClass, Record
 from sdk.trust import verify
 from sdk.trust.keys import load_key, make_key
+from sdk.trust.metadata import COMPACT, SignedRelease, release_path, to_target
 from sdk.trust.repository import (
     KEPT_RELEASES,
+    ROOT_ROOM_BYTES,
+    SIGNATURES_BYTES,
     TIMESTAMP_LIFE,
     OnlineTrust,
     Repository,
@@ -23,7 +30,7 @@ from sdk.trust.repository import (
     rotate_targets,
     sign,
 )
-from sdk.wire import WIRE_VERSION, Ack, LogSegment
+from sdk.wire import MAX_MESSAGE_BYTES, WIRE_VERSION, Ack, Desired, LogSegment, ReleaseRef, Topics
 from tests.soak import tell, times
 from tests.trust_builders import (
     DAY_S,
@@ -475,6 +482,90 @@ def test_a_channel_keeps_its_newest_releases_and_the_message_stays_small(fleet: 
     assert sorted(versions) == list(range(4, KEPT_RELEASES + 4))
     assert any(other.release.release_id in path for path in fleet.repository.releases())
     assert len(fleet.message()) < 16 * 1024
+
+
+LONG = "casting line of the west hall " * 15
+
+
+def signed_by_an_earlier_headway(fleet: TrustedFleet, many: int, channel_of: Callable[[int], str]) -> None:
+    """Put so many releases into force, whatever their size."""
+    targets = fleet.repository.targets()
+    versions: Counter[str] = Counter()
+    for number in range(many):
+        channel = channel_of(number)
+        versions[channel] += 1
+        new = SignedRelease(channel=channel, version=versions[channel], name=LONG, space="ab" * 32, feature_size=8)
+        target = to_target(f"{number:064x}", 1, new)
+        targets.signed.targets[target.path] = target
+    sign(targets, [fleet.key("targets")])
+    (fleet.repository.folder / "targets.json").write_bytes(targets.to_bytes(COMPACT))
+
+
+def test_the_oldest_releases_of_all_channels_give_way_before_the_message_is_full(fleet: TrustedFleet) -> None:
+    channels = [f"line-{number}" for number in range(40)]
+    signed_by_an_earlier_headway(fleet, 160, lambda number: channels[number % 40])
+    back = Desired(release=ReleaseRef(release_id=f"{123:064x}", name=LONG, size_bytes=1), channel="line-3")
+    for channel in channels[:12]:
+        fleet.release(LONG + channel, channel, fallback=back if channel == "line-3" else None)
+        assert len(fleet.message()) <= MAX_MESSAGE_BYTES - ROOT_ROOM_BYTES + SIGNATURES_BYTES
+    kept = fleet.repository.releases()
+    of = {channel: sorted(r.version for r in kept.values() if r.channel == channel) for channel in channels}
+    assert {versions[-1] for versions in (of[c] for c in channels[:12])} == {5}
+    assert {versions[-1] for versions in (of[c] for c in channels[12:])} == {4}
+    assert of["line-3"][-2:] == [5, 5]  # the one to go back to
+    assert kept[release_path("line-3", f"{123:064x}")].fallback
+    assert len({len(versions) for c, versions in of.items() if c != "line-3"}) == 2
+    assert 80 < len(kept) < 160
+    for _ in range(6):  # there is room to change keys
+        rotate_root(fleet.repository, fleet.keys, "root-2.pem", None)
+    fleet.message()
+
+
+def test_more_than_fits_a_message_is_refused_before_anything_is_signed(fleet: TrustedFleet) -> None:
+    signed_by_an_earlier_headway(fleet, 130, lambda number: f"line-{number}")
+    taken = 130
+
+    def release_until_refused() -> None:
+        nonlocal taken
+        while taken < 200:
+            fleet.release(f"{LONG}{taken}", f"line-{taken}")
+            taken += 1
+
+    with pytest.raises(KeyRefused, match="of a message") as caught:
+        release_until_refused()
+    assert "a fleet of their own" in caught.value.hint
+    assert len(fleet.repository.releases()) == taken
+    # Nor does anything else come into force that does not fit.
+    staged = fleet.repository.stage_renewal()
+    for number in range(9):
+        new = SignedRelease(channel="more", version=number + 1, name=LONG, space="ab" * 32, feature_size=8)
+        target = to_target(f"{number:064x}", 1, new)
+        staged.signed.targets[target.path] = target
+    sign(staged, [fleet.key("targets")])
+    version = fleet.repository.targets().signed.version
+    with pytest.raises(KeyRefused, match="of a message"):
+        fleet.repository.put_into_force(staged)
+    assert fleet.repository.targets().signed.version == version
+    fleet.message()
+
+
+def test_a_message_that_outgrew_its_limit_stops_no_labels_and_is_renewed(
+    tmp_path: Path, fleet: TrustedFleet
+) -> None:
+    signed_by_an_earlier_headway(fleet, 200, lambda _number: "default")
+    told: list[tuple[str, dict[str, Any]]] = []
+    with FleetStore(tmp_path / "served") as store:
+        trust = OnlineTrust(fleet.repository)
+        core = FleetCore(store, Topics(), ["default"], lambda *what: told.append(what), trust)
+        core.broker_connected(remembered=False)
+        core.turn([], now=0.0, now_utc=NOW, room_bytes=0)
+    assert [kind for kind, _ in told] == ["trust"]
+    assert "of a message" in told[0][1]["error"]
+    staged = fleet.repository.stage_renewal()
+    sign(staged, [fleet.key("targets")])
+    fleet.repository.put_into_force(staged)
+    assert trust.poll() is not None
+    assert max(one.version for one in fleet.repository.releases().values()) == 200
 
 
 def test_metadata_is_signed_anew_a_day_later_and_not_before(fleet: TrustedFleet) -> None:

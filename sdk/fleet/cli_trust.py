@@ -203,7 +203,7 @@ def keys_renew(directory: Path, keys_dir: Path, passphrase_file: Path | None) ->
             f"{keys_dir} has too few keys to renew anything",
             hint=f"{needed['root']} root keys renew the root, the targets key the targets.",
         )
-    for role, least in needed.items():
+    for role, least in reversed(needed.items()):  # targets first: older releases may have to make room for a root
         if role in able:
             staged: Staged = repository.stage_root() if role == "root" else repository.stage_renewal()
             sign(staged, found[role])

@@ -41,7 +41,7 @@ from tuf.api.metadata import (
 from tuf.api.serialization import DeserializationError
 
 from sdk.durable import write_whole
-from sdk.errors import KeyRefused
+from sdk.errors import KeyRefused, LocalWireError
 from sdk.trust.keys import load_key, make_key
 from sdk.trust.metadata import (
     COMPACT,
@@ -54,7 +54,7 @@ from sdk.trust.metadata import (
     releases,
     to_target,
 )
-from sdk.wire import Ack, LogSegment, TrustFiles, encode_json
+from sdk.wire import MAX_MESSAGE_BYTES, Ack, LogSegment, TrustFiles, encode_json
 
 TRUST_FOLDER: Final = "trust"
 ONLINE_KEY: Final = "online.pem"
@@ -69,6 +69,10 @@ REFRESH_AFTER: Final = timedelta(days=1)
 LOOK_EVERY_S: Final = 60.0
 KEPT_RELEASES: Final = 16
 """Of each channel, the newest: older ones are no longer signed, and the message stays small."""
+ROOT_ROOM_BYTES: Final = 16 * 1024
+"""What releases leave free of a message: room to change keys six times before one of them gives way to a root."""
+SIGNATURES_BYTES: Final = 1024
+"""What signing adds to staged metadata, and another version to snapshot and timestamp, at most."""
 MAX_ROOT_KEYS: Final = 9
 
 _T = TypeVar("_T", Root, Targets, Snapshot, Timestamp)
@@ -181,11 +185,34 @@ class Repository:
         return sorted(self.folder.glob("*.root.json"), key=lambda file: int(file.name.partition(".")[0]))
 
     def message(self) -> bytes:
-        """Return all of it as the one message that devices read."""
+        """Return all of it as the one message that devices read.
+
+        Raises:
+            KeyRefused: it is too large, as an earlier Headway let it grow.
+        """
         with self._lock():
-            names = [file.name for file in self._roots()] + ["targets.json", "snapshot.json", "timestamp.json"]
-            files = {name: msgspec.Raw((self.folder / name).read_bytes()) for name in names}
-        return encode_json(TrustFiles(files=files))
+            files = self._files()
+        return _message_of(files)
+
+    def _files(self) -> dict[str, bytes]:
+        names = [file.name for file in self._roots()] + ["targets.json", "snapshot.json", "timestamp.json"]
+        return {name: (self.folder / name).read_bytes() for name in names if (self.folder / name).is_file()}
+
+    def _check_fits(self, *new: Staged, spare_bytes: int = SIGNATURES_BYTES) -> None:
+        """Say that the message with these in force leaves so much room.
+
+        Raises:
+            KeyRefused: it does not.
+        """
+        files = self._files() | {_name_of(one): one.to_bytes(COMPACT) for one in new}
+        if len(_message_of(files)) + spare_bytes > MAX_MESSAGE_BYTES:
+            raise _too_large()
+
+    def _fits(self, new: Staged, spare_bytes: int) -> bool:
+        with contextlib.suppress(KeyRefused):
+            self._check_fits(new, spare_bytes=spare_bytes)
+            return True
+        return False
 
     def changed_ns(self) -> int:
         """Return a number that is another one when what is in force was changed."""
@@ -248,11 +275,16 @@ class Repository:
     ) -> Metadata[Targets]:
         """Return targets, not signed yet, that name one more release; the oldest of its channel gives way.
 
+        So do the oldest of all channels, while the message is too large for another root to find room.
+
         Args:
             release_id: The release.
             descriptor_bytes: Length of its descriptor.
             new: What is signed about it.
             fallback: A signed release of the channel that its devices may go back to.
+
+        Raises:
+            KeyRefused: the message would be too large with what channels run alone.
         """
         metadata = self._next_targets()
         targets = metadata.signed
@@ -269,15 +301,36 @@ class Repository:
         if back is not None and back is not target:
             lifted = msgspec.structs.replace(from_target(back), version=new.version, fallback=True)
             targets.targets[back.path] = to_target(back.hashes["sha256"], back.length, lifted)
+        self._let_go(metadata)
+        self._check_fits(metadata)
         return metadata
+
+    def _let_go(self, metadata: Metadata[Targets]) -> None:
+        """Drop releases while there is no room for roots: those first that have most newer ones in their channel.
+
+        Never the newest of a channel, nor what its devices go back to from that: both have its highest version.
+        """
+        known = releases(metadata.signed)
+        versions: dict[str, list[int]] = {}
+        for one in known.values():
+            versions.setdefault(one.channel, []).append(one.version)
+        newer = {
+            path: sum(version > one.version for version in versions[one.channel]) for path, one in known.items()
+        }
+        for path in sorted(filter(newer.__getitem__, newer), key=lambda path: -newer[path]):
+            if self._fits(metadata, ROOT_ROOM_BYTES):
+                return
+            del metadata.signed.targets[path]
 
     def next_version(self, channel: str) -> int:
         """Return the version that the next release of a channel gets."""
         return 1 + max((s.version for s in self.releases().values() if s.channel == channel), default=0)
 
     def stage_renewal(self) -> Metadata[Targets]:
-        """Return the targets in force with a new expiry, not signed yet."""
-        return self._next_targets()
+        """Return the targets in force with a new expiry, not signed yet; the oldest give way to roots."""
+        metadata = self._next_targets()
+        self._let_go(metadata)
+        return metadata
 
     def _next_targets(self) -> Metadata[Targets]:
         targets = self.targets().signed
@@ -313,12 +366,13 @@ class Repository:
             fresh = _next_to(current)
             online = make_key(fresh, None)
             root = self.stage_root(old, [(online.public_key, "snapshot"), (online.public_key, "timestamp")])
-            targets = self._next_targets()
+            targets = self.stage_renewal()
             targets.signed.delegations = _delegate(online.public_key)
             sign(root, root_signers)
             sign(targets, [targets_signer])
             self._check(root)
             self._check(targets, root.signed)
+            self._check_fits(root, targets)
             aside = self.folder / f"{ONLINE_KEY}.old"
             with contextlib.suppress(FileNotFoundError):
                 current.replace(aside)
@@ -332,15 +386,12 @@ class Repository:
         """Make signed metadata current, and sign snapshot and timestamp for it.
 
         Raises:
-            KeyRefused: not signed as the root in force demands, or not the next version.
+            KeyRefused: not signed as the root in force demands, not the next version, or too much for a message.
         """
         with self._lock():
             self._check(metadata)
-            signed = metadata.signed
-            if isinstance(signed, Root):
-                _write(self.folder / f"{signed.version}.root.json", metadata)
-            else:
-                _write(self.folder / "targets.json", metadata)
+            self._check_fits(metadata)
+            _write(self.folder / _name_of(metadata), metadata)
             self._refresh(force=True)
 
     def is_in_force(self, metadata: Staged) -> bool:
@@ -357,6 +408,7 @@ class Repository:
         with self._lock():
             self._check(root)
             self._check(targets, root.signed)
+            self._check_fits(root, targets)
             _write(self.folder / f"{root.signed.version}.root.json", root)
             _write(self.folder / "targets.json", targets)
             self._refresh(force=True)
@@ -412,7 +464,7 @@ class OnlineTrust:
         """Return the message where it is another one than last time: refreshed, or changed by a command.
 
         Raises:
-            KeyRefused: the online key is missing or the wrong one.
+            KeyRefused: the online key is missing or the wrong one, or the message is too large.
         """
         now = self._monotonic()
         if now >= self._look_due:
@@ -421,8 +473,8 @@ class OnlineTrust:
         changed_ns = self._repository.changed_ns()
         if changed_ns == self._changed_ns:
             return None
-        self._message = self._repository.message()
         self._signer = self._repository.online_signer()
+        self._message = self._repository.message()
         self._changed_ns = changed_ns
         return self._message
 
@@ -595,6 +647,26 @@ def describe_change(before: Mapping[str, TargetFile], after: Mapping[str, Target
             lines.append(f"signs {new.name!r} as version {new.version} of channel {new.channel}: {path}")
     lines += [f"drops {path}" for path in before if path not in after]
     return lines or ["the same releases, with a new expiry"]
+
+
+def _name_of(metadata: Staged) -> str:
+    signed = metadata.signed
+    return f"{signed.version}.root.json" if isinstance(signed, Root) else "targets.json"
+
+
+def _message_of(files: Mapping[str, bytes]) -> bytes:
+    try:
+        return encode_json(TrustFiles(files={name: msgspec.Raw(content) for name, content in files.items()}))
+    except LocalWireError as error:
+        raise _too_large() from error
+
+
+def _too_large() -> KeyRefused:
+    return KeyRefused(
+        f"all that is signed would be more than the {MAX_MESSAGE_BYTES} bytes of a message",
+        hint="`headway fleet keys renew` with the targets key lets older releases go. Where no channel has an "
+        "older one, give some channels a fleet of their own.",
+    )
 
 
 def _delegate(online: Key) -> Delegations:
