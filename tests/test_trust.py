@@ -395,6 +395,106 @@ def test_time_is_verified_once_the_clock_is_right(fleet: TrustedFleet, device: G
     assert device.gate.standing(one.release.release_id) == "signed"
 
 
+def run_ahead(fleet: TrustedFleet, days: int) -> None:
+    """Let the service sign by a clock that is so far ahead, as an earlier Headway did, however far that was."""
+    hops = 1 + days // 700
+    for hop in range(1, hops + 1):
+        fleet.now = NOW + days * DAY_S * hop / hops
+        assert fleet.repository.refresh()
+
+
+AHEAD = pytest.mark.parametrize("days", [30, 366, 6 * 366], ids=["a month", "a year", "six years"])
+
+
+@AHEAD
+def test_a_servers_clock_that_once_ran_ahead_stops_no_release_once_it_is_right(
+    fleet: TrustedFleet, device: GuardedDevice, days: int
+) -> None:
+    one = fleet.release("one")
+    assert device.takes(fleet.message(), one)
+    run_ahead(fleet, days)
+    ahead = fleet.message()
+    device.gate.receive(ahead)
+    assert device.gate.standing(one.release.release_id) == "signed; time unverified"
+    fleet.now = device.now = NOW + DAY_S
+    assert fleet.repository.refresh()  # what was signed ahead is not fresh
+    device.gate.receive(fleet.message())
+    assert device.gate.standing(one.release.release_id) == "signed"
+    two = fleet.release("two")
+    assert device.takes(fleet.message(), two)
+    # Nothing is open that was shut: what is older does not come again, and what is held back is noticed.
+    device.gate.receive(ahead)
+    assert "backwards" in str(device.gate.fault)
+    device.now += TIMESTAMP_LIFE.total_seconds() + DAY_S
+    assert not device.takes(fleet.message(), two)
+    assert "has expired" in str(device.gate.fault)
+
+
+@AHEAD
+def test_a_device_that_heard_nothing_yet_follows_a_server_whose_clock_ran_ahead(
+    fleet: TrustedFleet, device: GuardedDevice, days: int
+) -> None:
+    run_ahead(fleet, days)
+    fleet.now = device.now = NOW + DAY_S
+    one = fleet.release("one")
+    assert device.takes(fleet.message(), one)
+    assert device.gate.standing(one.release.release_id) == "signed"
+
+
+def test_a_wrong_clock_still_brings_nothing_older_after_the_server_ran_ahead(
+    fleet: TrustedFleet, device: GuardedDevice
+) -> None:
+    """Where no clock can be believed, versions alone say what is older."""
+    one, device.now = fleet.release("one"), 0.0
+    old = fleet.message()
+    two = fleet.release("two")
+    run_ahead(fleet, 366)
+    assert device.takes(fleet.message(), two)
+    for day in (1, 2):
+        fleet.now = NOW + day * DAY_S
+        fleet.repository.refresh(force=True)
+        device.gate.receive(fleet.message())
+        assert device.gate.fault is None
+    device.gate.receive(old)
+    assert "backwards" in str(device.gate.fault)
+    assert not device.takes(old, one)
+
+
+def test_nothing_is_signed_years_after_the_last_signature_until_somebody_brings_a_key(fleet: TrustedFleet) -> None:
+    fleet.release("one")
+    before = fleet.message()
+    fleet.now += 3 * 366 * DAY_S
+    with pytest.raises(KeyRefused, match="clock says 2029-06-0") as caught:
+        fleet.repository.refresh()
+    assert "Set the clock" in caught.value.hint
+    assert fleet.message() == before
+    renewal = fleet.repository.stage_renewal()  # the clock is right, and somebody says so
+    sign(renewal, [fleet.key("targets")])
+    fleet.repository.put_into_force(renewal)
+    fleet.now += 2 * DAY_S
+    assert fleet.repository.refresh()
+
+
+def test_a_servers_clock_that_is_behind_the_root_signs_nothing_by_itself(fleet: TrustedFleet) -> None:
+    before = fleet.message()
+    fleet.now -= 300 * DAY_S
+    assert not fleet.repository.refresh()
+    assert fleet.message() == before
+
+
+@pytest.mark.parametrize("stamp", [b"1" + b"0" * 400, b"-1" + b"0" * 400, b"NaN", b"Infinity", b'"x"', b"true"])
+def test_a_date_that_is_none_is_refused_as_any_altered_metadata(fleet: TrustedFleet, stamp: bytes) -> None:
+    first = verify.Seen.first(fleet.repository.root_file().read_bytes())
+    thief = Thief(fleet.message())
+    at = f'"x-headway-signed-utc":{int(NOW)}'.encode()
+    assert at in thief.files["timestamp.json"]
+    altered = thief.files["timestamp.json"].replace(at, b'"x-headway-signed-utc":' + stamp)
+    thief.files["timestamp.json"] = altered
+    wrapped = b'{"files":{' + b",".join(b'"%s":%s' % (n.encode(), raw) for n, raw in thief.files.items())
+    with pytest.raises((BundleError, RemoteWireError)):
+        verify.accept(wrapped + b'},"v":1}', first, 0.0)
+
+
 def test_an_update_that_waits_for_fresh_metadata_may_be_tried_again() -> None:
     assert Expired.retryable
     assert not Unsigned.retryable

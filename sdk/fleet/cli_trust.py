@@ -203,11 +203,15 @@ def keys_renew(directory: Path, keys_dir: Path, passphrase_file: Path | None) ->
             f"{keys_dir} has too few keys to renew anything",
             hint=f"{needed['root']} root keys renew the root, the targets key the targets.",
         )
-    for role, least in reversed(needed.items()):  # targets first: older releases may have to make room for a root
+    root, targets = repository.stage_root(), repository.stage_renewal()
+    for role, staged in (("root", root), ("targets", targets)):
         if role in able:
-            staged: Staged = repository.stage_root() if role == "root" else repository.stage_renewal()
             sign(staged, found[role])
-            repository.put_into_force(staged)
+    if len(able) == len(needed):
+        repository.put_root_and_targets(root, targets)  # at once: targets may make room for the root
+    else:
+        repository.put_into_force(root if "root" in able else targets)
+    for role, least in needed.items():
         now = repository.root() if role == "root" else repository.targets()
         short = "" if role in able else f": not renewed, {len(found.get(role, ()))} of {least} keys are here"
         click.echo(f"{role} until {now.signed.expires:%Y-%m-%d}{short}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 import msgspec
-from tuf.api.metadata import TargetFile, Targets
+from tuf.api.metadata import Signed, TargetFile, Targets
 from tuf.api.serialization.json import JSONSerializer
 
 from sdk.errors import BadFormat
@@ -23,6 +23,12 @@ HEADS_ROLE: Final = "heads"
 HEADS_PATHS: Final = "heads/*"
 SIGNED_UTC: Final = "x-headway-signed-utc"
 """When a root or timestamp was signed, seconds since 1970: what a device's clock may not be behind of."""
+CLOCK_SLACK_S: Final = 24 * 3600.0
+"""A clock may be this much behind the last signature: server and device are not set by one clock."""
+CLOCK_AHEAD_S: Final = 2 * 366 * 24 * 3600.0
+"""A clock further ahead of the last signature is taken to be wrong: no device, no server was away so long, and a
+battery-less clock may come up anywhere. Lower would let a long-stored device miss no attack that this one lets it
+miss: in both cases it takes only what is signed and newer than what it has."""
 COMPACT: Final = JSONSerializer(compact=True)
 
 
@@ -93,3 +99,9 @@ def releases(targets: Targets) -> dict[str, SignedRelease]:
             if path == release_path(signed.channel, target.hashes.get("sha256", "")):
                 found[path] = signed
     return found
+
+
+def signed_utc(signed: Signed) -> float:
+    """Return when metadata says that it was signed; never later than it expires, 0 where it does not say."""
+    utc = signed.unrecognized_fields.get(SIGNED_UTC, 0)
+    return float(max(0, min(utc, signed.expires.timestamp()))) if isinstance(utc, int | float) else 0.0

@@ -44,6 +44,8 @@ from sdk.durable import write_whole
 from sdk.errors import KeyRefused, LocalWireError
 from sdk.trust.keys import load_key, make_key
 from sdk.trust.metadata import (
+    CLOCK_AHEAD_S,
+    CLOCK_SLACK_S,
     COMPACT,
     HEADS_PATHS,
     HEADS_ROLE,
@@ -52,6 +54,7 @@ from sdk.trust.metadata import (
     from_target,
     release_path,
     releases,
+    signed_utc,
     to_target,
 )
 from sdk.wire import MAX_MESSAGE_BYTES, Ack, LogSegment, TrustFiles, encode_json
@@ -224,13 +227,14 @@ class Repository:
         """Sign snapshot and timestamp anew with the online key where they are old; return whether they were.
 
         Raises:
-            KeyRefused: the online key is missing, or the root names another.
+            KeyRefused: the online key is missing, or the root names another; or the clock cannot be right.
         """
         with self._lock():
             return self._refresh(force=force)
 
     def _refresh(self, *, force: bool) -> bool:
         now = self._clock()
+        root = self.root().signed
         versions = {"targets.json": MetaFile(self.targets().signed.version)}
         files = (self.folder / "snapshot.json", self.folder / "timestamp.json")
         if not all(file.is_file() for file in files):
@@ -242,11 +246,14 @@ class Repository:
             and timestamp is not None
             and snapshot.meta == versions
             and timestamp.expires - now > TIMESTAMP_LIFE - REFRESH_AFTER
+            and not _is_ahead(timestamp, now, root)
         )
         if fresh and not force:
             return False
+        if not force:  # else somebody is there, with an offline key
+            _check_clock(now, root, timestamp)
         online = load_key(self.folder / ONLINE_KEY)
-        if online.public_key.keyid not in self.root().signed.roles["timestamp"].keyids:
+        if online.public_key.keyid not in root.roles["timestamp"].keyids:
             raise KeyRefused(
                 f"{self.folder / ONLINE_KEY} is not the key that the root names",
                 hint="Take it from your backup, or rotate: `headway fleet keys rotate online`.",
@@ -676,6 +683,30 @@ def _delegate(online: Key) -> Delegations:
 
 def _days(now: datetime, life: timedelta) -> datetime:
     return (now + life).replace(microsecond=0)
+
+
+def _check_clock(now: datetime, root: Root, timestamp: Timestamp | None) -> None:
+    """Refuse to sign, with nobody there, at a time that no server was away until: it would seem fresh for years.
+
+    Raises:
+        KeyRefused: the clock is years past the last signature.
+    """
+    last = max(signed_utc(root), 0.0 if timestamp is None else signed_utc(timestamp))
+    if now.timestamp() > last + CLOCK_AHEAD_S:
+        raise KeyRefused(
+            f"this server's clock says {now:%Y-%m-%d}, and the last signature is of "
+            f"{datetime.fromtimestamp(last, timezone.utc):%Y-%m-%d}: nothing is signed",
+            hint="Set the clock. If it is right, say so with an offline key: `headway fleet keys renew`.",
+        )
+
+
+def _is_ahead(timestamp: Timestamp, now: datetime, root: Root) -> bool:
+    """Return whether a clock that ran ahead signed this: it would count as fresh until that date.
+
+    Not by a clock that is behind the root's signature: that is the one which is wrong.
+    """
+    utc = now.timestamp()
+    return signed_utc(timestamp) - CLOCK_SLACK_S > utc >= signed_utc(root) - CLOCK_SLACK_S
 
 
 def _stamp(signed: Signed, now: datetime) -> None:

@@ -10,6 +10,8 @@ Rules this module keeps (docs/trust.md, section 4):
 - No version lower than one ever seen is accepted, of any role.
 - Time comes from outside and is believed only where it can be right: not before the last signature seen, not years
   after it. Where it is not believed, freshness is not judged, and the caller is told.
+- The last signature is that of the newest version, not the latest date: a server whose clock once ran ahead has
+  said a date that its next version takes back. Versions alone keep what is old from coming again.
 - A release is taken only as a signed target of the device's channel, never with a lower version than one taken.
 """
 
@@ -38,15 +40,17 @@ from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from sdk.errors import BadFormat, BadSignature, Expired, OlderVersion, RemoteWireError, Unsigned
-from sdk.trust.metadata import HEADS_ROLE, SIGNED_UTC, SignedRelease, release_path, releases
+from sdk.trust.metadata import (
+    CLOCK_AHEAD_S,
+    CLOCK_SLACK_S,
+    HEADS_ROLE,
+    SignedRelease,
+    release_path,
+    releases,
+    signed_utc,
+)
 from sdk.wire import MAX_MESSAGE_BYTES, Ack, Desired, LogSegment, TrustFiles, decode_json
 
-CLOCK_SLACK_S: Final = 24 * 3600.0
-"""A clock may be this much behind the last signature: server and device are not set by one clock."""
-CLOCK_AHEAD_S: Final = 2 * 366 * 24 * 3600.0
-"""A clock further ahead of the last signature is taken to be wrong: no device was away so long, and a battery-less
-clock may come up anywhere. Lower would let a long-stored device miss no attack that this one lets it miss: in both
-cases it takes only what is signed and newer than what it has."""
 _S = TypeVar("_S", Root, Timestamp, Snapshot, Targets)
 _TOP: Final = ("timestamp", "snapshot", "targets")
 _BASE: Final = "mqtt:///"
@@ -69,7 +73,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         root: The newest root accepted, as bytes.
         files: Timestamp, snapshot and targets as accepted; empty before the first.
         versions: Highest version by role.
-        floor_utc: When the newest accepted root or timestamp was signed.
+        floor_utc: When the newest accepted root or timestamp was signed, the later of the two.
         taken: Highest release version taken, by channel.
     """
 
@@ -97,7 +101,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
             anchor=hashlib.sha256(anchor).hexdigest(),
             root=anchor,
             versions={"root": root.signed.version},
-            floor_utc=_signed_utc(root.signed),
+            floor_utc=signed_utc(root.signed),
         )
 
     def believes(self, now_utc: float) -> bool:
@@ -134,13 +138,12 @@ def accept(payload: bytes, seen: Seen, now_utc: float) -> Seen:
             raise OlderVersion(
                 f"{role} metadata {version} is older than {least[role]}, which was seen", hint=_RESIGN
             )
-    floor_utc = max(seen.floor_utc, _signed_utc(root), _signed_utc(timestamp))
     return msgspec.structs.replace(
         seen,
         root=found["root"],
         files={role: found[role] for role in _TOP},
         versions=versions,
-        floor_utc=floor_utc,
+        floor_utc=max(signed_utc(root), signed_utc(timestamp)),
     )
 
 
@@ -148,7 +151,7 @@ def _update(folder: Path, seen: Seen, fetcher: _OneMessage, now_utc: float) -> d
     """Let TUF's client take the files of one message; return those that it accepted, by role."""
     try:
         client = _Client(folder, seen.root, fetcher)
-        client.judge_freshness_at(now_utc if seen.believes(now_utc) else seen.floor_utc)
+        client.judge_freshness_at(now_utc if seen.believes(now_utc) else fetcher.signed_utc())
         client.refresh()
     except ExpiredMetadataError as error:
         raise Expired(f"signed metadata has expired: {error}", hint=_RESIGN) from error
@@ -195,6 +198,13 @@ class _OneMessage(FetcherInterface):
         if content is None:
             raise DownloadHTTPError(f"{url} is not in the message", 404)
         return iter([content])
+
+    def signed_utc(self) -> float:
+        """Return when the timestamp was signed, as it says: it counts only if the signature holds as well."""
+        try:
+            return signed_utc(_parse(self._files.get("timestamp.json", b""), Timestamp).signed)
+        except BadFormat:
+            return 0.0  # it is refused in any case
 
 
 def signed_release(seen: Seen, desired: Desired, now_utc: float) -> SignedRelease:
@@ -302,9 +312,3 @@ def _parse(content: bytes, kind: type[_S]) -> Metadata[_S]:
     if not isinstance(metadata.signed, kind):
         raise BadFormat(f"not TUF metadata of kind {kind.type}", hint="Is this the right file?")
     return metadata
-
-
-def _signed_utc(signed: Signed) -> float:
-    """Return when metadata says that it was signed; never later than it expires."""
-    utc = signed.unrecognized_fields.get(SIGNED_UTC, 0)
-    return min(float(utc), signed.expires.timestamp()) if isinstance(utc, int | float) else 0.0
