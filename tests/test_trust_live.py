@@ -25,8 +25,19 @@ from sdk.fleet.store import FleetStore
 from sdk.labels import Chain, DefineClass, Record
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.trust.keys import make_key
+from sdk.trust.metadata import SignedRelease, to_target
 from sdk.trust.repository import OnlineTrust, read_staged, sign, write_staged
-from sdk.wire import WIRE_VERSION, Ack, DeviceState, LogSegment, Topics, UpdateState, encode_json, encode_msgpack
+from sdk.wire import (
+    MAX_MESSAGE_BYTES,
+    WIRE_VERSION,
+    Ack,
+    DeviceState,
+    LogSegment,
+    Topics,
+    UpdateState,
+    encode_json,
+    encode_msgpack,
+)
 from tests.builders import make_bundle
 from tests.simulators import LiveDevice, wait_for
 from tests.test_sync import write_label
@@ -289,6 +300,20 @@ def test_nobody_is_asked_for_a_passphrase_while_a_rollout_is_under_way(
     told = capsys.readouterr()
     assert "is under way" in told.err
     assert "Passphrase" not in told.out
+
+
+def test_a_fleet_that_signed_too_much_is_renewed_root_and_all(tmp_path: Path, fleet: Path) -> None:
+    repository = open_trust(fleet)
+    targets = repository.targets()
+    for number in range(400):
+        new = SignedRelease(channel="default", version=number + 1, name="r", space="ab" * 32, feature_size=8)
+        target = to_target(f"{number:064x}", 1, new)
+        targets.signed.targets[target.path] = target
+    sign(targets, targets_signers(repository, tmp_path / "keys", None))
+    (repository.folder / "targets.json").write_bytes(targets.to_bytes())
+    assert headway("fleet", "keys", "renew", "--dir", fleet, "--keys", tmp_path / "keys") == 0
+    assert repository.root().signed.version == 2
+    assert len(repository.message()) <= MAX_MESSAGE_BYTES
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["publish", "sign"])
