@@ -30,6 +30,7 @@ from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway
 from tests.postgres import Postgres
 from tests.simulators import SimDevice
+from tests.tiny import two_precisions
 
 
 def register(ledger: Ledger, device: str, channel: str = "default", **more: object) -> None:
@@ -202,6 +203,21 @@ def test_a_published_bundle_is_assigned_to_all_devices_now_and_later(fleet_dir: 
             assert ledger.current("elsewhere") is None
             assert [a.device for a in ledger.assignments(publication.id)] == ["early", "late"]
             assert all(digest in store.chunks for digest in current.release.digests())
+
+
+def test_a_code_of_a_wrong_length_is_refused_in_each_precisions_space(fleet_dir: Path, tmp_path: Path) -> None:
+    """Also in that of a precision that nobody serves yet."""
+    both = two_precisions(tmp_path / "both")
+    device, code = SimDevice("a"), b"abc"
+    other = bytes.fromhex(both.manifest.precisions[1].space)
+    device.write(CodeRecord(other, class_id_of("sample") * 2, "a/1", hashlib.sha256(code).digest()), code)
+    with FleetStore(fleet_dir) as store:
+        store.publish(both, channel="default")
+        with store.write() as ledger:
+            register(ledger, "a")
+            refused = ledger.take("a", device.log, ledger.feature_sizes()).verdict.refused
+    assert refused is not None
+    assert "is no code of its space" in refused.reason
 
 
 def test_a_bundle_that_changes_while_it_is_published_is_refused(tmp_path: Path, fleet_dir: Path) -> None:

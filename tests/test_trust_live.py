@@ -42,6 +42,7 @@ from tests.builders import make_bundle
 from tests.simulators import LiveDevice, wait_for
 from tests.test_sync import write_label
 from tests.test_update import desired, rig_on
+from tests.tiny import two_precisions
 from tests.trust_builders import Thief, assignment
 
 TOPICS = Topics()
@@ -232,6 +233,15 @@ def test_a_release_is_signed_where_the_key_is(
         current = ledger.current("default")
         assert current is not None
         assert open_trust(fleet).releases()[f"release/default/{current.ref.release_id}"].space == bundle.space()
+
+
+def test_a_signed_release_says_how_long_codes_are_in_each_of_its_spaces(tmp_path: Path, fleet: Path) -> None:
+    both = two_precisions(tmp_path / "both")
+    publish(fleet, both)
+    with FleetStore(fleet) as store, store.read() as ledger:
+        sizes = ledger.feature_sizes()
+    assert sizes == {bytes.fromhex(one.space): one.feature_size for one in both.manifest.precisions}
+    assert len(sizes) == 2
 
 
 def test_publishing_an_older_bundle_again_gives_it_a_higher_version(

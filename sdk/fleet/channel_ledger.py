@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from sdk.fleet import fleetlog
 from sdk.fleet.registry import next_state
-from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, PublicationRow, ReleaseRow
+from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, PublicationRow, ReleaseRow, SpaceRow
 from sdk.labels import GENESIS, Record
 from sdk.release import Release
 from sdk.wire import DeviceState, ReleaseRef, UpdateEvent, UpdateState, decode_json, encode_json
@@ -147,9 +147,19 @@ class ChannelLedger:
         return {row.release_id: row.name for row in rows}
 
     def feature_sizes(self) -> dict[bytes, int]:
-        """Return the length of a code in each feature space of a published release."""
-        rows = self._session.execute(select(ReleaseRow.space, ReleaseRow.feature_size).distinct())
-        return {bytes.fromhex(space): size for space, size in rows}
+        """Return the length of a code in each feature space of a published release, of all its precisions."""
+        found: dict[bytes, int] = {}
+        for row in (ReleaseRow, SpaceRow):
+            rows = self._session.execute(select(row.space, row.feature_size).distinct())
+            found |= {bytes.fromhex(space): size for space, size in rows}
+        return found
+
+    def note_spaces(self, sizes: Mapping[str, int]) -> None:
+        """Note how long a code is in these feature spaces."""
+        for space, feature_size in sizes.items():
+            if self._session.get(SpaceRow, space) is None:
+                self._session.add(SpaceRow(space=space, feature_size=feature_size))
+        self._session.flush()
 
     # Devices
 

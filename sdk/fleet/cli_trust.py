@@ -413,7 +413,10 @@ def put_into_force(
                 f"release {signed.name!r} is not in {store.directory}", hint="Publish its bundle here first."
             )
         found.append((Release.parse(descriptor), signed))
+    sizes = [store.feature_sizes(release) for release, _ in found]
     with store.write() as ledger:
+        for each in sizes:
+            ledger.note_spaces(each)
         published = [
             ledger.publish(
                 release, channel=signed.channel, space=signed.space, feature_size=signed.feature_size, plan=plan

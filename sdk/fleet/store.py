@@ -41,7 +41,7 @@ from sdk.release import Release, describe
 from sdk.sources import Hold
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 """The newest migration: a database that has it is opened without Alembic."""
 LOCK_PATIENCE_S: Final = 0.5
 """A command that only asks whether a service runs holds the lock for a moment."""
@@ -255,6 +255,7 @@ class FleetStore:
         """
         prepared = self.prepare(bundle, precision=precision)
         with self.write() as ledger:
+            ledger.note_spaces(self.feature_sizes(prepared.release))
             return ledger.publish(
                 prepared.release,
                 channel=channel,
@@ -273,6 +274,16 @@ class FleetStore:
         self.chunks.sync()
         entry = bundle.precision(precision)
         return Prepared(release, entry.space, entry.feature_size)
+
+    def feature_sizes(self, release: Release) -> dict[str, int]:
+        """Return the length of a code in each feature space that a stored release has, of all its precisions.
+
+        Raises:
+            StoreCorrupt, BadSignature: its chunks are damaged.
+        """
+        files = {file.name: file for file in release.descriptor.files}
+        manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
+        return {entry.space: entry.feature_size for entry in manifest.precisions}
 
     def live_set(self, channel: str) -> LiveSet | None:
         """Return the live set of the channel's union in its current release's feature space.

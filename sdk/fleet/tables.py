@@ -61,6 +61,15 @@ class ReleaseRow(Base):
     feature_size: Mapped[int]
 
 
+class SpaceRow(Base):
+    """A feature space of a published release, of whichever of its precisions."""
+
+    __tablename__ = "spaces"
+
+    space: Mapped[str] = mapped_column(String(64), primary_key=True)
+    feature_size: Mapped[int]
+
+
 class PublicationRow(Base):
     """A release was published on a channel; the channel's current one is the last."""
 
