@@ -278,10 +278,14 @@ class FleetStore:
     def feature_sizes(self, release: Release) -> dict[str, int]:
         """Return the length of a code in each feature space that a stored release has, of all its precisions.
 
+        None where the release has no manifest: then it is no bundle, and no device takes it.
+
         Raises:
             StoreCorrupt, BadSignature: its chunks are damaged.
         """
         files = {file.name: file for file in release.descriptor.files}
+        if MANIFEST_NAME not in files:
+            return {}
         manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
         return {entry.space: entry.feature_size for entry in manifest.precisions}
 
