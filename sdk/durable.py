@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
 PARTIAL: Final = ".partial"
 """Ends the hidden name of an unfinished file, after the number of the process that writes it."""
+_ACCESS: Final = "system.posix_acl_access"
+"""Where Linux keeps what setfacl(1) says of a file (acl(5))."""
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes, *, keep_owner: bool = False, mode: int = 0o666) -> None:
     """Write a file beside and rename it, synced; a failure leaves what was there before.
 
+    Args:
+        file: Where.
+        content: All of it.
+        keep_owner: Whoever may read the file that is there may read the new one, and nobody else: owner, group,
+            mode and POSIX access list are taken over.
+        mode: Of a file that was not there, before the process's umask.
+
     Raises:
-        OSError: the disk did not take it.
+        OSError: the disk did not take it, or this user may not give it to the owner of the file that is there.
     """
     draft = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+    keeps = keep_owner and file.exists()
     try:
-        with draft.open("wb") as stream:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if keeps else mode), "wb") as stream:
+            if keeps:
+                _take_over(file, stream.fileno())
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -33,6 +46,24 @@ def write_whole(file: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
+
+
+def _take_over(file: Path, handle: int) -> None:
+    """Let an open file be read by whoever may read another one."""
+    before, now = file.stat(), os.fstat(handle)
+    if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+        try:
+            os.fchown(handle, before.st_uid, before.st_gid)
+        except PermissionError as error:
+            owner = f"user {before.st_uid} and group {before.st_gid}"
+            raise PermissionError(error.errno, f"its new content cannot be given to its owner, {owner}") from error
+    os.fchmod(handle, stat.S_IMODE(before.st_mode))
+    if hasattr(os, "getxattr"):  # Linux
+        try:
+            entries = os.getxattr(file, _ACCESS)
+        except OSError:
+            return  # none, or a file system without
+        os.setxattr(handle, _ACCESS, entries)
 
 
 def write_output(file: Path, content: bytes) -> None:

@@ -11,7 +11,8 @@ to three sessions, and three certificates for one key: `<device>`, `<device>.chu
 ids have no dot, so no device can be called like another's second session, or like the service.
 
 Rules this module keeps: keys are never overwritten; a name is issued once, until it is revoked. What is renewed is
-a certificate, for the key that is there: nothing secret is carried, and its file is replaced whole.
+a certificate, for the key that is there: nothing secret is carried, and its file is replaced whole. What the
+broker reads keeps its owner, group and mode: the broker may run as another user.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class Authority:
         renewed = ["broker", "service"]
         if self._certificate.not_valid_after_utc - self._clock() < AUTHORITY_LEFT:
             self._certificate = _own_certificate(self._key, self._clock())
-            write_whole(self.folder / "ca.pem", self._certificate.public_bytes(Encoding.PEM))
+            write_for_broker(self.folder / "ca.pem", self._certificate.public_bytes(Encoding.PEM))
             renewed.insert(0, "authority")
         for party in ("broker", "service"):
             file = self.folder / f"{party}.pem"
@@ -182,7 +183,7 @@ class Authority:
             except x509.ExtensionNotFound:
                 names = None
             made = self._certify(name, _public(before), None if names is None else list(names))
-            write_whole(file, made.public_bytes(Encoding.PEM))
+            write_for_broker(file, made.public_bytes(Encoding.PEM))
         self._write_revoked(self.revoked())  # for as long as the authority, and servers read certificates again
         return renewed
 
@@ -255,9 +256,32 @@ class Authority:
         for serial in serials:
             one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
             builder = builder.add_revoked_certificate(one)
-        draft = self.folder / ".crl.pem"
-        draft.write_bytes(builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
-        draft.replace(self.folder / "crl.pem")
+        signed = builder.sign(self._key, SHA256())
+        write_for_broker(self.folder / "crl.pem", signed.public_bytes(Encoding.PEM))
+
+
+def write_for_broker(file: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace a file that the broker reads, whole, and leave it readable by whoever could read it before.
+
+    A Mosquitto that cannot read its access list when it is told to reload goes on without one, and lets everybody
+    do everything (2.0.11).
+
+    Args:
+        file: In a fleet's `tls/`.
+        content: All of it.
+        mode: Of a file that was not there, before the process's umask.
+
+    Raises:
+        KeyRefused: it cannot be written, or not be left to whom it belongs; it is as it was before.
+    """
+    try:
+        write_whole(file, content, keep_owner=True, mode=mode)
+    except PermissionError as error:
+        raise KeyRefused(
+            f"{file}: {error.strerror}", hint=f"Run this as root, or as the user whose {file.name} is."
+        ) from error
+    except OSError as error:
+        raise KeyRefused(f"{file}: {error.strerror}", hint="Check the disk and its space.") from error
 
 
 def _own_certificate(key: EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:

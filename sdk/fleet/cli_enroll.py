@@ -316,21 +316,19 @@ def read_place(folder: Path) -> Place:
 
 
 def _write_place(folder: Path, place: Place) -> None:
-    """Write where the broker is, and the access list that follows from it; both appear whole."""
+    """Write where the broker is, and before it the access list that follows; both appear whole."""
     from sdk.fleet.access import access_list
+    from sdk.fleet.certificates import write_for_broker
     from sdk.wire import Topics
 
     own = folder / OWN_ACCESS_NAME
     more = own.read_text(encoding="utf-8") if own.is_file() else ""
     contents = {
-        PLACE_NAME: msgspec.json.format(msgspec.json.encode(place)),
         "acl": access_list(Topics(place.prefix), place.channels, more).encode(),
+        PLACE_NAME: msgspec.json.format(msgspec.json.encode(place)),
     }
     for name, content in contents.items():
-        draft = folder / f".{name}"
-        draft.write_bytes(content)
-        draft.chmod(0o600)
-        draft.replace(folder / name)
+        write_for_broker(folder / name, content, mode=0o600)
 
 
 def _tell_broker(directory: Path) -> bool:
