@@ -18,7 +18,7 @@ from sdk.errors import BrokerError, KeyRefused
 from sdk.fleet.access import secure_config
 from sdk.fleet.broker import Mosquitto, find_mosquitto, reload_broker
 from sdk.fleet.certificates import write_for_broker
-from sdk.fleet.cli_enroll import tls_folder
+from sdk.fleet.cli_enroll import secure_broker, tls_folder
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.wire import Topics
 from tests.test_trust_live import headway
@@ -149,3 +149,26 @@ def test_what_cannot_be_left_to_its_owner_stays_as_it_was(open_folder: Path) -> 
         os.seteuid(0)
     assert "as root" in (caught.value.hint or "")
     assert [path.read_text() for path in open_folder.iterdir()] == ["user a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("acl", None, "is OPEN: .*Unable to open acl_file"),
+        ("acl", "user a\nnonsense b\n", "is OPEN: .*Invalid line in acl_file"),
+        ("crl.pem", "no list", "could not read what was changed: .*crl.pem"),
+    ],
+)
+def test_a_broker_that_cannot_read_what_was_changed_is_no_success(
+    fleet: Path, name: str, content: str | None, told: str
+) -> None:
+    """With no access list it lets every device do everything; the log says so, and so does the command."""
+    file, pid_file = tls_folder(fleet) / name, tls_folder(fleet) / "broker.pid"
+    with secure_broker(fleet, port=0, host="127.0.0.1"):
+        assert reload_broker(pid_file), "the control"
+        file.unlink()
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(BrokerError, match=told) as caught:
+            reload_broker(pid_file)
+        assert "then the same command again" in (caught.value.hint or "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
 RELOAD_TIMEOUT_S: Final = 10.0
 RELOAD_AGAIN_S: Final = 0.2
+RELOAD_OVER_S: Final = 0.02
+"""How often it is asked again, once it reads, for the line that says that it is done: it has none of its own."""
 PORT_ATTEMPTS: Final = 5
 PROCESS_BYTES: Final = 10 * 1024 * 1024
 """What Mosquitto holds before anybody connects: 8.4 MiB, 9.5 with TLS."""
@@ -36,6 +39,10 @@ HEAP_SHARE: Final = 0.75
 100 bytes and nothing for large ones, and 25 KiB of OpenSSL's for each connection."""
 READING: Final = b"Reloading config"
 """What Mosquitto's log says before it reads its configuration again (src/loop.c)."""
+_FAULT: Final = re.compile(
+    rb"^(?:\d+: )?(Error(?:: Unable to (?:open|load)| opening | when reloading |:.* acl_file).*)$", re.MULTILINE
+)
+"""What it says of a file that it cannot read or take; what it says of a client's connection begins otherwise."""
 _SEARCH: Final = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
 """Debian keeps the broker out of an ordinary user's PATH."""
 
@@ -285,11 +292,13 @@ class Mosquitto:
 def reload_broker(pid_file: Path, timeout_s: float = RELOAD_TIMEOUT_S) -> bool:
     """Let a running broker of ours read its certificates and access list again; return whether there is one.
 
-    Returns when the broker has begun to read after this call: it forgets a signal that comes while it reads for
-    the one before (Mosquitto 2.0.11), so this asks until its log has a new line that says so.
+    Returns when the broker has read them after this call. It forgets a signal that comes while it reads for the
+    one before (Mosquitto 2.0.11), so this asks until its log has a new line that says so; and since the log does
+    not say when it is done, until the line comes once more.
 
     Raises:
-        BrokerError: it does not say so in time.
+        BrokerError: it does not say so in time, or could not read them. Without its access list it goes on and
+            lets every device do everything.
     """
     log_file = _log_beside(pid_file)
     try:
@@ -300,21 +309,30 @@ def reload_broker(pid_file: Path, timeout_s: float = RELOAD_TIMEOUT_S) -> bool:
         os.kill(pid, signal.SIGHUP)
         if said is None:
             return True  # started by a Headway that kept no log here
-        return _wait_reading(pid, log_file, said, timeout_s)
+        return _wait_read(pid, log_file, said, timeout_s)
     except (OSError, ValueError):
         return False
 
 
-def _wait_reading(pid: int, log_file: Path, said: int, timeout_s: float) -> bool:
-    """Signal until the log says more of a reading than its first `said` bytes; False where the broker ended."""
+def _wait_read(pid: int, log_file: Path, said: int, timeout_s: float) -> bool:
+    """Signal until the log tells of a whole reading after its first `said` bytes; False where the broker ended."""
     deadline = time.monotonic() + timeout_s
+    reads = False
     while time.monotonic() < deadline:
-        again = time.monotonic() + RELOAD_AGAIN_S
+        again = time.monotonic() + (RELOAD_OVER_S if reads else RELOAD_AGAIN_S)
         while time.monotonic() < again:
             text = log_file.read_bytes()
             # A shorter log is that of a broker that was started meanwhile, and has read all.
-            if len(text) < said or READING in text[said:]:
+            if len(text) < said:
                 return True
+            _, *readings = text[said:].split(READING)
+            if readings and (fault := _FAULT.search(b"".join(readings))):
+                raise _not_read(pid, fault[1].decode("utf-8", "replace")[:300])
+            if len(readings) > 1:
+                return True
+            if reads != bool(readings):
+                reads = True
+                break
             time.sleep(0.01)
         if not _is_mosquitto(pid):
             return False
@@ -322,6 +340,18 @@ def _wait_reading(pid: int, log_file: Path, said: int, timeout_s: float) -> bool
     raise BrokerError(
         f"the broker (process {pid}) does not read its access list and certificates again",
         hint="What was changed is written, and counts once `headway fleet serve` is started anew.",
+    )
+
+
+def _not_read(pid: int, fault: str) -> BrokerError:
+    if "acl" not in fault.lower():
+        return BrokerError(
+            f"the broker (process {pid}) could not read what was changed: {fault}",
+            hint="Mend what it names, then the same command again.",
+        )
+    return BrokerError(
+        f"the broker (process {pid}) is OPEN: without its access list every device may do everything: {fault}",
+        hint="Stop it, or mend that file (its user must be able to read it); then the same command again.",
     )
 
 
