@@ -8,19 +8,22 @@ import pwd
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509
 
 from sdk.durable import write_whole
 from sdk.errors import BrokerError, KeyRefused
 from sdk.fleet.access import secure_config
 from sdk.fleet.broker import Mosquitto, find_mosquitto, reload_broker
-from sdk.fleet.certificates import write_for_broker
-from sdk.fleet.cli_enroll import secure_broker, tls_folder
+from sdk.fleet.certificates import Authority, changing, write_for_broker
+from sdk.fleet.cli_enroll import read_place, secure_broker, tls_folder
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.wire import Topics
+from tests.processes import Doomed
 from tests.test_trust_live import headway
 
 pytestmark = pytest.mark.broker
@@ -172,3 +175,110 @@ def test_a_broker_that_cannot_read_what_was_changed_is_no_success(
         with pytest.raises(BrokerError, match=told) as caught:
             reload_broker(pid_file)
         assert "then the same command again" in (caught.value.hint or "")
+
+
+# At once, and ended in between
+
+
+def change(fleet: Path, what: str, device: str, tell: Callable[[Any], None]) -> None:
+    """Enrol or revoke a device, in a process of its own; tell how it ended."""
+    tell("there")
+    tell(headway("fleet", what, device, "--dir", fleet, *(["--out", fleet.parent / device] * (what == "enroll"))))
+
+
+def at_once(fleet: Path, what: str, devices: list[str]) -> None:
+    """Let as many processes as devices each change one of them, all at the same time."""
+    with changing(tls_folder(fleet)):  # so that all of them have begun before the first may go on
+        processes = [Doomed(change, fleet, what, device) for device in devices]
+        assert {process.told() for process in processes} == {"there"}
+    assert [process.told() for process in processes] == [0] * len(devices)
+
+
+def listed(fleet: Path) -> set[str]:
+    """Return the users of the access list."""
+    lines = (tls_folder(fleet) / "acl").read_text().splitlines()
+    return {line.removeprefix("user ") for line in lines if line.startswith("user ")}
+
+
+def serials(fleet: Path, device: str) -> set[int]:
+    issued = (tls_folder(fleet) / "issued" / f"{device}.pem").read_bytes()
+    return {one.serial_number for one in x509.load_pem_x509_certificates(issued)}
+
+
+def test_devices_enrolled_and_revoked_at_once_are_all_in_and_all_out(fleet: Path) -> None:
+    names = [f"line-{number}" for number in range(8)]
+    at_once(fleet, "enroll", [*names, "stays"])
+    assert {*read_place(tls_folder(fleet)).channels} == {*names, "stays"}
+    assert listed(fleet) >= {*names, "stays"}
+    gone = set[int]().union(*(serials(fleet, name) for name in names))
+    assert len(gone) == 3 * len(names)
+    at_once(fleet, "revoke", names)
+    assert {*Authority(tls_folder(fleet)).revoked()} == gone
+    assert {*read_place(tls_folder(fleet)).channels} == {"stays"}
+    assert not listed(fleet) & {*names}
+
+
+def break_list(folder: Path) -> Callable[[], None]:
+    """Let the access list not be written."""
+    (folder / "acl").rename(folder / "aside")
+    (folder / "acl").mkdir()
+
+    def mend() -> None:
+        (folder / "acl").rmdir()
+        (folder / "aside").rename(folder / "acl")
+
+    return mend
+
+
+def break_place(folder: Path) -> Callable[[], None]:
+    """Let the list be written, and not which devices there are: the disk is full in between."""
+    draft = folder / f".place.json.{os.getpid()}.partial"
+    draft.mkdir()
+    return draft.rmdir
+
+
+def break_broker(folder: Path) -> Callable[[], None]:
+    """Let all of it be written, and the broker not read it."""
+    own = folder / "acl.local"
+    own.write_text("nonsense b")
+    return own.unlink
+
+
+@pytest.mark.parametrize("fault", [break_list, break_place, break_broker])
+def test_a_revocation_that_was_not_done_is_gone_on_with(
+    fleet: Path, fault: Callable[[Path], Callable[[], None]]
+) -> None:
+    """Whatever failed: until the broker refuses the device, the same command is there to make it so."""
+    folder = tls_folder(fleet)
+    with secure_broker(fleet, port=0, host="127.0.0.1") as broker:
+        device, own = enroll(fleet, "line-1"), serials(fleet, "line-1")
+        enroll(fleet, "line-2")
+        assert refusals("line-1", device, broker, [T.up_want("line-1")]) == [], "the control"
+        mend = fault(folder)
+        assert revoke(fleet, "line-1") == 2
+        mend()
+        assert revoke(fleet, "line-1") == 0
+        assert {*Authority(folder).revoked()} == own
+        assert "line-1" not in listed(fleet)
+        with pytest.raises(BrokerError):
+            refusals("line-1", device, broker, [T.up_want("line-1")])
+    assert revoke(fleet, "line-1") == 2, "there is nothing left to revoke"
+    assert headway("fleet", "enroll", "line-1", "--dir", fleet, "--out", fleet.parent / "new") == 0
+
+
+def test_a_device_of_which_only_the_access_list_knows_is_taken_off_it(fleet: Path) -> None:
+    """As a revocation by an earlier Headway left it that was ended in between."""
+    enroll(fleet, "line-1")
+    (tls_folder(fleet) / "issued" / "line-1.pem").unlink()
+    assert revoke(fleet, "line-1") == 0
+    assert "line-1" not in listed(fleet)
+    assert revoke(fleet, "line-1") == 2
+
+
+def test_what_cannot_be_listed_is_not_enrolled(fleet: Path) -> None:
+    mend = break_list(tls_folder(fleet))
+    out = fleet.parent / "line-1"
+    assert headway("fleet", "enroll", "line-1", "--dir", fleet, "--out", out) == 2
+    assert not out.exists()
+    mend()
+    enroll(fleet, "line-1")

@@ -5,6 +5,7 @@
     DIR/tls/service.pem, service.key the fleet service's
     DIR/tls/issued/                  a copy of every device's certificates, without keys
     DIR/tls/crl.pem                  what was revoked
+    DIR/tls/lock                     held by whoever changes any of it, and the access list beside it
 
 The broker takes a client's name, and the name of its session, from the certificate's common name. A device has up
 to three sessions, and three certificates for one key: `<device>`, `<device>.chunks` and `<device>.trigger`. Device
@@ -17,8 +18,11 @@ broker reads keeps its owner, group and mode: the broker may run as another user
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import ipaddress
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -57,6 +61,8 @@ with its next certificates, before the old one ends."""
 BACKDATED: Final = timedelta(days=1)
 """A device's clock may be behind the server's on the day of its enrolment."""
 
+LOCK_NAME: Final = "lock"
+
 Clock = Callable[[], datetime]
 
 
@@ -73,7 +79,7 @@ class Issued:
 
 
 class Authority:
-    """A fleet's certificate authority.
+    """A fleet's certificate authority. Whoever changes something holds `changing` for as long as it takes.
 
     Args:
         folder: `tls/` in the fleet's directory.
@@ -131,15 +137,22 @@ class Authority:
         Raises:
             KeyRefused: the device has one that was not revoked.
         """
-        file = self._issued(device)
-        if file.exists():
+        self.check_new(device)
+        issued = self._issue([device + session for session in SESSIONS], None)
+        write_whole(self._issued(device), b"".join(issued.certificates))
+        return issued
+
+    def check_new(self, device: str) -> None:
+        """Return where a device may be enrolled.
+
+        Raises:
+            KeyRefused: it has certificates that were not revoked.
+        """
+        if self._issued(device).exists():
             raise KeyRefused(
                 f"{device} is enrolled already",
                 hint=f"One id, one device. If its key is lost or stolen, first: headway fleet revoke {device}",
             )
-        issued = self._issue([device + session for session in SESSIONS], None)
-        file.write_bytes(b"".join(issued.certificates))
-        return issued
 
     def renew(self, device: str) -> tuple[bytes, ...]:
         """Return new certificates for a device's key, in the order of `SESSIONS`; the old ones stay good.
@@ -188,10 +201,10 @@ class Authority:
         return renewed
 
     def revoke(self, device: str) -> None:
-        """Let a device's certificates count no more.
+        """Let a device's certificates count no more. It may be done again, until the device is forgotten.
 
         Raises:
-            KeyRefused: it has none.
+            KeyRefused: it has none, or the list cannot be written.
         """
         file = self._issued(device)
         if not file.is_file():
@@ -199,8 +212,11 @@ class Authority:
                 f"{device} is not enrolled here", hint="`headway fleet devices` lists the known ones."
             )
         serials = [one.serial_number for one in x509.load_pem_x509_certificates(file.read_bytes())]
-        self._write_revoked([*self.revoked(), *serials])
-        file.unlink()
+        self._write_revoked([*dict.fromkeys([*self.revoked(), *serials])])
+
+    def forget(self, device: str) -> None:
+        """Let a device that was revoked be enrolled anew: the last step, after all who must know of it do."""
+        self._issued(device).unlink(missing_ok=True)
 
     def enrolled(self) -> list[str]:
         """Return the names of the devices whose certificates count."""
@@ -258,6 +274,30 @@ class Authority:
             builder = builder.add_revoked_certificate(one)
         signed = builder.sign(self._key, SHA256())
         write_for_broker(self.folder / "crl.pem", signed.public_bytes(Encoding.PEM))
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Keep all others from changing a fleet's certificates and access list for the block.
+
+    Args:
+        folder: A fleet's `tls/`, which is there.
+
+    Raises:
+        KeyRefused: the folder is not this user's to change.
+    """
+    file = folder / LOCK_NAME
+    with contextlib.ExitStack() as held:
+        try:
+            try:
+                handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            except PermissionError:
+                handle = os.open(file, os.O_RDONLY)  # root has made it; that is enough, but on NFS
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise KeyRefused(f"{file}: {error.strerror}", hint="Run this as the user whose it is.") from error
+        yield
 
 
 def write_for_broker(file: Path, content: bytes, *, mode: int = 0o666) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,7 @@ from sdk.wire import DEFAULT_PREFIX, ChannelName
 
 if TYPE_CHECKING:
     from sdk.fleet.broker import Mosquitto
+    from sdk.fleet.certificates import Authority
     from sdk.mqtt import MqttSettings
 
 TLS_PORT: Final = 8883
@@ -74,16 +76,21 @@ def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str, renew_s
     if not hosts:
         raise click.UsageError("Missing option '--host'.")
     from sdk.fleet.access import secure_config
-    from sdk.fleet.certificates import Authority
+    from sdk.fleet.certificates import Authority, changing
     from sdk.wire import Topics
 
     Topics(prefix)
     folder = tls_folder(directory)
-    if (folder / PLACE_NAME).exists():
-        raise KeyRefused(f"{folder} has certificates already", hint="`headway fleet enroll` adds devices.")
-    Authority.create(folder, hosts)
-    _write_place(folder, Place(host=hosts[0], port=port, prefix=prefix))
-    (folder / "mosquitto.conf").write_text(secure_config(port, folder), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeyRefused(f"{folder}: {error.strerror}", hint="Name a folder you may write to.") from error
+    with changing(folder):
+        if (folder / PLACE_NAME).exists():
+            raise KeyRefused(f"{folder} has certificates already", hint="`headway fleet enroll` adds devices.")
+        Authority.create(folder, hosts)
+        _write_place(folder, Place(host=hosts[0], port=port, prefix=prefix))
+        (folder / "mosquitto.conf").write_text(secure_config(port, folder), encoding="utf-8")
     click.echo(f"""\
 {folder}/ca.key            stays here, readable by its owner only: who has it enrols devices
 {folder}/mosquitto.conf    the broker's configuration, with its access list and certificates beside it
@@ -93,10 +100,10 @@ Enrol a device:            headway fleet enroll NAME --dir {directory} --out NAM
 
 
 def _renew_servers(directory: Path) -> None:
-    from sdk.fleet.certificates import Authority
     from sdk.fleet.expiry import expiries
 
-    renewed = Authority(tls_folder(directory)).renew_servers()
+    with _changing(tls_folder(directory)) as authority:
+        renewed = authority.renew_servers()
     for one in expiries(directory):
         if one.kind in renewed:
             click.echo(f"{one.what} until {datetime.fromtimestamp(one.expires_utc, timezone.utc):%Y-%m-%d}")
@@ -120,8 +127,6 @@ def renew(devices: tuple[str, ...], directory: Path, ending: bool, out: Path) ->
     Copy OUT/DEVICE/*.pem over the files of the same names on the device and start its agent anew. Until then, and
     until their end, the old certificates are good.
     """
-    from sdk.fleet.certificates import Authority
-
     folder = tls_folder(directory)
     names = [*dict.fromkeys([*devices, *(_ending(directory) if ending else [])])]
     if not names:
@@ -131,19 +136,20 @@ def renew(devices: tuple[str, ...], directory: Path, ending: bool, out: Path) ->
         raise click.UsageError("name the devices, or give --ending")
     if out.exists():
         raise KeyRefused(f"{out} is there already", hint="Name a new folder.")
-    authority = Authority(folder)
-    unknown = sorted({*names} - {*authority.enrolled()})
-    if unknown:
-        raise KeyRefused(
-            f"{unknown[0]} is not enrolled here", hint="`headway fleet devices` lists the known ones."
-        )
+    with _changing(folder) as authority:
+        unknown = sorted({*names} - {*authority.enrolled()})
+        if unknown:
+            raise KeyRefused(
+                f"{unknown[0]} is not enrolled here", hint="`headway fleet devices` lists the known ones."
+            )
+        for device in names:
+            place = out / device
+            place.mkdir(mode=0o700, parents=True)
+            for name, content in zip(CERTIFICATE_NAMES, authority.renew(device), strict=True):
+                (place / name).write_bytes(content)
+            (place / "ca.pem").write_bytes((folder / "ca.pem").read_bytes())
     for device in names:
-        place = out / device
-        place.mkdir(mode=0o700, parents=True)
-        for name, content in zip(CERTIFICATE_NAMES, authority.renew(device), strict=True):
-            (place / name).write_bytes(content)
-        (place / "ca.pem").write_bytes((folder / "ca.pem").read_bytes())
-        click.echo(f"{device}: copy {place}/*.pem over its files of these names, and start its agent anew")
+        click.echo(f"{device}: copy {out / device}/*.pem over its files of these names, and start its agent anew")
 
 
 def _ending(directory: Path) -> list[str]:
@@ -170,8 +176,6 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
 
     Carry it there by hand or over ssh, then delete it here: the key is in it.
     """
-    from sdk.fleet.certificates import Authority
-
     _check(device, DeviceId, "device id", "a-z, 0-9 and '-'")
     if device.startswith(FLEET_LOG_PREFIX) or device == RELEASE_DEVICE:
         raise KeyRefused(
@@ -179,24 +183,27 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
         )
     _check(channel, ChannelName, "channel name", "a-z, 0-9, '.', '_' and '-'")
     folder = tls_folder(directory)
-    place = read_place(folder)
     if out.exists():
         raise KeyRefused(f"{out} is there already", hint="Name a new folder.")
-    issued = Authority(folder).enroll(device)
-    out.mkdir(mode=0o700, parents=True)
-    files = {
-        "ca.pem": (folder / "ca.pem").read_bytes(),
-        **dict(zip(CERTIFICATE_NAMES, issued.certificates, strict=True)),
-        "device.key": issued.key,
-    }
-    trusted = has_trust(directory)
-    if trusted:
-        files["root.json"] = open_trust(directory).root_file().read_bytes()
-    files["site.toml"] = site_text(device, channel, place, trusted=trusted).encode()
-    for name, content in files.items():
-        (out / name).touch(mode=0o600)
-        (out / name).write_bytes(content)
-    _write_place(folder, msgspec.structs.replace(place, channels={**place.channels, device: channel}))
+    with _changing(folder) as authority:
+        place = read_place(folder)
+        authority.check_new(device)
+        # The list first: where it cannot be written nobody is enrolled. A name without certificates is nobody.
+        _write_place(folder, msgspec.structs.replace(place, channels={**place.channels, device: channel}))
+        issued = authority.enroll(device)
+        out.mkdir(mode=0o700, parents=True)
+        files = {
+            "ca.pem": (folder / "ca.pem").read_bytes(),
+            **dict(zip(CERTIFICATE_NAMES, issued.certificates, strict=True)),
+            "device.key": issued.key,
+        }
+        trusted = has_trust(directory)
+        if trusted:
+            files["root.json"] = open_trust(directory).root_file().read_bytes()
+        files["site.toml"] = site_text(device, channel, place, trusted=trusted).encode()
+        for name, content in files.items():
+            (out / name).touch(mode=0o600)
+            (out / name).write_bytes(content)
     click.echo(
         f"{device} is enrolled on channel {channel}; carry {out}/ to it, set [camera] in site.toml, then there:"
     )
@@ -212,15 +219,23 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
 @dir_option
 def revoke(device: str, directory: Path) -> None:
     """Let DEVICE's certificates count no more. What it labelled stays; the id can be enrolled anew."""
-    from sdk.fleet.certificates import Authority
-
     folder = tls_folder(directory)
-    place = read_place(folder)
-    Authority(folder).revoke(device)
-    channels = {name: channel for name, channel in place.channels.items() if name != device}
-    _write_place(folder, msgspec.structs.replace(place, channels=channels))
+    with _changing(folder) as authority:
+        place = read_place(folder)
+        known = device in authority.enrolled()
+        if not known and device not in place.channels:
+            raise KeyRefused(
+                f"{device} is not enrolled here", hint="`headway fleet devices` lists the known ones."
+            )
+        # It is forgotten when all of it is done: until then the same command goes on with it.
+        channels = {name: channel for name, channel in place.channels.items() if name != device}
+        _write_place(folder, msgspec.structs.replace(place, channels=channels))
+        if known:
+            authority.revoke(device)
+        told = _tell_broker(directory)
+        authority.forget(device)
     click.echo(f"{device} is revoked; what it labelled stays")
-    if _tell_broker(directory):
+    if told:
         click.echo("the broker takes nothing from it any more")
 
 
@@ -310,9 +325,13 @@ def read_place(folder: Path) -> Place:
     try:
         return msgspec.json.decode((folder / PLACE_NAME).read_bytes(), type=Place)
     except (OSError, msgspec.DecodeError) as error:
-        raise KeyRefused(
-            f"{folder} says no broker", hint=f"First: headway fleet tls --dir {folder.parent} --host HOST"
-        ) from error
+        raise _no_broker(folder) from error
+
+
+def _no_broker(folder: Path) -> KeyRefused:
+    return KeyRefused(
+        f"{folder} says no broker", hint=f"First: headway fleet tls --dir {folder.parent} --host HOST"
+    )
 
 
 def _write_place(folder: Path, place: Place) -> None:
@@ -331,11 +350,22 @@ def _write_place(folder: Path, place: Place) -> None:
         write_for_broker(folder / name, content, mode=0o600)
 
 
+@contextlib.contextmanager
+def _changing(folder: Path) -> Iterator[Authority]:
+    """Return a fleet's authority, for as long as nobody else changes its certificates and access list."""
+    from sdk.fleet.certificates import Authority, changing
+
+    if not folder.is_dir():
+        raise _no_broker(folder)
+    with changing(folder):
+        yield Authority(folder)
+
+
 def _tell_broker(directory: Path) -> bool:
     """Let a broker of ours read what has changed; return whether one does.
 
     Raises:
-        BrokerError: it is there and does not. Whoever calls has said by then what was changed.
+        BrokerError: it is there and does not.
     """
     from sdk.fleet.broker import reload_broker
 
