@@ -37,6 +37,7 @@
       FleetError               the fleet service cannot do what was asked
         UnknownDevice          no such device
         RolloutHalted          a rollout stopped itself
+        DatabaseAway           the fleet's database cannot be used now
         KeyRefused             a signing key or certificate cannot be used
         LicenceRefused         weights under a licence that may not be published
       AccessError              somebody may not do this on a device's page
@@ -232,6 +233,12 @@ class UnknownDevice(FleetError):
 
 class RolloutHalted(FleetError):
     """A rollout stopped itself."""
+
+
+class DatabaseAway(FleetError):
+    """The fleet's database cannot be used now: its server is away, its disk full, or another program holds it."""
+
+    retryable = True
 
 
 class KeyRefused(FleetError):

@@ -153,7 +153,7 @@ def serve(
     Stores every device's labels, acknowledges them once they are on disk, and sends each device what the others
     learned. Announces releases that `headway fleet publish` stores in the same directory.
 
-    Ends with exit code 2 when there is no broker at the start; a broker that goes away later is waited for.
+    Ends with exit code 2 when there is no broker or database at the start; one that goes away later is waited for.
     """
     from sdk.fleet.blobs import name_place
     from sdk.fleet.broker import own_broker

@@ -17,9 +17,16 @@ from types import TracebackType
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
 
-from sdk.errors import FleetError
+from sdk.errors import DatabaseAway, FleetError
 
 DATABASE_NAME: Final = "fleet.db"
 URL_NAME: Final = "database.url"
@@ -153,8 +160,10 @@ class ServiceLock:
     """
 
     def __init__(self, directory: Path, engine: Engine) -> None:
+        self._engine = engine
         self._file = (directory / LOCK_NAME).open("wb")
-        self._connection = engine.connect() if engine.dialect.name == _POSTGRES else None
+        self._shared_server = engine.dialect.name == _POSTGRES
+        self._connection = engine.connect() if self._shared_server else None
 
     def __enter__(self) -> ServiceLock:
         return self
@@ -164,11 +173,34 @@ class ServiceLock:
     ) -> None:
         if self._connection is not None:
             # The lock is the session's. A server that is gone has let go of it; the connection is not used again.
-            with contextlib.suppress(DatabaseError):
+            with contextlib.suppress(DBAPIError):
                 self._connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
-            self._connection.invalidate()
-            self._connection.close()
+            self._drop()
         self._file.close()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    def stands(self) -> bool:
+        """Return whether a lock that was taken is still held; a database's server that ends lets go of it.
+
+        Raises:
+            DBAPIError: that server does not answer. It has to be asked again.
+        """
+        if not self._shared_server:
+            return True
+        try:
+            if self._connection is not None:
+                self._connection.exec_driver_sql("SELECT 1")
+                self._connection.rollback()
+                return True
+        except DBAPIError:
+            self._drop()
+        self._connection = self._engine.connect()
+        return False
 
     def take(self, *, shared: bool = False) -> bool:
         """Take the lock if it is free, alone or among others who only look; return whether it was."""
@@ -188,17 +220,22 @@ class ServiceLock:
 
 @contextlib.contextmanager
 def database_errors(directory: Path) -> Iterator[None]:
-    """Say what a failing database means."""
+    """Say what a failing database means.
+
+    Raises:
+        DatabaseAway: it cannot be used now.
+        FleetError: it is damaged.
+    """
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InterfaceError) as error:
         words = " ".join(str(error.orig).split())
         if (directory / URL_NAME).is_file():
-            raise FleetError(
+            raise DatabaseAway(
                 f"the fleet's PostgreSQL cannot be used: {words[:300]}",
                 hint=f"Check that it runs, and the address in {directory / URL_NAME}.",
             ) from error
-        raise FleetError(
+        raise DatabaseAway(
             f"the fleet database in {directory} cannot be used: {words}",
             hint="Check the disk, its space and permissions, and that no other program holds it.",
         ) from error

@@ -9,12 +9,15 @@ Rules this module keeps (docs/protocol.md):
 - Every message may come twice, late, out of order or not at all; every answer may be lost. What the service says
   can be asked for again, so after a crash at any point the devices' own timers put things right.
 - The broker is a cache: after it forgot, everything retained is published again, and chunks on request.
+- A database that is away is waited for. What was remembered may be ahead of a transaction that was taken back, so
+  the core begins anew then, with the messages of the turn that failed.
 - What leaves for the broker is paced, so that acknowledgements never wait behind a release.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -24,7 +27,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sdk.errors import BrokerError, KeyRefused, RemoteWireError, StoreCorrupt, UnknownDevice
+from sdk.errors import BrokerError, DatabaseAway, KeyRefused, RemoteWireError, StoreCorrupt, UnknownDevice
 from sdk.fleet.ahead import Ahead
 from sdk.fleet.channel_ledger import Device
 from sdk.fleet.channel_ledger import Publication as Published
@@ -65,6 +68,12 @@ that says of an idle one that it is there. Written down no more often than this.
 BUSY_TURN_S: Final = 0.01
 IDLE_S: Final = 0.25
 """The longest the service sleeps, so that it sees a request to stop."""
+STAY_EVERY_S: Final = 1.0
+"""A database's server that was started anew has let go of the one service's lock, maybe without failing a turn."""
+DATABASE_AGAIN_S: Final = 1.0
+MAX_TRIES: Final = 10
+"""A turn that fails so often at a database that answers is given up: its messages come again by their senders'
+timers, and may be what it fails at."""
 MAX_TURN_MESSAGES: Final = 256
 MAX_QUEUED_MESSAGES: Final = 1024
 
@@ -589,7 +598,11 @@ class FleetService:
         self._report = report
         self.every_turn: Callable[[float], None] = lambda _utc: None
         """Called with the time at each turn: for what is looked at now and then."""
-        self._core = FleetCore(store, Topics(settings.prefix), channels, report, trust)
+        self._new_core = functools.partial(FleetCore, store, Topics(settings.prefix), channels, report, trust)
+        self._core = self._new_core()
+        self._turn: list[Message] = []  # what the turn under way is about
+        self._tries = 0
+        self._fault: str | None = None  # of the database, complained about once
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)
         self._connects: queue.SimpleQueue[bool] = queue.SimpleQueue()
         name = ".".join(["headway-fleet", *settings.prefix.split("/"), *sorted(channels)])
@@ -602,20 +615,47 @@ class FleetService:
         return self._arrivals.qsize()
 
     def run(self, stop: threading.Event, *, connect_timeout_s: float = 5.0) -> None:
-        """Serve until `stop` is set; a broker that goes away later is waited for.
+        """Serve until `stop` is set; a broker or database that goes away later is waited for.
 
         Raises:
             BrokerError: there is none at the start.
-            FleetError: another service holds the directory, or the database fails.
+            FleetError: another service holds the directory, or the database is away at the start, or damaged.
         """
-        with self._store.serving():
+        with self._store.serving() as stay:
             self._session.connect(connect_timeout_s)
             self._report("ready", {"broker": self._session.settings.address})
+            stay_due = 0.0
             try:
                 while not stop.is_set():
-                    self._take_turn()
+                    try:
+                        if time.monotonic() >= stay_due:
+                            stay()
+                            stay_due = time.monotonic() + STAY_EVERY_S
+                        self._take_turn()
+                    except DatabaseAway as error:
+                        self._wait_for_database(error, stay, stop)
             finally:
                 self._session.close()
+
+    def _wait_for_database(self, error: DatabaseAway, stay: Callable[[], None], stop: threading.Event) -> None:
+        """Return when the database answers and this is the one service again, with a core that begins anew."""
+        if str(error) != self._fault:
+            self._fault = str(error)
+            self._report("database", {"error": str(error)})
+        while not stop.wait(DATABASE_AGAIN_S):
+            try:
+                stay()
+                core = self._new_core()
+                # As after the broker's coming back: what the failed turn was about to say is said, or asked for.
+                out = core.broker_connected(remembered=True) if self._session.connected else []
+            except DatabaseAway:
+                continue
+            self._core = core
+            self._send(out)
+            self._tries += 1
+            if self._tries >= MAX_TRIES:
+                self._turn, self._tries = [], 0
+            return
 
     def _connected(self, remembered: bool) -> None:
         self._connects.put(remembered)
@@ -633,16 +673,23 @@ class FleetService:
     def _take_turn(self) -> None:
         self.every_turn(time.time())
         idle_s = self._core.idle_s(time.monotonic()) if self._session.connected else IDLE_S
-        messages = list(self._next_messages(min(IDLE_S, idle_s)))
+        self._turn = self._turn or list(self._next_messages(min(IDLE_S, idle_s)))
         with contextlib.suppress(queue.Empty):
             while True:
                 remembered = self._connects.get_nowait()
                 self._report("connected", {"remembered": remembered})
-                self._send(self._core.broker_connected(remembered=remembered))
+                try:
+                    self._send(self._core.broker_connected(remembered=remembered))
+                except DatabaseAway:
+                    self._connects.put(remembered)
+                    raise
         room_bytes = PACE_BYTES - self._session.pending_bytes if self._session.connected else 0
-        self._send(
-            self._core.turn(messages, now=time.monotonic(), now_utc=time.time(), room_bytes=max(0, room_bytes))
-        )
+        now, now_utc = time.monotonic(), time.time()
+        self._send(self._core.turn(self._turn, now=now, now_utc=now_utc, room_bytes=max(0, room_bytes)))
+        self._turn, self._tries = [], 0
+        if self._fault is not None:
+            self._fault = None
+            self._report("database", {"state": "answers again"})
 
     def _next_messages(self, patience_s: float) -> Iterator[Message]:
         with contextlib.suppress(queue.Empty):

@@ -141,22 +141,39 @@ class FleetStore:
         self.close()
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[None]:
+    def serving(self) -> Iterator[Callable[[], None]]:
         """Hold the directory, and its database, as the one service, for the block.
 
+        Yields:
+            To be called now and then: holds them again after the database's server was started anew.
+
         Raises:
-            FleetError: another service holds it, on this machine or with the same database.
+            FleetError: another service holds it, on this machine or with the same database. Also when that is
+                called, where another one was faster.
+            DatabaseAway: when that is called, and the server does not answer yet.
         """
-        with ServiceLock(self.directory, self._engine) as lock:
-            deadline = time.monotonic() + LOCK_PATIENCE_S
-            while not lock.take():
-                if time.monotonic() > deadline:
-                    raise FleetError(
-                        f"another fleet service runs on {self.directory}",
-                        hint="Stop it first, or name another --dir.",
-                    )
-                time.sleep(0.02)
-            yield
+        with database_errors(self.directory):
+            lock = ServiceLock(self.directory, self._engine)
+
+        def stay() -> None:
+            with database_errors(self.directory):
+                if not lock.stands():
+                    self._hold(lock)
+
+        with lock:
+            with database_errors(self.directory):
+                self._hold(lock)
+            yield stay
+
+    def _hold(self, lock: ServiceLock) -> None:
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while not lock.take():
+            if time.monotonic() > deadline:
+                raise FleetError(
+                    f"another fleet service runs on {self.directory}",
+                    hint="Stop it first, or name another --dir.",
+                )
+            time.sleep(0.02)
 
     def served(self) -> bool:
         """Return whether a service holds the directory now."""
