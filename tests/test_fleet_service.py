@@ -14,6 +14,7 @@ import pytest
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
 from sdk.fleet.database import DATABASE_NAME
+from sdk.fleet.garbage import WANTED_S
 from sdk.fleet.service import POLL_S, FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import MAX_COUNTER_JUMP, Record
@@ -457,6 +458,60 @@ def test_old_chunks_leave_the_broker_after_every_device_moved_on(fleet_dir: Path
     assert all(p.retain and p.payload == b"" for p in cleared)
     fleet.broker.now += POLL_S
     assert fleet.turn() == []
+
+
+def on_broker(broker: set[str], out: Sequence[Publication]) -> None:
+    """Let the broker keep, and forget, the chunks that a turn published."""
+    for p in out:
+        if "/chunk/" in p.topic and p.retain:
+            (broker.add if p.payload else broker.discard)(p.topic)
+
+
+@pytest.mark.parametrize("ends", ["an hour", "a new core", "the next release"])
+def test_an_old_release_that_was_asked_for_once_leaves_the_broker_again(
+    fleet_dir: Path, bundles: list[Bundle], ends: str
+) -> None:
+    """A device that wants what nobody needs gets it, and the broker does not keep it for good."""
+    fleet = fleet_of(fleet_dir, "a")
+    held: set[str] = set()
+
+    def later(seconds: float, messages: Sequence[Message] = ()) -> None:
+        fleet.broker.now += seconds
+        on_broker(held, fleet.turn(messages))
+
+    def runs_the_current() -> Message:
+        with fleet.store.read() as ledger:
+            current = ledger.current("default")
+        assert current is not None
+        state = DeviceState(device="a", channel="default", online=True, release_id=current.ref.release_id)
+        return Message(TOPICS.state("a"), encode_json(state))
+
+    first = {p.topic for p in announce(fleet, bundles[0]) if "/chunk/" in p.topic}
+    second = {p.topic for p in announce(fleet, bundles[1]) if "/chunk/" in p.topic}
+    held |= first | second
+    later(POLL_S, [runs_the_current()])
+    assert held == second, "the control"
+    want = Message(TOPICS.up_want("a"), encode_json(Want(channel="default", chunks=[t[-64:] for t in first])))
+    for _ in range(2):
+        later(POLL_S, [want])
+        later(WANTED_S - 2 * POLL_S, [runs_the_current()])
+        assert held == first | second, "whoever asks may still be at it"
+    if ends == "a new core":
+        fleet.core = FleetCore(fleet.store, TOPICS, ["default"])
+    elif ends == "the next release":
+        on_broker(held, announce(fleet, bundles[0]))  # the old one, published again: needed now
+        later(POLL_S, [runs_the_current()])
+        assert held == first
+        later(WANTED_S)
+        assert held == first
+        return
+    else:
+        later(POLL_S)
+    later(POLL_S)
+    later(POLL_S)
+    assert held == second
+    later(POLL_S, [want])
+    assert held == first | second, "and again"
 
 
 def test_update_events_show_how_far_a_device_is(fleet_dir: Path, bundles: list[Bundle]) -> None:

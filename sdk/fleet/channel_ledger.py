@@ -135,10 +135,10 @@ class ChannelLedger:
             update(PublicationRow).where(PublicationRow.id == publication_id).values(announced=True)
         )
 
-    def mark_cleared(self, publication_id: int) -> None:
-        """Note that a publication's chunks are no longer on the broker."""
+    def mark_cleared(self, publication_id: int, *, cleared: bool = True) -> None:
+        """Note that a publication's chunks are no longer on the broker, or are there again."""
         self._session.execute(
-            update(PublicationRow).where(PublicationRow.id == publication_id).values(cleared=True)
+            update(PublicationRow).where(PublicationRow.id == publication_id).values(cleared=cleared)
         )
 
     def release_names(self) -> dict[str, str]:

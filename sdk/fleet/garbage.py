@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 from sdk.fleet.channel_ledger import Publication
@@ -11,6 +11,9 @@ from sdk.fleet.store import Ledger
 GONE_S: Final = 30 * 24 * 3600.0
 """A device unseen for this long no longer keeps old chunks on the broker. They stay in the fleet's directory: it
 gets them again when it asks."""
+WANTED_S: Final = 3600.0
+"""Chunks of a release that nobody needs, asked for all the same, stay on the broker so long after the last want:
+who still waits for them asks again within half a minute."""
 
 
 def in_use(ledger: Ledger, channel: str) -> list[Publication]:
@@ -22,8 +25,17 @@ def in_use(ledger: Ledger, channel: str) -> list[Publication]:
     return found
 
 
-def garbage(ledger: Ledger, channels: Sequence[str], now_utc: float) -> list[tuple[Publication, list[str]]]:
-    """Return older publications of these channels whose chunks no device needs any more, with those chunks."""
+def garbage(
+    ledger: Ledger, channels: Sequence[str], now_utc: float, wanted: Container[int] = ()
+) -> list[tuple[Publication, list[str]]]:
+    """Return older publications of these channels whose chunks no device needs any more, with those chunks.
+
+    Args:
+        ledger: A transaction.
+        channels: Those that are served.
+        now_utc: Seconds since 1970.
+        wanted: Publications that were asked for lately, and stay.
+    """
     found: list[tuple[Publication, list[str]]] = []
     current = {channel: ledger.current(channel) for channel in ledger.channels()}
     needed = {
@@ -32,19 +44,19 @@ def garbage(ledger: Ledger, channels: Sequence[str], now_utc: float) -> list[tup
         for publication in in_use(ledger, channel)
         for digest in publication.release.digests()
     }
+    older = {channel: ledger.publications(channel, cleared=False) for channel in channels}
     for channel in channels:
         now_running = current.get(channel)
-        if now_running is None:
-            continue
         devices = [d for d in ledger.devices(channel) if d.last_seen_utc > now_utc - GONE_S]
-        if any(d.state.release_id != now_running.ref.release_id for d in devices):
-            needed.update(
-                digest
-                for publication in ledger.publications(channel, cleared=False)
-                for digest in publication.release.digests()
-            )
+        behind = now_running is not None and any(d.state.release_id != now_running.ref.release_id for d in devices)
+        needed.update(
+            digest
+            for publication in older[channel]
+            if behind or publication.id in wanted
+            for digest in publication.release.digests()
+        )
     for channel in channels:
-        for publication in ledger.publications(channel, cleared=False):
+        for publication in older[channel]:
             digests = [digest for digest in publication.release.digests() if digest not in needed]
             if digests:
                 found.append((publication, digests))

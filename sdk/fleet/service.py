@@ -31,7 +31,7 @@ from sdk.errors import BrokerError, DatabaseAway, KeyRefused, RemoteWireError, S
 from sdk.fleet.ahead import Ahead
 from sdk.fleet.channel_ledger import Device
 from sdk.fleet.channel_ledger import Publication as Published
-from sdk.fleet.garbage import garbage, in_use
+from sdk.fleet.garbage import WANTED_S, garbage, in_use
 from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import FleetStore, Ledger
@@ -122,6 +122,8 @@ class FleetCore:
         self._poll_due = 0.0
         self._newest = 0
         self._known: frozenset[str] = frozenset()  # chunks of all releases
+        self._cleared: dict[str, int] = {}  # chunks that nobody needs any more -> a publication that had them
+        self._wanted: dict[int, float] = {}  # such publications that were asked for since -> when last
         self._tidy = True  # old chunks may be taken off the broker
         self._sizes: dict[bytes, int] = {}
         with store.read() as ledger:
@@ -176,13 +178,21 @@ class FleetCore:
             self._shared.setdefault(channel, length)
             self._ahead.begin(channel, length)
         self._sizes = ledger.feature_sizes()
-        self._known = frozenset(
-            digest
-            for channel in self._channels
-            for cleared in (False, True)
-            for publication in ledger.publications(channel, cleared=cleared)
-            for digest in publication.release.digests()
-        )
+        self._load_chunks(ledger)
+
+    def _load_chunks(self, ledger: Ledger) -> None:
+        there: set[str] = set()
+        self._cleared = {}
+        for channel in self._channels:
+            for cleared in (False, True):
+                for publication in ledger.publications(channel, cleared=cleared):
+                    if cleared or publication.id in self._wanted:
+                        self._cleared |= dict.fromkeys(publication.release.digests(), publication.id)
+                    else:
+                        there.update(publication.release.digests())
+        self._known = frozenset(there | self._cleared.keys())
+        for digest in there & self._cleared.keys():
+            del self._cleared[digest]
 
     def turn(
         self, messages: Sequence[Message], *, now: float, now_utc: float, room_bytes: int
@@ -227,7 +237,7 @@ class FleetCore:
         self._note_wants(wants, now, now_utc)
         if now >= self._poll_due:
             self._poll_due = now + POLL_S
-            out += self._poll(now_utc)
+            out += self._poll(now, now_utc)
             out += self._advance(now_utc)
         out += self._due_meta(now)
         out += self._bulk(room_bytes, now)
@@ -394,10 +404,13 @@ class FleetCore:
         with self._store.read() as ledger:
             return [self._meta(ledger, channel) for channel in due]
 
-    def _poll(self, now_utc: float) -> list[Publication]:
+    def _poll(self, now: float, now_utc: float) -> list[Publication]:
         """Notice what another process published or signed; clear chunks that nobody needs any more."""
         out = self._metadata()
         old: list[tuple[Published, list[str]]] = []
+        for over in [wanted for wanted, last in self._wanted.items() if now >= last + WANTED_S]:
+            del self._wanted[over]
+            self._tidy = True
         with self._store.read() as ledger:
             if ledger.newest_publication() != self._newest:
                 self._load(ledger)
@@ -414,13 +427,14 @@ class FleetCore:
                     self._meta_due.setdefault(channel, 0.0)
             if self._tidy and not self._announcing:
                 self._tidy = False
-                old = garbage(ledger, self._channels, now_utc)
+                old = garbage(ledger, self._channels, now_utc, self._wanted)
         if old:
             with self._store.write() as ledger:
                 for publication, digests in old:
                     ledger.mark_cleared(publication.id)
                     out += [Publication(self._topics.chunk(digest), b"", retain=True) for digest in digests]
                     self._report("cleared", {"name": publication.ref.name, "chunks": len(digests)})
+                self._load_chunks(ledger)
         return out
 
     def _advance(self, now_utc: float) -> list[Publication]:
@@ -488,6 +502,7 @@ class FleetCore:
         if not wants:
             return
         quiet: set[str] = set()
+        cleared: set[int] = set()
         ahead: dict[str, tuple[str, str, int]] = {}
         with self._store.read() as ledger:
             for name, want in wants:
@@ -499,6 +514,7 @@ class FleetCore:
                 unknown = [digest for digest in want.chunks if digest not in self._known]
                 if unknown:
                     self._report("unknown_chunks", {"device": name, "chunks": len(unknown)})
+                cleared.update(self._cleared[digest] for digest in want.chunks if digest in self._cleared)
                 seeding = self._seeder.want(name, (d for d in want.chunks if d in self._known), now)
                 if seeding:
                     self._report("reseeding", {"device": name, "chunks": seeding})
@@ -515,7 +531,16 @@ class FleetCore:
                     self._readers[name][1].want(want.log_from, now)
                 else:
                     self._readers[name] = (device.channel, LogReader(want.log_from, now))
+        self._note_wanted(cleared, now)
         self._note_signs(quiet, ahead, now_utc)
+
+    def _note_wanted(self, cleared: set[int], now: float) -> None:
+        """Write down, before their chunks go out, that these publications are on the broker again, for a while."""
+        if again := cleared - self._wanted.keys():
+            with self._store.write() as ledger:
+                for publication_id in again:
+                    ledger.mark_cleared(publication_id, cleared=False)
+        self._wanted |= dict.fromkeys(cleared, now)
 
     def _note_signs(self, quiet: set[str], ahead: dict[str, tuple[str, str, int]], now_utc: float) -> None:
         """Write down what else a want tells: its device is there, and may know more than there is.
