@@ -154,6 +154,25 @@ def test_what_cannot_be_left_to_its_owner_stays_as_it_was(open_folder: Path) -> 
     assert [path.read_text() for path in open_folder.iterdir()] == ["user a"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user: needs root")
+def test_a_lock_that_root_has_made_is_one_for_others_too(open_folder: Path) -> None:
+    with changing(open_folder):
+        pass
+    os.seteuid(NOBODY)
+    try:
+        with changing(open_folder):
+            pass
+    finally:
+        os.seteuid(0)
+    (open_folder / "lock").chmod(0o600)
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(KeyRefused, match="lock: Permission denied"), changing(open_folder):
+            pass
+    finally:
+        os.seteuid(0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
