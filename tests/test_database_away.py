@@ -14,7 +14,7 @@ import pytest
 from sdk.errors import DatabaseAway, FleetError
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.database import DATABASE_NAME, name_database
-from sdk.fleet.service import FleetService
+from sdk.fleet.service import DATABASE_AGAIN_S, FleetService
 from sdk.fleet.store import FleetStore
 from tests.postgres import Postgres
 from tests.simulators import LiveDevice, wait_for
@@ -26,16 +26,17 @@ PATIENCE_S = 60.0
 class Served:
     """A service on a thread of its own, what it reports, and how it ended."""
 
-    def __init__(self, store: FleetStore, broker: Mosquitto) -> None:
+    def __init__(self, store: FleetStore, broker: Mosquitto, again_s: float = DATABASE_AGAIN_S) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.error: FleetError | None = None
         self._stop = threading.Event()
+        self._again_s = again_s
         self._service = FleetService(store, broker.settings, report=lambda *event: self.events.append(event))
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         try:
-            self._service.run(self._stop)
+            self._service.run(self._stop, database_again_s=self._again_s)
         except FleetError as error:
             self.error = error
 
@@ -90,6 +91,41 @@ def test_a_database_that_fails_is_waited_for(mosquitto: Mosquitto, tmp_path: Pat
         # Each fault once, and its end.
         told = [*served.told("database")]
         assert [*map(list, told)] == [["error"], ["state"]] * (len(told) // 2)
+    assert served.error is None
+    assert stored(directory) == device.log
+
+
+@contextlib.contextmanager
+def full(directory: Path) -> Iterator[None]:
+    """Let a fleet's database take no label for the block, and answer whatever else it is asked."""
+
+    def execute(statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(directory / DATABASE_NAME, timeout=PATIENCE_S)) as raw, raw:
+            raw.execute(statement)
+
+    execute("CREATE TRIGGER full BEFORE INSERT ON entries BEGIN INSERT INTO nowhere VALUES (1); END")
+    try:
+        yield
+    finally:
+        execute("DROP TRIGGER full")
+
+
+@pytest.mark.broker
+def test_a_message_that_the_database_never_takes_holds_up_nobody(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """It is given up after some tries, so that others have their turn, and comes again by its sender's timer."""
+    directory = tmp_path / "fleet"
+    with (
+        FleetStore(directory) as store,
+        Served(store, mosquitto, again_s=0.01) as served,
+        LiveDevice(mosquitto.settings, "a") as device,
+    ):
+        device.label(1)
+        wait_for(lambda: not device.outbox, PATIENCE_S, "the control")
+        with full(directory):
+            device.label(2)
+            wait_for(lambda: {"state": "answers again"} in served.told("database"), PATIENCE_S, "the giving up")
+            assert device.outbox
+        wait_for(lambda: not device.outbox, PATIENCE_S, "what came again")
     assert served.error is None
     assert stored(directory) == device.log
 

@@ -639,8 +639,19 @@ class FleetService:
         """How many messages wait for the next turn."""
         return self._arrivals.qsize()
 
-    def run(self, stop: threading.Event, *, connect_timeout_s: float = 5.0) -> None:
+    def run(
+        self,
+        stop: threading.Event,
+        *,
+        connect_timeout_s: float = 5.0,
+        database_again_s: float = DATABASE_AGAIN_S,
+    ) -> None:
         """Serve until `stop` is set; a broker or database that goes away later is waited for.
+
+        Args:
+            stop: Ends it.
+            connect_timeout_s: How long the broker may take at the start.
+            database_again_s: How long to wait before a database that failed is asked again.
 
         Raises:
             BrokerError: there is none at the start.
@@ -658,16 +669,18 @@ class FleetService:
                             stay_due = time.monotonic() + STAY_EVERY_S
                         self._take_turn()
                     except DatabaseAway as error:
-                        self._wait_for_database(error, stay, stop)
+                        self._wait_for_database(error, stay, stop, database_again_s)
             finally:
                 self._session.close()
 
-    def _wait_for_database(self, error: DatabaseAway, stay: Callable[[], None], stop: threading.Event) -> None:
+    def _wait_for_database(
+        self, error: DatabaseAway, stay: Callable[[], None], stop: threading.Event, again_s: float
+    ) -> None:
         """Return when the database answers and this is the one service again, with a core that begins anew."""
         if str(error) != self._fault:
             self._fault = str(error)
             self._report("database", {"error": str(error)})
-        while not stop.wait(DATABASE_AGAIN_S):
+        while not stop.wait(again_s):
             try:
                 stay()
                 core = self._new_core()
