@@ -331,6 +331,21 @@ def test_a_commit_in_postgresql_is_synced_to_disk(postgres: Postgres, tmp_path: 
 
 
 @pytest.mark.postgres
+def test_postgresql_soon_lets_go_of_what_a_machine_held_that_is_gone(postgres: Postgres, tmp_path: Path) -> None:
+    name_database(tmp_path, postgres.new_database())
+    with FleetStore(tmp_path) as store, store.read() as ledger:
+        asks = [
+            int(
+                ledger._session.scalar(
+                    text(f"SELECT setting FROM pg_settings WHERE name = 'tcp_keepalives_{name}'")
+                )
+            )
+            for name in ("idle", "interval", "count")
+        ]
+    assert asks == [30, 10, 3]
+
+
+@pytest.mark.postgres
 def test_a_second_service_on_the_database_is_refused_from_another_directory(
     postgres: Postgres, tmp_path: Path
 ) -> None:

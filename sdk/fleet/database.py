@@ -33,6 +33,9 @@ URL_NAME: Final = "database.url"
 LOCK_NAME: Final = "serve.lock"
 BUSY_TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 10
+KEEPALIVE_S: Final = 30
+"""A server that hears nothing from a client asks it after so long, three times in as long again. By default it
+holds the one service's lock for two hours for a machine whose cable was pulled."""
 _POSTGRES: Final = "postgresql"
 _WRITER_LOCK, _SERVICE_LOCK = 0x6865_6164_0001, 0x6865_6164_0002
 """Numbers of PostgreSQL's advisory locks; the database should be the fleet's alone."""
@@ -134,6 +137,13 @@ def _postgres(url: str) -> Engine:
         pool_pre_ping=True,  # a server that was restarted is no error
         connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "headway-fleet"},
     )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            for setting, value in (("idle", KEEPALIVE_S), ("interval", KEEPALIVE_S // 3), ("count", 3)):
+                cursor.execute(f"SET tcp_keepalives_{setting} = {value}")
+        connection.commit()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
