@@ -171,7 +171,8 @@ class Ledger:
             now_s: Monotonic time.
             fault: Why the frame cannot be trusted, if so.
         """
-        done = self._passed_by(key, camera, now_s)
+        # A frame that failed has overtaken those before it, which are still looked at.
+        done = self._passed_by(key, camera, now_s) if findings else []
         part = self._open.get(key)
         if part is None:
             return done

@@ -174,6 +174,16 @@ def test_a_part_that_a_camera_never_saw_is_rejected_when_that_camera_is_past_it(
     assert book.decided("a", 1, [found("good")], 2.3) == []  # late, and says nothing of others
 
 
+def test_a_frame_that_failed_closes_no_part_before_it() -> None:
+    """It fails before it is in the backbone, where the frame of the part before still is."""
+    book = opened(ledger(cameras=2), "a", "b")
+    for name in ("a", "b"):
+        assert book.decided(name, 0, [found("good")], 2.0) == []
+    (failed,) = book.decided("b", 1, [], 2.1, "not inspected")
+    assert (failed.name, failed.verdict) == ("b", Verdict.REJECT)
+    assert only(book.decided("a", 1, [found("good")], 2.2)).verdict is Verdict.PASS
+
+
 def test_a_late_frame_closes_no_part_behind_its_own() -> None:
     book = opened(ledger(cameras=2), "a", deadline_s=5.0)
     opened(book, "b")
