@@ -413,7 +413,7 @@ def draw(soaked: Soaked, file: Path) -> None:
         for name in names:
             axis.plot(minutes, [getattr(each, name) for each in soaked.points], label=name.partition("_")[0])
         if len(names) > 1:
-            axis.legend(loc="center right", frameon=False)
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
     for what, style in (("drop", ("0.85", "-")), ("update", ("tab:green", ":")), ("reboot", ("tab:red", "--"))):
