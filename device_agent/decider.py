@@ -3,7 +3,8 @@
 `sdk.codes.encode` and `Head.decide` say what is right. In NumPy they are some forty calls, a dozen of which let go
 of the interpreter's lock and wait for it again, and they read the whitening, d x d numbers, from memory: a tenth
 of a frame's time at d = 1584 (decision 0055). Here most of it is one graph in ONNX Runtime, with the whitening in
-seven bits. Codes have the same bits; scores and novelty agree within `TOLERANCE`.
+seven bits. Codes have the same bits; scores and novelty agree within `TOLERANCE`, but for the novelty of a sample
+at the very mean of a class, which both take for as known as can be.
 
 A graph is made beside frames whenever a head was solved, 10 ms at d = 1584. Until it is there, and wherever ONNX
 Runtime does not keep the tolerance on this device, NumPy decides. Heads updated since share their whitening, and

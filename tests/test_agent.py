@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pytest
 
-from device_agent import memory
+from device_agent import logs, memory
 from device_agent.agent import Agent, running_page
 from device_agent.config import FolderCamera, MqttTable, PageSettings, RuntimeSettings, Site, load_site
 from device_agent.runtime import open_runtime
@@ -431,6 +431,7 @@ def test_what_was_there_at_the_start_is_no_garbage_to_look_through(
     monkeypatch.setattr(memory, "forget_garbage_of_the_start", lambda: said.append(capsys.readouterr().out))
     monkeypatch.setattr(Agent, "run", lambda _self, _stop, on_ready: on_ready({"ready": True}))
     monkeypatch.setattr(memory, "give_back_memory", lambda: True)  # of the process that tests
+    monkeypatch.setattr(logs, "set_up_logs", lambda *_, **__: None)
     assert headway(capsys, "agent", "run", site_file(images, bundle)).code == 0
     assert said == [""]  # once, before somebody is told that it is ready
 
