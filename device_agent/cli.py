@@ -113,22 +113,20 @@ def run(site_file: Path, verbose: bool) -> None:
     Prints one line of JSON when it is ready: the page's address, the device, the release. Logs go to stderr.
     """
     _learn_on_one_core()
-    from device_agent.memory import forget_garbage_of_the_start, give_back_memory
+    from device_agent.memory import give_back_memory, set_modules_apart
 
     give_back_memory()
+    from device_agent import page  # noqa: F401 - most of what is loaded comes with it
     from device_agent.agent import Agent
     from device_agent.config import load_site
     from device_agent.logs import set_up_logs
 
-    def on_ready(ready: dict[str, Any]) -> None:
-        forget_garbage_of_the_start()
-        click.echo(json.dumps(ready))
-
     site = load_site(site_file)
     set_up_logs(site.log, site.device, verbose=verbose)
     with stop_on_signals() as stop:
+        set_modules_apart()
         with Agent(site) as running:
-            running.run(stop.event, on_ready=on_ready)
+            running.run(stop.event, on_ready=lambda ready: click.echo(json.dumps(ready)))
         if stop.interrupted:
             raise KeyboardInterrupt
 

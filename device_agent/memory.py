@@ -43,10 +43,11 @@ def give_back_memory() -> bool:
     )
 
 
-def forget_garbage_of_the_start() -> None:
-    """Spare the collector what stays as long as this process: modules, the page's models, the labels of before.
+def set_modules_apart() -> None:
+    """Spare the collector what was loaded and stays as long as this process, which it would look through for ever.
 
-    It would look through all of these again and again, and no thread runs meanwhile.
+    Call it when all that is large has been imported, and before anything is made that may be replaced: a release
+    that an update replaces would else keep whatever refers to itself.
     """
     gc.collect()
     gc.freeze()

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import pytest
 
+from device_agent import agent as agent_module
 from device_agent import logs, memory
 from device_agent.agent import Agent, running_page
 from device_agent.config import FolderCamera, MqttTable, PageSettings, RuntimeSettings, Site, load_site
@@ -424,16 +425,26 @@ def call(page: str, path: str, body: object = None) -> Any:
         return json.load(answer)
 
 
-def test_what_was_there_at_the_start_is_no_garbage_to_look_through(
+def test_modules_are_no_garbage_to_look_through_and_a_release_may_be(
     images: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(memory, "forget_garbage_of_the_start", lambda: said.append(capsys.readouterr().out))
-    monkeypatch.setattr(Agent, "run", lambda _self, _stop, on_ready: on_ready({"ready": True}))
+    """Whatever refers to itself and is set apart stays for ever, as a release that was replaced must not."""
+    done: list[str] = []
+
+    class Noted(Agent):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            done.append("agent")
+            super().__init__(*args, **options)
+
+        def run(self, *_: object, **__: object) -> None:
+            done.append("run")
+
+    monkeypatch.setattr(memory, "set_modules_apart", lambda: done.append("apart"))
     monkeypatch.setattr(memory, "give_back_memory", lambda: True)  # of the process that tests
     monkeypatch.setattr(logs, "set_up_logs", lambda *_, **__: None)
+    monkeypatch.setattr(agent_module, "Agent", Noted)
     assert headway(capsys, "agent", "run", site_file(images, bundle)).code == 0
-    assert said == [""]  # once, before somebody is told that it is ready
+    assert done == ["apart", "agent", "run"]
 
 
 def test_a_label_that_was_acknowledged_survives_kill_9(images: Path, bundle: Bundle) -> None:

@@ -70,7 +70,7 @@ def test_what_a_trial_leaves_between_what_stays_goes_back_when_it_ends() -> None
 _SPARE = """
 import gc, sys
 import numpy, onnxruntime
-from device_agent.memory import forget_garbage_of_the_start
+from device_agent.memory import set_modules_apart
 class Knot: pass
 knot = Knot()
 knot.itself, alive = knot, []
@@ -79,7 +79,7 @@ gone = weakref.ref(knot, alive.append)
 before = len(gc.get_objects())
 del knot
 if sys.argv[1] == "spare":
-    forget_garbage_of_the_start()
+    set_modules_apart()
     assert alive, "what was garbage went"
 later = Knot()
 later.itself = later
