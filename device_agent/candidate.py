@@ -23,10 +23,10 @@ from device_agent.store import Store
 from device_agent.trial import Base, meanwhile
 from sdk.bundle import Bundle
 from sdk.codes import Code, code_digest
-from sdk.errors import BadImages, FeatureSizeError, LabelError
+from sdk.errors import BadImages
 from sdk.head import Calibration, Head, solve
 from sdk.images import decode
-from sdk.labels import Body, CodeRecord
+from sdk.labels import REFUSALS, Body, CodeRecord
 from sdk.moments import Adaptation
 from sdk.preprocess import Frame
 from sdk.reason import Reason
@@ -189,7 +189,7 @@ def _folded(store: Store, bundle: Bundle, precision: str | None) -> Base:
     """Return what a release brings, with all that the store's log says."""
     base = Base.of(bundle, precision, store.log.shelf)
     for record in store.log.records():
-        with contextlib.suppress(LabelError, FeatureSizeError):  # it contradicts itself; the learner counts these
+        with contextlib.suppress(*REFUSALS):  # it contradicts itself; the learner counts these
             base.fold.apply(record)
     return base
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -116,7 +117,7 @@ def run(site_file: Path, verbose: bool) -> None:
     from device_agent.memory import give_back_memory, set_modules_apart
 
     give_back_memory()
-    from device_agent import page  # noqa: F401 - most of what is loaded comes with it
+    import_module("device_agent.page")  # most of what is loaded comes with it
     from device_agent.agent import Agent
     from device_agent.config import load_site
     from device_agent.logs import set_up_logs

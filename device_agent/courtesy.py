@@ -43,9 +43,7 @@ def breathe() -> None:
     """
     now_s = time.monotonic()
     if now_s - getattr(_breathed, "at_s", 0.0) > BREATH_EVERY_S:
-        time.sleep(
-            0
-        )  # on Linux this leaves for some 50 us, timer slack, which is as long as another needs to wake
+        time.sleep(BREATH_S)
         _breathed.at_s = time.monotonic()
 
 

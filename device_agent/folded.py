@@ -16,9 +16,8 @@ from device_agent.moments import labelled_by
 from device_agent.provisional import Changes, joined
 from device_agent.store import Store
 from device_agent.turns import Turns
-from sdk.errors import FeatureSizeError, LabelError
 from sdk.head import Head
-from sdk.labels import Fold, Record
+from sdk.labels import REFUSALS, Fold, Record
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Folded:
     def _fold_one(self, record: Record) -> None:
         try:
             changed = self.fold.changes(record)
-        except (LabelError, FeatureSizeError) as error:  # what a fold refuses; the disk's errors are no record's
+        except REFUSALS as error:
             # The fleet should not have taken it. Everybody refuses it alike, so live sets still agree.
             self.refused += 1
             self._turns.fault = str(error)

@@ -278,6 +278,11 @@ class _Summed:
     code_sha256: bytes
 
 
+REFUSALS: Final = (LabelError, FeatureSizeError)
+"""What a fold raises of a record that contradicts itself. Devices and fleet leave such a record out alike; errors
+of a disk, which a shelf may raise, say nothing of the record."""
+
+
 class Fold:
     """The state that a union of logs folds to, for one feature space.
 

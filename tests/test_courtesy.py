@@ -16,7 +16,7 @@ import pytest
 
 from device_agent import courtesy as module
 from device_agent import stored_codes
-from device_agent.courtesy import BREATH_EVERY_S, SWITCH_S, Courtesy, aside, breathe, switch_often
+from device_agent.courtesy import BREATH_EVERY_S, BREATH_S, SWITCH_S, Courtesy, aside, breathe, switch_often
 from device_agent.database import Database
 from device_agent.images import ImageFolder
 from device_agent.learner import Learner
@@ -123,8 +123,12 @@ class Breaths:
         self.now_s = 100.0
         self.slept: list[str] = []
         monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
-        monkeypatch.setattr(time, "sleep", lambda _: self.slept.append(threading.current_thread().name))
+        monkeypatch.setattr(time, "sleep", self._sleep)
         monkeypatch.setattr(module, "_breathed", threading.local())
+
+    def _sleep(self, seconds: float) -> None:
+        assert seconds == BREATH_S, "some Pythons do not leave for nothing"
+        self.slept.append(threading.current_thread().name)
 
 
 def test_who_computes_in_small_steps_pauses_as_often_as_others_may_have_to_wait(

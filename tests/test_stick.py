@@ -412,8 +412,8 @@ def test_a_signed_stick_is_unpacked_with_its_version(
     assert "signed, version 2" in ended.out
 
 
-def states(store: Store) -> list[UpdateState]:
-    return [row.state for row in store.updates.newest()]
+def wait_until_tried(store: Store, times: int) -> None:
+    wait_for(lambda: [row.state for row in store.updates.newest()] == times * [UpdateState.ROLLED_BACK])
 
 
 def test_a_release_that_was_rolled_back_is_tried_again_when_somebody_brings_it_again(tmp_path: Path) -> None:
@@ -457,13 +457,13 @@ def test_a_release_that_was_rolled_back_is_tried_again_when_somebody_brings_it_a
             for brought in (1, 2, 3):
                 carry()
                 inbox.look()
-                wait_for(lambda: states(store) == brought * [UpdateState.ROLLED_BACK])  # noqa: B023
+                wait_until_tried(store, brought)
                 inbox.look()
                 assert not order.exists()
                 assert len(tries) == brought
             carry()
             inbox.look()
-            wait_for(lambda: states(store) == 4 * [UpdateState.ROLLED_BACK])
+            wait_until_tried(store, 4)
         assert order.exists()
         with agent(store) as inbox:  # the agent ended before it could clear the order away
             inbox.look()

@@ -26,7 +26,7 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.errors import BadSignature, FleetError, HeadwayError, LabelError
+from sdk.errors import BadSignature, FleetError, LabelError
 from sdk.fleet.blobs import blobs_of
 from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
@@ -34,7 +34,7 @@ from sdk.fleet.restoring import Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
 from sdk.fleet.union_ledger import UnionLedger
-from sdk.labels import Fold
+from sdk.labels import REFUSALS, Fold
 from sdk.liveset import LiveSet
 from sdk.moments import Moments
 from sdk.release import Release, describe
@@ -83,7 +83,7 @@ class _Folding:
             for record in records:
                 try:
                     self.fold.apply(record)
-                except HeadwayError:
+                except REFUSALS:
                     # Such as a code that was taken before anybody knew how long those of its space are. Every
                     # device leaves it out alike (`device_agent.folded`), so live sets still agree.
                     self.refused += 1
