@@ -84,6 +84,21 @@ def test_what_needs_a_look_is_said_in_words(floor: Floor, client: TestClient) ->
     assert "No fleet service runs" in text
 
 
+def test_what_no_head_learns_from_is_said(fleet_dir: Path, bundles: dict[str, Bundle]) -> None:
+    """A code of a wrong length is taken while no release says how long its space's codes are."""
+    teacher, sample, code = SimDevice("a"), class_id_of("sample 1") * 2, b"abc"
+    space = bytes.fromhex(bundles["first"].space())
+    teacher.write(CodeRecord(space, sample, "a/1", hashlib.sha256(code).digest()), code)
+    teacher.write(Label(sample, class_id_of("scratch"), "anna"))
+    floor = Floor(fleet_dir, ("a",))
+    with floor.store.write() as ledger:
+        ledger.take("a", teacher.log, ledger.feature_sizes())
+    floor.store.publish(bundles["first"], channel="default")
+    app = make_app(FleetView(floor.store, lambda: floor.now))
+    text = TestClient(app, base_url="http://127.0.0.1").get("/part/devices").text
+    assert "1 records contradict themselves and count nowhere" in text
+
+
 def test_a_rollout_is_shown_wave_by_wave_and_why_it_halted(
     floor: Floor, client: TestClient, bundles: dict[str, Bundle]
 ) -> None:

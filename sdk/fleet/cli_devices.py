@@ -33,6 +33,22 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
     return found
 
 
+def without_effect(channel: dict[str, Any]) -> list[str]:
+    """Return what of a channel's log its heads do not learn from, in words.
+
+    Args:
+        channel: As `sdk.fleet.cli.fleet_overview` says it.
+    """
+    found = []
+    if channel["unapplied_labels"]:
+        found.append(
+            f"{channel['unapplied_labels']} labels change nothing: the release has their samples in its sums only"
+        )
+    if channel["refused_records"]:
+        found.append(f"{channel['refused_records']} records contradict themselves and count nowhere")
+    return found
+
+
 def wants_a_look(device: dict[str, Any]) -> bool:
     """Return whether a device is away, behind, or in trouble."""
     return not device["online"] or device["in_sync"] is False or bool(troubles_of(device))
@@ -75,15 +91,8 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
             f"{sum(map(wants_a_look, own))} want a look",
             highlight=False,
         )
-        if one["unapplied_labels"]:
-            console.print(
-                f"{one['unapplied_labels']} labels change nothing: the release has their samples in its sums only",
-                highlight=False,
-            )
-        if one["refused_records"]:
-            console.print(
-                f"{one['refused_records']} records contradict themselves and count nowhere", highlight=False
-            )
+        for note in without_effect(one):
+            console.print(note, highlight=False)
     console.print(_table(shown))
     if len(shown) < len(everybody):
         console.print(f"{len(shown)} of {len(everybody)} devices", highlight=False)

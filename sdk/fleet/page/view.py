@@ -11,7 +11,7 @@ from typing import Any, Final
 from sdk.errors import FleetError
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.cli_classes import classes_of
-from sdk.fleet.cli_devices import troubles_of, wants_a_look
+from sdk.fleet.cli_devices import troubles_of, wants_a_look, without_effect
 from sdk.fleet.cli_quarantine import suspicion_of
 from sdk.fleet.cli_rollout import overview as rollout_overview
 from sdk.fleet.store import FleetStore
@@ -51,6 +51,7 @@ class FleetView:
             channel["online"] = sum(device["online"] for device in own)
             channel["running"] = sum(device["release_id"] == channel["release_id"] for device in own)
             channel["rollout"] = self._rollout(channel["channel"])
+            channel["without_effect"] = without_effect(channel)
         for device in found["devices"]:
             device["troubles"] = troubles_of(device)
             if device["head_state"] == HeadState.PROVISIONAL.value:
