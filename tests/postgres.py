@@ -108,6 +108,18 @@ class Postgres:
             connection.execute(f"CREATE SCHEMA {name}".encode())
         return self._url(f"postgres?options=-csearch_path%3D{name}")
 
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Let it refuse every change for the block, as a standby does."""
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            connection.execute("SELECT pg_reload_conf()")
+            try:
+                yield
+            finally:
+                connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                connection.execute("SELECT pg_reload_conf()")
+
 
 @contextlib.contextmanager
 def running_postgres(programs: Path) -> Iterator[Postgres]:

@@ -161,6 +161,30 @@ def test_a_postgresql_that_was_killed_and_started_is_served_again(
     assert stored(tmp_path / "fleet") == device.log
 
 
+@pytest.mark.broker
+@pytest.mark.postgres
+def test_a_postgresql_that_only_reads_is_waited_for(
+    mosquitto: Mosquitto, postgres: Postgres, tmp_path: Path
+) -> None:
+    """As a standby does that an address leads to after a failover, until it is promoted."""
+    name_database(tmp_path / "fleet", postgres.new_database())
+    with (
+        FleetStore(tmp_path / "fleet") as store,
+        Served(store, mosquitto) as served,
+        LiveDevice(mosquitto.settings, "a") as device,
+    ):
+        device.label(1)
+        wait_for(lambda: not device.outbox, PATIENCE_S, "the control")
+        with postgres.read_only():
+            device.label(2)
+            wait_for(lambda: served.told("database") or not served.thread.is_alive(), PATIENCE_S, "the report")
+            assert served.thread.is_alive()
+            assert "read-only" in served.told("database")[0]["error"]
+        wait_for(lambda: not device.outbox, PATIENCE_S, "what was sent meanwhile")
+    assert served.error is None
+    assert stored(tmp_path / "fleet") == device.log
+
+
 @pytest.mark.postgres
 @pytest.mark.parametrize("faster", [False, True])
 def test_the_one_service_stays_the_one_after_its_database_was_started_anew(

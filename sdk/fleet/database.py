@@ -37,6 +37,8 @@ KEEPALIVE_S: Final = 30
 """A server that hears nothing from a client asks it after so long, three times in as long again. By default it
 holds the one service's lock for two hours for a machine whose cable was pulled."""
 _POSTGRES: Final = "postgresql"
+_READ_ONLY: Final = "25006"
+"""PostgreSQL's code of a change that a standby refuses."""
 _WRITER_LOCK, _SERVICE_LOCK = 0x6865_6164_0001, 0x6865_6164_0002
 """Numbers of PostgreSQL's advisory locks; the database should be the fleet's alone."""
 
@@ -250,6 +252,11 @@ def database_errors(directory: Path) -> Iterator[None]:
             hint="Check the disk, its space and permissions, and that no other program holds it.",
         ) from error
     except DatabaseError as error:
+        if getattr(error.orig, "sqlstate", None) == _READ_ONLY:
+            raise DatabaseAway(
+                f"the fleet's PostgreSQL is read-only: {error.orig}",
+                hint=f"Promote it, or name the one that takes changes in {directory / URL_NAME}.",
+            ) from error
         if type(error) is not DatabaseError:
             raise  # a constraint or a type: our own mistake, not the disk's
         raise FleetError(
