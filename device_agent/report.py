@@ -392,7 +392,7 @@ def station_state(
         wrong.append(status.fault)
     if status is not None and status.unapplied:
         wrong.append(
-            f"{status.unapplied} labels change nothing here: the release has their samples in its sums only"
+            f"labels that change nothing here, their samples being in the release's sums only: {status.unapplied}"
         )
     if status is not None and status.prices:
         wrong.append(sentences(status.prices))

@@ -308,7 +308,7 @@ def test_a_code_of_a_wrong_length_taken_before_its_space_was_known_counts_nowher
     for command in ("devices", "suspects", "classes"):
         assert headway(capsys, "fleet", command, "--dir", fleet_dir).code == 0
     told = headway(capsys, "fleet", "devices", "--dir", fleet_dir)
-    assert "1 records contradict themselves and count nowhere" in told.out
+    assert "records that contradict themselves and count nowhere: 1\n" in told.out
 
 
 def test_a_damaged_release_on_the_server_is_noticed(fleet_dir: Path, bundle: Bundle) -> None:

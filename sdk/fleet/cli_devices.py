@@ -42,10 +42,11 @@ def without_effect(channel: dict[str, Any]) -> list[str]:
     found = []
     if channel["unapplied_labels"]:
         found.append(
-            f"{channel['unapplied_labels']} labels change nothing: the release has their samples in its sums only"
+            "labels that change nothing, their samples being in the release's sums only: "
+            f"{channel['unapplied_labels']}"
         )
     if channel["refused_records"]:
-        found.append(f"{channel['refused_records']} records contradict themselves and count nowhere")
+        found.append(f"records that contradict themselves and count nowhere: {channel['refused_records']}")
     return found
 
 
