@@ -64,6 +64,9 @@ def unit(site_file: Path, user: str | None) -> None:
 
     plan = UnitPlan(site_file, load_site(site_file), user or default_user(), headway_command())
     click.echo(unit_text(plan), nl=False)
+    data_dir = plan.site.data_dir.resolve()
+    if not data_dir.is_dir():
+        click.echo(f"first: sudo install -d -o {plan.user} -m 0700 {data_dir}", err=True)
 
 
 @click.command(short_help="Copy labels, pictures and release to a new folder.")

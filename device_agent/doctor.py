@@ -234,8 +234,23 @@ def _permissions(machine: Machine, site: Site) -> Iterator[Finding]:
         )
     elif folder.exists() and stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH:
         yield Finding("permissions", Level.FAULT, f"anybody may write to {folder}", f"chmod 0700 {folder}")
+    elif not folder.exists():
+        yield Finding(
+            "permissions",
+            Level.NOTE,
+            f"{folder} is not there; {me} may make it, a systemd unit may not",
+            f"sudo install -d -o {me} -m 0700 {folder}",
+        )
     else:
         yield Finding("permissions", Level.GOOD, f"{me} may write to {folder}")
+    for camera in site.cameras:
+        if isinstance(camera, WatchCamera) and camera.delete and not os.access(camera.path, os.W_OK | os.X_OK):
+            yield Finding(
+                "permissions",
+                Level.FAULT,
+                f"{me} may not delete from {camera.path}: all of it would be taken again after each start",
+                f"sudo chown {me} {camera.path}, or delete = false",
+            )
     if site.mqtt is not None:
         for key in ("ca_file", "cert_file", "key_file", "password_file"):
             file = cast("Path | None", getattr(site.mqtt, key))

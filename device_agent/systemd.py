@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from device_agent.config import Site
+from device_agent.config import GStreamerCamera, Site, WatchCamera
 from sdk.errors import ConfigError
 
 STUCK_S: Final = 30.0
@@ -168,7 +168,8 @@ def unit_text(plan: UnitPlan) -> str:
         ConfigError: a path in it cannot stand in a unit.
     """
     data_dir = plan.site.data_dir.resolve()
-    for each in (data_dir, plan.site_file.resolve(), Path(plan.command)):
+    emptied = [each.path.resolve() for each in plan.site.cameras if isinstance(each, WatchCamera) and each.delete]
+    for each in (data_dir, *emptied, plan.site_file.resolve(), Path(plan.command)):
         if any(c in str(each) for c in "\n\"'%$\\ "):
             raise ConfigError(
                 f"{each} cannot stand in a systemd unit", hint="Use a path without blanks, quotes and % signs."
@@ -180,9 +181,17 @@ def unit_text(plan: UnitPlan) -> str:
         site_file=plan.site_file.resolve(),
         user=plan.user,
         data_dir=data_dir,
+        writable=" ".join(f"-{each}" for each in (data_dir, *emptied)),
         watchdog_s=WATCHDOG_S,
         groups=_groups_line(),
+        after=" nvargus-daemon.service" if _has_csi(plan.site) else "",
+        temporary=_SHARED_TMP if _has_csi(plan.site) else "PrivateTmp=yes",
     )
+
+
+def _has_csi(site: Site) -> bool:
+    """Return whether frames come from a Jetson's CSI camera."""
+    return any(isinstance(each, GStreamerCamera) and "nvargus" in each.pipeline for each in site.cameras)
 
 
 def _groups_line() -> str:
@@ -193,6 +202,10 @@ def _groups_line() -> str:
     return f"SupplementaryGroups={' '.join(groups)}\n" if groups else ""
 
 
+_SHARED_TMP: Final = """\
+# A CSI camera's daemon is reached by /tmp/argus_socket, which it makes anew whenever it starts.
+PrivateTmp=no
+ReadWritePaths=/tmp"""
 _UNIT: Final = """\
 # Headway on {device}. Install it:
 #   sudo useradd --system --home-dir {data_dir} {user}     (once; add it to the groups below)
@@ -203,7 +216,7 @@ _UNIT: Final = """\
 [Unit]
 Description=Headway inspection on {device}, channel {channel}
 # It starts without network and clock, and says so; where they come in time it starts after them.
-After=network.target time-sync.target
+After=network.target time-sync.target{after}
 StartLimitIntervalSec=0
 
 [Service]
@@ -221,11 +234,12 @@ TimeoutStopSec=30
 OOMScoreAdjust=-500
 LimitNOFILE=4096
 
-# It writes to its data folder and nowhere else.
+# It writes to its data folder, deletes from a watched folder where it was told to, and writes nowhere else. With a
+# minus a folder that is missing is told by the agent, and not by systemd with a number.
 ProtectSystem=strict
-ReadWritePaths={data_dir}
+ReadWritePaths={writable}
 ProtectHome=read-only
-PrivateTmp=yes
+{temporary}
 UMask=0077
 # It needs no privilege at all.
 NoNewPrivileges=yes
@@ -254,8 +268,8 @@ DeviceAllow=char-media rw
 DeviceAllow=char-ttyUSB rw
 DeviceAllow=char-drm rw
 DeviceAllow=char-usb_device rw
-DeviceAllow=char-nvidia-frontend rw
-DeviceAllow=char-nvidia-uvm rw
+# A driver calls its devices nvidia-frontend, or since 545 nvidia and nvidiactl; and nvidia-uvm, nvidia-caps.
+DeviceAllow=char-nvidia* rw
 DeviceAllow=char-nvhost rw
 DeviceAllow=/dev/nvmap rw
 DeviceAllow=/dev/nvgpu rw

@@ -157,6 +157,28 @@ def test_a_machine_that_is_not_well_is_told_what_to_do(
     assert any(each.level is level and fix in each.fix for each in found), found
 
 
+def test_a_watched_folder_that_may_not_be_emptied_is_a_fault(
+    images: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so the answer is given for it."""
+    file, may = site_file(images, bundle), os.access
+    text = file.read_text()
+    file.write_text(text.replace('kind = "folder"', 'kind = "watch"\ndelete = true'))
+    assert not [each for each in examine(file, GOOD) if "delete" in each.what]
+    monkeypatch.setattr(os, "access", lambda path, how: Path(path).name != "images" and may(path, how))
+    (found,) = [each for each in examine(file, GOOD) if "delete" in each.what]
+    assert (found.area, found.level) == ("permissions", Level.FAULT)
+    assert "delete = false" in found.fix
+    file.write_text(file.read_text().replace("delete = true", "delete = false"))
+    assert not [each for each in examine(file, GOOD) if "delete" in each.what]
+
+
+def test_a_data_folder_that_is_missing_is_noted(images: Path, bundle: Bundle) -> None:
+    """The agent makes it where it may; under systemd it may not."""
+    found = [each for each in examine(site_file(images, bundle), GOOD) if "is not there" in each.what]
+    assert [(each.level, "install -d" in each.fix) for each in found] == [(Level.NOTE, True)]
+
+
 def test_tensorrt_that_is_insisted_on_and_missing_is_a_fault(images: Path, bundle: Bundle) -> None:
     file = site_file(images, bundle)
     write_site('[runtime]\ntensorrt = "on"\n')(file, bundle, images)

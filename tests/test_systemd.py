@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -84,18 +85,20 @@ def test_a_source_that_sends_nothing_is_not_stuck() -> None:
 # The unit
 
 
-def unit_of(tmp_path: Path, data: str = "data") -> str:
+def unit_of(tmp_path: Path, data: str = "data", site: str = SITE) -> str:
     file = tmp_path / "site.toml"
     command = tmp_path / "headway"
     command.write_text("#!/bin/sh\n")
     command.chmod(0o755)
-    return unit_text(UnitPlan(file, parse_site(SITE.format(data=data), file), "root", str(command)))
+    return unit_text(UnitPlan(file, parse_site(site.format(data=data), file), "root", str(command)))
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_takes_the_unit_and_holds_it_for_safe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["usual", "csi", "watch"])
+def test_systemd_takes_the_unit_and_holds_it_for_safe(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "headway.service"
-    file.write_text(unit_of(tmp_path))
+    csi = 'device = "a"\ndata_dir = "{data}"\n[camera]\nkind = "gstreamer"\npipeline = "nvarguscamerasrc"\n'
+    file.write_text(unit_of(tmp_path, site={"usual": SITE, "csi": csi, "watch": watched("in")}[kind]))
     verify = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, check=False)
     assert (verify.returncode, verify.stderr) == (0, "")
     looked = subprocess.run(
@@ -111,9 +114,44 @@ def test_the_unit_names_what_it_runs_and_may_write_nowhere_else(tmp_path: Path) 
     lines = unit_of(tmp_path).splitlines()
     assert f"ExecStart={tmp_path}/headway agent run {tmp_path}/site.toml" in lines
     assert "ProtectSystem=strict" in lines
-    assert [line for line in lines if line.startswith("ReadWritePaths")] == [f"ReadWritePaths={tmp_path}/data"]
+    assert [line for line in lines if line.startswith("ReadWritePaths")] == [f"ReadWritePaths=-{tmp_path}/data"]
+    assert "PrivateTmp=yes" in lines
     assert "Type=notify" in lines
     assert "Restart=always" in lines
+
+
+def watched(path: str, delete: str = "true") -> str:
+    camera = f'kind = "watch"\npath = "{path}"\ndelete = {delete}\n'
+    return f'device = "line-1"\ndata_dir = "{{data}}"\n[camera]\n{camera}'
+
+
+def test_a_watched_folder_is_writable_where_its_files_are_deleted(tmp_path: Path) -> None:
+    """Else each start would take all that ever lay there, and send their verdicts again."""
+    writable = f"ReadWritePaths=-{tmp_path}/data -{tmp_path}/in"
+    assert writable in unit_of(tmp_path, site=watched("in")).splitlines()
+    assert writable not in unit_of(tmp_path, site=watched("in", "false")).splitlines()
+    with pytest.raises(ConfigError, match="cannot stand in a systemd unit"):
+        unit_of(tmp_path, site=watched("in and out"))
+
+
+def test_a_csi_camera_reaches_its_daemon(tmp_path: Path) -> None:
+    pipeline = "nvarguscamerasrc ! nvvidconv ! video/x-raw,format=BGRx"
+    site = f'device = "a"\ndata_dir = "{{data}}"\n[camera]\nkind = "gstreamer"\npipeline = "{pipeline}"\n'
+    text = unit_of(tmp_path, site=site)
+    lines = text.splitlines()
+    assert "PrivateTmp=no" in lines
+    assert "ReadWritePaths=/tmp" in lines
+    assert "After=network.target time-sync.target nvargus-daemon.service" in lines
+    assert "\nAfter=network.target time-sync.target\n" in unit_of(tmp_path, site=site.replace("nvargus", "v4l2"))
+
+
+@pytest.mark.parametrize("name", ["nvidia", "nvidiactl", "nvidia-frontend", "nvidia-uvm", "nvidia-caps"])
+def test_a_gpu_may_be_used_whatever_its_driver_calls_it(tmp_path: Path, name: str) -> None:
+    """Of /proc/devices; systemd.resource-control(5) lets a group of devices be a pattern."""
+    allowed = [
+        line.split("=")[1].split()[0] for line in unit_of(tmp_path).splitlines() if line.startswith("DeviceAllow=")
+    ]
+    assert any(fnmatch(f"char-{name}", pattern) for pattern in allowed)
 
 
 @pytest.mark.parametrize("data", ["a b", "50%", "it's", "two\\nlines", "$HOME"])
@@ -128,3 +166,6 @@ def test_the_command_prints_the_unit(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = headway(capsys, "agent", "unit", file, "--user", "line")
     assert printed.code == 0
     assert "\nUser=line\n" in printed.out
+    assert printed.err == f"first: sudo install -d -o line -m 0700 {tmp_path}/data\n"
+    (tmp_path / "data").mkdir()
+    assert headway(capsys, "agent", "unit", file, "--user", "line").err == ""
