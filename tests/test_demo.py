@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sdk.demo.plant import DemoFailed, Device, Service
+from sdk.errors import BrokerError
 from tests.commands import headway
 from tests.pages import wait_for
 from tests.tiny import write_pictures
@@ -76,6 +78,39 @@ def test_wrong_use_is_said_before_any_work(data: Path, tmp_path: Path, capfd: py
     assert "device a would meet 11 images of rings, and 40 are to be labelled" in too_many.err
     assert "--labels 11" in too_many.err
     assert not (out / "export.json").exists()
+
+
+def test_what_is_missing_is_said_before_an_earlier_demo_is_emptied(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "headway-demo").write_text("made by a demo before")
+    (tmp_path / "report.html").write_text("of then")
+
+    def missing() -> Path:
+        raise BrokerError("Mosquitto is not installed on this machine", hint="apt-get install mosquitto")
+
+    assert headway(capfd, "demo", "--out", tmp_path, "--seed", "-1").code == 2
+    monkeypatch.setattr("sdk.demo.cli.find_mosquitto", missing)
+    told = headway(capfd, "demo", "--out", tmp_path)
+    assert (told.code, "apt-get install mosquitto" in told.err) == (2, True)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["headway-demo", "report.html"]
+
+
+SILENT = """
+import json, sys, time
+print(json.dumps({"event": "ready", "page": "http://127.0.0.1:9/"}), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_device_that_does_not_answer_ends_the_demo_with_words(tmp_path: Path) -> None:
+    service = Service("a", [sys.executable, "-c", SILENT], tmp_path / "log")
+    try:
+        with pytest.raises(DemoFailed, match="a does not answer to /api/state") as caught:
+            Device("a", service).state()
+        assert str(tmp_path / "log") in str(caught.value.hint)
+    finally:
+        service.stop()
 
 
 KILLED = """

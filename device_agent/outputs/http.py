@@ -62,7 +62,9 @@ class HttpPosts:
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"output.token_file: {error}", hint="It holds nothing but the token.") from error
             self._headers["Authorization"] = f"Bearer {token}"
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        # Not by a proxy of the environment, which is there for pip: it would be given the token, and its refusals
+        # would be taken for the service's.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
     def send(self, part: Part) -> None:
         """Post one verdict.

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import httpx
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
 from sdk.demo import report as reports
-from sdk.demo.plant import DemoFailed
+from sdk.demo.plant import DemoFailed, http_client
 from sdk.demo.story import Plan, Shown, play
 from sdk.durable import write_output
+from sdk.fleet.broker import find_mosquitto
 from sdk.surfaces import write_image_set
 
 BUILT_IN_HOLD_BACK: Final = "pit"
@@ -50,7 +50,9 @@ STDOUT: Final = Path("-")
     show_default=True,
     help="Folder for everything; an earlier demo there is replaced.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of images, split and streams.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of images, split and streams."
+)
 @click.option(
     "--json",
     "json_file",
@@ -92,6 +94,7 @@ def demo(
         raise click.UsageError("--data needs --hold-back too.")
     start = time.monotonic()
     _check_json(json_file)
+    find_mosquitto()  # before minutes of work, and before anything is emptied
     _prepare(out, data)
     if data is None:
         data = _draw(out / "images", seed, console)
@@ -114,9 +117,8 @@ def demo(
     def linger(shown: Shown, pages: dict[str, str]) -> None:
         write(shown)
         for name, url in pages.items():
-            waiting = len(
-                httpx.get(f"{url}api/queue", params={"limit": 200}, timeout=30).raise_for_status().json()
-            )
+            with http_client(url) as http:
+                waiting = len(http.get("/api/queue", params={"limit": 200}).raise_for_status().json())
             console.print(f"Device {name}: [bold]{url}label[/]  {waiting} pictures wait for an answer")
         console.print("Label something; any part under Now can be labelled too. Ctrl-C ends the demo.")
         try:

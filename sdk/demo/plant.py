@@ -168,6 +168,11 @@ class Answer:
     novelty: float
 
 
+def http_client(url: str) -> httpx.Client:
+    """Return a client for a page on this machine, which no proxy of the environment is asked for."""
+    return httpx.Client(base_url=url, timeout=30, trust_env=False)
+
+
 class Device:
     """One agent, spoken to over the HTTP interface that an operator's page uses."""
 
@@ -176,15 +181,15 @@ class Device:
         self.service = service
         url = str(service.wait_ready(60)["page"])
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=30)
+        self._http = http_client(url)
 
     def get(self, path: str, **query: str | int) -> Any:
         """Return the JSON at a path of the device's interface."""
-        return self._checked(self._http.get(path, params=query)).json()
+        return self._asked("GET", path, params=query).json()
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Return the JSON answer to a JSON body."""
-        return self._checked(self._http.post(path, json=body)).json()
+        return self._asked("POST", path, json=body).json()
 
     def state(self) -> dict[str, Any]:
         """Return `/api/state`."""
@@ -193,16 +198,16 @@ class Device:
 
     def image(self, sample: str) -> bytes:
         """Return a stored sample's image bytes."""
-        return self._checked(self._http.get(f"/api/samples/{sample}/image")).content
+        return self._asked("GET", f"/api/samples/{sample}/image").content
 
     def inspect(self, image: bytes) -> Answer:
         """Return the decision on a picture pushed in; nothing is stored."""
-        answer = self._checked(self._http.post("/api/inspect", content=image)).json()
+        answer = self._asked("POST", "/api/inspect", content=image).json()
         return Answer(answer["decision"], answer["forced_class"], answer["probability"], answer["novelty"])
 
     def show(self, image: bytes) -> None:
         """Let it decide about a picture, and keep it for labelling."""
-        self._checked(self._http.post("/api/inspect", params={"keep": "true"}, content=image))
+        self._asked("POST", "/api/inspect", params={"keep": "true"}, content=image)
 
     def wait(self, what: str, probe: Callable[[dict[str, Any]], T | None], timeout_s: float) -> T:
         """Return the first answer of `probe` to the device's state that is neither None nor False.
@@ -222,7 +227,14 @@ class Device:
                 )
             time.sleep(POLL_S)
 
-    def _checked(self, response: httpx.Response) -> httpx.Response:
+    def _asked(self, method: str, path: str, **how: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **how)
+        except httpx.HTTPError as error:
+            self.service.check()
+            raise DemoFailed(
+                f"{self.name} does not answer to {path}: {error}", hint=f"See {self.service.log}."
+            ) from error
         if response.is_error:
             raise DemoFailed(
                 f"{self.name} answered {response.status_code} to {response.url.path}: {response.text[:200]}",
