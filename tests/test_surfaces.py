@@ -187,7 +187,7 @@ def test_a_contact_sheet_holds_every_combination() -> None:
 def test_the_command_writes_sheet_and_set(tmp_path: Path) -> None:
     sheet, folder = tmp_path / "sheet.png", tmp_path / "cloth"
     arguments = ["--contact-sheet", str(sheet), "--image-set", str(folder), "--size-px", "48"]
-    result = CliRunner().invoke(main, [*arguments, "--kind", "woven", "--class", "dent", "--parts", "2"])
+    result = CliRunner().invoke(main, [*arguments, "--kind", "woven", *["--class", "dent"] * 2, "--parts", "2"])
     assert result.exit_code == 0, result.output
     assert cv2.imread(str(sheet)) is not None
     assert open_images(folder).classes == ["dent"]

@@ -68,7 +68,7 @@ def main(
                 task = bar.add_task("pictures", total=None)
                 written = surfaces.write_image_set(
                     image_set,
-                    classes=classes,
+                    classes=tuple(dict.fromkeys(classes)),
                     kinds=kinds,
                     parts_per_class=parts_per_class,
                     frames_per_part=frames_per_part,
@@ -76,7 +76,7 @@ def main(
                     seed=seed,
                     progress=lambda done, in_all: bar.update(task, completed=done, total=in_all),
                 )
-            click.echo(f"{image_set}: {written} pictures of {parts_per_class * len(classes)} parts")
+            click.echo(f"{image_set}: {written} pictures of {parts_per_class * len(set(classes))} parts")
     except HeadwayError as error:
         click.echo(f"error: {error}\nhint: {error.hint}", err=True)
         sys.exit(2)
