@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
+from device_agent import config
 from sdk.cli import headway
 
 ROOT = Path(__file__).parents[1]
@@ -208,6 +210,15 @@ def test_every_command_that_a_message_names_is_one(file: Path) -> None:
             if found := problem(line, whole=False):
                 wrong[line] = found
     assert wrong == {}
+
+
+@pytest.mark.parametrize("name", sorted([*config._CAMERAS, *config._OUTPUTS, *config._SECTIONS, "site"]))
+def test_the_agents_guide_explains_every_key(name: str) -> None:
+    """As `headway agent run` says where it refuses one."""
+    tables: dict[str, type[msgspec.Struct]] = {**config._CAMERAS, **config._OUTPUTS, **config._SECTIONS}
+    guide = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
+    keys = [field.encode_name for field in msgspec.structs.fields(tables.get(name, config.Site))]
+    assert [key for key in keys if not re.search(rf"[`\n.\[ ]{key}(`| =|\]|\.)", guide)] == []
 
 
 def expanded(name: str) -> set[str]:

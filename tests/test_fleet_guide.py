@@ -36,6 +36,7 @@ STAND_INS = {
     "scp": 'test "$1" = -r && cp -r "$2" "$DEVICE_HOME/"',
     "pip": 'case "$1" in wheel) test -d "$6" && touch "$5/headway_edge-0-py3-none-any.whl";; '
     'install) test -f "${2%%[[]agent]}";; *) exit 1;; esac',
+    "python3": 'test "$1 $2" = "-m venv" && mkdir -p "$3/bin" && touch "$3/bin/activate"',
     "nano": 'test -f "$1" && sed -i "s|path = .*|path = \\"$PICTURES\\"\\nloop = true\\nrate_fps = 5.0|" "$1" '
     '&& printf "\\n[page]\\nport = 0\\n" >> "$1"',
 }
@@ -135,10 +136,10 @@ def line_2(store: FleetStore) -> dict[str, Any]:
 
 def test_a_second_device_takes_at_most_ten_commands() -> None:
     asked = [*commands_of("enrol"), *commands_of("device")]
-    assert len(asked) == 7
+    assert len(asked) == 8
     assert len(asked) <= MOST_COMMANDS
     text = GUIDE.read_text(encoding="utf-8")
-    assert "Then seven commands for every device" in text
+    assert "Then eight commands for every device" in text
 
 
 def test_the_guides_very_commands_enrol_a_device_that_takes_a_signed_release(tmp_path: Path) -> None:
