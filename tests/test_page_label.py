@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,71 @@ def test_a_new_defect_takes_two_taps(device: Device, browser: Browser) -> None:
     stored = device.station.store.samples.image(label.sample)
     assert stored is not None
     assert device.decides(stored) == "crack"
+
+
+@pytest.mark.browser
+def test_a_new_defect_is_of_the_picture_in_the_dialog(device: Device, browser: Browser) -> None:
+    """The save before it fails while the dialog is open, and brings its own picture back to the front."""
+    held: list[Route] = []
+    with opened(browser, has_touch=True) as (_, on):
+        on.page.route("**/api/labels", lambda route: held.append(route), times=1)  # noqa: PLW0108
+        on.page.goto(device.url + "label")
+        on.ready()
+        refused = tap(on, "pit")
+        meant = on.asked()
+        assert meant != refused
+        on.settled()
+        on.page.locator("#new-defect").tap()
+        while not held:
+            on.page.wait_for_timeout(20)
+        held[0].fulfill(status=507, json={"error": "the disk is full", "hint": ""})
+        on.until(f"document.getElementById('stage').dataset.sample === '{refused}'")
+        expect(on.page.locator("#defect-picture")).to_have_attribute("src", re.compile(meant))
+        on.page.locator("#suggestions button", has_text="crack").tap()
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: crack")
+        assert on.asked() == refused
+        assert on.page.evaluate(f"queue.every((each) => each.sample !== '{meant}')")
+    names = {each.class_id: each.name for each in device.station.classes()}
+    assert [(each.sample.hex(), names[each.class_id or b""]) for each in device.labels()] == [(meant, "crack")]
+
+
+@pytest.mark.browser
+def test_a_bouncing_finger_names_a_defect_once(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label") as on:
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.locator("#new-defect").click()
+        on.page.evaluate(
+            "() => { for (let i = 0; i < 2; i++) document.querySelector('#suggestions button').click(); }"
+        )
+        on.until("!document.getElementById('defect').open")
+        on.page.evaluate("fetch('/api/queue?limit=1')")  # what the second tap would have asked for is answered
+        on.quiet()
+        expect(on.page.locator("#saved")).to_contain_text("✓ saved")
+    assert [each.sample.hex() for each in device.labels()] == [sample]
+
+
+@pytest.mark.browser
+def test_a_defect_whose_dialog_was_closed_labels_nothing(device: Device, browser: Browser) -> None:
+    held: list[Route] = []
+    with opened(browser) as (_, on):
+        on.page.route("**/api/classes", lambda route: held.append(route))  # noqa: PLW0108
+        on.page.goto(device.url + "label")
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.locator("#new-defect").click()
+        on.page.locator("#suggestions button", has_text="crack").click()
+        while not held:
+            on.page.wait_for_timeout(20)
+        on.page.locator("#defect-cancel").click()
+        with on.page.expect_response("**/api/classes"):
+            held[0].continue_()
+        expect(on.page.locator('#classes button[data-class="crack"]')).to_have_count(1)
+        on.quiet()
+        assert on.asked() == sample
+    assert device.labels() == []
 
 
 @pytest.mark.browser

@@ -18,6 +18,7 @@ let together = false;   // the answer is for all that look alike
 let out = new Set();    // but not for these
 let heat = false;
 let changedAt = 0;
+let defectOf = null;    // what the open dialog asks about: {sample, together, out, named}
 let asking = false;
 let hungry = false;
 const loaded = new Map();  // sample -> <img>, at most a few
@@ -197,7 +198,8 @@ function keep(work, sample, items) {
 
 // It is asked about again, at once.
 function back(sample) {
-  if (current) queue.unshift(current);
+  if (current && current.sample !== sample.sample) queue.unshift(current);
+  queue = queue.filter((each) => each.sample !== sample.sample);
   show(sample);
 }
 
@@ -264,6 +266,8 @@ $("alike-pictures").addEventListener("click", (event) => {
 });
 
 // -- a new defect: its name, its picture, two taps ----------------------------------------------------------------
+// While the dialog is open, a save that fails or an undo may bring another picture to the front behind it. The answer
+// is for the picture in the dialog, once, and for none where the dialog was closed.
 
 function openDefect() {
   if (!current || bounced()) return;
@@ -271,23 +275,34 @@ function openDefect() {
   const usual = t("js.defects").split("|").filter((name) => !names.includes(name.toLowerCase()));
   $("suggestions").replaceChildren(...usual.slice(0, 6).map((name) => element("button", { type: "button", "data-name": name }, name)));
   $("defect-picture").src = picture(current.sample).src;
+  defectOf = { sample: current, together, out };
   $("defect-name").value = "";
   $("defect-wrong").textContent = "";
   $("defect").showModal();
 }
 
 async function nameDefect(typed) {
+  const asked = defectOf;
+  if (!asked || asked.named) return;
   const name = typed.trim().replace(/\s+/g, " ");
   if (!name) { $("defect-wrong").textContent = t("js.name-it"); return; }
+  asked.named = true;
   const known = latest && latest.state.classes.find((each) => each.name.toLowerCase() === name.toLowerCase());
   try {
     const id = known ? known.id : (await post("/api/classes", { name, ...(operator() ? { operator: operator() } : {}) })).class_id;
     if (!known && latest) latest.state.classes.push({ id, name, labels: 0, own_labels: 0 });
+    if (defectOf !== asked || !$("defect").open) { drawClasses(); return; }
     $("defect").close();
-    changedAt = 0;
+    defectOf = null;
+    if (!current || current.sample !== asked.sample.sample) {
+      back(asked.sample);
+      ({ together, out } = asked);
+    }
+    changedAt = -BOUNCE_MS;  // two taps have been for this picture: none of them bounced
     answer({ class_id: id }, name);
   } catch (error) {
-    $("defect-wrong").textContent = t("js.not-saved", { why: error.message });
+    asked.named = false;
+    if (defectOf === asked) $("defect-wrong").textContent = t("js.not-saved", { why: error.message });
   }
 }
 
@@ -295,6 +310,7 @@ $("new-defect").addEventListener("click", openDefect);
 $("suggestions").addEventListener("click", (event) => { if (event.target.dataset.name) nameDefect(event.target.dataset.name); });
 $("defect-form").addEventListener("submit", (event) => { event.preventDefault(); nameDefect($("defect-name").value); });
 $("defect-cancel").addEventListener("click", () => $("defect").close());
+$("defect").addEventListener("close", () => { if (!$("defect").open) defectOf = null; });
 $("unsure").addEventListener("click", unsure);
 $("undo").addEventListener("click", undo);
 
