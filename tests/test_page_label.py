@@ -210,6 +210,7 @@ def test_undo_is_exact_and_can_be_repeated(device: Device, browser: Browser) -> 
         on.page.locator("#undo").tap()
         on.quiet()
         assert on.asked() == second
+        on.settled()
         on.page.keyboard.press("u")
         on.quiet()
         expect(on.page.locator("#saved")).to_contain_text("as if it had never been learned")
@@ -250,6 +251,37 @@ def test_a_group_is_labelled_in_one_go_but_for_what_is_taken_out(
         labels = device.labels()[3:]
         assert len(labels) == 3
         assert {label.class_id for label in labels} == {None}
+
+
+@pytest.mark.browser
+def test_what_turns_out_alike_later_is_not_labelled_unseen(device: Device, browser: Browser) -> None:
+    """ "Together" had been chosen when more pictures came that are alike: each waits for a tap of its own."""
+    first, second, third, fourth = (each["sample"] for each in device.http.get("/api/queue").json()[:4])
+    alike_now = [second]
+
+    def queue(route: Route) -> None:
+        waiting = [{**each, "alike": []} for each in route.fetch().json()]
+        route.fulfill(json=[{**waiting[0], "alike": alike_now}, *waiting[1:]])
+
+    with screen(browser, "about:blank", has_touch=True) as on:
+        on.page.route("**/api/queue*", queue)
+        on.page.goto(device.url + "label")
+        on.ready()
+        assert on.asked() == first
+        others = on.page.locator("#alike-pictures button")
+        expect(others).to_have_count(1)
+        on.page.locator("#together").tap()
+        alike_now = [second, third, fourth]
+        on.page.evaluate("() => { refill(); }")
+        expect(others).to_have_count(3)
+        assert [each.get_attribute("aria-pressed") for each in others.all()] == ["true", "false", "false"]
+        others.nth(2).tap()
+        expect(on.page.locator("#together-text")).to_have_text("3 together")
+        on.settled()
+        on.page.locator('#classes button[data-class="pit"]').tap()
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: 3 × pit")
+        on.page.unroute_all(behavior="ignoreErrors")
+    assert {each.sample.hex() for each in device.labels()} == {first, second, fourth}
 
 
 @pytest.mark.browser
@@ -297,6 +329,20 @@ def test_a_bouncing_finger_labels_one_picture(device: Device, browser: Browser) 
         )
         on.quiet()
     assert len(device.labels()) == 1
+
+
+@pytest.mark.browser
+def test_a_bouncing_finger_undoes_one_label(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label", has_touch=True) as on:
+        on.ready()
+        first, second = tap(on, "scratch"), tap(on, "pit")
+        on.quiet()
+        on.page.evaluate("() => { for (let i = 0; i < 3; i++) document.querySelector('#undo').click(); }")
+        on.quiet()
+        assert on.asked() == second
+        expect(on.page.locator("#undo")).to_be_enabled()
+    said = [(each.sample.hex(), each.class_id) for each in device.labels()]
+    assert said == [(first, class_id("scratch")), (second, class_id("pit")), (second, None)]
 
 
 @pytest.mark.browser

@@ -18,6 +18,7 @@ let together = false;   // the answer is for all that look alike
 let out = new Set();    // but not for these
 let heat = false;
 let changedAt = 0;
+let undoneAt = -BOUNCE_MS;
 let defectOf = null;    // what the open dialog asks about: {sample, together, out, named}
 let asking = false;
 let hungry = false;
@@ -36,7 +37,7 @@ async function refill() {
       for (const [sample, at] of taken) if (at < asked && !pending) taken.delete(sample);
       queue = waiting.filter((each) => !taken.has(each.sample) && !(current && each.sample === current.sample));
       const fresh = current && waiting.find((each) => each.sample === current.sample);
-      if (fresh && JSON.stringify(fresh.alike) !== JSON.stringify(current.alike)) { current = fresh; drawAlike(); }
+      if (fresh && JSON.stringify(fresh.alike) !== JSON.stringify(current.alike)) nowAlike(fresh);
       if (!current) show(queue.shift() || null);
       else preload();
     } while (hungry);
@@ -45,6 +46,14 @@ async function refill() {
   } finally {
     asking = false;
   }
+}
+
+// Other pictures are alike now. Whoever chose "together" has not seen those that came since.
+function nowAlike(fresh) {
+  const left = (each) => out.has(each) || (together && !current.alike.includes(each));
+  out = new Set(fresh.alike.filter(left));
+  current = fresh;
+  drawAlike();
 }
 
 function preload() {
@@ -221,6 +230,8 @@ function unsure() {
 
 function undo() {
   if (!undoable.length && !pending) return;
+  if (performance.now() - undoneAt < BOUNCE_MS) return;
+  undoneAt = performance.now();
   keep(async () => {
     const last = undoable.pop();
     if (!last) return "";
