@@ -460,6 +460,8 @@ class Site(_Section, frozen=True, kw_only=True):
             raise ValueError("trigger.topic needs an [mqtt] table")
         if self.chunks is not None and self.mqtt is None:
             raise ValueError("[chunks] needs an [mqtt] table: releases are assigned there")
+        if len(self.cameras) > 1 and self.trigger is None and any(isinstance(c, LiveCamera) for c in self.cameras):
+            raise ValueError("several cameras need a [trigger]: nothing else tells which frames show one part")
         if self.part.frames > 1 and self.trigger is None and not all(map(_names_parts, self.cameras)):
             raise ValueError("part.frames above 1 needs part ids: a [trigger], or a folder with an index.csv")
 

@@ -45,6 +45,7 @@ from device_agent.expiry import certificates, of_certificate, of_signatures
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
+from device_agent.report import lost_words
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
@@ -458,14 +459,16 @@ def _told(site: Site) -> Iterator[Finding]:
         )
         return
     yield Finding("page", Level.GOOD, f"the agent runs and answers at {page}")
-    camera = state["camera"]
-    lost = camera["state"] == CameraState.LOST.value
-    yield Finding(
-        "camera",
-        Level.FAULT if lost else Level.GOOD,
-        f"{camera['name']}: {camera['state']}, {camera['frames']} frames, {camera['outages']} outages",
-        "Check the cable, the address and permissions; the agent tries again by itself." if lost else "",
-    )
+    said = set[str]()
+    for camera in state["cameras"]:
+        lost = camera["state"] == CameraState.LOST.value
+        said |= {lost_words(camera["name"])} if lost else set()
+        yield Finding(
+            "camera",
+            Level.FAULT if lost else Level.GOOD,
+            f"{camera['name']}: {camera['state']}, {camera['frames']} frames, {camera['outages']} outages",
+            "Check the cable, the address and permissions; the agent tries again by itself." if lost else "",
+        )
     mqtt = state["mqtt"]
     if mqtt is not None:
         yield Finding(
@@ -482,6 +485,8 @@ def _told(site: Site) -> Iterator[Finding]:
             "Choose the good ones on the page (Quality), or name them in [part] good of site.toml.",
         )
     for fault in state["faults"]:
+        if fault in said:
+            continue
         yield Finding("page", Level.FAULT, f"the agent says: {fault}", "Look at its log: journalctl -u headway")
 
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Histogram, PlatformCollector, P
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from device_agent.camera import CameraState
 from device_agent.config import MetricsSettings
 from device_agent.report import State
 from sdk.errors import ConfigError
@@ -101,10 +102,16 @@ def metrics_of(state: State) -> Iterator[Metric]:
         "headway_frames_unknown": ("Of these, unlike anything known.", state.unknown),
         "headway_frames_unstored": ("Decided and not stored: the disk was full.", state.unstored),
         "headway_errors": ("Frames that could not be decided, and losses of the source.", state.errors),
-        "headway_camera_frames": ("Frames that the source gave.", state.camera.frames),
-        "headway_camera_bad": ("Files that could not be read.", state.camera.bad),
-        "headway_camera_dropped": ("Frames that nobody was quick enough for.", state.camera.dropped),
-        "headway_camera_outages": ("Times that the source was lost.", state.camera.outages),
+        "headway_camera_frames": ("Frames that the cameras gave.", sum(each.frames for each in state.cameras)),
+        "headway_camera_bad": ("Files that could not be read.", sum(each.bad for each in state.cameras)),
+        "headway_camera_dropped": (
+            "Frames that nobody was quick enough for.",
+            sum(each.dropped for each in state.cameras),
+        ),
+        "headway_camera_outages": (
+            "Times that a camera was lost.",
+            sum(each.outages for each in state.cameras),
+        ),
     }
     for name, (about, count) in counts.items():
         yield CounterMetricFamily(name, about, value=count)
@@ -115,7 +122,10 @@ def metrics_of(state: State) -> Iterator[Metric]:
         "headway_own_labels": ("Live labels that were given here.", state.own_labels),
         "headway_live_samples": ("Samples that the head is made of.", state.live_samples),
         "headway_faults": ("What is wrong just now.", len(state.faults)),
-        "headway_camera_live": ("Whether the source gives frames.", state.camera.state == "live"),
+        "headway_camera_live": (
+            "Whether every camera gives frames.",
+            all(each.state == CameraState.LIVE.value for each in state.cameras),
+        ),
         "headway_release_serving": ("Whether a release serves.", state.release is not None),
     }
     if state.mqtt is not None:

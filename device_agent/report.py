@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 
 import msgspec
 
-from device_agent.camera import Camera
+from device_agent.camera import Camera, CameraState
 from device_agent.flow import Flow
 from device_agent.learned import ClassInfo, LearnerStatus
 from device_agent.masters import Telling
@@ -347,6 +347,11 @@ def camera_report(camera: Camera) -> CameraReport:
     )
 
 
+def lost_words(camera: str) -> str:
+    """Return how the state says that a camera is lost."""
+    return f"camera {camera} is lost"
+
+
 def line_report(flow: Flow, outputs: Outputs) -> LineReport:
     """Return what flow and outputs say of themselves."""
     closed = flow.ledger.closed
@@ -387,7 +392,9 @@ def station_state(
     status = None if serving is None else serving.learner.status()
     latencies = list(station.latencies_ms)
     classes = station.classes()
-    wrong = list(faults)
+    every = list(cameras) or [camera]
+    lost = [lost_words(each.name) for each in every if each.state == CameraState.LOST.value]
+    wrong = [*faults, *lost]
     if status is not None and status.fault is not None:
         wrong.append(status.fault)
     if status is not None and status.unapplied:
@@ -428,7 +435,7 @@ def station_state(
         latency_ms=statistics.median(latencies) if latencies else None,
         drift=_drift(station.drift()),
         camera=camera,
-        cameras=list(cameras) or [camera],
+        cameras=every,
         line=line,
         mqtt=mqtt,
         update=update,

@@ -94,6 +94,11 @@ def test_every_line_commented_out_in_the_template_is_valid_too() -> None:
         (LEAST + "[part]\ndecide_within_ms = 0\n", "part.decide_within_ms: expected float >= 1.0", "docs/"),
         (LEAST + "[trigger]\ntopic = 'a'\n", "trigger.topic needs an [mqtt] table", "docs/agent.md"),
         (VIDEO + "[part]\nframes = 2\n", "part.frames above 1 needs part ids", "docs/agent.md"),
+        (
+            "device = 'a'\n[[camera]]\nkind = 'opencv'\nindex = 0\n[[camera]]\nkind = 'watch'\npath = 'x'\n",
+            "several cameras need a [trigger]",
+            "docs/agent.md",
+        ),
         ("camera = []\n" + 'device = "a"\n', "a station has a camera", "docs/agent.md"),
         ('device = "a"\n[[camera]]\nkind = "folder"\npth = "x"\n', "unknown key 'pth' in [camera]", "'path'"),
         ("device = line-1\n", "site.toml: ", "Strings stand in quotes"),

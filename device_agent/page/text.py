@@ -52,6 +52,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Es wird nichts geprüft. Kamera und Kabel prüfen; das Gerät versucht es von selbst weiter.",
         "检测已停止。请检查相机和电缆；设备会自动重试。",
     ),
+    "state.camera-lost-one": (
+        "{name} gives no pictures. Check the camera and its cable; the device tries again by itself.",
+        "{name} liefert keine Bilder. Kamera und Kabel prüfen; das Gerät versucht es von selbst weiter.",
+        "{name} 没有图像。请检查相机和电缆；设备会自动重试。",
+    ),
     "state.ended": ("Source ended", "Quelle zu Ende", "图像源已结束"),
     "state.ended-more": (
         "No more pictures come. Labelling goes on.",

@@ -66,14 +66,22 @@ let learnedKey = "";
 const listeners = [];
 const onState = (listener) => { listeners.push(listener); if (latest) listener(latest); };
 
+// The camera that is worst off.
+const WORST_FIRST = ["lost", "ended", "opening", "live"];
+const cameraOf = (state) => [...state.cameras].sort((a, b) => WORST_FIRST.indexOf(a.state) - WORST_FIRST.indexOf(b.state))[0];
+
 // What is most urgent, as {level, mark, text, more}. Levels: good, wait, warn, bad.
 function condition(state) {
   if (!state.release) return { level: "wait", mark: "…", text: t("state.waiting"), more: state.mqtt ? t("state.waiting-more") : t("state.waiting-alone") };
-  if (state.camera.state === "lost") return { level: "bad", mark: "✕", text: t("state.camera-lost"), more: t("state.camera-lost-more") };
+  const camera = cameraOf(state);
+  if (camera.state === "lost") {
+    const more = state.cameras.length > 1 ? t("state.camera-lost-one", { name: camera.name }) : t("state.camera-lost-more");
+    return { level: "bad", mark: "✕", text: t("state.camera-lost"), more };
+  }
   if (state.drift && state.drift.alarm) return { level: "bad", mark: "!", text: t("state.drift"), more: t("state.drift-more") };
   if (state.faults.length) return { level: "warn", mark: "!", text: t("state.fault"), more: t("state.fault-more", { what: state.faults.join(" · ") }) };
   if (state.none_passes) return { level: "warn", mark: "!", text: t("state.none-passes"), more: t("state.none-passes-more") };
-  if (state.camera.state === "ended") return { level: "warn", mark: "■", text: t("state.ended"), more: t("state.ended-more") };
+  if (camera.state === "ended") return { level: "warn", mark: "■", text: t("state.ended"), more: t("state.ended-more") };
   return { level: "good", mark: "✓", text: t("state.running"), more: "" };
 }
 

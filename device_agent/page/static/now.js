@@ -78,10 +78,11 @@ function drawFacts({ state, shift }) {
   put("count-unknown", shift.unknown);
   put("count-labels", shift.labels);
   put("since", t("now.since", { time: new Date(1000 * shift.began_utc).toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit", hour12: false }) }));
-  const { release, head, camera, mqtt } = state;
+  const { release, head, mqtt } = state, camera = cameraOf(state);
+  const frames = state.cameras.reduce((sum, each) => sum + each.frames, 0);
   put("fact-release", release ? `${release.name} · ${release.precision} · ${release.runtime}` : "–");
   put("fact-head", head ? t("now.head-is", { number: head.number, state: t(`now.${head.state}`) }) : "–");
-  put("fact-camera", camera.state === "live" ? t("now.live-camera", { n: camera.frames }) : t(`now.camera-${camera.state}`, { name: camera.name }));
+  put("fact-camera", camera.state === "live" ? t("now.live-camera", { n: frames }) : t(`now.camera-${camera.state}`, { name: camera.name }));
   put("fact-fleet", !mqtt ? t("now.fleet-none") : mqtt.connected ? t("now.fleet-on") : t("now.fleet-off", { n: state.outbox }));
 }
 
