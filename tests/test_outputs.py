@@ -34,6 +34,8 @@ from tests.test_parts import found
 
 pymodbus = pytest.importorskip("pymodbus", reason="needs the extra modbus")
 DEADLINE_S = 60.0
+WRITE_COIL = 5
+"""Modbus's function code."""
 
 
 def part_of(number: int, verdict: Verdict = Verdict.REJECT, name: str = "", shown: str = "pit") -> Part:
@@ -267,6 +269,7 @@ class Plc:
         device = datastore.ModbusDeviceContext(co=block(1, [False] * 32), hr=block(1, [0] * 32))
         self._context = datastore.ModbusServerContext(devices=device, single=True)
         self.port = port
+        self.refuse_coils = 0  # the next so many writes of one, as a PLC does that is busy
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
         self._ready = threading.Event()
@@ -281,10 +284,18 @@ class Plc:
     async def _serve(self) -> None:
         from pymodbus.server import ModbusTcpServer
 
-        self._server = ModbusTcpServer(self._context, address=("127.0.0.1", self.port))
+        self._server = ModbusTcpServer(
+            self._context, address=("127.0.0.1", self.port), trace_pdu=self._perhaps_refused
+        )
         await self._server.serve_forever(background=True)
         self.port = self._server.transport.sockets[0].getsockname()[1]
         self._ready.set()
+
+    def _perhaps_refused(self, sending: bool, pdu: Any) -> Any:
+        if not sending and self.refuse_coils and pdu.function_code == WRITE_COIL:
+            self.refuse_coils -= 1
+            pdu.address = 30_000  # there is no such coil
+        return pdu
 
     def __enter__(self) -> Plc:
         self._thread.start()
@@ -296,6 +307,11 @@ class Plc:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
+
+    def set_coil(self, address: int) -> None:
+        """Leave a coil on, as one that is retained while the PLC is off."""
+        with self._reader() as writer:
+            assert not writer.write_coil(address, True).isError()
 
     def coil(self, address: int) -> bool:
         with self._reader() as reader:
@@ -357,6 +373,47 @@ def test_a_plc_that_refuses_is_a_fault() -> None:
         coils = modbus(plc, pass_coil=30_000)
         with pytest.raises(OutputFailed, match="the PLC refuses"):
             coils.send(part_of(1, Verdict.PASS))
+        coils.close()
+
+
+def test_reject_is_said_again_until_the_plc_takes_it_after_a_connection() -> None:
+    with Plc() as plc:
+        plc.set_coil(3)
+        plc.refuse_coils = 1
+        coils = modbus(plc)
+        with pytest.raises(OutputFailed, match="the PLC refuses"):
+            coils.beat()
+        assert plc.register(6) == 0, "no sign of life while a pass stands"
+        coils.beat()
+        assert (plc.coil(3), plc.coil(4), plc.register(6)) == (False, True, 1)
+        coils.close()
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_a_rejection_that_the_plc_refused_leaves_no_pass_standing(refused: int) -> None:
+    with Plc() as plc:
+        coils = modbus(plc)
+        coils.send(part_of(1, Verdict.PASS))
+        coils.beat()
+        plc.refuse_coils = refused
+        with pytest.raises(OutputFailed, match="the PLC refuses"):
+            coils.send(part_of(2, Verdict.REJECT))
+        for _ in range(refused - 1):
+            with pytest.raises(OutputFailed, match="the PLC refuses"):
+                coils.beat()
+        coils.beat()
+        assert (plc.coil(3), plc.coil(4)) == (False, True)
+        assert (plc.register(5), plc.register(6)) == (1, 2)
+        coils.close()
+
+
+def test_a_pass_without_its_counter_does_not_stand() -> None:
+    with Plc() as plc:
+        coils = modbus(plc, counter_register=30_000)
+        with pytest.raises(OutputFailed, match="the PLC refuses"):
+            coils.send(part_of(1, Verdict.PASS))
+        coils.beat()
+        assert (plc.coil(3), plc.coil(4)) == (False, True)
         coils.close()
 
 

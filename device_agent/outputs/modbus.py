@@ -4,7 +4,8 @@ Wire for failure: `pass_coil` is on only while a part may pass, so a coil that n
 and an agent that stopped all reject. The PLC reads the coil when `counter_register` has changed, and rejects
 when `heartbeat_register` stands still: a coil by itself cannot show that whoever wrote it has died.
 
-Order of writing: the coil that must go off, the coil that must go on, then the counter.
+Order of writing: the coil that must go off, the coil that must go on, then the counter. A PLC may refuse any of
+these (busy, still starting): then reject is said again, before anything else, until it is taken.
 """
 
 from __future__ import annotations
@@ -49,16 +50,20 @@ class ModbusCoils:
             settings.host, port=settings.port, timeout=settings.timeout_s, retries=0, reconnect_delay=0
         )
         self._beats = 0
+        self._unsure = True  # what the coils say; the heartbeat stands still until they say reject
 
     def send(self, part: Part) -> None:
         """Set the coils for a verdict, then the counter to its number."""
         self._connect()
+        self._unsure = True  # until all of it is written: a refusal would leave the verdict before standing
         self._set(part.verdict)
         if self._settings.counter_register is not None:
             self._register(self._settings.counter_register, part.number % REGISTER_RANGE)
+        self._unsure = False
 
     def beat(self) -> None:
-        """Say reject before the first verdict and after each new connection, and count the heartbeat on."""
+        """Say reject before the first verdict, after each new connection and after a write that was refused, and
+        count the heartbeat on."""
         self._connect()
         if self._settings.heartbeat_register is not None:
             self._beats = (self._beats + 1) % REGISTER_RANGE
@@ -72,15 +77,17 @@ class ModbusCoils:
         self._client.close()
 
     def _connect(self) -> None:
-        if self._client.connected:
-            return
-        try:
-            connected = self._client.connect()
-        except (ModbusException, OSError) as error:
-            raise self._failed(str(error)) from error
-        if not connected:
-            raise self._failed("no connection")
-        self._set(Verdict.REJECT)
+        if not self._client.connected:
+            self._unsure = True
+            try:
+                connected = self._client.connect()
+            except (ModbusException, OSError) as error:
+                raise self._failed(str(error)) from error
+            if not connected:
+                raise self._failed("no connection")
+        if self._unsure:
+            self._set(Verdict.REJECT)
+            self._unsure = False
 
     def _set(self, verdict: Verdict) -> None:
         passes, settings = verdict is Verdict.PASS, self._settings
