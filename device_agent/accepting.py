@@ -117,7 +117,9 @@ class OperatingTarget:
         return found
 
     def accepting(self, names: dict[bytes, str], scored: Scored | None, release: str = "") -> Accepting | None:
-        """Return how parts are judged now; None where no class is known to be good.
+        """Return how parts are judged now; None where nobody chose, and no class has a name of a good one.
+
+        Where people chose, and none of these classes is left, every part goes out, whatever it is called.
 
         Args:
             names: Class id to name.
@@ -126,7 +128,7 @@ class OperatingTarget:
         """
         good = self.good(names)
         if not good:
-            return None
+            return None if self._target.good is None else Accepting(good, None)
         if not self._target.by_threshold:
             return Accepting(good, None)
         point = self.point(good, scored, release)

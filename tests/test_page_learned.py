@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, expect
 from device_agent.accepting import Accepting, OperatingTarget, Target
 from device_agent.heads import Reference
 from device_agent.page.asked import question_of
+from device_agent.parts import Ledger
 from sdk.bundle import Bundle
 from sdk.errors import LabelError
 from sdk.labels import Chain, Label, Record
@@ -263,9 +264,23 @@ def test_an_operating_point_that_cannot_be_is_refused(
 def test_good_classes_go_by_name_until_somebody_names_them(device: Device) -> None:
     found = device.http.get("/api/operating").json()
     assert (found["good"], found["chosen"]) == ([class_id("good").hex()], False)
-    device.http.put("/api/operating", json={"good": []}).raise_for_status()
     decision = device.station.inspect(picture("good", 700)).decision
-    assert (decision.defect, decision.rejected) == (None, None)
+    assert (decision.shown, decision.rejected) == ("good", False)
+
+
+@pytest.mark.parametrize("chosen", [[], [class_id("gone").hex()]], ids=["none", "one that is gone"])
+def test_where_no_chosen_class_is_left_every_part_is_rejected(device: Device, chosen: list[str]) -> None:
+    """Also one that is called as [part] good says: that names good classes only until people choose them."""
+    if chosen:
+        device.station.operating.choose(Target(good=chosen))
+    else:
+        device.http.put("/api/operating", json={"good": []}).raise_for_status()
+    assert device.http.get("/api/state").json()["none_passes"]
+    decision = device.station.inspect(picture("good", 700)).decision
+    assert (decision.shown, decision.rejected) == ("good", True)
+    assert Ledger(("good",)).bad(decision)
+    answer = device.http.post("/api/inspect", content=picture("good", 700)).json()
+    assert (answer["decision"], answer["rejected"]) == ("good", True)
 
 
 def test_unknown_is_rejected_whatever_the_threshold() -> None:
@@ -274,7 +289,8 @@ def test_unknown_is_rejected_whatever_the_threshold() -> None:
     assert not accepting.rejects(b"pit", 0.89, unknown=False)
     assert accepting.rejects(b"good", 0.9, unknown=False)
     assert Accepting(frozenset({b"good"}), None).rejects(b"pit", 0.1, unknown=False)
-    assert OperatingTarget(Target(good=[])).accepting({b"good": "good"}, None) is None
+    assert OperatingTarget(Target(good=[])).accepting({b"good": "good"}, None) == Accepting(frozenset(), None)
+    assert OperatingTarget().accepting({b"pit": "pit"}, None) is None
 
 
 def test_no_release_judges_by_the_threshold_of_another(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
