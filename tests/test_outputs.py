@@ -241,9 +241,27 @@ def test_verdicts_that_went_together_are_tried_again_together() -> None:
 
 def test_verdicts_that_are_refused_together_are_all_counted() -> None:
     record = SimRecord()
-    record.failures = [OutputRefused("no such part", hint="-")]
+    record.failures = [OutputRefused("no such part", hint="-")] * 4
     tally = given(record, 3)
     assert (tally.sent, tally.dropped, record.got) == (0, 3, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutputRefused("no such part", hint="-"),
+        UnicodeEncodeError("utf-8", "\udcfc", 0, 1, "surrogates not allowed"),
+        TypeError("no number"),
+        sqlite3.IntegrityError("NOT NULL"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_one_verdict_that_cannot_be_written_takes_none_of_its_group_along(error: Exception) -> None:
+    record = SimRecord()
+    record.failures = [error, error]  # together, and the first by itself
+    tally = given(record, 3)
+    assert (tally.sent, tally.dropped, tally.fault) == (2, 1, "")
+    assert (record.got, record.groups) == ([1, 2], [1, 1])
 
 
 def test_an_output_that_may_not_hold_more_drops_and_counts() -> None:
@@ -529,6 +547,28 @@ def test_verdicts_that_are_written_together_are_all_there_or_none(tmp_path: Path
     history.send_all([part_of(5)])
     assert [row.part for row in read_history(tmp_path)] == ["p1", "p2", "p5"]
     history.close()
+
+
+def test_a_verdict_that_no_file_can_hold_is_dropped_and_the_others_are_written(tmp_path: Path) -> None:
+    outputs = Outputs()
+    outputs.add(History(tmp_path, 1000))
+    for i, name in enumerate(["ok-1", "pr\udcfcf", "ok-2", "ok-3"], 1):
+        outputs.put(part_of(i, name=name))
+    outputs.start()
+    ((_, tally, _, _),) = outputs.report()
+    wait_for(lambda: tally.sent + tally.dropped == 4, DEADLINE_S)
+    outputs.stop()
+    assert (tally.sent, tally.dropped) == (3, 1)
+    assert [row.part for row in read_history(tmp_path)] == ["ok-1", "ok-2", "ok-3"]
+
+
+def test_a_verdict_that_no_message_can_hold_is_dropped_and_the_next_is_posted() -> None:
+    with Service() as service, delivering(HttpPosts(HttpOutput(url=service.url), "line-1", "run")) as outputs:
+        outputs.put(part_of(1, name="pr\udcfcf"))
+        outputs.put(part_of(2))
+        wait_for(lambda: len(service.posts) == 1, DEADLINE_S)
+        assert service.posts[0]["number"] == 2
+        assert outputs.report()[0][1].dropped == 1
 
 
 def test_the_history_keeps_the_newest_and_goes_on_after_a_restart(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ Rules kept here:
 - An output that acts on the line (`replays` false: a coil) gets each verdict when it falls or never: one that
   comes late, because it was tried before or waited behind others, would hit another part. One that records
   (`replays` true) gets all of them in order, as many as may wait.
-- One that takes several at once (`GroupedOutput`: the history) is given what has come meanwhile, in order.
+- One that takes several at once (`GroupedOutput`: the history) is given what has come meanwhile, in order. What it
+  refuses together it is given one by one, so that one bad verdict takes no other along.
 - What is not delivered is counted and told of in the state. The device's own record is its history.
 - When the agent stops, open parts are rejected first (`parts`), and each output is left saying reject (`close`).
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -47,6 +49,9 @@ station rejects by itself what it has not heard of (`[part] decide_within_ms`)."
 RETRY_S: Final = 0.2
 RETRY_MAX_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
+_NEVER: Final = (OutputRefused, UnicodeEncodeError, TypeError, sqlite3.IntegrityError)
+"""What says that a verdict cannot be written at all, so that trying again is no use and those behind it would wait
+for ever. Not any ValueError: what a service answered may be as little JSON as now, and better later."""
 
 
 class Output(Protocol):
@@ -86,7 +91,7 @@ class GroupedOutput(Output, Protocol):
         """Deliver verdicts, at least one, in order: all or none.
 
         Raises:
-            OutputFailed: they could not be; OutputRefused: and trying again is no use.
+            OutputFailed: they could not be; OutputRefused: and trying all of them again is no use.
         """
 
 
@@ -186,6 +191,9 @@ class _Worker:
     def _deliver(self, parts: Sequence[Part], give_up_s: float) -> None:
         wait_s = RETRY_S
         while not self._try(parts):
+            if self._refused and len(parts) > 1:
+                self._deliver_each(parts, give_up_s)
+                return
             if self._refused or not self.output.replays or time.monotonic() + wait_s > give_up_s:
                 self.tally.dropped += len(parts)
                 return
@@ -196,6 +204,13 @@ class _Worker:
         self.tally.sent += len(parts)
         for part in parts:
             self.latency.add((time.monotonic() - part.captured_s) * 1000)
+
+    def _deliver_each(self, parts: Sequence[Part], give_up_s: float) -> None:
+        """Deliver what was refused together one by one: one of them may be why."""
+        for part in parts:
+            if self._stopping.is_set():
+                give_up_s = min(give_up_s, time.monotonic() + STOP_TIMEOUT_S / 2)
+            self._deliver([part], give_up_s)
 
     def _try(self, parts: Sequence[Part]) -> bool:
         """Deliver verdicts, or a beat for none; return whether that worked."""
@@ -211,7 +226,7 @@ class _Worker:
             if fault != self.tally.fault:
                 _log.warning("%s: %s", self.output.name, fault, exc_info=not isinstance(error, OutputFailed))
             self.tally.fault = fault
-            self._refused = isinstance(error, OutputRefused)
+            self._refused = isinstance(error, _NEVER)
             return False
         self.tally.fault = ""
         return True
