@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 import msgspec
 
 from device_agent.camera import Camera, CameraState
+from device_agent.camera.shot import readable
 from device_agent.flow import Flow
 from device_agent.learned import ClassInfo, LearnerStatus
 from device_agent.masters import Telling
@@ -455,8 +456,8 @@ def masters_report(telling: Telling | None) -> MastersReport | None:
     if telling is None:
         return None
     told, strange, undone = telling
-    wrong = [MasterReport(each.file.name, each.wanted, each.shown) for each in told if not each.right]
-    return MastersReport(len(told), len(told) - len(wrong), undone, wrong, list(strange))
+    wrong = [MasterReport(readable(each.file.name), each.wanted, each.shown) for each in told if not each.right]
+    return MastersReport(len(told), len(told) - len(wrong), undone, wrong, [readable(each) for each in strange])
 
 
 def _drift(drift: Drift | None) -> DriftReport | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -165,6 +166,16 @@ def test_a_very_long_part_name_still_gives_a_valid_group(folder: Path) -> None:
     shots, _ = take(FolderCamera(path=folder))
     assert len(shots[0].group) <= 200
     assert shots[0].group.startswith("line-1/")
+
+
+def test_a_file_name_that_is_no_utf_8_is_told_as_text(tmp_path: Path) -> None:
+    """As a Latin-1 program writes it: with lone surrogates in its name no verdict could be stored or sent."""
+    data = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/pr\xfcf_1.png")).write_bytes(data)
+    (shot,) = open_camera(FolderCamera(path=tmp_path), "line-1").shots(threading.Event())
+    assert (shot.source, shot.part) == ("pr\\xfcf_1.png", "pr\\xfcf_1.png")
+    assert shot.group == "line-1/pr\\xfcf_1.png"
+    assert shot.delivered == data
 
 
 def test_bad_files_are_quarantined_and_logged_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from device_agent.finding import Level
 from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
 from device_agent.master_folder import Masters, check_folder, examine, of_each_class
-from device_agent.masters import Best, MasterCodes, MasterSide, judge, price_of
+from device_agent.masters import Best, MasterCodes, MasterSide, Telling, Told, judge, price_of
 from device_agent.page.text import Texts
 from device_agent.pipeline import Pipeline
 from device_agent.report import masters_report
@@ -427,6 +428,15 @@ def test_without_masters_it_would_decide(store: Store, bundle: Bundle) -> None:
     assert learner.masters() is None
     assert masters_report(None) is None
     station.close()
+
+
+def test_a_masters_name_that_is_no_utf_8_is_told_as_text() -> None:
+    """With lone surrogates in it the state could not be told at all."""
+    told = [Told(Path("pit", "pr\udcfcf.png"), b"", "pit", "good", right=False)]
+    report = masters_report(Telling(told, ("pr\udcfcf",)))
+    assert report is not None
+    assert msgspec.json.decode(msgspec.json.encode(report))["wrong"][0]["file"] == "pr\\xfcf.png"
+    assert report.strange == ["pr\\xfcf"]
 
 
 def test_a_release_that_tells_masters_worse_is_refused(

@@ -18,7 +18,7 @@ from typing import Final
 import cv2
 
 from device_agent.camera.live import colour
-from device_agent.camera.shot import Bursts, CameraState, Pace, Shot, Tally, group_id
+from device_agent.camera.shot import Bursts, CameraState, Pace, Shot, Tally, group_id, readable
 from device_agent.config import FolderCamera, VideoCamera, WatchCamera
 from sdk.errors import BadImages, CameraLost, ConfigError
 from sdk.images import read
@@ -117,6 +117,7 @@ def read_shot(
     path: Path, name: str, part: str, device: str, clock: Callable[[], float], tally: Tally
 ) -> Shot | None:
     """Return a file's frame; None where it is no usable image, which the tally then says."""
+    name, part = readable(name), readable(part)
     at_s, captured_utc = time.monotonic(), clock()
     try:
         data, frame = read(path)
