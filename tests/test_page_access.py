@@ -369,10 +369,24 @@ def test_a_machine_uses_a_token_and_no_cookie(device: Device) -> None:
 
 
 @pytest.mark.parametrize(
-    "then", ["//evil.example", "/\\evil.example", "https://evil.example", "javascript:alert(1)"]
+    "then",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example",
+        "javascript:alert(1)",
+        # A browser takes these out of an address before it looks at it.
+        "/\t/evil.example",
+        "/\n/evil.example",
+        "/\r/evil.example",
+        "\t//evil.example",
+        "/label\n",
+    ],
 )
 def test_the_login_leads_to_pages_of_this_device_only(device: Device, then: str) -> None:
     assert 'data-then="/"' in device.http.get("/login", params={"then": then}).text
+    for page in ("/label", "/learned", "/quality", "/settings"):
+        assert f'data-then="{page}"' in device.http.get("/login", params={"then": page}).text
 
 
 @pytest.mark.browser

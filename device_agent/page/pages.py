@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,9 @@ from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
 
 THEMES: Final = ("auto", "light", "dark")
+_OWN_PAGE: Final = re.compile(r"/(?!/)[A-Za-z0-9/_-]*")
+"""What the login may lead to. "//elsewhere" is another site to a browser, and so are "/\\elsewhere" and what
+it takes tabs and line ends out of."""
 SHOWN_SUSPECTS: Final = 5
 SHOWN_HEADS: Final = 12
 SHOWN_LABELS: Final = 12
@@ -141,8 +145,7 @@ class Pages:
         """Ask who somebody is."""
         if request.state.who is not None:
             return RedirectResponse("/", 303)
-        # Only our own pages: "//elsewhere" and "/\\elsewhere" are other sites to a browser.
-        safe = then if then.startswith("/") and not then.startswith(("//", "/\\")) else "/"
+        safe = then if _OWN_PAGE.fullmatch(then) else "/"
         return HTMLResponse(self._render(request, "login.html", "login", then=safe))
 
     def now(self, request: Request) -> str:
