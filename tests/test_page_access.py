@@ -209,6 +209,21 @@ def test_a_session_ends(access: Access, clock: Clock, name: str, secret: str, id
     assert access.session(fresh) is None
 
 
+@pytest.mark.parametrize("back_s", [61.0, 10 * 365 * 86_400.0])
+def test_a_session_begun_while_the_clock_was_ahead_ends_with_its_correction(
+    access: Access, clock: Clock, back_s: float
+) -> None:
+    """Else it would last until the clock is there again, and a session's length after that."""
+    token, kept = access.log_in("Ann", PASSWORD, ""), access.log_in("Ben", PIN, "")
+    clock.now -= 59.0  # clocks are set back a little all the time
+    assert access.session(kept) is not None
+    clock.now -= back_s - 59.0
+    assert access.session(token) is None
+    clock.now += back_s
+    assert access.session(token) is None
+    assert access.session(kept) is not None, "nobody asked meanwhile"
+
+
 def test_removing_keeps_a_name_and_erasing_forgets_it(access: Access, tmp_path: Path, book: Database) -> None:
     ben = next(a for a in access.accounts() if a.name == "Ben")
     with pytest.raises(LoginFailed):

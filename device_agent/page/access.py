@@ -47,6 +47,9 @@ IDLE_S: Final = 60 * 60.0
 IDLE_OPERATOR_S: Final = 10 * 60 * 60.0
 """A shift and its overlap: nobody logs in with gloves on for every label."""
 LONGEST_S: Final = 24 * 60 * 60.0
+CLOCK_SLACK_S: Final = 60.0
+"""A session may be so much younger than the moment: clocks are set back a little all the time. One begun while the
+clock was further ahead ends, or it would outlive its correction by as much."""
 _DOUBLINGS: Final = 16
 """Of the first wait, far past the longest: counting goes no further, and two to that power is a small number."""
 MAX_SESSIONS: Final = 200
@@ -306,10 +309,11 @@ class Access:
         id_, name, role, csrf, began, last = row
         now, who = self._clock(), Who(id_, name, Role(role), csrf)
         idle_s = IDLE_OPERATOR_S if who.role is Role.OPERATOR else IDLE_S
-        if now - last > idle_s or now - began > LONGEST_S:
+        unused_s, old_s = now - last, now - began
+        if not (-CLOCK_SLACK_S <= unused_s <= idle_s and -CLOCK_SLACK_S <= old_s <= LONGEST_S):
             self.log_out(token)
             return None
-        if used and now - last > idle_s / 60:  # not at every request: each is a write
+        if used and unused_s > idle_s / 60:  # not at every request: each is a write
             with self.book.transaction(durable=False) as db:
                 db.execute("UPDATE sessions SET used_utc = ? WHERE token = ?", (now, _digest(token)))
         return who
