@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
+import re
 import ssl
 import subprocess
 import threading
@@ -114,10 +116,12 @@ def test_a_secret_that_is_too_easy_is_refused(access: Access, role: Role, secret
     assert [a.name for a in access.accounts()] == ["Ann", "Ben"]
 
 
-@pytest.mark.parametrize("name", ["", "   ", "x" * 49, "a\x00b", "p-123456", "token plc"])
+@pytest.mark.parametrize("name", ["", "   ", "x" * 49, "a\x00b", "p-123456", "token plc", "a/b", ".", ".."])
 def test_a_name_that_is_none_or_reads_like_an_id_is_refused(access: Access, name: str) -> None:
     with pytest.raises(AccessError):
         access.add(name, Role.OPERATOR, PIN)
+    with pytest.raises(AccessError):
+        access.add_token(name, Role.OPERATOR)
 
 
 def test_the_first_account_is_an_admins_and_the_last_admin_stays(book: Database) -> None:
@@ -346,6 +350,22 @@ def test_the_label_log_holds_an_id_and_the_page_a_name(device: Device) -> None:
         assert ann.get("/api/labels").json()[0]["who"] == label.operator
         assert "Ben" not in ann.get("/settings").text
     assert [record.entry.prev for record in device.station.store.log.records()] == before
+
+
+@pytest.mark.parametrize("name", ["PLC 1/2", "a/../b", "x/secret", "?#%2F\\"])
+def test_a_name_of_before_with_a_slash_can_be_removed_by_the_page(device: Device, name: str) -> None:
+    """New ones are refused; the page must reach those that were made before."""
+    with device.book.transaction() as db:
+        db.execute("INSERT INTO tokens VALUES (?, ?, 'operator', 0)", (b"t" * 32, name))
+        db.execute("INSERT INTO accounts VALUES ('p-old', ?, 'operator', '', 0)", (name,))
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        deletes = re.findall(r'data-delete="([^"]*)"', ann.get("/settings").text)
+        (token,) = [each for each in deletes if each.startswith("/api/tokens/")]
+        (account,) = [each for each in deletes if each.startswith("/api/accounts/") and "%" in each][:1]
+        assert ann.delete(html.unescape(token)).status_code == 200
+        assert ann.delete(html.unescape(account)).status_code == 200
+    assert device.access.tokens() == []
+    assert name not in [each.name for each in device.access.accounts()]
 
 
 @pytest.mark.parametrize(

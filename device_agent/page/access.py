@@ -440,6 +440,8 @@ def _name(name: str) -> str:
     name = " ".join(name.split())
     if not name or len(name) > 48 or not name.isprintable() or name.startswith(("p-", "token ")):
         raise AccessError(f"{name[:48]!r} is no name for an account", hint="1 to 48 letters, as people call them.")
+    if "/" in name or name in {".", ".."}:  # no address of the interface could name it for sure
+        raise AccessError(f"{name!r} is no name for an account or token", hint="Leave the slash out.")
     return name
 
 

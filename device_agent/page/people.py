@@ -86,11 +86,11 @@ class People:
         api.add_api_route("/logout", self.post_logout, methods=["POST"])
         api.add_api_route("/accounts", self.get_accounts, dependencies=admin)
         api.add_api_route("/accounts", self.post_account, methods=["POST"], status_code=201, dependencies=admin)
-        api.add_api_route("/accounts/{name}/secret", self.put_secret, methods=["PUT"], dependencies=admin)
-        api.add_api_route("/accounts/{name}", self.delete_account, methods=["DELETE"], dependencies=admin)
+        api.add_api_route("/accounts/{name:path}/secret", self.put_secret, methods=["PUT"], dependencies=admin)
+        api.add_api_route("/accounts/{name:path}", self.delete_account, methods=["DELETE"], dependencies=admin)
         api.add_api_route("/tokens", self.get_tokens, dependencies=admin)
         api.add_api_route("/tokens", self.post_token, methods=["POST"], status_code=201, dependencies=admin)
-        api.add_api_route("/tokens/{name}", self.delete_token, methods=["DELETE"], dependencies=admin)
+        api.add_api_route("/tokens/{name:path}", self.delete_token, methods=["DELETE"], dependencies=admin)
         api.add_api_route("/audit", self.get_audit, dependencies=admin)
         return api
 
