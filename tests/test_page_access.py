@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import re
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -236,11 +237,35 @@ def test_removing_keeps_a_name_and_erasing_forgets_it(access: Access, tmp_path: 
     access.remove("Ben")
     assert access.session(token) is None
     assert access.name_of(ben.id) == "Ben"
-    access.erase(ben.id, "Ben")
+    access.remove("Ben", erase=True)
     assert access.name_of(ben.id) == ben.id
     told = [(row.what, row.address) for row in access.audit(100) if row.who == ben.id or row.what == "Ben"]
     assert all(address == "" for _, address in told)
     assert "Ben" not in json.dumps([vars(row) for row in access.audit(100)])
+
+
+def test_who_was_removed_can_be_erased_afterwards(access: Access) -> None:
+    first = access.account("Ben").id
+    access.remove("Ben")
+    second = access.add("Ben", Role.OPERATOR, PIN).id
+    assert access.remove("ben", erase=True) == [second]
+    assert (access.name_of(first), access.name_of(second)) == ("Ben", second)
+    assert access.remove("ben", erase=True) == [first], "the one of before"
+    assert access.name_of(first) == first
+    for erase in (False, True):
+        with pytest.raises(AccessError, match="no account"):
+            access.remove("Ben", erase=erase)
+
+
+def test_erasing_happens_whole_or_not_at_all(access: Access, book: Database) -> None:
+    """A name that nothing could be erased by any more must not be left by a power cut between two steps."""
+    ben = access.account("Ben").id
+    access.note(ben, "logged in", address="10.0.0.7")
+    with book.transaction() as db:
+        db.execute("CREATE TRIGGER cut BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'cut'); END")
+    with pytest.raises(sqlite3.IntegrityError):
+        access.remove("Ben", erase=True)
+    assert access.account("Ben").id == ben
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------------------
@@ -366,6 +391,19 @@ def test_a_name_of_before_with_a_slash_can_be_removed_by_the_page(device: Device
         assert ann.delete(html.unescape(account)).status_code == 200
     assert device.access.tokens() == []
     assert name not in [each.name for each in device.access.accounts()]
+
+
+def test_the_page_erases_who_was_removed_before(device: Device) -> None:
+    ben = device.access.account("Ben").id
+    device.access.remove("Ben")
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        page = ann.get("/settings").text
+        assert 'data-delete="/api/accounts/Ben?erase=true"' in page
+        assert 'data-delete="/api/accounts/Ben"' not in page
+        ann.delete("/api/accounts/Ben", params={"erase": "true"}).raise_for_status()
+        assert "Ben" not in ann.get("/settings").text
+    assert device.access.name_of(ben) == ben
+    assert (device.access.audit(1)[0].action, device.access.audit(1)[0].what) == ("account erased", ben)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -207,15 +208,23 @@ class Access:
             db.execute("UPDATE accounts SET secret = ? WHERE id = ?", (hashed, account.id))
             db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
 
-    def remove(self, name: str, *, erase: bool = False) -> None:
-        """End an account and its sessions.
+    def remove(self, name: str, *, erase: bool = False) -> list[str]:
+        """End an account and its sessions; return its id.
 
         The name stays readable beside earlier labels and in the audit log, unless it is erased from both: the
-        random id stays in the label log and says nothing about anybody.
+        random id stays in the label log and says nothing about anybody. Where nobody has that name any more, those
+        who had it and were removed before are erased, and their ids returned.
 
         Raises:
             AccessError: no such account, or the last admin would go while others stay.
         """
+        if erase and self.book.row("SELECT 1 FROM accounts WHERE name = ?", name.strip()) is None:
+            before = {k: v for k, v in self.former().items() if v.casefold() == name.strip().casefold()}
+            with self.book.transaction() as db:
+                for account_id, called in before.items():
+                    _erase(db, account_id, called)
+            if before:
+                return list(before)
         account = self.account(name)
         others = [each for each in self.accounts() if each.id != account.id]
         if others and not any(each.role is Role.ADMIN for each in others):
@@ -223,18 +232,11 @@ class Access:
         with self.book.transaction() as db:
             db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
             db.execute("UPDATE accounts SET name = NULL, secret = NULL WHERE id = ?", (account.id,))
-            if not erase:
+            if erase:
+                _erase(db, account.id, account.name)
+            else:
                 db.execute("REPLACE INTO settings VALUES (?, ?)", (f"former/{account.id}", account.name))
-        if erase:
-            self.erase(account.id, account.name)
-
-    def erase(self, account_id: str, name: str) -> None:
-        """Forget what a former account's id stands for, here and in the audit log. Erasing twice is harmless."""
-        with self.book.transaction() as db:
-            db.execute("DELETE FROM settings WHERE key = ?", (f"former/{account_id}",))
-            db.execute("DELETE FROM tries WHERE who = ?", (f"account {name.casefold()}",))
-            db.execute("UPDATE audit SET address = '' WHERE who = ?", (account_id,))
-            db.execute("UPDATE audit SET what = '' WHERE what = ? COLLATE NOCASE", (name,))
+        return [account.id]
 
     def former(self) -> dict[str, str]:
         """Return the names of removed accounts that were not erased, by id."""
@@ -425,6 +427,14 @@ class Access:
                 return self._hasher.verify(hashed, secret)
             except (VerificationError, InvalidHashError):
                 return False
+
+
+def _erase(db: sqlite3.Connection, account_id: str, name: str) -> None:
+    """Forget what an account's id stands for, here and in the audit log."""
+    db.execute("DELETE FROM settings WHERE key = ?", (f"former/{account_id}",))
+    db.execute("DELETE FROM tries WHERE who = ?", (f"account {name.casefold()}",))
+    db.execute("UPDATE audit SET address = '' WHERE who = ?", (account_id,))
+    db.execute("UPDATE audit SET what = '' WHERE what = ? COLLATE NOCASE", (name,))
 
 
 def same(one: str, other: str) -> bool:

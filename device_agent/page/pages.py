@@ -17,7 +17,7 @@ from markupsafe import Markup
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learned import LearnerStatus
-from device_agent.page.access import Role, Who
+from device_agent.page.access import Access, Role, Who
 from device_agent.page.api import Routes, head_out
 from device_agent.page.counts import local
 from device_agent.page.guard import needs, who_of
@@ -183,6 +183,7 @@ class Pages:
             accounts_on=access.in_use,
             admin=admin,
             accounts=access.accounts() if admin else [],
+            former=_former(access) if admin else [],
             tokens=access.tokens() if admin else [],
             audit=self._people.get_audit(30) if admin else [],
             version=_version(),
@@ -447,6 +448,12 @@ def _curve(t: Texts, heads: list[tuple[int, float, float, float]]) -> dict[str, 
         "first": heads[0][1],
         "last": heads[-1][1],
     }
+
+
+def _former(access: Access) -> list[str]:
+    """Return the names that only removed accounts have, which can still be erased."""
+    taken = {each.name.casefold() for each in access.accounts()}
+    return sorted({name for name in access.former().values() if name.casefold() not in taken}, key=str.casefold)
 
 
 def _version() -> str:

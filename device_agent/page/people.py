@@ -133,10 +133,10 @@ class People:
         return {"saved": True}
 
     def delete_account(self, name: NamePath, request: Request, erase: bool = False) -> dict[str, bool]:
-        """End an account; `erase` also forgets the name that goes with its labels."""
-        account_id = self._id(name)
-        self.access.remove(name, erase=erase)
-        self._note(request, "account erased" if erase else "account removed", account_id)
+        """End an account; `erase` also forgets the name that goes with its labels, also of one that was removed
+        before."""
+        for account_id in self.access.remove(name, erase=erase):
+            self._note(request, "account erased" if erase else "account removed", account_id)
         return {"removed": True}
 
     def get_tokens(self) -> list[Token]:

@@ -674,6 +674,7 @@ TEXTS: Final[dict[str, Text]] = {
     ),
     "settings.add": ("Add", "Anlegen", "添加"),
     "settings.remove": ("Remove", "Entfernen", "删除"),
+    "settings.removed": ("removed", "entfernt", "已删除"),
     "settings.remove-ask": (
         "Remove {name}? The name stays beside earlier labels.",
         "{name} entfernen? Der Name bleibt neben früheren Zuordnungen.",
