@@ -68,7 +68,7 @@ def change_role(device: Device) -> None:
     device.access.add("Ben", Role.ENGINEER, PASSWORD)
 
 
-ENDS: dict[str, Callable[[Device, httpx.Client], None]] = {
+ENDS: dict[str, Callable[[Device, httpx.Client], object]] = {
     "logged out": lambda _device, ben: log_out(ben),
     "removed": lambda device, _ben: device.access.remove("Ben"),
     "another secret": lambda device, _ben: device.access.set_secret("Ben", "273645"),
