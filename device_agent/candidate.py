@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -206,13 +206,4 @@ def _own_score(
     rows = np.array([device == store.device for device in live.devices], bool)[scorable]
     if left_out is None or not rows.any():
         return None
-    own = replace(
-        left_out,
-        truth=left_out.truth[rows],
-        groups=left_out.groups[rows],
-        scores=left_out.scores[rows],
-        novelty=left_out.novelty[rows],
-        orphan=left_out.orphan[rows],
-        samples=tuple(sample for sample, own in zip(left_out.samples, rows, strict=True) if own),
-    )
-    return own, calibrate(left_out, base.calibration.false_alarm_rate)
+    return left_out.chosen(rows), calibrate(left_out, base.calibration.false_alarm_rate)

@@ -72,7 +72,7 @@ def _recall(reference: Reference, serving: Serving, device: str) -> tuple[float 
     own = {sample for sample, owner in zip(live.samples, live.devices, strict=True) if owner == device}
     rows = np.array([sample in own for sample in left_out.samples], bool)
     if rows.size:
-        rows &= ~left_out.orphan
+        rows &= left_out.known
     if not rows.any():
         return None, 0
     right, truth = decisions_right(left_out, reference.calibration)[rows], left_out.truth[rows]

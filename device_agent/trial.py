@@ -183,7 +183,7 @@ def judge(
         own: Samples that the station's own operators labelled.
     """
     (before, confirmed_calibration), (after, meanwhile) = confirmed, provisional
-    if after is None or after.orphan.all():
+    if after is None or not after.known.any():
         return Judgement(True, TOO_FEW, None, meanwhile)
     calibration = calibrate(after, confirmed_calibration.false_alarm_rate)
     old = None if before is None else (before, confirmed_calibration)

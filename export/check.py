@@ -402,17 +402,7 @@ def _scored(
     inside = np.array([images.images[row].columns.get(column, "") == one.value for row in scored], bool)
     if not inside.any():
         return one
-    found = score(
-        LeftOut(
-            left_out.class_ids,
-            left_out.truth[inside],
-            left_out.groups[inside],
-            left_out.scores[inside],
-            left_out.novelty[inside],
-            left_out.orphan[inside],
-        ),
-        calibration,
-    )
+    found = score(left_out.chosen(inside), calibration)
     if len(found.one_group) == len(found.classes):
         return msgspec.structs.replace(one, scored=int(inside.sum()))
     return msgspec.structs.replace(

@@ -317,7 +317,7 @@ class _Judged:
             groups=left_out.groups,
             right=left_out.scores.argmax(1) == left_out.truth,
             quality=quadratic_score(left_out),
-            known=~left_out.orphan,
+            known=left_out.known,
         )
 
     def recall(self, rows: Mask) -> float:

@@ -87,14 +87,14 @@ def agreement(left_out: LeftOut, who: Sequence[str]) -> list[Agreement]:
     """Return the agreement of everybody with labels, the lowest first.
 
     Args:
-        left_out: n samples.
+        left_out: n samples; those that are not `known` cannot be judged.
         who: Operator or device of each, n; empty for nobody.
     """
     said = left_out.scores.argmax(1) == left_out.truth
     names = np.array(who, object)
     found = []
     for name in sorted(set(who) - {""}):
-        rows = (names == name) & ~left_out.orphan
+        rows = (names == name) & left_out.known
         if rows.any():
             mean, low, high = share(said[rows], left_out.groups[rows])
             found.append(Agreement(name, mean, low, high, int(rows.sum())))

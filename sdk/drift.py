@@ -64,7 +64,7 @@ class DriftWatch:
     def __init__(self, left_out: LeftOut, *, rate: float = 1e-4, seed: int = 0) -> None:
         if not 0 < rate < 1:
             raise ValueError("rate is in (0, 1)")
-        known = ~left_out.orphan & np.isfinite(left_out.novelty)
+        known = left_out.known & np.isfinite(left_out.novelty)
         if not known.any():
             raise ValueError("the reference has no known samples")
         novelty, said = left_out.novelty[known], left_out.scores[known].argmax(1)

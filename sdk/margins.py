@@ -32,7 +32,7 @@ class Margins:
     Attributes:
         of_class: (n,) float64, the score of the sample's own class less the best other one; not finite where the
             head could tell no other class.
-        of_known: (n,) float64, novelty threshold less novelty.
+        of_known: (n,) float64, novelty threshold less novelty; not finite there too.
     """
 
     of_class: Floats
@@ -45,7 +45,8 @@ class Margins:
         own = scores[truth]
         scores[truth] = -np.inf
         best_other = scores.max(1, initial=-np.inf)
-        return cls(own - best_other, calibration.novelty_threshold - left_out.novelty[rows])
+        known = calibration.novelty_threshold - left_out.novelty[rows]
+        return cls(own - best_other, np.where(left_out.tells[rows], known, np.inf))
 
     def expected_recall(self, class_of: Ints) -> Floats | None:
         """Return the recall (k,) to expect of each class; None where no class has two samples to tell a spread by.

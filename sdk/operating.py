@@ -75,6 +75,7 @@ def operating_point(
     """
     if not 0 <= escape_rate < 1:
         raise ValueError("escape_rate is a share in [0, 1)")
+    left_out = left_out.chosen(left_out.tells)  # a head of one class says nothing of accepting
     is_good = np.array([class_id in good for class_id in left_out.class_ids])
     truly_good = is_good[left_out.truth]
     if not truly_good.any() or truly_good.all():
@@ -85,7 +86,7 @@ def operating_point(
     # A class in no other group cannot be recognised: where its sample passes as good, that is an honest escape.
     scores = np.where(np.isfinite(left_out.scores), left_out.scores, -np.inf)
     p = defect_probability(scores, is_good, calibration.temperature)
-    p = np.where(left_out.novelty > calibration.novelty_threshold, np.inf, p)  # unknown: always rejected
+    p = np.where(left_out.unknown(calibration), np.inf, p)  # unknown: always rejected
     defect = ~truly_good
     per_class = np.bincount(left_out.truth[defect], minlength=len(is_good)).astype(float)
     weight = 1 / per_class[left_out.truth[defect]]

@@ -73,6 +73,38 @@ class LeftOut:
     samples: tuple[bytes, ...] = ()
     summed: int = 0
 
+    @property
+    def tells(self) -> npt.NDArray[np.bool_]:
+        """Whether the head without the sample's group told classes apart, as the whole head does: (n,) bool.
+
+        A head that has one class left agrees with every label it can, and its novelty is a distance, not on the
+        scale of the others' (docs/head.md, section 3).
+        """
+        return np.asarray((np.isfinite(self.scores).sum(1) > 1) | (len(self.class_ids) == 1), bool)
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Which samples say how known ones look, (n,) bool: no orphans, and of heads that told classes apart."""
+        return self.tells & ~self.orphan
+
+    def chosen(self, rows: npt.NDArray[np.bool_]) -> LeftOut:
+        """Return some of the samples, by (n,) bool."""
+        samples = tuple(compress(self.samples, rows)) if self.samples else ()
+        return LeftOut(
+            self.class_ids,
+            self.truth[rows],
+            self.groups[rows],
+            self.scores[rows],
+            self.novelty[rows],
+            self.orphan[rows],
+            samples,
+            self.summed,
+        )
+
+    def unknown(self, calibration: Calibration) -> npt.NDArray[np.bool_]:
+        """Return which samples would be called unknown, (n,) bool; none of those that nothing `tells`."""
+        return self.tells & (self.novelty > calibration.novelty_threshold)
+
 
 def leave_one_group_out(
     codes: CodeRows,
@@ -358,7 +390,7 @@ def calibrate(left_out: LeftOut, false_alarm_rate: float = FALSE_ALARM_RATE) -> 
     The stated rate is that of known parts: groups weigh alike, in the threshold as in T, which maximises the
     likelihood. So a rare class may be called unknown more often than the rate, and a frequent one less.
     """
-    known = ~left_out.orphan
+    known = left_out.known
     if not known.any():
         return replace(UNCALIBRATED, false_alarm_rate=false_alarm_rate, classes=len(left_out.class_ids))
     truth, scores, novelty = left_out.truth[known], left_out.scores[known], left_out.novelty[known]
@@ -376,9 +408,10 @@ def quadratic_score(left_out: LeftOut) -> Floats:
     """Return the quadratic score (n,) of each label, at the temperature that suits the left-out scores best.
 
     2 p_label - sum_c p_c^2 (Brier, 1950): 1 for certainty, -1 for certainty of the contrary, so that no label
-    weighs more than that. It sees more than the few decisions that change. That of an orphan says nothing.
+    weighs more than that. It sees more than the few decisions that change. That of a sample that is not `known`
+    says nothing: of one class left, any label is certain.
     """
-    known = ~left_out.orphan
+    known = left_out.known
     T = UNCALIBRATED.temperature
     if known.any():
         per_group = np.bincount(left_out.groups[known]).astype(float)
@@ -469,10 +502,10 @@ class Score:
 def decisions_right(
     left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool = True
 ) -> npt.NDArray[np.bool_]:
-    """Return (n,) bool: the decision shown would have been the label."""
+    """Return (n,) bool: the decision shown would have been the label; the forced one where nothing `tells`."""
     right = (left_out.scores.argmax(1) == left_out.truth) & ~left_out.orphan
     if unknown_is_miss:
-        right &= left_out.novelty <= calibration.novelty_threshold
+        right &= ~left_out.unknown(calibration)
     return np.asarray(right, bool)
 
 
@@ -480,8 +513,9 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
     """Return the honest score of left-out decisions.
 
     Intervals say where the recall of as many new groups will lie in 95 % of cases; each group is one draw
-    (docs/head.md, section 5).
+    (docs/head.md, section 5). Where one class is left when a group is, its samples of that class are not counted.
     """
+    left_out = left_out.chosen(left_out.tells | left_out.orphan)
     right = decisions_right(left_out, calibration, unknown_is_miss=unknown_is_miss)
     classes: list[ClassScore] = []
     one_group: list[bytes] = []
@@ -532,7 +566,7 @@ def _together(right: npt.NDArray[np.bool_], left_out: LeftOut, columns: Sequence
     Cochran, 1977). 1 where no group has two of the classes; never below it, which would mostly be luck.
     """
     groups = np.unique(left_out.groups, return_inverse=True)[1]
-    off = np.zeros((int(groups.max()) + 1, len(columns)))
+    off = np.zeros((int(groups.max(initial=-1)) + 1, len(columns)))
     for i, column in enumerate(columns):
         rows = left_out.truth == column
         residual = (right[rows] - right[rows].mean()) / rows.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -145,12 +146,11 @@ def _pair(
 ) -> _Paired:
     (old, _), (new, _) = before, after
     row_of = {sample: row for row, sample in enumerate(old.samples)}
-    orphaned = {sample for sample, alone in zip(old.samples, old.orphan, strict=True) if alone}
+    told = set(compress(old.samples, old.known)) & set(compress(new.samples, new.tells))
     pairs = [
         (row_of[sample], row)
         for row, sample in enumerate(new.samples)
-        if sample in row_of
-        and sample not in orphaned
+        if sample in told
         and old.class_ids[old.truth[row_of[sample]]] == new.class_ids[new.truth[row]]
         and (judged is None or sample in judged)
     ]

@@ -284,8 +284,8 @@ def _point(point: OperatingPoint) -> PointOut:
 
 
 def _confusion(reference: Reference, names: list[str], order: list[int]) -> list[ConfusionRow]:
-    left_out, threshold = reference.left_out, reference.calibration.novelty_threshold
-    unknown = left_out.novelty > threshold
+    left_out = reference.left_out
+    unknown = left_out.unknown(reference.calibration)
     said = left_out.scores.argmax(1)
     rows = []
     for i in order:

@@ -204,7 +204,7 @@ class _Union:
         found = agreement(self.left_out, ["its" if each else "" for each in judged])
         if not found or found[0].labels < MIN_LABELS or found[0].share > expected - MIN_GAP:
             return None
-        known, left_out = ~self.left_out.orphan, self.left_out
+        known, left_out = self.left_out.known, self.left_out
         p = chance_as_low(
             self.scores[known], left_out.groups[known], left_out.truth[known], theirs[known], finest=chance
         )
@@ -212,7 +212,7 @@ class _Union:
 
     def _judged(self, theirs: Mask) -> tuple[Mask, float]:
         """Return which labels have others of their class to compare with, and how often those are agreed with."""
-        truth, known = self.left_out.truth, ~self.left_out.orphan
+        truth, known = self.left_out.truth, self.left_out.known
         others = known & ~theirs
         k = len(self.left_out.class_ids)
         count = np.bincount(truth[others], minlength=k)
