@@ -93,7 +93,7 @@ def trial(
         name = names(paired.classes[which])
         return Reason(code, name=name, share=float(after[which]), before=float(before[which]), classes=classes)
 
-    if len(old.classes) == 1:
+    if len(before[0].class_ids) == 1:  # known, whether scored or not
         # One class is known or unknown; telling it from another is a new ability, not a better or worse old one.
         return Verdict(True, about("tells-apart", paired.before, paired.after), old, new)
     fresh = [c for c in new.classes if c.class_id not in paired.classes and c.class_id not in new.one_group]

@@ -776,6 +776,15 @@ def test_the_trial_takes_back_what_costs_known_classes(
     assert words in verdict.reason
 
 
+def test_a_head_that_knew_classes_it_was_not_scored_on_is_compared_all_the_same() -> None:
+    """A fine-tuned release whose defects all trained the backbone: scores are of its good parts only."""
+    before, after = (left_out({A: share, B: 1.0, C: 1.0}).chosen(np.arange(120) < 40) for share in (1.0, 0.3))
+    assert before.class_ids == (A, B, C)
+    verdict = trial((before, OPEN), (after, OPEN), names=lambda c: c.decode()[0])
+    assert not verdict.keep
+    assert "a would be recognised only 30% of the time" in verdict.reason
+
+
 def test_a_hard_new_sample_does_not_count_against_the_head_that_learned_it() -> None:
     """Two labels of a new class, both right; then two harder ones that are wrong when left out."""
     two, four = left_out({A: 0.9, B: 0.9, C: 1.0}, n=2), left_out({A: 0.9, B: 0.9, C: 0.5}, n=4)
