@@ -27,7 +27,15 @@ from sdk.head import Head
 from sdk.images import ImageSet, LabelledImage, read
 from sdk.operating import Rate, defect_probability, operating_point
 from sdk.preprocess import Frame
-from sdk.score import LeftOut, calibration_error, decisions_right, leave_one_group_out, score, share
+from sdk.score import (
+    LeftOut,
+    balanced_share,
+    calibration_error,
+    decisions_right,
+    leave_one_group_out,
+    score,
+    share,
+)
 from sdk.splits import Part
 
 UNKNOWN: Final = "unknown"
@@ -88,7 +96,8 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
         expected_escapes, expected_overkill: On left-out samples of the bundle, where the threshold was chosen.
         expected_on: So many samples; those that are in the bundle's sums only are not among them.
         reachable: The target could be met there.
-        escapes: Defects that passed, here; classes the bundle never heard of are defects.
+        escapes: Defects that passed, here, each class weighing the same as in `expected_escapes`; classes the
+            bundle never heard of are defects.
         overkill: Good parts that were rejected, here.
     """
 
@@ -268,8 +277,12 @@ def accept(
         point = operating_point(left_out, head.calibration, [ids[name] for name in good], escape_rate=escape_rate)
         p = defect_probability(head.scores(codes), is_good, head.calibration.temperature)
         rejected = decided.unknown | (p >= point.threshold)
+    label = np.unique([image.label for image in images], return_inverse=True)[1].astype(np.int64)
     truly_good = np.array([image.label in good for image in images])
     group = np.unique(list(groups), return_inverse=True)[1].astype(np.int64)
+
+    defect = ~truly_good
+    passed = balanced_share(~rejected[defect], label[defect], group[defect]) if defect.any() else None
 
     def rate(found: Rate | None) -> Share | None:
         return None if found is None else Share(found.share, found.low, found.high)
@@ -282,7 +295,7 @@ def accept(
         expected_overkill=rate(None if point is None else point.overkill),
         expected_on=expected_on,
         reachable=None if point is None else point.reachable,
-        escapes=Share.of(~rejected[~truly_good], group[~truly_good]),
+        escapes=None if passed is None else Share(*passed),
         overkill=Share.of(rejected[truly_good], group[truly_good]),
     )
 

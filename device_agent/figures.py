@@ -106,7 +106,9 @@ def _print_acceptance(console: Console, acceptance: Acceptance) -> None:
         )
         if not acceptance.reachable:
             console.print("[yellow]no threshold reaches the target on those parts[/]")
-    console.print(f"escapes, defects that passed: {acceptance.escapes or 'no defects here'}")
+    console.print(
+        f"escapes, defects that passed, each class weighing the same: {acceptance.escapes or 'no defects here'}"
+    )
     console.print(f"overkill, good parts rejected: {acceptance.overkill or 'no good parts here'}")
 
 

@@ -7,15 +7,15 @@ whose group was never learned (`sdk.score`), and groups count, not images. No fi
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sdk.errors import HeadError
 from sdk.head import Calibration, probabilities_of
-from sdk.moments import Floats
-from sdk.score import LeftOut, share
+from sdk.moments import Floats, Ints
+from sdk.score import LeftOut, balanced_share, share
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,12 @@ def operating_point(
         finite = p[np.isfinite(p)]
         threshold = float(np.nextafter(finite.max(), np.inf)) if finite.size else 1.0
     rejected = p >= threshold
-    escapes = _rate(~rejected[defect], left_out.groups[defect], weight)
-    overkill = _rate(rejected[truly_good], left_out.groups[truly_good])
+    passed, groups = ~rejected[defect], left_out.groups[defect]
+    escapes = _rate(balanced_share(passed, left_out.truth[defect], groups), groups)
+    stopped, groups = rejected[truly_good], left_out.groups[truly_good]
+    overkill = _rate(share(stopped, groups), groups)
     return OperatingPoint(threshold, escape_rate, escapes, overkill, escapes.share <= escape_rate + 1e-9)
 
 
-def _rate(hit: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64], weight: Floats | None = None) -> Rate:
-    mean, low, high = share(hit, groups)
-    found = Rate(mean, low, high, len(hit), len(np.unique(groups)))
-    if weight is None:
-        return found
-    balanced = float(weight @ hit)
-    return replace(found, share=balanced, low=min(low, balanced), high=max(high, balanced))
+def _rate(found: tuple[float, float, float], groups: Ints) -> Rate:
+    return Rate(*found, len(groups), len(np.unique(groups)))

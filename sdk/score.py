@@ -531,7 +531,8 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
     scored = [c for c in classes if c.class_id not in one_group]
     balanced = float(np.mean([c.recall for c in scored])) if scored else 0.0
     variance = sum(((c.high - c.low) / 2) ** 2 for c in scored)
-    variance *= _together(right, left_out, [left_out.class_ids.index(c.class_id) for c in scored])
+    columns = [left_out.class_ids.index(c.class_id) for c in scored]
+    variance *= _together(right, left_out.truth, left_out.groups, columns)
     half = _DEPENDENCE * float(np.sqrt(variance)) / max(len(scored), 1)
     return Score(
         balanced_accuracy=balanced,
@@ -558,17 +559,36 @@ def share(right: npt.NDArray[np.bool_], groups: Ints, *, repeats: float = 1.0) -
     return p, low, high
 
 
-def _together(right: npt.NDArray[np.bool_], left_out: LeftOut, columns: Sequence[int]) -> float:
+def balanced_share(right: npt.NDArray[np.bool_], truth: Ints, groups: Ints) -> tuple[float, float, float]:
+    """Return the mean over classes of the share that is right, with its 95 % interval from low to high.
+
+    Classes weigh the same in the interval too, where a rare one is most of it: their half widths below and above
+    add up apart, squared, since the interval of a small share is longer above than below.
+
+    Args:
+        right: (n,) bool, n > 0.
+        truth: (n,) int64, class of each.
+        groups: (n,) int64; see `share`.
+    """
+    classes = np.unique(truth).tolist()
+    p, low, high = np.array([share(right[truth == c], groups[truth == c]) for c in classes]).T
+    wider = float(np.sqrt(_together(right, truth, groups, classes))) / len(classes)
+    mean = float(p.mean())
+    below, above = (wider * float(np.linalg.norm(p - end)) for end in (low, high))
+    return mean, max(0.0, mean - below), min(1.0, mean + above)
+
+
+def _together(right: npt.NDArray[np.bool_], truth: Ints, groups: Ints, columns: Sequence[int]) -> float:
     """Return how many times the variance of the mean recall is that of classes which have no group in common.
 
     One part may show several classes, and be hard as a whole: then its classes are right and wrong together. The
     variance of each group's sum over the classes, against the sum of their variances (a ratio mean's, linearised;
     Cochran, 1977). 1 where no group has two of the classes; never below it, which would mostly be luck.
     """
-    groups = np.unique(left_out.groups, return_inverse=True)[1]
+    groups = np.unique(groups, return_inverse=True)[1]
     off = np.zeros((int(groups.max(initial=-1)) + 1, len(columns)))
     for i, column in enumerate(columns):
-        rows = left_out.truth == column
+        rows = truth == column
         residual = (right[rows] - right[rows].mean()) / rows.sum()
         off[:, i] = np.bincount(groups[rows], weights=residual, minlength=len(off))
     apart = float((off**2).sum())

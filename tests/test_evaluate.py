@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agent.evaluate import Evaluation, evaluate, judge, not_learned
+from device_agent.evaluate import Evaluation, accept, evaluate, judge, not_learned
 from device_agent.rehearse import Plan
 from device_agent.rehearse import _parts as rehearsed
 from device_agent.runtime import base_head, open_runtime
@@ -260,6 +260,21 @@ def test_escapes_and_overkill_follow_the_target(bundle: Bundle, folder: Path) ->
     assert strict.escapes.share <= loose.escapes.share  # rings, which the bundle never heard of, are defects too
     assert strict.expected_escapes is not None
     assert strict.expected_escapes.share == 0
+
+
+def test_escapes_here_weigh_classes_as_the_expected_ones_do(bundle: Bundle, folder: Path) -> None:
+    """The only crack passes, and nothing of the other class: half, however many there are of that."""
+    head, base, names = base_head(bundle), bundle.base(), bundle.class_names()
+    last = sorted(set(names.values()) - {"good"})[-1]
+    of = {name: [i for i, c in enumerate(base.class_ids) if names[c] == name] for name in ("good", last)}
+    looks_good, *_ = of["good"]
+    codes = base.codes[[looks_good, *of[last]]]
+    image = open_images(folder).images[0]
+    images = [replace(image, label=label) for label in ["crack", *[last] * len(of[last])]]
+    groups = [str(i) for i in range(len(images))]
+    found = accept(bundle, head, None, images, codes, groups, ["good"], None).escapes
+    assert found is not None
+    assert found.share == pytest.approx(0.5)
 
 
 def test_what_is_in_sums_only_chooses_no_threshold_and_the_command_says_so(

@@ -9,7 +9,7 @@ from sdk.errors import HeadError
 from sdk.head import Calibration, solve
 from sdk.moments import Moments
 from sdk.operating import defect_probability, operating_point
-from sdk.score import calibrate, leave_one_group_out
+from sdk.score import LeftOut, balanced_share, calibrate, leave_one_group_out
 from tests.test_head import A, B, C, clusters
 
 OPEN = Calibration(temperature=10.0, novelty_threshold=np.inf)
@@ -40,6 +40,31 @@ def test_the_target_holds_about_as_well_on_new_parts() -> None:
     p = defect_probability(head.scores(codes[fresh]), np.array([True, False]), OPEN.temperature)
     passed = [p[j] < point.threshold for j, i in enumerate(fresh) if ids[i] == B]
     assert abs(np.mean(passed) - 0.05) < 0.05
+
+
+@pytest.mark.parametrize("missed", [0, 1])
+def test_a_rare_class_is_as_much_of_the_interval_as_of_the_escapes(missed: int) -> None:
+    """Five pits beside a thousand scratches are half of the escape rate, and five parts say little."""
+    truth = np.repeat([0, 1, 2], [200, 5, 1000])
+    scores = np.where(np.arange(3) == truth[:, None], 0.9, -0.5)
+    scores[200 : 200 + missed] = [0.9, -0.5, -0.5]  # pits that look good
+    rows = np.arange(len(truth))
+    found = LeftOut((A, B, C), truth, rows, scores, np.zeros(len(truth)), np.zeros(len(truth), bool))
+    escapes = operating_point(found, OPEN, [A], escape_rate=0.1).escapes
+    assert escapes.share == pytest.approx(missed / 10)
+    assert escapes.low <= escapes.share
+    assert escapes.high > 0.2
+
+
+@pytest.mark.parametrize(("few", "often", "many", "seldom"), [(20, 0.1, 200, 0.01), (8, 0.05, 300, 0.005)])
+def test_the_interval_of_escapes_holds_the_truth(few: int, often: float, many: int, seldom: float) -> None:
+    rng = np.random.default_rng(0)
+    truth, rows = np.repeat([0, 1], [few, many]), np.arange(few + many)
+    held = []
+    for _ in range(100):
+        _, low, high = balanced_share(rng.random(few + many) < np.array([often, seldom])[truth], truth, rows)
+        held.append(low <= (often + seldom) / 2 <= high)
+    assert np.mean(held) >= 0.85
 
 
 def test_unknown_parts_never_pass() -> None:
