@@ -9,7 +9,7 @@ confirmed head; a provisional one uses the threshold before. Unknown is always r
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ import msgspec
 from sdk.class_names import key_of
 from sdk.errors import HeadError
 from sdk.head import Calibration
-from sdk.moments import Floats
+from sdk.moments import Floats, same
 from sdk.operating import OperatingPoint, operating_point
 from sdk.score import LeftOut
 
@@ -79,15 +79,21 @@ class Accepting:
 
 
 class OperatingTarget:
-    """The target of one station, and the threshold that it means for the head that serves. Any thread may call."""
+    """The target of one station, and the threshold that it means for the head that serves. Any thread may call.
 
-    def __init__(self, target: Target | None = None) -> None:
+    Args:
+        target: What people chose.
+        canonical: Returns the id that stands for a class after merges; what was chosen as good is good under it.
+    """
+
+    def __init__(self, target: Target | None = None, *, canonical: Callable[[bytes], bytes] = same) -> None:
         self._lock = threading.Lock()
         self._target = target or Target()
         self._names = GOOD_NAMES
+        self._canonical = canonical
         self._found: tuple[object, OperatingPoint | None] = (None, None)
         self._found_of = ""  # a release: another's probabilities say something else
-        self._good: tuple[object, frozenset[bytes]] = (None, frozenset())  # asked for each frame
+        self._by_name: tuple[object, frozenset[bytes]] = (None, frozenset())  # asked for each frame
 
     def default_names(self, good: Collection[str]) -> None:
         """Go by these names, however written, until people choose the good classes."""
@@ -106,15 +112,19 @@ class OperatingTarget:
     def good(self, names: dict[bytes, str]) -> frozenset[bytes]:
         """Return the good classes among those that exist, by what people chose or by their names."""
         chosen = self._target.good
-        asked, found = self._good
-        key = (names, chosen, self._names)
-        if asked != key:
-            if chosen is None:
-                found = frozenset(c for c, name in names.items() if key_of(name) in self._names)
-            else:
-                found = frozenset(c for c in names if c.hex() in chosen)
-            self._good = ({**names}, chosen, self._names), found
+        if chosen is not None:
+            wanted = {self._canonical(bytes.fromhex(c)) for c in chosen}
+            return frozenset(c for c in names if self._canonical(c) in wanted)
+        asked, found = self._by_name
+        if asked != (names, self._names):
+            found = frozenset(c for c, name in names.items() if key_of(name) in self._names)
+            self._by_name = ({**names}, self._names), found
         return found
+
+    def lost(self, names: Collection[bytes]) -> list[str]:
+        """Return what people chose as good and no class stands for, in hex, of the ids of all classes."""
+        there = set(map(self._canonical, names))
+        return sorted(c for c in self._target.good or [] if self._canonical(bytes.fromhex(c)) not in there)
 
     def accepting(self, names: dict[bytes, str], scored: Scored | None, release: str = "") -> Accepting | None:
         """Return how parts are judged now; None where nobody chose, and no class has a name of a good one.

@@ -144,6 +144,10 @@ class Learner:
         """The head that decides now. Takes no lock: read it once per decision."""
         return self._heads.active
 
+    def canonical(self, class_id: bytes) -> bytes:
+        """Return the id that stands for a class after merges. Takes no lock."""
+        return self._base.fold.canonical(class_id)
+
     def label(self, sample_id: bytes, class_id: bytes | None, operator: str) -> Saved:
         """Store an operator's label; it is on disk when this returns, and learned soon after. See `label_all`."""
         return self.label_all([(sample_id, class_id)], operator)

@@ -206,7 +206,7 @@ class Station:
         self.counts = Counts()
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self.on_seen: Callable[[Shot, Seen], None] | None = None  # called after each frame, on its thread
-        self.operating = OperatingTarget()
+        self.operating = OperatingTarget(canonical=self._canonical)
         self.courtesy = Courtesy()
         self._on_change = on_change or (lambda: None)
         self._on_saved = on_saved or (lambda: None)
@@ -506,6 +506,10 @@ class Station:
         """Return the classes that exist, by name; none before the first release."""
         serving = self._serving
         return [] if serving is None else serving.learner.classes()
+
+    def _canonical(self, class_id: bytes) -> bytes:
+        serving = self._serving
+        return class_id if serving is None else serving.learner.canonical(class_id)
 
     def class_named(self, name: str) -> bytes:
         """Return the id of the class that people call so, however it is written.

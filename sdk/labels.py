@@ -24,7 +24,7 @@ import hashlib
 import secrets
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Final, NamedTuple
@@ -464,14 +464,8 @@ class Fold:
 
     def _merge(self, merge: _Paired) -> None:
         self._merges.append(merge)
-        if self._holds.counts(merge) and self._link(merge):
+        if self._holds.counts(merge) and _link(merge, self._parent):
             self._relive()
-
-    def _link(self, merge: _Paired) -> bool:
-        low, high = sorted((self.canonical(merge.one), self.canonical(merge.other)))
-        if low != high:
-            self._parent[high] = low
-        return low != high
 
     def _hold(self, entry: Entry, body: Quarantine) -> None:
         hold = Hold(body.device, body.source, body.through, body.reason, body.operator, entry.wall_time_us)
@@ -479,9 +473,10 @@ class Fold:
             return
         for said in (self._labels, self._codes, self._names, self._apart):
             said.recount()
-        self._parent.clear()
+        parent: dict[bytes, bytes] = {}
         for merge in filter(self._holds.counts, self._merges):
-            self._link(merge)
+            _link(merge, parent)
+        self._parent = parent  # as one: `canonical` is asked at any time
         self._relive()
 
     def changes(self, record: Record) -> dict[bytes, tuple[LiveRow | None, LiveRow | None]]:
@@ -511,10 +506,8 @@ class Fold:
         return {(pair.one, pair.other) for pair in found}
 
     def canonical(self, class_id: bytes) -> bytes:
-        """Return the id that stands for this class after merges: the smallest of those merged."""
-        while class_id in self._parent:
-            class_id = self._parent[class_id]
-        return class_id
+        """Return the id that stands for this class after merges: the smallest of those merged. Takes no lock."""
+        return _root(class_id, self._parent)
 
     def live(self, sample: bytes) -> LiveRow | None:
         """Return the sample's row of the live set, its class before merges; None if it has no row or no code."""
@@ -621,3 +614,17 @@ class Fold:
         root = self.canonical(class_id)
         if named is not None and (root not in latest or latest[root].order < named.order):
             latest[root] = named
+
+
+def _root(class_id: bytes, parent: Mapping[bytes, bytes]) -> bytes:
+    while (above := parent.get(class_id)) is not None:
+        class_id = above
+    return class_id
+
+
+def _link(merge: _Paired, parent: dict[bytes, bytes]) -> bool:
+    """Make the smaller class stand for both; return whether it did not before."""
+    low, high = sorted((_root(merge.one, parent), _root(merge.other, parent)))
+    if low != high:
+        parent[high] = low
+    return low != high

@@ -76,9 +76,11 @@ class PointOut:
 
 @dataclass(frozen=True)
 class OperatingOut:
-    """Where the line rejects. `good` are ids; `point` is None where left-out samples cannot tell it yet."""
+    """Where the line rejects. `good` are ids, `lost` such as people chose and no class has; `point` is None where
+    left-out samples cannot tell it yet."""
 
     good: list[str]
+    lost: list[str]
     chosen: bool
     escape_rate: float
     by_threshold: bool
@@ -171,6 +173,7 @@ class Quality:
             )
         return OperatingOut(
             good=sorted(c.hex() for c in good),
+            lost=operating.lost(names),
             chosen=target.good is not None,
             escape_rate=target.escape_rate,
             by_threshold=target.by_threshold,

@@ -564,6 +564,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Diese Rate lässt sich nicht einhalten: Auch an der strengsten Schwelle gehen mehr Fehler durch.",
         "无法达到该漏检率：即使阈值最严，漏检仍更多。",
     ),
+    "quality.lost": (
+        "A class that was chosen as good is gone. Its parts may be rejected: choose the good classes again.",
+        "Eine als gut gewählte Klasse gibt es nicht mehr. Ihre Teile werden vielleicht aussortiert: gute Klassen neu wählen.",
+        "某个被选为合格的类别已不存在，其工件可能被剔除：请重新选择合格类别。",
+    ),
     "quality.missing": (
         "Name a good class, and label defects of two parts or more: then the rates can be told.",
         "Eine gute Klasse wählen und Fehler an zwei oder mehr Teilen zuordnen: Dann lassen sich die Raten angeben.",
