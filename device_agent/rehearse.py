@@ -416,7 +416,9 @@ def _joint(line: Line) -> Point:
     moments = Moments(codes.shape[1]) if base.rest is None else base.rest.copy()
     moments.add(codes, class_ids)
     together = derive_groups(codes, class_ids, groups, knobs=knobs).groups
-    left_out = leave_one_group_out(codes, class_ids, together, knobs=knobs, learned=moments)
+    # As on the device: what the backbone was trained on says nothing of how far new parts lie.
+    only = np.concatenate([~base.fitted[kept], np.ones(len(stream.codes), bool)])
+    left_out = leave_one_group_out(codes, class_ids, together, knobs=knobs, only=only, learned=moments)
     calibration = calibrate(left_out, entry.false_alarm_rate)
     head = solve(moments, knobs=knobs, calibration=calibration)
     name_of = {class_id: name for name, class_id in id_of.items()}

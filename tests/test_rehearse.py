@@ -10,15 +10,27 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from device_agent.learner import Learner
+from device_agent.pipeline import Pipeline
 from device_agent.plot import draw
-from device_agent.rehearse import Plan, PolicyResult, Rehearsal, StationImages, advise, rehearse, together
+from device_agent.rehearse import (
+    Plan,
+    PolicyResult,
+    Rehearsal,
+    StationImages,
+    _joint,
+    advise,
+    rehearse,
+    together,
+)
 from device_agent.runtime import base_head, open_runtime
-from device_agent.shift import DEVICE, WITHDRAWN, Point, Policy, Shift, checkpoints, withdraw
+from device_agent.shift import DEVICE, WITHDRAWN, Coded, Line, Point, Policy, Shift, Test, checkpoints, withdraw
 from device_agent.store import Store
-from sdk.bundle import Bundle
+from sdk.bundle import BaseSamples, Bundle
+from sdk.codes import Codes
 from sdk.errors import BadImages
 from sdk.images import ImageSet, open_images
 from sdk.wire import HeadState
@@ -80,6 +92,42 @@ def test_the_joint_bound_learns_from_every_image_of_the_shift(shift: Rehearsal) 
     assert shift.joint.labels == shift.stream_images == PER_CLASS
     assert shift.joint.new_class_recall is not None
     assert shift.joint.new_class_recall > 0.8
+
+
+class Tuned(Bundle):
+    """A bundle whose backbone was trained on its samples: their codes lie closer together than new ones."""
+
+    def __init__(self, bundle: Bundle, codes: Codes, fitted: bool) -> None:
+        super().__init__(bundle.path, bundle.manifest)
+        self._codes, self._fitted = codes, fitted
+
+    def base(self, precision: str | None = None) -> BaseSamples:
+        base = super().base(precision)
+        return replace(base, codes=self._codes, fitted=np.full(len(self._codes), self._fitted))
+
+
+def test_the_joint_bound_is_calibrated_on_what_did_not_train_the_backbone(full: Bundle, images: ImageSet) -> None:
+    """Else new parts look unknown, and the bound lies below what the device reaches."""
+    rng = np.random.default_rng(0)
+    names = full.class_names()
+    centres = {name: rng.normal(0, 22, 48) for name in EVERY}
+
+    def drawn(labels: list[str], spread: float) -> Codes:
+        at = np.array([centres[label] for label in labels])
+        return np.clip(at + rng.normal(0, spread, at.shape), -127, 127).astype(np.int8)
+
+    def coded(many: int) -> Coded:
+        some = [replace(each, group=str(i)) for i, each in enumerate([*images.images] * many)]
+        return Coded(some, drawn([image.label for image in some], 16))
+
+    codes = drawn([names[class_id] for class_id in full.base().class_ids], 8)
+    stream, test = coded(1), Test(coded(2), Coded([], np.zeros((0, 48), np.int8)), [])
+    pipeline = Pipeline(full, None, open_runtime(full, None))
+    flattered, fair = (
+        _joint(Line(Tuned(full, codes, fitted), pipeline, frozenset(), stream, test, 1)).balanced_accuracy
+        for fitted in (False, True)
+    )
+    assert fair > flattered + 0.005
 
 
 def test_stream_and_test_are_those_of_the_recorded_split(shift: Rehearsal, images: ImageSet) -> None:
