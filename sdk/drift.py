@@ -6,7 +6,7 @@ exchangeable these p-values are independent and uniform; bets against that multi
 Nouretdinov and Gammerman, 2003). It starts again from 1 whenever it falls below, so that evidence is of the time
 since: false alarms then come once in 1/rate parts or less often, on average (Shin, Ramdas and Rinaldo, 2022).
 
-No files, no clock; ties are broken by a stream of random numbers from a seed.
+No files, no clock; random numbers, for ties and for which picture stands for a part, come from a seed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from sdk.moments import Floats, Ints
 from sdk.score import LeftOut
 
 EPSILONS: Final = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -53,9 +54,9 @@ class DriftWatch:
     """Watches the novelty of a stream of parts, one number per part.
 
     Args:
-        left_out: Left-out scores of the head that decides: the reference.
+        left_out: Left-out scores of the head that decides: the reference, one picture of each part.
         rate: An unchanged stream gives a false alarm once in 1 / rate parts or more, on average.
-        seed: Of the tie-breaks.
+        seed: Of that picture, and of the tie-breaks.
 
     Raises:
         ValueError: there are no known samples in the reference, or rate is not in (0, 1).
@@ -67,13 +68,16 @@ class DriftWatch:
         known = left_out.known & np.isfinite(left_out.novelty)
         if not known.any():
             raise ValueError("the reference has no known samples")
-        novelty, said = left_out.novelty[known], left_out.scores[known].argmax(1)
-        self._of_class: dict[bytes, list[float]] = {
-            class_id: sorted(novelty[said == i].tolist()) for i, class_id in enumerate(left_out.class_ids)
-        }
-        self._all: list[float] = sorted(novelty.tolist())
-        self._threshold = 1 / rate
         self._random = np.random.default_rng(seed)
+        # As of the stream, one picture of each part: many of one would say that its like is common.
+        drawn = self._random.permutation(np.flatnonzero(known))
+        novelty, said, groups = left_out.novelty[drawn], left_out.scores[drawn].argmax(1), left_out.groups[drawn]
+        self._of_class: dict[bytes, list[float]] = {
+            class_id: _one_of_each(novelty[said == i], groups[said == i])
+            for i, class_id in enumerate(left_out.class_ids)
+        }
+        self._all = _one_of_each(novelty, groups)
+        self._threshold = 1 / rate
         self._bets = np.ones(len(EPSILONS))
         self._alarm = False
         self._parts = 0
@@ -127,3 +131,9 @@ class DriftWatch:
         self._bets = np.ones(len(EPSILONS))
         self._alarm = False
         self._strange.clear()
+
+
+def _one_of_each(novelty: Floats, groups: Ints) -> list[float]:
+    """Return the first novelty of each group, sorted."""
+    found: list[float] = np.sort(novelty[np.unique(groups, return_index=True)[1]]).tolist()
+    return found

@@ -47,6 +47,20 @@ def test_a_small_reference_gives_no_false_alarm_in_the_long_run() -> None:
     assert alarms <= 2  # 0 are seen; 6 without
 
 
+def test_many_tiles_of_a_part_are_one_part_of_the_reference() -> None:
+    """Thirty parts of twenty tiles: as 600 parts, they say that no part is stranger than these thirty."""
+    alarms = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        parts = np.repeat(np.arange(30), 20)
+        novelty = rng.normal(size=30)[parts] + rng.normal(0, 0.3, 600)
+        scores, nothing = np.tile([0.9, 0.0], (600, 1)), np.zeros(600, bool)
+        watch = DriftWatch(LeftOut((A, B), np.zeros(600, np.int64), parts, scores, novelty, nothing), rate=1e-4)
+        stream = rng.normal(size=300) + rng.normal(0, 0.3, 300)
+        alarms += any(watch.see(float(each), A).alarm for each in stream)
+    assert alarms <= 1  # 0 are seen; 4 with all tiles, where the bound is 0.9
+
+
 def test_a_small_lasting_shift_is_found_and_shown() -> None:
     watch = DriftWatch(reference(), rate=1e-4)
     for i, part in enumerate(stream(7, 300)):

@@ -88,7 +88,7 @@ ABOVE = {
     "sdk/verdict.py": {"head", "margins", "score", "moments", "reason"},
     "sdk/operating.py": {"errors", "head", "score", "moments"},
     "sdk/audit.py": {"head", "score", "moments"},
-    "sdk/drift.py": {"score"},
+    "sdk/drift.py": {"score", "moments"},
     "sdk/durable.py": set[str](),
     "sdk/exchange.py": {"durable"},
     "sdk/bundle.py": {
