@@ -417,11 +417,14 @@ class Station:
         self._last_group = shot.group
         key = (serving.digest, reference.number)
         if self._watch is None or self._watch[0] != key:
+            self._watch = None
+            if not reference.left_out.known.any():
+                return  # nothing to compare with
             self._watch = key, DriftWatch(reference.left_out, rate=DRIFT_RATE)
         self._watch[1].see(decision.novelty, decision.forced_id, shot.sample_id)
 
     def drift(self) -> Drift | None:
-        """Return whether parts look as they did when the head was scored; None before it was."""
+        """Return whether parts look as they did when the head was scored; None where none tells how they did."""
         return None if self._watch is None else self._watch[1].now()
 
     def suspects(self, limit: int = 50) -> list[Suspect]:

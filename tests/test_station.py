@@ -25,6 +25,7 @@ from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import BadImages, LabelError, NoRelease, StoreFull, UnknownClassError
 from sdk.labels import DefineClass
+from tests.builders import make_bundle, open_projection
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
 
@@ -233,6 +234,22 @@ def test_a_stream_that_changes_is_noticed_with_the_parts_behind_it(
     assert drift.alarm
     shown = {shot.sample_id for shot in strange}
     assert sum(key in shown for key in drift.strangest) > 0.7 * len(drift.strangest)
+    station.close()
+
+
+def test_a_head_with_nothing_to_compare_with_watches_no_drift(store: Store, tmp_path: Path) -> None:
+    """The release's own samples trained its backbone, and the only other one is the first of its class."""
+    fitted = make_bundle(tmp_path / "fitted", fitted=True)
+    station = Station(store)
+    station.serve(fitted, None, open_projection(fitted, fitted.precision(None).precision))
+    first, second = of_parts(tmp_path / "rings", "rings", 2)
+    station.see(first)
+    station.label(first.sample_id, station.define_class("ring", "ann"), "ann")
+    reference = referred(station).require().learner.reference
+    assert reference is not None
+    assert not reference.left_out.known.any()
+    assert station.see(second).decision.head == reference.number
+    assert station.drift() is None
     station.close()
 
 
