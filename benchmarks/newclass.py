@@ -1,8 +1,9 @@
 """newclass: how well is a class known after its first 1, 3, 5 and 10 labels, and what does it cost the others?
 
 Each class is held back in turn. The rest of the half that is learned from stays as it is; 1, 3, 5 and 10 labels of
-the class are drawn from its groups in that half, several times. Recall is measured on the half held out by group.
-"Unknown" counts as a miss where it says so; rivals cannot say it.
+the class are drawn from its groups in that half, several times. Recall is measured on the half held out by group:
+by forced choice, which is all that rivals can say, and by the decision shown, where "unknown" is a miss. The
+targets are told for both; docs/head.md, section 5, means the second.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ QUESTION: Final = "recall of a new class after its first labels, and of the othe
 LABELS: Final = (1, 3, 5, 10)
 SPLITS: Final = 5
 DRAWS: Final = 5
-"""Of the labels, in each split, for what takes only a solve."""
+"""Of the labels, in each split, for this head."""
 RIVAL_DRAWS: Final = 1
 """The first of the same draws, for what takes longer."""
 OURS: Final = "this head"
+SHOWN: Final = f"{OURS}, unknown is a miss"
 TARGETS: Final = dict(zip(LABELS, (85.0, 93.0, 95.0, 96.0), strict=True))
 OTHERS: Final = 98.8
 
@@ -44,14 +46,16 @@ def run(setup: Setup) -> Report:
         title = f"{name}: recall of the new class / mean recall of the others, %, mean of all classes and splits"
         tables.append(Table(title, ("", *(f"{r} labels" for r in LABELS)), tuple(rows)))
         if name == "neu_det":
-            targets += [
-                Target(f"{name}, new class after {r} labels, %", means[OURS, r][0], TARGETS[r]) for r in LABELS
-            ]
-            least = min(means[OURS, r][1] for r in LABELS)
-            targets.append(Target(f"{name}, other classes, lowest of the columns, %", least, OTHERS))
+            for method, how in ((OURS, "by forced choice"), (SHOWN, "by the decision shown")):
+                targets += [
+                    Target(f"{name}, new class after {r} labels, {how}, %", means[method, r][0], TARGETS[r])
+                    for r in LABELS
+                ]
+                least = min(means[method, r][1] for r in LABELS)
+                targets.append(Target(f"{name}, other classes, lowest of the columns, {how}, %", least, OTHERS))
     notes = (
         f"{SPLITS} splits, forced choice unless it says otherwise.",
-        f"In each split {DRAWS} draws of labels for the first two rows, {RIVAL_DRAWS} of them for the others.",
+        f"In each split {DRAWS} draws of labels for the first three rows, {RIVAL_DRAWS} of them for the others.",
         "The penalties of logistic regression and ridge were tuned on the learning half with all classes' labels: "
         "more than anybody has at the first label.",
     )
@@ -82,13 +86,11 @@ def _measure(setup: Setup, sample: Sample) -> Found:
                     for method, knobs in ((OURS, DEFAULT_KNOBS), ("plain whitened cosine", PLAIN)):
                         head = SolvedHead(solve(moments, knobs=knobs), k)
                         found[method, labels].append(_recalls(head.scores(codes[test]).argmax(1), truth, new))
-                    if draw >= RIVAL_DRAWS:
-                        continue
                     given = codes[rows], sample.labels[rows], sample.groups[rows], k
                     served, _ = Ours().fit_calibrated(*given)
-                    found[f"{OURS}, unknown is a miss", labels].append(
-                        _recalls(served.shown(codes[test]), truth, new)
-                    )
+                    found[SHOWN, labels].append(_recalls(served.shown(codes[test]), truth, new))
+                    if draw >= RIVAL_DRAWS:
+                        continue
                     for rival in rivals:
                         choice = rival.fit(*given).scores(codes[test]).argmax(1)
                         found[rival.name, labels].append(_recalls(choice, truth, new))
