@@ -1,12 +1,14 @@
 """wronglabels: does the head point at labels that are wrong, and does withdrawing them undo the harm exactly?
 
-A tenth of the labels given is changed to another class at random. All samples are ranked by how little the head
-without the sample's group believes its label. An operator looks at the top of the list and withdraws the wrong;
-the moments must then be those of a device that never had them.
+A tenth of the labels given is changed to another class at random. All samples are ranked by the product's own
+suspicion, how little the head without the sample's group believes its label. Somebody looks at the top of that
+ranking and withdraws the wrong; the moments must then be those of a device that never had them. What the product
+lists is told beside: no more than so many, and only what the head calls something else.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -14,23 +16,14 @@ import numpy as np
 from benchmarks.features import Sample
 from benchmarks.learners import Ours, ids_of, mean_recall, moments_of
 from benchmarks.report import Report, Setup, Table, Target, percent
-from sdk.head import Calibration, solve
-from sdk.moments import Floats, Ints
-from sdk.score import LeftOut
+from sdk.audit import suspects, suspicion
+from sdk.head import solve
+from sdk.moments import Ints
 
 QUESTION: Final = "wrong labels found by left-out residuals, and withdrawn"
 WRONG: Final = 0.10
 LOOKED_AT: Final = 0.15
 SPLITS: Final = 5
-
-
-def suspicion(left_out: LeftOut, calibration: Calibration) -> Floats:
-    """Return (n,) how far the best other class is above the label, by heads that never saw the sample's group."""
-    rows = np.arange(len(left_out.truth))
-    own = left_out.scores[rows, left_out.truth]
-    others = left_out.scores.copy()
-    others[rows, left_out.truth] = -np.inf
-    return np.asarray(calibration.temperature * (others.max(1) - own))
 
 
 def run(setup: Setup) -> Report:
@@ -39,7 +32,7 @@ def run(setup: Setup) -> Report:
     for name in setup.sets:
         sample = setup.load(name)
         runs = [_one_split(setup, sample, seed) for seed in setup.seeds(SPLITS)]
-        found, dirty, withdrawn, never, clean, equal = np.mean(runs, axis=0)
+        found, listed, shown, dirty, withdrawn, never, clean, equal = np.mean(runs, axis=0)
         rows = (
             ("with the wrong labels", float(dirty)),
             ("after withdrawing the confirmed ones", float(withdrawn)),
@@ -47,7 +40,8 @@ def run(setup: Setup) -> Report:
             ("with no wrong label at all", float(clean)),
         )
         title = (
-            f"{name}: balanced accuracy on the half held out by group, %; {found:.1f} % of the wrong labels found"
+            f"{name}: balanced accuracy on the half held out by group, %; {found:.1f} % of the wrong labels in "
+            f"the top {LOOKED_AT:.0%}, {shown:.1f} % in the list of {listed:.0f} that the product shows"
         )
         tables.append(Table(title, ("", "%"), rows))
         if name == "neu_det":
@@ -75,7 +69,10 @@ def _one_split(setup: Setup, sample: Sample, seed: int) -> tuple[float, ...]:
     own = codes[learn]
 
     served, left_out = Ours().fit_calibrated(own, given, sample.groups[learn], k)
-    ranked = np.argsort(-suspicion(left_out, served.head.calibration), kind="stable")
+    calibration = served.head.calibration
+    ranked = np.argsort(-suspicion(left_out, calibration), kind="stable")
+    numbered = replace(left_out, samples=tuple(row.to_bytes(32, "big") for row in range(len(learn))))
+    listed = [int.from_bytes(each.sample, "big") for each in suspects(numbered, calibration)]
     confirmed = np.zeros(len(learn), bool)
     confirmed[ranked[: round(LOOKED_AT * len(learn))]] = True
     confirmed &= wrong
@@ -92,6 +89,8 @@ def _one_split(setup: Setup, sample: Sample, seed: int) -> tuple[float, ...]:
     withdrawn = solve(moments).scores(codes[test])
     return (
         percent(confirmed.sum() / wrong.sum()),
+        float(len(listed)),
+        percent(wrong[listed].sum() / wrong.sum()),
         accuracy(given, everything),
         percent(mean_recall(withdrawn, sample.labels[test])),
         accuracy(given, kept),
