@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import cv2
+import msgspec
 
 from device_agent.agent import agent_version, running_page, running_state
 from device_agent.broker_check import check_broker
@@ -513,6 +514,8 @@ def _cameras(site: Site) -> Iterator[Finding]:
 
 
 def _camera(settings: CameraSettings, device: str) -> Iterator[Finding]:
+    if isinstance(settings, WatchCamera):
+        settings = msgspec.structs.replace(settings, delete=False)  # what it looks at is still the agent's to take
     try:
         camera = open_camera(settings, device)
         stop = threading.Event()

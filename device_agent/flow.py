@@ -7,7 +7,8 @@ Rules kept here:
 
 - Free run: the newest frame wins, and the ones it replaced are counted, at the intake and nowhere else. With
   triggers, and from files, none is dropped: each stage waits for the next (`Flow.waiting` shows where), and a
-  trigger that finds its queue full is refused and its part rejected.
+  trigger that finds its queue full is refused and its part rejected. What a trigger did not ask for, because it
+  came before it or too late, is not taken.
 - A verdict never waits for storage. When that falls behind, tiles that are surely good and that nobody would be
   asked about are not stored, and counted; then inspection waits for it.
 - A part whose time is over is rejected by a thread that does nothing else, whatever the others are stuck in.
@@ -347,10 +348,10 @@ class Flow:
         shots, trigger, left = camera.shots(stop), None, 0
         while not stop.is_set():
             if not left:
-                # A file waits to be asked. A live camera goes on, so that its newest frame is never an old one.
-                trigger = triggers.take(number, 0.0 if camera.live else POLL_S)
+                # A replayed file waits to be asked. All others go on, so that none that is taken is an old one.
+                trigger = triggers.take(number, POLL_S if camera.replay else 0.0)
                 left = 0 if trigger is None else self._settings.frames
-            if not left and not camera.live:
+            if not left and camera.replay:
                 continue
             shot = next(shots, None)
             if shot is None:
@@ -358,10 +359,11 @@ class Flow:
             if trigger is None:
                 trigger = triggers.take(number)
                 left = 0 if trigger is None else self._settings.frames
-            while trigger is not None and camera.live and self._has_passed(trigger, shot):
+            while trigger is not None and not camera.replay and self._has_passed(trigger, shot):
                 trigger = triggers.take(number)
                 left = 0 if trigger is None else self._settings.frames
-            if trigger is None or (camera.live and shot.at_s < trigger.at_s + self._settings.delay_s):
+            if trigger is None or (not camera.replay and shot.at_s < trigger.at_s + self._settings.delay_s):
+                camera.tally.dropped += not camera.live  # a file of another part, and not one of many frames
                 continue
             shot = replace(shot, camera=number).of_part(trigger.part, self._station.store.device, trigger.lot)
             if not self._intake.put(Taken(shot, trigger), stop):

@@ -105,7 +105,7 @@ def metrics_of(state: State) -> Iterator[Metric]:
         "headway_camera_frames": ("Frames that the cameras gave.", sum(each.frames for each in state.cameras)),
         "headway_camera_bad": ("Files that could not be read.", sum(each.bad for each in state.cameras)),
         "headway_camera_dropped": (
-            "Frames that nobody was quick enough for.",
+            "Frames nobody was quick enough for, and files no trigger asked for.",
             sum(each.dropped for each in state.cameras),
         ),
         "headway_camera_outages": (

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from device_agent.camera import CameraState, Shot, Tally
+from device_agent.camera import Camera, CameraState, Shot, Tally
 from device_agent.flow import Flow, FlowSettings, Source
 from device_agent.parts import Part
 from device_agent.recipe import Recipe
@@ -34,7 +34,7 @@ class SimCamera:
     """A camera that gives what is pushed into it. A live one keeps nothing: who is slow misses frames."""
 
     def __init__(self, name: str = "sim", *, live: bool = True, device: str = "line-1") -> None:
-        self.name, self.live, self.tally = name, live, Tally()
+        self.name, self.live, self.replay, self.tally = name, live, not live, Tally()
         self._device = device
         self._frames: queue.Queue[tuple[Frame, str | None, float] | None] = queue.Queue()
 
@@ -88,7 +88,7 @@ class Line:
         self,
         store: Store,
         bundle: Bundle,
-        cameras: Sequence[SimCamera],
+        cameras: Sequence[Camera],
         settings: FlowSettings,
         recipe: Recipe | None = None,
         check: Callable[[Shot], str] = lambda _: "",

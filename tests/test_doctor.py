@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from device_agent import doctor as doctor_module
 from device_agent.agent import Agent
 from device_agent.cli_operations import FAULT_EXIT, doctor
-from device_agent.config import load_site
+from device_agent.config import WatchCamera, load_site
 from device_agent.doctor import Machine, examine
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
@@ -30,6 +31,7 @@ from sdk.tensorrt_api import Library
 from sdk.trust.repository import Repository
 from tests.simulators import wait_for
 from tests.test_agent import bundle, flipped, images, running, site_file, site_of
+from tests.tiny import picture
 
 __all__ = ["bundle", "images"]
 
@@ -62,6 +64,17 @@ def test_a_machine_that_is_well_has_no_faults(images: Path, bundle: Bundle) -> N
     assert any(each.what.startswith("fp32 by cpu, 1 thread: ") for each in found)
     assert by_area["broker"] == "no [mqtt] table: this device works alone"
     assert not (images.parent / "data").exists(), "looking changes nothing"
+
+
+def test_no_picture_is_deleted_that_the_agent_has_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_module, "CAMERA_WAIT_S", 0.5)
+    (tmp_path / "left over.png").write_bytes(picture("pit", 0))
+    watch = WatchCamera(path=tmp_path, poll_s=0.01, delete=True)
+    (found,) = doctor_module._camera(watch, "line-1")
+    assert found.level is Level.GOOD
+    assert [file.name for file in tmp_path.iterdir()] == ["left over.png"]
 
 
 def test_without_settings_the_machine_alone_is_looked_at() -> None:

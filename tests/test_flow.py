@@ -12,14 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from device_agent.camera import Box, CameraState, Shot
-from device_agent.config import RecipeSettings
+from device_agent.camera import Box, Camera, CameraState, Shot, encode_png, open_camera
+from device_agent.config import RecipeSettings, WatchCamera
 from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, Backlog, FlowSettings, worth_keeping
 from device_agent.parts import LATE, STOPPING
 from device_agent.recipe import Recipe
 from device_agent.sample import SampleStatus
 from device_agent.station import Look
 from device_agent.store import Store
+from device_agent.trigger import Trigger
 from sdk.bundle import Bundle
 from sdk.errors import CameraLost, InferenceFailed, NoRelease, TriggerRefused
 from sdk.images import decode, sample_id
@@ -162,6 +163,72 @@ def test_files_are_taken_one_for_each_trigger(store: Store, bundle: Bundle) -> N
         line.flow.trigger("B")
         until(lambda: line.station.counts.frames == 2)
         assert [part.name for part in line.parts] == ["A", "B"]
+
+
+def watching(folder: Path, *, delete: bool = False) -> Camera:
+    folder.mkdir(exist_ok=True)
+    return open_camera(WatchCamera(path=folder, poll_s=0.01, delete=delete), "line-1")
+
+
+def put(folder: Path, name: str) -> None:
+    """Write a file, whole at once."""
+    draft = folder / f".{name}"
+    draft.write_bytes(encode_png(frame_of("pit", len(name))))
+    draft.rename(folder / name)
+
+
+def shown(line: Line) -> list[tuple[str, str]]:
+    """Return each part that has a finding, and the file that it was decided by."""
+    return [(part.name, part.finding.shot.source) for part in line.parts if part.finding is not None]
+
+
+def test_a_file_that_no_trigger_asked_for_answers_none_that_comes_later(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Its trigger was refused, or sent while the broker was away. It took the next part's place, and so on."""
+    camera, folder = watching(tmp_path / "in"), tmp_path / "in"
+    with Line(store, bundle, [camera], triggered()) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        put(folder, "lost.png")
+        until(lambda: camera.tally.dropped == 1)
+        for i in range(3):
+            line.flow.trigger(f"part {i}")
+            put(folder, f"{i}.png")
+            until(lambda: len(line.parts) == i + 1)  # noqa: B023 - called before it changes
+        assert shown(line) == [(f"part {i}", f"{i}.png") for i in range(3)]
+
+
+def test_a_file_left_over_at_a_stop_answers_no_trigger_after_the_start(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    with Line(store, bundle, [camera := watching(folder, delete=True)], triggered()) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        line.flow.trigger("monday")
+        put(folder, "monday.png")
+        until(lambda: line.parts)
+    assert list(folder.iterdir()) == []
+    put(folder, "left.png")
+    with Line(store, bundle, [camera := watching(folder, delete=True)], triggered()) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        line.flow.trigger("tuesday")
+        put(folder, "tuesday.png")
+        until(lambda: line.parts)
+        assert shown(line) == [("tuesday", "tuesday.png")]
+        assert camera.tally.dropped == 1
+
+
+def test_a_part_whose_file_never_came_takes_no_other_parts(store: Store, bundle: Bundle, tmp_path: Path) -> None:
+    camera, folder = watching(tmp_path / "in"), tmp_path / "in"
+    with Line(store, bundle, [camera], triggered()) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        assert line.flow.triggers is not None
+        line.flow.triggers.fire(Trigger("passed", 0.0, time.monotonic() - 601))  # its 600 s are over
+        for i in range(3):
+            line.flow.trigger(f"part {i}")
+            put(folder, f"{i}.png")
+            until(lambda: len(line.parts) == i + 1)  # noqa: B023 - called before it changes
+        assert shown(line) == [(f"part {i}", f"{i}.png") for i in range(3)]
 
 
 def test_a_part_whose_camera_gives_nothing_is_rejected_when_its_time_is_over(store: Store, bundle: Bundle) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
+from device_agent.camera.files import Watch
 from device_agent.camera.gstreamer import LAUNCH, LaunchGrabber, check_pipeline, has_gstreamer
 from device_agent.camera.live import Live
 from device_agent.camera.picture import BLACK, FIRST, GRID, WHITE, PictureWatch
@@ -214,6 +217,33 @@ def test_files_that_are_deleted_once_taken_are_taken_even_when_they_lay_there(tm
         wait_for(lambda: len(watched.shots) == 2 and not list(tmp_path.iterdir()), DEADLINE_S)
 
 
+def test_a_file_is_deleted_as_soon_as_it_is_read(tmp_path: Path) -> None:
+    put(tmp_path, "0.png", 10)
+    shots = open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1").shots(threading.Event())
+    next(shots)
+    shots.close()  # type: ignore[attr-defined]  # a generator
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_has_the_time_at_which_it_came_however_late_it_is_taken(tmp_path: Path) -> None:
+    """Inspection may be behind: by the time at which it was taken it would be of a later part."""
+    camera = open_camera(WatchCamera(path=tmp_path, poll_s=0.01), "line-1")
+    assert isinstance(camera, Watch)
+    shots = camera.shots(threading.Event())
+    with Watched(camera) as watched:
+        wait_for(lambda: camera.tally.state is CameraState.LIVE, DEADLINE_S)
+        put(tmp_path, "0.png", 10)
+        wait_for(lambda: watched.shots, DEADLINE_S)
+    before_s = time.monotonic()
+    put(tmp_path, "while nobody looks.png", 20)
+    shot = next(shots)
+    assert shot.at_s < before_s  # it may have come at any time since the last look
+    put(tmp_path, "while the one before is inspected.png", 30)
+    wait_for(lambda: "while the one before is inspected.png" in camera._taken, DEADLINE_S)
+    seen_s = time.monotonic()
+    assert before_s < next(shots).at_s < seen_s
+
+
 def test_a_file_is_not_taken_while_it_grows(tmp_path: Path) -> None:
     whole = encode_png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     camera = open_camera(WatchCamera(path=tmp_path, poll_s=0.01), "line-1")
@@ -235,14 +265,19 @@ def test_a_bad_file_is_quarantined_and_the_next_one_taken(tmp_path: Path) -> Non
         assert list(camera.tally.quarantined) == ["bad.jpg"]
 
 
-def test_a_file_that_cannot_be_deleted_is_taken_once_and_the_next_one_too(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_deleted_is_taken_once_and_the_next_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(_path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)  # root deletes whatever it can be kept from
     put(tmp_path, "0.png", 10)
     shots = open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1").shots(threading.Event())
     assert next(shots).part == "0.png"
-    (tmp_path / "0.png").unlink()
-    (tmp_path / "0.png").mkdir()  # as a share that takes no more writes, it cannot be deleted
     put(tmp_path, "1.png", 20)
     assert next(shots).part == "1.png"
+    assert "0.png was taken and cannot be deleted: Read-only file system" in caplog.text
 
 
 def test_a_watched_folder_that_is_gone_is_lost(tmp_path: Path) -> None:

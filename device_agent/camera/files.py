@@ -1,7 +1,9 @@
 """Frames from files: a folder, a video, a folder that another program fills.
 
 A sample's bytes are the file's own (folder) or a lossless PNG (video). A bad file is quarantined: counted, logged
-once, never fatal. Files wait: nothing is dropped, however slow the inspection.
+once, never fatal. Files wait: nothing is dropped, however slow the inspection. Those of a folder and a video are
+replayed and of no time; when a file came into a watched folder is noted at once, by a thread that does nothing
+else, so that a trigger gets no older one (`device_agent.flow`).
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 
@@ -29,9 +33,23 @@ _log = logging.getLogger(__name__)
 
 MAX_QUARANTINED: Final = 1000
 """Bad files remembered by name, so that each is logged once; past it they are only counted."""
+STOP_POLL_S: Final = 0.2
+"""How long a watched folder waits for a file before it looks whether it is stopped."""
+STOP_TIMEOUT_S: Final = 2.0
+"""How long a stop waits for a look at a folder whose server is gone; its thread does not hold the exit."""
 
 _Stamp = tuple[int, int]
 """Time of the last change, and size."""
+
+
+class _Come(NamedTuple):
+    """A file of a watched folder that has stopped growing, and the monotonic time at which it was first seen."""
+
+    name: str
+    path: Path
+    stamp: _Stamp
+    at_s: float
+
 
 _Listed = tuple[Path, str, str]
 """File, its path for people, its part."""
@@ -84,6 +102,7 @@ class Folder:
     """Image files, as delivered."""
 
     live = False
+    replay = True
 
     def __init__(self, settings: FolderCamera, device: str, clock: Callable[[], float]) -> None:
         self.name = settings.name or str(settings.path)
@@ -134,9 +153,15 @@ def read_shot(
 
 
 class Watch:
-    """A folder that another program fills. Each new file is taken once, when it has stopped growing."""
+    """A folder that another program fills. Each new file is taken once, when it has stopped growing.
+
+    Its time is that of the look that first saw it. A thread of its own looks every `poll_s`, also while inspection
+    takes nothing or is behind. What came while nobody looked, as before the first look, is as old as the look
+    before: no trigger that came meanwhile may get it.
+    """
 
     live = False
+    replay = False
 
     def __init__(self, settings: WatchCamera, device: str, clock: Callable[[], float]) -> None:
         if not settings.path.is_dir():
@@ -144,40 +169,90 @@ class Watch:
         self.name = settings.name or str(settings.path)
         self.tally = Tally()
         self._settings, self._device, self._clock = settings, device, clock
+        self._looked_s = time.monotonic()
         # What lies there already is of the past; where taken files are deleted, it is left over and still to do.
-        self._taken: dict[str, _Stamp] = {} if settings.delete else {name: at for name, _, at in self._listed()}
+        there = self._listed()
+        self._taken: dict[str, _Stamp] = {} if settings.delete else {name: at for name, _, at in there}
+        self._since = dict.fromkeys((name for name, _, _ in there), self._looked_s) if settings.delete else {}
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
-        """Yield new files, oldest first, for ever.
+        """Yield new files, oldest first, for ever. A file is remembered, and deleted where that is asked for, as
+        soon as it is read.
 
         Raises:
             CameraLost: the folder is gone.
         """
-        growing: dict[str, _Stamp] = {}
-        while not stop.is_set():
-            try:
-                listed = self._listed()
-            except OSError as error:
-                raise CameraLost(f"{self.name}: {error.strerror}", hint="It is looked for again.") from error
-            self.tally.state = CameraState.LIVE
-            for name, path, stamp in listed:
-                if self._taken.get(name) == stamp:
+        closing = threading.Event()
+        come: queue.SimpleQueue[_Come | Exception] = queue.SimpleQueue()
+        looker = threading.Thread(target=self._look_on, args=(come, stop, closing), name="folder", daemon=True)
+        looker.start()
+        try:
+            while not stop.is_set():
+                try:
+                    file = come.get(timeout=STOP_POLL_S)
+                except queue.Empty:
                     continue
-                if growing.get(name) != stamp:
-                    growing[name] = stamp  # it is looked at again, and taken when it is still the same
-                    continue
-                self._taken[name] = stamp
-                shot = read_shot(path, name, name, self._device, self._clock, self.tally)
+                if isinstance(file, Exception):
+                    raise file
+                shot = self._take(file)
                 if shot is not None:
                     yield shot
-                    if self._settings.delete:
-                        self._delete(path)
-                if stop.is_set():
-                    return
-            here = {name for name, _, _ in listed}
-            self._taken = {name: at for name, at in self._taken.items() if name in here}
-            growing = {name: at for name, at in growing.items() if name in here and self._taken.get(name) != at}
-            stop.wait(self._settings.poll_s)
+        finally:
+            closing.set()
+            looker.join(STOP_TIMEOUT_S)
+            while not come.empty():
+                left = come.get()
+                if isinstance(left, _Come):  # still to do, and as old as it is
+                    self._taken.pop(left.name, None)
+                    self._since[left.name] = left.at_s
+
+    def _look_on(
+        self, come: queue.SimpleQueue[_Come | Exception], stop: threading.Event, closing: threading.Event
+    ) -> None:
+        """Look until the folder is gone or nobody takes its files; hand over those that have stopped growing."""
+        growing: dict[str, _Stamp] = {}
+        before_s: float | None = self._looked_s
+        try:
+            while not (stop.is_set() or closing.is_set()):
+                listed = self._listed()
+                if closing.is_set():
+                    return  # it took so long that somebody else may look now
+                self._looked_s = time.monotonic()
+                new_s, before_s = (self._looked_s if before_s is None else before_s), None
+                self.tally.state = CameraState.LIVE
+                for name, path, stamp in listed:
+                    if self._taken.get(name) == stamp:
+                        continue
+                    self._since.setdefault(name, new_s)
+                    if growing.get(name) != stamp:
+                        growing[name] = stamp  # it is looked at again, and taken when it is still the same
+                        continue
+                    self._taken[name] = stamp
+                    come.put(_Come(name, path, stamp, self._since.pop(name)))
+                here = {name for name, _, _ in listed}
+                self._taken = {name: at for name, at in self._taken.items() if name in here}
+                self._since = {name: at_s for name, at_s in self._since.items() if name in here}
+                growing = {name: at for name, at in growing.items() if name in self._since}
+                closing.wait(self._settings.poll_s)
+        except OSError as error:
+            come.put(CameraLost(f"{self.name}: {error.strerror}", hint="It is looked for again."))
+        except Exception as error:  # noqa: BLE001 - the thread's outermost frame: who takes the files must hear it
+            come.put(error)
+
+    def _take(self, file: _Come) -> Shot | None:
+        """Return a file's frame; None where it is no usable image, or another one since it was seen."""
+        try:
+            status = file.path.stat()
+        except FileNotFoundError:
+            return None
+        if _stamp(status) != file.stamp:
+            return None  # the next looks find it
+        shot = read_shot(file.path, file.name, file.name, self._device, self._clock, self.tally)
+        if shot is None:
+            return None
+        if self._settings.delete:
+            self._delete(file.path)
+        return replace(shot, at_s=file.at_s)
 
     def _delete(self, path: Path) -> None:
         try:
@@ -197,15 +272,19 @@ class Watch:
                     status = entry.stat()
                 except FileNotFoundError:
                     continue  # gone since it was listed
-                stamp = (status.st_mtime_ns, status.st_size)
-                found.append((status.st_mtime_ns, entry.name, Path(entry.path), stamp))
+                found.append((status.st_mtime_ns, entry.name, Path(entry.path), _stamp(status)))
         return [(name, path, stamp) for _, name, path, stamp in sorted(found)]
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return status.st_mtime_ns, status.st_size
 
 
 class Video:
     """A video file, every frame or sampled."""
 
     live = False
+    replay = True
 
     def __init__(self, settings: VideoCamera, device: str, clock: Callable[[], float]) -> None:
         if not settings.path.is_file():

@@ -59,6 +59,7 @@ class Live:
     """
 
     live = True
+    replay = False
 
     def __init__(
         self,

@@ -54,7 +54,8 @@ class Tally:
         frames: Given out.
         quarantined: Files that could not be read, each counted once, with the reason.
         bad: Those files; more than `quarantined` names where there were very many.
-        dropped: Live frames that a newer one replaced before anybody took them.
+        dropped: Live frames that a newer one replaced before anybody took them, and files of a watched folder that
+            no trigger had asked for.
         outages: Times a live camera was lost, the first failure to open it included.
         last_s: Monotonic time of its newest frame; None before the first.
         picture: What is wrong with its newest frame (black, over-exposed, frozen); empty for nothing.
@@ -144,11 +145,14 @@ class Camera(Protocol):
         name: For people.
         tally: What it has done.
         live: Frames come whether or not anybody takes them; a file waits.
+        replay: Its frames are of no time, and each trigger gets the next one. Else a shot's `at_s` tells whether
+            it came after a trigger, and only such a shot is of its part.
     """
 
     name: str
     tally: Tally
     live: bool
+    replay: bool
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
         """Yield frames until the source ends or `stop` is set.
