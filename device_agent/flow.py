@@ -51,6 +51,8 @@ RETRY_S: Final = 1.0
 RETRY_MAX_S: Final = 30.0
 FAILURES_IN_A_ROW: Final = 3
 """After so many frames in a row that could not be inspected the flow waits between tries."""
+_DOUBLINGS: Final = 16
+"""Far past `RETRY_MAX_S`: of failures in a row for a night, 2 to that power would be no float."""
 STOP_TIMEOUT_S: Final = 5.0
 """How long a stop waits for a stage stuck in a driver or runtime. Its thread does not hold the exit."""
 PARTS_KEPT: Final = 64
@@ -457,7 +459,7 @@ class Flow:
         self._in_a_row += 1
         self._on_frame(error, 0.0)
         if self._in_a_row >= FAILURES_IN_A_ROW and self.triggers is None:  # triggered parts do not wait
-            stop.wait(min(RETRY_S * 2 ** (self._in_a_row - FAILURES_IN_A_ROW), RETRY_MAX_S))
+            stop.wait(min(RETRY_S * 2 ** min(self._in_a_row - FAILURES_IN_A_ROW, _DOUBLINGS), RETRY_MAX_S))
 
     def _tell(self, parts: Sequence[Part]) -> None:
         """Hand verdicts over, in order: the caller has the ledger's lock."""

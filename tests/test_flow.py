@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from device_agent import flow
 from device_agent.camera import Box, Camera, CameraState, Shot, encode_png, open_camera
 from device_agent.config import RecipeSettings, WatchCamera
 from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, Backlog, FlowSettings, worth_keeping
@@ -320,6 +321,21 @@ def test_a_frame_that_fails_rejects_its_part_and_the_next_is_taken(
         assert line.parts[0].reason.startswith("not inspected: ")
         assert line.parts[1].finding is not None
         assert line.faults == [error]
+
+
+def test_a_line_that_failed_for_a_night_inspects_again(
+    store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 1,027 failures in a row, 8.5 hours, the stage itself ended, and the line stood until a restart."""
+    monkeypatch.setattr(flow, "RETRY_MAX_S", 0.0)
+    camera = SimCamera(live=False)
+    with Line(store, bundle, [camera], PATIENT) as line:
+        line.flow._in_a_row = 2000
+        line.runtime.fail_next.append(InferenceFailed("no memory", hint="-"))
+        camera.push(frame_of("pit", 0))
+        camera.push(frame_of("pit", 1))
+        until(lambda: line.station.counts.frames == 1, "the frame after the one that failed")
+        assert len(line.faults) == 1
 
 
 def test_several_cameras_share_one_backbone_and_make_one_verdict(store: Store, bundle: Bundle) -> None:
