@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
+from device_agent.camera import Camera, CameraState, Shot, encode_png, files, open_camera
 from device_agent.camera.files import Watch
 from device_agent.camera.gstreamer import LAUNCH, LaunchGrabber, check_pipeline, has_gstreamer
 from device_agent.camera.live import Live
@@ -222,6 +222,28 @@ def test_a_file_is_deleted_as_soon_as_it_is_read(tmp_path: Path) -> None:
     shots = open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1").shots(threading.Event())
     next(shots)
     shots.close()  # type: ignore[attr-defined]  # a generator
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_replaced_another_is_not_deleted_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may give every picture one name; the next part's may be there before this one's was decoded."""
+    read_shot = files.read_shot
+
+    def slow(path: Path, *rest: Any) -> Shot | None:
+        shot = read_shot(path, *rest)
+        if shot is not None and shot.frame[0, 0, 0] == 10:
+            put(tmp_path, "next.png", 20)
+            (tmp_path / "next.png").rename(path)
+        return shot
+
+    monkeypatch.setattr(files, "read_shot", slow)
+    put(tmp_path, "current.png", 10)
+    shots = open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1").shots(threading.Event())
+    assert next(shots).frame[0, 0, 0] == 10
+    assert [file.name for file in tmp_path.iterdir()] == ["current.png"]
+    assert next(shots).frame[0, 0, 0] == 20
     assert list(tmp_path.iterdir()) == []
 
 

@@ -251,12 +251,17 @@ class Watch:
         if shot is None:
             return None
         if self._settings.delete:
-            self._delete(file.path)
+            self._delete(file.path, status)
         return replace(shot, at_s=file.at_s)
 
-    def _delete(self, path: Path) -> None:
+    def _delete(self, path: Path, taken: os.stat_result) -> None:
+        """Delete what was taken, unless another is in its place: a program may give each picture one name."""
         try:
-            path.unlink(missing_ok=True)
+            now = path.stat()
+            if (now.st_ino, *_stamp(now)) == (taken.st_ino, *_stamp(taken)):
+                path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return
         except OSError as error:
             # It is not taken again while the agent runs, and stays until somebody looks at the log.
             _log.warning("%s was taken and cannot be deleted: %s", path, error.strerror)
