@@ -50,7 +50,17 @@ from device_agent.trigger import MqttTrigger, PartLot
 from device_agent.trust import Gate
 from device_agent.update import Release, Updater
 from sdk.bundle import Bundle
-from sdk.errors import BrokerError, BundleError, CameraLost, HeadwayError, Unreadable
+from sdk.errors import (
+    BrokerError,
+    BundleError,
+    CameraLost,
+    ConfigError,
+    HeadwayError,
+    NoRelease,
+    StoreCorrupt,
+    StoreFull,
+    Unreadable,
+)
 from sdk.labels import Record
 from sdk.tensorrt_api import Library, open_library
 from sdk.wire import MAX_TEXT, Desired, DeviceState, HeadState, ReleaseRef, UpdateEvent, UpdateState
@@ -62,6 +72,9 @@ if TYPE_CHECKING:
     from sdk.http_chunks import HttpChunks
 
 _log = logging.getLogger(__name__)
+
+NOT_THE_RELEASES: Final = (CameraLost, ConfigError, NoRelease, StoreFull, StoreCorrupt)
+"""Through no fault of the release that serves: shown like all that goes wrong, and no reason to roll it back."""
 
 RUNNING_NAME: Final = "agent.json"
 """In the data folder while an agent runs: where its page is."""
@@ -470,7 +483,7 @@ class Agent:
                 self._metrics.frame(latency_ms)
             return
         self._failed(error)
-        if not isinstance(error, CameraLost):
+        if not isinstance(error, NOT_THE_RELEASES):
             self._in_a_row += 1
             if self._in_a_row >= FAILURES_IN_A_ROW:
                 self._fails(error)

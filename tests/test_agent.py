@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -24,7 +25,16 @@ import pytest
 from device_agent import agent as agent_module
 from device_agent import logs, memory
 from device_agent.agent import Agent, running_page
-from device_agent.config import FolderCamera, MqttTable, PageSettings, RuntimeSettings, Site, load_site
+from device_agent.config import (
+    FolderCamera,
+    MqttTable,
+    PageSettings,
+    RecipeSettings,
+    RuntimeSettings,
+    Site,
+    load_site,
+)
+from device_agent.flow import FAILURES_IN_A_ROW
 from device_agent.runtime import open_runtime
 from device_agent.store import Store
 from sdk.bundle import Bundle
@@ -149,14 +159,14 @@ class Failing:
     name = "failing"
     feature_size = FEATURE_SIZE
 
-    def __init__(self, bundle: Bundle, error: Exception) -> None:
+    def __init__(self, bundle: Bundle, error: Exception, every: int = 2) -> None:
         self.inner = open_runtime(bundle, None)
-        self.error = error
+        self.error, self.every = error, every
         self.calls = 0
 
     def features(self, batch: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Features:
         self.calls += 1
-        if self.calls % 2 == 0:
+        if self.calls % self.every == 0:
             raise self.error
         return self.inner.features(batch)
 
@@ -172,6 +182,37 @@ def test_a_frame_that_fails_is_counted_and_the_next_one_taken(
         wait_for(lambda: agent.state().errors + agent.state().frames == COUNT)
         assert agent.state().camera.state == "ended"
         assert agent.state().errors == COUNT // 2
+
+
+def roll_backs(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list into which go the reasons for which the agent wants its release rolled back."""
+    reasons: list[str] = []
+    monkeypatch.setattr(agent._updater, "fail", lambda _release_id, reason: reasons.append(reason))
+    return reasons
+
+
+def test_a_camera_that_does_not_fit_its_recipe_rolls_no_release_back(
+    images: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = FolderCamera(path=images, loop=True, recipe=RecipeSettings(region=(0, 0, 4000, 3000)))
+    site = msgspec.structs.replace(site_of(images, None), camera=camera)
+    with Agent(site) as agent, running(agent):
+        reasons = roll_backs(agent, monkeypatch)
+        agent.station.serve(bundle, None, open_runtime(bundle, None), release_id="ab" * 32)
+        wait_for(lambda: agent.state().errors > FAILURES_IN_A_ROW)
+        assert reasons == []
+        assert "does not lie in a frame" in agent.state().faults[0]
+
+
+@pytest.mark.parametrize("error", [InferenceFailed("out of order", hint="-"), KeyError("a bug")], ids=type)
+def test_a_release_that_decides_no_frame_is_rolled_back(
+    images: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with Agent(site_of(images, None, loop=True)) as agent, running(agent):
+        reasons = roll_backs(agent, monkeypatch)
+        agent.station.serve(bundle, None, Failing(bundle, error, every=1), release_id="ab" * 32)
+        wait_for(lambda: reasons)
+        assert reasons[0].startswith("it decided no frame: ")
 
 
 def test_bad_files_are_passed_over(images: Path, bundle: Bundle) -> None:
