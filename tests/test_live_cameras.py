@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,51 @@ def test_a_pipeline_that_dies_is_lost() -> None:
     grabber.process.kill()
     with pytest.raises(CameraLost, match="sends no more frames"):
         read_all(grabber)
+    grabber.close()
+
+
+CHANGING = """
+import os, re, sys, time
+fd = int(re.search(r"fd=(\\d+)", " ".join(sys.argv))[1])
+
+def caps(width, height):
+    size = f"width=(int){width}, height=(int){height}"
+    print(f"GstFdSink:headway.GstPad:sink: caps = video/x-raw, {size}", flush=True)
+
+def frame(width, height):
+    left = b"".join(bytes([y]) * (3 * width) for y in range(height))
+    while left:
+        left = left[os.write(fd, left):]
+
+caps(64, 48)
+frame(64, 48)
+while not os.path.exists(__file__ + ".go"):
+    time.sleep(0.01)
+frame(128, 96)  # its bus is read by another thread than writes the frames
+caps(128, 96)
+while True:
+    frame(128, 96)
+"""
+
+
+def test_a_pipeline_whose_pictures_change_their_size_is_lost_however_late_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames were cut from the middle of two others, for ever."""
+    launch = tmp_path / LAUNCH
+    launch.write_text(f"#!{sys.executable}\n{CHANGING}")
+    launch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    grabber = LaunchGrabber("cam", "videotestsrc")
+    frame = grabber.read(True)
+    assert frame is not None
+    assert frame[:, 0, 0].tolist() == list(range(48))
+    launch.with_name(f"{LAUNCH}.go").touch()
+    with pytest.raises(CameraLost, match="changed the size"):
+        read_all(grabber)
+    for _ in range(3):
+        with pytest.raises(CameraLost, match="changed the size"):
+            grabber.read(True)
     grabber.close()
 
 

@@ -92,6 +92,7 @@ class LaunchGrabber:
         self._said: deque[str] = deque(maxlen=50)
         self._size: tuple[int, int] | None = None
         self._sized = threading.Event()
+        self._changed = False
         self._pipe, theirs = os.pipe()
         tail = f"! {_FRESH} ! videoconvert ! video/x-raw,format=BGR ! fdsink name={_SINK} fd={theirs} sync=false"
         try:
@@ -119,7 +120,9 @@ class LaunchGrabber:
             self._said.append(line.strip())
             found = _CAPS.search(line)
             if found is not None:
-                self._size = int(found[1]), int(found[2])
+                size = int(found[1]), int(found[2])
+                self._changed = self._changed or self._size not in (None, size)
+                self._size = self._size or size
                 self._sized.set()
         self._sized.set()
 
@@ -131,10 +134,16 @@ class LaunchGrabber:
             raise self._lost("gives no picture")
         width, height = self._size
         row_bytes = (3 * width + 3) // 4 * 4  # GStreamer's rows begin at multiples of four
+        self._check_size()
         raw = self._read_bytes(row_bytes * height)
-        if self._size != (width, height):
-            raise self._lost("changed the size of its pictures")
+        self._check_size()
         return _frame(raw, width, height, row_bytes) if wanted else None
+
+    def _check_size(self) -> None:
+        """Refuse what comes after a change of size: the news of it may be later than its frames, and where one
+        begins in the pipe nobody knows any more."""
+        if self._changed:
+            raise self._lost("changed the size of its pictures")
 
     def _read_bytes(self, count: int) -> bytearray:
         raw = bytearray(count)
