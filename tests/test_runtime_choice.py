@@ -12,7 +12,15 @@ import pytest
 
 from device_agent.config import RuntimeSettings
 from device_agent.runtime import Batch, Runtime, open_runtime
-from device_agent.runtime.choice import CLOSE, TABLE_NAME, Measured, RuntimeChoice, ranked, thread_counts
+from device_agent.runtime.choice import (
+    CLOSE,
+    TABLE_NAME,
+    Measured,
+    RuntimeChoice,
+    accelerators,
+    ranked,
+    thread_counts,
+)
 from sdk.bundle import Bundle
 from sdk.codes import Features
 from sdk.errors import Incompatible, InferenceFailed
@@ -135,6 +143,79 @@ def test_a_remembered_runtime_that_is_wrong_today_is_measured_again(tmp_path: Pa
     device.wrong.add(("cuda", 0))
     choice = device.choice(tmp_path)
     assert choice.admit(bundle, None).name == "cpu 4"
+
+
+def test_a_provider_whose_driver_was_mended_serves_from_the_next_start(tmp_path: Path, bundle: Bundle) -> None:
+    device = SimDevice(SPEEDS)
+    device.missing.add(("cuda", 0))
+    assert device.choice(tmp_path).admit(bundle, None).name == "cpu 4"
+    device.opened.clear()
+    assert device.choice(tmp_path).admit(bundle, None).name == "cpu 4"
+    assert device.opened == [("cuda", 0), ("cpu", 4)]  # what is known of the processor is believed
+    device.missing.clear()
+    device.opened.clear()
+    assert device.choice(tmp_path).admit(bundle, None).name == "cuda 0"
+    assert device.opened == [("cuda", 0), ("cuda", 0)]
+
+
+def test_a_refused_provider_is_tried_again_for_other_precisions_too(tmp_path: Path, bundle: Bundle) -> None:
+    device, done = SimDevice(SPEEDS), list[bool]()
+    device.missing.add(("cuda", 0))
+    device.choice(tmp_path).admit(bundle, None)
+    device.missing.clear()
+    choice = device.choice(tmp_path)
+    choice.measure_rest(bundle, lambda: done.append(True))
+    wait_for(lambda: done)
+    assert not any(row.refused for row in choice.table(bundle))
+
+
+class Stopped(SimDevice):
+    """Its last option's golden inputs take so long that it is stopped meanwhile."""
+
+    choices: list[RuntimeChoice]
+
+    def open(self, bundle: Bundle, precision: str, provider: str, threads: int) -> Runtime:
+        if (provider, threads) == ("cpu", 4):
+            for choice in self.choices:
+                choice.close()
+        return super().open(bundle, precision, provider, threads)
+
+
+def test_what_a_stop_cut_short_is_not_remembered(tmp_path: Path, bundle: Bundle) -> None:
+    """It stood there with 0.0 ms, and served for ever."""
+    device = Stopped({("cpu", 1): 12.0, ("cpu", 2): 18.0, ("cpu", 4): 30.0})
+    first = device.choice(tmp_path)
+    device.choices = [first]
+    first.measure(bundle, "fp32")
+    device.choices = []
+    assert first.table(bundle) == []
+    assert device.choice(tmp_path).admit(bundle, None).name == "cpu 1"
+
+
+def test_a_time_of_nothing_from_before_is_measured_again(tmp_path: Path, bundle: Bundle) -> None:
+    device = SimDevice(SPEEDS)
+    device.choice(tmp_path).admit(bundle, None)
+    kept = json.loads((tmp_path / TABLE_NAME).read_bytes())
+    (rows,) = kept["backbones"].values()
+    next(row for row in rows if row["provider"] == "cpu")["frame_ms"] = 0.0
+    (tmp_path / TABLE_NAME).write_text(json.dumps(kept))
+    assert device.choice(tmp_path).admit(bundle, None).name == "cuda 0"
+
+
+def test_gpus_and_their_driver_are_part_of_the_machine(tmp_path: Path) -> None:
+    assert accelerators(tmp_path) == []
+    for name, text in {
+        "proc/driver/nvidia/version": "NVRM version: 550.54\n",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3\n",
+        "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t NVIDIA T4\nIRQ: 33\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert accelerators(tmp_path) == [
+        "NVRM version: 550.54\n",
+        "# R36 (release), REVISION: 4.3\n",
+        "Model: \t NVIDIA T4",
+    ]
 
 
 def test_what_the_settings_say_is_not_measured_around(tmp_path: Path, bundle: Bundle) -> None:

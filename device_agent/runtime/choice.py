@@ -4,7 +4,8 @@
 
 The channel decides the precision, since codes of two precisions do not mix; the others are measured too, later and
 beside the line, so that a channel can be moved on figures. What was measured is kept in `runtimes.json`, for
-exactly this hardware, these versions and this backbone; a file that is lost or says otherwise is measured again.
+exactly this hardware, these versions and drivers and this backbone; a file that is lost or says otherwise is
+measured again, and so is, at a start or a release, what stands refused on CUDA: its driver may be mended.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ CLOSE: Final = 1.05
 """Of two that are this close the one with fewer threads is taken: the learner and the page want a core too."""
 RELEASES_KEPT: Final = 8
 BACKGROUND_NICE: Final = 10
+DRIVER_FILES: Final = ("proc/driver/nvidia/version", "etc/nv_tegra_release")
+GPU_FILES: Final = "proc/driver/nvidia/gpus/*/information"
 
 _log = logging.getLogger(__name__)
 
@@ -81,10 +84,33 @@ def _open(bundle: Bundle, precision: str, provider: str, threads: int) -> Runtim
 
 
 def machine_id() -> str:
-    """Return what measurements depend on beside the backbone: processor, cores, ONNX Runtime, our recipe."""
+    """Return what measurements depend on beside the backbone: processor, cores, ONNX Runtime, our recipe, GPUs and
+    their driver."""
     version, providers = installed_providers()
-    parts = (_processor(), str(os.cpu_count()), platform.machine(), version, *providers, str(RECIPE))
+    parts = (
+        _processor(),
+        str(os.cpu_count()),
+        platform.machine(),
+        version,
+        *providers,
+        str(RECIPE),
+        *accelerators(),
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def accelerators(root: Path = Path("/")) -> list[str]:
+    """Return what the system says of NVIDIA's driver, of JetPack's, and of each GPU's model; nothing where it has
+    none."""
+    said: list[str] = []
+    for file in DRIVER_FILES:
+        with contextlib.suppress(OSError):
+            said.append((root / file).read_text(encoding="utf-8", errors="replace"))
+    for gpu in sorted(root.glob(GPU_FILES)):
+        with contextlib.suppress(OSError):
+            lines = gpu.read_text(encoding="utf-8", errors="replace").splitlines()
+            said += [line for line in lines if line.startswith("Model")]
+    return said
 
 
 def _processor() -> str:
@@ -155,6 +181,8 @@ class RuntimeChoice:
         """
         name = bundle.precision(precision).precision
         known = self._known(bundle, name)
+        if any(map(_is_open, known)):
+            known, _ = self._measure_all(bundle, name, known)
         for measured in (known, None) if known else (None,):
             found, refused = (measured, None) if measured else self._measure_all(bundle, name)
             for each in ranked(found):
@@ -183,10 +211,9 @@ class RuntimeChoice:
         return sorted(found, key=lambda m: (order.index(m.precision), bool(m.refused), m.frame_ms))
 
     def measure_rest(self, bundle: Bundle, on_done: Callable[[], None] = lambda: None) -> None:
-        """Measure in the background, with little of the processor, the precisions that do not serve."""
-        missing = [
-            entry.precision for entry in bundle.manifest.precisions if not self._known(bundle, entry.precision)
-        ]
+        """Measure in the background, with little of the processor, what is not known of the other precisions."""
+        known = {entry.precision: self._known(bundle, entry.precision) for entry in bundle.manifest.precisions}
+        missing = [precision for precision, found in known.items() if not found or any(map(_is_open, found))]
         if not missing or self._stop.is_set():
             return
 
@@ -197,16 +224,16 @@ class RuntimeChoice:
             for precision in missing:
                 if self._stop.is_set():
                     return
-                self.measure(bundle, precision)
+                self.measure(bundle, precision, known[precision])
             on_done()
 
         self._background = threading.Thread(target=work, name="measure", daemon=True)
         self._background.start()
 
-    def measure(self, bundle: Bundle, precision: str) -> None:
-        """Measure a precision now, for the table."""
+    def measure(self, bundle: Bundle, precision: str, known: Sequence[Measured] = ()) -> None:
+        """Measure a precision now, for the table: all of it but what is known and may be believed."""
         try:
-            self._measure_all(bundle, precision)
+            self._measure_all(bundle, precision, known)
         except HeadwayError as error:
             _log.info("%s was not measured: %s", precision, error)
 
@@ -223,17 +250,26 @@ class RuntimeChoice:
         fit = [m for m in known if (m.provider, m.threads) in self._options]
         return fit if len(fit) == len(self._options) else []
 
-    def _measure_all(self, bundle: Bundle, precision: str) -> tuple[list[Measured], InferenceFailed | None]:
-        """Measure every option, and keep what was found; also return the last refusal."""
+    def _measure_all(
+        self, bundle: Bundle, precision: str, known: Sequence[Measured] = ()
+    ) -> tuple[list[Measured], InferenceFailed | None]:
+        """Measure every option but those known, and keep what was found; also return the last refusal. What a stop
+        cut short is not kept."""
         key = _key(bundle, precision)
+        sure = {(one.provider, one.threads): one for one in known if not _is_open(one)}
         found: list[Measured] = []
         refused: InferenceFailed | None = None
         for provider, threads in self._options:
             if self._stop.is_set():
                 break
+            if (provider, threads) in sure:
+                found.append(sure[provider, threads])
+                continue
             one, error = self._measure(bundle, precision, provider, threads)
             found.append(one)
             refused = error or refused
+        if self._stop.is_set():
+            return found, refused
         with self._lock:
             self._table.backbones.pop(key, None)
             self._table.backbones[key] = found
@@ -286,6 +322,12 @@ def ranked(measured: Sequence[Measured]) -> list[Measured]:
     close = [m for m in fit if m.frame_ms <= fit[0].frame_ms * CLOSE]
     first = min(close, key=lambda m: m.threads)
     return [first, *(m for m in fit if m is not first)]
+
+
+def _is_open(measured: Measured) -> bool:
+    """Return whether something must be measured again at the next chance: what an accelerator could not do may
+    have been its driver's fault, and no time at all is none."""
+    return measured.provider != "cpu" if measured.refused else not measured.frame_ms
 
 
 def best_of_each(table: Sequence[Measured]) -> list[PrecisionTime]:
