@@ -15,10 +15,11 @@ from device_agent.agent import Agent
 from device_agent.config import RuntimeSettings, parse_site
 from device_agent.pipeline import BATCH_FRAMES
 from device_agent.runtime import Runtime, check_golden, open_runtime
+from device_agent.runtime import engines as engines_module
 from device_agent.runtime.engines import Engines, Upgrading
 from device_agent.runtime.tensorrt import TensorRtRuntime
 from sdk.bundle import Bundle
-from sdk.engine import MAX_BATCH, EngineCache, prepare_engine
+from sdk.engine import MAX_BATCH, MAX_TRIES, EngineCache, prepare_engine
 from sdk.errors import ConfigError, InferenceFailed, TensorRtMissing
 from sdk.tensorrt_api import Library, installed, open_library
 from tests.simulators import wait_for
@@ -338,6 +339,27 @@ def test_stopping_ends_the_waiting_at_once_and_the_build_at_its_next_step(
     stopping.join(20)
     assert not stopping.is_alive()
     assert list((tmp_path / "engines").iterdir()) == []
+
+
+def test_a_build_that_outlives_a_stop_did_not_end_the_process(
+    bundle: Bundle, slow: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two stops during builds, the third start refused the engine for ever."""
+    monkeypatch.setattr(engines_module, "STOP_S", 0.05)
+    sim = SimTensorRt()
+    sim.go_on.clear()
+    starts: list[Engines] = []
+    for count in range(1, MAX_TRIES + 2):
+        starts.append(Engines(tmp_path / "engines", library=lambda: sim_library(sim)))
+        runtime = starts[-1].upgrade(bundle, None, slow)
+        wait_for(lambda: sim.builds == count, what=f"build {count}")  # noqa: B023 - called before it changes
+        assert "ended the whole process" not in runtime.name
+        starts[-1].stop()
+        assert list((tmp_path / "engines").iterdir()) == []
+    sim.go_on.set()
+    monkeypatch.undo()
+    for engines in starts:
+        engines.stop()
 
 
 def test_without_tensorrt_what_serves_is_left_as_it_is(bundle: Bundle, onnx: Runtime, tmp_path: Path) -> None:

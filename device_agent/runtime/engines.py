@@ -22,7 +22,7 @@ from device_agent.runtime import Batch, Runtime, check_golden
 from device_agent.runtime.tensorrt import TensorRtRuntime
 from sdk.bundle import Bundle
 from sdk.codes import Features
-from sdk.engine import EngineCache, prepare_engine
+from sdk.engine import EngineCache, EngineKey, prepare_engine
 from sdk.errors import HeadwayError, InferenceFailed
 from sdk.tensorrt_api import Library, installed, open_library
 
@@ -107,6 +107,7 @@ class Engines:
         self._cache = EngineCache(folder)
         self._library = library
         self._only_if_faster = only_if_faster
+        self._building: EngineKey | None = None
         self._one = threading.Lock()  # a GPU times kernels for one build at a time
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -143,17 +144,25 @@ class Engines:
         return upgrading
 
     def stop(self) -> None:
-        """End a build at its next step, and the waiting for one at once; it begins anew at the next start."""
+        """End a build at its next step, and the waiting for one at once; it begins anew at the next start.
+
+        One that goes on all the same ends with the process. That end is ours and not the build's.
+        """
         self._stop.set()
         for upgrading in self._upgrading:
             upgrading.settle(None)
         for thread in self._threads:
             thread.join(STOP_S)
+        building = self._building
+        if building is not None and any(thread.is_alive() for thread in self._threads):
+            self._cache.end(building)
 
     def _work(self, bundle: Bundle, precision: str | None, upgrading: Upgrading) -> None:
         try:
             library = self._library()  # here, since loading it takes seconds
             with self._one:
+                if self._stop.is_set():
+                    raise InterruptedError("stopped before it began")
                 better, note = self._build(library, bundle, precision, upgrading)
             upgrading.settle(better, note)
         except InterruptedError:
@@ -173,9 +182,13 @@ class Engines:
         def on_progress(_words: str, share: float) -> None:
             upgrading.say(f"TensorRT engine: {share:.0%} built")
 
-        prepared = prepare_engine(
-            library, self._cache, bundle, precision, on_progress=on_progress, stop=self._stop
-        )
+        self._building = EngineKey.of(library, bundle, precision)
+        try:
+            prepared = prepare_engine(
+                library, self._cache, bundle, precision, on_progress=on_progress, stop=self._stop
+            )
+        finally:
+            self._building = None
         if prepared.note:
             _log.warning("the engine runs but is not kept: %s", prepared.note)
         try:
