@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -141,7 +142,7 @@ class Agent:
             self._engines.require()
         with contextlib.ExitStack() as undo:
             undo.callback(self._engines.stop)
-            self.sources = [open_source(each, site.device, clock) for each in site.cameras]
+            self.sources = told_apart([open_source(each, site.device, clock) for each in site.cameras])
             self.store = Store.open(site.data_dir, site.device, clock=clock, limits=_limits_of(site))
             undo.callback(self.store.close)
             self.station = Station(
@@ -591,6 +592,17 @@ def open_source(settings: CameraSettings, device: str, clock: Callable[[], float
     """Return a camera, how its frames are cut, and what tells that one of them cannot be right."""
     camera = open_camera(settings, device, clock=clock)
     return Source(camera, Recipe(settings.recipe), PictureWatch(settings.picture, camera))
+
+
+def told_apart(sources: list[Source]) -> list[Source]:
+    """Return sources of which no two have the same name: what differs in their addresses may be secret."""
+    times: Counter[str] = Counter()
+    for source in sources:
+        name = source.camera.name
+        times[name] += 1
+        if times[name] > 1:
+            source.camera.name = f"{name} ({times[name]})"
+    return sources
 
 
 def flow_settings(site: Site) -> FlowSettings:

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from device_agent.agent import open_source, told_apart
 from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
+from device_agent.camera.live import pipeline_name
 from device_agent.camera.shot import Bursts
 from device_agent.config import CameraSettings, FolderCamera, OpenCvCamera, VideoCamera
+from device_agent.page.quality import _folder
 from sdk.errors import CameraLost, ConfigError
 from sdk.images import decode, sample_id
 from sdk.preprocess import Frame
@@ -325,6 +328,47 @@ def test_a_lost_camera_is_reconnected_for_ever_and_unread_frames_are_counted(tmp
     assert next(shots, None) is None
 
 
-def test_the_password_of_a_camera_is_in_no_name() -> None:
-    camera = open_camera(OpenCvCamera(url="rtsp://admin:secret@192.0.2.1/1"), "line-1")
-    assert camera.name == "rtsp://192.0.2.1/1"
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("rtsp://admin:SECRET@192.0.2.1/1", "rtsp://192.0.2.1/1"),
+        ("rtsp://admin:SE@CRET@192.0.2.1:554/1", "rtsp://192.0.2.1:554/1"),
+        ("rtsp://admin:SEC/RET@192.0.2.1/1", "rtsp://admin/…"),
+        ("rtsp://192.0.2.1:554/user=admin&password=SECRET&channel=1&stream=0.sdp", "rtsp://192.0.2.1:554/…"),
+        ("http://192.0.2.1/videostream.cgi?user=admin&pwd=SECRET", "http://192.0.2.1/…"),
+        ("http://192.0.2.1?user=a@b&pwd=SECRET", "http://192.0.2.1/…"),
+        ("http://[2001:db8::1]:80/1;token=SECRET", "http://[2001:db8::1]:80/…"),
+        ("admin:SECRET@192.0.2.1/1", "…"),
+        ("/dev/v4l/by-id/usb-cam-video-index0", "/dev/v4l/by-id/usb-cam-video-index0"),
+    ],
+)
+def test_the_password_of_a_camera_is_in_no_name(url: str, name: str) -> None:
+    assert open_camera(OpenCvCamera(url=url), "line-1").name == name
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "name"),
+    [
+        (
+            "rtspsrc location=rtsp://192.0.2.1/s user-id=admin user-pw=SECRET latency=0 ! decodebin",
+            "rtspsrc location=rtsp://192.0.2.1/s",
+        ),
+        (
+            "rtspsrc user-pw=\"a ! SECRET\" location='rtsp://admin:SECRET@192.0.2.1/s' ! decodebin",
+            "rtspsrc location=rtsp://192.0.2.1/s",
+        ),
+        ("uridecodebin uri=rtsp://192.0.2.1/password=SECRET ! x", "uridecodebin uri=rtsp://192.0.2.1/…"),
+        ("nvarguscamerasrc sensor-id=1 ! nvvidconv", "nvarguscamerasrc sensor-id=1"),
+        ("! nonsense", ""),
+    ],
+)
+def test_the_password_in_a_pipeline_is_in_no_name(pipeline: str, name: str) -> None:
+    assert pipeline_name(pipeline) == name
+
+
+def test_cameras_of_one_host_stay_apart_though_their_addresses_may_not_be_shown() -> None:
+    urls = [f"rtsp://192.0.2.1/user=admin&password=SECRET&channel={i}.sdp" for i in range(3)]
+    sources = told_apart([open_source(OpenCvCamera(url=url), "line-1", time.time) for url in urls])
+    names = [source.camera.name for source in sources]
+    assert names == ["rtsp://192.0.2.1/…", "rtsp://192.0.2.1/… (2)", "rtsp://192.0.2.1/… (3)"]
+    assert len(set(map(_folder, names))) == 3

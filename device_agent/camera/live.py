@@ -7,7 +7,10 @@ here, others in the modules beside this one, and plug-ins.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
@@ -28,6 +31,8 @@ OPEN_TIMEOUT_MS: Final = 10_000
 READ_TIMEOUT_MS: Final = 5_000
 STOP_TIMEOUT_S: Final = 2.0
 """How long a stop waits for a driver stuck in a read; the reader is a daemon thread and does not hold the exit."""
+NAMING: Final = ("location", "uri", "device", "sensor-id", "camera-name")
+"""Properties of GStreamer's sources that say which camera they open."""
 
 
 class Grabber(Protocol):
@@ -180,7 +185,7 @@ def opencv_camera(
             "camera.url is a GStreamer pipeline", hint='Use kind = "gstreamer" and pipeline = "...".'
         )
     address: int | str = settings.index if settings.index is not None else (settings.url or "")
-    name = settings.name or (f"camera {address}" if isinstance(address, int) else without_password(address))
+    name = settings.name or (f"camera {address}" if isinstance(address, int) else address_name(address))
 
     def connect() -> Grabber:
         try:
@@ -218,7 +223,7 @@ def gstreamer_camera(settings: GStreamerCamera, device: str, clock: Callable[[],
     from device_agent.camera.gstreamer import LaunchGrabber, check_pipeline, has_gstreamer, open_with_opencv
 
     pipeline = check_pipeline(settings.pipeline)
-    name = settings.name or without_password(pipeline.split("!")[0].strip())
+    name = settings.name or pipeline_name(pipeline)
 
     def connect() -> Grabber:
         if has_gstreamer():
@@ -260,8 +265,36 @@ def colour(frame: npt.NDArray[Any]) -> Frame:
     return np.asarray(frame[:, :, :3], np.uint8)
 
 
-def without_password(url: str) -> str:
-    """Return an address as it may stand in a log."""
+def address_name(url: str) -> str:
+    """Return an address as it may stand in a log, a page and the store: scheme, host, port, and a plain path.
+
+    Cameras take passwords before an @, in a query, and written like a query into the path.
+
+    >>> address_name("rtsp://admin:secret@192.0.2.1:554/stream1"), address_name("/dev/video0")
+    ('rtsp://192.0.2.1:554/stream1', '/dev/video0')
+    >>> address_name("rtsp://192.0.2.1/user=admin&password=secret&channel=1.sdp")
+    'rtsp://192.0.2.1/…'
+    """
     scheme, mark, rest = url.partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{scheme}{mark}{host}" if mark and at and user else url
+    if not mark:
+        return url if _is_plain(url) else "…"
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    path, host = rest.removeprefix(authority), authority.rpartition("@")[2]
+    if "@" in path:  # of a query; or the password has a / in it, and what looks like a port is its beginning
+        host = host.partition(":")[0]
+    return f"{scheme}{mark}{host if _is_plain(host) else '…'}{path if _is_plain(path) else '/…'}"
+
+
+def pipeline_name(pipeline: str) -> str:
+    """Return a GStreamer pipeline as it may stand in a log: its source, and which camera that opens.
+
+    >>> pipeline_name("rtspsrc location=rtsp://192.0.2.1/1 user-id=admin user-pw=secret ! decodebin")
+    'rtspsrc location=rtsp://192.0.2.1/1'
+    """
+    element, *properties = list(itertools.takewhile(lambda word: word != "!", shlex.split(pipeline))) or [""]
+    named = (word.partition("=") for word in properties)
+    return " ".join([address_name(element), *(f"{k}={address_name(v)}" for k, _, v in named if k in NAMING)])
+
+
+def _is_plain(text: str) -> bool:
+    return not set(text) & set("=&?;#@")
