@@ -271,6 +271,16 @@ def test_a_file_is_deleted_as_soon_as_it_is_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_may_not_be_emptied_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start would send all its verdicts again. Root may write anywhere, so the answer is given for it."""
+    monkeypatch.setattr(os, "access", lambda path, _how: path != tmp_path)
+    with pytest.raises(ConfigError, match=r"camera\.delete: nothing may be deleted"):
+        open_camera(WatchCamera(path=tmp_path, delete=True), "line-1")
+    open_camera(WatchCamera(path=tmp_path), "line-1")
+
+
 def test_a_picture_that_replaced_another_is_not_deleted_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

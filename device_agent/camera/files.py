@@ -166,6 +166,12 @@ class Watch:
     def __init__(self, settings: WatchCamera, device: str, clock: Callable[[], float]) -> None:
         if not settings.path.is_dir():
             raise ConfigError(f"camera.path: {settings.path} is not a folder", hint="Make it, or name another.")
+        if settings.delete and not os.access(settings.path, os.W_OK | os.X_OK):
+            # Each start would take all of it again, and send its verdicts again.
+            raise ConfigError(
+                f"camera.delete: nothing may be deleted from {settings.path}",
+                hint="Let this user write there, print its systemd unit again, or set delete = false.",
+            )
         self.name = settings.name or str(settings.path)
         self.tally = Tally()
         self._settings, self._device, self._clock = settings, device, clock
