@@ -122,7 +122,10 @@ def secret(site_file: Path, name: str, secret_file: Path | None) -> None:
 @click.argument("name")
 @click.option("--erase", is_flag=True, help="Forget the name beside earlier labels and in the audit log too.")
 def remove(site_file: Path, name: str, erase: bool) -> None:
-    """End an account and its sessions; with --erase also forget one that was removed before."""
+    """End an account and its sessions.
+
+    With --erase the name is forgotten too, also that of an account which was removed before.
+    """
     with _access(site_file) as access:
         for account_id in access.remove(name, erase=erase):
             access.note("", "account erased" if erase else "account removed", account_id)
