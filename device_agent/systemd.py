@@ -270,9 +270,13 @@ DeviceAllow=char-drm rw
 DeviceAllow=char-usb_device rw
 # A driver calls its devices nvidia-frontend, or since 545 nvidia and nvidiactl; and nvidia-uvm, nvidia-caps.
 DeviceAllow=char-nvidia* rw
-DeviceAllow=char-nvhost rw
+# nvgpu names its devices, in the folder /dev/nvgpu, after address and name of the chip: 17000000.ga10b on Orin.
+DeviceAllow=char-*.ga10b rw
+DeviceAllow=char-*.gv11b rw
+DeviceAllow=char-*.gpu rw
+DeviceAllow=char-nvhost* rw
+DeviceAllow=char-host1x* rw
 DeviceAllow=/dev/nvmap rw
-DeviceAllow=/dev/nvgpu rw
 
 [Install]
 WantedBy=multi-user.target

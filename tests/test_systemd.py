@@ -145,7 +145,12 @@ def test_a_csi_camera_reaches_its_daemon(tmp_path: Path) -> None:
     assert "\nAfter=network.target time-sync.target\n" in unit_of(tmp_path, site=site.replace("nvargus", "v4l2"))
 
 
-@pytest.mark.parametrize("name", ["nvidia", "nvidiactl", "nvidia-frontend", "nvidia-uvm", "nvidia-caps"])
+NVIDIA_DEVICES = ["nvidia", "nvidiactl", "nvidia-frontend", "nvidia-uvm", "nvidia-caps"]
+JETSON_DEVICES = ["17000000.ga10b", "17000000.gv11b", "17000000.gpu", "nvhost", "host1x-fence"]
+"""On a Jetson nvgpu takes the name of its platform device; /dev/nvgpu is a folder, which no rule can name."""
+
+
+@pytest.mark.parametrize("name", NVIDIA_DEVICES + JETSON_DEVICES)
 def test_a_gpu_may_be_used_whatever_its_driver_calls_it(tmp_path: Path, name: str) -> None:
     """Of /proc/devices; systemd.resource-control(5) lets a group of devices be a pattern."""
     allowed = [
