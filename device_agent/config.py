@@ -116,15 +116,18 @@ class VideoCamera(_Camera, frozen=True, kw_only=True, tag="video", tag_field="ki
 
 
 class WatchCamera(_Camera, frozen=True, kw_only=True, tag="watch", tag_field="kind"):
-    """A folder that another program fills: each new image is taken once. Its file name is its part id.
+    """A folder that another program fills: each new image is taken once.
 
     Attributes:
         path: The folder; folders in it are not looked into.
+        names: What its file names look like: `{part}` stands for the part id, `*` for anything. Empty: the whole
+            name is the part id, and tells a trigger nothing.
         poll_s: How often it is looked at. A file is taken when it has not changed from one look to the next.
         delete: Files are deleted once taken, and those that lie there at the start are taken too.
     """
 
     path: Path
+    names: Annotated[str, msgspec.Meta(max_length=200)] = ""
     poll_s: PositiveSeconds = 0.2
     delete: bool = False
 
@@ -677,6 +680,7 @@ burst_max_s = 30.0            # and a group ends after this long even without a 
 # [camera]                    # or what another program writes into a folder
 # kind = "watch"
 # path = "incoming"
+# names = "{part}_top.png"    # where its file names have the part id; * stands for anything
 # poll_s = 0.2                # how often it is looked at
 # delete = false              # files are deleted once taken
 

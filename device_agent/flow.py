@@ -334,7 +334,8 @@ class Flow:
 
     def _take_all(self, number: int, camera: Camera, stop: threading.Event) -> None:
         if self.triggers is not None:
-            self._take_triggered(number, camera, self.triggers, stop)
+            take = self._take_named if camera.names_parts else self._take_triggered
+            take(number, camera, self.triggers, stop)
             return
         for shot in camera.shots(stop):
             key: object = shot.part if shot.part is not None and self.ledger.several else object()
@@ -372,6 +373,24 @@ class Flow:
                 return
             left -= 1
             trigger = trigger if left else None
+
+    def _take_named(self, number: int, camera: Camera, triggers: Triggers, stop: threading.Event) -> None:
+        """Take the frames that are named after a triggered part, and no others."""
+        begun: dict[str, tuple[Trigger, int]] = {}
+        for shot in camera.shots(stop):
+            after_s = shot.at_s - self._settings.decide_within_s
+            begun = {part: each for part, each in begun.items() if each[0].at_s > after_s}
+            part = shot.part or ""
+            trigger, left = begun.pop(part, (None, self._settings.frames))
+            trigger = trigger or triggers.take_named(number, part, after_s)
+            if trigger is None:
+                camera.tally.dropped += not camera.live
+                continue
+            if left > 1:
+                begun[part] = trigger, left - 1
+            own = replace(shot, camera=number).of_part(trigger.part, self._station.store.device, trigger.lot)
+            if not self._intake.put(Taken(own, trigger), stop):
+                return
 
     def _has_passed(self, trigger: Trigger, shot: Shot) -> bool:
         """Return whether a part's time was over before a frame was taken, as after an outage: the frame shows

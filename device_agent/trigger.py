@@ -88,6 +88,20 @@ class Triggers:
                 self._changed.wait(timeout_s)
             return waiting.popleft() if waiting else None
 
+    def take_named(self, camera: int, part: str, after_s: float) -> Trigger | None:
+        """Return the oldest trigger of this part that this camera is asked for; None where there is none.
+
+        Those that are not younger than `after_s`, of any part, are given up.
+        """
+        with self._changed:
+            waiting = self._waiting[camera]
+            while waiting and waiting[0].at_s <= after_s:
+                waiting.popleft()
+            found = next((trigger for trigger in waiting if trigger.part == part), None)
+            if found is not None:
+                waiting.remove(found)
+            return found
+
 
 class PartLot(NamedTuple):
     """A part id and the lot that it is of; each empty where nobody said."""

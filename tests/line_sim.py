@@ -35,6 +35,7 @@ class SimCamera:
 
     def __init__(self, name: str = "sim", *, live: bool = True, device: str = "line-1") -> None:
         self.name, self.live, self.replay, self.tally = name, live, not live, Tally()
+        self.names_parts = False
         self._device = device
         self._frames: queue.Queue[tuple[Frame, str | None, float] | None] = queue.Queue()
 

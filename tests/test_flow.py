@@ -166,9 +166,9 @@ def test_files_are_taken_one_for_each_trigger(store: Store, bundle: Bundle) -> N
         assert [part.name for part in line.parts] == ["A", "B"]
 
 
-def watching(folder: Path, *, delete: bool = False) -> Camera:
+def watching(folder: Path, *, delete: bool = False, names: str = "") -> Camera:
     folder.mkdir(exist_ok=True)
-    return open_camera(WatchCamera(path=folder, poll_s=0.01, delete=delete), "line-1")
+    return open_camera(WatchCamera(path=folder, poll_s=0.01, delete=delete, names=names), "line-1")
 
 
 def put(folder: Path, name: str) -> None:
@@ -197,6 +197,45 @@ def test_a_file_that_no_trigger_asked_for_answers_none_that_comes_later(
             put(folder, f"{i}.png")
             until(lambda: len(line.parts) == i + 1)  # noqa: B023 - called before it changes
         assert shown(line) == [(f"part {i}", f"{i}.png") for i in range(3)]
+
+
+def test_a_picture_that_never_comes_shifts_no_other_where_names_tell(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Parts follow each other within the time that a part has, and their pictures come in any order."""
+    camera, folder = watching(tmp_path / "in", names="{part}_*.png"), tmp_path / "in"
+    with Line(store, bundle, [camera], triggered(within_s=2.0)) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        for name in ("A", "B", "C"):
+            line.flow.trigger(name)
+        put(folder, "C_0.png")
+        until(lambda: len(line.parts) == 1)
+        put(folder, "B_1.png")
+        put(folder, "Z_1.png")
+        until(lambda: len(line.parts) == 3)  # A by its time
+        assert shown(line) == [("C", "C_0.png"), ("B", "B_1.png")]
+        assert [part.name for part in line.parts if part.finding is None] == ["A"]
+        assert camera.tally.dropped == 1
+        assert line.flow.triggers is not None
+        line.flow.trigger("D")
+        put(folder, "A_late.png")
+        put(folder, "D_1.png")
+        until(lambda: len(line.parts) == 4)
+        assert shown(line)[-1] == ("D", "D_1.png")
+        assert line.flow.triggers.depth == 0
+
+
+def test_several_pictures_of_a_part_are_told_by_their_names(store: Store, bundle: Bundle, tmp_path: Path) -> None:
+    camera, folder = watching(tmp_path / "in", names="{part}_*.png"), tmp_path / "in"
+    with Line(store, bundle, [camera], replace(triggered(), frames=2)) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        line.flow.trigger("A")
+        line.flow.trigger("B")
+        for name in ("A_1.png", "B_1.png", "A_2.png", "A_3.png", "B_2.png"):
+            put(folder, name)
+        until(lambda: len(line.parts) == 2 and camera.tally.dropped == 1)
+        assert {part.name for part in line.parts if part.finding is not None} == {"A", "B"}
+        assert line.station.counts.frames == 4
 
 
 def test_a_file_left_over_at_a_stop_answers_no_trigger_after_the_start(

@@ -256,6 +256,23 @@ def test_a_watched_folder_gives_what_comes_and_not_what_lay_there(tmp_path: Path
     assert watched.shots[0].group == "line-1/0.png"
 
 
+def test_a_part_id_stands_within_a_file_name(tmp_path: Path) -> None:
+    settings = WatchCamera(path=tmp_path, poll_s=0.01, names="IMG_*_{part}_top.png", delete=True)
+    with Watched(open_camera(settings, "line-1")) as watched:
+        put(tmp_path, "IMG_7_47_11_top.png", 10)
+        put(tmp_path, "thumbs.png", 20)
+        wait_for(lambda: len(watched.shots) == 1 and watched.camera.tally.bad == 1, DEADLINE_S)
+    assert [(shot.part, shot.group) for shot in watched.shots] == [("47_11", "line-1/47_11")]
+    assert watched.camera.tally.quarantined == {"thumbs.png": "its name is not like 'IMG_*_{part}_top.png'"}
+    assert [file.name for file in tmp_path.iterdir()] == ["thumbs.png"]  # nobody looked at it
+
+
+@pytest.mark.parametrize("names", ["part.png", "{part}{part}.png", "in/{part}.png", "{lot}_{part}.png", "{}"])
+def test_names_that_do_not_say_where_the_part_is_are_refused(tmp_path: Path, names: str) -> None:
+    with pytest.raises(ConfigError, match=r"camera\.names: .* does not say where"):
+        open_camera(WatchCamera(path=tmp_path, names=names), "line-1")
+
+
 def test_files_that_are_deleted_once_taken_are_taken_even_when_they_lay_there(tmp_path: Path) -> None:
     put(tmp_path, "old.png", 10)
     with Watched(open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1")) as watched:

@@ -12,6 +12,7 @@ import csv
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,7 @@ class Folder:
 
     live = False
     replay = True
+    names_parts = False
 
     def __init__(self, settings: FolderCamera, device: str, clock: Callable[[], float]) -> None:
         self.name = settings.name or str(settings.path)
@@ -141,15 +143,40 @@ def read_shot(
     try:
         data, frame = read(path)
     except BadImages as error:
-        if name not in tally.quarantined:
-            tally.bad += 1
-            _log.warning("quarantined: %s (%s)", error, error.hint)
-            if len(tally.quarantined) < MAX_QUARANTINED:
-                tally.quarantined[name] = str(error).removeprefix(f"{path}: ")
+        _quarantine(tally, name, str(error).removeprefix(f"{path}: "), error.hint)
         return None
     tally.state, tally.last_s = CameraState.LIVE, at_s
     tally.frames += 1
     return Shot(frame, captured_utc, group_id(device, part), name, data, part, at_s)
+
+
+def _quarantine(tally: Tally, name: str, reason: str, hint: str = "") -> None:
+    """Count a file that cannot be used, and tell of it once."""
+    if name in tally.quarantined:
+        return
+    tally.bad += 1
+    _log.warning("quarantined: %s: %s%s", name, reason, f" ({hint})" if hint else "")
+    if len(tally.quarantined) < MAX_QUARANTINED:
+        tally.quarantined[name] = reason
+
+
+def named_like(names: str) -> re.Pattern[str]:
+    """Return what matches a file name that looks like this, its group `part` the part id.
+
+    Raises:
+        ConfigError: it does not hold `{part}` once, or names files of other folders.
+
+    >>> named_like("{part}_top*.png").fullmatch("4711_top_2.png")["part"]
+    '4711'
+    """
+    before, mark, after = names.partition("{part}")
+    if not mark or "{" in before + after or "}" in before + after or "/" in names:
+        raise ConfigError(
+            f"camera.names: {names!r} does not say where a file's name has the part id",
+            hint='Write {part} where it stands and * for what differs: names = "{part}_top*.png".',
+        )
+    first, last = (".*?".join(map(re.escape, re.split(r"\*+", each))) for each in (before, after))
+    return re.compile(f"{first}(?P<part>.+?){last}", re.DOTALL)
 
 
 class Watch:
@@ -174,6 +201,8 @@ class Watch:
             )
         self.name = settings.name or str(settings.path)
         self.tally = Tally()
+        self.names_parts = bool(settings.names)
+        self._named = named_like(settings.names or "{part}")
         self._settings, self._device, self._clock = settings, device, clock
         self._looked_s = time.monotonic()
         # What lies there already is of the past; where taken files are deleted, it is left over and still to do.
@@ -253,7 +282,11 @@ class Watch:
             return None
         if _stamp(status) != file.stamp:
             return None  # the next looks find it
-        shot = read_shot(file.path, file.name, file.name, self._device, self._clock, self.tally)
+        named = self._named.fullmatch(file.name)
+        if named is None:
+            _quarantine(self.tally, readable(file.name), f"its name is not like {self._settings.names!r}")
+            return None
+        shot = read_shot(file.path, file.name, named["part"], self._device, self._clock, self.tally)
         if shot is None:
             return None
         if self._settings.delete:
@@ -296,6 +329,7 @@ class Video:
 
     live = False
     replay = True
+    names_parts = False
 
     def __init__(self, settings: VideoCamera, device: str, clock: Callable[[], float]) -> None:
         if not settings.path.is_file():

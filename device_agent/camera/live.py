@@ -65,6 +65,7 @@ class Live:
 
     live = True
     replay = False
+    names_parts = False
 
     def __init__(
         self,

@@ -147,12 +147,15 @@ class Camera(Protocol):
         live: Frames come whether or not anybody takes them; a file waits.
         replay: Its frames are of no time, and each trigger gets the next one. Else a shot's `at_s` tells whether
             it came after a trigger, and only such a shot is of its part.
+        names_parts: A shot's `part` is the id that a trigger would give it, so a trigger gets the shots of its own
+            part, in whatever order these come.
     """
 
     name: str
     tally: Tally
     live: bool
     replay: bool
+    names_parts: bool
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
         """Yield frames until the source ends or `stop` is set.
