@@ -122,7 +122,7 @@ class Heads:
 
     def newest(self, *, limit: int) -> list[HeadRow]:
         """Return the heads' history, newest first."""
-        return [_head(row) for row in self._db.rows("SELECT * FROM heads ORDER BY number DESC LIMIT ?", limit)]
+        return [head_row(row) for row in self._db.rows("SELECT * FROM heads ORDER BY number DESC LIMIT ?", limit)]
 
     def last(self, space: str, outcomes: Sequence[Outcome]) -> HeadRow | None:
         """Return the newest head of this feature space whose trial ended in one of these ways."""
@@ -132,7 +132,7 @@ class Heads:
             space,
             *(outcome.value for outcome in outcomes),
         )
-        return None if row is None else _head(row)
+        return None if row is None else head_row(row)
 
 
 class Updates:
@@ -185,7 +185,8 @@ class Updates:
         ]
 
 
-def _head(row: tuple[Any, ...]) -> HeadRow:
+def head_row(row: tuple[Any, ...]) -> HeadRow:
+    """Return a row of the table of heads."""
     number, created_utc, space, digest, through, samples, outcome, reason, score, calibration, *rest = row
     adaptation, why = rest
     return HeadRow(

@@ -161,19 +161,33 @@ def read_history(
     Raises:
         ConfigError: there is no history.
     """
+    where = "captured_utc >= ? AND captured_utc < ?" + ("" if verdict is None else " AND verdict = ?")
+    yield from _rows(
+        data_dir, where, [since_utc, until_utc, *([] if verdict is None else [verdict])], newest=newest
+    )
+
+
+def _rows(data_dir: Path, where: str, values: list[object], *, newest: int | None) -> Iterator[PartRow]:
     file = data_dir / FOLDER_NAME / FILE_NAME
     if not file.is_file():
         raise ConfigError(f"there is no history in {data_dir}", hint="The agent writes it from its first part on.")
-    where = "captured_utc >= ? AND captured_utc < ?" + ("" if verdict is None else " AND verdict = ?")
-    values: list[object] = [since_utc, until_utc, *([] if verdict is None else [verdict])]
     query = f"SELECT {', '.join(COLUMNS)} FROM parts WHERE {where}"
     if newest is not None:
         query = f"SELECT * FROM ({query} ORDER BY id DESC LIMIT ?)"
-        values.append(newest)
+        values = [*values, newest]
     with disk(data_dir), closing(sqlite3.connect(read_uri(file), uri=True)) as db:
         for row in db.execute(f"{query} ORDER BY id", values):
             named: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
             yield PartRow(**{**named, "unknown": bool(named["unknown"])})
+
+
+def newest_of(data_dir: Path, part: str) -> PartRow | None:
+    """Return the newest verdict of a part; None where there is none. An agent may be writing.
+
+    Raises:
+        ConfigError: there is no history.
+    """
+    return next(_rows(data_dir, "part = ?", [part], newest=1), None)
 
 
 def write_csv(rows: Iterator[PartRow], file: IO[str]) -> int:

@@ -45,6 +45,7 @@ _COMMANDS: Final = {
     "rehearse": _Known("agent", "Replay images with an oracle: how many labels will be needed?"),
     "bundle": _Known("", "Show, verify or carry a bundle, or say where it comes from."),
     "agent": _Known("agent", "Inspect, label and learn on this device."),
+    "proof": _Known("agent", "Prove what a head learned from, and what it decided."),
     "fleet": _Known("fleet", "Serve and publish to a fleet of devices."),
     "doctor": _Known("agent", "Say what this machine can run, and what to fix."),
     "demo": _Known("demo", "Show the whole on this machine."),

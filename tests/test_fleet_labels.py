@@ -17,7 +17,7 @@ from device_agent.limits import StoreLimits
 from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import LabelError
-from sdk.fleet.labellog import COLUMNS, Checked, cell, check_rows, log_rows
+from sdk.fleet.labellog import log_rows
 from sdk.fleet.retention import DAY_S, Policy, due, erase
 from sdk.fleet.store import FleetStore
 from sdk.labels import (
@@ -31,6 +31,7 @@ from sdk.labels import (
     Record,
     RenameClass,
 )
+from sdk.logrows import COLUMNS, Checked, cell, check_rows
 from sdk.wire import DeviceState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway

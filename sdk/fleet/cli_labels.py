@@ -19,7 +19,7 @@ from sdk.errors import FleetError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
 
 if TYPE_CHECKING:
-    from sdk.fleet.labellog import Checked
+    from sdk.logrows import Checked
 
 RECORD_NAME: Final = "retention.jsonl"
 """In the fleet's directory: who let codes be erased, when, by which policy."""
@@ -46,7 +46,8 @@ def export(directory: Path, channel: str, out: Path, no_codes: bool, as_json: bo
     it again.
     """
     from sdk.fleet.cli import open_fleet
-    from sdk.fleet.labellog import Checked, log_rows
+    from sdk.fleet.labellog import log_rows
+    from sdk.logrows import Checked
 
     write = _writer_of(out)
     checked = Checked()
@@ -68,7 +69,7 @@ def check(file: Path, as_json: bool) -> None:
     It says whether anything in the file was changed, left out or put in between. That nothing is missing at the
     end of a device's log only its fleet knows: compare the numbers.
     """
-    from sdk.fleet.labellog import Checked, check_rows
+    from sdk.logrows import Checked, check_rows
 
     checked = Checked()
     try:
@@ -128,7 +129,7 @@ def _write_csv(file: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def _csv_rows(stream: IO[str], rows: Iterator[dict[str, Any]]) -> None:
-    from sdk.fleet.labellog import COLUMNS, cell, flat
+    from sdk.logrows import COLUMNS, cell, flat
 
     out = csv.writer(stream, lineterminator="\n")
     out.writerow(COLUMNS)

@@ -1,0 +1,142 @@
+"""`headway proof`: what a head learned from, in one file, and whether it holds. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from device_agent.proof import Claim, Proved
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def proof() -> None:
+    """Prove what a head learned from, and what it decided.
+
+    \b
+    On the device, for the part that a customer sends back:
+      headway proof make site.toml --part 4711 --out 4711.proof.jsonl
+    Anywhere else, with the bundle that served then:
+      headway proof check 4711.proof.jsonl bundle/
+    """
+
+
+@proof.command(short_help="Write the proof of a head, on its device.")
+@click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write.",
+)
+@click.option("--part", metavar="ID", help="The head that decided this part, and its decision.")
+@click.option("--head", type=click.IntRange(1), metavar="N", help="This head. Without both: the newest.")
+@_JSON
+def make(site_file: Path, out: Path, part: str | None, head: int | None, as_json: bool) -> None:
+    """Write what a head of this device learned from: the label log as far as it had come, every entry with its
+    hash.
+
+    The agent may be running. The file holds no pictures; their codes, and operators as the log has them.
+    """
+    import msgspec
+
+    from device_agent.config import load_site
+    from device_agent.proof import make_proof
+
+    claim = make_proof(load_site(site_file).data_dir, out, head=head, part=part)
+    if as_json:
+        click.echo(msgspec.json.encode(claim))
+        return
+    click.echo(
+        f"{out}: head {claim.head} of {claim.device}, {claim.samples} samples, live set {claim.digest[:16]}, "
+        f"{claim.entries} log entries"
+    )
+    if claim.part is not None and claim.part.code is None:
+        click.echo("the part's code is no longer here: its decision cannot be made again from this file")
+
+
+@proof.command(short_help="Check a proof against the bundle that served.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@_JSON
+def check(file: Path, bundle_path: Path, as_json: bool) -> None:
+    """Check a proof: every hash of the log, that bundle and log give the live set whose digest the head bears, and
+    that the head solved from it decides the part as it was decided.
+
+    It needs neither the device nor its fleet, and trusts nothing in the file that it can compute. Exit code 2
+    where it does not hold.
+    """
+    from device_agent.proof import check_proof
+    from sdk.bundle import Bundle
+
+    proved = check_proof(file, Bundle.open(bundle_path))
+    if as_json:
+        click.echo(json.dumps(_facts(proved), indent=1))
+        return
+    for line in _lines(proved):
+        click.echo(line)
+
+
+def _facts(proved: Proved) -> dict[str, Any]:
+    import msgspec
+
+    told: dict[str, Any] = msgspec.to_builtins(proved)
+    return {"holds": True, **told}
+
+
+def _lines(proved: Proved) -> list[str]:
+    claim, link = proved.claim, proved.link
+    given = sum(each.samples for each in proved.labelled)
+    lines = [
+        f"head     {claim.head} of {claim.device}, since {_time(claim.created_utc)}; {_outcome(claim)}",
+        f"log      {claim.entries} entries of {len(proved.devices)} devices; every hash chain holds",
+        f"bundle   {link.name}, digest {link.bundle_sha256[:16]}, {proved.precision}",
+        f"         backbone {link.backbone}, {link.strategy}",
+        f"         weights {link.weights.source}; licence {link.weights.licence}",
+        f"         data {link.data_sha256[:16]}, {link.images} images",
+        f"learned  {claim.samples} samples, live set {claim.digest[:16]}: made again from bundle and log",
+        f"         {proved.released} as the bundle has them, {given} by people:",
+    ]
+    lines += [
+        f"           {each.device}, {each.operator or 'nobody named'}: {each.samples}, "
+        f"{_time(each.first_utc)} to {_time(each.last_utc)}"
+        for each in proved.labelled
+    ]
+    if proved.refused:
+        lines.append(f"         {proved.refused} entries contradict themselves, and count nowhere")
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(proved.classes.items()))
+    lines.append(f"classes  {counts}")
+    if claim.part is not None:
+        lines += _part_lines(proved)
+    return [*lines, "it holds"]
+
+
+def _part_lines(proved: Proved) -> list[str]:
+    part, again = proved.claim.part, proved.again
+    assert part is not None
+    lines = [
+        f"part     {part.part}, {_time(part.captured_utc)}: {part.verdict}, {part.decision} "
+        f"{part.probability:.1%}, novelty {part.novelty:.3f}",
+    ]
+    if again is None:
+        return [*lines, "         its code is not in the file: the decision was not made again"]
+    by = "" if again.calibrated else " (by the bundle's calibration; this head had none yet)"
+    return [
+        *lines,
+        f"         made again: {again.decision} {again.probability:.1%}, novelty {again.novelty:.3f}{by}",
+    ]
+
+
+def _outcome(claim: Claim) -> str:
+    return f"{claim.outcome}: {claim.reason}" if claim.reason else claim.outcome
+
+
+def _time(utc: float) -> str:
+    return f"{datetime.fromtimestamp(utc, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"

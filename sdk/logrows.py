@@ -1,0 +1,152 @@
+"""A label log as rows of JSON that others can read, and check again without the store that it came from.
+
+Every row has what its entry's hash covers. No network, no clock, no database.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import msgspec
+
+from sdk.errors import LabelError
+from sdk.labels import Body, Chain, Entry, Record, check_record, entry_hash
+
+BODIES: Final[dict[str, type[msgspec.Struct]]] = {str(kind.__struct_config__.tag): kind for kind in Body.__args__}
+"""Kinds of entries by their names in the log."""
+FIELDS: Final = tuple(dict.fromkeys(name for kind in BODIES.values() for name in kind.__struct_fields__))
+_HEAD: Final = ("position", "device", "seq", "counter", "utc", "wall_time_us", "kind")
+COLUMNS: Final = (*_HEAD, *(f"body_{name}" for name in FIELDS), "code", "prev", "hash")
+"""Of a table of the log: `flat` rows."""
+_BYTES: Final = frozenset({"sample", "class_id", "space", "code_sha256", "one", "other"})
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet computes when a cell begins with it."""
+
+
+@dataclass
+class Checked:
+    """How far a log has been checked.
+
+    Attributes:
+        entries: How many.
+        codes: How many of them have their code.
+        chains: Where each device's log ends.
+    """
+
+    entries: int = 0
+    codes: int = 0
+    chains: dict[str, Chain] = field(default_factory=dict)
+
+    def take(self, record: Record) -> None:
+        """Check the next record in the order of positions.
+
+        Raises:
+            LabelError: it does not follow its device's entry before, or contradicts itself.
+        """
+        check_record(record)
+        device = record.entry.device
+        self.chains[device] = self.chains.get(device, Chain(device)).follow(record.entry)
+        self.entries += 1
+        self.codes += record.code is not None
+
+
+def row_of(position: int, record: Record, *, codes: bool = True) -> dict[str, Any]:
+    entry, body = record.entry, record.entry.body
+    said = {name: _text(getattr(body, name)) for name in body.__struct_fields__}
+    return {
+        "position": position,
+        "device": entry.device,
+        "seq": entry.seq,
+        "counter": entry.counter,
+        "utc": _utc(entry.wall_time_us),
+        "wall_time_us": entry.wall_time_us,
+        "kind": str(body.__struct_config__.tag),
+        "body": said,
+        "code": record.code.hex() if codes and record.code is not None else None,
+        "prev": entry.prev.hex(),
+        "hash": entry_hash(entry).hex(),
+    }
+
+
+def _text(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _utc(wall_time_us: int) -> str | None:
+    try:
+        return datetime.fromtimestamp(wall_time_us / 1e6, timezone.utc).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError):
+        return None  # a wild clock; `wall_time_us` has what it said
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as a line of a table, with a value for every one of `COLUMNS`."""
+    body = {f"body_{name}": row["body"].get(name) for name in FIELDS}
+    return {name: body[name] if name in body else row[name] for name in COLUMNS}
+
+
+def cell(value: object) -> object:
+    """Return a value for a CSV: empty for none, and what a spreadsheet would compute behind an apostrophe."""
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def check_rows(lines: Iterable[str], checked: Checked) -> None:
+    """Check an exported log, JSON Lines, from its first line to its last.
+
+    Args:
+        lines: Of the file.
+        checked: Told of each entry.
+
+    Raises:
+        LabelError: as `checked_rows`.
+    """
+    for _ in checked_rows(lines, checked):
+        pass
+
+
+def checked_rows(lines: Iterable[str], checked: Checked, *, first: int = 1) -> Iterator[Record]:
+    """Yield the records of an exported log, JSON Lines, each when it has been checked.
+
+    Args:
+        lines: Of the file.
+        checked: Told of each entry.
+        first: Number of the first line, for errors.
+
+    Raises:
+        LabelError: a line is no entry, does not have the hash it says, or breaks its device's chain.
+    """
+    for number, line in enumerate(lines, first):
+        try:
+            row = json.loads(line)
+            record, said = _record(row), row["hash"]
+        except (ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
+            raise LabelError(
+                f"line {number} is no entry of a log",
+                hint="Export the log again, as .jsonl: a table has not all that a hash covers.",
+            ) from error
+        if entry_hash(record.entry).hex() != said:
+            raise LabelError(f"line {number} does not have the hash that it says", hint="It was changed.")
+        checked.take(record)
+        yield record
+
+
+def _record(row: Mapping[str, Any]) -> Record:
+    kind, said = BODIES[row["kind"]], row["body"]
+    if set(said) != set(kind.__struct_fields__):
+        raise ValueError("not the fields of its kind")
+    body = [
+        kind.__struct_config__.tag,
+        *(
+            bytes.fromhex(said[name]) if name in _BYTES and said[name] is not None else said[name]
+            for name in kind.__struct_fields__
+        ),
+    ]
+    numbers = [row["device"], row["seq"], row["counter"], row["wall_time_us"]]
+    entry = msgspec.convert([*numbers, bytes.fromhex(row["prev"]), body], Entry)
+    return Record(entry, None if row.get("code") is None else bytes.fromhex(row["code"]))

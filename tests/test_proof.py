@@ -1,0 +1,281 @@
+"""What a head learned from, proved in one file: what holds, and everything that was tried on it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from device_agent.camera import Shot
+from device_agent.heads_and_updates import Outcome
+from device_agent.history import History
+from device_agent.parts import Finding, Part
+from device_agent.proof import Claim, check_proof, make_proof
+from device_agent.station import Station
+from device_agent.store import Store
+from device_agent.withdrawn import is_alone
+from sdk.bundle import Bundle
+from sdk.errors import ConfigError, HeadwayError, LabelError
+from sdk.images import decode
+from sdk.labels import Quarantine, fleet_log_of
+from sdk.wire import Verdict
+from tests.commands import headway
+from tests.simulators import SimDevice
+from tests.test_person_undo import clean, confused, from_elsewhere, label, labels_of, station_at, undo
+from tests.tiny import picture, tiny_bundle
+
+__all__ = ["clean", "confused"]  # fixtures
+
+Lines = list[dict[str, Any]]
+
+
+def inspect(station: Station, name: str, i: int) -> None:
+    """Decide a part as the line does, into the history."""
+    data = picture(name, i)
+    shot = Shot(decode(data), time.time(), f"line-1/{name}{i}", "", data)
+    finding, now_s = Finding(shot, station.see(shot).decision), time.monotonic()
+    part = Part(1, f"{name}{i}", Verdict.REJECT, name, finding, 1, 1, 1, time.time(), now_s, now_s + 0.01)
+    history = History(station.store.folder, 1000)
+    history.send(part)
+    history.close()
+
+
+def proof_of(station: Station, out: Path, **which: Any) -> Claim:
+    return make_proof(station.store.folder, out / "proof.jsonl", **which)
+
+
+@pytest.fixture
+def station(tmp_path: Path, confused: Bundle) -> Iterator[Station]:
+    """A station of a fleet that labelled, corrected, and heard from another device."""
+    with station_at(tmp_path / "data", confused, None) as station:
+        inspect(station, "pit", 300)
+        samples = label(station, range(200, 206))
+        undo(station, samples[:1])
+        other = SimDevice("line-2")
+        labels_of(confused, station, other, range(240, 244), right=True)
+        from_elsewhere(station, other)
+        inspect(station, "pit", 301)
+        yield station
+
+
+def test_every_head_that_served_can_be_proved(station: Station, confused: Bundle, tmp_path: Path) -> None:
+    rows = station.store.heads.newest(limit=100)
+    assert len(rows) > 3
+    for row in rows:
+        claim = proof_of(station, tmp_path, head=row.number)
+        proved = check_proof(tmp_path / "proof.jsonl", confused)
+        assert (claim.digest, proved.claim.digest) == (row.digest, row.digest)
+        assert proved.released + sum(each.samples for each in proved.labelled) == row.samples
+        assert sum(proved.classes.values()) == row.samples
+
+
+def test_it_says_who_taught_what_and_where_the_release_is_from(
+    station: Station, confused: Bundle, tmp_path: Path
+) -> None:
+    proof_of(station, tmp_path)
+    proved = check_proof(tmp_path / "proof.jsonl", confused)
+    assert [(each.device, each.operator, each.samples) for each in proved.labelled] == [
+        ("line-1", "ann", 11),
+        ("line-2", "bob", 8),
+    ]
+    assert proved.devices == ("line-1", "line-2")
+    assert proved.link.bundle_sha256 == confused.digest()
+    assert proved.again is None
+
+
+@pytest.mark.parametrize("part", ["pit300", "pit301"])
+def test_the_decision_is_made_again(station: Station, confused: Bundle, tmp_path: Path, part: str) -> None:
+    claim = proof_of(station, tmp_path, part=part)
+    again = check_proof(tmp_path / "proof.jsonl", confused).again
+    assert again is not None
+    assert claim.part is not None
+    assert again.decision == claim.part.decision
+    assert again.probability == pytest.approx(claim.part.probability, abs=0.01)
+
+
+def test_what_people_took_back_alone_is_proved_too(tmp_path: Path, clean: Bundle) -> None:
+    """The head's live set is then that of no place in the log: that of the head before, less what was undone."""
+    with station_at(tmp_path / "data", clean, None) as station:
+        samples = label(station, range(200, 204))
+        other = SimDevice("line-2")
+        labels_of(clean, station, other, range(240, 270), right=False)
+        from_elsewhere(station, other)
+        undo(station, samples[:2])
+        row = station.store.heads.last(clean.space(), [Outcome.CONFIRMED])
+        assert row is not None
+        assert is_alone(row)
+        proof_of(station, tmp_path, head=row.number)
+        proved = check_proof(tmp_path / "proof.jsonl", clean)
+        assert proved.claim.entries > proved.claim.learned
+        assert [each.samples for each in proved.labelled if each.device == "line-1"] == [6]
+
+
+def test_a_quarantined_device_is_left_out_as_it_was(station: Station, confused: Bundle, tmp_path: Path) -> None:
+    fleet = SimDevice(fleet_log_of("default"))
+    fleet.write(Quarantine("line-2", "", 2**62, "wrong light", "eve"))
+    records = fleet.log
+    learner = station.require().learner
+    learner.received(station.store.log.receive(records, station.store.log.position() + 1))
+    learner.run_until_idle()
+    proof_of(station, tmp_path)
+    assert [each.device for each in check_proof(tmp_path / "proof.jsonl", confused).labelled] == ["line-1"]
+
+
+# What does not hold
+
+
+def tampered(file: Path, change: Callable[[Lines], Lines | None]) -> Path:
+    lines: Lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = change(lines) or lines
+    other = file.with_name("tampered.jsonl")
+    other.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return other
+
+
+def first(**members: object) -> Callable[[Lines], None]:
+    return lambda lines: lines[0].update(members)
+
+
+def of_part(**members: object) -> Callable[[Lines], None]:
+    return lambda lines: lines[0]["part"].update(members)
+
+
+def relabelled(lines: Lines) -> None:
+    row = next(row for row in lines[1:] if row["kind"] == "label" and row["body"]["class_id"])
+    row["body"]["class_id"] = "00" * 16
+
+
+def without_a_device(lines: Lines) -> Lines:
+    kept = [row for row in lines if row.get("device") != "line-2" or "format" in row]
+    kept[0]["entries"] = kept[0]["learned"] = len(kept) - 1
+    return kept
+
+
+CHANGES: dict[str, Callable[[Lines], Lines | None]] = {
+    "another digest": first(digest="00" * 32),
+    "more samples": first(samples=10_000),
+    "another format": first(format="headway-proof-9"),
+    "another space": first(space="11" * 32),
+    "a key more": first(approved="by nobody"),
+    "less was learned": lambda lines: lines[0].update(learned=lines[0]["learned"] - 1),
+    "the last entry is gone": lambda lines: lines[:-1],
+    "an entry is gone": lambda lines: lines[:3] + lines[4:],
+    "the last entry is gone, and said so": lambda lines: [
+        {**lines[0], "entries": len(lines) - 2, "learned": len(lines) - 2},
+        *lines[1:-1],
+    ],
+    "a device's log is gone, and said so": without_a_device,
+    "another class in an entry": relabelled,
+    "no log": lambda lines: [{**lines[0], "entries": 0, "learned": 0}],
+    "another novelty": of_part(novelty=0.95),
+    "another probability": of_part(probability=0.2),
+    "another decision": of_part(decision="good"),
+    "another code": lambda lines: lines[0]["part"].update(code=lines[0]["part"]["code"][::-1]),
+    "no code of that size": of_part(code="00"),
+    "no code at all": of_part(code="zz"),
+    "no calibration that is one": first(calibration="c1"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_was_changed_is_found(station: Station, confused: Bundle, tmp_path: Path, what: str) -> None:
+    proof_of(station, tmp_path, part="pit301")
+    check_proof(tmp_path / "proof.jsonl", confused)  # the control
+    with pytest.raises(HeadwayError):
+        check_proof(tampered(tmp_path / "proof.jsonl", CHANGES[what]), confused)
+
+
+def test_another_bundle_of_the_same_backbone_is_told_apart(
+    station: Station, confused: Bundle, clean: Bundle, tmp_path: Path
+) -> None:
+    proof_of(station, tmp_path)
+    with pytest.raises(LabelError):
+        check_proof(tmp_path / "proof.jsonl", clean)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_changed_byte_of_the_log_goes_through(
+    station: Station, confused: Bundle, tmp_path: Path, data: st.DataObject
+) -> None:
+    if not (tmp_path / "proof.jsonl").exists():
+        proof_of(station, tmp_path)
+    whole = (tmp_path / "proof.jsonl").read_bytes()
+    begin = whole.index(b"\n") + 1
+    at = data.draw(st.integers(begin, len(whole) - 2))
+    value = data.draw(st.integers(0, 255).filter(lambda value: value != whole[at]))
+    changed = whole[:at] + bytes([value]) + whole[at + 1 :]
+    (tmp_path / "changed.jsonl").write_bytes(changed)
+    try:
+        proved = check_proof(tmp_path / "changed.jsonl", confused)
+    except LabelError:
+        return
+    assert said(changed) == said(whole), "something else was said, and taken"
+    assert proved == check_proof(tmp_path / "proof.jsonl", confused)
+
+
+def said(proof: bytes) -> object:
+    """Return what the log of a proof says, however its JSON is written."""
+    return [json.loads(line) for line in proof.splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"{}", b"[]", b"\xff\xfe", b"{" * 100_000, b"null", b'{"format": 1}']
+)
+def test_what_is_no_proof_is_said_to_be_none(tmp_path: Path, clean: Bundle, content: bytes) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(LabelError) as caught:
+        check_proof(tmp_path / "x.jsonl", clean)
+    assert caught.value.hint == "Name a file of `headway proof make`."
+
+
+def test_what_cannot_be_proved_is_said(station: Station, tmp_path: Path) -> None:
+    for which, told in (
+        ({"head": 999}, "there is no row of head 999"),
+        ({"part": "nobody"}, "the history has no part 'nobody'"),
+        ({"part": "pit300", "head": 2}, "head 1 decided part 'pit300', not 2"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            proof_of(station, tmp_path, **which)
+    with pytest.raises(ConfigError, match="No such file"):
+        make_proof(station.store.folder, tmp_path / "missing" / "proof.jsonl")
+    assert [file.name for file in tmp_path.iterdir() if "proof" in file.name] == []
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", per_class=40)
+    (tmp_path / "site.toml").write_text(
+        'device = "line-1"\ndata_dir = "data"\nbundle = "bundle"\n[camera]\nkind = "folder"\npath = "."\n'
+    )
+    with station_at(tmp_path / "data", bundle, None) as station:
+        label(station, range(200, 202))
+        inspect(station, "pit", 300)
+        out = tmp_path / "4711.jsonl"
+        made = headway(capsys, "proof", "make", tmp_path / "site.toml", "--part", "pit300", "--out", out)
+    assert made.code == 0
+    assert "4 log entries" not in made.err
+    shown = headway(capsys, "proof", "check", out, tmp_path / "bundle")
+    assert shown.code == 0
+    assert shown.out.endswith("it holds\n")
+    assert "line-1, ann: 4" in shown.out
+    assert "made again: pit" in shown.out
+    told = json.loads(headway(capsys, "proof", "check", out, tmp_path / "bundle", "--json").out)
+    assert told["holds"] is True
+    assert told["labelled"][0]["samples"] == 4
+    tampered(out, first(samples=1)).replace(out)
+    refused = headway(capsys, "proof", "check", out, tmp_path / "bundle")
+    assert refused.code == 2
+    assert "this is not what head" in refused.err
+
+
+def test_a_store_without_a_head_is_said_to_have_none(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "data", "line-1"), pytest.raises(ConfigError, match="has had no head yet"):
+        make_proof(tmp_path / "data", tmp_path / "proof.jsonl")
+    with pytest.raises(ConfigError, match="there is no store"):
+        make_proof(tmp_path / "nowhere", tmp_path / "proof.jsonl")
