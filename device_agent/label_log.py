@@ -7,6 +7,8 @@ Rules this module keeps:
 - The device's own log is one hash chain without gaps, and its Lamport counter is above every counter seen. Both
   move in memory only after the commit.
 - What the fleet has not acknowledged is bounded, and refused visibly beyond it.
+- Nothing is written while the fleet holds entries of this device that this store lacks: it would contradict them.
+- The first that a store hears of its own log is believed only as far as the log here is the same.
 
 What the entries mean is the learner's; what goes over the wire is `sync`'s.
 """
@@ -39,6 +41,9 @@ from sdk.labels import (
 
 AWAIT_FLEET: Final = "await_fleet"
 """Named value: restored from a backup, and the fleet may hold later entries of this device."""
+FLEET_HOLDS: Final = "fleet_holds"
+"""Named value: how many entries of this device the fleet said it holds, while those are not all found here; 0 from
+then on. Not there: it has said nothing yet, or an older version heard it."""
 KEPT_RESTORES: Final = 64
 """Times that the fleet came back from an older copy, remembered by their ids; a message names eight."""
 _BATCH: Final = 500  # records read per query, so that no reader holds the lock long
@@ -144,12 +149,18 @@ class LabelLog:
                 "this store was restored from a backup and has not heard from its fleet yet",
                 hint="Connect the device to its broker: its later labels come back first.",
             )
+        if self.lacking():
+            raise StoreFull(
+                f"the fleet holds {self.unconfirmed()} entries of this device, its store only {self._chain.seq}",
+                hint="Wait until its earlier labels are back; the device's page says what keeps them.",
+            )
 
     def receive(self, records: Sequence[Record], position: int, channel: str = "") -> list[Record]:
         """Store entries of the fleet's union and how far this device has read it; return those that were new.
 
         Where we hold an entry's predecessor it must continue it. Own entries that this store has never seen are
-        taken in as the start of its log: that is how a replaced device finds its earlier labels again.
+        taken in as the start of its log: that is how a replaced device finds its earlier labels again. With the
+        last of those that `heard` tells of, labels may be written again.
 
         Args:
             records: In the union's order.
@@ -166,14 +177,17 @@ class LabelLog:
                 for record in records:
                     check_record(record)
                     entry = record.entry
+                    own = entry.device == self._device
                     if self._holds(db, entry):
+                        if own and not self._is_settled():  # so the fleet has it, and all before it
+                            self._meta.put(db, "acknowledged", max(entry.seq, self.acknowledged()))
                         continue
                     if entry.counter > counter + MAX_COUNTER_JUMP:
                         raise LabelError(
                             f"entry {entry.seq} of {entry.device} jumps ahead by {entry.counter - counter}",
                             hint="Its device is at fault; withdraw its entries on the fleet service.",
                         )
-                    if entry.device == self._device:
+                    if own:
                         chain = chain.follow(entry)
                         self._meta.put(db, "acknowledged", entry.seq)
                     _insert(db, record, here=False)
@@ -181,6 +195,8 @@ class LabelLog:
                     new.append(record)
                 key = f"log_position/{channel}"
                 self._meta.put(db, key, max(position, int(self._meta.get(key) or 0)))
+                if 0 < self.unconfirmed() <= self.acknowledged():
+                    self._settle(db)
             self._chain, self._counter = chain, counter
             return new
 
@@ -263,22 +279,49 @@ class LabelLog:
         """Return the sequence number up to which the fleet has committed our log."""
         return int(self._meta.get("acknowledged") or 0)
 
-    def acknowledge(self, through: int) -> None:
-        """Note that the fleet has committed our log up to `through`. It never goes back.
+    def heard(self, through: int) -> bool:
+        """Note that the fleet says it has committed our log up to `through`; return whether that log is this one.
+
+        Where it is, that is acknowledged, which never goes back. Where this store lacks entries of it, or has yet
+        to see that its own are the same, the union brings them; until then nothing is acknowledged, and where it
+        lacks some, nothing is written.
 
         Raises:
-            LabelError: we have not written that far: the fleet knows entries of ours that we lost.
+            StoreFull: no room; nothing was noted.
         """
         with self._db.lock:
-            if through > self._chain.seq:
-                raise LabelError(
-                    f"the fleet holds {through} entries of {self._device}, this store has {self._chain.seq}",
-                    hint="Let the device fetch its log before labelling, or enrol it under a new id.",
-                )
-            if through > self.acknowledged() or self._meta.get(AWAIT_FLEET):
+            if through > (self._chain.seq if self._is_settled() else self.acknowledged()):
+                if self._meta.get(FLEET_HOLDS) != through:
+                    with self._db.transaction() as db:
+                        self._meta.put(db, FLEET_HOLDS, through)
+                        # What would show whose entries they are may have been read already, by an older version.
+                        if through <= self._chain.seq:
+                            db.execute("UPDATE meta SET value = 0 WHERE key LIKE 'log\\_position/%' ESCAPE '\\'")
+                return False
+            news = through > self.acknowledged() or self._meta.get(FLEET_HOLDS) != 0
+            if news or self._meta.get(AWAIT_FLEET):
                 with self._db.transaction() as db:
                     self._meta.put(db, "acknowledged", max(through, self.acknowledged()))
-                    self._meta.put(db, AWAIT_FLEET, None)
+                    self._settle(db)
+            return True
+
+    def _is_settled(self) -> bool:
+        """Return whether the log here and the one that the fleet has are known to be one."""
+        told = self._meta.get(FLEET_HOLDS)
+        return self.acknowledged() > 0 if told is None else told == 0
+
+    def _settle(self, db: sqlite3.Connection) -> None:
+        self._meta.put(db, FLEET_HOLDS, 0)
+        self._meta.put(db, AWAIT_FLEET, None)
+
+    def unconfirmed(self) -> int:
+        """Return how many entries of ours the fleet said it holds, while those are not all found here; else 0."""
+        return int(self._meta.get(FLEET_HOLDS) or 0)
+
+    def lacking(self) -> bool:
+        """Return whether the fleet holds more entries of this device than there are here."""
+        with self._db.lock:
+            return self.unconfirmed() > self._chain.seq
 
     def union_restored(self, channel: str, restored: Mapping[str, int]) -> bool:
         """Read the union again from where the fleet, come back from an older copy, means something else by it.

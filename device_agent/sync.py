@@ -154,7 +154,6 @@ class SyncCore:
         self._offers_again = False
         self._turn = zlib.crc32(store.device.encode()) / 2**32
         self._refused: str | None = None
-        self._owed = 0  # length of our own log as the fleet has it
         self._ask_due = 0.0
         self._asked_at = float("-inf")
         self._length = 0  # of the union, as last heard of
@@ -178,9 +177,10 @@ class SyncCore:
     @property
     def fault(self) -> str | None:
         """What keeps entries from moving; None if nothing does."""
-        if self._owed > self._store.log.length():
-            held = self._store.log.length()
-            return f"the fleet holds {self._owed} entries of this device, its store only {held}"
+        held = self._store.log
+        if held.lacking():
+            lacks = f"the fleet holds {held.unconfirmed()} entries of this device, its store only {held.length()}"
+            return f"{lacks}: {self._log_fault}" if self._log_fault else lacks
         return self._refused or self._log_fault
 
     def connected(self, now: float) -> None:
@@ -250,12 +250,10 @@ class SyncCore:
         self._lacks_from = after
 
     def _take_ack(self, ack: Ack, now: float) -> None:
-        self._owed = ack.through
-        if ack.through > self._store.log.length():
+        if not self._store.log.heard(ack.through):
             # A replaced device: the union brings its earlier entries, and the store takes them in.
             self._ask_soon(now, 0.0)
             return
-        self._store.log.acknowledge(ack.through)
         if ack.through >= self._store.log.acknowledged():
             self._lacks_from, self._offers_again = None, False
         else:
@@ -295,8 +293,6 @@ class SyncCore:
             self._log_fault = str(error)
             return
         self._log_fault = None
-        if 0 < self._owed <= self._store.log.length():  # told before the entries came that it speaks of
-            self._store.log.acknowledge(self._owed)
         self._ask_due = now + self._limits.ask_every_s
         self._ask_if_behind(now)
         self.state_changed()
@@ -341,7 +337,7 @@ class SyncCore:
     def _to_send(self, now: float) -> list[Record]:
         limits, acknowledged = self._limits, self._store.log.acknowledged()
         window = limits.window_records
-        if self._owed > self._store.log.length():
+        if self._store.log.unconfirmed():
             return []  # what we wrote without our earlier entries contradicts them
         if self._lacks_from is not None and now >= self._again_due:
             acknowledged, window = self._lacks_from, limits.again_records
@@ -373,7 +369,7 @@ class SyncCore:
         held = self._store.log
         if self._lacks_from is not None:
             due.append(self._resend_due if self._offers_again else self._again_due)
-        if held.outbox_depth() and self._owed <= held.length():  # else `_to_send` sends nothing
+        if held.outbox_depth() and not held.unconfirmed():  # else `_to_send` sends nothing
             due.append(self._resend_due)
         return min(due)
 

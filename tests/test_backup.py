@@ -110,7 +110,7 @@ def test_a_restored_device_takes_no_label_before_it_has_its_later_entries_back(
         with pytest.raises(StoreFull, match="has not heard from its fleet"):
             label(store, sample_of(51))
         store.log.receive(later, position=2 * LABELS + 2)
-        store.log.acknowledge(2 * LABELS + 2)
+        store.log.heard(2 * LABELS + 2)
         (first, _) = label(store, sample_of(51))
         assert first.entry.seq == 2 * LABELS + 3
         assert first.entry.prev != later[0].entry.prev

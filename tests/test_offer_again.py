@@ -75,6 +75,7 @@ def sent_in(publications: list[Publication]) -> list[int]:
 def told_all(device: Device, through: int) -> None:
     device.core.connected(0.0)
     device.core.poll(0.0)
+    device.ack(0)
     device.ack(through)
 
 

@@ -236,17 +236,18 @@ def test_the_outbox_holds_what_the_fleet_has_not_acknowledged(store: Store) -> N
     store.log.receive(foreign_log("line-2", 1), position=1)
     own = [*label(store, sample_of(1)), *label(store, sample_of(2))]
     assert store.log.outbox(10) == own
-    store.log.acknowledge(3)
-    store.log.acknowledge(1)  # late and out of order
+    store.log.heard(0)
+    store.log.heard(3)
+    store.log.heard(1)  # late and out of order
     assert store.log.outbox(10) == own[3:]
     assert store.log.outbox_depth() == 1
     assert store.log.outbox(0) == []
 
 
-def test_an_acknowledgement_of_what_we_never_wrote_is_refused(store: Store) -> None:
-    with pytest.raises(LabelError, match="holds 1 entries"):
-        store.log.acknowledge(1)
-    assert store.log.outbox_depth() == 0
+def test_what_the_fleet_has_of_ours_and_we_have_not_is_acknowledged_by_nobody(store: Store) -> None:
+    assert store.log.heard(0)
+    assert not store.log.heard(1)
+    assert (store.log.outbox_depth(), store.log.acknowledged(), store.log.lacking()) == (0, 0, True)
 
 
 def test_a_full_outbox_refuses_labels_until_the_fleet_acknowledges(tmp_path: Path) -> None:
@@ -255,7 +256,8 @@ def test_a_full_outbox_refuses_labels_until_the_fleet_acknowledges(tmp_path: Pat
         with pytest.raises(StoreFull, match="2 entries wait"):
             label(store, sample_of(2))
         assert store.log.outbox_depth() == 2
-        store.log.acknowledge(2)
+        store.log.heard(0)
+        store.log.heard(2)
         assert len(label(store, sample_of(2))) == 2
 
 

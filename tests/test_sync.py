@@ -19,7 +19,7 @@ from device_agent.limits import StoreLimits
 from device_agent.store import Store
 from device_agent.sync import Sync, SyncCore, SyncLimits
 from sdk.codes import code_digest
-from sdk.errors import RemoteWireError
+from sdk.errors import RemoteWireError, StoreFull
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.service import FleetCore, FleetService
 from sdk.fleet.store import FleetStore
@@ -119,8 +119,11 @@ def segment_of(first: int, records: list[Record], channel: str = "default") -> b
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Device]:
+    """A device whose fleet has said that it holds none of its entries yet."""
     with Store.open(tmp_path / "line-1", "line-1", limits=LIMITS) as store:
-        yield Device(store)
+        opened = Device(store)
+        opened.ack(0)
+        yield opened
 
 
 def foreign(count: int, device: str = "line-2") -> list[Record]:
@@ -275,6 +278,57 @@ def test_a_replaced_device_writes_nothing_before_its_earlier_log_is_back(device:
         assert fresh.core.fault is None
         write_label(store, 2)
         assert labels_in(fresh.core.poll(3.0)) == [3, 4]
+
+
+def test_a_replaced_device_takes_no_label_while_its_earlier_log_comes(device: Device, tmp_path: Path) -> None:
+    """One that it took would have the number of an entry on its way, and both logs would end there."""
+    log = [*write_label(device.store, 1), *write_label(device.store, 2)]
+    with Store.open(tmp_path / "fresh", "line-1", limits=LIMITS) as store:
+        fresh = Device(store)
+        fresh.core.connected(0.0)
+        fresh.ack(4)
+        fresh.segment(1, log[:2])
+        with pytest.raises(StoreFull, match="holds 4 entries of this device, its store only 2"):
+            write_label(store, 3)
+    with Store.open(tmp_path / "fresh", "line-1", limits=LIMITS) as store:  # it is known after a restart
+        with pytest.raises(StoreFull, match="holds 4 entries"):
+            write_label(store, 3)
+        again = Device(store)
+        again.core.connected(0.0)
+        again.segment(3, log[2:])
+        assert (again.core.fault, store.log.acknowledged()) == (None, 4)
+        write_label(store, 3)
+        assert labels_in(again.core.poll(1.0)) == [5, 6]
+
+
+def test_a_store_takes_no_entries_for_acknowledged_that_the_fleet_may_have_of_an_earlier_one(
+    device: Device, tmp_path: Path
+) -> None:
+    log = write_label(device.store, 1)
+    with Store.open(tmp_path / "fresh", "line-1", limits=LIMITS) as store:
+        fresh = Device(store)
+        write_label(store, 2)
+        write_label(store, 3)  # before it first heard from its fleet
+        fresh.core.connected(0.0)
+        fresh.ack(2)
+        fresh.segment(1, log)
+        assert store.log.acknowledged() == 0
+        assert "contradicts the log" in str(fresh.core.fault)
+
+
+def test_a_device_whose_first_answers_were_lost_finds_its_entries_in_the_union(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "line-1", "line-1", limits=LIMITS) as store:
+        device = Device(store)
+        own = write_label(store, 1)
+        device.core.connected(0.0)
+        assert labels_in(device.core.poll(0.0)) == [1, 2]
+        device.ack(2)
+        assert store.log.acknowledged() == 0
+        assert labels_in(device.core.poll(100.0)) == []
+        write_label(store, 2)
+        device.segment(1, own)
+        assert store.log.acknowledged() == 2
+        assert labels_in(device.core.poll(101.0)) == [3, 4]
 
 
 def test_a_replaced_device_that_waits_for_its_earlier_log_rests_meanwhile(device: Device) -> None:
