@@ -77,6 +77,8 @@ class SyncLimits:
         ask_gap_s: It is asked for no more often than this.
         state_every_s: The device's state is published no more often than this.
         state_refresh_s: It is looked at again after this long, for what changes with every frame.
+        event_again_s: Where an update stands is told again after this long, since nobody acknowledges that.
+        event_again_max_s: That doubles up to this.
     """
 
     window_records: int = 1024
@@ -88,6 +90,8 @@ class SyncLimits:
     ask_gap_s: float = 2.0
     state_every_s: float = 1.0
     state_refresh_s: float = 60.0
+    event_again_s: float = 60.0
+    event_again_max_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,10 @@ class SyncCore:
         self._state_wanted = True
         self._state_again = 0.0
         self._log_fault: str | None = None
+        self._event: UpdateEvent | None = None  # the last that was told, by whichever thread
+        self._event_timed: UpdateEvent | None = None  # and the one that these are of
+        self._event_due = 0.0
+        self._event_again_s = 0.0
 
     def subscriptions(self) -> list[str]:
         """Return the topics to listen to."""
@@ -202,6 +210,10 @@ class SyncCore:
     def state_changed(self) -> None:
         """The device's state may be another now."""
         self._state_wanted = True
+
+    def event_told(self, event: UpdateEvent) -> None:
+        """This was published of an update: it is due again now and then, until there is news of one."""
+        self._event = event
 
     def receive(self, message: Message, now: float) -> None:
         """Take in what arrived.
@@ -334,6 +346,21 @@ class SyncCore:
             out.append(Publication(self._topics.up_want(device), encode_json(want)))
         return out
 
+    def event_due(self, now: float) -> bool:
+        """Return whether where an update stands should be told once more now; true once each time."""
+        event = self._event
+        if not self._online or event is None:
+            return False
+        news = event != self._event_timed
+        if not news and now < self._event_due:
+            return False
+        self._event_timed = event
+        self._event_again_s = (
+            self._limits.event_again_s if news else min(2 * self._event_again_s, self._limits.event_again_max_s)
+        )
+        self._event_due = now + self._event_again_s
+        return not news
+
     def _to_send(self, now: float) -> list[Record]:
         limits, acknowledged = self._limits, self._store.log.acknowledged()
         window = limits.window_records
@@ -371,6 +398,8 @@ class SyncCore:
             due.append(self._resend_due if self._offers_again else self._again_due)
         if held.outbox_depth() and not held.unconfirmed():  # else `_to_send` sends nothing
             due.append(self._resend_due)
+        if self._event_timed is not None:
+            due.append(self._event_due)
         return min(due)
 
 
@@ -386,7 +415,8 @@ class Sync:
         on_trust: Given the fleet's signed metadata, each time it comes.
         check_signed: Raises `RemoteWireError` for labels and acknowledgements that the fleet has not signed.
         state: What the device is doing now.
-        on_online: Called on each connect, so that others can say again what the broker may have lost.
+        on_online: Called on each connect, and now and then after an event, so that others can say again what the
+            broker may have lost.
         limits: Timers and windows.
     """
 
@@ -469,6 +499,7 @@ class Sync:
     def publish_event(self, event: UpdateEvent) -> None:
         """Publish where an update stands; it waits in memory while there is no broker."""
         self._publish(self._topics.up_event(self._store.device), encode_json(event), qos=1)
+        self._core.event_told(event)
 
     def _publish(self, topic: str, payload: bytes, qos: int) -> None:
         if qos == 0 and not self._session.connected:
@@ -551,6 +582,8 @@ class Sync:
         except RemoteWireError as error:
             log.warning("ignored a message on %s: %s", message.topic if message else "", error)
         self._send(self._core.poll(now))
+        if self._core.event_due(now):
+            self._on_online()
         self._fault = None
 
     def _send(self, publications: Sequence[Publication]) -> None:

@@ -171,6 +171,7 @@ class Updater:
         self._retry_s = retry_s
         self._watch_s = watch_s
         self._clock = clock
+        self._telling = threading.Lock()  # a step and the word of it are one: no older word follows a newer one
         # Guards what follows; notified on an assignment, a verdict, a stop.
         self._changed = threading.Condition()
         self._assigned: Desired | None = None
@@ -203,7 +204,11 @@ class Updater:
         return serves
 
     def start(self, desired: Desired) -> None:
-        """Begin an assigned update in the background. The same assignment any number of times is one update."""
+        """Begin an assigned update in the background. The same assignment any number of times is one update.
+
+        Where it is the newest update already, its state is told once more. The fleet assigns again when it comes
+        back to its broker, and may have missed what was told meanwhile: the broker acknowledges what nobody hears.
+        """
         if desired.channel != self._channel:
             log.warning("an assignment for channel %s is not for this device", desired.channel)
             return
@@ -213,7 +218,10 @@ class Updater:
             other = newest is not None and newest.release_id != desired.release.release_id
             if other or self._status.fault is not None:  # what it waits for may have come with this
                 self._halt.set()
+            begins_anew = self._is_new(desired, newest) and not self._goes_on(newest)
             self._changed.notify_all()
+        if not other and not begins_anew:
+            self.say_again()
 
     def ask_again(self, release_id: str) -> None:
         """Somebody wants this release once more: that it was rolled back is no reason not to `start` it."""
@@ -250,9 +258,10 @@ class Updater:
 
     def say_again(self) -> None:
         """Tell the newest state once more: the broker may have lost it."""
-        newest = self._newest()
-        if newest is not None:
-            self._tell(newest)
+        with self._telling:
+            newest = self._newest()
+            if newest is not None:
+                self._tell(newest)
 
     def status(self) -> UpdateStatus:
         """Return how the newest update stands."""
@@ -409,7 +418,7 @@ class Updater:
                     return None
                 self._halt.clear()
                 desired, row = self._assigned, self._newest()
-                unfinished = row is not None and UPDATE_STEPS[row.state] and row.state is not UpdateState.COMMITTED
+                unfinished = self._goes_on(row)
                 other = desired is not None and row is not None and row.release_id != desired.release.release_id
                 if row is not None and unfinished and not other:
                     return row
@@ -419,11 +428,17 @@ class Updater:
             if row is not None and unfinished:
                 self._roll_back(row, f"release {desired.release.name!r} was assigned instead")
                 continue
-            row = self._store.updates.begin(desired.release.release_id, encode_json(desired))
+            with self._telling:
+                row = self._store.updates.begin(desired.release.release_id, encode_json(desired))
+                self._tell(row)
             self._again = None
-            self._tell(row)
             self._show(row)
             return row
+
+    @staticmethod
+    def _goes_on(newest: UpdateRow | None) -> bool:
+        """Return whether an update has begun and not ended."""
+        return newest is not None and newest.state not in (UpdateState.COMMITTED, UpdateState.ROLLED_BACK)
 
     def _is_new(self, desired: Desired, newest: UpdateRow | None) -> bool:
         release_id = desired.release.release_id
@@ -560,9 +575,10 @@ class Updater:
         if state not in UPDATE_STEPS[row.state]:
             raise ValueError(f"{row.state.value} may not become {state.value}")
         row = replace(row, state=state, reason=reason[:MAX_REASON])
-        self._store.updates.put(row)
-        log.info("release %s is %s %s", row.release_id[:12], state.value, reason)
-        self._tell(row)
+        with self._telling:
+            self._store.updates.put(row)
+            log.info("release %s is %s %s", row.release_id[:12], state.value, reason)
+            self._tell(row)
         self._show(row)
         return row
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -425,6 +426,28 @@ def test_the_state_is_published_when_it_changes_and_not_too_often(device: Device
     assert [states(now) for now in (10.0, 10.1, 10.5)] == [1, 0, 0]
     device.core.connected(20.0)
     assert states(20.0) == 1
+
+
+def test_where_an_update_stands_is_due_again_ever_more_rarely_until_there_is_news(device: Device) -> None:
+    core = device.core
+    core.connected(0.0)
+    first, second = (
+        UpdateEvent(release_id="0" * 64, state=state) for state in (UpdateState.VERIFIED, UpdateState.COMMITTED)
+    )
+
+    def due(begin: int, end: int) -> list[int]:
+        return [now for now in range(begin, end) if core.event_due(float(now))]
+
+    assert due(0, 100) == []
+    core.event_told(first)
+    assert due(100, 700) == [160, 280, 520]
+    core.event_told(first)  # as it is by whoever says it again
+    assert due(700, 1001) == [1000]
+    core.event_told(second)
+    assert due(1001, 1200) == [1061, 1181]
+    assert [later - now for now, later in pairwise(due(1200, 40_000))][-1] == 3600
+    core.disconnected()
+    assert due(40_000, 50_000) == []
 
 
 # -- a whole fleet in virtual time

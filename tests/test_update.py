@@ -22,6 +22,7 @@ from device_agent.limits import StoreLimits
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, check_golden, open_runtime
 from device_agent.store import Store
+from device_agent.sync import Sync
 from device_agent.update import MAX_STARTS, Fetch, Release, Updater
 from sdk.bundle import Bundle, write_bundle
 from sdk.errors import BadSignature, StoreFull
@@ -29,9 +30,9 @@ from sdk.fetch import ChunkFetcher
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord
-from sdk.mqtt import MqttSettings
+from sdk.mqtt import MqttSession, MqttSettings
 from sdk.verdict import Verdict
-from sdk.wire import Desired, DeviceState, ReleaseRef, UpdateEvent, UpdateState
+from sdk.wire import Desired, DeviceState, ReleaseRef, Topics, UpdateEvent, UpdateState, decode_json
 from tests import tiny
 from tests.builders import class_id_of, make_bundle, open_projection
 from tests.processes import Doomed
@@ -301,6 +302,20 @@ def test_the_same_assignment_again_changes_nothing(rig: Rig, bundles: dict[str, 
     assert rig.fetched == ["old", "new", "newer"]
 
 
+@pytest.mark.parametrize("bad", [False, True], ids=["committed", "rolled back"])
+def test_the_same_assignment_again_is_answered_with_where_it_stands(
+    rig: Rig, bundles: dict[str, Bundle], bad: bool
+) -> None:
+    """The fleet assigns again when it comes back to its broker: what was told meanwhile nobody has heard."""
+    bundle = bundles["wrong-golden" if bad else "new"]
+    rig.updater.start(desired(bundle))
+    rig.reaches(bundle, S.ROLLED_BACK if bad else S.COMMITTED)
+    told = rig.events[-1]
+    rig.events.clear()
+    rig.updater.start(desired(bundle))
+    assert rig.events == [told]
+
+
 def test_an_earlier_release_may_be_assigned_again(rig: Rig, bundles: dict[str, Bundle]) -> None:
     rig.install(bundles["new"])
     rig.updater.start(desired(bundles["old"]))
@@ -428,8 +443,10 @@ def test_a_new_deadline_is_a_new_assignment(rig: Rig, bundles: dict[str, Bundle]
     rig.reaches(bundles["new"], S.ROLLED_BACK)
     assert "deadline" in rig.updater.status().reason
     assert rig.fetched == ["old"]
+    rig.events.clear()
     rig.updater.start(desired(bundles["new"], deadline_utc=2000.0))
     rig.reaches(bundles["new"], S.COMMITTED)
+    assert [state for _, state, _ in rig.events] == ALL_STEPS, "what it forgives is not said once more"
 
 
 def test_a_download_past_its_deadline_is_given_up(rig: Rig, bundles: dict[str, Bundle]) -> None:
@@ -663,6 +680,59 @@ def test_a_published_release_comes_into_service_though_the_broker_is_killed(
         assert slot.name == assignment.release.release_id
         assert Bundle.open(slot).digest() == bundles["new"].digest()
         assert rig.updater.status().done_bytes == assignment.release.size_bytes
+
+
+@pytest.mark.broker
+def test_what_a_device_tells_a_broker_that_nobody_listens_to_reaches_the_fleet_when_it_is_back(
+    mosquitto: Mosquitto, tmp_path: Path, bundles: dict[str, Bundle]
+) -> None:
+    """A broker that was restarted knows no session of the service, and acknowledges all the same."""
+    settings = MqttSettings(port=mosquitto.port)
+    go = threading.Event()
+
+    def fetch(_ref: ReleaseRef, target: Path, **_: object) -> object:
+        assert go.wait(DEADLINE_S)
+        return shutil.copytree(bundles["new"].path, target)
+
+    def state() -> DeviceState:
+        return DeviceState(device="line-1", channel="default", online=True)
+
+    def stands(fleet: FleetStore) -> UpdateState | None:
+        with fleet.read() as ledger:
+            return {each.device: each.state for each in ledger.assignments(1)}.get("line-1")
+
+    heard: list[UpdateState] = []
+    ear = MqttSession(
+        settings, "ear", on_message=lambda m: heard.append(decode_json(m.payload, UpdateEvent).state)
+    )
+    with rig_on(tmp_path / "data", bundles, fetcher=fetch) as rig, contextlib.closing(ear):
+        sync = Sync(
+            settings,
+            rig.store,
+            "default",
+            on_records=lambda _records: None,
+            on_desired=rig.updater.start,
+            state=state,
+            on_online=rig.updater.say_again,
+        )
+        rig.on_event = sync.publish_event
+        rig.updater.boot()
+        sync.start()
+        with contextlib.ExitStack() as ends:
+            ends.callback(sync.stop)
+            with serving(tmp_path / "fleet", settings) as fleet:
+                rig.names[fleet.publish(bundles["new"], channel="default").ref.release_id] = "new"
+                wait_for(lambda: stands(fleet) is S.DOWNLOADING, DEADLINE_S)
+            mosquitto.kill()
+            wait_for(lambda: not sync.status().connected, DEADLINE_S)
+            mosquitto.start()
+            wait_for(lambda: sync.status().connected, DEADLINE_S)
+            ear.subscribe([Topics(settings.prefix).up_event("line-1")])
+            ear.connect()
+            go.set()
+            wait_for(lambda: heard[-1:] == [S.COMMITTED], DEADLINE_S)
+            with serving(tmp_path / "fleet", settings) as fleet:
+                wait_for(lambda: stands(fleet) is S.COMMITTED, DEADLINE_S)
 
 
 def publish(fleet: FleetStore, bundle: Bundle) -> Desired:
