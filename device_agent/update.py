@@ -221,7 +221,7 @@ class Updater:
             begins_anew = self._is_new(desired, newest) and not self._goes_on(newest)
             self._changed.notify_all()
         if not other and not begins_anew:
-            self.say_again()
+            self._say_newest()
 
     def ask_again(self, release_id: str) -> None:
         """Somebody wants this release once more: that it was rolled back is no reason not to `start` it."""
@@ -257,7 +257,16 @@ class Updater:
             return True
 
     def say_again(self) -> None:
-        """Tell the newest state once more: the broker may have lost it."""
+        """Tell the newest state once more: the broker may have lost it.
+
+        But not a rollback: whoever resumed the rollout meanwhile, or published the release again, has forgiven it,
+        and would take this for the next. The assignment tells, and `start` answers it.
+        """
+        newest = self._newest()
+        if newest is not None and newest.state is not UpdateState.ROLLED_BACK:
+            self._say_newest()
+
+    def _say_newest(self) -> None:
         with self._telling:
             newest = self._newest()
             if newest is not None:

@@ -316,6 +316,18 @@ def test_the_same_assignment_again_is_answered_with_where_it_stands(
     assert rig.events == [told]
 
 
+def test_a_rollback_is_told_again_only_where_the_release_is_still_assigned(
+    rig: Rig, bundles: dict[str, Bundle]
+) -> None:
+    """A device that was away when somebody resumed the rollout says it on its connect, and halts it again."""
+    rig.ends(bundles["wrong-golden"])
+    rig.events.clear()
+    rig.updater.say_again()
+    assert rig.events == []
+    rig.updater.start(desired(bundles["wrong-golden"]))
+    assert [state for _, state, _ in rig.events] == [S.ROLLED_BACK]
+
+
 def test_an_earlier_release_may_be_assigned_again(rig: Rig, bundles: dict[str, Bundle]) -> None:
     rig.install(bundles["new"])
     rig.updater.start(desired(bundles["old"]))
