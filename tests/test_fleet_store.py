@@ -24,7 +24,7 @@ from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_of, name_database
 from sdk.fleet.store import MIGRATIONS, SCHEMA_REVISION, FleetStore, Ledger
 from sdk.fleet.tables import Base
 from sdk.fleet.union_ledger import Taken
-from sdk.labels import CodeRecord, Fold, Label, Record
+from sdk.labels import MAX_COUNTER_JUMP, Chain, CodeRecord, Fold, KeepApart, Label, Record, entry_hash
 from sdk.wire import DeviceState, UpdateEvent, UpdateState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway
@@ -176,6 +176,35 @@ def test_channels_have_unions_of_their_own(fleet_dir: Path) -> None:
         assert ledger.take("b", labelled("b", 1), {}).first_position == 1
         assert (ledger.log_length("left"), ledger.log_length("right")) == (5, 3)
         assert ledger.log_length("none") == 0
+
+
+def test_counters_of_one_channel_move_none_of_another(fleet_dir: Path, tmp_path: Path) -> None:
+    """A device measures a jump from its own channel's union. What it would refuse must not get in: it stays."""
+    wild, chain = [], Chain("a")
+    for jumps in range(1, 4):
+        chain, entry = chain.write(Label(bytes(32), None, "ann"), counter=jumps * MAX_COUNTER_JUMP, wall_time_us=0)
+        wild.append(Record(entry))
+    mine = labelled("b", 1)
+    with FleetStore(fleet_dir) as store:
+        with store.write() as ledger:
+            register(ledger, "a", "left")
+            register(ledger, "b", "right")
+            ledger.take("b", mine, {})
+            assert len(ledger.take("a", wild, {}).verdict.accepted) == 3
+        with store.write() as ledger:
+            ledger.decide("right", [KeepApart(bytes(16), bytes([1] * 16), "boss")])
+        _, ahead = Chain("b", len(mine), entry_hash(mine[-1].entry)).write(
+            Label(bytes(32), None, "ann"), counter=3 * MAX_COUNTER_JUMP, wall_time_us=0
+        )
+        with store.write() as ledger:
+            refused = ledger.take("b", [Record(ahead)], {}).verdict.refused
+            assert refused is not None
+            assert "jumps more than 2^32" in refused.reason
+        with store.read() as ledger:
+            union = ledger.records("right", 1)
+    with Store.open(tmp_path / "device", "c") as device:
+        device.log.receive(union, len(union), "right")
+        assert device.log.position("right") == len(mine) + 1
 
 
 def test_a_device_keeps_the_channel_it_registered_on(fleet_dir: Path) -> None:

@@ -30,7 +30,7 @@ def append(session: Session, channel: ChannelRow, bodies: Sequence[Body], highes
         session: A write transaction.
         channel: Whose union.
         bodies: What they say.
-        highest_counter: The highest Lamport counter of any stored entry: these are above it.
+        highest_counter: The highest Lamport counter of any entry in that union: these are above it.
 
     Raises:
         LabelError: one of them cannot be said.

@@ -71,7 +71,7 @@ def judge(
         records: The batch, in its order.
         standing: Where the device's log ends so far.
         hash_at: Returns the stored entry's hash for a sequence number.
-        highest_counter: The highest Lamport counter the service has seen from anyone.
+        highest_counter: The highest Lamport counter in the union of the device's channel.
         feature_sizes: Length of a code by feature space, where the service knows the space.
     """
     accepted: list[Record] = []

@@ -53,7 +53,7 @@ class UnionLedger(ChannelLedger):
             records,
             standing=Standing(Chain(device, row.last_seq, row.last_hash), row.last_counter),
             hash_at=lambda seq: self._hash_at(device, seq),
-            highest_counter=self.highest_counter(),
+            highest_counter=self.highest_counter(channel.name),
             feature_sizes=feature_sizes,
         )
         first = channel.log_length + 1
@@ -87,7 +87,7 @@ class UnionLedger(ChannelLedger):
         Raises:
             LabelError: one of the bodies is none that a fleet may say.
         """
-        records = fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter())
+        records = fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter(channel))
         self.decided.append((channel, records))
         return records
 
@@ -174,9 +174,14 @@ class UnionLedger(ChannelLedger):
     def _hash_at(self, device: str, seq: int) -> bytes | None:
         return self._session.scalar(select(EntryRow.hash).where(EntryRow.device == device, EntryRow.seq == seq))
 
-    def highest_counter(self) -> int:
-        """Return the highest Lamport counter of any stored entry, 0 where there is none."""
-        return self._session.scalar(select(func.max(EntryRow.counter))) or 0
+    def highest_counter(self, channel: str) -> int:
+        """Return the highest Lamport counter of any entry in a channel's union, 0 where there is none.
+
+        Of that channel alone: it is what its devices have seen, and measure a jump from as well.
+        """
+        # A log's counters rise, so its last is its highest: no need to look at every entry.
+        counters = select(func.max(DeviceRow.last_counter)).where(DeviceRow.channel == channel)
+        return self._session.scalar(counters) or 0
 
     def log_length(self, channel: str) -> int:
         """Return the length of a channel's union."""
