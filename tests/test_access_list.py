@@ -20,7 +20,8 @@ from sdk.errors import BrokerError, KeyRefused
 from sdk.fleet.access import secure_config
 from sdk.fleet.broker import Mosquitto, find_mosquitto, reload_broker
 from sdk.fleet.certificates import Authority, changing, write_for_broker
-from sdk.fleet.cli_enroll import read_place, secure_broker, tls_folder
+from sdk.fleet.cli_enroll import secure_broker, tls_folder
+from sdk.fleet.enrolment import PLACE_NAME, Enrolled, read_place
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.wire import Topics
 from tests.processes import Doomed
@@ -301,3 +302,18 @@ def test_what_cannot_be_listed_is_not_enrolled(fleet: Path) -> None:
     assert not out.exists()
     mend()
     enroll(fleet, "line-1")
+
+
+def test_the_service_follows_what_is_enrolled_and_a_damaged_file_changes_nothing(fleet: Path) -> None:
+    enrolled = Enrolled(fleet)
+    assert "line-7" not in enrolled()
+    enroll(fleet, "line-7")
+    assert enrolled()["line-7"] == "default"
+    (tls_folder(fleet) / PLACE_NAME).write_text("{")
+    assert enrolled()["line-7"] == "default"
+    with pytest.raises(KeyRefused):
+        Enrolled(fleet)
+
+
+def test_a_fleet_without_certificates_has_nobody_enrolled(tmp_path: Path) -> None:
+    assert Enrolled(tmp_path)() == {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,9 +23,11 @@ from sdk.fleet.access import secure_config
 from sdk.fleet.asyncapi import CHANNELS, Channel
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.cli_enroll import secure_broker, tls_folder
+from sdk.fleet.service import FleetService
+from sdk.fleet.store import FleetStore
 from sdk.mqtt import Message, MqttSession, MqttSettings
-from sdk.wire import Topics
-from tests.simulators import wait_for
+from sdk.wire import Topics, Want, encode_json
+from tests.simulators import LiveDevice, wait_for
 from tests.test_enroll import Plant, lets_in, without
 from tests.test_trust_live import headway
 
@@ -219,6 +222,35 @@ def test_without_the_access_list_every_party_may_do_everything(made: Plant) -> N
         config=lambda port: weaken(secure_config(port, folder, host="127.0.0.1", user="root"))
     ) as broker:
         assert measured(made, broker.port) >= EVERYTHING
+
+
+def test_a_certificate_is_good_for_its_own_channels_union_only(made: Plant) -> None:
+    """Topics alone do not say so: each device writes its own state, and that names a channel."""
+    events: list[tuple[str, Mapping[str, object]]] = []
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(FleetStore(made.fleet))
+        channels = tuple(dict.fromkeys(DEVICES.values()))
+        service = FleetService(store, made.service, channels, lambda kind, more: events.append((kind, more)))
+        thread = threading.Thread(target=service.run, args=(stop,))
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(stop.set)
+        wait_for(lambda: "ready" in [kind for kind, _ in events], what="the service")
+        good = stack.enter_context(LiveDevice(settings_of(made, "a", made.broker.port), "a", "default"))
+        good.label(1)
+        wait_for(lambda: good.acknowledged, what="labels of the channel")
+        spy = stack.enter_context(LiveDevice(settings_of(made, "c", made.broker.port), "c", "default"))
+        spy.label(1)
+        spy.session.publish(T.up_want("c"), encode_json(Want(channel="default", log_from=1)))
+        wait_for(lambda: "stranger" in [kind for kind, _ in events], what="the service to hear of it")
+        wait_for(lambda: not spy.session.pending_bytes, what="what it says")
+        good.label(2)  # after all of that, at the service too
+        wait_for(lambda: not good.outbox, what="labels of the channel")
+        assert (spy.acknowledged, spy.union) == (0, [])
+        with store.read() as ledger:
+            assert ledger.device("c") is None
+            assert {record.entry.device for record in ledger.records("default", 1)} == {"a"}
 
 
 def test_without_a_certificate_there_is_no_session(made: Plant) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from device_agent.config import load_site
 from sdk.bundle import Bundle
-from sdk.fleet.cli_enroll import Place, site_text
+from sdk.fleet.cli_enroll import site_text
+from sdk.fleet.enrolment import Place
 from sdk.fleet.store import FleetStore
 from sdk.wire import DeviceState
 from tests.builders import make_bundle

@@ -359,6 +359,58 @@ def test_a_device_that_changes_its_channel_stays_where_its_log_is(fleet_dir: Pat
         assert [d.channel for d in ledger.devices()] == ["default"]
 
 
+def test_a_device_is_on_no_channel_but_the_one_it_was_enrolled_on(fleet_dir: Path) -> None:
+    """The broker's access list is all that its certificate says; in its state it may name any channel."""
+    fleet = Fleet(fleet_dir, SimBroker(), [SimDevice("good", "b")], channels=("a", "b"))
+    enrolled = {"spy": "a", "good": "b"}
+    fleet.core = FleetCore(
+        fleet.store,
+        TOPICS,
+        ("a", "b"),
+        lambda kind, more: fleet.events.append((kind, more)),
+        None,
+        lambda: enrolled,
+    )
+    fleet.devices[0].label(1)
+    fleet.run(lambda: not fleet.devices[0].outbox)
+    spy = SimDevice("spy", "b")
+    spy.label(2)
+    want = Message(TOPICS.up_want("spy"), encode_json(Want(channel="b", log_from=1)))
+    says = [Message(p.topic, p.payload) for p in (spy.state(), *spy.batches())]
+    assert fleet.turn([*says, want]) == []
+    assert registered(fleet) == ["good"]
+    assert [more["error"] for kind, more in fleet.events if kind == "stranger"] == [
+        "spy is on channel b, and was enrolled on a"
+    ]
+    spy.channel = "a"  # mended
+    answers = fleet.turn([Message(p.topic, p.payload) for p in (spy.state(), *spy.batches())])
+    assert decode_json(only(answers, TOPICS.ack("spy"))[-1], Ack).through == 3
+    assert not only(answers, TOPICS.log("b"))
+
+
+def test_nothing_more_is_taken_from_a_device_that_registered_on_anothers_channel(
+    fleet_dir: Path, bundles: list[Bundle]
+) -> None:
+    """As it could before its enrolment was asked. It is away for that channel, so no rollout waits for it."""
+    fleet = Fleet(fleet_dir, SimBroker(), [SimDevice("spy", "default")])
+    fleet.run(lambda: registered(fleet) == ["spy"])
+    announce(fleet, bundles[0])
+    fleet.core = FleetCore(fleet.store, TOPICS, ("default",), enrolled=lambda: {"spy": "other"})
+    spy = fleet.devices[0]
+    spy.label(1)
+    event = UpdateEvent(release_id="0" * 64, state=UpdateState.COMMITTED)
+    told = [
+        *(Message(p.topic, p.payload) for p in (spy.state(), *spy.batches())),
+        Message(TOPICS.up_event("spy"), encode_json(event)),
+        Message(TOPICS.up_want("spy"), encode_json(Want(channel="default", log_from=1, chunks=["0" * 64]))),
+    ]
+    assert fleet.turn(told) == []
+    assert only(fleet.core.broker_connected(remembered=True), TOPICS.desired("spy")) == []
+    assert fleet.stored() == []
+    with fleet.store.read() as ledger:
+        assert [device.state.online for device in ledger.devices()] == [False]
+
+
 # Releases
 
 

@@ -48,7 +48,6 @@ from sdk.durable import write_whole
 from sdk.errors import KeyRefused
 from sdk.trust.keys import write_private
 
-TLS_FOLDER: Final = "tls"
 SERVICE_NAME: Final = "fleet.service"
 SESSIONS: Final = ("", ".chunks", ".trigger")
 """A device's sessions by what follows its id: labels and all else, releases' chunks, triggers of its line."""

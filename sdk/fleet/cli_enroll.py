@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,6 +16,7 @@ import msgspec
 
 from sdk.errors import KeyRefused
 from sdk.fleet.cli_trust import dir_option, has_trust, open_trust
+from sdk.fleet.enrolment import PLACE_NAME, TLS_FOLDER, TLS_PORT, Place, no_broker, read_place
 from sdk.labels import FLEET_LOG_PREFIX, RELEASE_DEVICE, DeviceId
 from sdk.wire import DEFAULT_PREFIX, ChannelName
 
@@ -24,28 +25,10 @@ if TYPE_CHECKING:
     from sdk.fleet.certificates import Authority
     from sdk.mqtt import MqttSettings
 
-TLS_PORT: Final = 8883
-PLACE_NAME: Final = "place.json"
 CERTIFICATE_NAMES: Final = ("device.pem", "device-chunks.pem", "device-trigger.pem")
 """What a device's certificates are called on it, in the order of its sessions."""
 OWN_ACCESS_NAME: Final = "acl.local"
 """A plant's own entries, taken over into the access list."""
-
-
-class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where devices find the fleet's broker, and which device is on which channel.
-
-    Attributes:
-        host: Name or address.
-        port: TCP port.
-        prefix: First part of every topic.
-        channels: The enrolled devices and the channel of each.
-    """
-
-    host: str
-    port: int = TLS_PORT
-    prefix: str = DEFAULT_PREFIX
-    channels: Mapping[str, ChannelName] = {}
 
 
 @click.command(short_help="Make a broker's certificates and settings.")
@@ -272,8 +255,6 @@ trigger_cert_file = "device-trigger.pem"
 
 def tls_folder(directory: Path) -> Path:
     """Return the folder of a fleet's certificates, there or not."""
-    from sdk.fleet.certificates import TLS_FOLDER
-
     return directory / TLS_FOLDER
 
 
@@ -316,24 +297,6 @@ def secure_broker(directory: Path, *, port: int | None = None, host: str | None 
     )
 
 
-def read_place(folder: Path) -> Place:
-    """Return where the broker is.
-
-    Raises:
-        KeyRefused: `headway fleet tls` was not run, or its file is damaged.
-    """
-    try:
-        return msgspec.json.decode((folder / PLACE_NAME).read_bytes(), type=Place)
-    except (OSError, msgspec.DecodeError) as error:
-        raise _no_broker(folder) from error
-
-
-def _no_broker(folder: Path) -> KeyRefused:
-    return KeyRefused(
-        f"{folder} says no broker", hint=f"First: headway fleet tls --dir {folder.parent} --host HOST"
-    )
-
-
 def _write_place(folder: Path, place: Place) -> None:
     """Write where the broker is, and before it the access list that follows; both appear whole."""
     from sdk.fleet.access import access_list
@@ -356,7 +319,7 @@ def _changing(folder: Path) -> Iterator[Authority]:
     from sdk.fleet.certificates import Authority, changing
 
     if not folder.is_dir():
-        raise _no_broker(folder)
+        raise no_broker(folder)
     with changing(folder):
         yield Authority(folder)
 

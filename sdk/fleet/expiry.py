@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sdk.errors import KeyRefused
 from sdk.expiry import DAY_S, NOTICE_DAYS, Expiry, Standing
+from sdk.fleet.enrolment import TLS_FOLDER
 from sdk.pem import ends_utc
 
 TIMESTAMP_NOTICE_DAYS: Final = 7.0
@@ -121,7 +122,7 @@ def _signed(directory: Path) -> list[Expiry]:
 
 
 def _certified(directory: Path) -> list[Expiry]:
-    from sdk.fleet.certificates import CERTIFICATE_LIFE, TLS_FOLDER
+    from sdk.fleet.certificates import CERTIFICATE_LIFE
 
     folder = directory / TLS_FOLDER
     servers = f"headway fleet tls --renew --dir {directory}"

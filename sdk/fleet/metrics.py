@@ -41,7 +41,7 @@ DEAD_LETTERS: Final = {
     "bad_message": "not of our protocol, or of another version",
     "refused": "an entry that the device's log cannot have",
     "unknown_device": "labels of a device that never told of itself",
-    "stranger": "a device of a channel that is not served here",
+    "stranger": "a device of a channel that is not served here, or on which it was not enrolled",
 }
 """What a service says of messages it did not take (`sdk.fleet.service`), by the label `reason`."""
 

@@ -22,7 +22,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +31,7 @@ from sdk.errors import BrokerError, DatabaseAway, KeyRefused, RemoteWireError, S
 from sdk.fleet.ahead import Ahead
 from sdk.fleet.channel_ledger import Device
 from sdk.fleet.channel_ledger import Publication as Published
+from sdk.fleet.enrolment import Enrolled
 from sdk.fleet.garbage import WANTED_S, garbage, in_use
 from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
@@ -93,6 +94,8 @@ class FleetCore:
             their labels here would lose them there.
         report: Told what happened.
         trust: Signs and announces with the fleet's online key; None where the fleet has no keys.
+        enrolled: Returns the channel of each device that was enrolled on one. Such a device has no other, whatever
+            it says: the broker's access list lets it say anything of itself.
     """
 
     def __init__(
@@ -102,8 +105,10 @@ class FleetCore:
         channels: Sequence[str],
         report: Report = lambda _kind, _more: None,
         trust: OnlineTrust | None = None,
+        enrolled: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._store = store
+        self._enrolled = enrolled
         self._topics = topics
         self._channels = tuple(channels)
         self._report = report
@@ -274,14 +279,14 @@ class FleetCore:
             for state, retained in states:
                 out += self._note_state(ledger, state, None if retained else now_utc, reports)
             for device, batch in labels:
-                if not self._is_ours(ledger, device):
+                if not self._may_speak(ledger.device(device)):
                     continue
                 try:
                     taken.append(ledger.take(device, batch.records, self._sizes))
                 except UnknownDevice as error:
                     reports.append(("unknown_device", {"device": device, "error": str(error)}))
             for device, update_event in events:
-                if not self._is_ours(ledger, device):
+                if not self._may_speak(ledger.device(device)):
                     continue
                 state_now = ledger.note_event(device, update_event, now_utc)
                 self._tidy = True
@@ -324,6 +329,12 @@ class FleetCore:
     def _note_state(
         self, ledger: Ledger, state: DeviceState, seen_utc: float | None, reports: list[tuple[str, dict[str, Any]]]
     ) -> list[Publication]:
+        known = ledger.device(state.device)
+        if wrong := self._enrolled_elsewhere(state.device, state.channel if known is None else known.channel):
+            self._complain(state.device, wrong, reports)
+            if known is not None and known.state.online:  # away, for that channel: no rollout waits for it
+                ledger.note_state(msgspec.structs.replace(known.state, online=False), seen_utc=None)
+            return []
         if state.channel not in self._channels:
             self._complain(state.device, f"is on channel {state.channel}, which is not served here", reports)
             return []
@@ -352,9 +363,16 @@ class FleetCore:
             self._strangers.add(device)
             reports.append(("stranger", {"device": device, "error": f"{device} {what}"}))
 
-    def _is_ours(self, ledger: Ledger, device: str) -> bool:
-        row = ledger.device(device)
-        return row is None or row.channel in self._channels
+    def _enrolled_elsewhere(self, device: str, channel: str) -> str | None:
+        """Return what is wrong, after the device's name, where it was enrolled on another channel than this."""
+        enrolled = self._enrolled().get(device, channel)
+        return None if enrolled == channel else f"is on channel {channel}, and was enrolled on {enrolled}"
+
+    def _may_speak(self, device: Device | None) -> bool:
+        """Return whether a device's channel is served here, and its own; True for one that is not registered."""
+        if device is None:
+            return True
+        return device.channel in self._channels and not self._enrolled_elsewhere(device.device, device.channel)
 
     def _ack(self, device: str, ack: Ack) -> Publication:
         if self._trust is not None:
@@ -376,7 +394,7 @@ class FleetCore:
         return [self._meta(ledger, channel), *self._desired(ledger, ledger.devices(channel))]
 
     def _desired(self, ledger: Ledger, devices: Sequence[Device]) -> Iterator[Publication]:
-        for device, desired in ledger.desired(devices):
+        for device, desired in ledger.desired(filter(self._may_speak, devices)):
             yield Publication(self._topics.desired(device.device), encode_json(desired), retain=True)
 
     def _meta(self, ledger: Ledger, channel: str) -> Publication:
@@ -507,7 +525,7 @@ class FleetCore:
         with self._store.read() as ledger:
             for name, want in wants:
                 device = ledger.device(name)
-                if device is None or device.channel not in self._channels:
+                if device is None or not self._may_speak(device):
                     continue
                 if device.last_seen_utc < now_utc - SEEN_EVERY_S:
                     quiet.add(name)
@@ -623,7 +641,8 @@ class FleetService:
         self._report = report
         self.every_turn: Callable[[float], None] = lambda _utc: None
         """Called with the time at each turn: for what is looked at now and then."""
-        self._new_core = functools.partial(FleetCore, store, Topics(settings.prefix), channels, report, trust)
+        topics, enrolled = Topics(settings.prefix), Enrolled(store.directory)
+        self._new_core = functools.partial(FleetCore, store, topics, channels, report, trust, enrolled)
         self._core = self._new_core()
         self._turn: list[Message] = []  # what the turn under way is about
         self._tries = 0
