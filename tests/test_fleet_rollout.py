@@ -42,6 +42,7 @@ class Floor:
         self.now = 1000.0
         self.desired: dict[str, Desired] = {}
         self.running: dict[str, str] = {}
+        self.tried: dict[str, list[Desired]] = {device: [] for device in devices}
         self.quality = dict.fromkeys(devices, WELL)
         self.away: set[str] = set()
         self.refuses: dict[str, str] = {}
@@ -87,8 +88,10 @@ class Floor:
         """Let every device that is there take what it is assigned, or say why not."""
         for device, desired in list(self.desired.items()):
             release = desired.release.release_id
-            if device in self.away or self.running.get(device) == release:
+            tried = self.tried.setdefault(device, [])
+            if device in self.away or self.running.get(device) == release or desired in tried[-1:]:
                 continue
+            tried.append(desired)
             why = self.refuses.get(desired.release.name) if desired.release.name != "first" else None
             if why is None:
                 self.running[device] = release
@@ -190,6 +193,72 @@ def test_a_release_that_does_not_install_never_reaches_the_second_wave(
     floor.turn()
     assert floor.stands() == (RolloutState.HALTED, 1)
     assert "a rolled it back: wrong figures" in str(floor.reports[-1]["reason"])
+
+
+def test_who_rolled_it_back_is_left_alone_until_it_is_resumed_or_published_again(
+    floor: Floor, bundles: dict[str, Bundle]
+) -> None:
+    """The release without its wave's deadline would be a new assignment: it may take the agent down each time."""
+    begin(floor, bundles["second"], Plan(waves=["2", "3", "100%"], soak_s=30, max_failed=1, success=0.5))
+    floor.refuses["second"] = "it crashes"
+    floor.away = {"b", "c", "d"}
+    floor.obey()
+    floor.away.clear()
+    floor.refuses.clear()
+    floor.kill()
+    for wave in (1, 2, 3):
+        assert floor.stands() == (RolloutState.ROLLING, wave)
+        assert floor.names()["a"] == "first"
+        floor.obey()
+        floor.wait(30)
+    assert floor.stands() == (RolloutState.DONE, 3)
+    assert floor.names() == {"a": "first", "b": "second", "c": "second", "d": "second"}
+    assert [desired.release.name for desired in floor.tried["a"]] == ["first", "second"]
+    floor.kill()
+    assert floor.names()["a"] == "first"
+    floor.store.publish(bundles["second"], channel="default")
+    floor.turn()
+    assert floor.names() == dict.fromkeys(DEVICES, "second")
+
+
+def test_resumed_it_is_tried_again_by_who_rolled_it_back(floor: Floor, bundles: dict[str, Bundle]) -> None:
+    begin(floor, bundles["second"], Plan(waves=["2", "3", "100%"], soak_s=30, max_failed=1, success=0.5))
+    floor.refuses["second"] = "the disk is full"
+    floor.away = {"b", "c", "d"}
+    floor.obey()
+    floor.away.clear()
+    floor.refuses.clear()
+    floor.obey()
+    floor.wait(30)
+    assert floor.stands() == (RolloutState.ROLLING, 2)
+    with floor.store.write() as ledger:
+        ledger.halt("default", "ann mends the disk")
+    with floor.store.write() as ledger:
+        ledger.resume("default")
+    floor.wait(0)
+    assert floor.names()["a"] == "second"
+    floor.obey()
+    assert floor.running["a"] == floor.running["b"]
+
+
+def test_a_device_that_runs_nothing_is_told_the_channels_release_all_the_same(
+    floor: Floor, bundles: dict[str, Bundle]
+) -> None:
+    """Another machine in the place of one that had rolled it back must not stay without any."""
+    begin(floor, bundles["second"], Plan(waves=["100%"], soak_s=0, max_failed=1, success=0.5))
+    floor.refuses["second"] = "it crashes"
+    floor.away = {"b", "c", "d"}
+    floor.obey()
+    floor.away.clear()
+    floor.refuses.clear()
+    floor.obey()
+    floor.wait(1)
+    assert floor.stands()[0] is RolloutState.DONE
+    assert floor.names()["a"] == "first"
+    del floor.running["a"]
+    floor.tell("a")
+    floor.kill()
+    assert floor.names()["a"] == "second"
 
 
 def test_a_late_device_joins_by_itself(floor: Floor, bundles: dict[str, Bundle]) -> None:

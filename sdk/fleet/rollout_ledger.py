@@ -74,7 +74,12 @@ class RolloutLedger(ChannelLedger):
             )
 
     def desired(self, devices: Iterable[Device]) -> list[tuple[Device, Desired]]:
-        """Return what devices should run: what a rollout under way brought them, else their channel's release."""
+        """Return what devices should run: what a rollout under way brought them, else their channel's release.
+
+        A device that rolled the rollout's release back should run what it runs, until the rollout is resumed or
+        something else is published. It would take the same release without its wave's deadline for a new
+        assignment, and try it again when the next wave begins, and at the end.
+        """
         found: list[tuple[Device, Desired]] = []
         by_channel: dict[str, list[Device]] = {}
         for device in devices:
@@ -82,20 +87,34 @@ class RolloutLedger(ChannelLedger):
         for channel, own in by_channel.items():
             current, under_way = self.current(channel), self.rollout(channel)
             staged: dict[str, Desired] = {}
-            if under_way is not None and under_way[1].open:
+            gave_up: set[str] = set()
+            if under_way is not None and (under_way[1].open or under_way[0] == current):
                 publication, rollout = under_way
                 newest = rollout.wave_began_utc + rollout.plan.deadline_s
                 for member in self.members(publication.id):
-                    deadline = newest if member.wave == rollout.wave else None
-                    staged[member.device] = Desired(
-                        release=publication.ref, channel=channel, deadline_utc=deadline
-                    )
+                    if member.state is UpdateState.ROLLED_BACK:
+                        gave_up.add(member.device)
+                    elif rollout.open:
+                        deadline = newest if member.wave == rollout.wave else None
+                        staged[member.device] = Desired(
+                            release=publication.ref, channel=channel, deadline_utc=deadline
+                        )
             usual = None if current is None else Desired(release=current.ref, channel=channel)
             for device in own:
                 desired = staged.get(device.device, usual)
+                if device.device in gave_up and (runs := self._runs(device)) is not None:
+                    desired = Desired(release=runs.ref, channel=channel)
                 if desired is not None:
                     found.append((device, desired))
         return found
+
+    def _runs(self, device: Device) -> Publication | None:
+        """Return the publication of what a device runs; None where its channel never had that."""
+        release_id = device.state.release_id
+        found = self._publications(
+            (PublicationRow.channel == device.channel) & (PublicationRow.release_id == release_id)
+        )
+        return found[-1] if found else None
 
     def spaces_in_use(self, channel: str) -> set[bytes]:
         """Return the feature spaces of a channel's release, of a rollout under way and of what its devices run."""
