@@ -121,12 +121,24 @@ def secret(site_file: Path, name: str, secret_file: Path | None) -> None:
 @_SITE
 @click.argument("name")
 @click.option("--erase", is_flag=True, help="Forget the name beside earlier labels and in the audit log too.")
-def remove(site_file: Path, name: str, erase: bool) -> None:
+@click.option("--open-again", is_flag=True, help="Remove the last account too: nobody has to log in any more.")
+def remove(site_file: Path, name: str, erase: bool, open_again: bool) -> None:
     """End an account and its sessions.
 
-    With --erase the name is forgotten too, also that of an account which was removed before.
+    With --erase the name is forgotten too, also that of an account which was removed before. The last account goes
+    only with --open-again: on loopback whoever reaches the page may do everything then; beyond it nobody may do
+    anything, and the agent does not start again before there is an account.
     """
+    from device_agent.config import load_site
+    from device_agent.page.guard import LOOPBACK
+
     with _access(site_file) as access:
-        for account_id in access.remove(name, erase=erase):
+        for account_id in access.remove(name, erase=erase, open_again=open_again):
             access.note("", "account erased" if erase else "account removed", account_id)
+        closed = access.in_use
     click.echo(f"{name} is {'erased' if erase else 'removed'}")
+    host = load_site(site_file).page.host
+    if not closed and host in LOOPBACK:
+        click.echo("that was the last account: whoever reaches the page may do everything from now on")
+    elif not closed:
+        click.echo(f"that was the last account: nobody gets into the page at {host} until there is another")

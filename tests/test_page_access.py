@@ -137,7 +137,11 @@ def test_the_first_account_is_an_admins_and_the_last_admin_stays(book: Database)
     with pytest.raises(AccessError, match="last admin"):
         empty.remove("Ann")
     empty.remove("Ben")
-    empty.remove("Ann")
+    for erase in (False, True):
+        with pytest.raises(AccessError, match="last account"):
+            empty.remove("Ann", erase=erase)
+    assert [each.name for each in empty.accounts()] == ["Ann"]
+    empty.remove("Ann", open_again=True)
     assert not empty.in_use
 
 
@@ -582,6 +586,59 @@ def test_accounts_are_made_from_the_command_line_while_the_agent_runs(
     assert not thread.is_alive()
     with pytest.raises(FileNotFoundError):
         running_state(site, 1)
+
+
+def test_beyond_loopback_a_running_agent_lets_nobody_in_once_its_last_account_is_gone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its start asks for accounts; they may be removed afterwards."""
+    site_file = tmp_path / "site.toml"
+    write_stream(tmp_path / "images", {"pit": 1})
+    site_file.write_text(
+        'device = "line-1"\n[camera]\nkind = "folder"\npath = "images"\n'
+        '[page]\nhost = "0.0.0.0"\nport = 0\nplain_http = true\n'
+    )
+    ann = (site_file, "Ann", "--secret-file", _file(tmp_path, PASSWORD))
+    assert headway(capfd, "agent", "user", "add", *ann, "--role", "admin").code == 0
+    with Agent(load_site(site_file)) as agent:
+        stop, ready = threading.Event(), threading.Event()
+        thread = threading.Thread(target=agent.run, args=(stop,), kwargs={"on_ready": lambda _: ready.set()})
+        thread.start()
+        try:
+            assert ready.wait(60)
+            with httpx.Client(base_url=agent.page_url, timeout=60) as http:
+                intruder = {"name": "intruder", "role": "admin", "secret": "longlonglong1"}
+                assert http.post("/api/accounts", json=intruder).status_code == 401
+                remove = ("agent", "user", "remove", site_file, "Ann")
+                refused = headway(capfd, *remove)
+                assert refused.code == 2
+                assert "last account" in refused.err
+                assert "--open-again" in refused.err
+                removed = headway(capfd, *remove, "--open-again")
+                assert removed.code == 0
+                assert "nobody gets into the page at 0.0.0.0" in removed.out
+                for method, path in (("GET", "/api/state"), ("POST", "/api/accounts"), ("GET", "/api/events")):
+                    answer = http.request(method, path, json=intruder)
+                    assert (answer.status_code, "no accounts" in answer.json()["error"]) == (401, True), path
+                assert http.get("/settings").headers["location"] == "/login?then=/settings"
+                assert "This device has no accounts" in http.get("/login").text
+                assert headway(capfd, "agent", "user", "add", *ann, "--role", "admin").code == 0
+                assert http.post("/api/login", json={"name": "Ann", "secret": PASSWORD}).status_code == 200
+                assert http.get("/api/state").status_code == 200
+        finally:
+            stop.set()
+            thread.join(60)
+
+
+def test_the_page_does_not_remove_its_last_account(device: Device) -> None:
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        for name in ("Ben", "Eva"):
+            assert ann.delete(f"/api/accounts/{name}").status_code == 200
+        for erase in ("false", "true"):
+            answer = ann.delete("/api/accounts/Ann", params={"erase": erase})
+            assert (answer.status_code, "last account" in answer.json()["error"]) == (403, True)
+        assert ann.get("/api/accounts").status_code == 200
+    assert device.http.get("/api/state").status_code == 401
 
 
 def test_nobody_is_asked_for_a_secret_in_vain(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BaseSchema, 
             outlook_s=0.1,
         )
         headers = {"Authorization": f"Bearer {admin}"}
-        yield schemathesis.openapi.from_asgi("/openapi.json", app, timeout=PATIENCE_S), headers
+        yield schemathesis.openapi.from_asgi("/openapi.json", app, timeout=PATIENCE_S, headers=headers), headers
         station.close()
         book.close()
 

@@ -2,8 +2,8 @@
 
 Rules this module keeps:
 
-- Without accounts whoever reaches the page may do everything, and the page is on loopback only (`server`). From
-  the first account on everybody logs in.
+- Without accounts whoever reaches the page may do everything, on loopback only (`server`, `guard`). From the first
+  account on everybody logs in; the last one stays until somebody says that the page shall be open again.
 - The label log never holds a name where there are accounts: it holds the account's random id. Erasing a person
   removes the name that goes with the id; the log's hash chain is untouched.
 - Secrets, session and token values are not stored: argon2id of what people choose, SHA-256 of what we drew.
@@ -208,15 +208,22 @@ class Access:
             db.execute("UPDATE accounts SET secret = ? WHERE id = ?", (hashed, account.id))
             db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
 
-    def remove(self, name: str, *, erase: bool = False) -> list[str]:
+    def remove(self, name: str, *, erase: bool = False, open_again: bool = False) -> list[str]:
         """End an account and its sessions; return its id.
 
         The name stays readable beside earlier labels and in the audit log, unless it is erased from both: the
         random id stays in the label log and says nothing about anybody. Where nobody has that name any more, those
         who had it and were removed before are erased, and their ids returned.
 
+        Args:
+            name: Whose.
+            erase: Forget the name too.
+            open_again: The last account may go: on loopback everybody may do everything then, beyond it nobody may
+                do anything.
+
         Raises:
-            AccessError: no such account, or the last admin would go while others stay.
+            AccessError: no such account, the last admin would go while others stay, or the last account would and
+                nobody said that it shall.
         """
         if erase and self.book.row("SELECT 1 FROM accounts WHERE name = ?", name.strip()) is None:
             before = {k: v for k, v in self.former().items() if v.casefold() == name.strip().casefold()}
@@ -225,11 +232,16 @@ class Access:
                     _erase(db, account_id, called)
             if before:
                 return list(before)
-        account = self.account(name)
-        others = [each for each in self.accounts() if each.id != account.id]
-        if others and not any(each.role is Role.ADMIN for each in others):
-            raise AccessError(f"{account.name!r} is the last admin", hint="Make another admin first.")
-        with self.book.transaction() as db:
+        with self.book.transaction() as db:  # two admins may remove each other at the same moment
+            account = self.account(name)
+            others = [each for each in self.accounts() if each.id != account.id]
+            if others and not any(each.role is Role.ADMIN for each in others):
+                raise AccessError(f"{account.name!r} is the last admin", hint="Make another admin first.")
+            if not others and not open_again:
+                raise AccessError(
+                    f"{account.name!r} is the last account: without any, nobody would have to log in",
+                    hint="Make another admin first; or on the device: headway agent user remove --open-again.",
+                )
             db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
             db.execute("UPDATE accounts SET name = NULL, secret = NULL WHERE id = ?", (account.id,))
             if erase:

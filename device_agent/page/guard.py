@@ -5,7 +5,8 @@
 - A page on loopback answers to loopback's names only (DNS rebinding).
 - A writing request carries the page's own Origin, or none. With a session it carries the session's token in a
   header too; a form of another site can set neither.
-- Where there are accounts, a request without a session or a token gets nothing but the login page.
+- Where there are accounts, a request without a session or a token gets nothing but the login page. Nor does it
+  beyond loopback where there are none, or none any more: the start asks for some, but they come and go later.
 - What a route needs is said at the route, by `needs`; an answer that goes on asks again, by `may_stay`.
 """
 
@@ -49,7 +50,8 @@ class Guard:
 
     Args:
         access: Accounts and sessions.
-        only_loopback: Whether requests for other host names are refused.
+        only_loopback: Whether the page is bound to loopback. Requests for other host names are refused then, and
+            without accounts whoever asks may do everything.
         secure: Whether the page is served over TLS.
     """
 
@@ -94,9 +96,7 @@ class Guard:
             if request.url.path.startswith(PUBLIC):
                 return None
             if request.url.path.startswith("/api/") or request.url.path == "/openapi.json":
-                answer = _answer(
-                    401, "log in first", "Log in on the page, or send a token: Authorization: Bearer."
-                )
+                answer = self._log_in_first()
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
             return RedirectResponse(f"/login?then={quote(request.url.path)}", 303)
@@ -105,12 +105,18 @@ class Guard:
             return _answer(403, "the request does not come from this session's page", "Load the page again.")
         return None
 
+    def _log_in_first(self) -> Response:
+        if self._access.in_use:
+            return _answer(401, "log in first", "Log in on the page, or send a token: Authorization: Bearer.")
+        hint = "Make one on the device: headway agent user add SITE.TOML NAME --role admin."
+        return _answer(401, "this page has no accounts, and other machines reach it", hint)
+
     def _who(self, request: Request, *, used: bool = True) -> Who | None:
         kind, _, value = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and value:
             return self._access.machine(value.strip())
         if not self._access.in_use:
-            return LOCAL
+            return LOCAL if self._only_loopback else None
         token = request.cookies.get(self.cookie_name)
         return None if token is None else self._access.session(token, used=used)
 

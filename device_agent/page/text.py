@@ -724,6 +724,11 @@ TEXTS: Final[dict[str, Text]] = {
     "login.pad": ("Digits", "Ziffern", "数字键"),
     "login.back": ("Delete the last digit", "Letzte Ziffer löschen", "删除最后一位"),
     "login.go": ("Log in", "Anmelden", "登录"),
+    "login.no-accounts": (
+        "This device has no accounts: nobody gets in from here. On the device: headway agent user add",
+        "Dieses Gerät hat keine Konten: Von hier kommt niemand hinein. Am Gerät: headway agent user add",
+        "本设备没有账户，无法从此处登录。请在设备上运行：headway agent user add",
+    ),
 }
 
 
