@@ -83,7 +83,7 @@ def speed_and_growth(folder: Path, labels: int, *, known: int, pace_s: float) ->
         on.asked()
         session = context.new_cdp_session(on.page)
         for i in range(labels):
-            on.until("current !== null")
+            on.until("seen()")
             on.page.wait_for_timeout(1000 * pace_s)
             took = on.page.evaluate(TAP, class_id(CLASSES[i % len(CLASSES)]).hex())
             if i >= WARM_UP:

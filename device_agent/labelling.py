@@ -7,15 +7,15 @@ what was checked still holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from device_agent.folded import Folded
-from device_agent.sample import Sample
+from device_agent.sample import Sample, SampleStatus
 from device_agent.store import Store
 from sdk.class_names import is_reserved, key_of
 from sdk.codes import Code, code_digest
-from sdk.errors import LabelError, SummedSample, UnknownClassError
+from sdk.errors import LabelError, LabelledMeanwhile, SummedSample, UnknownClassError
 from sdk.labels import Body, CodeRecord, Label
 
 
@@ -88,6 +88,28 @@ class Labelling:
             bodies.append(CodeRecord(bytes.fromhex(self._space), sample_id, each.sample.group, digest))
             codes[sample_id] = code
         return bodies, codes
+
+    def check_unchanged(self, seen: Mapping[bytes, bytes | None]) -> None:
+        """Refuse samples of which somebody has said something else meanwhile. Needs the learner's lock.
+
+        Args:
+            seen: The class that each was labelled as when it was looked at; None for none.
+
+        Raises:
+            LabelledMeanwhile: there is one.
+            LabelError: no such sample.
+        """
+        fold = self._folded.fold
+        for sample_id, class_id in seen.items():
+            labelled, now = self._kept(sample_id).status is SampleStatus.LABELLED, fold.label_of(sample_id)
+            # One that only the release labels is asked about as if nobody did.
+            if now == fold.canonical(class_id) if class_id is not None else now is None or not labelled:
+                continue
+            what = "not labelled any more" if now is None else f"labelled {fold.class_names().get(now)!r}"
+            raise LabelledMeanwhile(
+                f"sample {sample_id.hex()[:12]} is {what}: somebody has said so meanwhile",
+                hint="Look at it again; who says it all the same has the last word.",
+            )
 
     def check_kept(self, asked: Sequence[Asked]) -> None:
         """Refuse samples that have gone since they were asked for, as the oldest unlabelled ones do.

@@ -26,7 +26,7 @@ Here is what the agent and the page call. Callers and threads share one lock, th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -152,15 +152,22 @@ class Learner:
         """Store an operator's label; it is on disk when this returns, and learned soon after. See `label_all`."""
         return self.label_all([(sample_id, class_id)], operator)
 
-    def label_all(self, labels: Sequence[tuple[bytes, bytes | None]], operator: str) -> Saved:
+    def label_all(
+        self,
+        labels: Sequence[tuple[bytes, bytes | None]],
+        operator: str,
+        seen: Mapping[bytes, bytes | None] | None = None,
+    ) -> Saved:
         """Store labels as one: all are on disk when this returns, or none is. Learned soon after.
 
         Args:
             labels: Samples kept in the store, each with its class; None withdraws the label.
             operator: Who says so.
+            seen: What samples were labelled as when they were looked at; None for those not labelled.
 
         Raises:
             LabelError: no such sample, or its picture is needed and gone.
+            LabelledMeanwhile: one is not labelled as it was seen.
             SummedSample: the release has learned from it, and knows it by its sums only.
             UnknownClassError: no such class.
             StoreFull: they could not be stored; nothing was.
@@ -168,6 +175,7 @@ class Learner:
         asked = self._labelling.asked(labels)
         with self._turns.changed:
             self._folded.catch_up()
+            self._labelling.check_unchanged(seen or {})
             bodies, codes = self._labelling.entries(asked, operator)
             with self._store.held():  # no sample goes between this look at it and its label
                 self._labelling.check_kept(asked)

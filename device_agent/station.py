@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -493,9 +493,14 @@ class Station:
         self._on_saved()
         return saved
 
-    def label_all(self, labels: Sequence[tuple[bytes, bytes | None]], operator: str) -> Saved:
+    def label_all(
+        self,
+        labels: Sequence[tuple[bytes, bytes | None]],
+        operator: str,
+        seen: Mapping[bytes, bytes | None] | None = None,
+    ) -> Saved:
         """Store labels as one; all are on disk when this returns, or none is. See `Learner.label_all`."""
-        saved = self.require().learner.label_all(labels, operator)
+        saved = self.require().learner.label_all(labels, operator, seen)
         self._on_saved()
         return saved
 

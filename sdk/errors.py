@@ -14,6 +14,7 @@
         UnknownClassError      a class the head or log has never heard of
       LabelError               a label event that cannot be accepted
         SummedSample           its code is in the release's sums only
+        LabelledMeanwhile      somebody has said something else of the sample since it was looked at
       WireError                a message broke the protocol
         LocalWireError         ours
         RemoteWireError        the peer's
@@ -123,6 +124,10 @@ class LabelError(HeadwayError):
 
 class SummedSample(LabelError):
     """A sample of the release whose code is in its sums only, so that it cannot be changed or taken out."""
+
+
+class LabelledMeanwhile(LabelError):
+    """Somebody has labelled the sample, or withdrawn its label, since whoever labels it now looked at it."""
 
 
 class WireError(HeadwayError):

@@ -186,8 +186,8 @@ class Screen:
         self.until("pending === 0")
 
     def settled(self) -> None:
-        """Let the time pass in which a bouncing finger is not believed."""
-        self.until("performance.now() - changedAt > BOUNCE_MS")
+        """Let the time pass in which a bouncing finger is not believed, from when the picture can be seen."""
+        self.until("(!current || seen()) && performance.now() - changedAt > BOUNCE_MS")
 
 
 @contextlib.contextmanager

@@ -318,6 +318,122 @@ def test_what_cannot_be_saved_is_said_and_asked_again(device: Device, browser: B
     assert stored.status is SampleStatus.QUEUED
 
 
+def answer_elsewhere(device: Device, sample: str, name: str, who: str) -> None:
+    body = {"sample": sample, "class_name": name, "operator": who}
+    device.http.post("/api/labels", json=body).raise_for_status()
+
+
+@pytest.mark.browser
+def test_a_picture_that_somebody_else_answers_is_asked_no_more(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label") as on:
+        on.ready()
+        sample = on.asked()
+        answer_elsewhere(device, sample, "pit", "Anna")
+        on.until(f"current && current.sample !== '{sample}'")
+        expect(on.page.locator("#saved")).to_have_text("Labelled pit meanwhile, by Anna")
+        on.quiet()
+
+
+@pytest.mark.browser
+def test_a_picture_whose_answer_was_undone_stays_though_it_waits_no_longer(
+    device: Device, browser: Browser
+) -> None:
+    with screen(browser, device.url + "label", has_touch=True) as on:
+        on.ready()
+        sample = tap(on, "pit")
+        on.quiet()
+        on.page.locator("#undo").tap()
+        on.quiet()
+        assert on.asked() == sample
+        answer_elsewhere(device, on.page.evaluate("queue[0].sample"), "pit", "Anna")
+        on.page.evaluate("refill()")
+        assert on.asked() == sample
+        assert sample not in {each["sample"] for each in device.http.get("/api/queue?limit=200").json()}
+
+
+@pytest.mark.browser
+def test_a_tap_does_not_overwrite_what_somebody_else_has_just_said(device: Device, browser: Browser) -> None:
+    """The page has not heard of it yet: its stream and its queue are slow."""
+    with opened(browser, has_touch=True) as (_, on):
+        on.page.goto(device.url + "label")
+        on.ready()
+        sample = on.asked()
+        on.page.route("**/api/queue*", lambda route: route.abort())
+        answer_elsewhere(device, sample, "pit", "Anna")
+        tap(on, "scratch")
+        expect(on.page.locator("#saved")).to_have_text("Not saved: Labelled pit meanwhile, by Anna")
+        assert on.asked() != sample
+        picked = device.http.get("/api/samples", params={"status": "labelled"}).json()[0]["sample"]
+        assert picked == sample
+        on.page.goto(f"{device.url}label?sample={sample}")
+        on.ready()
+        assert on.asked() == sample
+        tap(on, "scratch")  # who looks at the label and says something else has the last word
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: scratch")
+    said = [(each.sample.hex(), each.class_id) for each in device.labels()]
+    assert said == [(sample, class_id("pit")), (sample, class_id("scratch"))]
+
+
+def test_a_label_of_what_was_seen_otherwise_is_refused_whole(device: Device) -> None:
+    one, other = (each["sample"] for each in device.http.get("/api/queue").json()[:2])
+    pit, scratch = class_id("pit").hex(), class_id("scratch").hex()
+
+    def say(class_id: str | None, seen: dict[str, str | None]) -> int:
+        body = {"samples": list(seen), "class_id": class_id, "seen": seen}
+        return device.http.post("/api/labels", json=body).status_code
+
+    assert say(pit, {one: None}) == 201
+    assert say(scratch, {other: None, one: None}) == 409
+    assert say(scratch, {one: scratch}) == 409
+    assert say(None, {one: pit}) == 201
+    assert say(scratch, {one: pit}) == 409
+    assert say(scratch, {other: None, one: None}) == 201
+    assert [each.sample.hex() for each in device.labels()] == [one, one, other, one]
+
+
+@pytest.mark.browser
+def test_a_picture_that_is_not_there_to_be_seen_is_not_labelled(device: Device, browser: Browser) -> None:
+    with opened(browser) as (_, on):
+        on.page.route("**/image", lambda route: route.abort())
+        on.page.goto(device.url + "label")
+        on.ready()
+        sample = on.asked()
+        expect(on.page.locator("#no-picture")).to_contain_text("could not be loaded")
+        expect(on.page.locator("#classes button").first).to_be_disabled()
+        expect(on.page.locator("#new-defect")).to_be_disabled()
+        expect(on.page.locator("#unsure")).to_be_enabled()
+        on.page.keyboard.press("1")
+        on.page.keyboard.press("n")
+        assert on.page.evaluate("!document.getElementById('defect').open && current !== null && pending === 0")
+        on.page.unroute_all(behavior="ignoreErrors")
+        on.page.locator("#load-again").click()
+        expect(on.page.locator("#no-picture")).to_be_hidden()
+        on.settled()
+        assert on.asked() == sample
+        on.page.locator('#classes button[data-class="pit"]').click()
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: pit")
+    assert [each.sample.hex() for each in device.labels()] == [sample]
+
+
+@pytest.mark.browser
+def test_a_picture_alike_that_is_not_there_to_be_seen_is_left_out(
+    tmp_path: Path, bundle: Bundle, browser: Browser
+) -> None:
+    stream = write_stream(tmp_path / "stream", {"rings": 3}, part_of=3)
+    with serving(tmp_path / "data", stream, bundle) as device, opened(browser) as (_, on):
+        asked, missing, other = (each.sample_id.hex() for each in device.station.store.samples.newest(limit=3))
+        on.page.route(f"**/{missing}/image", lambda route: route.abort())
+        on.page.goto(f"{device.url}label?sample={asked}")
+        on.ready()
+        expect(on.page.locator(f'#alike-pictures [data-sample="{missing}"]')).to_be_disabled()
+        on.page.locator("#together").click()
+        expect(on.page.locator("#together-text")).to_have_text("2 together")
+        on.settled()
+        on.page.locator('#classes button[data-class="pit"]').click()
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: 2 × pit")
+        assert {each.sample.hex() for each in device.labels()} == {asked, other}
+
+
 @pytest.mark.browser
 def test_a_bouncing_finger_labels_one_picture(device: Device, browser: Browser) -> None:
     with screen(browser, device.url + "label") as on:

@@ -80,7 +80,8 @@ class LabelIn(_In):
     """A label for `sample`, or the same label for all of `samples` at once.
 
     One of `class_id` and `class_name`; `class_id` null withdraws the label. `operator` counts only where the
-    device has no accounts; otherwise it is whoever is logged in.
+    device has no accounts; otherwise it is whoever is logged in. `seen` says what samples were labelled as when
+    they were looked at, null for not at all: where somebody has said otherwise since, nothing is saved (409).
     """
 
     sample: SampleField | None = None
@@ -88,6 +89,7 @@ class LabelIn(_In):
     class_id: ClassField | None = None
     class_name: ClassName | None = None
     operator: OperatorName = ""
+    seen: Annotated[dict[SampleField, ClassField | None], Field(max_length=MAX_TOGETHER)] | None = None
 
 
 class TriggerIn(_In):
@@ -531,7 +533,12 @@ class Routes:
             class_id = self.station.class_named(label.class_name)
         wanted = label.samples if label.samples is not None else [label.sample or ""]
         ids = [bytes.fromhex(sample) for sample in dict.fromkeys(wanted)]
-        saved = self.station.label_all([(sample, class_id) for sample in ids], _operator(request, label.operator))
+        seen = {
+            bytes.fromhex(sample): None if each is None else bytes.fromhex(each)
+            for sample, each in (label.seen or {}).items()
+        }
+        who = _operator(request, label.operator)
+        saved = self.station.label_all([(sample, class_id) for sample in ids], who, seen)
         self.counter.labelled(len(ids))
         self.unsure.forget(ids)
         first = saved.records[0].entry.seq

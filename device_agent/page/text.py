@@ -101,6 +101,17 @@ TEXTS: Final[dict[str, Text]] = {
         "Neues oder Unklares erscheint hier. Auch jedes Teil auf der Seite „Jetzt“ lässt sich zuordnen.",
         "新的或不确定的图像会出现在这里。“实时”页面上的任何工件也可以标注。",
     ),
+    "label.unseen": (
+        "This picture could not be loaded.",
+        "Dieses Bild konnte nicht geladen werden.",
+        "无法加载此图像。",
+    ),
+    "label.unseen-more": (
+        "What nobody has seen cannot be labelled. “Not sure” goes on to the next.",
+        "Was niemand gesehen hat, lässt sich nicht zuordnen. „Nicht sicher“ führt zum nächsten.",
+        "未看到的图像无法标注。点“不确定”可继续下一张。",
+    ),
+    "label.load-again": ("Try again", "Nochmal versuchen", "重试"),
     "label.where": ("Where?", "Wo?", "判断依据"),
     "label.zoom-in": ("Zoom in", "Vergrößern", "放大"),
     "label.zoom-out": ("Zoom out", "Verkleinern", "缩小"),
@@ -158,6 +169,12 @@ TEXTS: Final[dict[str, Text]] = {
         "✓ 已撤销，如同从未学习过",
     ),
     "js.not-saved": ("Not saved: {why}", "Nicht gespeichert: {why}", "未保存：{why}"),
+    "js.meanwhile": (
+        "Labelled {name} meanwhile, by {who}",
+        "Inzwischen zugeordnet: {name}, von {who}",
+        "期间已由 {who} 标注为：{name}",
+    ),
+    "js.meanwhile-other": ("Labelled {name} meanwhile", "Inzwischen zugeordnet: {name}", "期间已被标注为：{name}"),
     "js.no-answer": ("the device does not answer", "das Gerät antwortet nicht", "设备没有响应"),
     # what a refused request is answered with, by its status; what follows in brackets is the device's own words
     "refused.400": ("this cannot be done", "das geht so nicht", "无法执行"),

@@ -13,7 +13,9 @@ function t(key, values = {}) {
   return (facts.texts[key] || key).replace(/\{([a-z_]+)\}/g, (_, name) => (name in values ? values[name] : ""));
 }
 
-class Refused extends Error {}
+class Refused extends Error {
+  constructor(text, status = 0) { super(text); this.status = status; }
+}
 
 async function call(path, options = {}) {
   const headers = { ...(options.headers || {}) };
@@ -26,7 +28,7 @@ async function call(path, options = {}) {
   }
   if (answer.status === 401 && facts.loggedIn) location.href = `/login?then=${encodeURIComponent(location.pathname)}`;
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refused(refusal(answer.status, body));
+  if (!answer.ok) throw new Refused(refusal(answer.status, body), answer.status);
   return body;
 }
 

@@ -1,11 +1,13 @@
 // One picture at a time. The next one is shown before the answer to the last is back; "saved" is said only when the
-// device has answered that the label is on its disk. What could not be saved comes back and is asked again.
+// device has answered that the label is on its disk. What could not be saved comes back and is asked again. Nobody can
+// label a picture that is not there to be seen, nor, unawares, one of which somebody has said something meanwhile.
 "use strict";
 
 const BOUNCE_MS = 250;  // a glove that bounces, or a finger on its way, meant the picture before
 const AHEAD = 4;        // pictures loaded before they are asked about
 const MAX_UNDO = 50;
 const MAX_ZOOM = 12;
+const LOAD_AGAIN_MS = 5000;  // until a picture that could not be loaded is tried again by itself
 
 let queue = [];         // what waits, most important first
 let current = null;     // what is asked about
@@ -38,6 +40,7 @@ async function refill() {
       queue = waiting.filter((each) => !taken.has(each.sample) && !(current && each.sample === current.sample));
       const fresh = current && waiting.find((each) => each.sample === current.sample);
       if (fresh && JSON.stringify(fresh.alike) !== JSON.stringify(current.alike)) nowAlike(fresh);
+      if (current && !fresh && current.sample !== byHand) await stillAsked();
       if (!current) show(queue.shift() || null);
       else preload();
     } while (hungry);
@@ -46,6 +49,36 @@ async function refill() {
   } finally {
     asking = false;
   }
+}
+
+// The picture asked about waits no longer: somebody may have answered elsewhere, or it is kept no longer. Without an
+// answer it stays: the one given here was undone, or the queue had no more room for it.
+async function stillAsked() {
+  const asked = current;
+  const now = await lookAgain(asked);
+  if (current !== asked || (now && (!now.label || now.label_class_id === asked.label_class_id))) return;
+  const text = now ? await meanwhile(now) : t("refused.404");
+  if (current !== asked) return;
+  say(text);
+  if (defectOf && defectOf.sample === asked) $("defect-wrong").textContent = text;
+  next();
+}
+
+// A sample as it is now; null where it is not kept any more.
+async function lookAgain(sample) {
+  try {
+    return await call(`/api/samples/${sample.sample}`);
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
+
+async function meanwhile(now) {
+  const [last] = await call(`/api/samples/${now.sample}/labels`);
+  const name = now.label;
+  // Another device's people are only ids here.
+  return last && last.who && !last.who.startsWith("p-") ? t("js.meanwhile", { name, who: last.who }) : t("js.meanwhile-other", { name });
 }
 
 // Other pictures are alike now. Whoever chose "together" has not seen those that came since.
@@ -65,15 +98,50 @@ function preload() {
 }
 
 function picture(sample) {
-  if (!loaded.has(sample)) {
+  if (!loaded.has(sample) || loaded.get(sample).failedAt) {
     const image = element("img", { src: `/api/samples/${sample}/image`, class: "picture", draggable: "false" });
     image.alt = "";
     image.decoding = "sync";
-    image.decode().catch(() => {});
     loaded.set(sample, image);
+    // A browser may have no room to decode a large one ahead; what it has read it shows all the same.
+    image.decode().then(() => came(sample, image, true), () => came(sample, image, image.complete && image.naturalWidth > 0));
   }
   return loaded.get(sample);
 }
+
+function came(sample, image, well) {
+  if (loaded.get(sample) !== image) return;  // it was let go of, which fails too
+  image.seen = well;
+  image.failedAt = well ? 0 : performance.now();
+  image.hidden = !well;  // or the browser draws its own sign of a broken one
+  if (!current || current.sample !== sample) return;
+  changedAt = performance.now();  // a finger on its way has not seen it
+  drawSeen();
+}
+
+const seen = () => Boolean(current && loaded.has(current.sample) && loaded.get(current.sample).seen);
+
+// What is not seen is not labelled.
+function drawSeen() {
+  const image = current && loaded.get(current.sample);
+  $("no-picture").hidden = !(image && image.failedAt);
+  $("new-defect").disabled = !seen();
+  drawClasses();
+}
+
+function drawPicture() {
+  const stage = $("stage");
+  for (const old of stage.querySelectorAll(".picture")) old.remove();
+  if (!current) return;
+  const image = picture(current.sample);
+  image.alt = t("label.picture");
+  stage.prepend(image);
+  zoomTo(1);
+  drawHeat();
+  drawSeen();
+}
+
+$("load-again").addEventListener("click", () => { if (current) drawPicture(); });
 
 // -- the question ---------------------------------------------------------------------------------------------
 
@@ -83,27 +151,22 @@ function show(sample) {
   out = new Set();
   changedAt = performance.now();
   const stage = $("stage");
-  for (const old of stage.querySelectorAll(".picture")) old.remove();
   $("empty").hidden = Boolean(sample);
   $("over").hidden = !sample;
+  drawPicture();
   if (sample) {
-    const image = picture(sample.sample);
-    image.alt = t("label.picture");
-    stage.prepend(image);
     stage.dataset.sample = sample.sample;
     $("why").textContent = why(sample);
     const now = says(sample);
     $("guess").textContent = now.class_id ? t("why.says", { name: now.decision, sure: percent(now.probability) }) : t("why.not-known");
-    zoomTo(1);
-    drawHeat();
   } else {
     delete stage.dataset.sample;
     $("why").textContent = t("label.title");
     $("guess").textContent = "";
   }
-  for (const id of ["new-defect", "unsure"]) $(id).disabled = !sample;
+  $("unsure").disabled = !sample;
   drawAlike();
-  drawClasses();
+  drawSeen();
   preload();
 }
 
@@ -143,14 +206,14 @@ function drawClasses() {
   const box = $("classes");
   const classes = inOrder(latest ? latest.state.classes : []);
   const said = current && says(current).class_id;
-  const key = JSON.stringify([classes.map((each) => [each.id, each.name]), said, Boolean(current)]);
+  const key = JSON.stringify([classes.map((each) => [each.id, each.name]), said, seen()]);
   if (box.dataset.key === key) return;
   box.dataset.key = key;
   box.replaceChildren(...classes.map((each, i) => {
     const button = element("button", { type: "button", "data-class": each.name, "data-id": each.id, class: each.id === said ? "guess" : "" });
     if (i < 9) button.append(element("kbd", {}, String(i + 1)));
     button.append(element("span", {}, ...breakable(each.name)));
-    button.disabled = !current;
+    button.disabled = !seen();
     return button;
   }));
 }
@@ -174,10 +237,12 @@ function answered() {
 function answer(said, name) {
   if (!current || bounced()) return;
   const sample = current, items = answered();
+  // What was shown of each: where somebody else has answered since, the device refuses.
+  const shown = Object.fromEntries(items.map((each) => [each, each === sample.sample ? sample.label_class_id : null]));
   nowUsed(said.class_id);
   next();
   keep(async () => {
-    const saved = await post("/api/labels", { samples: items, ...said, ...(operator() ? { operator: operator() } : {}) });
+    const saved = await post("/api/labels", { samples: items, seen: shown, ...said, ...(operator() ? { operator: operator() } : {}) });
     if (!saved.saved) throw new Refused("");
     undoable = [...undoable, { ...saved, sample }].slice(-MAX_UNDO);
     return items.length > 1 ? t("js.saved-n", { n: items.length, name }) : t("js.saved", { name });
@@ -197,15 +262,28 @@ function keep(work, sample, items) {
     } catch (error) {
       pending -= 1;
       for (const each of items) taken.delete(each);
-      say(t("js.not-saved", { why: error.message }), true);
-      if (sample) back(sample);
+      await notSaved(error, sample);
     }
     $("undo").disabled = !undoable.length;
     if (!pending && queue.length < AHEAD) refill();
   });
 }
 
-// It is asked about again, at once.
+// It is asked about again, at once; but for a picture of which somebody else has said something meanwhile.
+async function notSaved(error, sample) {
+  let why = error.message, again = sample;
+  if (sample && error.status === 409) {
+    const now = await lookAgain(sample).catch(() => sample);
+    if (now) again = now;
+    if (now && now.label && now.label_class_id !== sample.label_class_id) {
+      why = await meanwhile(now).catch(() => why);
+      if (sample.sample !== byHand) again = null;
+    }
+  }
+  say(t("js.not-saved", { why }), true);
+  if (again) back(again);
+}
+
 function back(sample) {
   if (current && current.sample !== sample.sample) queue.unshift(current);
   queue = queue.filter((each) => each.sample !== sample.sample);
@@ -260,9 +338,18 @@ function drawAlike() {
   $("alike-pictures").replaceChildren(...alike.map((sample, i) => {
     const button = old.get(sample) || element("button", { type: "button", "data-sample": sample, "aria-label": t("label.take-out", { n: i + 1 }) },
       element("img", { src: `/api/samples/${sample}/image`, alt: "", loading: "lazy" }));
+    if (!old.has(sample)) button.firstChild.addEventListener("error", () => leaveOut(sample, button));
     button.setAttribute("aria-pressed", String(together && !out.has(sample)));
     return button;
   }));
+}
+
+// Its picture is not there to be seen.
+function leaveOut(sample, button) {
+  button.disabled = true;
+  if (!current || !current.alike.includes(sample)) return;
+  out.add(sample);
+  drawAlike();
 }
 
 $("together").addEventListener("click", () => { together = !together; drawAlike(); });
@@ -436,6 +523,8 @@ async function begin() {
 let heardKey = "";
 onState(({ state }) => {
   drawClasses();
+  const image = current && loaded.get(current.sample);
+  if (image && image.failedAt && performance.now() - image.failedAt > LOAD_AGAIN_MS) drawPicture();
   const key = JSON.stringify([state.queue_depth, state.live_set_digest, state.head && state.head.number]);
   if (key === heardKey) return;
   heardKey = key;
