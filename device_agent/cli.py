@@ -183,7 +183,8 @@ def status(site_file: Path, as_json: bool) -> None:
                 console.print(output["fault"] or output["name"], markup=False)
     console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
     for fault in state["faults"]:
-        console.print(f"[yellow]fault[/]     {fault}")
+        console.print("[yellow]fault[/]     ", end="")
+        console.print(fault, markup=False)  # it may hold a file's name
     if state["none_passes"]:
         console.print(
             "[yellow]note[/]      every part is rejected: no class is a good one. Choose them on the page"

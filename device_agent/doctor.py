@@ -46,7 +46,7 @@ from device_agent.expiry import certificates, of_certificate, of_signatures
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
-from device_agent.report import lost_words
+from device_agent.report import lost_words, unreadable_words
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
@@ -60,6 +60,10 @@ from sdk.tensorrt_api import Library, open_library
 CAMERA_WAIT_S: Final = 15.0
 """OpenCV's own timeout for opening a stream is 10 s."""
 STATE_WAIT_S: Final = 5.0
+BAD_FILES_FIX: Final = (
+    "Look at what writes them, and at its disk. A file that is still being written is taken when it has not "
+    "changed for poll_s: write it under another name first, beginning with a dot."
+)
 SLOW_SYNC_MS: Final = 100.0
 """A label waits for one sync; a click that takes longer feels stuck."""
 EARLIEST_UTC: Final = 1_767_225_600.0
@@ -462,14 +466,8 @@ def _told(site: Site) -> Iterator[Finding]:
     yield Finding("page", Level.GOOD, f"the agent runs and answers at {page}")
     said = set[str]()
     for camera in state["cameras"]:
-        lost = camera["state"] == CameraState.LOST.value
-        said |= {lost_words(camera["name"])} if lost else set()
-        yield Finding(
-            "camera",
-            Level.FAULT if lost else Level.GOOD,
-            f"{camera['name']}: {camera['state']}, {camera['frames']} frames, {camera['outages']} outages",
-            "Check the cable, the address and permissions; the agent tries again by itself." if lost else "",
-        )
+        said |= {lost_words(camera["name"]), unreadable_words(camera["name"], camera["unreadable"])}
+        yield _camera_told(camera)
     mqtt = state["mqtt"]
     if mqtt is not None:
         yield Finding(
@@ -489,6 +487,24 @@ def _told(site: Site) -> Iterator[Finding]:
         if fault in said:
             continue
         yield Finding("page", Level.FAULT, f"the agent says: {fault}", "Look at its log: journalctl -u headway")
+
+
+def _camera_told(camera: dict[str, Any]) -> Finding:
+    what = f"{camera['name']}: {camera['state']}, {camera['frames']} frames, {camera['outages']} outages"
+    if camera["bad"]:
+        what += f", {_bad_files(camera['bad'])}"
+    if camera["state"] == CameraState.LOST.value:
+        fix = "Check the cable, the address and permissions; the agent tries again by itself."
+        return Finding("camera", Level.FAULT, what, fix)
+    if camera["unreadable"]:
+        return Finding("camera", Level.FAULT, f"{what}; the newest: {camera['unreadable']}", BAD_FILES_FIX)
+    if camera["bad"]:
+        return Finding("camera", Level.NOTE, what, "Their names are in the log: journalctl -u headway")
+    return Finding("camera", Level.GOOD, what)
+
+
+def _bad_files(count: int) -> str:
+    return "1 bad file" if count == 1 else f"{count} bad files"
 
 
 def _page(site: Site) -> Iterator[Finding]:
@@ -525,7 +541,7 @@ def _camera(settings: CameraSettings, device: str) -> Iterator[Finding]:
         began_s = time.perf_counter()
         try:
             with contextlib.closing(cast("Any", camera.shots(stop))) as shots:
-                shot = next(shots, None)
+                shot = next((each for each in shots if not each.fault), None)
         finally:
             timer.cancel()
     except HeadwayError as error:
@@ -538,6 +554,9 @@ def _camera(settings: CameraSettings, device: str) -> Iterator[Finding]:
         fix = _camera_fix(settings, camera.tally.bad)
         yield Finding("camera", Level.FAULT, f"{camera.name} gives no frame", fix)
         return
+    if camera.tally.unreadable:
+        what = f"{camera.name}: {_bad_files(camera.tally.bad)}, which rejects its part: {camera.tally.unreadable}"
+        yield Finding("camera", Level.NOTE, what, BAD_FILES_FIX)
     height, width = shot.frame.shape[:2]
     waited_s = time.perf_counter() - began_s
     dark = int(shot.frame.max()) < 16

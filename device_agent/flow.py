@@ -12,8 +12,8 @@ Rules kept here:
 - A verdict never waits for storage. When that falls behind, tiles that are surely good and that nobody would be
   asked about are not stored, and counted; then inspection waits for it.
 - A part whose time is over is rejected by a thread that does nothing else, whatever the others are stuck in.
-- A frame that fails is counted and rejects its part; the next one is taken. The broad catches are the flow's
-  outermost loops.
+- A frame that could not be read, or that fails, is counted and rejects its part, in its turn: who takes the
+  verdicts may go by their order. The next one is taken. The broad catches are the flow's outermost loops.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class FlowSettings:
 
 @dataclass(frozen=True)
 class Taken:
-    """A frame on its way, the key of its part, what is wrong with the picture, if anything, and how long its
+    """A frame on its way, the key of its part, what is or went wrong with it, if anything, and how long its
     preparation took."""
 
     shot: Shot
@@ -239,8 +239,9 @@ class Flow:
         self._watched_s = float("inf")  # when deadlines are looked at next
         self._intake = Intake(len(sources))
         self.triggers = Triggers(len(sources), settings.triggers) if settings.triggers else None
-        self._prepared: queue.Queue[tuple[Taken, Prepared]] = queue.Queue(STAGE_FRAMES)
-        self._embedded: queue.Queue[tuple[Taken, Embedded]] = queue.Queue(STAGE_FRAMES)
+        # None is a frame of which nothing can be looked at any more; what was taken says why.
+        self._prepared: queue.Queue[tuple[Taken, Prepared | None]] = queue.Queue(STAGE_FRAMES)
+        self._embedded: queue.Queue[tuple[Taken, Embedded | None]] = queue.Queue(STAGE_FRAMES)
         self._decided = Backlog()
         self.tiles_shed = 0
         self.parts: deque[Part] = deque(maxlen=PARTS_KEPT)
@@ -408,13 +409,17 @@ class Flow:
             source = self._sources[shot.camera]
             self.latencies["wait"].add((began_s - shot.at_s) * 1000)
             self._expect(taken, source.camera.live)
+            if shot.fault:
+                _put(self._prepared, (replace(taken, fault=f"not inspected: {shot.fault}"), None), stop)
+                continue
             try:
                 taken = replace(taken, fault=source.check(shot))
                 pipeline = self._station.require().pipeline
                 tiles = source.recipe.tiles(shot, pipeline.input_px, pipeline.picture_px)
                 prepared = self._station.prepare(tiles)
             except Exception as error:  # noqa: BLE001 - the line must not stop for one frame, whatever is wrong
-                self._failed(taken, error, stop)
+                _put(self._prepared, (_failed(taken, error), None), stop)
+                self._count_failure(error, stop)
                 continue
             prepare_ms = (time.monotonic() - began_s) * 1000
             self.latencies["prepare"].add(prepare_ms)
@@ -441,11 +446,15 @@ class Flow:
                 taken, prepared = self._prepared.get(timeout=POLL_S)
             except queue.Empty:
                 continue
+            if prepared is None:
+                _put(self._embedded, (taken, None), stop)
+                continue
             try:
                 with self._work("a frame"):
                     embedded = self._station.embed(prepared)
             except Exception as error:  # noqa: BLE001 - as above
-                self._failed(taken, error, stop)
+                _put(self._embedded, (_failed(taken, error), None), stop)
+                self._count_failure(error, stop)
                 continue
             _put(self._embedded, (taken, embedded), stop)
 
@@ -455,26 +464,29 @@ class Flow:
                 taken, embedded = self._embedded.get(timeout=POLL_S)
             except queue.Empty:
                 continue
+            if embedded is None:
+                self._decide(taken, ())
+                continue
             try:
                 looked = self._station.judge(embedded)
             except Exception as error:  # noqa: BLE001 - as above
-                self._failed(taken, error, stop)
+                self._decide(_failed(taken, error), ())
+                self._count_failure(error, stop)
                 continue
             findings = [Finding(look.shot, look.decision) for look in looked.looks]
-            self._decide(taken, findings, taken.fault)
+            self._decide(taken, findings)
             self.latencies["backbone"].add(looked.backbone_ms)
             self.latencies["head"].add(looked.head_ms)
             self._in_a_row = 0
             self._on_frame(None, taken.prepare_ms + looked.backbone_ms + looked.head_ms)
             self._decided.put(self._worth_keeping(looked.looks), stop)
 
-    def _decide(self, taken: Taken, findings: Sequence[Finding], fault: str) -> None:
+    def _decide(self, taken: Taken, findings: Sequence[Finding]) -> None:
         with self._lock:
-            self._tell(self.ledger.decided(taken.key, taken.shot.camera, findings, time.monotonic(), fault))
+            self._tell(self.ledger.decided(taken.key, taken.shot.camera, findings, time.monotonic(), taken.fault))
 
-    def _failed(self, taken: Taken, error: Exception, stop: threading.Event) -> None:
-        what = str(error) if isinstance(error, HeadwayError) else type(error).__name__
-        self._decide(taken, (), f"not inspected: {what}")
+    def _count_failure(self, error: Exception, stop: threading.Event) -> None:
+        """Tell of a frame that failed; wait where many have in a row."""
         self._in_a_row += 1
         self._on_frame(error, 0.0)
         if self._in_a_row >= FAILURES_IN_A_ROW and self.triggers is None:  # triggered parts do not wait
@@ -533,6 +545,12 @@ def worth_keeping(looks: Sequence[Look], ledger: Ledger, ask_below: float) -> li
         for look in looks
         if look is least or ledger.bad(look.decision) or look.decision.probability < ask_below
     ]
+
+
+def _failed(taken: Taken, error: Exception) -> Taken:
+    """Return a frame with why it was not inspected."""
+    what = str(error) if isinstance(error, HeadwayError) else type(error).__name__
+    return replace(taken, fault=f"not inspected: {what}")
 
 
 def _lost(name: str, error: Exception) -> CameraLost:

@@ -171,8 +171,7 @@ class Ledger:
             now_s: Monotonic time.
             fault: Why the frame cannot be trusted, if so.
         """
-        # A frame that failed has overtaken those before it, which are still looked at.
-        done = self._passed_by(key, camera, now_s) if findings else []
+        done = self._passed_by(key, camera, now_s)
         part = self._open.get(key)
         if part is None:
             return done

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import Final
 
 import msgspec
 
@@ -24,6 +25,10 @@ from sdk.drift import Drift
 from sdk.reason import Reason, sentences
 from sdk.score import Score
 from sdk.wire import Verdict
+
+UNREADABLE_S: Final = 180.0
+"""A picture that could not be read is told of for so long: whoever comes to the page sees it, and one alone does
+not last the five minutes after which an alarm wakes somebody (docs/agent.md)."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,8 @@ class ScoreReport:
 @dataclass(frozen=True)
 class CameraReport:
     """A source of frames. `age_s` is how old its newest frame is, None before the first; `picture` says what is
-    wrong with it, if anything."""
+    wrong with it, if anything. `unreadable` is the newest picture of a part that could not be read, and why, for
+    `UNREADABLE_S`."""
 
     name: str
     state: str
@@ -172,6 +178,7 @@ class CameraReport:
     outages: int
     age_s: float | None = None
     picture: str = ""
+    unreadable: str = ""
 
 
 @dataclass(frozen=True)
@@ -335,7 +342,7 @@ class State:
 
 def camera_report(camera: Camera) -> CameraReport:
     """Return what a source says of itself."""
-    tally = camera.tally
+    tally, now_s = camera.tally, time.monotonic()
     return CameraReport(
         name=camera.name,
         state=tally.state.value,
@@ -343,14 +350,20 @@ def camera_report(camera: Camera) -> CameraReport:
         bad=tally.bad,
         dropped=tally.dropped,
         outages=tally.outages,
-        age_s=None if tally.last_s is None else time.monotonic() - tally.last_s,
+        age_s=None if tally.last_s is None else now_s - tally.last_s,
         picture=tally.picture,
+        unreadable=tally.unreadable if now_s - tally.unreadable_s < UNREADABLE_S else "",
     )
 
 
 def lost_words(camera: str) -> str:
     """Return how the state says that a camera is lost."""
     return f"camera {camera} is lost"
+
+
+def unreadable_words(camera: str, unreadable: str) -> str:
+    """Return how the state says that a picture could not be read."""
+    return f"camera {camera}: a picture cannot be read, so its part is rejected: {unreadable}"
 
 
 def line_report(flow: Flow, outputs: Outputs) -> LineReport:
@@ -395,7 +408,8 @@ def station_state(
     classes = station.classes()
     every = list(cameras) or [camera]
     lost = [lost_words(each.name) for each in every if each.state == CameraState.LOST.value]
-    wrong = [*faults, *lost]
+    unreadable = [unreadable_words(each.name, each.unreadable) for each in every if each.unreadable]
+    wrong = [*faults, *lost, *unreadable]
     if status is not None and status.fault is not None:
         wrong.append(status.fault)
     if status is not None and status.unapplied:

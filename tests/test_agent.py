@@ -35,6 +35,8 @@ from device_agent.config import (
     load_site,
 )
 from device_agent.flow import FAILURES_IN_A_ROW
+from device_agent.history import read_history
+from device_agent.report import UNREADABLE_S, unreadable_words
 from device_agent.runtime import open_runtime
 from device_agent.store import Store
 from sdk.bundle import Bundle
@@ -215,11 +217,30 @@ def test_a_release_that_decides_no_frame_is_rolled_back(
         assert reasons[0].startswith("it decided no frame: ")
 
 
-def test_bad_files_are_passed_over(images: Path, bundle: Bundle) -> None:
-    (images / "1.png").write_bytes(picture("pit", 701)[:100])
-    with Agent(site_of(images, bundle.path)) as agent, running(agent):
-        wait_for(lambda: agent.state().camera.state == "ended" and agent.state().frames == COUNT - 1)
-        assert agent.state().camera.bad == 1
+def test_a_bad_file_rejects_its_part_and_is_told_of(
+    images: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name may hold what a terminal would take for its markup."""
+    (images / "1[b]2.png").write_bytes(picture("pit", 701)[:100])
+    site = site_of(images, bundle.path)
+    with Agent(site) as agent, running(agent):
+        wait_for(lambda: agent.state().camera.state == "ended" and agent.state().frames == COUNT)
+        wait_for(lambda: sum(1 for _ in read_history(site.data_dir)) == COUNT + 1)
+        (row,) = [row for row in read_history(site.data_dir) if row.part == "1[b]2.png"]
+        assert (row.verdict, row.sample, row.tiles) == ("reject", "", 0)
+        assert row.reason.startswith("not inspected: 1[b]2.png: the image is damaged")
+        state = agent.state()
+        assert (state.camera.bad, state.errors) == (1, 0)
+        fault = unreadable_words(state.camera.name, state.camera.unreadable)
+        assert (state.faults, "1[b]2.png: the image is damaged" in fault) == ([fault], True)
+        assert agent.station.store.samples.newest(limit=50) != []
+        assert all(sample.source != "1[b]2.png" for sample in agent.station.store.samples.newest(limit=50))
+        file = images.parent / "site.toml"
+        file.write_text(f'device = "line-1"\ndata_dir = "data"\n[camera]\nkind = "folder"\npath = "{images}"\n')
+        assert "1[b]2.png: the image is damaged" in headway(capsys, "agent", "status", str(file)).out
+        tally = agent.sources[0].camera.tally
+        tally.unreadable_s -= UNREADABLE_S
+        assert (agent.state().faults, agent.state().camera.bad) == ([], 1)
 
 
 def test_a_lost_source_is_tried_again(images: Path, bundle: Bundle) -> None:

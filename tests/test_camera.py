@@ -181,14 +181,20 @@ def test_a_file_name_that_is_no_utf_8_is_told_as_text(tmp_path: Path) -> None:
     assert shot.delivered == data
 
 
-def test_bad_files_are_quarantined_and_logged_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_files_are_quarantined_logged_once_and_handed_on_as_no_picture(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = (folder / "a.png").read_bytes()
     (folder / "aa-truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "ab-empty.jpg").write_bytes(b"")
     (folder / "ac-text.jpg").write_bytes(b"not an image at all")
     with caplog.at_level(logging.WARNING):
-        shots, camera = take(FolderCamera(path=folder, loop=True), 7)
-    assert {shot.source for shot in shots} == {"a.png", "b.png", "c/d.png"}
+        shots, camera = take(FolderCamera(path=folder, loop=True), 12)
+    bad = {shot.part: shot.fault for shot in shots if shot.fault}
+    assert {shot.source for shot in shots if not shot.fault} == {"a.png", "b.png", "c/d.png"}
+    assert bad["ab-empty.jpg"] == "ab-empty.jpg: the file is empty"
+    assert bad["ac-text.jpg"] == camera.tally.unreadable
+    assert camera.tally.frames == 6
     assert camera.tally.bad == 3
     assert sorted(camera.tally.quarantined) == ["aa-truncated.png", "ab-empty.jpg", "ac-text.jpg"]
     assert len([r for r in caplog.records if "quarantined" in r.message]) == 3
@@ -243,9 +249,10 @@ def test_a_folder_that_cannot_serve_is_refused_at_start(
 
 def test_a_looping_folder_of_only_bad_files_is_lost_not_spun_on(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    camera = open_camera(FolderCamera(path=tmp_path, loop=True), "line-1")
+    shots = open_camera(FolderCamera(path=tmp_path, loop=True), "line-1").shots(threading.Event())
+    assert next(shots).fault
     with pytest.raises(CameraLost, match="none of 1 files"):
-        next(camera.shots(threading.Event()))
+        next(shots)
 
 
 def test_a_video_gives_every_frame_losslessly(tmp_path: Path) -> None:

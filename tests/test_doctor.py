@@ -21,6 +21,7 @@ from device_agent.config import WatchCamera, load_site
 from device_agent.doctor import Machine, examine
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
+from device_agent.report import UNREADABLE_S
 from device_agent.store import Store
 from device_agent.trust import Gate
 from sdk.bundle import Bundle
@@ -216,6 +217,23 @@ def test_a_running_agent_is_asked_and_not_disturbed(images: Path, bundle: Bundle
         assert any("the agent runs and answers" in each.what for each in found)
         assert any("the agent has it open" in each.what for each in found)
         assert agent.state().errors == 0
+
+
+def test_pictures_that_cannot_be_read_are_a_fault_for_as_long_as_they_are_news(
+    images: Path, bundle: Bundle
+) -> None:
+    (images / "0-bad.png").write_bytes(b"no image")
+    file = site_file(images, bundle)
+    (before,) = [each for each in examine(file, GOOD) if "bad file" in each.what]
+    assert (before.area, before.level, "1 bad file, which" in before.what) == ("camera", Level.NOTE, True)
+    assert "0-bad.png: not a JPEG" in before.what
+    with Agent(site_of(images, bundle.path)) as agent, running(agent):
+        wait_for(lambda: agent.state().camera.state == "ended")
+        (found,) = faults(file)
+        assert (found.area, "1 bad file; the newest: 0-bad.png: not a JPEG" in found.what) == ("camera", True)
+        agent.sources[0].camera.tally.unreadable_s -= UNREADABLE_S
+        (found,) = [each for each in examine(file, GOOD) if each.area == "camera"]
+        assert (found.level, found.what.endswith(", 1 bad file")) == (Level.NOTE, True)
 
 
 # The broker

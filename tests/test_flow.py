@@ -14,7 +14,7 @@ import pytest
 
 from device_agent import flow
 from device_agent.camera import Box, Camera, CameraState, Shot, encode_png, open_camera
-from device_agent.config import RecipeSettings, WatchCamera
+from device_agent.config import FolderCamera, RecipeSettings, WatchCamera
 from device_agent.flow import INTAKE_FRAMES, STAGE_FRAMES, STAGES, Backlog, FlowSettings, worth_keeping
 from device_agent.parts import LATE, STOPPING
 from device_agent.recipe import Recipe
@@ -236,6 +236,90 @@ def test_several_pictures_of_a_part_are_told_by_their_names(store: Store, bundle
         until(lambda: len(line.parts) == 2 and camera.tally.dropped == 1)
         assert {part.name for part in line.parts if part.finding is not None} == {"A", "B"}
         assert line.station.counts.frames == 4
+
+
+def put_bad(folder: Path, name: str) -> None:
+    """Write a file that ends too early."""
+    draft = folder / f".{name}"
+    draft.write_bytes(encode_png(frame_of("pit", len(name)))[:200])
+    draft.rename(folder / name)
+
+
+def test_a_picture_that_cannot_be_read_rejects_its_part_and_is_not_stored(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Nobody heard of its part: the verdict of the part before still stood at the outputs."""
+    camera, folder = watching(tmp_path / "in"), tmp_path / "in"
+    with Line(store, bundle, [camera], PATIENT) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        put(folder, "1.png")
+        until(lambda: len(line.parts) == 1)
+        put_bad(folder, "2.png")
+        until(lambda: len(line.parts) == 2)
+        put(folder, "three.png")
+        until(lambda: line.station.counts.frames == 2)
+        first, bad, third = line.parts
+        assert (first.name, third.name) == ("1.png", "three.png")
+        assert (bad.name, bad.verdict, bad.finding, bad.frames) == ("2.png", Verdict.REJECT, None, 1)
+        assert bad.reason.startswith("not inspected: 2.png: the image is damaged")
+        assert bad.result().sample is None
+        assert line.faults == [], "it speaks against no release"
+    assert {sample.source for sample in store.samples.newest(limit=50)} == {"1.png", "three.png"}
+
+
+@pytest.mark.parametrize("names", ["", "{part}.png"])
+def test_a_triggered_part_whose_picture_cannot_be_read_does_not_get_the_next_ones(
+    store: Store, bundle: Bundle, tmp_path: Path, names: str
+) -> None:
+    camera, folder = watching(tmp_path / "in", names=names), tmp_path / "in"
+    with Line(store, bundle, [camera], triggered()) as line:
+        until(lambda: camera.tally.state is CameraState.LIVE)
+        for i in range(3):
+            line.flow.trigger(f"{i}")
+            (put_bad if i == 1 else put)(folder, f"{i}.png")
+            until(lambda: len(line.parts) == i + 1)  # noqa: B023 - called before it changes
+        assert shown(line) == [("0", "0.png"), ("2", "2.png")]
+        assert (line.parts[1].name, line.parts[1].verdict) == ("1", Verdict.REJECT)
+        assert line.parts[1].reason.startswith("not inspected: 1.png: ")
+
+
+def test_a_replayed_file_that_cannot_be_read_is_its_triggers(store: Store, bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("1.png", "3.png"):
+        put(tmp_path, name)
+    put_bad(tmp_path, "2.png")
+    camera = open_camera(FolderCamera(path=tmp_path), "line-1")
+    with Line(store, bundle, [camera], triggered()) as line:
+        for name in ("A", "B", "C"):
+            line.flow.trigger(name)
+        until(lambda: len(line.parts) == 3)
+        assert shown(line) == [("A", "1.png"), ("C", "3.png")]
+        assert line.parts[1].reason.startswith("not inspected: 2.png: ")
+
+
+@pytest.mark.parametrize("fails", ["read", "prepared"])
+def test_a_frame_that_fails_is_rejected_in_its_turn(
+    store: Store, bundle: Bundle, tmp_path: Path, fails: str
+) -> None:
+    """Who takes the verdicts by their order would else give its part the pass of the one before."""
+    for name in ("1.png", "3.png"):
+        put(tmp_path, name)
+    bad = frame_of("pit", 2)
+    (tmp_path / "2.png").write_bytes(encode_png(bad)[:200] if fails == "read" else encode_png(bad))
+
+    def check(shot: Shot) -> str:
+        if fails == "prepared" and shot.source == "2.png":
+            raise KeyError("a bug")
+        return ""
+
+    camera = open_camera(FolderCamera(path=tmp_path), "line-1")
+    with Line(store, bundle, [camera], PATIENT, check=check) as line:
+        line.runtime.gate.clear()
+        until(lambda: line.runtime.entered == 1, "the first frame in the backbone")
+        until(lambda: line.flow.waiting()["backbone"] == 2, "both others behind it")
+        line.runtime.gate.set()
+        until(lambda: len(line.parts) == 3)
+        assert [part.name for part in line.parts] == ["1.png", "2.png", "3.png"]
+        assert [part.finding is None for part in line.parts] == [False, True, False]
 
 
 def test_a_file_left_over_at_a_stop_answers_no_trigger_after_the_start(

@@ -304,9 +304,9 @@ def test_a_picture_that_replaced_another_is_not_deleted_unread(
     """A program may give every picture one name; the next part's may be there before this one's was decoded."""
     read_shot = files.read_shot
 
-    def slow(path: Path, *rest: Any) -> Shot | None:
+    def slow(path: Path, *rest: Any) -> Shot:
         shot = read_shot(path, *rest)
-        if shot is not None and shot.frame[0, 0, 0] == 10:
+        if shot.frame[0, 0, 0] == 10:
             put(tmp_path, "next.png", 20)
             (tmp_path / "next.png").rename(path)
         return shot
@@ -345,9 +345,9 @@ def test_a_file_is_not_taken_while_it_grows(tmp_path: Path) -> None:
     with Watched(camera) as watched, (tmp_path / "slow.png").open("wb", buffering=0) as file:
         for i in range(0, len(whole), 256):
             file.write(whole[i : i + 256])
-        wait_for(lambda: watched.shots or camera.tally.bad, DEADLINE_S)
-        # However the writes and the looks fell, what was taken last is whole.
-        wait_for(lambda: watched.shots, DEADLINE_S)
+        # However the writes and the looks fell, what is taken last is whole.
+        wait_for(lambda: camera.tally.frames, DEADLINE_S)
+        wait_for(lambda: watched.shots and not watched.shots[-1].fault, DEADLINE_S)
         assert watched.shots[-1].data == whole
 
 
@@ -356,8 +356,23 @@ def test_a_bad_file_is_quarantined_and_the_next_one_taken(tmp_path: Path) -> Non
     with Watched(camera) as watched:
         (tmp_path / "bad.jpg").write_bytes(b"no image")
         put(tmp_path, "good.png", 20)
-        wait_for(lambda: watched.shots and camera.tally.bad, DEADLINE_S)
+        wait_for(lambda: len(watched.shots) == 2, DEADLINE_S)
         assert list(camera.tally.quarantined) == ["bad.jpg"]
+        assert {shot.part: bool(shot.fault) for shot in watched.shots} == {"bad.jpg": True, "good.png": False}
+
+
+def test_a_bad_file_is_not_deleted_and_told_again_when_it_is_bad_again(tmp_path: Path) -> None:
+    """A program may give every picture one name. What cannot be read stays for whoever looks why."""
+    camera = open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1")
+    with Watched(camera) as watched:
+        (tmp_path / "part.png").write_bytes(b"no image")
+        wait_for(lambda: camera.tally.bad == 1, DEADLINE_S)
+        assert [file.name for file in tmp_path.iterdir()] == ["part.png"]
+        put(tmp_path, "part.png", 20)
+        wait_for(lambda: camera.tally.frames == 1 and not list(tmp_path.iterdir()), DEADLINE_S)
+        (tmp_path / "part.png").write_bytes(b"no image either")
+        wait_for(lambda: camera.tally.bad == 2, DEADLINE_S)
+        assert watched.shots[-1].fault.startswith("part.png: ")
 
 
 def test_a_file_that_cannot_be_deleted_is_taken_once_and_the_next_one_too(

@@ -174,14 +174,14 @@ def test_a_part_that_a_camera_never_saw_is_rejected_when_that_camera_is_past_it(
     assert book.decided("a", 1, [found("good")], 2.3) == []  # late, and says nothing of others
 
 
-def test_a_frame_that_failed_closes_no_part_before_it() -> None:
-    """It fails before it is in the backbone, where the frame of the part before still is."""
+def test_a_frame_that_failed_shows_too_that_its_camera_is_past_a_part() -> None:
+    """It comes in its turn: no frame of the part before is still in the backbone."""
     book = opened(ledger(cameras=2), "a", "b")
     for name in ("a", "b"):
         assert book.decided(name, 0, [found("good")], 2.0) == []
-    (failed,) = book.decided("b", 1, [], 2.1, "not inspected")
-    assert (failed.name, failed.verdict) == ("b", Verdict.REJECT)
-    assert only(book.decided("a", 1, [found("good")], 2.2)).verdict is Verdict.PASS
+    passed, failed = book.decided("b", 1, [], 2.1, "not inspected")
+    assert (passed.name, passed.verdict, passed.reason) == ("a", Verdict.REJECT, MISSING)
+    assert (failed.name, failed.verdict, failed.reason) == ("b", Verdict.REJECT, "not inspected")
 
 
 def test_a_late_frame_closes_no_part_behind_its_own() -> None:

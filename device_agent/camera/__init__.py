@@ -3,8 +3,8 @@
 `open_camera` gives a `Camera`; its `shots` yields until the source ends or `stop` is set. Rules kept here:
 
 - A sample's bytes are what was delivered (folder) or a lossless PNG (all others); its id is their SHA-256.
-- A bad file is quarantined; a live camera is reconnected for ever, waiting longer each time; frames that nobody
-  was quick enough for are counted.
+- A bad file is quarantined, and rejects its part; a live camera is reconnected for ever, waiting longer each
+  time; frames that nobody was quick enough for are counted.
 - Every frame has a group: pictures of one part, which a score must never tell apart (docs/head.md). The part id
   where the source names one (each file is its own part unless an `index.csv` says otherwise), else the burst.
 

@@ -1,9 +1,10 @@
 """Frames from files: a folder, a video, a folder that another program fills.
 
 A sample's bytes are the file's own (folder) or a lossless PNG (video). A bad file is quarantined: counted, logged
-once, never fatal. Files wait: nothing is dropped, however slow the inspection. Those of a folder and a video are
-replayed and of no time; when a file came into a watched folder is noted at once, by a thread that does nothing
-else, so that a trigger gets no older one (`device_agent.flow`).
+once, never fatal; it was a part's picture all the same, and so is handed on as one that rejects it (`Shot.fault`).
+Files wait: nothing is dropped, however slow the inspection. Those of a folder and a video are replayed and of no
+time; when a file came into a watched folder is noted at once, by a thread that does nothing else, so that a
+trigger gets no older one (`device_agent.flow`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Final, NamedTuple
 import cv2
 
 from device_agent.camera.live import colour
-from device_agent.camera.shot import Bursts, CameraState, Pace, Shot, Tally, group_id, readable
+from device_agent.camera.shot import NO_PICTURE, Bursts, CameraState, Pace, Shot, Tally, group_id, readable
 from device_agent.config import FolderCamera, VideoCamera, WatchCamera
 from sdk.errors import BadImages, CameraLost, ConfigError
 from sdk.images import read
@@ -124,9 +125,7 @@ class Folder:
             for path, name, part in listed:
                 if not pace.wait(stop):
                     return
-                shot = read_shot(path, name, part, self._device, self._clock, self.tally)
-                if shot is not None:
-                    yield shot
+                yield read_shot(path, name, part, self._device, self._clock, self.tally)
             if not self._settings.loop:
                 break
             if self.tally.frames == before:
@@ -134,19 +133,22 @@ class Folder:
         self.tally.state = CameraState.ENDED
 
 
-def read_shot(
-    path: Path, name: str, part: str, device: str, clock: Callable[[], float], tally: Tally
-) -> Shot | None:
-    """Return a file's frame; None where it is no usable image, which the tally then says."""
+def read_shot(path: Path, name: str, part: str, device: str, clock: Callable[[], float], tally: Tally) -> Shot:
+    """Return a file's frame; one without a picture where it is no usable image, which the tally says too."""
     name, part = readable(name), readable(part)
     at_s, captured_utc = time.monotonic(), clock()
     try:
         data, frame = read(path)
     except BadImages as error:
-        _quarantine(tally, name, str(error).removeprefix(f"{path}: "), error.hint)
-        return None
+        reason = str(error).removeprefix(f"{path}: ")
+        _quarantine(tally, name, reason, error.hint)
+        tally.unreadable, tally.unreadable_s = f"{name}: {reason}", at_s
+        return Shot(
+            NO_PICTURE, captured_utc, group_id(device, part), name, None, part, at_s, fault=f"{name}: {reason}"
+        )
     tally.state, tally.last_s = CameraState.LIVE, at_s
     tally.frames += 1
+    tally.quarantined.pop(name, None)  # one that is bad again is told again
     return Shot(frame, captured_utc, group_id(device, part), name, data, part, at_s)
 
 
@@ -275,7 +277,7 @@ class Watch:
             come.put(error)
 
     def _take(self, file: _Come) -> Shot | None:
-        """Return a file's frame; None where it is no usable image, or another one since it was seen."""
+        """Return a file's frame; None where it is another one since it was seen, or its name tells no part."""
         try:
             status = file.path.stat()
         except FileNotFoundError:
@@ -287,9 +289,7 @@ class Watch:
             _quarantine(self.tally, readable(file.name), f"its name is not like {self._settings.names!r}")
             return None
         shot = read_shot(file.path, file.name, named["part"], self._device, self._clock, self.tally)
-        if shot is None:
-            return None
-        if self._settings.delete:
+        if self._settings.delete and not shot.fault:
             self._delete(file.path, status)
         return replace(shot, at_s=file.at_s)
 

@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,9 @@ PNG_HOW: Final = (
 which is all that noise leaves to find, take 39 instead of 47 ms for 896 x 896 pixels with noise, and 14 % fewer
 bytes (both with all filters)."""
 
+NO_PICTURE: Final[Frame] = np.zeros((0, 0, 3), np.uint8)
+"""The frame of a shot that has none."""
+
 
 class CameraState(str, Enum):
     """What a source is doing."""
@@ -54,6 +58,8 @@ class Tally:
         frames: Given out.
         quarantined: Files that could not be read, each counted once, with the reason.
         bad: Those files; more than `quarantined` names where there were very many.
+        unreadable: The newest picture of a part that could not be read, and why; empty before the first.
+        unreadable_s: Monotonic time at which that was tried.
         dropped: Live frames that a newer one replaced before anybody took them, and files of a watched folder that
             no trigger had asked for.
         outages: Times a live camera was lost, the first failure to open it included.
@@ -67,6 +73,8 @@ class Tally:
     dropped: int = 0
     outages: int = 0
     quarantined: dict[str, str] = field(default_factory=dict)
+    unreadable: str = ""
+    unreadable_s: float = -math.inf
     last_s: float | None = None
     picture: str = ""
 
@@ -96,6 +104,8 @@ class Shot:
         box: Where it lies in the camera's frame, if it is a tile.
         tile: Its number among the frame's tiles.
         lot: The lot that its part is of; empty where nobody said.
+        fault: Why there is no picture, where the source brought one of this part that cannot be used: `frame` is
+            then `NO_PICTURE`, nothing of it is decided or stored, and its part is rejected.
     """
 
     frame: Frame
@@ -109,6 +119,7 @@ class Shot:
     box: Box | None = None
     tile: int = 0
     lot: str = ""
+    fault: str = ""
     _asked: AbstractContextManager[object] = field(default_factory=threading.RLock, init=False, repr=False)
 
     @property
