@@ -233,7 +233,9 @@ class Flow:
         self._on_part, self._on_frame, self._work = on_part, on_frame, work
         self._clock = clock
         self.latencies = {stage: Histogram() for stage in STAGES}
-        self.ledger = Ledger(settings.good, cameras=len(sources), frames=settings.frames)
+        # Without triggers nothing else tells that a picture will not come.
+        named = [i for i, source in enumerate(sources) if settings.triggers and source.camera.names_parts]
+        self.ledger = Ledger(settings.good, cameras=len(sources), frames=settings.frames, unordered=named)
         self._lock = threading.Lock()  # the ledger's
         self._due = threading.Condition(self._lock)
         self._watched_s = float("inf")  # when deadlines are looked at next

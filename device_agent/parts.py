@@ -120,10 +120,15 @@ class Ledger:
         good: Names of the classes that pass, however written; all others are defects.
         cameras: How many look at each part.
         frames: How many frames each of them takes of it.
+        unordered: Cameras whose frames do not come in the order of the parts: a later part's says nothing of those
+            that a part before it lacks.
     """
 
-    def __init__(self, good: Collection[str], *, cameras: int = 1, frames: int = 1) -> None:
+    def __init__(
+        self, good: Collection[str], *, cameras: int = 1, frames: int = 1, unordered: Collection[int] = ()
+    ) -> None:
         self._good = frozenset(map(key_of, good))
+        self._unordered = frozenset(unordered)
         self._frames, self._wanted = frames, cameras * frames
         self._open: dict[object, _Open] = {}
         self._number = 0
@@ -193,8 +198,10 @@ class Ledger:
         return [self._close(key, now_s, MISSING) for key in waiting[: max(0, len(waiting) - MAX_WAITING)]]
 
     def _passed_by(self, key: object, camera: int, now_s: float) -> list[Part]:
-        """Close parts that this camera has left behind: frames come in the order of the parts."""
+        """Close parts that this camera has left behind, whose frames come in the order of the parts."""
         left: list[Part] = []
+        if camera in self._unordered:
+            return left
         if key not in self._open:
             return left  # it has had its verdict, and says nothing of those behind it
         for other in list(self._open):
