@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -89,20 +92,21 @@ def create_app(
     """
     access = access or Access(open_book(station.store.folder))
     book = access.book
+    counter = ShiftCounter(book)
+    station.on_seen = counter.see
     app = FastAPI(
         title="Headway device",
         description="One device's decisions, questions and labels. docs/agent.md is the guide.",
         responses={status: {"model": ErrorOut} for status in (400, 401, 403, 404, 409, 422, 429, 500, 503, 507)},
         docs_url=None,  # its assets come from a content network; /openapi.json is enough
         redoc_url=None,
+        lifespan=_writing(counter),
     )
     mount_shared(app)
     app.mount("/static", StaticFiles(directory=str(files("device_agent.page") / "static")), name="static")
     _add_errors(app)
     app.add_middleware(SavesFirst, courtesy=station.courtesy)  # within the guard: not for whoever may not save
     app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure))
-    counter = ShiftCounter(book)
-    station.on_seen = counter.see
     history = LabelHistory(station.store, _ReleaseClasses(station))
     routes = Routes(
         station,
@@ -121,6 +125,24 @@ def create_app(
     app.include_router(people.router())
     app.include_router(Pages(routes, quality, people).router())
     return app
+
+
+def _writing(counter: ShiftCounter) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return what keeps the shift's counters for as long as the page is served; whoever stops it has stopped the
+    frames before."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        writing = asyncio.create_task(counter.write_on())
+        try:
+            yield
+        finally:
+            writing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writing
+            await run_in_threadpool(counter.flush)
+
+    return lifespan
 
 
 class SavesFirst:

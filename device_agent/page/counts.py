@@ -1,10 +1,12 @@
 """What a shift has brought: counters in quarters of an hour, kept over a restart.
 
-They are for people, not for the books: a crash loses the last seconds.
+They are for people, not for the books: they are written every few seconds and at a stop, and a crash loses what
+came since.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -13,14 +15,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Final
 
+from fastapi.concurrency import run_in_threadpool
+
 from device_agent.camera import Shot
 from device_agent.database import Database
 from device_agent.page.book import setting
 from device_agent.station import Seen
-from sdk.errors import StoreFull
+from sdk.errors import StoreCorrupt, StoreFull
 
 SLOT_S: Final = 900
 FLUSH_S: Final = 5.0
+"""Between two writes."""
 KEEP_S: Final = 60 * 24 * 3600
 SHIFTS: Final = "06:00 14:00 22:00"
 """When shifts begin, until somebody says otherwise."""
@@ -56,7 +61,6 @@ class ShiftCounter:
         self._clock = clock
         self._lock = threading.Lock()
         self._new: Counter[tuple[int, str]] = Counter()
-        self._flushed_s = time.monotonic()
         self._last_group = ""
         self._judged = False
 
@@ -72,7 +76,6 @@ class ShiftCounter:
                 what += ["rejects"] * bool(decision.rejected) + ["unknown"] * decision.unknown
             self._judged = decision.rejected is not None
             self._count(what)
-        self._flush(FLUSH_S)
 
     def labelled(self, count: int) -> None:
         """Count labels."""
@@ -83,12 +86,18 @@ class ShiftCounter:
         slot = int(self._clock() // SLOT_S)
         self._new.update((slot, each) for each in what)
 
-    def _flush(self, after_s: float) -> None:
+    async def write_on(self) -> None:
+        """Write what is new every `FLUSH_S`, until cancelled; who cancels it calls `flush` for the rest."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await run_in_threadpool(self.flush)
+
+    def flush(self) -> None:
+        """Write what is new; where that cannot be, it is tried again next time."""
         with self._lock:
-            if not self._new or time.monotonic() - self._flushed_s < after_s:
+            if not self._new:
                 return
             new, self._new = self._new, Counter()
-            self._flushed_s = time.monotonic()
         try:
             with self._book.transaction(durable=False) as db:
                 db.executemany(
@@ -97,7 +106,7 @@ class ShiftCounter:
                     [(slot, what, count) for (slot, what), count in new.items()],
                 )
                 db.execute("DELETE FROM counts WHERE slot < ?", (int((self._clock() - KEEP_S) // SLOT_S),))
-        except StoreFull:
+        except (StoreFull, StoreCorrupt):
             with self._lock:
                 self._new.update(new)
 
