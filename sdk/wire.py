@@ -324,7 +324,7 @@ class PrecisionTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class DeviceState(_Message, frozen=True, kw_only=True):
-    """What a device is doing; retained, and sent by the broker as its last will with `online` false."""
+    """What a device is doing; retained. Its last will, which the broker sends, only says that it is gone."""
 
     device: DeviceId
     channel: ChannelName
@@ -346,6 +346,11 @@ class DeviceState(_Message, frozen=True, kw_only=True):
     """Its own settings name that precision: it stays, whatever the release says."""
     precisions: Annotated[list[PrecisionTime], msgspec.Meta(max_length=4)] = []
     """What it measured of all precisions of the release that serves."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says anything of the device but who it is and that it is gone: a last will does not."""
+        return self.online or self != DeviceState(device=self.device, channel=self.channel, online=False)
 
 
 class UpdateState(str, Enum):

@@ -215,6 +215,20 @@ def test_a_device_keeps_the_channel_it_registered_on(fleet_dir: Path) -> None:
         assert ledger.devices("right") == []
 
 
+def test_a_last_will_only_says_that_a_device_is_gone(fleet_dir: Path) -> None:
+    """Stopped cleanly it says how it left things; killed, what it said before is the last that is known."""
+    gone = DeviceState(device="a", channel="default", online=False)
+    with FleetStore(fleet_dir) as store, store.write() as ledger:
+        register(ledger, "a", agent_version="1.2", outbox=3, log_position=7)
+        device, _ = ledger.note_state(gone, seen_utc=9.0)
+        assert (device.state.online, device.last_seen_utc) == (False, 9.0)
+        assert (device.state.agent_version, device.state.outbox, device.state.log_position) == ("1.2", 3, 7)
+        left = DeviceState(device="a", channel="default", online=False, agent_version="1.2", outbox=5)
+        assert ledger.note_state(left, seen_utc=10.0)[0].state == left
+        stranger = DeviceState(device="b", channel="default", online=False)
+        assert ledger.note_state(stranger, seen_utc=1.0)[0].state == stranger
+
+
 # Releases
 
 

@@ -530,7 +530,13 @@ def syncing(folder: Path, name: str, settings: MqttSettings) -> Iterator[tuple[S
     with Store.open(folder / name, name, limits=LIMITS) as store:
 
         def state() -> DeviceState:
-            return DeviceState(device=name, channel="default", online=True, outbox=store.log.outbox_depth())
+            return DeviceState(
+                device=name,
+                channel="default",
+                online=True,
+                agent_version="7.7",
+                outbox=store.log.outbox_depth(),
+            )
 
         sync = Sync(
             settings,
@@ -610,6 +616,13 @@ def test_events_results_and_states_are_for_whoever_listens(mosquitto: Mosquitto,
         sync.notify_state()
 
 
+def known(fleet: FleetStore) -> DeviceState:
+    with fleet.read() as ledger:
+        found = ledger.device("a")
+    assert found is not None
+    return found.state
+
+
 _RUN_FOR_EVER = """
 import sys, threading
 from pathlib import Path
@@ -659,6 +672,8 @@ def test_a_killed_device_is_seen_as_offline_and_its_labels_arrive_once(
         child.stdout.close()
         written = int([line for line in lines if line.endswith("\n")][-1])
         wait_for(lambda: not seen[-1].online, DEADLINE_S, "the last will")
+        wait_for(lambda: not known(fleet).online, DEADLINE_S, "the fleet hearing the last will")
+        assert known(fleet).agent_version == "7.7"  # what it said before it died
         with syncing(tmp_path, "a", settings) as (store, _, _told):
             assert store.log.length() >= written
             wait_for(lambda: store.log.outbox_depth() == 0, DEADLINE_S, "the outbox emptying")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
@@ -166,7 +167,8 @@ class ChannelLedger:
     def note_state(self, state: DeviceState, *, seen_utc: float | None) -> tuple[Device, bool]:
         """Store what a device says of itself, registering it on its channel when it is new.
 
-        A registered device stays on its channel whatever it says later: its log is part of that union.
+        A registered device stays on its channel whatever it says later: its log is part of that union. A last
+        will, which says nothing else, only makes it offline: what it said before is the last that is known.
 
         Args:
             state: What it said.
@@ -194,6 +196,8 @@ class ChannelLedger:
             if current is not None:
                 self._session.flush()
                 self._session.add(AssignmentRow(publication_id=current.id, device=state.device))
+        if not new and not state.tells:
+            state = msgspec.structs.replace(device_of(row).state, online=False)
         row.state = encode_json(state)
         if seen_utc is not None:
             row.last_seen_utc = seen_utc
