@@ -134,12 +134,44 @@ class Authority:
         """Return a device's key and its certificates; only the certificates are kept here.
 
         Raises:
-            KeyRefused: the device has one that was not revoked.
+            KeyRefused: the device has one that was not revoked, or they cannot be kept.
+        """
+        issued = self.prepare(device)
+        self.keep(device, issued.certificates)
+        return issued
+
+    def prepare(self, device: str) -> Issued:
+        """Return what `enroll` does, not kept yet: the device is enrolled with `keep`, or they are for `discard`.
+
+        Raises:
+            KeyRefused: the device has certificates that were not revoked.
         """
         self.check_new(device)
-        issued = self._issue([device + session for session in SESSIONS], None)
-        write_whole(self._issued(device), b"".join(issued.certificates))
-        return issued
+        return self._issue([device + session for session in SESSIONS], None)
+
+    def keep(self, device: str, certificates: Sequence[bytes]) -> None:
+        """Count a device as enrolled, with these certificates beside those that it has and that still count.
+
+        Raises:
+            KeyRefused: they cannot be written; it is as it was before.
+        """
+        file = self._issued(device)
+        before = x509.load_pem_x509_certificates(file.read_bytes()) if file.is_file() else []
+        # Those that still count stay, for `revoke`.
+        kept = [one.public_bytes(Encoding.PEM) for one in before if one.not_valid_after_utc > self._clock()]
+        try:
+            write_whole(file, b"".join([*kept, *certificates]))
+        except OSError as error:
+            raise KeyRefused(f"{file}: {error.strerror}", hint="Check the disk and its space.") from error
+
+    def discard(self, issued: Issued) -> None:
+        """Let certificates count for nobody that were prepared and not kept: a copy may be on a lost medium.
+
+        Raises:
+            KeyRefused: the list cannot be written.
+        """
+        made = [x509.load_pem_x509_certificate(one).serial_number for one in issued.certificates]
+        self._write_revoked([*self.revoked(), *made])
 
     def check_new(self, device: str) -> None:
         """Return where a device may be enrolled.
@@ -154,7 +186,7 @@ class Authority:
             )
 
     def renew(self, device: str) -> tuple[bytes, ...]:
-        """Return new certificates for a device's key, in the order of `SESSIONS`; the old ones stay good.
+        """Return new certificates for a device's key, in the order of `SESSIONS`, for `keep`; old ones stay good.
 
         Raises:
             KeyRefused: it has none.
@@ -164,11 +196,7 @@ class Authority:
             raise KeyRefused(f"{device} is not enrolled here", hint=f"First: headway fleet enroll {device}")
         before = x509.load_pem_x509_certificates(file.read_bytes())
         key = _public(before[-1])
-        made = tuple(self._certify(device + session, key, None).public_bytes(Encoding.PEM) for session in SESSIONS)
-        # Those that still count stay, for `revoke`.
-        kept = [one.public_bytes(Encoding.PEM) for one in before if one.not_valid_after_utc > self._clock()]
-        write_whole(file, b"".join([*kept, *made]))
-        return made
+        return tuple(self._certify(device + session, key, None).public_bytes(Encoding.PEM) for session in SESSIONS)
 
     def renew_servers(self) -> list[str]:
         """Give broker and service new certificates for their keys, and the authority where its own end is near.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
+from sdk.durable import PARTIAL, sync_path, write_whole
 from sdk.errors import KeyRefused
 from sdk.fleet.cli_trust import dir_option, has_trust, open_trust
 from sdk.fleet.enrolment import PLACE_NAME, TLS_FOLDER, TLS_PORT, Place, no_broker, read_place
@@ -71,9 +72,10 @@ def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str, renew_s
     with changing(folder):
         if (folder / PLACE_NAME).exists():
             raise KeyRefused(f"{folder} has certificates already", hint="`headway fleet enroll` adds devices.")
-        Authority.create(folder, hosts)
-        _write_place(folder, Place(host=hosts[0], port=port, prefix=prefix))
-        (folder / "mosquitto.conf").write_text(secure_config(port, folder), encoding="utf-8")
+        with _all_or_nothing_new(folder):
+            Authority.create(folder, hosts)
+            (folder / "mosquitto.conf").write_text(secure_config(port, folder), encoding="utf-8")
+            _write_place(folder, Place(host=hosts[0], port=port, prefix=prefix))
     click.echo(f"""\
 {folder}/ca.key            stays here, readable by its owner only: who has it enrols devices
 {folder}/mosquitto.conf    the broker's configuration, with its access list and certificates beside it
@@ -125,12 +127,16 @@ def renew(devices: tuple[str, ...], directory: Path, ending: bool, out: Path) ->
             raise KeyRefused(
                 f"{unknown[0]} is not enrolled here", hint="`headway fleet devices` lists the known ones."
             )
-        for device in names:
-            place = out / device
-            place.mkdir(mode=0o700, parents=True)
-            for name, content in zip(CERTIFICATE_NAMES, authority.renew(device), strict=True):
-                (place / name).write_bytes(content)
-            (place / "ca.pem").write_bytes((folder / "ca.pem").read_bytes())
+        made = {device: authority.renew(device) for device in names}
+        with _appearing(out) as draft:
+            for device, certificates in made.items():
+                (draft / device).mkdir(mode=0o700)
+                for name, content in zip(CERTIFICATE_NAMES, certificates, strict=True):
+                    write_whole(draft / device / name, content)
+                write_whole(draft / device / "ca.pem", (folder / "ca.pem").read_bytes())
+            # Only now: a device whose new ones were not written would count as one whose end is far.
+            for device, certificates in made.items():
+                authority.keep(device, certificates)
     for device in names:
         click.echo(f"{device}: copy {out / device}/*.pem over its files of these names, and start its agent anew")
 
@@ -157,7 +163,8 @@ def _ending(directory: Path) -> list[str]:
 def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
     """Make a folder that makes a machine into DEVICE: certificate, key, the fleet's root, site.toml.
 
-    Carry it there by hand or over ssh, then delete it here: the key is in it.
+    Carry it there by hand or over ssh, then delete it here: the key is in it. Where OUT cannot be written whole,
+    nobody is enrolled.
     """
     _check(device, DeviceId, "device id", "a-z, 0-9 and '-'")
     if device.startswith(FLEET_LOG_PREFIX) or device == RELEASE_DEVICE:
@@ -170,23 +177,30 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
         raise KeyRefused(f"{out} is there already", hint="Name a new folder.")
     with _changing(folder) as authority:
         place = read_place(folder)
-        authority.check_new(device)
-        # The list first: where it cannot be written nobody is enrolled. A name without certificates is nobody.
-        _write_place(folder, msgspec.structs.replace(place, channels={**place.channels, device: channel}))
-        issued = authority.enroll(device)
-        out.mkdir(mode=0o700, parents=True)
-        files = {
-            "ca.pem": (folder / "ca.pem").read_bytes(),
-            **dict(zip(CERTIFICATE_NAMES, issued.certificates, strict=True)),
-            "device.key": issued.key,
-        }
         trusted = has_trust(directory)
+        files = {"ca.pem": (folder / "ca.pem").read_bytes()}
         if trusted:
             files["root.json"] = open_trust(directory).root_file().read_bytes()
         files["site.toml"] = site_text(device, channel, place, trusted=trusted).encode()
-        for name, content in files.items():
-            (out / name).touch(mode=0o600)
-            (out / name).write_bytes(content)
+        issued = authority.prepare(device)
+        files |= zip(CERTIFICATE_NAMES, issued.certificates, strict=True)
+        files["device.key"] = issued.key
+        channels = {**place.channels, device: channel}
+        try:
+            with _appearing(out) as draft:
+                for name, content in files.items():
+                    write_whole(draft / name, content, mode=0o600)
+                # The list first: where it cannot be written nobody is enrolled. A name without certificates is
+                # nobody.
+                _write_place(folder, msgspec.structs.replace(place, channels=channels))
+                authority.keep(device, issued.certificates)
+        except BaseException:
+            # Nobody is enrolled whose folder is not there, or the same command could not be given again.
+            with contextlib.suppress(KeyRefused, OSError):
+                authority.forget(device)
+                _write_place(folder, place)
+                authority.discard(issued)
+            raise
     click.echo(
         f"{device} is enrolled on channel {channel}; carry {out}/ to it, set [camera] in site.toml, then there:"
     )
@@ -322,6 +336,56 @@ def _changing(folder: Path) -> Iterator[Authority]:
         raise no_broker(folder)
     with changing(folder):
         yield Authority(folder)
+
+
+@contextlib.contextmanager
+def _all_or_nothing_new(folder: Path) -> Iterator[None]:
+    """Take out what the block put into a folder where it fails: keys are never overwritten, so they would be in
+    the way of the same command.
+
+    Raises:
+        KeyRefused: the disk does not take it.
+    """
+    before = {*folder.iterdir()}
+    try:
+        yield
+    except BaseException as error:
+        for made in {*folder.iterdir()} - before:
+            if made.is_dir():
+                shutil.rmtree(made, ignore_errors=True)
+            else:
+                made.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise KeyRefused(
+                f"{error.filename or folder}: {error.strerror}", hint="Check the disk and its space."
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Return a folder to fill, of this user alone, which is `out` after the block: all of it or nothing.
+
+    Raises:
+        KeyRefused: it cannot be made or filled.
+    """
+    draft = out.with_name(f".{out.name}{PARTIAL}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if draft.exists():  # of a command that was killed
+            shutil.rmtree(draft)
+        draft.mkdir(mode=0o700)
+        yield draft
+        sync_path(draft)
+        draft.rename(out)
+        sync_path(out.parent)
+    except OSError as error:
+        raise KeyRefused(
+            f"{error.filename or out}: {error.strerror}",
+            hint="Name a new folder that you may write to, on a disk with space, then the same command again.",
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _tell_broker(directory: Path) -> bool:
