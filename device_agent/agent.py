@@ -10,6 +10,7 @@ One frame's way is `device_agent.flow`; docs/one-frame.md follows it. Rules kept
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ import msgspec
 from device_agent.camera import open_camera
 from device_agent.camera.picture import PictureWatch
 from device_agent.config import CameraSettings, ChunksTable, MetricsSettings, MqttTable, Site
+from device_agent.expiry import of_another
 from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
 from device_agent.history import History
 from device_agent.limits import StoreLimits
@@ -234,6 +236,12 @@ class Agent:
 
     # -- the fleet -------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _misnamed(self) -> str | None:
+        """Why this device does not connect to its fleet; None where it does, or has none."""
+        other = None if self.site.mqtt is None else of_another(self.site.device, self.site.mqtt)
+        return None if other is None else f"{other}: it does not connect to its fleet"
+
     def _join_fleet(self) -> None:
         """Make what moves labels and releases; nothing connects yet."""
         from device_agent.sync import Sync
@@ -241,6 +249,10 @@ class Agent:
         from sdk.mqtt import MqttSettings
 
         assert self.site.mqtt is not None
+        if self._misnamed is not None:
+            # The line goes on. Connected it would throw the other device off, and be refused all it says.
+            _log.error("%s", self._misnamed)
+            return
         settings = MqttSettings(**msgspec.structs.asdict(self.site.mqtt))
         if self.site.trigger is not None and self.site.trigger.topic is not None:
             self.trigger = MqttTrigger(settings, self.site.device, self.site.trigger.topic, self._trigger)
@@ -530,7 +542,14 @@ class Agent:
         full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
         cameras = [camera_report(source.camera) for source in self.sources]
         serving = self.station.serving
-        faults = [self._fault, update.fault, None if sync is None else sync.fault, full, self._gate.fault]
+        faults = [
+            self._misnamed,
+            self._fault,
+            update.fault,
+            None if sync is None else sync.fault,
+            full,
+            self._gate.fault,
+        ]
         return station_state(
             self.station,
             channel=self.site.channel,

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from device_agent.config import MqttTable, Site
+from device_agent.expiry import of_another
 from device_agent.finding import Finding, Level
 from sdk.errors import HeadwayError
 from sdk.mqtt import MqttSession, MqttSettings
@@ -19,6 +20,9 @@ BROKER_WAIT_S: Final = 10.0
 BURST: Final = 8
 BURST_TRIES: Final = 8
 LUCKY: Final = 2
+OTHERS_FIX: Final = (
+    "Name that one as `device` in site.toml, or bring this device's own files: headway fleet enroll."
+)
 NAGLE_S: Final = 0.025
 """A burst of acknowledgements from a broker without `set_tcp_nodelay` waits for our delayed one, 40 ms; measured
 with Mosquitto on loopback: 43 to 45 ms a burst without, 1 to 3 ms with."""
@@ -29,6 +33,9 @@ def check_broker(site: Site, table: MqttTable) -> Iterator[Finding]:
 
     Call it only while the device's agent does not run: two sessions of one name throw each other off.
     """
+    if (other := of_another(site.device, table)) is not None:
+        yield Finding("broker", Level.FAULT, other, OTHERS_FIX)
+        return
     try:
         settings = replace(MqttSettings(**msgspec.structs.asdict(table)), session_expiry_s=0)
         topic = Topics(settings.prefix).up_tele(site.device)
@@ -39,6 +46,7 @@ def check_broker(site: Site, table: MqttTable) -> Iterator[Finding]:
             connected_ms = (time.perf_counter() - began_s) * 1e3
             offer = session.offer
             single_s, burst_s = _round_trips(session, topic)
+            refusal = session.refusal
     except HeadwayError as error:
         yield Finding.of("broker", error)
         return
@@ -64,8 +72,9 @@ def check_broker(site: Site, table: MqttTable) -> Iterator[Finding]:
         yield Finding(
             "broker",
             Level.FAULT,
-            f"it accepts this device and takes nothing from it on {topic}",
-            "Give the device write access to that topic in the broker's access list.",
+            f"it accepts this device and takes nothing from it on {topic}" + (f": {refusal}" if refusal else ""),
+            f"Was {site.device} revoked? Then, on the fleet's server: headway fleet enroll {site.device}. Else "
+            "give it write access to that topic in the broker's access list.",
         )
     elif burst_s - single_s > NAGLE_S:
         yield Finding(
@@ -92,7 +101,7 @@ def _round_trips(session: MqttSession, topic: str) -> tuple[float, float | None]
             began_s = time.perf_counter()
             for _ in range(count):
                 session.publish(topic, b"{}", expiry_s=1)
-            if not session.wait_taken(BROKER_WAIT_S):
+            if not session.wait_taken(BROKER_WAIT_S) or session.refusal is not None:
                 return 0.0, None
             taken.append(time.perf_counter() - began_s)
     return min(times[1]), sorted(times[BURST])[LUCKY]

@@ -1,4 +1,4 @@
-"""What of a device ends when: its certificates, its fleet's, and the signatures that it has accepted."""
+"""Whose a device's certificates are, and what of it ends when: these, its fleet's, and signatures it accepted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from device_agent.config import MqttTable
 from sdk.expiry import Expiry, Standing
-from sdk.pem import ends_utc
+from sdk.pem import AUTHORITY_NAME, SESSIONS, ends_utc, names_in
 
 TIMESTAMP_NOTICE_DAYS: Final = 7.0
 """A running fleet service signs it anew every day, for 14 days."""
@@ -23,6 +23,24 @@ def certificates(table: MqttTable) -> list[tuple[str, Path]]:
         ("the fleet's certificate authority", table.ca_file),
     ]
     return [(what, file) for what, file in named if file is not None]
+
+
+def of_another(device: str, table: MqttTable) -> str | None:
+    """Return in words which certificate is another's than this device's; None where none is.
+
+    A fleet's broker takes the name of a session from the certificate: with another's, all that this device says is
+    refused, and that other is thrown off. Certificates of a plant's own authority may be named as it likes.
+    """
+    for file, session in zip(
+        (table.cert_file, table.chunks_cert_file, table.trigger_cert_file), SESSIONS, strict=True
+    ):
+        try:
+            names = None if file is None else names_in(file)
+        except (OSError, ValueError):
+            continue  # the broker's session, and `headway doctor`, say what is wrong with it
+        if names is not None and names.issuer == AUTHORITY_NAME and names.subject != device + session:
+            return f"{file} is the certificate of {names.subject}, and this device is {device}{session}"
+    return None
 
 
 def of_certificate(device: str, what: str, file: Path) -> Expiry:

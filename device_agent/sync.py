@@ -519,7 +519,7 @@ class Sync:
             connected=self._session.connected,
             outbox=self._store.log.outbox_depth(),
             log_position=self._store.log.position(self._channel),
-            fault=self._core.fault or self._fault or self._refused(),
+            fault=self._core.fault or self._fault or self._refused() or self._session.trouble,
         )
 
     def _refused(self) -> str | None:

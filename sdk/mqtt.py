@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import socket
+import ssl
 import sys
 import threading
 from collections import Counter
@@ -45,6 +47,8 @@ TOPICS_PER_PACKET: Final = 256
 RECONNECT_MIN_S: Final = 0.5
 RECONNECT_MAX_S: Final = 30.0
 _TAKEN_OVER: Final = 0x8E
+_ALERT: Final = re.compile(r"\[SSL: (?:SSLV3_|TLSV1_|TLSV13_)?ALERT_(\w+)\]")
+"""An alert of the other side's, as OpenSSL names it: SSLV3_ALERT_CERTIFICATE_REVOKED."""
 
 RELEASE_KINDS: Final = frozenset({"chunk", "meta", "trust", "down/desired", "up/want", "up/event"})
 HEAD_KINDS: Final = frozenset({"log", "down/log", "down/ack", "up/label"})
@@ -231,6 +235,10 @@ class MqttSession:
         self._connected = False
         self._offer = BrokerOffer()
         self._failure: BrokerError | None = None
+        self._refused_whole: BrokerError | None = None  # the broker's doing, not the network's
+        self._answered = False  # on the connection that is up, or was last
+        self._unanswered = 0  # such connections in a row that the broker closed
+        self._alert = ""  # of TLS, in OpenSSL's words
         self._started = False
         self._closed = False
         self._wanted: dict[str, int] = {}
@@ -262,7 +270,8 @@ class MqttSession:
         client.on_message = self._message_came
         client.on_publish = self._publish_done
         client.on_subscribe = self._subscribe_done
-        client.on_socket_open = _set_nodelay
+        client.on_socket_open = self._socket_came
+        client.on_log = self._logged
         if last_will is not None:
             client.will_set(last_will.topic, last_will.payload, last_will.qos, last_will.retain)
         if settings.ca_file is not None:
@@ -327,6 +336,12 @@ class MqttSession:
     def refusal(self) -> str | None:
         """Why the broker did not take the newest message that it answered for, in MQTT's words; None if it did."""
         return self._refusal
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the broker does not let this client in; None where it does, or is not there."""
+        with self._changed:
+            return None if self._refused_whole is None else f"{self._refused_whole} ({self._refused_whole.hint})"
 
     @property
     def offer(self) -> BrokerOffer:
@@ -462,9 +477,10 @@ class MqttSession:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
+        self._answered, self._unanswered = True, 0
         if reason.is_failure:
             with self._changed:
-                self._failure = BrokerError(
+                self._failure = self._refused_whole = BrokerError(
                     f"the broker at {self.settings.address} refuses {self.client_id!r}: {reason}",
                     hint="Check user name, password file, certificates and the broker's access list.",
                 )
@@ -476,7 +492,7 @@ class MqttSession:
         self._send_subscribe(wanted)
         with self._changed:
             self._connected = True
-            self._failure = None
+            self._failure = self._refused_whole = None
             self._offer = _offer(properties)
             self._changed.notify_all()
         log.info(
@@ -487,10 +503,14 @@ class MqttSession:
 
     def _connect_failed(self, _client: paho.Client, _data: Any) -> None:
         error = sys.exc_info()[1]  # paho calls this while it handles the error, and does not pass it
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        failure = _no_handshake(self.settings, error) if isinstance(error, ssl.SSLError) else None
         with self._changed:
-            self._failure = BrokerError(
-                f"no MQTT broker at {self.settings.address}: {reason}",
+            if failure is None:
+                self._unanswered = 0  # nobody there: a broker that is stopped closes what waits for it first
+            self._refused_whole = failure
+            self._failure = failure or BrokerError(
+                f"no MQTT broker at {self.settings.address}: "
+                f"{getattr(error, 'strerror', None) or str(error) or type(error).__name__}",
                 hint="Start one (`headway fleet serve --start-broker`, or apt-get install mosquitto), "
                 "or correct the address.",
             )
@@ -502,6 +522,11 @@ class MqttSession:
     ) -> None:
         with self._changed:
             self._connected = False
+            refused = None
+            if not (self._answered or self._closed):
+                self._unanswered += 1
+                if self._alert or self._unanswered > 1:  # once it may be a broker that is stopped just now
+                    refused = self._failure = self._refused_whole = _no_answer(self.settings, self._alert)
             for mid in [mid for mid, (_, qos) in self._pending.items() if qos == 0]:
                 self._pending_bytes -= self._pending.pop(mid)[0]  # lost with the connection
             self._early.clear()
@@ -511,8 +536,20 @@ class MqttSession:
             log.warning(
                 "another client connected as %r and took its session; are two devices named alike?", self.client_id
             )
+        elif refused is not None:
+            log.warning("%s", refused)
         elif not closed:
             log.info("%s lost its connection to %s: %s", self.client_id, self.settings.address, reason)
+
+    def _socket_came(self, _client: paho.Client, _data: Any, sock: Any) -> None:
+        # Without it small messages wait for the delayed acknowledgement of the one before: 40 ms each.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._answered, self._alert = False, ""
+
+    def _logged(self, _client: paho.Client, _data: Any, level: int, text: str) -> None:
+        # The only place where paho says what OpenSSL said of a connection that was up already.
+        if level == paho.MQTT_LOG_ERR and (alert := _ALERT.search(text)):
+            self._alert = alert[1].replace("_", " ").lower()
 
     def _message_came(self, _client: paho.Client, _data: Any, raw: paho.MQTTMessage) -> None:
         self._guarded(self._deliver, raw)
@@ -568,9 +605,36 @@ def _offer(properties: Properties | None) -> BrokerOffer:
     )
 
 
-def _set_nodelay(_client: paho.Client, _data: Any, sock: Any) -> None:
-    # Without it small messages wait for the delayed acknowledgement of the one before: 40 ms each.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _no_answer(settings: MqttSettings, alert: str) -> BrokerError:
+    """Return what a connection means that was up and that the broker closed without an answer."""
+    if settings.cert_file is None:
+        return BrokerError(
+            f"{settings.address} closed the connection without an answer as an MQTT 5 broker",
+            hint="Check host, port and TLS settings; the broker must speak MQTT 5.",
+        )
+    return BrokerError(
+        f"the broker at {settings.address} "
+        + ("refuses " if alert else "closes the connection without an answer: it may refuse ")
+        + f"the certificate {settings.cert_file}"
+        + (f": {alert}" if alert else ""),
+        hint="Was it revoked, or is it another fleet's? Then enrol this device anew: headway fleet enroll.",
+    )
+
+
+def _no_handshake(settings: MqttSettings, error: ssl.SSLError) -> BrokerError:
+    """Return what a failed TLS handshake means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return BrokerError(
+            f"the certificate of the broker at {settings.address} does not hold: {error.verify_message}",
+            hint=f"Check host, clock and ca_file ({settings.ca_file}). Has the fleet's server another address "
+            "now? There: headway fleet tls --renew --host ADDRESS.",
+        )
+    if alert := _ALERT.search(str(error)):
+        return _no_answer(settings, alert[1].replace("_", " ").lower())
+    return BrokerError(
+        f"no TLS with {settings.address}: {error.reason or error}",
+        hint="Check host and port: 8883 with TLS and 1883 without, by custom.",
+    )
 
 
 def _read_password(file: Path | None) -> str | None:

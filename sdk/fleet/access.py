@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from sdk.fleet.broker import BrokerLimits, limit_lines
-from sdk.fleet.certificates import SERVICE_NAME, SESSIONS
+from sdk.fleet.certificates import SERVICE_NAME
+from sdk.pem import SESSIONS
 from sdk.wire import Topics
 
 DEFAULT_LIMITS: Final = BrokerLimits()

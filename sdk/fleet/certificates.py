@@ -46,11 +46,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sdk.durable import write_whole
 from sdk.errors import KeyRefused
+from sdk.pem import AUTHORITY_NAME, SESSIONS
 from sdk.trust.keys import write_private
 
 SERVICE_NAME: Final = "fleet.service"
-SESSIONS: Final = ("", ".chunks", ".trigger")
-"""A device's sessions by what follows its id: labels and all else, releases' chunks, triggers of its line."""
 AUTHORITY_LIFE: Final = timedelta(days=20 * 366)
 CERTIFICATE_LIFE: Final = timedelta(days=5 * 366)
 """As long as the root's: one visit renews both. Theft is answered by `revoke`, not by waiting for the end."""
@@ -352,7 +351,7 @@ def write_for_broker(file: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 
 def _own_certificate(key: EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Headway fleet")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AUTHORITY_NAME)])
     return (
         x509.CertificateBuilder()
         .subject_name(name)

@@ -1,0 +1,181 @@
+"""A device that a broker refuses says so: with a real, secured Mosquitto."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from device_agent.agent import Agent
+from device_agent.broker_check import check_broker
+from device_agent.config import Site, load_site
+from device_agent.finding import Finding, Level
+from device_agent.store import Store
+from device_agent.sync import Sync
+from sdk.errors import BrokerError
+from sdk.fleet.broker import Mosquitto, find_mosquitto
+from sdk.fleet.cli_enroll import secure_broker, tls_folder
+from sdk.mqtt import MqttSession, MqttSettings
+from sdk.wire import DeviceState
+from tests.commands import headway
+from tests.simulators import wait_for
+
+Run = Callable[..., int]
+
+
+@dataclass
+class Plant:
+    """A fleet with a secured broker on loopback, and what is enrolled there."""
+
+    folder: Path
+    broker: Mosquitto
+    run: Run
+
+    def enroll(self, device: str) -> Path:
+        """Enrol a device; return its settings, with this broker's port and an image for its camera."""
+        out = self.folder / device
+        assert self.run("fleet", "enroll", device, "--dir", self.folder / "fleet", "--out", out) == 0
+        (out / "images").mkdir()
+        cv2.imwrite(str(out / "images" / "a.png"), np.zeros((8, 8, 3), np.uint8))
+        self.edit(out / "site.toml", "port = 8883", f"port = {self.broker.port}")
+        return out / "site.toml"
+
+    @staticmethod
+    def edit(file: Path, before: str, after: str) -> Site:
+        text = file.read_text()
+        assert before in text
+        file.write_text(text.replace(before, after))
+        return load_site(file)
+
+
+@pytest.fixture
+def plant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Plant]:
+    try:
+        find_mosquitto()
+    except BrokerError as error:
+        pytest.skip(f"{error}: {error.hint}")
+
+    def run(*words: object) -> int:
+        return headway(capsys, *words).code
+
+    assert run("fleet", "tls", "--dir", tmp_path / "fleet", "--host", "127.0.0.1") == 0
+    with secure_broker(tmp_path / "fleet", port=0, host="127.0.0.1") as broker:
+        yield Plant(tmp_path, broker, run)
+
+
+def looked_at(site: Site) -> list[Finding]:
+    assert site.mqtt is not None
+    return list(check_broker(site, site.mqtt))
+
+
+def settings_of(site: Site) -> MqttSettings:
+    mqtt = site.mqtt
+    assert mqtt is not None
+    return MqttSettings(
+        host=mqtt.host, port=mqtt.port, ca_file=mqtt.ca_file, cert_file=mqtt.cert_file, key_file=mqtt.key_file
+    )
+
+
+def syncing(site: Site, store: Store) -> Sync:
+    state = DeviceState(device=site.device, channel=site.channel, online=True)
+    return Sync(
+        settings_of(site),
+        store,
+        site.channel,
+        on_records=lambda _records: None,
+        on_desired=lambda _desired: None,
+        state=lambda: state,
+    )
+
+
+# Another's certificate
+
+
+@pytest.mark.broker
+def test_the_doctor_says_whose_certificate_it_is_and_leaves_that_one_alone(plant: Plant) -> None:
+    file = plant.enroll("line-4")
+    other = MqttSession(settings_of(load_site(file)), "line-4", on_message=lambda _message: None)
+    with other:
+        other.connect()
+        site = plant.edit(file, 'device = "line-4"', 'device = "line-x"')
+        (found,) = looked_at(site)
+        assert found.level is Level.FAULT
+        assert "device.pem is the certificate of line-4, and this device is line-x" in found.what
+        assert other.connected
+
+
+@pytest.mark.broker
+def test_an_agent_with_anothers_certificate_says_so_inspects_and_does_not_connect(plant: Plant) -> None:
+    file = plant.enroll("line-4")
+    site = plant.edit(file, 'device = "line-4"', 'device = "line-x"')
+    with Agent(site) as agent:
+        state = agent.state()
+        assert any("is the certificate of line-4" in fault for fault in state.faults)
+        assert state.mqtt is None
+
+
+@pytest.mark.broker
+def test_certificates_that_were_mixed_up_among_sessions_are_told(plant: Plant) -> None:
+    file = plant.enroll("line-4")
+    site = plant.edit(file, 'chunks_cert_file = "device-chunks.pem"', 'chunks_cert_file = "device.pem"')
+    (found,) = looked_at(site)
+    assert "is the certificate of line-4, and this device is line-4.chunks" in found.what
+
+
+# Revoked
+
+
+@pytest.mark.broker
+def test_the_doctor_says_that_a_broker_takes_nothing_from_a_device(plant: Plant) -> None:
+    """Revoked, and the broker was not told to read its list of those revoked: it lets the device in."""
+    file = plant.enroll("line-4")
+    acl = tls_folder(plant.folder / "fleet") / "acl"
+    acl.write_text(acl.read_text().replace("/dev/line-4/", "/dev/line-9/"))
+    assert (
+        plant.run("fleet", "enroll", "line-5", "--dir", plant.folder / "fleet", "--out", plant.folder / "5") == 0
+    )
+    control = looked_at(load_site(file))
+    assert [each.level for each in control] == [Level.GOOD, Level.GOOD], "enrolling has written the list anew"
+    acl.write_text(acl.read_text().replace("/dev/line-4/", "/dev/line-9/"))
+    plant.broker.restart()
+    good, fault = looked_at(load_site(file))
+    assert (good.level, fault.level) == (Level.GOOD, Level.FAULT)
+    assert "takes nothing from it" in fault.what
+    assert "Not authorized" in fault.what
+    assert "Was line-4 revoked?" in fault.fix
+
+
+@pytest.mark.broker
+def test_a_revoked_certificate_is_called_so_by_doctor_and_agent(
+    plant: Plant, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = load_site(plant.enroll("line-4"))
+    assert [each.level for each in looked_at(site)] == [Level.GOOD, Level.GOOD], "the control"
+    assert plant.run("fleet", "revoke", "line-4", "--dir", plant.folder / "fleet") == 0
+    (found,) = looked_at(site)
+    assert found.level is Level.FAULT
+    assert "device.pem: certificate revoked" in found.what
+    assert "enroll" in found.fix
+    with Store.open(tmp_path / "data", "line-4") as store, caplog.at_level(logging.WARNING):
+        sync = syncing(site, store)
+        sync.start()
+        try:
+            wait_for(lambda: "certificate revoked" in (sync.status().fault or ""), 60.0, "the reason")
+        finally:
+            sync.stop()
+    assert any("certificate revoked" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.broker
+def test_a_broker_whose_certificate_is_for_another_address_is_called_so(plant: Plant) -> None:
+    file = plant.enroll("line-4")
+    site = plant.edit(file, 'host = "127.0.0.1"', 'host = "0.0.0.0"')
+    (found,) = looked_at(site)
+    assert "does not hold" in found.what
+    assert "0.0.0.0" in found.what
+    assert "tls --renew --host" in found.fix
