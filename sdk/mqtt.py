@@ -21,6 +21,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from sdk.errors import BrokerError, ConfigError, LocalWireError
+from sdk.session_ends import MANY_SHORT, SessionEnds
 from sdk.wire import DEFAULT_PREFIX, MAX_MESSAGE_BYTES, Topics
 
 MAX_PENDING_MESSAGES: Final = 4096
@@ -47,6 +49,8 @@ TOPICS_PER_PACKET: Final = 256
 RECONNECT_MIN_S: Final = 0.5
 RECONNECT_MAX_S: Final = 30.0
 _TAKEN_OVER: Final = 0x8E
+_UNEXPLAINED: Final = (0x80, _TAKEN_OVER)
+"""Ends of sessions that may be another's doing: paho says "unspecified error" of one without a word."""
 _ALERT: Final = re.compile(r"\[SSL: (?:SSLV3_|TLSV1_|TLSV13_)?ALERT_(\w+)\]")
 """An alert of the other side's, as OpenSSL names it: SSLV3_ALERT_CERTIFICATE_REVOKED."""
 
@@ -239,6 +243,7 @@ class MqttSession:
         self._answered = False  # on the connection that is up, or was last
         self._unanswered = 0  # such connections in a row that the broker closed
         self._alert = ""  # of TLS, in OpenSSL's words
+        self._ends = SessionEnds(client_id)
         self._started = False
         self._closed = False
         self._wanted: dict[str, int] = {}
@@ -339,9 +344,12 @@ class MqttSession:
 
     @property
     def trouble(self) -> str | None:
-        """Why the broker does not let this client in; None where it does, or is not there."""
+        """Why the broker does not let this client in, or not stay; None where it does, or is not there."""
         with self._changed:
-            return None if self._refused_whole is None else f"{self._refused_whole} ({self._refused_whole.hint})"
+            refused = (
+                None if self._refused_whole is None else f"{self._refused_whole} ({self._refused_whole.hint})"
+            )
+            return refused or self._ends.words(time.monotonic())
 
     @property
     def offer(self) -> BrokerOffer:
@@ -492,6 +500,7 @@ class MqttSession:
         self._send_subscribe(wanted)
         with self._changed:
             self._connected = True
+            self._ends.began(time.monotonic())
             self._failure = self._refused_whole = None
             self._offer = _offer(properties)
             self._changed.notify_all()
@@ -522,6 +531,7 @@ class MqttSession:
     ) -> None:
         with self._changed:
             self._connected = False
+            many_short = not self._closed and self._ends.ended(time.monotonic(), reason.value in _UNEXPLAINED)
             refused = None
             if not (self._answered or self._closed):
                 self._unanswered += 1
@@ -535,6 +545,12 @@ class MqttSession:
         if reason.value == _TAKEN_OVER:
             log.warning(
                 "another client connected as %r and took its session; are two devices named alike?", self.client_id
+            )
+        elif many_short:
+            log.warning(
+                "the broker has ended %d sessions of %r within seconds; are two devices named alike?",
+                MANY_SHORT,
+                self.client_id,
             )
         elif refused is not None:
             log.warning("%s", refused)

@@ -105,7 +105,7 @@ ABOVE = {
     "sdk/images.py": {"errors", "class_names", "layouts", "preprocess"},
     "sdk/layouts.py": {"errors"},
     "sdk/onnxfile.py": {"errors"},
-    "sdk/mqtt.py": {"errors", "wire"},
+    "sdk/mqtt.py": {"errors", "session_ends", "wire"},
 }
 """What each of these may import of sdk: fleet -> (bundle, head) -> moments -> (preprocess, codes, labels, wire) ->
 errors."""

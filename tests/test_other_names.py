@@ -1,4 +1,4 @@
-"""A device that a broker refuses says so: with a real, secured Mosquitto."""
+"""A device that a broker refuses, or whose name another one uses, says so: with a real, secured Mosquitto."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sdk.errors import BrokerError
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.cli_enroll import secure_broker, tls_folder
 from sdk.mqtt import MqttSession, MqttSettings
+from sdk.session_ends import MANY_SHORT, SHORT_S, SessionEnds
 from sdk.wire import DeviceState
 from tests.commands import headway
 from tests.simulators import wait_for
@@ -179,3 +180,68 @@ def test_a_broker_whose_certificate_is_for_another_address_is_called_so(plant: P
     assert "does not hold" in found.what
     assert "0.0.0.0" in found.what
     assert "tls --renew --host" in found.fix
+
+
+# Two of one name
+
+
+@pytest.mark.broker
+def test_two_machines_of_one_name_say_so_themselves(
+    plant: Plant, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mosquitto 2.0 closes the older session without a reason, and each comes back in half a second."""
+    site = load_site(plant.enroll("line-2"))
+    with (
+        Store.open(tmp_path / "one", "line-2") as one,
+        Store.open(tmp_path / "two", "line-2") as two,
+        caplog.at_level(logging.WARNING),
+    ):
+        first, second = syncing(site, one), syncing(site, two)
+        first.start()
+        wait_for(lambda: first.status().connected, 60.0, "the first")
+        assert first.status().fault is None, "the control"
+        second.start()
+        try:
+            said = "most likely another machine has this name"
+            wait_for(lambda: said in (first.status().fault or ""), 60.0, "the first's word")
+            wait_for(lambda: said in (second.status().fault or ""), 60.0, "the second's word")
+        finally:
+            second.stop()
+        wait_for(lambda: first.status().connected and first.status().fault is None, 60.0, "the first, left alone")
+        first.stop()
+    assert any("named alike" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("lasted_s", "told"),
+    [
+        ([0.1] * (MANY_SHORT - 1), False),
+        ([0.1] * MANY_SHORT, True),
+        ([0.1] * (MANY_SHORT - 1) + [SHORT_S, 0.1], False),
+        ([SHORT_S] * 100, False),
+    ],
+)
+def test_only_many_short_sessions_in_a_row_tell_of_another(lasted_s: list[float], told: bool) -> None:
+    ends, now = SessionEnds("a"), 0.0
+    for each_s in lasted_s:
+        ends.began(now)
+        now += each_s
+        ends.ended(now)
+    assert (ends.words(now) is not None) is told
+    ends.began(now)
+    assert (ends.words(now) is not None) is told, "it may be thrown off again"
+    assert ends.words(now + SHORT_S) is None
+
+
+def test_sessions_that_end_for_a_reason_tell_of_nobody() -> None:
+    ends = SessionEnds("a")
+    for second in range(100):
+        ends.began(second)
+        ends.ended(second + 0.1, unexplained=False)
+    assert ends.words(100.0) is None
+
+
+def test_a_connection_that_never_came_is_no_session() -> None:
+    ends = SessionEnds("a")
+    assert not any(ends.ended(second) for second in range(100))
+    assert ends.words(100.0) is None
