@@ -28,6 +28,12 @@ def card(report: Report, papers: Papers) -> str:
         if strategy.epochs
         else "no weight of the backbone was trained"
     )
+    rounded = "".join(
+        f" The int8 form made for {how.profile} was {how.finetuned.words()}, without their labels, to give fp32's "
+        "features in spite of rounding; these images are not in its score."
+        for how in report.quantization
+        if how.finetuned is not None
+    )
     lines = [
         f"# {report.name}",
         "",
@@ -65,7 +71,7 @@ def card(report: Report, papers: Papers) -> str:
         f"{backbone.name}, {backbone.feature_size} features, {backbone.input_px[0]} x {backbone.input_px[1]} px. "
         f"Weights: {backbone.weights}; licence: {name_of(backbone.licence)}; "
         f"SHA-256: {backbone.weights_sha256 or 'none'}. Strategy `{strategy.strategy}`: {trained}. "
-        f"{strategy.reason}",
+        f"{strategy.reason}{rounded}",
         "",
         "The licence is that of the weights. What they were trained on may carry conditions of its own.",
         "",
@@ -104,6 +110,7 @@ def card(report: Report, papers: Papers) -> str:
                 "ms a frame",
                 "cosine to fp32",
                 "balanced accuracy",
+                "images",
                 "points to fp32",
                 "verdict",
             ),
@@ -116,6 +123,7 @@ def card(report: Report, papers: Papers) -> str:
                     f"{p.latency_ms:.1f}",
                     f"{p.feature_cosine:.3f}",
                     f"{p.balanced_accuracy:.1%}",
+                    p.images,
                     ""
                     if p.precision == "fp32"
                     else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",

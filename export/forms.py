@@ -44,6 +44,9 @@ __all__ = [
 KERNEL_IMAGES: Final = 12
 WORTH_A_POINT: Final = 0.01
 """int8 may cost this much balanced accuracy and still be chosen for its speed."""
+WORTH_IN_IMAGES: Final = 0.5
+"""A form that can be judged on less than this share of fp32's images does not come first: the score, the operating
+point and every trial on a device would rest on few."""
 WORTH_IN_TIME: Final = 0.95
 """int8 is faster when it takes at most this share of fp32's time; less is noise on a busy machine."""
 
@@ -148,6 +151,11 @@ def first_form(fp32: Form, int8: Form, measured: Mapping[str, float]) -> tuple[F
         return fp32, f"{figures} fp32: int8 codes would differ from one kind of processor to another."
     if found.loss > WORTH_A_POINT:
         return fp32, f"{figures} fp32: int8 costs {100 * found.loss:.1f} points."
+    if int8.score.samples < WORTH_IN_IMAGES * fp32.score.samples:
+        return fp32, (
+            f"{figures} fp32: int8 can be judged on {int8.score.samples} images only, fp32 on "
+            f"{fp32.score.samples}."
+        )
     if share > WORTH_IN_TIME:
         return fp32, f"{figures} fp32: int8 is not faster on this machine."
     return int8, f"{figures} int8: faster, and not more than a point worse."
@@ -210,6 +218,7 @@ def _report(form: Form, kept: Sequence[Form], measured: Mapping[str, float]) -> 
         feature_cosine=form.cosine,
         kernel_difference=form.kernel_difference,
         balanced_accuracy=form.accuracy,
+        images=form.score.samples,
         forced_choice=form.forced.balanced_accuracy,
         difference=form.against.difference,
         difference_error=form.against.error,
@@ -231,12 +240,16 @@ def _verdict(form: Form, kept: Sequence[Form], measured: Mapping[str, float]) ->
     if form.precision == FP32:
         return words[0]
     found = form.against
-    if found.loss > found.error:
-        words.append(f"loses {100 * found.loss:.1f} points")
-    elif found.difference > found.error:
-        words.append(f"gains {100 * found.difference:.1f} points")
-    else:
-        words.append("as good as fp32 within chance")
+    # Rounding knows nothing that fp32 does not: a gain is no more than as good.
+    words.append(
+        f"loses {100 * found.loss:.1f} points"
+        if found.loses(0.0)
+        else "as good as fp32"
+        if found.gains(0.0)
+        else "as good as fp32 within chance"
+    )
+    if form.finetuned is not None:
+        words.append(form.finetuned.words())
     share = measured[form.name] / measured[FP32]
     if _profile(form) == Profile.CPU.value:
         words.append(f"takes {share:.2f} of fp32's time here")

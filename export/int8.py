@@ -1,10 +1,12 @@
 """The int8 form for one profile: ranges, then layers left out, then fine-tuning, as far as the figures ask for.
 
-1. Three ways to choose ranges are compared on some of the images, by the features' cosine to fp32's and by
-   balanced accuracy on left-out groups.
+1. Three ways to choose ranges are compared on some of the images by the features' cosine to fp32's. One that
+   loses balanced accuracy on left-out groups beyond chance drops out. The score does not choose: the best of three
+   scores would flatter.
 2. Where that loses too much, the layers that cost the most stay fp32 (`export.sensitivity`).
 3. Where that still loses too much, the backbone is fine-tuned with int8 in mind (`export.qat`) and goes the same
-   way.
+   way. It can be judged on images that it was not fine-tuned on only, so it is taken where it is better beyond
+   chance on these, or where the features were far from fp32's.
 
 "Too much" is more balanced accuracy than allowed, and more than chance; or features so far from fp32's that the
 few left-out groups of a small set are no comfort.
@@ -24,7 +26,8 @@ import numpy.typing as npt
 from export.backbones import Backbone
 from export.finetune import Frames
 from export.graph import OnnxBackbone, Pixels, to_onnx
-from export.judged import INT8, Form, Mask, against, features_of, judge, with_head
+from export.judged import FP32, INT8, Form, Mask, against, features_of, judge, with_head
+from export.paired import paired
 from export.parity import check_form, code_difference, feature_cosine
 from export.profiles import PLACEMENTS, Profile
 from export.progress import Log
@@ -50,7 +53,7 @@ from sdk.score import score
 COMPARED_IMAGES: Final = 300
 """Enough to tell ways of choosing ranges apart by accuracy where they differ by a point or two."""
 WITHIN: Final = 0.01
-"""Ways whose accuracy is this near to the best are told apart by the cosine, which chance hardly moves."""
+"""Forms whose accuracy is this near to each other are told apart by the cosine, which chance hardly moves."""
 MAX_LOSS: Final = 0.005
 """Balanced accuracy that int8 may lose before more is done about it: what the project asks of a saturated set."""
 NEAR: Final = 0.95
@@ -78,6 +81,41 @@ class Plan:
     budget_s: float = BUDGET_S
     seed: int = 0
     methods: tuple[Method, ...] = tuple(Method)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Ranges by one method, tried on some of the images.
+
+    Attributes:
+        ranges: What was tried.
+        cosine: Of the features to fp32's.
+        accuracy: Balanced, on left-out groups.
+        loses: Against fp32 on the same images, beyond chance.
+    """
+
+    ranges: Ranges
+    cosine: float
+    accuracy: float
+    loses: bool
+
+
+def nearest(found: Sequence[Tried]) -> Tried:
+    """Return the ranges that give the nearest features to fp32's, of those that lose nothing if there are any."""
+    return max(found, key=lambda tried: (not tried.loses, tried.cosine))
+
+
+def worth_training(fp32: Form, untrained: Form, trained: Form) -> bool:
+    """Return whether the form fine-tuned for int8 is taken, which leaves fewer images to judge anything by.
+
+    Features are compared on images that it was not fine-tuned on, where there are any.
+    """
+    change = against(untrained, trained)
+    if untrained.cosine >= NEAR:
+        return change.gains(0.0)
+    unseen = np.flatnonzero(~trained.fitted) if not trained.fitted.all() else np.arange(len(trained.fitted))
+    before, after = (feature_cosine(fp32.features[unseen], form.features[unseen]) for form in (untrained, trained))
+    return after > before and not change.loses(WITHIN)
 
 
 @dataclass(frozen=True)
@@ -120,9 +158,9 @@ class Int8Maker:
                 best = self._better(best, self._form(prepared, ranges, profile, sensitivity.excluded, best.fitted))
         if self._wanting(best) and self.plan.qat:
             trained, outcome = self._fine_tuned(profile, ranges.method, best.excluded)
-            chosen = self._better(best, trained)
-            qat = _qat_report(outcome, used=chosen is trained)
-            best = chosen
+            used = worth_training(self.fp32, best, trained)
+            qat = _qat_report(outcome, len(self._training_rows), used=used)
+            best = trained if used else best
         check_form(INT8, self.fp32.features, best.features)
         how = QuantizationReport(
             profile=profile.value,
@@ -145,13 +183,16 @@ class Int8Maker:
         return {method: calibrate(self._prepared, images, method) for method in self.plan.methods}
 
     def _wanting(self, form: Form) -> bool:
-        return form.against.beyond_chance(self.plan.max_loss) or form.cosine < NEAR
+        return form.against.loses(self.plan.max_loss) or form.cosine < NEAR
 
     def _better(self, one: Form, other: Form) -> Form:
-        """Return the form that loses less; the nearer features decide where the difference is within chance."""
-        gain = against(one, other)
-        if abs(gain.difference) > max(gain.error, WITHIN):
-            return other if gain.difference > 0 else one
+        """Return the form that loses less; the nearer features decide where the difference is within chance.
+
+        Both are judged on the same images: of a fine-tuned form beside one that is not, see `worth_training`.
+        """
+        change = against(one, other)
+        if change.gains(WITHIN) or change.loses(WITHIN):
+            return other if change.difference > 0 else one
         return other if other.cosine > one.cosine else one
 
     def _pixels(self, rows: Sequence[int]) -> list[Pixels]:
@@ -163,28 +204,36 @@ class Int8Maker:
     def _compare(
         self, prepared: Prepared, profile: Profile, step: Callable[[], None]
     ) -> tuple[Ranges, list[MethodReport]]:
-        """Return the ranges of the method that does best on some of the images, and how each did."""
+        """Return the ranges whose features are the nearest to fp32's on some of the images, and how each did.
+
+        A method that loses accuracy to fp32 beyond chance is not taken, unless all do.
+        """
         some = set(stratified(self.learned.labels, COMPARED_IMAGES, self.learned.groups))
         # Validation groups, which decide after fine-tuning, are all among them.
         rows = np.array(sorted(some | set(np.flatnonzero(self.learned.validation)[:COMPARED_IMAGES].tolist())))
-        found: list[tuple[Ranges, float, float]] = []
+        fitted, groups = self.fp32.fitted, self.fp32.groups
+        exact = judge(self.fp32.features[rows], self.learned, fitted, FP32, groups, rows)[2:]
+        found: list[Tried] = []
         for method in self.plan.methods:
             ranges = self._ranges[method]
             model = to_int8(prepared, ranges, profile, self.backbone.feature_size)
             features = features_of(model, self.frames[rows], self.backbone.preprocess, lambda: None)
-            _, _, left_out, calibration = judge(
-                features, self.learned, self.fp32.fitted, INT8, self.fp32.groups, rows
-            )
-            accuracy = score(left_out, calibration).balanced_accuracy
-            found.append((ranges, feature_cosine(self.fp32.features[rows], features), accuracy))
+            judged = judge(features, self.learned, fitted, INT8, groups, rows)[2:]
+            cosine = feature_cosine(self.fp32.features[rows], features)
+            accuracy = score(*judged).balanced_accuracy
+            found.append(Tried(ranges, cosine, accuracy, paired(exact, judged).loses(self.plan.max_loss)))
             step()
-        most = max(accuracy for _, _, accuracy in found)
-        chosen = max((f for f in found if f[2] >= most - WITHIN), key=lambda f: f[1])
+        chosen = nearest(found)
         reports = [
-            MethodReport(method=f[0].method.value, feature_cosine=f[1], balanced_accuracy=f[2], chosen=f is chosen)
-            for f in found
+            MethodReport(
+                method=tried.ranges.method.value,
+                feature_cosine=tried.cosine,
+                balanced_accuracy=tried.accuracy,
+                chosen=tried is chosen,
+            )
+            for tried in found
         ]
-        return chosen[0], reports
+        return chosen.ranges, reports
 
     def _form(
         self, prepared: Prepared, ranges: Ranges, profile: Profile, without: Sequence[str], fitted: Mask
@@ -276,9 +325,10 @@ def _sensitivity_report(prepared: Prepared, found: Sensitivity) -> SensitivityRe
     )
 
 
-def _qat_report(outcome: QatOutcome, *, used: bool) -> QatReport:
+def _qat_report(outcome: QatOutcome, images: int, *, used: bool) -> QatReport:
     return QatReport(
         steps=outcome.steps,
+        images=images,
         first_loss=outcome.first_loss,
         last_loss=outcome.last_loss,
         seconds=round(outcome.seconds, 1),

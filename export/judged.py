@@ -18,7 +18,7 @@ from export.finetune import Frames
 from export.graph import OnnxBackbone, cores
 from export.paired import SAME, Paired, paired
 from export.profiles import Profile
-from export.report import QuantizationReport
+from export.report import QatReport, QuantizationReport
 from export.selection import Selection
 from sdk.codes import Codes, Features, encode, fit_scale
 from sdk.errors import ExportError
@@ -99,6 +99,11 @@ class Form:
     def accuracy(self) -> float:
         """Balanced, on left-out groups."""
         return self.score.balanced_accuracy
+
+    @property
+    def finetuned(self) -> QatReport | None:
+        """How it was fine-tuned with int8 in mind; None where it was not."""
+        return None if self.how is None else self.how.finetuned
 
 
 def rows_of(model: bytes, frames: Frames, preprocess: Preprocess, *, exact: bool = False) -> Iterator[Features]:

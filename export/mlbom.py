@@ -183,6 +183,11 @@ def _procedure(report: Report, manifest: Manifest) -> dict[str, str]:
         "trained_weights": str(strategy.trained_weights),
         "precisions": ", ".join(entry.precision for entry in manifest.precisions),
         "precision_reason": report.precision_reason,
+        **{
+            f"finetuned_for_int8.{how.profile}": how.finetuned.words()
+            for how in report.quantization
+            if how.finetuned is not None
+        },
         **{f"space.{entry.precision}": entry.space for entry in manifest.precisions},
         **{f"live_set.{entry.precision}": entry.head.live_set_digest for entry in manifest.precisions},
     }

@@ -191,13 +191,21 @@ class SensitivityReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QatReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Quantization-aware fine-tuning: how long, and how its loss fell. `used` where what it gave was kept."""
+    """Quantization-aware fine-tuning: how long, on how many images, and how its loss fell.
+
+    `used` where what it gave was kept.
+    """
 
     steps: int
+    images: int
     first_loss: float
     last_loss: float
     seconds: float
     used: bool
+
+    def words(self) -> str:
+        """Return what was done, in a few words."""
+        return f"fine-tuned for int8 on {self.images} images ({self.steps} steps)"
 
 
 class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,6 +220,11 @@ class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
     excluded: list[str]
     excluded_share_of_weights: float
     qat: QatReport | None
+
+    @property
+    def finetuned(self) -> QatReport | None:
+        """How the form that was made was fine-tuned; None where it was not."""
+        return self.qat if self.qat is not None and self.qat.used else None
 
 
 class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,6 +263,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
         kernel_difference: Mean difference of a code, of 127, between this processor's integer kernels and the
             file's exact arithmetic: what another processor may differ by. 0 for fp32.
         balanced_accuracy: On left-out groups, the head fitted on its own codes.
+        images: That it was judged on.
         forced_choice: The same without "unknown".
         difference: Of balanced accuracy to fp32's, on the images that both were judged on.
         difference_error: Its standard error; each group is one draw.
@@ -266,6 +280,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     feature_cosine: float
     kernel_difference: float
     balanced_accuracy: float
+    images: int
     forced_choice: float
     difference: float
     difference_error: float

@@ -157,17 +157,17 @@ def show(report: Report, console: Console) -> None:
 
 
 def _show_forms(report: Report, console: Console) -> None:
-    forms = Table("precision", "made for", title="Precisions", title_justify="left")
-    for head in ("MB", "ms a frame", "cosine", "balanced acc.", "to fp32"):
+    forms = Table("precision", title="Precisions, ms a frame", title_justify="left")
+    for head in ("MB", "ms", "cosine", "balanced acc.", "images", "to fp32"):
         forms.add_column(head, justify="right")
     for p in report.precisions:
         forms.add_row(
-            p.precision,
-            p.profile,
+            p.name,
             f"{p.size_bytes / 1e6:.1f}",
             f"{p.latency_ms:.1f}",
             f"{p.feature_cosine:.3f}",
             f"{p.balanced_accuracy:.1%}",
+            str(p.images),
             "" if p.precision == "fp32" else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
         )
     console.print(forms)

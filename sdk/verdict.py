@@ -17,6 +17,17 @@ from sdk.reason import Reason
 from sdk.score import LeftOut, Score, decisions_right, score
 
 
+def beyond_chance(lost: int, gained: int) -> bool:
+    """Return whether groups lost outnumber those gained by more than chance (McNemar).
+
+    That is b - c > sqrt(b + c), and b of `MIN_LOST_GROUPS` or more.
+
+    >>> beyond_chance(2, 0), beyond_chance(3, 0), beyond_chance(5, 4)
+    (False, True, False)
+    """
+    return bool(lost >= MIN_LOST_GROUPS and lost - gained > np.sqrt(lost + gained))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a provisional head may stay, and why."""
@@ -63,7 +74,7 @@ def trial(
 
     - the mean change over these classes is a drop of more than `MAX_DROP`, or one known class drops by more than
       `MAX_CLASS_DROP`, and
-    - the groups it loses outnumber those it gains by more than chance: b - c > sqrt(b + c) and b >= 3 (McNemar);
+    - the groups it loses outnumber those it gains by more than chance (`beyond_chance`);
 
     or when
 
@@ -102,8 +113,7 @@ def trial(
     def worth(changes: Floats) -> float:
         return float((changes.sum() + gained_recall) / (len(changes) + len(fresh)))
 
-    lost, gained = paired.lost_groups, paired.gained_groups
-    more_than_chance = lost >= MIN_LOST_GROUPS and lost - gained > np.sqrt(lost + gained)
+    more_than_chance = beyond_chance(paired.lost_groups, paired.gained_groups)
     if more_than_chance and (worth(change) < -MAX_DROP or worst < -MAX_CLASS_DROP):
         return Verdict(False, about("worse", paired.before, paired.after), old, new)
     if one_space and paired.expected is not None:

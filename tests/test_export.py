@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -536,6 +537,18 @@ def test_int8_comes_first_only_when_it_is_faster_as_good_and_the_same_everywhere
     first, reason = first_form(fp32, int8, {"fp32": 10.0, "int8": int8_ms})
     assert first is (int8 if int8_first else fp32)
     assert because in reason
+
+
+def test_int8_that_can_be_judged_on_few_images_only_does_not_come_first() -> None:
+    def judged_on(precision: str, images: int) -> Form:
+        form = figures(precision)
+        return replace(form, score=replace(form.score, samples=images))
+
+    fp32, measured = judged_on("fp32", 80), {"fp32": 10.0, "int8": 6.0}
+    assert first_form(fp32, judged_on("int8", 40), measured)[0].precision == "int8"
+    first, reason = first_form(fp32, judged_on("int8", 39), measured)
+    assert first is fp32
+    assert "can be judged on 39 images only, fp32 on 80" in reason
 
 
 def test_interrupting_leaves_nothing_behind(pictures: Path, weights: str, tmp_path: Path) -> None:

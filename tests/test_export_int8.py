@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 import torch
@@ -15,6 +16,8 @@ from onnxruntime.quantization import CalibrationMethod, TensorsData
 from benchmarks.quantization import Row, Split, show, some_rows
 from export.backbones import Backbone, load_backbone
 from export.graph import OnnxBackbone, Pixels, latencies_ms, to_onnx
+from export.int8 import Tried, nearest, worth_training
+from export.judged import Form
 from export.paired import Paired, paired
 from export.parity import TOLERANCES, check_form, code_difference, difference, feature_cosine
 from export.profiles import DEQUANTIZE, QUANTIZE, Profile, check_placement, faults
@@ -24,10 +27,11 @@ from export.sensitivity import GROWTH, find_sensitive, growth, units_of
 from export.tensorrt import check_tensorrt
 from sdk.codes import encode, fit_scale
 from sdk.errors import CalibrationFailed, ExportError, ParityFailed
-from sdk.head import Calibration
+from sdk.head import Calibration, solve
 from sdk.images import decode
+from sdk.moments import Moments
 from sdk.preprocess import resize
-from sdk.score import LeftOut
+from sdk.score import LeftOut, score
 from sdk.splits import Part
 from tests.tiny import picture
 
@@ -358,18 +362,83 @@ def test_a_difference_is_balanced_over_classes_and_its_error_counts_groups() -> 
     assert found.difference == pytest.approx(-0.25)
     # Class 0: residuals of its two groups are -1 and 1, n = 4, so its variance is 2 * 2 / 16; halved over classes.
     assert found.error == pytest.approx(0.25)
-    assert not found.beyond_chance(0.005)
+    assert (found.lost, found.gained) == (1, 0)
+    assert not found.loses(0.005)
     every = paired(all_right, left_out([False] * 8, groups, labels))
-    assert (every.loss, every.error) == (1.0, 0.0)
-    assert every.beyond_chance(0.005)
+    assert (every.loss, every.error, every.lost) == (1.0, 0.0, 6)
+    assert every.loses(0.005)
+    assert paired(left_out([False] * 8, groups, labels), all_right).gains(0.005)
+
+
+@pytest.mark.parametrize(("wrong", "more_than_chance"), [(1, False), (2, False), (3, True)])
+def test_an_image_or_two_decided_otherwise_are_chance(wrong: int, more_than_chance: bool) -> None:
+    for each in range(
+        10, 40
+    ):  # groups of one image: the standard error of one image is the very loss, but for rounding
+        groups, labels = list(range(2 * each)), [0] * each + [1] * each
+        right = left_out([True] * 2 * each, groups, labels)
+        worse = left_out([i >= wrong for i in range(2 * each)], groups, labels)
+        assert paired(right, worse).loss == pytest.approx(wrong / each / 2)
+        assert paired(right, worse).loses(0.005) is more_than_chance
+        assert paired(worse, right).gains(0.005) is more_than_chance
 
 
 def test_forms_judged_on_different_images_are_compared_on_those_they_share() -> None:
     first = left_out([True] * 4, [0, 1, 2, 3], [0, 0, 1, 1])
     short = left_out([False, True], [0, 1], [0, 0])
-    assert paired(first, short) == Paired(-0.5, 0.5, 2)
+    assert paired(first, short) == Paired(-0.5, 0.5, 2, lost=1)
     elsewhere = replace(short[0], samples=(b"x" * 32, b"y" * 32)), short[1]
     assert paired(first, elsewhere) == Paired(0.0, 0.0, 0)
+
+
+def form_of(features: npt.NDArray[np.float32], cosine: float, wrong: int, fitted: int = 0) -> Form:
+    """Return a form judged on images `fitted` to 39, one a group; `wrong` of them from 32 on are not right."""
+    judged = range(fitted, 40)
+    right = [i not in range(32, 32 + wrong) for i in judged]
+    found, calibration = left_out(right, list(judged), [i % 2 for i in judged])
+    found = replace(found, samples=tuple(bytes([i]) * 32 for i in judged))
+    moments = Moments(2)
+    moments.add(np.array([[3, 4], [4, 3]], np.int8), [b"a" * 16, b"b" * 16])
+    head, said = solve(moments, calibration=calibration), score(found, calibration)
+    codes, mask = np.zeros((40, 2), np.int8), np.arange(40) < fitted
+    return Form("int8", Profile.CPU, "", b"", features, 1.0, codes, mask, head, said, said, found, cosine=cosine)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "wrong", "trained_wrong", "turned", "taken", "because"),
+    [
+        (0.9996, 1, 0, 0.0, False, "one image more is chance, and 32 images fewer could be judged"),
+        (0.9996, 0, 0, 0.0, False, "nothing is gained"),
+        (0.9996, 4, 0, 0.1, True, "better beyond chance on the images it was not fine-tuned on"),
+        (0.90, 0, 0, 0.0, True, "the features were far from fp32's, and are nearer"),
+        (0.90, 0, 0, 0.9, False, "they are no nearer on images that it was not fine-tuned on"),
+        (0.90, 0, 4, 0.0, False, "nearer, but worse beyond chance"),
+    ],
+)
+def test_what_was_fine_tuned_for_int8_is_taken_where_it_is_better_beyond_chance(
+    cosine: float, wrong: int, trained_wrong: int, turned: float, taken: bool, because: str
+) -> None:
+    def features(angle: float) -> npt.NDArray[np.float32]:
+        return np.tile(np.array([np.cos(angle), np.sin(angle)], np.float32), (40, 1))
+
+    exact = features(0.0)
+    by_heart = np.concatenate([exact[:32], features(turned)[32:]])  # it was fine-tuned on 32 of them
+    untrained = form_of(features(float(np.arccos(cosine))), cosine, wrong)
+    trained = form_of(by_heart, 0.99, trained_wrong, fitted=32)
+    assert worth_training(form_of(exact, 1.0, 0), untrained, trained) is taken, because
+
+
+@pytest.mark.parametrize(
+    ("loses", "method"),
+    [([False] * 3, Method.MINMAX), ([True, False, False], Method.PERCENTILE), ([True] * 3, Method.MINMAX)],
+)
+def test_ranges_are_chosen_by_cosine_and_not_by_the_best_of_three_scores(
+    loses: list[bool], method: Method
+) -> None:
+    figures = zip((0.9985, 0.9981, 0.9971), (0.829, 0.853, 0.792), loses, strict=True)
+    tried = [Tried(Ranges(each, TensorsData(CalibrationMethod.MinMax, {})), *of)
+             for each, of in zip(Method, figures, strict=True)]  # fmt: skip
+    assert nearest(tried).ranges.method is method
 
 
 @pytest.mark.parametrize(("loss", "size", "met"), [(0.4, 0.29, True), (0.6, 0.29, False), (0.4, 0.31, False)])

@@ -23,6 +23,8 @@ from export.report import (
     ClassScoreReport,
     Images,
     PrecisionReport,
+    QatReport,
+    QuantizationReport,
     Report,
     ScoreReport,
     StrategyReport,
@@ -108,6 +110,7 @@ def report_on(bundle: Bundle, licence: str = "apache-2.0") -> Report:
                 feature_cosine=1.0,
                 kernel_difference=0.0,
                 balanced_accuracy=0.9,
+                images=36,
                 forced_choice=0.92,
                 difference=0.0,
                 difference_error=0.0,
@@ -242,6 +245,22 @@ def test_the_same_export_gives_the_same_bytes_and_says_nothing_of_the_machine(
     for name in (MLBOM_NAME, CARD_NAME):
         assert b"/home/" not in one.read(name)
         assert str(tmp_path).encode() not in one.read(name)
+
+
+def test_card_and_mlbom_say_which_form_was_fine_tuned_for_int8(plain: Bundle) -> None:
+    report = report_on(plain, "apache-2.0")
+    for used, said in ((True, True), (False, False)):
+        how = QuantizationReport(
+            profile="cpu", methods=[], sensitivity=None, excluded=[], excluded_share_of_weights=0.0,
+            qat=QatReport(steps=60, images=64, first_loss=0.1, last_loss=0.01, seconds=9.0, used=used),
+        )  # fmt: skip
+        told = msgspec.structs.replace(report, quantization=[how])
+        text = card(told, Papers())
+        paper = json.loads(mlbom(told, Papers(), plain.manifest, {CARD_NAME: b""}))
+        properties = {p["name"]: p["value"] for p in paper["metadata"]["component"]["properties"]}
+        assert ("made for cpu was fine-tuned for int8 on 64 images (60 steps)" in text) is said
+        words = "fine-tuned for int8 on 64 images (60 steps)" if said else None
+        assert properties.get("headway:finetuned_for_int8.cpu") == words
 
 
 def test_the_card_says_what_it_is_for_what_it_is_not_and_what_it_continues(family: list[Bundle]) -> None:
