@@ -345,10 +345,10 @@ def evaluate(
             progress=step,
         )
     if heatmaps is not None:
-        from device_agent.evaluate import not_learned
         from device_agent.heatmap import write_heatmaps
         from device_agent.pipeline import Pipeline
         from device_agent.runtime import base_head
+        from device_agent.unseen import not_learned
 
         with _progress("drawing heatmaps") as step:
             write_heatmaps(

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from device_agent.outlook import OutlookReport, look_ahead
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
+from device_agent.unseen import LEARNED, find_copies, none_left, not_learned, parts_of
 from sdk.bundle import Bundle
 from sdk.class_names import spelled
-from sdk.errors import BadImages, UnknownClassError
+from sdk.errors import UnknownClassError
 from sdk.grouping import derive_groups
 from sdk.head import Head
 from sdk.images import ImageSet, LabelledImage, read
@@ -40,7 +41,6 @@ from sdk.splits import Part
 
 UNKNOWN: Final = "unknown"
 """What is shown for a frame unlike anything the head knows."""
-LEARNED: Final = (Part.TRAIN, Part.VALIDATION)
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -139,6 +139,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     left_out_learned: int
     left_out_siblings: int
     """Images that are new to it, of parts that it learned from in other pictures."""
+    left_out_copies: int
+    """Images that it learned from, saved anew: other bytes, and the code of a learned one."""
     left_out_other_part: int
     summed: int
     """Samples that the bundle learned from and has in its sums only, so that nothing here could leave them out."""
@@ -308,42 +310,6 @@ def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], No
             progress(i + 1, len(images))
 
 
-def parts_of(bundle: Bundle, images: ImageSet) -> dict[bytes, Part]:
-    """Return the part of the bundle's split that images belong to, by sample id.
-
-    A picture that is new may show a part that the bundle has seen in another picture: it goes where that went. Of
-    groups that the bundle has not seen there is nothing.
-    """
-    seen = bundle.parts()
-    of_group = {i.group: seen[i.sample_id] for i in images.images if i.sample_id in seen}
-    siblings = (i for i in images.images if i.sample_id not in seen and i.group in of_group)
-    return seen | {i.sample_id: of_group[i.group] for i in siblings}
-
-
-def not_learned(bundle: Bundle, images: ImageSet, part: str = Part.TEST.value) -> list[LabelledImage]:
-    """Return the images to evaluate a bundle on.
-
-    Args:
-        bundle: Its recorded split says which images it learned from, by sample id.
-        images: Labelled images; ones of parts that the bundle has never seen are taken whatever the part.
-        part: test, stream, or all that was not learned from.
-
-    Raises:
-        BadImages: no image is left.
-    """
-    part_of = parts_of(bundle, images)
-    wanted = {Part.TEST, Part.STREAM} if part == "all" else {Part(part)}
-    chosen = [i for i in images.images if part_of.get(i.sample_id) in (*wanted, None)]
-    if not chosen:
-        learned = sum(part_of.get(i.sample_id) in LEARNED for i in images.images)
-        raise BadImages(
-            f"{images.folder}: none of {len(images.images)} images are left to evaluate, "
-            f"the bundle learned from {learned} of them",
-            hint="Name images that the bundle has not seen, or another --part.",
-        )
-    return chosen
-
-
 def evaluate(
     bundle: Bundle,
     images: ImageSet,
@@ -371,7 +337,7 @@ def evaluate(
         BadImages: no image is left.
         UnknownClassError: the bundle has no such good class.
     """
-    class_names = bundle.class_names()
+    class_names, base = bundle.class_names(), bundle.base(precision)
     images = images.spelled([*class_names.values(), *bundle.manifest.split.held_back])
     good = [spelled(name, class_names.values()) for name in good]
     seen, part_of = bundle.parts(), parts_of(bundle, images)
@@ -382,7 +348,13 @@ def evaluate(
     began_s = time.monotonic()
     codes = pipeline.codes(frames_of(chosen, progress))
     took_s = time.monotonic() - began_s
-    head, base = base_head(bundle, precision), bundle.base(precision)
+    coded = len(chosen)
+    found = find_copies(base, chosen, codes, np.array([i.sample_id not in seen for i in chosen], bool))
+    copies, kin = int(found.copies.sum()), int(found.kin.sum())
+    if not found.left.any():
+        raise none_left(images, learned + siblings + copies + kin, copies)
+    chosen, codes = [i for i, kept in zip(chosen, found.left, strict=True) if kept], codes[found.left]
+    head = base_head(bundle, precision)
     labels, groups, note = [i.label for i in chosen], [i.group for i in chosen], None
     if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
         grouping = derive_groups(codes, [label.encode() for label in labels], groups, knobs=head.knobs)
@@ -394,12 +366,13 @@ def evaluate(
         runtime=runtime.name,
         part=part,
         left_out_learned=learned,
-        left_out_siblings=siblings,
-        left_out_other_part=len(images.images) - learned - siblings - len(chosen),
-        summed=len(bundle.base(precision).summed),
+        left_out_siblings=siblings + kin,
+        left_out_copies=copies,
+        left_out_other_part=len(images.images) - learned - siblings - coded,
+        summed=len(base.summed),
         unknown_to_the_bundle=sum(i.sample_id not in seen for i in chosen),
         refused={str(r.path): r.reason for r in images.refused},
-        frames_per_s=len(chosen) / max(took_s, 1e-9),
+        frames_per_s=coded / max(took_s, 1e-9),
         groups_note=note,
         accuracy=judge(head, lambda class_id: class_names[class_id], codes, labels, groups),
         acceptance=accept(bundle, head, precision, chosen, codes, groups, good, escape_rate) if good else None,

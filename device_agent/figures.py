@@ -22,6 +22,11 @@ def show_evaluation(result: Evaluation, console: Console) -> None:
         f"{result.accuracy.images} images in {result.accuracy.groups} groups, part {result.part}; left out: "
         f"{result.left_out_learned} it learned from, {result.left_out_other_part} of other parts"
     )
+    if result.left_out_copies:
+        console.print(
+            f"[yellow]note[/] {result.left_out_copies} pictures that it learned from, saved anew, are left out "
+            "too: their files are new, their codes are not"
+        )
     if result.left_out_siblings:
         console.print(f"{result.left_out_siblings} new pictures of parts that it learned from are left out too")
     if result.groups_note is not None:

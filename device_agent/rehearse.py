@@ -17,11 +17,12 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from device_agent.evaluate import LEARNED, frames_of, parts_of
+from device_agent.evaluate import frames_of
 from device_agent.labelling import class_name
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime
 from device_agent.shift import DEVICE, Coded, Line, Point, Policy, Shift, Test, checkpoints, replay
+from device_agent.unseen import LEARNED, Copies, find_copies, parts_of
 from sdk.bundle import Bundle
 from sdk.class_names import spelled
 from sdk.errors import BadImages, LabelError
@@ -200,12 +201,15 @@ def rehearse(
     withdrawn = _withdrawn(bundle, pipeline.precision, images, plan)
     chosen = [*parts.stream, *parts.test, *parts.elsewhere]
     codes = pipeline.codes(frames_of(chosen, coding))
+    base, names, seen = bundle.base(pipeline.precision), bundle.class_names(), bundle.parts()
+    found = find_copies(base, chosen, codes, np.array([i.sample_id not in seen for i in chosen], bool))
+    parts, codes = parts.less(chosen, found), codes[found.left]
+    _check_parts(parts, images, plan)
     ends = np.cumsum([len(parts.stream), len(parts.test)])
     stream, here, elsewhere = (
         Coded(some, part)
         for some, part in zip((parts.stream, parts.test, parts.elsewhere), np.split(codes, ends), strict=True)
     )
-    base, names = bundle.base(pipeline.precision), bundle.class_names()
     rows = zip(base.samples, base.class_ids, strict=True)
     at_first = {names[class_id] for sample, class_id in rows if sample not in withdrawn}
     test = Test(here, elsewhere, sorted(set(here.labels) - at_first))
@@ -289,12 +293,26 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The images of the shift, of the test, of other stations' test; how many were of groups it learned from."""
+    """The images of the shift, of the test, of other stations' test; how many were of groups it learned from.
+
+    `copies` are new files of pictures that it learned from (`device_agent.unseen`).
+    """
 
     stream: list[LabelledImage]
     test: list[LabelledImage]
     elsewhere: list[LabelledImage]
     siblings: int
+    copies: int = 0
+
+    def less(self, chosen: Sequence[LabelledImage], found: Copies) -> _Parts:
+        """Return them without the copies found among those chosen, and other pictures of their groups."""
+        left = {image.sample_id for image, kept in zip(chosen, found.left, strict=True) if kept}
+
+        def of(some: Sequence[LabelledImage]) -> list[LabelledImage]:
+            return [image for image in some if image.sample_id in left]
+
+        siblings, copies = self.siblings + int(found.kin.sum()), int(found.copies.sum())
+        return _Parts(of(self.stream), of(self.test), of(self.elsewhere), siblings, copies)
 
 
 def _parts(bundle: Bundle, images: ImageSet, plan: Plan) -> _Parts:
@@ -316,11 +334,22 @@ def _parts(bundle: Bundle, images: ImageSet, plan: Plan) -> _Parts:
         elsewhere=of(Part.TEST, here=False),
         siblings=sum(part_of[i.sample_id] in LEARNED and _here(plan, i) for i in fresh),
     )
-    for what, some in (("the shift", found.stream), ("the test", found.test)):
+    _check_parts(found, images, plan)
+    return found
+
+
+def _check_parts(parts: _Parts, images: ImageSet, plan: Plan) -> None:
+    """Refuse a set that leaves no image for the shift or the test, or none of the class held back.
+
+    Raises:
+        BadImages: it does.
+    """
+    for what, some in (("the shift", parts.stream), ("the test", parts.test)):
         where = "" if plan.station is None else f" at {plan.station}"
         if not some:
+            anew = f"; {parts.copies} that the bundle learned from are saved anew here" if parts.copies else ""
             raise BadImages(
-                f"{images.folder}: no image{where} is left for {what}",
+                f"{images.folder}: no image{where} is left for {what}{anew}",
                 hint="Use the images that the bundle was exported from, or ones that it has never seen.",
             )
         if plan.hold_back is not None and plan.hold_back not in {i.label for i in some}:
@@ -328,7 +357,6 @@ def _parts(bundle: Bundle, images: ImageSet, plan: Plan) -> _Parts:
                 f"{images.folder}: no image of class {plan.hold_back!r}{where} is left for {what}",
                 hint=f"Classes here: {', '.join(images.classes)}.",
             )
-    return found
 
 
 def _here(plan: Plan, image: LabelledImage) -> bool:
@@ -443,6 +471,10 @@ def _notes(
         notes.append(
             f"The bundle was exported {' and '.join(what)}: {withdrawn} samples were withdrawn here. Scale and "
             "backbone had seen them; export without them for a stricter rehearsal."
+        )
+    if parts.copies:
+        notes.append(
+            f"{parts.copies} images were left out: the bundle learned from them, they were only saved anew."
         )
     if parts.siblings:
         notes.append(
