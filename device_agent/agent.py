@@ -40,7 +40,16 @@ from device_agent.pipeline import Pipeline
 from device_agent.quality import QualityWatch
 from device_agent.queue import QueuePolicy
 from device_agent.recipe import Recipe
-from device_agent.report import MqttReport, State, UpdateReport, camera_report, line_report, station_state
+from device_agent.report import (
+    MqttReport,
+    State,
+    UpdateReport,
+    camera_report,
+    fleet_faults,
+    line_report,
+    output_reports,
+    station_state,
+)
 from device_agent.runtime import Runtime
 from device_agent.runtime.apart import try_apart
 from device_agent.runtime.choice import Measured, RuntimeChoice, best_of_each
@@ -306,6 +315,9 @@ class Agent:
             live_set_digest=None if status is None else status.live_set_digest,
             live_samples=0 if status is None else status.live_samples,
             head_state=HeadState.NONE if status is None else status.state,
+            head_digest=None if status is None else status.digest,
+            head_samples=0 if status is None else status.samples,
+            taken_back=status is not None and status.taken_back,
             outbox=self.store.log.outbox_depth(),
             log_position=self.store.log.position(self.site.channel),
             quality=self._quality.now(self.station),
@@ -313,7 +325,20 @@ class Agent:
             precision=None if serving is None else serving.pipeline.precision,
             precision_fixed=self.site.precision is not None,
             precisions=best_of_each(self._runtimes()),
+            faults=fleet_faults(
+                self.station,
+                status,
+                [camera_report(source.camera) for source in self.sources],
+                output_reports(self.outputs),
+                self._faults(),
+            ),
         )
+
+    def _faults(self) -> list[str | None]:
+        """Return what is wrong with this agent, but for what its releases rest on."""
+        full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
+        sync = None if self._sync is None else self._sync.status().fault
+        return [self._misnamed, self._fault, self._updater.status().fault, sync, full]
 
     def _trust_words(self, release_id: str | None) -> str:
         fault, ends = self._gate.fault, self._gate.ending(self.site.mqtt)
@@ -355,6 +380,7 @@ class Agent:
             admit=self._admit,
             serve=self._serve,
             on_event=self._tell_update,
+            on_waiting=self._head_changed,
             on_records=self._codes_carried,
             authorize=self._gate.authorize,
             incumbent=lambda: self._own_bundle,
@@ -428,6 +454,7 @@ class Agent:
     def _tell_update(self, event: UpdateEvent) -> None:
         if self._sync is not None:
             self._sync.publish_event(event)
+            self._sync.notify_state()  # what it waited for is over
 
     def _codes_carried(self) -> None:
         self._log_grew()
@@ -537,19 +564,10 @@ class Agent:
 
     def state(self) -> State:
         """Return everything the device says of itself."""
-        sync = None if self._sync is None else self._sync.status()
         update = self._updater.status()
-        full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
         cameras = [camera_report(source.camera) for source in self.sources]
         serving = self.station.serving
-        faults = [
-            self._misnamed,
-            self._fault,
-            update.fault,
-            None if sync is None else sync.fault,
-            full,
-            self._gate.fault,
-        ]
+        faults = [*self._faults(), self._gate.fault]
         return station_state(
             self.station,
             channel=self.site.channel,

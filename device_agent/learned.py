@@ -44,6 +44,8 @@ class LearnerStatus:
     Attributes:
         state: Of the head that serves.
         number: Of the head that serves.
+        digest: Of the live set that it was solved from.
+        samples: Size of that set.
         adaptation: How own labels count in it.
         harm: Another device whose labels harm this station, by the last trial; None where none does for sure.
         live_set_digest: Digest of all that is labelled now; the head that serves may be of an earlier set.
@@ -66,6 +68,8 @@ class LearnerStatus:
 
     state: HeadState
     number: int
+    digest: str
+    samples: int
     adaptation: Adaptation
     harm: Harm | None
     live_set_digest: str
@@ -83,6 +87,11 @@ class LearnerStatus:
     prices: tuple[Reason, ...]
     withdrawn: int
     quarantine: str
+
+    @property
+    def taken_back(self) -> bool:
+        """Whether labels that are known here do not decide: the trial of the head with them took it back."""
+        return self.outcome is Outcome.TAKEN_BACK and self.digest != self.live_set_digest
 
 
 def quarantine(holds: Sequence[Hold], device: str) -> str:

@@ -250,6 +250,8 @@ class Learner:
             return LearnerStatus(
                 state=active.state,
                 number=active.number,
+                digest=active.digest,
+                samples=active.samples,
                 adaptation=active.head.adaptation,
                 harm=self._heads.harm,
                 live_set_digest=live.digest,

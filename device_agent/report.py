@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final
 
@@ -24,7 +24,9 @@ from device_agent.station import Serving, Station
 from sdk.drift import Drift
 from sdk.reason import Reason, sentences
 from sdk.score import Score
-from sdk.wire import Verdict
+from sdk.wire import MAX_FAULTS, MAX_TEXT, Verdict
+
+NONE_PASSES: Final = "every part is rejected: no class is a good one"
 
 UNREADABLE_S: Final = 180.0
 """A picture that could not be read is told of for so long: whoever comes to the page sees it, and one alone does
@@ -376,13 +378,18 @@ def line_report(flow: Flow, outputs: Outputs) -> LineReport:
         refused_triggers=0 if flow.triggers is None else flow.triggers.refused,
         tiles_shed=flow.tiles_shed,
         stages=[StageReport(stage, *astuple(times.latency())) for stage, times in flow.latencies.items()],
-        outputs=[
-            OutputReport(
-                name, tally.sent, tally.dropped, depth, times.quantile(0.5), times.quantile(0.99), tally.fault
-            )
-            for name, tally, depth, times in outputs.report()
-        ],
+        outputs=output_reports(outputs),
     )
+
+
+def output_reports(outputs: Outputs) -> list[OutputReport]:
+    """Return what the places where verdicts go say of themselves."""
+    return [
+        OutputReport(
+            name, tally.sent, tally.dropped, depth, times.quantile(0.5), times.quantile(0.99), tally.fault
+        )
+        for name, tally, depth, times in outputs.report()
+    ]
 
 
 def station_state(
@@ -407,26 +414,9 @@ def station_state(
     latencies = list(station.latencies_ms)
     classes = station.classes()
     every = list(cameras) or [camera]
-    lost = [lost_words(each.name) for each in every if each.state == CameraState.LOST.value]
-    unreadable = [unreadable_words(each.name, each.unreadable) for each in every if each.unreadable]
-    wrong = [*faults, *lost, *unreadable]
-    if status is not None and status.fault is not None:
-        wrong.append(status.fault)
-    if status is not None and status.unapplied:
-        wrong.append(
-            f"labels that change nothing here, their samples being in the release's sums only: {status.unapplied}"
-        )
-    if status is not None and status.prices:
-        wrong.append(sentences(status.prices))
-    if status is not None and status.withdrawn:
-        wrong.append(
-            f"{status.withdrawn} labels that were withdrawn or corrected elsewhere still decide here: without "
-            "them this station's parts are told worse"
-        )
+    wrong = [*faults, *station_faults(station, status, every)]
     if status is not None and status.quarantine:
         wrong.append(status.quarantine)
-    if counts.unstored:
-        wrong.append(f"{counts.unstored} samples could not be stored: the disk is full or was")
     return State(
         device=store.device,
         channel=channel,
@@ -458,6 +448,47 @@ def station_state(
         faults=wrong,
         none_passes=serving is not None and _none_passes(station, serving),
     )
+
+
+def station_faults(
+    station: Station, status: LearnerStatus | None, cameras: Sequence[CameraReport]
+) -> Iterator[str]:
+    """Yield what is wrong with a station's cameras, learning and store just now, in words."""
+    yield from (lost_words(each.name) for each in cameras if each.state == CameraState.LOST.value)
+    yield from (unreadable_words(each.name, each.unreadable) for each in cameras if each.unreadable)
+    if status is not None and status.fault is not None:
+        yield status.fault
+    if status is not None and status.unapplied:
+        yield (
+            f"labels that change nothing here, their samples being in the release's sums only: {status.unapplied}"
+        )
+    if status is not None and status.prices:
+        yield sentences(status.prices)
+    if status is not None and status.withdrawn:
+        yield (
+            f"{status.withdrawn} labels that were withdrawn or corrected elsewhere still decide here: without "
+            "them this station's parts are told worse"
+        )
+    if station.counts.unstored:
+        yield f"{station.counts.unstored} samples could not be stored: the disk is full or was"
+
+
+def fleet_faults(
+    station: Station,
+    status: LearnerStatus | None,
+    cameras: Sequence[CameraReport],
+    outputs: Sequence[OutputReport],
+    faults: Iterable[str | None],
+) -> list[str]:
+    """Return what the fleet should hear is wrong here: of what the page says what nobody there can know."""
+    serving = station.serving
+    wrong = [fault for fault in faults if fault is not None]
+    if serving is not None and _none_passes(station, serving):
+        wrong.insert(0, NONE_PASSES)
+    wrong += station_faults(station, status, cameras)
+    wrong += [f"camera {each.name}: {each.picture}" for each in cameras if each.picture]
+    wrong += [f"output {each.name}: {each.fault}" for each in outputs if each.fault]
+    return [fault[:MAX_TEXT] for fault in dict.fromkeys(wrong)][:MAX_FAULTS]
 
 
 def _none_passes(station: Station, serving: Serving) -> bool:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import secrets
 import threading
 import time
 import zlib
@@ -52,6 +53,7 @@ from sdk.wire import (
     decode_msgpack,
     encode_json,
     encode_msgpack,
+    last_will,
 )
 
 MAX_QUEUED_MESSAGES: Final = 1024
@@ -124,6 +126,7 @@ class SyncCore:
         check_signed: Raises `RemoteWireError` for labels and acknowledgements that the fleet has not signed.
         state: What the device is doing now.
         limits: Timers and windows.
+        run: Which start of the agent this is: goes with every state.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class SyncCore:
         on_trust: Callable[[bytes], None] = lambda _payload: None,
         check_signed: Callable[[LogSegment | Ack], None] = lambda _message: None,
         limits: SyncLimits | None = None,
+        run: str = "",
     ) -> None:
         self._topics = topics
         self._store = store
@@ -148,6 +152,7 @@ class SyncCore:
         self._check_signed = check_signed
         self._state = state
         self._limits = limits or SyncLimits()
+        self._run = run
         self._online = False
         self._sent_through = 0
         self._resend_due = 0.0
@@ -179,8 +184,12 @@ class SyncCore:
 
     def farewell(self) -> Publication:
         """Return the state to leave at the broker when the connection ends, or is lost."""
-        state = DeviceState(device=self._store.device, channel=self._channel, online=False)
+        state = last_will(self._store.device, self._channel, self._run)
         return Publication(self._topics.state(self._store.device), encode_json(state), retain=True)
+
+    def state(self) -> DeviceState:
+        """Return what the device is doing now, as it is published."""
+        return msgspec.structs.replace(self._state(), run=self._run)
 
     @property
     def fault(self) -> str | None:
@@ -332,7 +341,7 @@ class SyncCore:
             self._state_wanted = False
             self._state_due = now + self._limits.state_every_s
             self._state_again = now + self._limits.state_refresh_s
-            state = self._state()
+            state = self.state()
             if state != self._state_sent:
                 self._state_sent = state
                 out.append(Publication(self._topics.state(device), encode_json(state), retain=True))
@@ -437,7 +446,6 @@ class Sync:
         self._topics = Topics(settings.prefix)
         self._store = store
         self._channel = channel
-        self._state = state
         self._on_online = on_online or (lambda: None)
         self._core = SyncCore(
             self._topics,
@@ -449,6 +457,7 @@ class Sync:
             on_trust=on_trust,
             check_signed=check_signed,
             limits=limits,
+            run=secrets.token_hex(8),
         )
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)
         self._stopping = threading.Event()
@@ -478,7 +487,7 @@ class Sync:
             self._thread.join(timeout_s)
         if self._session.connected:
             with contextlib.suppress(BrokerError):
-                farewell = _offline(self._state())
+                farewell = msgspec.structs.replace(self._core.state(), online=False)
                 self._session.publish(self._topics.state(self._store.device), encode_json(farewell), retain=True)
         self._session.close()
 
@@ -593,7 +602,3 @@ class Sync:
             except BrokerError as error:
                 log.debug("not sent, a timer will repeat it: %s", error)
                 return
-
-
-def _offline(state: DeviceState) -> DeviceState:
-    return msgspec.structs.replace(state, online=False)

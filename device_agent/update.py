@@ -124,6 +124,7 @@ class Updater:
         admit: Returns a runtime for a bundle that has computed its golden inputs right on this device.
         serve: Lets a release take over, or with None what served before there were releases.
         on_event: Told each state, after it is on disk.
+        on_waiting: Told that it waits to try again: the status has what for.
         on_records: Told that code records were written to the log: the outbox and the learner have news.
         authorize: Raises where an assigned release may not be taken (`device_agent.trust`).
         incumbent: What serves where no release does: the bundle that the settings name.
@@ -145,6 +146,7 @@ class Updater:
         admit: Callable[[Bundle], Runtime],
         serve: Callable[[Release | None], None],
         on_event: Callable[[UpdateEvent], None],
+        on_waiting: Callable[[], None] = lambda: None,
         on_records: Callable[[], None] = lambda: None,
         authorize: Callable[[Desired], None] = lambda _desired: None,
         incumbent: Callable[[], Bundle | None] = lambda: None,
@@ -163,6 +165,7 @@ class Updater:
         self._admit = admit
         self._serve = serve
         self._on_event = on_event
+        self._on_waiting = on_waiting
         self._on_records = on_records
         self._authorize = authorize
         self._incumbent = incumbent
@@ -396,6 +399,7 @@ class Updater:
                 log.exception("an update failed")
                 fault = f"{type(error).__name__}: {error}"
             self._set(fault=fault)
+            self._on_waiting()
             log.warning("update waits %g s: %s", retry_s, fault)
             self._halt.wait(retry_s)
             retry_s = min(2 * retry_s, RETRY_MAX_S)

@@ -51,6 +51,8 @@ Sha256Hex = Annotated[str, msgspec.Meta(pattern=_HEX_64)]
 FileName = Annotated[str, msgspec.Meta(pattern=_NAME)]
 ChannelName = Annotated[str, msgspec.Meta(pattern=_NAME)]
 MAX_TEXT: Final = 500
+MAX_FAULTS: Final = 8
+"""That a device tells of: who looks at it sees the others."""
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Version = Annotated[int, msgspec.Meta(ge=WIRE_VERSION, le=WIRE_VERSION)]
@@ -323,8 +325,12 @@ class PrecisionTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     refused: Text = ""
 
 
-class DeviceState(_Message, frozen=True, kw_only=True):
-    """What a device is doing; retained. Its last will, which the broker sends, only says that it is gone."""
+class DeviceState(_Message, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """What a device is doing; retained. Its last will, which the broker sends, only says that it is gone.
+
+    It tells and commands nothing, so members that are not known here are passed over: a device that was brought up
+    to date before its fleet stays in sight.
+    """
 
     device: DeviceId
     channel: ChannelName
@@ -333,8 +339,15 @@ class DeviceState(_Message, frozen=True, kw_only=True):
     release_id: Sha256Hex | None = None
     space: Sha256Hex | None = None
     live_set_digest: Sha256Hex | None = None
+    """Of all that it has heard; what decides may be of less."""
     live_samples: Count = 0
     head_state: HeadState = HeadState.NONE
+    head_digest: Sha256Hex | None = None
+    """Of the live set that the head which decides was solved from; None where an older device does not say."""
+    head_samples: Count = 0
+    """Size of that set."""
+    taken_back: bool = False
+    """The trial of a newer head took it back: labels that were heard do not decide."""
     outbox: Count = 0
     log_position: Count = 0
     quality: Quality | None = None
@@ -346,11 +359,20 @@ class DeviceState(_Message, frozen=True, kw_only=True):
     """Its own settings name that precision: it stays, whatever the release says."""
     precisions: Annotated[list[PrecisionTime], msgspec.Meta(max_length=4)] = []
     """What it measured of all precisions of the release that serves."""
+    faults: Annotated[list[Text], msgspec.Meta(max_length=MAX_FAULTS)] = []
+    """What is wrong on it just now, in words; what else it tells above is not said again."""
+    run: Text = ""
+    """Which start of its agent says so: drawn anew at each. In the last will too."""
 
     @property
     def tells(self) -> bool:
         """Whether it says anything of the device but who it is and that it is gone: a last will does not."""
-        return self.online or self != DeviceState(device=self.device, channel=self.channel, online=False)
+        return self.online or self != last_will(self.device, self.channel, self.run)
+
+
+def last_will(device: str, channel: str, run: str = "") -> DeviceState:
+    """Return what the broker says of a device that is gone without a word."""
+    return DeviceState(device=device, channel=channel, online=False, run=run)
 
 
 class UpdateState(str, Enum):

@@ -29,6 +29,7 @@ from device_agent.config import (
     FolderCamera,
     MqttTable,
     PageSettings,
+    PartSettings,
     RecipeSettings,
     RuntimeSettings,
     Site,
@@ -297,6 +298,32 @@ def test_decisions_labels_and_state_go_to_the_broker(images: Path, bundle: Bundl
         assert newest().online
         assert newest().space == bundle.space()
     wait_for(lambda: not newest().online)
+    listener.close()
+
+
+@pytest.mark.broker
+def test_the_fleet_hears_what_is_wrong_and_what_the_head_rests_on(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto
+) -> None:
+    heard: list[DeviceState] = []
+    listener = MqttSession(
+        mosquitto.settings,
+        "listener",
+        on_message=lambda message: heard.append(decode_json(message.payload, DeviceState)),
+    )
+    listener.subscribe([Topics().state("line-1")])
+    listener.connect()
+    mqtt = MqttTable(host="127.0.0.1", port=mosquitto.port)
+    site = site_of(images, bundle.path, mqtt=mqtt, part=PartSettings(good=("nothing",)))
+    with Agent(site) as agent, running(agent):
+        wait_for(lambda: heard and heard[-1].online)
+        told = heard[-1]
+        assert told.faults[0] == "every part is rejected: no class is a good one"
+        head = agent.state().head
+        assert head is not None
+        assert (told.head_digest, told.head_samples, told.taken_back) == (head.digest, head.samples, False)
+    wait_for(lambda: not heard[-1].online)
+    assert heard[-1].run == told.run != ""
     listener.close()
 
 

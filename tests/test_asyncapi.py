@@ -98,7 +98,7 @@ def test_every_message_and_every_field_is_there(written: dict[str, Any]) -> None
             assert len(schema["prefixItems"]) == len(kind.__struct_fields__)
         else:
             assert set(schema["properties"]) == set(kind.__struct_encode_fields__)
-            assert schema["additionalProperties"] is False
+            assert schema.get("additionalProperties") is (None if kind is wire.DeviceState else False)
     assert {"Label", "CodeRecord", "MergeClasses", "KeepApart", "Quarantine", "Entry", "Record"} <= set(schemas)
 
 
@@ -118,7 +118,7 @@ def test_what_we_send_is_what_the_document_allows(written: dict[str, Any], messa
     said = msgspec.json.decode(encode_json(message))
     validator = Draft202012Validator(schema)
     assert [str(error) for error in validator.iter_errors(said)] == []
-    assert not validator.is_valid({**said, "more": 1})
+    assert validator.is_valid({**said, "more": 1}) is isinstance(message, wire.DeviceState)
     assert not validator.is_valid({**said, "v": 2})
 
 

@@ -484,6 +484,8 @@ def test_a_head_that_got_worse_is_taken_back_and_its_labels_stay(
     assert learner.head == before
     status = learner.status()
     assert (status.state, status.outcome) == (HeadState.CONFIRMED, Outcome.TAKEN_BACK)
+    assert (status.taken_back, status.digest, status.samples) == (True, before.digest, before.samples)
+    assert status.live_samples == before.samples + len(ids)
     assert "good would be recognised only" in status.reason
     assert status.own_labels == len(ids) + KNOWN
     assert status.live_set_digest != before.digest

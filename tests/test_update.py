@@ -91,6 +91,7 @@ class Rig:
     fetched: list[str] = field(default_factory=list)
     carried: int = 0
     names: dict[str, str] = field(default_factory=dict)
+    waits: list[str | None] = field(default_factory=list)
     before_fetch: Callable[[threading.Event], None] = lambda _stop: None
     after_fetch: Callable[[Path], None] = lambda _slot: None
     on_serve: Callable[[Release | None], None] = lambda _release: None
@@ -112,6 +113,7 @@ class Rig:
             admit=self.admit,
             serve=self._serve,
             on_event=self._event,
+            on_waiting=lambda: self.waits.append(self.updater.status().fault),
             on_records=self._records,
             authorize=self._authorize,
             masters=self.masters,
@@ -559,6 +561,7 @@ def test_a_full_disk_is_waited_for(rig: Rig, bundles: dict[str, Bundle]) -> None
     rig.after_fetch = full_at_first
     rig.install(bundles["new"])
     assert len(tries) == 3
+    assert rig.waits == ["no space for chunks"] * 2
     assert [state for _, state, _ in rig.events] == ALL_STEPS
 
 

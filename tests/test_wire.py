@@ -93,6 +93,20 @@ def test_a_message_says_the_same_after_the_way(word: msgspec.Struct) -> None:
     assert decode_json(encode_json(word), type(word)) == word
 
 
+def test_a_newer_devices_state_is_taken_without_what_is_not_known_here() -> None:
+    state = DeviceState(device="line-1", channel="default", online=True, faults=["no camera"], run="ab")
+    newer = b'{"surprise":1,' + encode_json(state)[1:]
+    assert decode_json(newer, DeviceState) == state
+
+
+@pytest.mark.parametrize(
+    "word", [w for w in WORDS if not isinstance(w, DeviceState)], ids=lambda w: type(w).__name__
+)
+def test_a_message_that_says_more_than_is_known_is_refused(word: msgspec.Struct) -> None:
+    with pytest.raises(RemoteWireError, match="unknown field"):
+        decode_json(b'{"surprise":1,' + encode_json(word)[1:], type(word))
+
+
 def test_every_message_is_known_to_the_decoder_before_threads_need_it() -> None:
     """Two threads that decode a type for the first time at once crash msgspec (`sdk.structs`)."""
     inside = {"Refusal", "ReleaseRef", "ReleaseFile", "Quality", "PrecisionTime", "Restored", "_Message"}

@@ -112,7 +112,8 @@ def document() -> dict[str, Any]:
             "description": (
                 "What a fleet service and its devices say. docs/protocol.md is the prose; this file is made from "
                 "sdk/wire.py by `python -m sdk.fleet.asyncapi`. Every message is at most "
-                f"{wire.MAX_MESSAGE_BYTES} bytes. Unknown members, other versions and wrong types are refused. "
+                f"{wire.MAX_MESSAGE_BYTES} bytes. Unknown members, other versions and wrong types are refused, "
+                "but for unknown members of a DeviceState. "
                 "MessagePack messages are arrays, packed or not (docs/protocol.md, section 2): their schemas "
                 "list the items in order, and what is base64 there is binary on the wire."
             ),
