@@ -10,7 +10,8 @@ from cryptography import x509
 
 from device_agent.config import load_site
 from sdk.fleet.certificates import Authority
-from sdk.fleet.cli_enroll import read_place, tls_folder
+from sdk.fleet.cli_enroll import tls_folder
+from sdk.fleet.enrolment import read_place
 from tests.commands import headway
 from tests.disks import fill, small
 

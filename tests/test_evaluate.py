@@ -15,11 +15,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from device_agent.evaluate import Evaluation, accept, evaluate, judge, not_learned
+from device_agent.evaluate import Evaluation, accept, evaluate, judge
 from device_agent.outlook import look_ahead
 from device_agent.rehearse import Plan
 from device_agent.rehearse import _parts as rehearsed
 from device_agent.runtime import base_head, open_runtime
+from device_agent.unseen import not_learned
 from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, write_bundle
 from sdk.errors import BadImages, UnknownClassError
 from sdk.images import ImageSet, LabelledImage, decode, open_images
