@@ -104,6 +104,12 @@ class ImageFolder:
                 self._durable.discard(sample_id)
             self._path(sample_id).unlink(missing_ok=True)
 
+    def erase(self, sample_id: bytes) -> None:
+        """Delete a picture so that a power cut does not bring it back."""
+        self.drop([sample_id])
+        with contextlib.suppress(FileNotFoundError):
+            sync_path(self._path(sample_id).parent)
+
     def sweep(self) -> None:
         """Delete half-written pictures, left by a crash."""
         for path in self.folder.glob("??/*.partial"):

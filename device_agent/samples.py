@@ -27,7 +27,7 @@ from device_agent.queue import Question
 from device_agent.room import Room
 from device_agent.sample import COLUMNS, Sample, SampleStatus, Waiting, from_row
 from sdk.codes import Code
-from sdk.errors import StoreFull
+from sdk.errors import LabelError, StoreFull
 from sdk.labels import Label
 
 IMAGES_NAME: Final = "images"
@@ -217,6 +217,26 @@ class Samples:
         status = SampleStatus.SEEN if label.class_id is None else SampleStatus.LABELLED
         db.execute("UPDATE samples SET status = ? WHERE sample = ?", (status.value, label.sample))
         self._images.sync(label.sample)
+
+    def erase(self, sample_id: bytes) -> None:
+        """Delete a sample that has no label, and its picture; what the label log has of it stays. Durable when it
+        returns. Does nothing where it is not kept.
+
+        Raises:
+            LabelError: it is labelled.
+        """
+        with self._db.lock, disk(self._folder):
+            with self._db.transaction() as db:
+                row = db.execute(
+                    "DELETE FROM samples WHERE sample = ? AND status != 'labelled' RETURNING size_bytes",
+                    (sample_id,),
+                ).fetchone()
+                if row is None and db.execute("SELECT 1 FROM samples WHERE sample = ?", (sample_id,)).fetchone():
+                    raise LabelError(
+                        f"sample {sample_id.hex()[:12]} is labelled", hint="Withdraw its label first."
+                    )
+            self._image_bytes -= 0 if row is None else row[0]
+            self._images.erase(sample_id)
 
     def get(self, sample_id: bytes) -> Sample | None:
         """Return a sample; None where it is not, or no longer, kept."""

@@ -6,6 +6,7 @@ import hashlib
 import io
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from device_agent.runtime import open_runtime
 from sdk.bundle import Bundle
-from sdk.errors import ConfigError
+from sdk.errors import ConfigError, LabelError
 from sdk.images import sample_id
 from sdk.web.server import PageServer
 from tests.pages import Device, hex_of, running, wait_for
@@ -116,6 +117,28 @@ def test_a_label_can_be_withdrawn_as_if_it_had_never_been_learned(device: Device
     device.http.post("/api/labels", json={**body, "class_id": None}).raise_for_status()
     wait_for(lambda: device.http.get("/api/state").json()["live_set_digest"] == before)
     assert device.http.get(f"/api/samples/{hex_of('pit', 0)}").json()["label"] is None
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_picture_can_be_erased(device: Device, labelled: bool) -> None:
+    sample, store = hex_of("pit", 1), device.station.store
+    before = device.http.get("/api/state").json()["live_set_digest"]
+    if labelled:
+        body = {"sample": sample, "class_id": class_id("pit").hex()}
+        device.http.post("/api/labels", json=body).raise_for_status()
+        wait_for(lambda: device.http.get("/api/state").json()["live_set_digest"] != before)
+    there = len(list((store.folder / "images").rglob("*")))
+    with pytest.raises(LabelError) if labelled else nullcontext():
+        store.samples.erase(bytes.fromhex(sample) if labelled else b"?" * 32)
+    assert len(list((store.folder / "images").rglob("*"))) == there
+    answer = device.http.delete(f"/api/samples/{sample}")
+    assert (answer.status_code, answer.json()) == (200, {"erased": True, "withdrawn": labelled})
+    assert len(list((store.folder / "images").rglob("*"))) == there - 1
+    assert not list((store.folder / "images").rglob(sample))
+    assert device.http.get(f"/api/samples/{sample}/image").status_code == 404
+    wait_for(lambda: device.http.get("/api/state").json()["live_set_digest"] == before)
+    assert sample not in {each["sample"] for each in device.http.get("/api/queue").json()}
+    assert device.http.delete(f"/api/samples/{sample}").status_code == 404
 
 
 def test_an_inspected_image_is_kept_only_when_asked_to(device: Device) -> None:

@@ -414,6 +414,7 @@ def test_the_page_erases_who_was_removed_before(device: Device) -> None:
     ("method", "path", "lowest"),
     [
         ("POST", "/api/heads/1/restore", Role.ENGINEER),
+        ("DELETE", f"/api/samples/{'0' * 64}", Role.ENGINEER),
         ("PUT", "/api/operating", Role.ENGINEER),
         ("PUT", f"/api/classes/{'0' * 32}", Role.ENGINEER),
         ("GET", "/api/accounts", Role.ADMIN),

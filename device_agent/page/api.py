@@ -126,6 +126,14 @@ class SavedOut:
 
 
 @dataclass(frozen=True)
+class ErasedOut:
+    """A picture is gone from this device; whether a label of it was withdrawn first."""
+
+    erased: bool
+    withdrawn: bool
+
+
+@dataclass(frozen=True)
 class ClassOut:
     """A class was defined or renamed, and that is on this device's disk."""
 
@@ -339,6 +347,7 @@ class Routes:
         if self._trigger is not None:
             api.add_api_route("/trigger", self.post_trigger, methods=["POST"], status_code=202, dependencies=label)
         api.add_api_route("/classes/{class_id}", self.put_class, methods=["PUT"], dependencies=change)
+        api.add_api_route("/samples/{sample}", self.delete_sample, methods=["DELETE"], dependencies=change)
         api.add_api_route(
             "/heads/{number}/restore", self.post_restore, methods=["POST"], status_code=201, dependencies=change
         )
@@ -560,6 +569,20 @@ class Routes:
             raise _not_kept(sample)
         self.unsure.mark(bytes.fromhex(sample), who_of(request).id)
         return {"saved": True}
+
+    def delete_sample(self, sample: HexSample, request: Request) -> ErasedOut:
+        """Delete a picture for good, as one that shows a person; its label, if it has one, is withdrawn first."""
+        sample_id = bytes.fromhex(sample)
+        kept = self.station.store.samples.get(sample_id)
+        if kept is None:
+            raise _not_kept(sample)
+        withdrawn = kept.status is SampleStatus.LABELLED
+        if withdrawn:
+            self.station.label_all([(sample_id, None)], _operator(request, ""))
+        self.station.store.samples.erase(sample_id)
+        self.unsure.forget([sample_id])
+        self.note(request, "picture erased", sample)
+        return ErasedOut(True, withdrawn)
 
     def post_class(self, new: ClassIn, request: Request) -> ClassOut:
         """Define a class; it is on disk when this answers."""
