@@ -91,9 +91,11 @@ def test_no_call_ends_in_500_and_refusals_say_what_to_do(api: tuple[BaseSchema, 
     schema, headers = api
     answers: dict[str, Counter[int]] = {}
 
+    operations: list[APIOperation[Any, Any, Any, Any]] = []
     for found in schema.get_all_operations():
         assert isinstance(found, Ok)
-        operation: APIOperation[Any, Any, Any, Any] = found.ok()
+        operations.append(found.ok())
+    for operation in sorted(operations, key=lambda each: each.method.upper() == "DELETE"):  # else nothing is left
         tally = answers.setdefault(f"{operation.method.upper()} {operation.path}", Counter())
         try_out(operation, GenerationMode.POSITIVE, tally, headers)
         with contextlib.suppress(Unsatisfiable):  # a call that takes nothing cannot be made wrongly
