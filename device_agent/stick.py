@@ -144,7 +144,8 @@ class Inbox:
         data_dir: The agent's.
         offer: Given the signed metadata that came along and the assignment; raises where it may not be taken.
         pending: Says whether an assignment still needs its chunks.
-        again: Told the release of an order that is new here: it was carried here to be tried.
+        again: Told the release of an order that is new here: it was carried here to be tried, and a download of it
+            need not wait for the network.
     """
 
     def __init__(

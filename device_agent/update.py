@@ -227,11 +227,18 @@ class Updater:
             self._say_newest()
 
     def ask_again(self, release_id: str) -> None:
-        """Somebody wants this release once more: that it was rolled back is no reason not to `start` it."""
+        """Somebody has brought this release: that it was rolled back is no reason not to `start` it.
+
+        A download of it begins again with what it has, and looks first where it was brought.
+        """
         with self._changed:
             newest = self._newest()
-            if newest is not None and (newest.release_id, newest.state) == (release_id, UpdateState.ROLLED_BACK):
+            if newest is None or newest.release_id != release_id:
+                return
+            if newest.state is UpdateState.ROLLED_BACK:
                 self._again = release_id
+            elif newest.state is UpdateState.DOWNLOADING:
+                self._halt.set()
 
     def pending(self, desired: Desired) -> bool:
         """Return whether this is the assignment in force, and its release's files are not all here yet."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from device_agent.agent import Agent
 from device_agent.config import Site, TrustTable
+from device_agent.runtime import open_runtime
 from device_agent.stick import INBOX_NAME, ORDER_NAME, Inbox, bring, is_ordered, refusal
 from device_agent.store import Store
 from device_agent.update import Updater
@@ -19,6 +22,8 @@ from sdk.bundle import Bundle
 from sdk.chunks import ChunkStore
 from sdk.durable import write_whole
 from sdk.errors import BadFormat, BadSignature, BundleError, StoreFull, Unreadable
+from sdk.fetch import ChunkFetcher
+from sdk.mqtt import MqttSettings
 from sdk.release import Release
 from sdk.stick import CHUNKS_NAME, INDEX_NAME, TRUST_NAME, Stick, StickIndex, copy_chunks, pack
 from sdk.wire import Desired, ReleaseRef, UpdateState, encode_json
@@ -470,3 +475,57 @@ def test_a_release_that_was_rolled_back_is_tried_again_when_somebody_brings_it_a
             inbox.look()
             assert not order.exists()
             assert len(tries) == 4
+
+
+def test_a_stick_helps_where_the_same_release_hangs_in_a_download(
+    tmp_path: Path, stick: Path, bundles: dict[str, Bundle]
+) -> None:
+    """It was assigned over a network that is down since: the download waits for that and never fails."""
+    with socket.socket() as nobody, Stick(stick) as opened, Store.open(tmp_path / "data", "line-1") as store:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        over_mqtt = ChunkFetcher(
+            MqttSettings(port=nobody.getsockname()[1]), "line-1", "default", tmp_path / "data" / "chunks"
+        )
+
+        def fetch(
+            ref: ReleaseRef,
+            target: Path,
+            *,
+            progress: Callable[[int, int], None] = lambda _done, _total: None,
+            stop: threading.Event | None = None,
+        ) -> object | None:
+            if inbox.fetch(ref, target):
+                return ref
+            hangs.set()
+            return over_mqtt.fetch(ref, target, progress=progress, stop=stop)
+
+        hangs = threading.Event()
+        updater = Updater(
+            store,
+            tmp_path / "data",
+            channel="default",
+            precision=None,
+            fetch=fetch,
+            admit=lambda bundle: open_runtime(bundle, "fp32"),
+            serve=lambda _release: None,
+            on_event=lambda _event: None,
+            watch_s=0.0,
+        )
+        inbox = Inbox(
+            tmp_path / "data",
+            offer=lambda _trust, desired: updater.start(desired),
+            pending=updater.pending,
+            again=updater.ask_again,
+        )
+        updater.boot()
+        try:
+            release = opened.index.release
+            updater.start(Desired(release=release, channel="default", deadline_utc=4e9))
+            assert hangs.wait(60.0)
+            bring(opened, tmp_path / "data", "default")
+            inbox.look()
+            assert updater.wait_until(release.release_id, UpdateState.COMMITTED, 60.0), updater.status()
+            inbox.look()
+            assert not is_ordered(tmp_path / "data")
+        finally:
+            updater.stop()
