@@ -381,6 +381,7 @@ class Agent:
             serve=self._serve,
             on_event=self._tell_update,
             on_waiting=self._head_changed,
+            in_touch=lambda: self._sync is not None and self._sync.status().connected,
             on_records=self._codes_carried,
             authorize=self._gate.authorize,
             incumbent=lambda: self._own_bundle,

@@ -169,8 +169,8 @@ class Updates:
     def _put(self, row: UpdateRow) -> None:
         with self._db.transaction() as db:
             db.execute(
-                "UPDATE updates SET at_utc = ?, state = ?, reason = ?, starts = ? WHERE number = ?",
-                (self._clock(), row.state.value, row.reason, row.starts, row.number),
+                "UPDATE updates SET at_utc = ?, job = ?, state = ?, reason = ?, starts = ? WHERE number = ?",
+                (self._clock(), row.job, row.state.value, row.reason, row.starts, row.number),
             )
 
     def newest(self, limit: int = 20) -> list[UpdateRow]:

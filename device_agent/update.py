@@ -12,6 +12,8 @@ Each release has a slot, `slots/<release id>/`, which is a bundle directory. Rul
 - `current` is a link for people and scripts, swapped by rename. It follows the store, never the other way round.
 - A release that does not stay up is rolled back: by a failure reported while it is provisional, or by the agent
   starting `MAX_STARTS` times with it without committing it.
+- A deadline counts as it was last heard. One that passes while the fleet is away, or before it was heard since the
+  start, ends nothing: the fleet has gone on without this device, and may have lifted it.
 - What may help to try again (a full disk) is tried again; what will not, is rolled back at once, and not tried
   again for the same assignment.
 
@@ -125,6 +127,7 @@ class Updater:
         serve: Lets a release take over, or with None what served before there were releases.
         on_event: Told each state, after it is on disk.
         on_waiting: Told that it waits to try again: the status has what for.
+        in_touch: Says whether the fleet would be heard now.
         on_records: Told that code records were written to the log: the outbox and the learner have news.
         authorize: Raises where an assigned release may not be taken (`device_agent.trust`).
         incumbent: What serves where no release does: the bundle that the settings name.
@@ -147,6 +150,7 @@ class Updater:
         serve: Callable[[Release | None], None],
         on_event: Callable[[UpdateEvent], None],
         on_waiting: Callable[[], None] = lambda: None,
+        in_touch: Callable[[], bool] = lambda: True,
         on_records: Callable[[], None] = lambda: None,
         authorize: Callable[[Desired], None] = lambda _desired: None,
         incumbent: Callable[[], Bundle | None] = lambda: None,
@@ -166,6 +170,7 @@ class Updater:
         self._serve = serve
         self._on_event = on_event
         self._on_waiting = on_waiting
+        self._in_touch = in_touch
         self._on_records = on_records
         self._authorize = authorize
         self._incumbent = incumbent
@@ -178,6 +183,7 @@ class Updater:
         # Guards what follows; notified on an assignment, a verdict, a stop.
         self._changed = threading.Condition()
         self._assigned: Desired | None = None
+        self._unheard = True  # nothing was assigned since the start, or since a deadline passed out of touch
         self._halt = threading.Event()  # ends the step that runs: another assignment, or the end
         self._stopping = False
         self._verdict: str | None = None  # "" is well
@@ -216,10 +222,13 @@ class Updater:
             log.warning("an assignment for channel %s is not for this device", desired.channel)
             return
         with self._changed:
-            self._assigned = desired
+            self._assigned, self._unheard = desired, False
             newest = self._newest()
             other = newest is not None and newest.release_id != desired.release.release_id
-            if other or self._status.fault is not None:  # what it waits for may have come with this
+            other_job = newest is not None and newest.job != encode_json(desired)
+            another_deadline = other_job and newest is not None and newest.state is UpdateState.DOWNLOADING
+            # What it waits for may have come with this.
+            if other or another_deadline or self._status.fault is not None:
                 self._halt.set()
             begins_anew = self._is_new(desired, newest) and not self._goes_on(newest)
             self._changed.notify_all()
@@ -441,6 +450,13 @@ class Updater:
                 unfinished = self._goes_on(row)
                 other = desired is not None and row is not None and row.release_id != desired.release.release_id
                 if row is not None and unfinished and not other:
+                    job = row.job if desired is None else encode_json(desired)
+                    if job != row.job:
+                        row = replace(row, job=job)
+                        self._store.updates.put(row)
+                    if row.state is not UpdateState.PROVISIONAL and self._must_hear(_deadline(row)):
+                        self._changed.wait()
+                        continue
                     return row
                 if desired is None or not (unfinished or self._is_new(desired, row)):
                     self._changed.wait()
@@ -525,8 +541,24 @@ class Updater:
         Bundle.open(slot)
 
     def _check_deadline(self, desired: Desired) -> None:
-        if desired.deadline_utc is not None and self._clock() >= desired.deadline_utc:
+        assigned = self._assigned
+        if assigned is not None and assigned.release.release_id == desired.release.release_id:
+            desired = assigned  # with the deadline as it is now
+        if self._must_hear(desired.deadline_utc):
+            raise InterruptedError("its deadline has passed, and nobody said whether it still counts")
+        if self._is_late(desired.deadline_utc):
             raise _Unfit("its deadline has passed", hint="Assign it again with a later one.")
+
+    def _is_late(self, deadline_utc: float | None) -> bool:
+        return deadline_utc is not None and self._clock() >= deadline_utc
+
+    def _must_hear(self, deadline_utc: float | None) -> bool:
+        """Return whether a deadline has passed of which only the fleet can say whether it still counts."""
+        if not self._is_late(deadline_utc):
+            return False
+        with self._changed:
+            self._unheard = self._unheard or not self._in_touch()
+            return self._unheard
 
     def _examine(self, release: Release) -> None:
         """Carry the device's labels into the candidate's space, and compare.
@@ -628,6 +660,13 @@ def _job(row: UpdateRow) -> Desired:
         return decode_json(row.job, Desired)
     except RemoteWireError as error:
         raise _Unfit("its assignment cannot be read any more", hint="Assign it again.") from error
+
+
+def _deadline(row: UpdateRow) -> float | None:
+    try:
+        return _job(row).deadline_utc
+    except _Unfit:
+        return None
 
 
 def _name(row: UpdateRow) -> str:

@@ -32,7 +32,7 @@ from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.verdict import Verdict
-from sdk.wire import Desired, DeviceState, ReleaseRef, Topics, UpdateEvent, UpdateState, decode_json
+from sdk.wire import Desired, DeviceState, ReleaseRef, Topics, UpdateEvent, UpdateState, decode_json, encode_json
 from tests import tiny
 from tests.builders import class_id_of, make_bundle, open_projection
 from tests.processes import Doomed
@@ -98,6 +98,7 @@ class Rig:
     on_event: Callable[[UpdateEvent], None] = lambda _event: None
     on_records: Callable[[], None] = lambda: None
     authorize: Callable[[Desired], None] = lambda _desired: None
+    in_touch: bool = True
     fetcher: Fetch | None = None
     admit: Callable[[Bundle], Runtime] = admit
     masters: Path | None = None
@@ -114,6 +115,7 @@ class Rig:
             serve=self._serve,
             on_event=self._event,
             on_waiting=lambda: self.waits.append(self.updater.status().fault),
+            in_touch=lambda: self.in_touch,
             on_records=self._records,
             authorize=self._authorize,
             masters=self.masters,
@@ -472,6 +474,78 @@ def test_a_download_past_its_deadline_is_given_up(rig: Rig, bundles: dict[str, B
     rig.updater.start(desired(bundles["new"], deadline_utc=1000.1))
     rig.reaches(bundles["new"], S.ROLLED_BACK)
     assert "deadline" in rig.updater.status().reason
+
+
+def test_a_deadline_that_passes_while_the_device_is_off_ends_nothing(rig: Rig, bundles: dict[str, Bundle]) -> None:
+    """Its wave went on without it, and is past: the fleet has lifted the deadline."""
+    began = threading.Event()
+
+    def wait_for_stop(stop: threading.Event) -> None:
+        began.set()
+        assert stop.wait(DEADLINE_S)
+
+    rig.before_fetch = wait_for_stop
+    rig.updater.start(desired(bundles["new"], deadline_utc=2000.0))
+    assert began.wait(DEADLINE_S)
+    rig.updater.stop()
+    again = Rig(rig.folder, rig.sources, rig.store, now=3000.0)
+    try:
+        assert again.updater.boot()
+        again.updater.start(desired(bundles["new"]))
+        again.reaches(bundles["new"], S.COMMITTED)
+    finally:
+        again.updater.stop()
+    assert S.ROLLED_BACK not in [state for _, state, _ in again.events]
+
+
+def test_a_deadline_that_passes_while_the_fleet_is_away_ends_nothing(rig: Rig, bundles: dict[str, Bundle]) -> None:
+    stopped = threading.Event()
+
+    def away(stop: threading.Event) -> None:
+        if not stopped.is_set():
+            rig.now, rig.in_touch = 1000.2, False
+            assert stop.wait(DEADLINE_S)
+            stopped.set()
+
+    rig.before_fetch = away
+    rig.updater.start(desired(bundles["new"], deadline_utc=1000.1))
+    assert stopped.wait(DEADLINE_S)
+    rig.in_touch = True
+    rig.updater.start(desired(bundles["new"]))
+    rig.reaches(bundles["new"], S.COMMITTED)
+    assert S.ROLLED_BACK not in [state for _, state, _ in rig.events]
+
+
+def test_a_deadline_that_still_counts_when_it_is_heard_again_ends_the_download(
+    rig: Rig, bundles: dict[str, Bundle]
+) -> None:
+    rig.updater.stop()
+    again = Rig(rig.folder, rig.sources, rig.store)
+    again.store.updates.begin(bundles["new"].digest(), encode_json(desired(bundles["new"], deadline_utc=999.0)))
+    try:
+        assert again.updater.boot()
+        again.updater.start(desired(bundles["new"], deadline_utc=999.0))
+        again.reaches(bundles["new"], S.ROLLED_BACK)
+    finally:
+        again.updater.stop()
+    assert (again.fetched, again.updater.status().reason[:12]) == ([], "its deadline")
+
+
+def test_a_deadline_that_is_lifted_during_a_download_ends_nothing(rig: Rig, bundles: dict[str, Bundle]) -> None:
+    began = threading.Event()
+
+    def slow(stop: threading.Event) -> None:
+        if not began.is_set():
+            began.set()
+            assert stop.wait(DEADLINE_S)
+
+    rig.before_fetch = slow
+    rig.updater.start(desired(bundles["new"], deadline_utc=2000.0))
+    assert began.wait(DEADLINE_S)
+    rig.now = 3000.0
+    rig.updater.start(desired(bundles["new"]))
+    rig.reaches(bundles["new"], S.COMMITTED)
+    assert S.ROLLED_BACK not in [state for _, state, _ in rig.events]
 
 
 def test_a_release_that_cannot_serve_gives_way_to_the_old_one(rig: Rig, bundles: dict[str, Bundle]) -> None:
