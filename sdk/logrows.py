@@ -1,6 +1,7 @@
 """A label log as rows of JSON that others can read, and check again without the store that it came from.
 
-Every row has what its entry's hash covers. No network, no clock, no database.
+Every row has what its entry's hash covers, and nothing that does not follow from that and from its place, so
+whoever holds the file can check all of it again (`check_rows`). No network, no clock, no database.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from sdk.errors import LabelError
-from sdk.labels import Body, Chain, Entry, Record, check_record, entry_hash
+from sdk.labels import Body, Chain, CodeRecord, Entry, Record, check_record, entry_hash
 
 BODIES: Final[dict[str, type[msgspec.Struct]]] = {str(kind.__struct_config__.tag): kind for kind in Body.__args__}
 """Kinds of entries by their names in the log."""
@@ -23,6 +24,7 @@ _HEAD: Final = ("position", "device", "seq", "counter", "utc", "wall_time_us", "
 COLUMNS: Final = (*_HEAD, *(f"body_{name}" for name in FIELDS), "code", "prev", "hash")
 """Of a table of the log: `flat` rows."""
 _BYTES: Final = frozenset({"sample", "class_id", "space", "code_sha256", "one", "other"})
+_ALTERED: Final = "Something was altered, left out or put in here: export the log again, and compare."
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet computes when a cell begins with it."""
 
@@ -34,11 +36,13 @@ class Checked:
     Attributes:
         entries: How many.
         codes: How many of them have their code.
+        codeless: How many of them had one: it was erased, or is left out.
         chains: Where each device's log ends.
     """
 
     entries: int = 0
     codes: int = 0
+    codeless: int = 0
     chains: dict[str, Chain] = field(default_factory=dict)
 
     def take(self, record: Record) -> None:
@@ -52,6 +56,7 @@ class Checked:
         self.chains[device] = self.chains.get(device, Chain(device)).follow(record.entry)
         self.entries += 1
         self.codes += record.code is not None
+        self.codeless += record.code is None and isinstance(record.entry.body, CodeRecord)
 
 
 def row_of(position: int, record: Record, *, codes: bool = True) -> dict[str, Any]:
@@ -104,10 +109,12 @@ def check_rows(lines: Iterable[str], checked: Checked) -> None:
         checked: Told of each entry.
 
     Raises:
-        LabelError: as `checked_rows`.
+        LabelError: there is none, or as `checked_rows`.
     """
     for _ in checked_rows(lines, checked):
         pass
+    if not checked.entries:
+        raise LabelError("there is no entry in it", hint="Only the log of a channel that never learned is empty.")
 
 
 def checked_rows(lines: Iterable[str], checked: Checked, *, first: int = 1) -> Iterator[Record]:
@@ -119,21 +126,45 @@ def checked_rows(lines: Iterable[str], checked: Checked, *, first: int = 1) -> I
         first: Number of the first line, for errors.
 
     Raises:
-        LabelError: a line is no entry, does not have the hash it says, or breaks its device's chain.
+        LabelError: a line is no entry, is not in its place, does not have the hash it says, breaks its device's
+            chain, or says beside its entry what does not follow from it.
     """
-    for number, line in enumerate(lines, first):
+    for place, line in enumerate(lines, 1):
+        number = place + first - 1
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
             record, said = _record(row), row["hash"]
-        except (ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, msgspec.ValidationError) as error:
             raise LabelError(
                 f"line {number} is no entry of a log",
                 hint="Export the log again, as .jsonl: a table has not all that a hash covers.",
             ) from error
+        if (position := row.get("position")) != place:
+            raise LabelError(f"line {number} says that its position is {position!r:.40}", hint=_ALTERED)
         if entry_hash(record.entry).hex() != said:
-            raise LabelError(f"line {number} does not have the hash that it says", hint="It was changed.")
-        checked.take(record)
+            raise LabelError(f"line {number} does not have the hash that it says", hint=_ALTERED)
+        try:
+            checked.take(record)
+        except LabelError as error:
+            raise LabelError(f"line {number}: {error}", hint=_ALTERED) from error
+        right = row_of(place, record)
+        for name in {**right, **row}:
+            if _member(row, name) != _member(right, name):
+                raise LabelError(f"line {number}: {name!r:.40} is not what its entry says", hint=_ALTERED)
         yield record
+
+
+def _member(row: Mapping[str, Any], name: str) -> str | None:
+    """Return a member as text, so that 1, 1.0 and true are three; None where it is not there."""
+    return json.dumps(row[name], sort_keys=True) if name in row else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object's members, each of which may be there once: readers differ in which one they take."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a member is there twice")
+    return found
 
 
 def _record(row: Mapping[str, Any]) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from sdk.labels import (
     Quarantine,
     Record,
     RenameClass,
+    fleet_log_of,
 )
 from sdk.logrows import COLUMNS, Checked, cell, check_rows
 from sdk.wire import DeviceState
@@ -120,7 +122,8 @@ def test_every_entry_is_exported_and_checks_again_without_the_fleet(
     assert (told["entries"], told["codes"], told["chain"]) == (len(rows), 6, "holds")
     checked = json.loads(headway(capsys, "fleet", "labels", "check", out, "--json").out)
     assert checked["logs"] == told["logs"]
-    exported(capsys, fleet, out, "--no-codes")
+    told = exported(capsys, fleet, out, "--no-codes")
+    assert (told["codes"], told["codeless"]) == (0, 6)
     assert json.loads(headway(capsys, "fleet", "labels", "check", out, "--json").out)["codes"] == 0
 
 
@@ -144,11 +147,26 @@ def test_what_a_spreadsheet_would_compute_is_text(text: str) -> None:
     assert (cell(None), cell(3), cell("plain")) == ("", 3, "plain")
 
 
+def numbered(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [{**row, "position": number} for number, row in enumerate(rows, 1)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[:4] + rows[5:], "does not follow"),
-        (lambda rows: [rows[1], rows[0], *rows[2:]], "does not follow"),
+        (lambda rows: rows[:4] + rows[5:], "line 5 says that its position is 6"),
+        (lambda rows: [rows[1], rows[0], *rows[2:]], "line 1 says that its position is 2"),
+        (lambda rows: numbered(rows[:4] + rows[5:]), "line 5: entry 6 of line-1 does not follow 4"),
+        (lambda rows: rows[1:], "line 1 says that its position is 2"),
+        (lambda rows: [row for row in rows if row["device"] != "line-1"], "line 1 says that its position is "),
+        (lambda _rows: [], "there is no entry in it"),
+        (lambda rows: [{**rows[0], "utc": "2020-01-01T00:00:00.000+00:00"}, *rows[1:]], "line 1: 'utc' is not"),
+        (lambda rows: [*rows[:-1], {**rows[-1], "position": 9999}], "says that its position is 9999"),
+        (lambda rows: [{**rows[0], "position": True}, *rows[1:]], "line 1: 'position' is not"),
+        (lambda rows: [{**rows[0], "seq": 1.0}, *rows[1:]], "line 1"),
+        (lambda rows: [{**rows[0], "approved_by": "eve"}, *rows[1:]], "line 1: 'approved_by' is not"),
+        (lambda rows: [{k: v for k, v in rows[0].items() if k != "utc"}, *rows[1:]], "line 1: 'utc' is not"),
+        (lambda rows: [*rows[:3], {**rows[3], "code": rows[3]["code"].upper()}, *rows[4:]], "line 4: 'code' is"),
         (lambda rows: [{**rows[0], "seq": 2}, *rows[1:]], "does not have the hash"),
         (
             lambda rows: [{**rows[0], "body": {**rows[0]["body"], "name": "x"}}, *rows[1:]],
@@ -170,8 +188,33 @@ def test_an_export_that_was_changed_is_found_out(
 ) -> None:
     rows = list(log_rows(fleet, "default", Checked()))
     changed = change(rows)  # type: ignore[operator]
-    with pytest.raises(LabelError, match=message):
+    with pytest.raises(LabelError, match=message) as caught:
         check_rows([json.dumps(row) for row in changed], Checked())
+    assert not re.search("enrol|Send", caught.value.hint), "who holds a file has no device to see to"
+
+
+def test_a_member_that_is_there_twice_is_found_out(fleet: FleetStore) -> None:
+    """Of two, each reader takes the one it likes."""
+    lines = [json.dumps(row) for row in log_rows(fleet, "default", Checked())]
+    twice = '{"utc": "2020-01-01T00:00:00.000+00:00", ' + lines[0][1:]
+    with pytest.raises(LabelError, match="line 1 is no entry"):
+        check_rows([twice, *lines[1:]], Checked())
+
+
+def test_what_no_hash_covers_is_printed_to_be_compared(
+    fleet: FleetStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "log.jsonl"
+    whole = headway(capsys, "fleet", "labels", "export", "--dir", fleet.directory, "--out", out).out
+    assert headway(capsys, "fleet", "labels", "check", out).out == whole
+    counts = {line.split()[0]: line.split()[1] for line in whole.splitlines()[1:]}
+    assert counts == {"line-1": "16", fleet_log_of("default"): "4"}
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [{**row, "code": None} if row["position"] == 4 else row for row in rows]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows[:-4]))  # the fleet's own log, too
+    left = headway(capsys, "fleet", "labels", "check", out)
+    assert left.code == 0
+    assert "16 entries of 1 log, 5 with their codes and 1 whose code was erased or left out" in left.out
 
 
 @given(st.text())
@@ -180,9 +223,17 @@ def test_any_line_is_an_entry_or_refused(line: str) -> None:
         check_rows([line], Checked())
 
 
-@pytest.mark.parametrize("cut", ["last", "middle"])
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ("DELETE FROM entries WHERE seq = 16", "were acknowledged"),
+        ("DELETE FROM entries WHERE seq = 3", "position 3 of the union: entry 4 of line-1 does not follow 2"),
+        ("DELETE FROM entries; DELETE FROM devices", "the union has 0 entries of 16"),
+    ],
+    ids=["last", "middle", "whole"],
+)
 def test_a_log_that_was_changed_in_the_database_is_not_exported(
-    tmp_path: Path, bundles: list[Bundle], line: SimDevice, capsys: pytest.CaptureFixture[str], cut: str
+    tmp_path: Path, line: SimDevice, capsys: pytest.CaptureFixture[str], cut: str, message: str
 ) -> None:
     import sqlite3
 
@@ -190,12 +241,12 @@ def test_a_log_that_was_changed_in_the_database_is_not_exported(
     with FleetStore(directory) as store, store.write() as ledger:
         ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
         ledger.take("line-1", line.log, {})
-    gone = len(line.log) if cut == "last" else 3
     with sqlite3.connect(directory / "fleet.db") as raw:
-        raw.execute("DELETE FROM entries WHERE seq = ?", (gone,))
+        raw.executescript(cut)
     ended = headway(capsys, "fleet", "labels", "export", "--dir", directory, "--out", out)
     assert ended.code == 2
-    assert ("were acknowledged" if cut == "last" else "does not follow") in ended.err
+    assert message in ended.err
+    assert "restore it from a backup" in ended.err
     assert not list(tmp_path.glob("*log*"))  # no half file either
 
 

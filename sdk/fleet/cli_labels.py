@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from sdk.durable import PARTIAL, sync_path
-from sdk.errors import FleetError
+from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def export(directory: Path, channel: str, out: Path, no_codes: bool, as_json: bo
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @json_option
 def check(file: Path, as_json: bool) -> None:
-    """Check an exported log, FILE.jsonl: every hash, every chain, and every code that is in it.
+    """Check an exported log, FILE.jsonl: every member of every line, every hash, every chain, every code.
 
-    It says whether anything in the file was changed, left out or put in between. That nothing is missing at the
-    end of a device's log only its fleet knows: compare the numbers.
+    It says whether anything in the file was changed, moved, left out or put in between. No hash covers that a
+    whole log is there, or the end of one, and codes may be erased: compare what it prints with a new export.
     """
     from sdk.logrows import Checked, check_rows
 
@@ -77,18 +77,32 @@ def check(file: Path, as_json: bool) -> None:
             check_rows(stream, checked)
     except (OSError, UnicodeDecodeError) as error:
         raise FleetError(f"{file} cannot be read: {error}", hint="Name a file of `labels export`.") from error
+    except LabelError as error:
+        raise LabelError(f"{file}: {error}", hint=error.hint) from error
     _tell(checked, as_json, {"file": str(file)})
 
 
 def _tell(checked: Checked, as_json: bool, more: dict[str, Any]) -> None:
-    ends = {device: {"seq": c.seq, "hash": c.last_hash.hex()} for device, c in sorted(checked.chains.items())}
+    chains = dict(sorted(checked.chains.items()))
     if as_json:
-        answer = {**more, "entries": checked.entries, "codes": checked.codes, "chain": "holds", "logs": ends}
+        answer = {
+            **more,
+            "entries": checked.entries,
+            "codes": checked.codes,
+            "codeless": checked.codeless,
+            "chain": "holds",
+            "logs": {device: {"seq": c.seq, "hash": c.last_hash.hex()} for device, c in chains.items()},
+        }
         click.echo(msgspec.json.encode(answer))
         return
+    logs = "1 log" if len(chains) == 1 else f"{len(chains)} logs"
     click.echo(
-        f"{checked.entries} entries of {len(ends)} logs, {checked.codes} with their codes; every hash chain holds"
+        f"{checked.entries} entries of {logs}, {checked.codes} with their codes and {checked.codeless} whose code "
+        "was erased or left out; every hash chain holds"
     )
+    width = max(map(len, chains), default=0)
+    for device, chain in chains.items():
+        click.echo(f"  {device:<{width}}  {chain.seq:>7} entries, the last is {chain.last_hash.hex()[:16]}")
 
 
 @contextlib.contextmanager
