@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -26,8 +27,8 @@ from sdk.fleet.broker import Mosquitto, find_mosquitto, mosquitto_config, reload
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.service import FleetService
 from sdk.fleet.store import FleetStore
-from sdk.labels import Record
-from sdk.mqtt import Message, MqttSession, MqttSettings
+from sdk.labels import KeepApart, Record
+from sdk.mqtt import MAX_PENDING_MESSAGES, Message, MqttSession, MqttSettings
 from sdk.release import Release
 from sdk.wire import Desired, DeviceState, Topics, UpdateEvent, UpdateState, decode_json, encode_json
 from tests.builders import make_bundle
@@ -244,6 +245,45 @@ def test_labels_are_acknowledged_while_a_release_is_on_its_way(mosquitto: Mosqui
             waits.append(time.monotonic() - began)
         assert done[0] is not None
         assert max(waits) < 2.0, waits
+
+
+def test_no_device_of_a_large_plant_is_left_out_because_the_way_to_the_broker_is_full(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """The session takes 4,096 messages at once, and always the same devices came last."""
+    devices = {f"line-{number:04d}" for number in range(MAX_PENDING_MESSAGES + 300)}
+    release, chunks, _ = make_release(tmp_path, {"backbone.int8.onnx": 1000})
+    directory = tmp_path / "fleet"
+    told: set[str] = set()
+    store = FleetStore(directory)
+    with store.write() as ledger:
+        for device in devices:
+            ledger.note_state(DeviceState(device=device, channel="default", online=False), seen_utc=1.0)
+
+    def announced() -> bool:
+        with store.read() as ledger:
+            current = ledger.current("default")
+            return current is not None and current.announced
+
+    with (
+        store,
+        MqttSession(mosquitto.settings, "ear", on_message=lambda m: told.add(TOPICS.device_of(m.topic))) as ear,
+        serving(directory, mosquitto.settings) as events,
+    ):
+        ear.subscribe([TOPICS.desired("+")])
+        ear.connect()
+        ear.publish(TOPICS.desired("fence"), b"")
+        wait_for(lambda: "fence" in told, what="the ear")
+        os.kill(mosquitto.pid, signal.SIGSTOP)  # so that all of it comes to a full way
+        try:
+            publish(directory, release, chunks)
+            wait_for(announced, what="the announcement")
+            with store.write() as ledger:
+                ledger.decide("default", [KeepApart(bytes(16), bytes([1] * 16), "ann")])
+            wait_for(lambda: "decided" in [kind for kind, _ in events], what="the turn after it")
+        finally:
+            os.kill(mosquitto.pid, signal.SIGCONT)
+        wait_for(lambda: told >= devices, what="every device's assignment")
 
 
 # The command line

@@ -11,7 +11,8 @@ Rules this module keeps (docs/protocol.md):
 - The broker is a cache: after it forgot, everything retained is published again, and chunks on request.
 - A database that is away is waited for. What was remembered may be ahead of a transaction that was taken back, so
   the core begins anew then, with the messages of the turn that failed.
-- What leaves for the broker is paced, so that acknowledgements never wait behind a release.
+- What leaves for the broker is paced, so that acknowledgements never wait behind a release. What finds no room is
+  sent when there is some, in its order; nothing of it is left out while the connection stands.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -63,6 +65,9 @@ META_EVERY_S: Final = 1.0
 """A channel's metadata follows its log no faster than this: it is for those who missed a segment."""
 PACE_BYTES: Final = 4 * 1024 * 1024
 """Bulk (chunks, log pages) waits while more than this is on its way to the broker."""
+MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
+"""What may wait for room on the way to the broker: the assignments of 80,000 devices. The session itself takes
+4,096 messages at once."""
 SEEN_EVERY_S: Final = 3600.0
 """A device tells of its state when that changes, and asks for the union's end every half minute whatever happens:
 that says of an idle one that it is there. Written down no more often than this."""
@@ -649,6 +654,8 @@ class FleetService:
         self._fault: str | None = None  # of the database, complained about once
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)
         self._connects: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._waiting: deque[Publication] = deque()  # for room on the way to the broker
+        self._waiting_bytes = 0
         name = ".".join(["headway-fleet", *settings.prefix.split("/"), *sorted(channels)])
         self._session = MqttSession(settings, name, on_message=self._arrive, on_connect=self._connected)
         self._session.subscribe(self._core.subscriptions())
@@ -730,17 +737,21 @@ class FleetService:
     def _take_turn(self) -> None:
         self.every_turn(time.time())
         idle_s = self._core.idle_s(time.monotonic()) if self._session.connected else IDLE_S
+        idle_s = BUSY_TURN_S if self._waiting else idle_s
         self._turn = self._turn or list(self._next_messages(min(IDLE_S, idle_s)))
         with contextlib.suppress(queue.Empty):
             while True:
                 remembered = self._connects.get_nowait()
                 self._report("connected", {"remembered": remembered})
+                self._drop_waiting()  # all of it is said again, as it is now
                 try:
                     self._send(self._core.broker_connected(remembered=remembered))
                 except DatabaseAway:
                     self._connects.put(remembered)
                     raise
-        room_bytes = PACE_BYTES - self._session.pending_bytes if self._session.connected else 0
+        self._send(())
+        free = self._session.connected and not self._waiting
+        room_bytes = PACE_BYTES - self._session.pending_bytes if free else 0
         now, now_utc = time.monotonic(), time.time()
         self._send(self._core.turn(self._turn, now=now, now_utc=now_utc, room_bytes=max(0, room_bytes)))
         self._turn, self._tries = [], 0
@@ -758,11 +769,25 @@ class FleetService:
                     item = self._arrivals.get_nowait()
 
     def _send(self, publications: Sequence[Publication]) -> None:
+        """Hand these over after what waits already; what finds no room waits until there is some."""
         for publication in publications:
-            try:
-                self._session.send(publication)
-            except BrokerError as error:
+            if self._waiting_bytes > MAX_WAITING_BYTES:
                 # Not lost for good: retained messages go out again on the next connect, and for all others there
                 # is a device with a timer.
-                log.warning("not sent to %s: %s", publication.topic, error)
+                log.warning("not sent to %s: too much is waiting for the broker", publication.topic)
+                break
+            self._waiting.append(publication)
+            self._waiting_bytes += len(publication.payload)
+        while self._waiting:
+            try:
+                self._session.send(self._waiting[0])
+            except BrokerError as error:
+                if not self._session.connected:
+                    log.warning("not sent to %s and others: %s", self._waiting[0].topic, error)
+                    self._drop_waiting()
                 return
+            self._waiting_bytes -= len(self._waiting.popleft().payload)
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
