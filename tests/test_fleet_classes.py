@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
 
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.store import Store
 from sdk.bundle import Bundle
+from sdk.errors import FleetError
 from sdk.fleet.alike import ALIKE, names_alike
+from sdk.fleet.cli import fleet as fleet_command
 from sdk.fleet.page.app import make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.store import FleetStore
@@ -124,7 +127,7 @@ def test_parts_that_look_different_are_told_as_such(
 def test_merged_by_command_the_devices_know_one_class(
     fleet: FleetStore, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = classes(capsys, fleet, "merge", *names("line-1", "line-2"), "--name", "pit", "--by", "ann")
+    ended = classes(capsys, fleet, "merge", *names("line-1", "line-2"), "--name", "pit", "--by", "ann", "--yes")
     done = json.loads(ended.out)
     assert (done["kind"], done["by"], done["utc"] > 0) == ("merge", "ann", True)
     found = json.loads(classes(capsys, fleet).out)
@@ -142,6 +145,38 @@ def test_merged_by_command_the_devices_know_one_class(
         assert live is not None
         assert learner.status().live_set_digest == live.digest
         learner.stop()
+
+
+def test_a_merge_says_what_it_is_about_and_asks(fleet: FleetStore, bundle: Bundle) -> None:
+    """It is for good. A class that somebody mistyped and never used must not rename one with many labels."""
+    mistyped = SimDevice("line-4")
+    mistyped.write(DefineClass(class_id_of("line-4"), "Pit mrak", "ann"))
+    with fleet.write() as ledger:
+        ledger.note_state(DeviceState(device="line-4", channel="default", online=True), seen_utc=1.0)
+        ledger.take("line-4", mistyped.log, {})
+    wrong, right = names("line-4", "line-1")
+    asked = ["classes", "--dir", str(fleet.directory), "merge", "Pit mrak", right, "--by", "ann"]
+    words = f"'Pit mrak' ({wrong}, 0 labels) and 'Pit mark' ({right}, 5 labels)"
+
+    def kept() -> list[str]:
+        with fleet.read() as ledger:
+            return [type(entry.body).__name__ for entry in ledger.decisions("default")]
+
+    def answered(answer: str, *more: str) -> Result:
+        return CliRunner().invoke(fleet_command, [*asked, *more], input=answer)
+
+    no = answered("n\n")
+    assert f"{words} become one class, called 'Pit mark', on every device. It cannot be undone." in no.stderr
+    assert (str(no.exception), kept()) == ("nothing was merged", [])
+    nobody = answered("")
+    assert isinstance(nobody.exception, FleetError)
+    assert ("--yes" in nobody.exception.hint, kept()) == (True, [])
+    yes = answered("y\n")
+    assert f"{words} are one class now, called 'Pit mark', by ann" in yes.stdout
+    assert kept() == ["MergeClasses", "RenameClass"]
+    learned = fleet.learned("default")
+    assert learned is not None
+    assert sorted(learned.names.values()) == ["Pit mark", "good", "pit-marks", "scratch", "stain"]
 
 
 def test_told_apart_they_are_not_proposed_again_and_the_page_says_who_said_so(
@@ -209,5 +244,5 @@ def test_what_cannot_be_said_of_classes_is_refused(
 def test_saying_it_twice_is_refused(fleet: FleetStore, capsys: pytest.CaptureFixture[str]) -> None:
     classes(capsys, fleet, "apart", "Pit mark", "pit-marks")
     assert "known to be different" in classes(capsys, fleet, "apart", "pit-marks", "Pit mark").err
-    classes(capsys, fleet, "merge", "Pit mark", "pit-marks")
+    classes(capsys, fleet, "merge", "Pit mark", "pit-marks", "--yes")
     assert "are one class already" in classes(capsys, fleet, "merge", *names("line-1", "line-1")).err

@@ -48,8 +48,7 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
         click.echo(msgspec.json.encode(found))
         return
     for one in found["classes"]:
-        labels = "1 label" if one["labels"] == 1 else f"{one['labels']} labels"
-        click.echo(f"{one['class_id'][:8]}  {one['name']}: {labels}")
+        click.echo(f"{one['class_id'][:8]}  {one['name']}: {_labels(one['labels'])}")
     for pair in found["proposed"]:
         click.echo(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
     for done in found["decided"]:
@@ -59,15 +58,51 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
 @classes.command(short_help="Make two classes one on every device.")
 @click.argument("one")
 @click.argument("other")
-@click.option("--name", metavar="NAME", help="What the class is called from now on; else by its last name.")
+@click.option(
+    "--name", metavar="NAME", help="What the class is called from now on; else as the one with more labels is."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @by_option
 @click.pass_obj
-def merge(settings: tuple[Path, str, bool], one: str, other: str, name: str | None, by: str | None) -> None:
+def merge(
+    settings: tuple[Path, str, bool], one: str, other: str, name: str | None, yes: bool, by: str | None
+) -> None:
     """Make ONE and OTHER one class on every device; each is a name or the first digits of an id.
 
-    It cannot be undone. Labels keep the class they were given; both ids stand for the same class from now on.
+    It cannot be undone, so it says both names, how many labels each has and what it will be called, and asks.
+    Labels keep the class they were given; both ids stand for the same class from now on.
     """
-    _decide(settings, one, other, by, name, apart=False)
+    from sdk.fleet.cli import open_fleet
+
+    directory, channel, _ = settings
+    decided_by = who(by)
+    with open_fleet(directory) as store:
+        learned = _learned(store, channel)
+        pair = _pair(learned, one, other)
+        count = [learned.live.class_ids.count(class_id) for class_id in pair]
+        called = [learned.names.get(class_id, class_id.hex()[:8]) for class_id in pair]
+        name = called[count[1] > count[0]] if name is None else _checked(name, learned, pair)
+        sides = [
+            f"{name!r} ({class_id.hex()[:8]}, {_labels(labels)})"
+            for name, class_id, labels in zip(called, pair, count, strict=True)
+        ]
+        words = f"{sides[0]} and {sides[1]}"
+        if not yes:
+            _ask(f"{words} become one class, called {name!r}, on every device. It cannot be undone.")
+        low, high = sorted(pair)
+        bodies: list[Body] = [MergeClasses(low, high, decided_by)]
+        if {*called} != {name}:  # else a merged class goes by the name that was given last to either
+            bodies.append(RenameClass(low, name, decided_by))
+        _say(store, settings, bodies, f"{words} are one class now, called {name!r}")
+
+
+def _ask(words: str) -> None:
+    try:
+        if click.confirm(f"{words} Go on?", err=True):
+            return
+    except click.Abort as error:
+        raise FleetError(f"{words} Nobody said yes.", hint="Where nobody is there to ask: --yes.") from error
+    raise FleetError("nothing was merged", hint="Another name for it: --name NAME.")
 
 
 @classes.command(short_help="Say that two classes are not one.")
@@ -77,37 +112,45 @@ def merge(settings: tuple[Path, str, bool], one: str, other: str, name: str | No
 @click.pass_obj
 def apart(settings: tuple[Path, str, bool], one: str, other: str, by: str | None) -> None:
     """Say that ONE and OTHER are different classes: they are not proposed again."""
-    _decide(settings, one, other, by, None, apart=True)
-
-
-def _decide(
-    settings: tuple[Path, str, bool], one: str, other: str, by: str | None, name: str | None, *, apart: bool
-) -> None:
     from sdk.fleet.cli import open_fleet
 
-    directory, channel, as_json = settings
+    directory, channel, _ = settings
     decided_by = who(by)
     with open_fleet(directory) as store:
         learned = _learned(store, channel)
-        pair = _class(learned, one), _class(learned, other)
-        if pair[0] == pair[1]:
-            raise LabelError(f"{one} and {other} are one class already", hint="Nothing needs to be done.")
-        low, high = sorted(pair)
-        if apart and (low, high) in learned.apart:
+        low, high = sorted(_pair(learned, one, other))
+        if (low, high) in learned.apart:
             raise LabelError(f"{one} and {other} are known to be different", hint="Nothing needs to be done.")
-        bodies: list[Body] = [KeepApart(low, high, decided_by) if apart else MergeClasses(low, high, decided_by)]
-        if name is not None:
-            bodies.append(RenameClass(low, _checked(name, learned, pair), decided_by))
-        with store.write() as ledger:
-            ledger.decide(channel, bodies)
-        found, served = classes_of(store, channel), store.served()
-    done = found["decided"][-2 if name is not None else -1]
+        _say(store, settings, [KeepApart(low, high, decided_by)])
+
+
+def _pair(learned: Learned, one: str, other: str) -> tuple[bytes, bytes]:
+    """Return the two classes, which are not one."""
+    pair = _class(learned, one), _class(learned, other)
+    if pair[0] == pair[1]:
+        raise LabelError(f"{one} and {other} are one class already", hint="Nothing needs to be done.")
+    return pair
+
+
+def _say(store: FleetStore, settings: tuple[Path, str, bool], bodies: list[Body], words: str = "") -> None:
+    """Write a decision, its first entry what it is about, and tell of it, in these words or the list's."""
+    _, channel, as_json = settings
+    with store.write() as ledger:
+        ledger.decide(channel, bodies)
+    found, served = classes_of(store, channel), store.served()
+    done = found["decided"][-len(bodies)]
+    if words:
+        done = {**done, "words": f"{words}, by {done['by']}"}
     if as_json:
         click.echo(msgspec.json.encode({**done, "served": served, "live_set_digest": found["live_set_digest"]}))
         return
     click.echo(done["words"])
     if not served:
         click.echo("no fleet service runs on this directory: devices hear of it when one does")
+
+
+def _labels(count: int) -> str:
+    return "1 label" if count == 1 else f"{count} labels"
 
 
 def _checked(name: str, learned: Learned, pair: tuple[bytes, bytes]) -> str:
@@ -216,7 +259,10 @@ def _decision_row(body: Body, utc: float, learned: Learned) -> dict[str, Any] | 
     else:
         return None
     called = [learned.names.get(learned.live.merged.get(c, c), c.hex()[:8]) for c in ids]
-    said = " and ".join(f"{name} ({class_id.hex()[:8]})" for name, class_id in zip(called, ids, strict=True))
+    if len(ids) == 2 and called[0] == called[1]:  # one class by now, and so one name
+        said = f"{called[0]} ({ids[0].hex()[:8]} and {ids[1].hex()[:8]})"
+    else:
+        said = " and ".join(f"{name} ({class_id.hex()[:8]})" for name, class_id in zip(called, ids, strict=True))
     return {
         "kind": kind,
         "class_ids": [class_id.hex() for class_id in ids],
