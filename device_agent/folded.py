@@ -144,6 +144,8 @@ class Folded:
             if device == self._store.device:
                 own[root] += count
         names = self.fold.class_names()
+        # Those too that labels are of and that nobody names: to be named, or made one with others.
+        names |= {class_id: self.name(names, class_id) for class_id in labels}
         infos = [ClassInfo(class_id, name, own[class_id], labels[class_id]) for class_id, name in names.items()]
         return sorted(infos, key=lambda each: (each.name.casefold(), each.class_id))
 

@@ -180,5 +180,6 @@ class Labelling:
             self._check_class(class_id, hint="Define the class first, then label with it.")
 
     def _check_class(self, class_id: bytes, *, hint: str = "Look at the list of classes.") -> None:
-        if self._folded.fold.canonical(class_id) not in self._folded.fold.class_names():
+        root, fold = self._folded.fold.canonical(class_id), self._folded.fold
+        if root not in fold.class_names() and all(fold.canonical(row.class_id) != root for row in fold.rows()):
             raise UnknownClassError(f"there is no class {class_id.hex()[:12]}", hint=hint)

@@ -18,6 +18,7 @@ from sdk.fleet.cli_classes import classes
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
 from sdk.fleet.cli_enroll import enroll, renew, revoke, secure_broker, service_settings, tls, tls_folder
+from sdk.fleet.cli_keep import keep_classes, say_merges
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_precision import precision as precision_commands
 from sdk.fleet.cli_progress import check_outcome, wait_for_devices
@@ -262,6 +263,11 @@ def serve(
 @keys_option
 @passphrase_option
 @click.option(
+    "--new-classes",
+    is_flag=True,
+    help="Publish although classes have the names of those in use, and other ids: labels stay with the old ones.",
+)
+@click.option(
     "--unsigned",
     is_flag=True,
     help="Without the keys at hand: write what is to be signed with `headway fleet sign`, publish nothing yet.",
@@ -276,6 +282,7 @@ def publish(
     accept_licence: Sequence[str],
     keys_dir: Path | None,
     passphrase_file: Path | None,
+    new_classes: bool,
     unsigned: bool,
     as_json: bool,
     waves: str | None,
@@ -292,6 +299,10 @@ def publish(
 
     The licence of the bundle's weights must be one that asks for attribution at most, or one that `licences.txt`
     in the fleet's directory names: SPDX ids, one a line.
+
+    Its classes must be those that the channel's labels are of, by their ids: what is exported anew for a fleet
+    that runs is exported with --classes-from the bundle that it replaces. Else it is refused, or with
+    --new-classes published beside them; `headway fleet classes merge` makes each pair one.
 
     With --waves it reaches a few devices first, and more while these do as well with it as before:
 
@@ -314,11 +325,13 @@ def publish(
     ruling = licences.rule(opened, licences.read_list(directory), accept_licence)
     with FleetStore(directory) as store:
         signed = has_trust(directory)
+        merges = keep_classes(store, channel, opened, new_classes=new_classes)
         if unsigned:
             to_sign = publish_unsigned(store, opened, channel=channel, precision=precision, plan=plan)
             click.echo(f"nothing is published yet; to be signed: {to_sign}")
             click.echo(f"carry it to the targets key, and there: headway fleet sign {to_sign.name} --keys KEYS")
             click.echo(f"carry it back, and here: headway fleet sign {to_sign} --dir {directory}")
+            say_merges(merges)
             return
         publication = publish_bundle(
             store,
@@ -337,6 +350,7 @@ def publish(
             click.echo(
                 f"weights: {opened.manifest.lineage.weights_source}; licence: {ruling.spdx or ruling.stated}"
             )
+            say_merges(merges)
             if plan is not None:
                 click.echo(
                     f"in waves of {', '.join(plan.waves)}; see: headway fleet rollout show --dir {directory}"

@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.errors import BadSignature, FleetError, LabelError
+from sdk.errors import BadSignature, FleetError, HeadwayError, LabelError
 from sdk.fleet.blobs import blobs_of
 from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
@@ -55,7 +55,7 @@ class Learned:
 
     Attributes:
         live: The live set.
-        names: Class names by id, after merges.
+        names: Class names by id, after merges; of each class that a label is of.
         holds: The quarantines that stand.
         apart: Pairs of classes that somebody said are different, the smaller id first.
         refused: How many records contradict themselves, and count nowhere.
@@ -76,6 +76,7 @@ class _Folding:
     fold: Fold
     position: int = 1  # of the next record
     refused: int = 0
+    nameless: dict[bytes, str] = field(default_factory=dict)  # what their classes were called once
 
     def catch_up(self, ledger: Ledger, channel: str) -> None:
         """Fold what is new of the union."""
@@ -331,7 +332,32 @@ class FleetStore:
             found.catch_up(ledger, channel)
             self._folds[channel] = found
             fold = found.fold
-            return Learned(fold.live_set(), fold.class_names(), fold.holds(), fold.apart(), found.refused)
+            live, names = fold.live_set(), fold.class_names()
+            unnamed = {*live.class_ids} - names.keys()
+            if unnamed - found.nameless.keys():
+                found.nameless = self._once_named(ledger, channel, unnamed, live)
+            names |= {class_id: found.nameless[class_id] for class_id in unnamed}
+            return Learned(live, names, fold.holds(), fold.apart(), found.refused)
+
+    def _once_named(self, ledger: Ledger, channel: str, unnamed: set[bytes], live: LiveSet) -> dict[bytes, str]:
+        """Return a name for classes that neither the current release nor the log names.
+
+        It is that of the newest release of the channel that had one; else of its id, as devices call it.
+        """
+        found: dict[bytes, str] = {class_id: f"class {class_id.hex()[:6]}" for class_id in unnamed}
+        published = [one for cleared in (True, False) for one in ledger.publications(channel, cleared=cleared)]
+        for publication in sorted(published, key=lambda one: one.id):
+            files = {file.name: file for file in publication.release.descriptor.files}
+            try:
+                manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
+            except (HeadwayError, KeyError):
+                continue  # long gone from the disk, or no bundle
+            for entry in manifest.classes:
+                class_id = bytes.fromhex(entry.id)
+                root = live.merged.get(class_id, class_id)
+                if root in unnamed:
+                    found[root] = entry.name
+        return found
 
     def summed_moments(self, channel: str, live: LiveSet) -> Moments | None:
         """Return the moments of the samples that a channel's release knows by their sums only; None without.

@@ -1,0 +1,74 @@
+"""What `headway fleet publish` looks at before: do the labels that operators gave keep their classes?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sdk.errors import FleetError
+from sdk.fleet.cli_quarantine import who
+from sdk.labels import DefineClass
+
+if TYPE_CHECKING:
+    from sdk.bundle import Bundle
+    from sdk.fleet.store import FleetStore
+
+NAMED: Final = 4
+"""Classes that are named of those that would be replaced."""
+
+
+def keep_classes(store: FleetStore, channel: str, bundle: Bundle, *, new_classes: bool) -> list[str]:
+    """Let a bundle be published, with a name in the union for each labelled class that it does not bring.
+
+    A class that came with a release has its name from there only. Without the name it could be neither chosen,
+    corrected nor merged once another release serves.
+
+    Args:
+        store: The fleet's.
+        channel: Where it is to go.
+        bundle: What is to be published.
+        new_classes: Its maker means it where it has other classes of the same names.
+
+    Returns:
+        The commands that make each class that it replaces one with its own, once it is published.
+
+    Raises:
+        FleetError: it has other classes of the same names, and devices are on the channel.
+    """
+    from sdk.fleet.same_classes import left_behind, replaced
+
+    learned = store.learned(channel)
+    if learned is None:
+        return []
+    with store.read() as ledger:
+        current = ledger.current(channel)
+        in_use = bool(ledger.devices(channel)) or ledger.log_length(channel) > 0
+    brought = bundle.class_names()
+    found = replaced(brought, learned.live, learned.names, store.released_classes(channel))
+    if found and in_use and not new_classes and current is not None:
+        named = ", ".join(repr(one.name) for one in found[:NAMED])
+        named += f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise FleetError(
+            f"{bundle.manifest.name!r} has other ids than {current.ref.name!r} for classes of the same names "
+            f"({named}): labels that operators gave would be of none of its classes",
+            hint="Export it again with --classes-from and the bundle that it replaces. To publish it all the "
+            "same: --new-classes, which says how to make them one then.",
+        )
+    kept = left_behind(brought, learned.live, learned.names)
+    if in_use:  # labels of them may still be on their way, and nobody could merge what nobody knows
+        kept |= {one.used: one.name for one in found}
+    if kept:
+        with store.write() as ledger:
+            ledger.decide(channel, [DefineClass(class_id, name, who(None)) for class_id, name in kept.items()])
+    return [
+        f"headway fleet classes --dir {store.directory} merge {one.used.hex()} {one.brought.hex()}"
+        for one in found
+    ]
+
+
+def say_merges(merges: list[str]) -> None:
+    """Print the commands of `keep_classes`, where there are any."""
+    if merges:
+        click.echo("it has other ids for classes of the same names; once it is published, to make each pair one:")
+        click.echo("\n".join(f"  {merge}" for merge in merges))
