@@ -62,6 +62,50 @@ def _block(user: str, reads: list[str], writes: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+FILES: Final = {
+    "cafile": "ca.pem",
+    "certfile": "broker.pem",
+    "keyfile": "broker.key",
+    "crlfile": "crl.pem",
+    "acl_file": "acl",
+}
+"""Which setting of Mosquitto's names which file of the fleet's `tls/`."""
+
+
+def elsewhere(text: str, folder: Path) -> list[str]:
+    """Return the paths in a mosquitto.conf of ours that are not in this folder, as in one that was moved."""
+    return [path for line in text.splitlines() if (path := _elsewhere(line, folder)) is not None]
+
+
+def _elsewhere(line: str, folder: Path) -> str | None:
+    key, _, path = line.strip().partition(" ")
+    named = Path(path.strip())
+    if named.name != FILES.get(key) or named.parent == folder.resolve():
+        return None
+    return str(named)
+
+
+def adjusted(text: str, folder: Path | None, ports: tuple[int, int]) -> str:
+    """Return a mosquitto.conf of ours with another folder or port, and all else as somebody may have edited it.
+
+    Args:
+        text: It.
+        folder: The fleet's `tls/`, where it has moved.
+        ports: Where the broker listened, and where it is to listen.
+
+    >>> adjusted("listener 8883\\nlog_type all\\n", None, (8883, 9999)).splitlines()
+    ['listener 9999', 'log_type all']
+    """
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        words = line.split()
+        if words[:2] == ["listener", str(ports[0])]:
+            lines[i] = " ".join(["listener", str(ports[1]), *words[2:]])
+        elif folder is not None and _elsewhere(line, folder) is not None:
+            lines[i] = f"{words[0]} {folder.resolve() / FILES[words[0]]}"
+    return "\n".join(lines) + "\n"
+
+
 def secure_config(
     port: int,
     folder: Path,
@@ -86,16 +130,13 @@ def secure_config(
         f"listener {port}" + (f" {host}" if host else ""),
         "# Nobody without a certificate of this fleet; the name in it is the user and the session.",
         "allow_anonymous false",
-        f"cafile {folder / 'ca.pem'}",
-        f"certfile {folder / 'broker.pem'}",
-        f"keyfile {folder / 'broker.key'}",
-        f"crlfile {folder / 'crl.pem'}",
+        *(f"{key} {folder / FILES[key]}" for key in ("cafile", "certfile", "keyfile", "crlfile")),
         "tls_version tlsv1.2",
         "require_certificate true",
         "use_identity_as_username true",
         "# Else a valid certificate with another's client id throws that other off.",
         "use_username_as_clientid true",
-        f"acl_file {folder / 'acl'}",
+        f"acl_file {folder / FILES['acl_file']}",
         f"max_connections {MAX_CONNECTIONS}",
         *limit_lines(limits),
     ]

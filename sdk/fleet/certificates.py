@@ -197,15 +197,23 @@ class Authority:
         key = _public(before[-1])
         return tuple(self._certify(device + session, key, None).public_bytes(Encoding.PEM) for session in SESSIONS)
 
-    def renew_servers(self) -> list[str]:
+    def renew_servers(self, hosts: Sequence[str] = ()) -> list[str]:
         """Give broker and service new certificates for their keys, and the authority where its own end is near.
 
         The authority keeps its key, so what it has signed stays good, by its old certificate and by the new one.
 
+        Args:
+            hosts: Names and addresses by which the broker is reached from now on, beside those that it had:
+                devices come by these until they are told.
+
         Returns:
             What was renewed.
+
+        Raises:
+            KeyRefused: a host is none, or a certificate is damaged or cannot be written.
         """
         renewed = ["broker", "service"]
+        added = [_alternative(host) for host in hosts]
         if self._certificate.not_valid_after_utc - self._clock() < AUTHORITY_LEFT:
             self._certificate = _own_certificate(self._key, self._clock())
             write_for_broker(self.folder / "ca.pem", self._certificate.public_bytes(Encoding.PEM))
@@ -218,10 +226,12 @@ class Authority:
                 raise KeyRefused(f"{file} is no certificate", hint="Restore the folder from a backup.") from error
             name = str(before.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
             try:
-                names = before.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+                names = [*before.extensions.get_extension_for_class(x509.SubjectAlternativeName).value]
             except x509.ExtensionNotFound:
                 names = None
-            made = self._certify(name, _public(before), None if names is None else list(names))
+            if names is not None:
+                names += [one for one in dict.fromkeys(added) if one not in names]
+            made = self._certify(name, _public(before), names)
             write_for_broker(file, made.public_bytes(Encoding.PEM))
         self._write_revoked(self.revoked())  # for as long as the authority, and servers read certificates again
         return renewed

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sdk.fleet.certificates import Authority
     from sdk.mqtt import MqttSettings
 
+CONFIG_NAME: Final = "mosquitto.conf"
+"""For a Mosquitto of the plant's own: ours is started with one made on the spot."""
 CERTIFICATE_NAMES: Final = ("device.pem", "device-chunks.pem", "device-trigger.pem")
 """What a device's certificates are called on it, in the order of its sessions."""
 OWN_ACCESS_NAME: Final = "acl.local"
@@ -40,12 +42,19 @@ OWN_ACCESS_NAME: Final = "acl.local"
     multiple=True,
     help="Name or address by which devices reach the broker. May be given several times; devices use the first.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=TLS_PORT, show_default=True)
-@click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="First part of every topic.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help=f"Where the broker listens; {TLS_PORT} where nothing is said."
+)
+@click.option("--prefix", help=f"First part of every topic; {DEFAULT_PREFIX} where nothing is said.")
 @click.option(
     "--renew", "renew_servers", is_flag=True, help="Only new certificates for the keys that are there, for longer."
 )
-def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str, renew_servers: bool) -> None:
+@click.option(
+    "--moved", is_flag=True, help="With --renew: the directory has moved; name its place in mosquitto.conf."
+)
+def tls(
+    directory: Path, hosts: tuple[str, ...], port: int | None, prefix: str | None, renew_servers: bool, moved: bool
+) -> None:
     """Make the certificates and the configuration of a broker for a plant's network.
 
     Afterwards `headway fleet serve --start-broker` runs that broker, open to the network for devices with a
@@ -53,12 +62,20 @@ def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str, renew_s
 
     Certificates of broker and service last five years; `headway fleet doctor` says when they end. --renew gives
     both new ones, and the authority where its own end, after twenty years, comes near. No device notices.
+
+    With --renew, --host and --port say where the broker is from now on. Its certificate keeps the names that it
+    had, so a device may come by the old address for as long as that leads there.
     """
     if renew_servers:
-        _renew_servers(directory)
+        if prefix is not None:
+            raise click.UsageError("--prefix cannot change: every device that is enrolled has it.")
+        _renew_servers(directory, hosts, port, moved=moved)
         return
+    if moved:
+        raise click.UsageError("--moved is for --renew.")
     if not hosts:
         raise click.UsageError("Missing option '--host'.")
+    port, prefix = port or TLS_PORT, prefix or DEFAULT_PREFIX
     from sdk.fleet.access import secure_config
     from sdk.fleet.certificates import Authority, changing
     from sdk.wire import Topics
@@ -71,10 +88,14 @@ def tls(directory: Path, hosts: tuple[str, ...], port: int, prefix: str, renew_s
         raise KeyRefused(f"{folder}: {error.strerror}", hint="Name a folder you may write to.") from error
     with changing(folder):
         if (folder / PLACE_NAME).exists():
-            raise KeyRefused(f"{folder} has certificates already", hint="`headway fleet enroll` adds devices.")
+            raise KeyRefused(
+                f"{folder} has certificates already",
+                hint="`headway fleet enroll` adds devices. With --renew the "
+                "broker gets another address: --host, --port.",
+            )
         with _all_or_nothing_new(folder):
             Authority.create(folder, hosts)
-            (folder / "mosquitto.conf").write_text(secure_config(port, folder), encoding="utf-8")
+            (folder / CONFIG_NAME).write_text(secure_config(port, folder), encoding="utf-8")
             _write_place(folder, Place(host=hosts[0], port=port, prefix=prefix))
     click.echo(f"""\
 {folder}/ca.key            stays here, readable by its owner only: who has it enrols devices
@@ -84,15 +105,35 @@ Or run your own Mosquitto with that configuration; its user must be able to read
 Enrol a device:            headway fleet enroll NAME --dir {directory} --out NAME""")
 
 
-def _renew_servers(directory: Path) -> None:
+def _renew_servers(directory: Path, hosts: tuple[str, ...], port: int | None, *, moved: bool) -> None:
+    from sdk.fleet.access import adjusted
+    from sdk.fleet.certificates import write_for_broker
     from sdk.fleet.expiry import expiries
 
-    with _changing(tls_folder(directory)) as authority:
-        renewed = authority.renew_servers()
+    folder = tls_folder(directory)
+    with _changing(folder) as authority:
+        before = read_place(folder) if hosts or port is not None or moved else None
+        renewed = authority.renew_servers(hosts)
+        if before is not None:
+            host = hosts[0] if hosts else before.host
+            place = msgspec.structs.replace(before, host=host, port=port or before.port)
+            config = folder / CONFIG_NAME
+            text = adjusted(_config_text(folder, before), folder if moved else None, (before.port, place.port))
+            write_for_broker(config, text.encode(), mode=0o600)
+            _write_place(folder, place)
+            if (before.host, before.port) != (place.host, place.port):
+                click.echo(
+                    f"the broker is at {place.host}, port {place.port}, for devices that are enrolled from now on"
+                )
+                click.echo(
+                    "others: set host and port in [mqtt] of their site.toml, and url in [chunks] where it is"
+                )
     for one in expiries(directory):
         if one.kind in renewed:
             click.echo(f"{one.what} until {datetime.fromtimestamp(one.expires_utc, timezone.utc):%Y-%m-%d}")
     _tell_broker(directory)
+    if port is not None:
+        click.echo("a broker that runs elsewhere takes its port when it is started anew")
     click.echo("start `headway fleet serve` anew: until then it shows the broker its old certificate")
 
 
@@ -311,6 +352,21 @@ def secure_broker(directory: Path, *, port: int | None = None, host: str | None 
     )
 
 
+def _config_text(folder: Path, place: Place) -> str:
+    """Return the configuration for a Mosquitto of the plant's own, as it is or as it is made."""
+    from sdk.fleet.access import secure_config
+
+    try:
+        return (folder / CONFIG_NAME).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return secure_config(place.port, folder)
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyRefused(
+            f"{folder / CONFIG_NAME} cannot be read: {error}",
+            hint="Mend it, or take it away to have it made anew.",
+        ) from error
+
+
 def _write_place(folder: Path, place: Place) -> None:
     """Write where the broker is, and before it the access list that follows; both appear whole."""
     from sdk.fleet.access import access_list
@@ -394,11 +450,18 @@ def _tell_broker(directory: Path) -> bool:
     Raises:
         BrokerError: it is there and does not.
     """
+    from sdk.fleet.access import elsewhere
     from sdk.fleet.broker import reload_broker
 
-    told = reload_broker(tls_folder(directory) / "broker.pid")
+    folder = tls_folder(directory)
+    told = reload_broker(folder / "broker.pid")
     if not told and shutil.which("systemctl") is not None:
         click.echo("if the broker runs elsewhere, let it reload: systemctl reload mosquitto (or SIGHUP)")
+    # Not changed by itself: where this runs in a container, the broker may know the folder by that other name.
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if not told and (paths := elsewhere((folder / CONFIG_NAME).read_text(encoding="utf-8"), folder)):
+            click.echo(f"{folder / CONFIG_NAME} names files elsewhere, such as {paths[0]};")
+            click.echo(f"if this directory has moved, first: headway fleet tls --renew --moved --dir {directory}")
     return told
 
 
