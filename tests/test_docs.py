@@ -61,6 +61,12 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_holds_the_place_of_what_was_to_come(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    assert re.findall(r"^\W*(?:[A-Z]{3,}\W*)+$", text, re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_section_and_decision_that_is_named_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     wrong = [
