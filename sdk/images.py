@@ -294,7 +294,10 @@ def open_images(
     images = _once(images, folder, refused)
     if not images:
         reasons = Counter(r.reason for r in refused).most_common(1)[0][0]
-        raise BadImages(f"{folder}: none of {len(refused)} images can be used: {reasons}", hint="Replace them.")
+        hint = "Replace them."
+        if reasons.endswith(("not in the folder", "out of the folder", "divided by /")):
+            hint = "Write the paths as they are from the folder on, with / between folders."
+        raise BadImages(f"{folder}: none of {len(refused)} images can be used: {reasons}", hint=hint)
     notes = [
         *listed.notes,
         *_count_note(misnamed, "files are not of the kind their names say"),

@@ -120,7 +120,10 @@ def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | No
             if folder.is_file():
                 hint = f"Name the folder that holds the images: {folder.parent}, if it lies beside them."
             raise BadImages(f"{folder} is not a folder", hint=hint)
-        layout = layout or detect(folder)
+        if layout is None:
+            layout = detect(folder)
+            if layout is Layout.FOLDERS:
+                _refuse_several_sets(folder)
         found = _listed(folder, layout, unannotated)
         return replace(found, notes=[*found.notes, *_left_out(folder, found)])
     except OSError as error:
@@ -147,13 +150,31 @@ def detect(folder: Path) -> Layout:
         return Layout.INDEX
     if _coco_files(folder):
         return Layout.COCO
+    return _by_folders(folder) or (Layout.FOLDERS if _folders(folder) else Layout.FLAT)
+
+
+def _by_folders(folder: Path) -> Layout | None:
+    """Return what a folder is by the names of its folders, where these say that it has parts to train and test."""
     names = {p.name for p in _folders(folder)}
     if (folder / "train" / "good").is_dir() and {"test", _MASKS} & names:
         return Layout.MVTEC
     nested = {name for name in names & PARTS if _folders(folder / name)}
-    if nested and (names <= PARTS or nested & _TRAINING):
-        return Layout.PARTS
-    return Layout.FOLDERS if names else Layout.FLAT
+    return Layout.PARTS if nested and (names <= PARTS or nested & _TRAINING) else None
+
+
+def _refuse_several_sets(folder: Path) -> None:
+    """Refuse class folders that are sets themselves: a root of several products would tell products apart.
+
+    Raises:
+        BadImages: one of them is.
+    """
+    sets = [each for each in _folders(folder) if (each / INDEX_NAME).is_file() or _by_folders(each) is not None]
+    if sets:
+        are = "is a set of its own" if len(sets) == 1 else "are sets of their own"
+        raise BadImages(
+            f"{folder}: {_some(each.name for each in sets)} {are} (train and test, or an {INDEX_NAME}), no class",
+            hint=f"Name one, such as {sets[0]}; --format folders takes each folder for a class all the same.",
+        )
 
 
 # --- Folders
@@ -259,13 +280,42 @@ def _from_folders(folder: Path) -> Listing:
     if len(used) < len(classes):
         notes.append(f"Folders without images: {_some(p.name for p in classes if p.name not in used)}.")
     only = classes[0]
+    within = _within(classes, entries)
     if len(classes) == 1 and entries and all(entry.path.parent != only for entry in entries):
-        within = sorted({entry.path.relative_to(only).parts[0] for entry in entries})
         notes.append(
-            f"All images are of one class, {only.name}, and lie in folders within it, {_some(within)}: if these "
-            f"are the classes, name {only}."
+            f"All images are of one class, {only.name}, and lie in folders within it, "
+            f"{_some(sorted(within[only.name]))}: if these are the classes, name {only}."
         )
+    else:
+        notes += _pooled(within)
+        times = Counter(name for folders in within.values() for name in folders)
+        if common := sorted(name for name in times if times[name] > 1):
+            homes = sorted(label for label in within if common[0] in within[label])
+            notes.append(
+                f"{_some(common)} {'lies' if len(common) == 1 else 'lie'} in several of these, as in "
+                f"{_some(homes)}: if these are the classes, name one set, such as {folder / homes[0]}."
+            )
     return Listing(Layout.FOLDERS, f"class folders: {_some(used, 8)}", entries, refused, notes)
+
+
+def _within(homes: Iterable[Path], entries: Iterable[Entry]) -> dict[str, Counter[str]]:
+    """Return how many images of each class lie in which folders within its own, of classes that have such."""
+    found: dict[str, Counter[str]] = {}
+    owner = {home: home.name for home in homes}
+    for entry in entries:
+        home = next(each for each in entry.path.parents if each in owner)
+        folders = entry.path.relative_to(home).parts[:-1]
+        if folders:
+            found.setdefault(owner[home], Counter())[folders[0]] += 1
+    return found
+
+
+def _pooled(within: dict[str, Counter[str]]) -> list[str]:
+    """Return a note on folders within class folders, which are no classes."""
+    told = [
+        f"{sum(within[label].values())} images of {label} in {_some(sorted(within[label]))}" for label in within
+    ]
+    return [f"Folders within a class folder are no classes of their own: {_some(told)}."] if told else []
 
 
 def _from_parts(folder: Path) -> Listing:
@@ -280,14 +330,19 @@ def _from_parts(folder: Path) -> Listing:
         refused += [Refused(path, "in no class folder") for path in _files(part, deep=False)]
         for class_folder in _folders(part):
             _class_folder(class_folder, entries, refused, {"folder": part.name})
+    within = _within([home for part in parts for home in _folders(part)], entries)
     names = " and ".join(part.name for part in parts)
     return Listing(
         Layout.PARTS,
         f"class folders within {names}: {_some(sorted({e.label for e in entries}), 8)}",
         entries,
         refused,
-        [f"{names} are pooled: the split is made anew, by group."],
+        [*_parts_note(names, len(parts)), *_pooled(within)],
     )
+
+
+def _parts_note(names: str, parts: int) -> list[str]:
+    return [f"{names} are pooled: which of them an image lies in decides nothing."] if parts > 1 else []
 
 
 def _from_mvtec(folder: Path) -> Listing:
@@ -303,7 +358,7 @@ def _from_mvtec(folder: Path) -> Listing:
             mask = next((kept / name for name in names if (kept / name).is_file()), None)
             masked, without = masked + (mask is not None), without + (mask is None)
         entries.append(Entry(entry.path, entry.label, columns=entry.columns, mask=mask))
-    notes = ["train and test are pooled: the split is made anew, by group."]
+    notes = list(found.notes)
     if without:
         notes.append(f"{without} defect images have no mask in {_MASKS}.")
     defects = sorted({e.label for e in entries} - {"good"})
@@ -518,7 +573,9 @@ def _from_coco(folder: Path, unannotated: str | None) -> Listing:
         for picture in coco.images:
             path = _coco_image(folder, file, picture.file_name)
             if path is None:
-                refused.append(Refused(file, f"image {picture.file_name[:80]!r} is not in the folder"))
+                name = picture.file_name
+                why = "is not in the folder" + ("; folders are divided by /" if "\\" in name else "")
+                refused.append(Refused(file, f"image {name[:80]!r} {why}"))
                 continue
             label = _coco_label(of_image.pop(picture.id, []), names)
             if isinstance(label, str):

@@ -186,6 +186,7 @@ def spelled(data: bytes) -> Callable[[Path], Path]:
         (edited(images=[{"id": 0, "file_name": "a\0b"}]), "is not in the folder"),
         (edited(images=[{"id": 0, "file_name": "x" * 5000}]), "is not in the folder"),
         (edited(images=[{"id": 0, "file_name": "gone.png"}]), "is not in the folder"),
+        (edited(images=[{"id": 0, "file_name": "images\\0.png"}]), "not in the folder; folders are divided by /"),
         (edited(images=[{"id": 0, "file_name": "0.png"}], categories=[]), "category 7, which has no name"),
         (edited(images=[{"id": 0, "file_name": "0.png"}],
                 annotations=[{"image_id": 0, "category_id": 7, "area": -4}]), "no area"),
@@ -226,7 +227,7 @@ def test_train_and_test_are_never_taken_for_classes(tmp_path: Path) -> None:
         write(tmp_path / "val" / label / "9.png", encoded(value=500 + len(label)))
     images = open_images(tmp_path)
     assert images.classes == ["good", "scratch"]
-    assert "train and val are pooled: the split is made anew, by group." in images.notes
+    assert "train and val are pooled: which of them an image lies in decides nothing." in images.notes
 
 
 def scattered(root: Path) -> Path:
@@ -285,6 +286,59 @@ def test_classes_one_folder_too_deep_are_told(tmp_path: Path) -> None:
         "All images are of one class, images, and lie in folders within it, good, scratch: if these are the "
         f"classes, name {tmp_path / 'images'}.",
     )
+
+
+def nested(root: Path, *folders: str) -> Path:
+    for number, folder in enumerate(folders):
+        write(root / folder / "1.png", encoded(value=800 + number))
+    return root
+
+
+def test_folders_within_class_folders_are_told(tmp_path: Path) -> None:
+    images = open_images(nested(class_folders(tmp_path), "surface/deep", "surface/stains", "surface"))
+    assert images.classes == ["good", "scratch", "surface"]
+    assert images.notes == (
+        "Folders within a class folder are no classes of their own: 2 images of surface in deep, stains.",
+    )
+    parts = open_images(nested(class_folders(tmp_path / "p" / "train").parent, "train/good/x", "val/good/y"))
+    assert parts.notes[1:] == (
+        "Folders within a class folder are no classes of their own: 2 images of good in x, y.",
+    )
+
+
+def test_the_same_folders_within_several_classes_are_told(tmp_path: Path) -> None:
+    images = open_images(nested(tmp_path, "blech/good", "blech/pit", "kachel/good", "kachel/dent"))
+    assert images.classes == ["blech", "kachel"]
+    assert images.notes[1] == (
+        "good lies in several of these, as in blech, kachel: if these are the classes, name one set, such as "
+        f"{tmp_path / 'blech'}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        (("blech/train/good", "blech/test/pit", "kachel/train/good", "kachel/test/pit"),
+         "blech, kachel are sets of their own"),
+        (("kachel/train/good", "kachel/test/pit"), "kachel is a set of its own"),
+        (("kachel/train/good", "kachel/val/good", "good"), "kachel is a set of its own"),
+    ],
+)  # fmt: skip
+def test_sets_are_not_taken_for_classes(tmp_path: Path, folders: tuple[str, ...], says: str) -> None:
+    nested(tmp_path, *folders)
+    with pytest.raises(BadImages, match=says) as caught:
+        open_images(tmp_path)
+    assert f"such as {tmp_path / folders[0].split('/')[0]};" in caught.value.hint
+    assert open_images(tmp_path, layout=Layout.FOLDERS).classes == sorted({each.split("/")[0] for each in folders})
+
+
+def test_a_folder_of_indexed_sets_is_refused_and_classes_that_are_divided_into_parts_are_not(
+    tmp_path: Path,
+) -> None:
+    write(nested(tmp_path / "sets", "a/img", "b/img") / "a" / "index.csv", b"path,label\nimg/1.png,good\n")
+    with pytest.raises(BadImages, match="a is a set of its own"):
+        open_images(tmp_path / "sets")
+    assert open_images(nested(tmp_path / "set", "good/train", "good/test", "pit/train")).classes == ["good", "pit"]
 
 
 def test_a_link_to_a_folder_is_refused_and_a_class_folder_may_be_one(tmp_path: Path) -> None:
