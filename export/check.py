@@ -54,6 +54,11 @@ MAX_SLICES: Final = 24
 LISTED_SIZES: Final = 8
 SHARPNESS_PX: Final = 256
 """Sharpness is compared at this longest side, so that it does not depend on the camera's pixels."""
+NAMED: Final = 4
+"""So many classes are named in a note."""
+NUMBERED_ANEW: Final = 0.5
+"""Share of the groups that hold any class but the largest: where as many hold several, it is said. A part with two
+defects now and then is nothing."""
 WHOLESALE: Final = 0.5
 """A group with more than this share of a set is hardly one part."""
 OUTSIDE: Final = 0.01
@@ -164,9 +169,52 @@ def check(
         has_groups=len(set(used)) < len(used),
     )
     ids = [image.sample_id for image in images.images]
+    notes = [*_one_group_notes(regrouped), *(_shared_group_notes(images) if settled is Groups.GIVEN else [])]
+    regrouped = dataclasses.replace(regrouped, notes=(*images.notes, *notes))
+    for note in notes:
+        log.warn(note)
     checked = Checked(regrouped, own, settled, near, [compared[one] for one in ids], [seen[one] for one in ids])
     _say(checked, log)
     return checked
+
+
+def _one_group_notes(images: ImageSet) -> list[str]:
+    """Return what it means that all images of a class are of one group."""
+    groups: dict[str, set[str]] = {}
+    for image in images.images:
+        groups.setdefault(image.label, set()).add(image.group)
+    alone = [name for name in images.classes if len(groups[name]) == 1]
+    if not alone:
+        return []
+    return [
+        f"{_named(alone)} {'has' if len(alone) == 1 else 'have'} one group only, which is learned or left for "
+        "tests as a whole: nothing says how well it is told. Add images of other parts."
+    ]
+
+
+def _shared_group_notes(images: ImageSet) -> list[str]:
+    """Return what it may mean that groups hold several classes: parts are often numbered anew in each.
+
+    Then every class but the one of most groups has hardly a group for itself.
+    """
+    labels: dict[str, set[str]] = {}
+    for image in images.images:
+        labels.setdefault(image.group, set()).add(image.label)
+    shared = [group for group in labels if len(labels[group]) > 1]
+    counts = Counter(label for group in labels.values() for label in group)
+    largest = max(counts, key=lambda label: counts[label])
+    rest = [group for group in labels if labels[group] != {largest}]
+    if not shared or len(shared) < NUMBERED_ANEW * len(rest):
+        return []
+    return [
+        f"{len(shared)} of {len(labels)} groups hold images of several classes, as {shared[0]!r} those of "
+        f"{_named(sorted(labels[shared[0]]))}. If parts are numbered anew in each class, these are different "
+        "parts: give each a name of its own, such as class and number."
+    ]
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _say(checked: Checked, log: Log) -> None:

@@ -302,7 +302,7 @@ def export(
     kept = None if layout is None else Layout(layout)
     groups = None if groups_from is None else Groups(groups_from)
     if check_only:
-        _only_check(data, kept, unannotated, groups, seed, images_page, write_index, json_file)
+        _only_check(data, kept, unannotated, groups, hold_back, seed, images_page, write_index, json_file)
         return
     if write_index is not None:
         raise click.UsageError("--write-index goes with --check.")
@@ -406,17 +406,23 @@ def _only_check(
     layout: Layout | None,
     unannotated: str | None,
     groups: Groups | None,
+    hold_back: tuple[str, ...],
     seed: int,
     page: Path | None,
     index: Path | None,
     json_file: str | None,
 ) -> None:
-    """Say what is known of a set, and learn nothing."""
+    """Say what is known of a set, and learn nothing. What an export would refuse is refused, after all is told.
+
+    Raises:
+        BadImages: an export would refuse it.
+    """
     import msgspec
 
     from export.check import check, set_report, write_index
     from export.images_page import write_page
-    from export.progress import Log
+    from export.progress import Log, Unheard
+    from export.selection import select
 
     with Terminal(Console(stderr=True)) as terminal:
         checked = check(data, layout=layout, unannotated=unannotated, groups=groups, log=Log(terminal))
@@ -434,6 +440,7 @@ def _only_check(
             write_output(Path(json_file), as_json)
         except OSError as error:
             raise ExportError(f"--json {json_file}: {error.strerror}", hint="Choose another file.") from error
+    select(checked.images, seed=seed, hold_back=hold_back, classes_from=None, log=Log(Unheard()))
 
 
 def check_alone(strategy: str | None, ranks: Ranks) -> None:

@@ -22,6 +22,19 @@ class Listener(Protocol):
         """Something to know now, before the end."""
 
 
+class Unheard:
+    """A listener that tells nobody."""
+
+    def stage(self, words: str) -> None:
+        """A stage begins."""
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """The stage has come this far."""
+
+    def say(self, line: str) -> None:
+        """Something to know now, before the end."""
+
+
 @dataclass
 class Log:
     """Times, warnings and progress of one export."""

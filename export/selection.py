@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -87,6 +87,25 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse names of classes, all that are none together.
+
+    Raises:
+        BadImages: one of them is none.
+    """
+    faults: list[BadImages] = []
+    for name in names:
+        try:
+            _check_name(name)
+        except BadImages as error:
+            faults.append(error)
+    if len(faults) > 1:
+        hints = dict.fromkeys(fault.hint for fault in faults)
+        raise BadImages("; ".join(map(str, faults)), hint=" ".join(hints))
+    if faults:
+        raise faults[0]
+
+
 def select(
     images: ImageSet, *, seed: int, hold_back: Sequence[str], classes_from: Path | None, log: Log
 ) -> Selection:
@@ -102,9 +121,7 @@ def select(
     Raises:
         BadImages: nothing is left to learn from, or a class that is not there is held back.
     """
-    for name in images.classes:
-        if name not in hold_back:
-            _check_name(name)
+    _check_names(name for name in images.classes if name not in hold_back)
     for name in hold_back:
         if name not in images.classes:
             near = difflib.get_close_matches(name, images.classes, n=1)
