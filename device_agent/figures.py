@@ -88,7 +88,11 @@ def _print_accuracy(console: Console, accuracy: Accuracy) -> None:
             other = ", ".join(f"{name} {count}" for name, count in n.called.items() if name != "unknown")
             table.add_row(escape(n.name), str(n.images), str(n.noticed), escape(other))
         console.print(table)
-    if accuracy.balanced_accuracy is not None:
+    if accuracy.balanced_accuracy is not None and len(accuracy.classes) == 1:
+        # The mean over one class is its recall: another name for that would say more than it is.
+        name = escape(accuracy.classes[0].name)
+        console.print(f"called {name}: {accuracy.balanced_accuracy}; no other known class is judged here")
+    elif accuracy.balanced_accuracy is not None:
         forced = accuracy.forced_balanced_accuracy
         beside = "" if forced is None else f"; {forced:.1%} with forced choice"
         console.print(f"balanced accuracy {accuracy.balanced_accuracy}{beside}")

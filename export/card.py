@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from export.papers import INTENDED_USE, LIMITS, NOT_FOR, USERS, Papers
+from export.papers import LIMITS, NOT_FOR, ONE_CLASS, USERS, Papers, use_of
 from export.report import Report
 from export.set_report import SetReport, kept_apart
 from sdk.licences import name_of
@@ -19,7 +19,7 @@ def card(report: Report, papers: Papers) -> str:
     groups = (
         f"{images.groups} groups{derived}, which the split never divides"
         if images.grouped
-        else "no groups: every image counts as a part of its own"
+        else "no groups named, and none found in the pictures"
     )
     held = f" Held back from everything learned: {', '.join(report.held_back)}." if report.held_back else ""
     trained = (
@@ -34,6 +34,9 @@ def card(report: Report, papers: Papers) -> str:
         for how in report.quantization
         if how.finetuned is not None
     )
+    what, best = "Balanced accuracy", f"Best class whatever its novelty: {score.forced_choice:.1%}."
+    if report.only_class is not None:
+        what, best = report.measure, ONE_CLASS
     lines = [
         f"# {report.name}",
         "",
@@ -41,7 +44,7 @@ def card(report: Report, papers: Papers) -> str:
         "",
         "## Intended use",
         "",
-        INTENDED_USE,
+        use_of(report),
         "",
         f"Used by {' and '.join(USERS)}.",
         "",
@@ -79,10 +82,10 @@ def card(report: Report, papers: Papers) -> str:
         *_readout(report),
         "## Score",
         "",
-        f"Balanced accuracy {score.balanced_accuracy:.1%} (95 % interval {score.low:.1%} to {score.high:.1%}), "
+        f"{what} {score.balanced_accuracy:.1%} (95 % interval {score.low:.1%} to {score.high:.1%}), "
         f"on {score.samples} images of {score.groups} groups. Every image is judged by the head that never saw "
         f"its group; `unknown` counts as a miss, and {report.false_alarm_rate:.0%} of known images may be called "
-        f"so. Best class whatever its novelty: {score.forced_choice:.1%}.",
+        f"so. {best}",
         "",
         *_table(
             ("class", "recall", "95 % interval", "images", "groups"),
@@ -109,7 +112,7 @@ def card(report: Report, papers: Papers) -> str:
                 "MB",
                 "ms a frame",
                 "cosine to fp32",
-                "balanced accuracy",
+                report.measure,
                 "images",
                 "points to fp32",
                 "verdict",
@@ -167,7 +170,7 @@ def _near_duplicates(images: SetReport) -> list[str]:
     if leaks.score_apart is None or leaks.score_joined is None:
         return []
     return [
-        f"{leaks.pairs} pairs of images seem to show one part. Balanced accuracy is {leaks.score_apart:.1%} with "
+        f"{leaks.pairs} pairs of images seem to show one part. The score is {leaks.score_apart:.1%} with "
         f"{kept_apart(images)}, {leaks.score_joined:.1%} where they are kept together.",
         "",
     ]
@@ -207,7 +210,7 @@ def _slices(report: Report) -> list[str]:
             for one in scored
         ]
         if rows:
-            lines += [*_table((column.column, "balanced accuracy", "95 % interval", "images"), rows), ""]
+            lines += [*_table((column.column, report.measure, "95 % interval", "images"), rows), ""]
     return lines
 
 

@@ -23,7 +23,7 @@ from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from export.papers import INTENDED_USE, LIMITS, NOT_FOR, USERS, Papers
+from export.papers import LIMITS, NOT_FOR, USERS, Papers, use_of
 from export.report import Report
 from sdk.bundle import Manifest
 from sdk.licences import NO_WEIGHTS, normalise
@@ -55,7 +55,7 @@ def mlbom(report: Report, papers: Papers, manifest: Manifest, files: Mapping[str
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=BUNDLE,
         version=manifest.lineage.created_utc,
-        description=INTENDED_USE,
+        description=use_of(report),
         properties=_properties({**made, **_procedure(report, manifest)}),
         pedigree=Pedigree(
             ancestors=[_weights("ancestor/weights", own), *_bundles(papers.parents, "ancestor")],
@@ -209,7 +209,7 @@ def _model_card(report: Report, papers: Papers) -> dict[str, Any]:
         "quantitativeAnalysis": {"performanceMetrics": list(_metrics(report))},
         "considerations": {
             "users": list(USERS),
-            "useCases": [INTENDED_USE],
+            "useCases": [use_of(report)],
             "technicalLimitations": [*LIMITS, *report.warnings],
             "ethicalConsiderations": [{"name": words} for words in NOT_FOR],
         },
@@ -225,8 +225,10 @@ def _metrics(report: Report) -> Iterator[dict[str, Any]]:
         return {"type": kind, "value": f"{value:.4f}", "slice": slice_, "confidenceInterval": interval}
 
     whole = f"{score.samples} images of {score.groups} groups, each left out; {report.precision}"
-    yield metric("balanced accuracy, unknown is a miss", score.balanced_accuracy, score.low, score.high, whole)
-    yield {"type": "balanced accuracy, best class", "value": f"{score.forced_choice:.4f}", "slice": whole}
+    what = "balanced accuracy, unknown is a miss" if report.only_class is None else report.measure
+    yield metric(what, score.balanced_accuracy, score.low, score.high, whole)
+    if report.only_class is None:
+        yield {"type": "balanced accuracy, best class", "value": f"{score.forced_choice:.4f}", "slice": whole}
     for c in score.classes:
         if c.scored:
             yield metric(
@@ -236,7 +238,7 @@ def _metrics(report: Report) -> Iterator[dict[str, Any]]:
         for one in column.slices:
             if one.score is not None and one.low is not None and one.high is not None:
                 of = f"{column.column} {one.value or '(empty)'}: {one.scored} images"
-                yield metric("balanced accuracy, unknown is a miss", one.score, one.low, one.high, of)
+                yield metric(what, one.score, one.low, one.high, of)
 
 
 def _properties(values: Mapping[str, str]) -> list[Property]:

@@ -218,6 +218,11 @@ def export_bundle(
     fitted = np.zeros(len(frames), bool) if tuned.outcome is None else ~learned.validation
     plan = Plan(request.profiles, request.max_int8_loss, request.qat, request.int8_budget_s, request.seed)
     difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log, plan)
+    if not images.has_groups and forms[0].grouping_note is None:  # neither pictures nor codes show any
+        log.warn(
+            "No groups are named, so every image counts as a part of its own. If one part shows in several "
+            "images, the score flatters: name parts in an index.csv with a group column."
+        )
     kept, reason_first, precisions = choose(
         request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
     )

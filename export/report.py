@@ -372,6 +372,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     readouts: list[ReadoutReport] = []
     """What `--levels auto` tried, the default first; empty where it was not asked."""
 
+    @property
+    def only_class(self) -> str | None:
+        """The name of the only class that was learned; None where there are several to tell apart."""
+        learned = [one.name for one in self.images.classes if one.learned]
+        return learned[0] if len(learned) == 1 else None
+
+    @property
+    def measure(self) -> str:
+        """What `balanced_accuracy` is here: of one class it is the share of its parts that pass."""
+        return "balanced accuracy" if self.only_class is None else f"{self.only_class} passed"
+
 
 def encode_report(report: Report) -> bytes:
     """Return the report as indented JSON with a newline at its end."""

@@ -150,11 +150,6 @@ def select(
     if images.refused:
         files = "1 file" if len(images.refused) == 1 else f"{len(images.refused)} files"
         log.warn(f"{files} refused, the first: {_first_refusal(images)}")
-    if not images.has_groups:
-        log.warn(
-            "No groups are named, so every image counts as a part of its own. If one part shows in several "
-            "images, the score flatters: name parts in an index.csv with a group column."
-        )
     lost = [name for name in images.classes if name not in classes and name not in hold_back]
     if lost:
         log.warn(f"Not learned, having no image in the training part: {', '.join(lost)}.")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from export.papers import ONE_CLASS
 from export.set_report import kept_apart
 
 if TYPE_CHECKING:
@@ -114,18 +115,19 @@ def show(report: Report, console: Console) -> None:
         classes.add_row(escape(c.name), recall, interval, str(c.samples), str(c.groups))
     classes.add_section()
     classes.add_row(
-        "balanced accuracy",
+        escape(report.measure),
         f"{score.balanced_accuracy:.1%}",
         f"{score.low:.0%} to {score.high:.0%}",
         str(score.samples),
         str(score.groups),
     )
     console.print(classes)
+    best = f"; best class whatever its novelty: {score.forced_choice:.1%}" if report.only_class is None else ""
     console.print(
-        f'"unknown" counts as a miss, at {report.false_alarm_rate:.0%} false alarms; best class whatever its '
-        f"novelty: {score.forced_choice:.1%}",
-        soft_wrap=True,
+        f'"unknown" counts as a miss, at {report.false_alarm_rate:.0%} false alarms{best}', soft_wrap=True
     )
+    if report.only_class is not None:
+        console.print(ONE_CLASS, markup=False, soft_wrap=True)
     leaks = report.image_set.leaks
     if leaks.score_joined is not None and leaks.score_apart is not None:
         console.print(
@@ -158,7 +160,8 @@ def show(report: Report, console: Console) -> None:
 
 def _show_forms(report: Report, console: Console) -> None:
     forms = Table("precision", title="Precisions, ms a frame", title_justify="left")
-    for head in ("MB", "ms", "cosine", "balanced acc.", "images", "to fp32"):
+    accuracy = "balanced acc." if report.only_class is None else "passed"
+    for head in ("MB", "ms", "cosine", accuracy, "images", "to fp32"):
         forms.add_column(head, justify="right")
     for p in report.precisions:
         forms.add_row(

@@ -169,6 +169,17 @@ def test_a_first_day_bundle_says_known_or_unknown(tmp_path: Path) -> None:
     assert np.isclose(accuracy.classes[0].forced_recall.share, 1)
 
 
+def test_one_class_is_not_headed_as_a_balanced_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pictures(tmp_path / "images", ["good", "rings"])
+    bundle = tiny_bundle(tmp_path / "bundle", classes=["good"])
+    told = headway(capsys, "evaluate", bundle.path, "--data", folder, "--good", "good").out
+    assert "balanced accuracy" not in told
+    assert "called good: " in told
+    assert "noticed as unknown" in told
+
+
 @pytest.mark.parametrize("part", ["test", "stream", "all"])
 def test_nothing_left_is_refused(bundle: Bundle, folder: Path, part: str) -> None:
     learned = set(bundle.base().samples)

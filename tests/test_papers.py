@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from rich.console import Console
 
 from export.card import card
 from export.mlbom import CARD_NAME, mlbom
@@ -29,6 +31,7 @@ from export.report import (
     ScoreReport,
     StrategyReport,
 )
+from export.terminal import show
 from sdk.bundle import Bundle, write_bundle
 from sdk.errors import BadFormat
 from sdk.lineage import MAX_MLBOM_BYTES, MLBOM_NAME, Link, Weights, lineage, properties_of
@@ -261,6 +264,25 @@ def test_card_and_mlbom_say_which_form_was_fine_tuned_for_int8(plain: Bundle) ->
         assert ("made for cpu was fine-tuned for int8 on 64 images (60 steps)" in text) is said
         words = "fine-tuned for int8 on 64 images (60 steps)" if said else None
         assert properties.get("headway:finetuned_for_int8.cpu") == words
+
+
+def test_of_one_class_the_share_that_passes_is_told_and_what_that_does_not_say(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "first-day", classes=["good"])
+    for report, several in ((report_on(bundle), False), (report_on(tiny_bundle(tmp_path / "b")), True)):
+        text = card(report, Papers())
+        paper = json.loads(mlbom(report, Papers(), bundle.manifest, {CARD_NAME: b""}))
+        component = paper["metadata"]["component"]
+        metrics = {m["type"] for m in component["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]}
+        out = io.StringIO()
+        show(report, Console(file=out, width=200))
+        for words in ("alanced accuracy", "classes it was taught apart", "Best class whatever"):
+            assert (words in text) is several
+        assert (f"good passed {report.score.balanced_accuracy:.1%}" in text) is not several
+        assert ("classes it was taught apart" in component["description"]) is several
+        assert ("balanced accuracy, unknown is a miss" in metrics) is several
+        assert ("balanced accuracy" in out.getvalue()) is several
+        for told in (text, out.getvalue()):
+            assert ("How many defects are noticed it cannot say" in told) is not several
 
 
 def test_the_card_says_what_it_is_for_what_it_is_not_and_what_it_continues(family: list[Bundle]) -> None:
