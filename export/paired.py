@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sdk.head import Calibration
 from sdk.score import LeftOut, decisions_right
@@ -89,3 +91,15 @@ def paired(first: tuple[LeftOut, Calibration], second: tuple[LeftOut, Calibratio
         lost=int((net < 0).sum()),
         gained=int((net > 0).sum()),
     )
+
+
+def groups_gained(
+    one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], groups: Sequence[str] | npt.NDArray[np.int64]
+) -> int:
+    """Return of how many groups the first decides more rightly than the other.
+
+    >>> groups_gained(np.array([True, True, True]), np.array([False, False, True]), ["a", "a", "b"])
+    1
+    """
+    _, index = np.unique(np.array(groups), return_inverse=True)
+    return int((np.bincount(index, weights=one.astype(np.float64) - other) > 0).sum())

@@ -28,6 +28,7 @@ from export.forms import features_of
 from export.frames import resized_frames
 from export.graph import latencies_ms, to_onnx
 from export.maps import spatial_of
+from export.paired import groups_gained
 from export.progress import Log
 from export.report import ReadoutReport
 from export.selection import Selection
@@ -36,6 +37,7 @@ from sdk.errors import ExportError
 from sdk.head import UNCALIBRATED
 from sdk.preprocess import MAX_INPUT_SIDE_PX
 from sdk.score import LeftOut, decisions_right, leave_one_group_out
+from sdk.verdict import MIN_LOST_GROUPS
 
 MAX_LEVELS: Final = 4
 """Lower levels have few channels and look at few pixels: on magnetic tile a fourth and a third level added nothing
@@ -242,7 +244,8 @@ def choose(
     ties = []
     for i in within:
         behind, error = difference(right[best], right[i], truth, groups)
-        if behind <= error:
+        # The standard error of an image or two is about the difference itself: too few groups are no evidence.
+        if behind <= error or groups_gained(right[best], right[i], groups) < MIN_LOST_GROUPS:
             ties.append(i)
     # What is no better beyond chance on known classes does not displace the default: what it is good for is
     # novelty, which left-out groups of known classes do not show.

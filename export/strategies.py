@@ -52,6 +52,7 @@ from export.transfer import (
 )
 from sdk.codes import Features
 from sdk.errors import ExportError
+from sdk.verdict import MIN_LOST_GROUPS
 
 FINALISTS: Final = 2
 """Trained strategies whose readiness for new classes is tried, besides the frozen one."""
@@ -462,16 +463,17 @@ def choose_strategy(question: Question, log: Log, clock: Callable[[], float] = t
 def choose(frozen: Trial, trials: Sequence[Trial], against: dict[str, Difference]) -> tuple[Trial, str]:
     """Return the trial to train with, and why.
 
-    A strategy that trains is taken when it is better than frozen features by more than its standard error, and
-    what it gains is worth more than the readiness for new classes that it costs: a point of their recall counts
-    `NEW_CLASS_WORTH` of a point. Among several, the one that is worth most.
+    A strategy that trains is taken when it is better than frozen features by more than its standard error, in
+    three groups or more, and what it gains is worth more than the readiness for new classes that it costs: a point
+    of their recall counts `NEW_CLASS_WORTH` of a point. Among several, the one that is worth most.
     """
     best, worth_of_best, rejected = frozen, 0.0, []
     for trial in trials:
         if trial is frozen:
             continue
         gain = against[trial.name]
-        if gain.points <= gain.error:
+        # An image or two of groups of their own have a standard error that is about the gain itself.
+        if gain.points <= gain.error or gain.gained < MIN_LOST_GROUPS:
             rejected.append(
                 f"{trial.name} gains {gain.points:+.1f} +- {gain.error:.1f} points, no more than chance"
             )

@@ -18,6 +18,7 @@ from torch import nn
 
 from export.augment import Frames, to_pixels
 from export.backbones import Backbone
+from export.paired import groups_gained
 from export.recipes import FOLDED
 from sdk.codes import Features, encode, fit_scale
 from sdk.head import solve
@@ -102,12 +103,14 @@ class Difference:
         points: In percent points.
         error: Its standard error.
         low, high: What it is at least, and at most, each with a chance of 95 %.
+        gained: Groups that it decides more rightly.
     """
 
     points: float
     error: float
     low: float
     high: float
+    gained: int = 0
 
     @property
     def worse(self) -> bool:
@@ -235,7 +238,8 @@ def compare(one: Judged, other: Judged) -> Difference:
         variance += spread / len(present) ** 2
     error = float(np.sqrt(variance))
     half = float(stdtrit(max(1, freedom), SURE)) * error
-    return Difference(100 * points, 100 * error, 100 * (points - half), 100 * (points + half))
+    gained = groups_gained(one.right, other.right, one.groups)
+    return Difference(100 * points, 100 * error, 100 * (points - half), 100 * (points + half), gained)
 
 
 # --- How far the images are from what the weights were learned on

@@ -93,6 +93,7 @@ def test_a_difference_is_of_balanced_accuracy_and_has_its_sign() -> None:
     assert found.points == pytest.approx(-25)
     assert found.worse
     assert compare(other, one).points == pytest.approx(25)
+    assert (found.gained, compare(other, one).gained) == (0, 5)
     assert compare(one, one) == Difference(0, 0, 0, 0)
 
 
@@ -169,11 +170,15 @@ def trial(strategy: str, *, new: float | None = None, start: str = "pretrained")
         (3.0, 1.0, None, "frozen", "was not tried on new classes"),
     ],
 )
-def test_what_is_chosen_and_why(gain: float, error: float, new: float | None, chosen: str, because: str) -> None:
+@pytest.mark.parametrize("gained", [2, 3])
+def test_what_is_chosen_and_why(
+    gain: float, error: float, new: float | None, chosen: str, because: str, gained: int
+) -> None:
+    if gained < 3 and gain > error:
+        chosen, because = "frozen", "no more than chance"
     frozen, last = trial("frozen", new=0.60), trial("last", new=new)
-    found, reason = choose(
-        frozen, [frozen, last], {"last": Difference(gain, error, gain - 2 * error, gain + 2 * error)}
-    )
+    difference = Difference(gain, error, gain - 2 * error, gain + 2 * error, gained)
+    found, reason = choose(frozen, [frozen, last], {"last": difference})
     assert found.strategy == chosen
     assert because in reason
 

@@ -121,6 +121,17 @@ def test_the_best_is_chosen_or_the_default_or_the_cheapest_that_ties(
     assert [r.chosen for r in reports].count(True) == 1
 
 
+@pytest.mark.parametrize(("more", "levels"), [(1, 1), (2, 1), (3, 2)])
+def test_an_image_or_two_more_do_not_displace_the_default(more: int, levels: int) -> None:
+    groups = np.arange(200)  # of one image each
+    better = HALF | np.isin(groups, np.flatnonzero(~HALF)[:more])
+    readout, reports = choose(
+        [candidate(1, 10, default=True), candidate(2, 20)], [HALF, better], TRUTH, groups, Budget()
+    )
+    assert readout.levels == levels
+    assert reports[levels - 1].chosen
+
+
 def test_a_difference_counts_groups_and_weighs_classes_alike() -> None:
     truth = np.array([0] * 8 + [1] * 2)
     one, other = np.ones(10, bool), np.arange(10) < 8
