@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
+from sdk.errors import UnknownDevice
 from sdk.fleet import fleetlog
 from sdk.fleet.registry import next_state
 from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, PublicationRow, ReleaseRow, SpaceRow
@@ -47,6 +48,7 @@ class Device:
     last_seen_utc: float
     acknowledged: int
     refused: str | None
+    revoked_utc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,14 @@ class ChannelLedger:
 
         A registered device stays on its channel whatever it says later: its log is part of that union. A last
         will, which says nothing else, only makes it offline: what it said before is the last that is known.
+        One that is revoked is not heard; one that is forgotten is back when it says something now.
 
         Args:
             state: What it said.
             seen_utc: When; None for a retained message, which may be old.
 
         Returns:
-            The device, and whether it is new.
+            The device, and whether it is new, or back: what it should run is to be said to it.
         """
         row = self._session.get(DeviceRow, state.device)
         new = row is None
@@ -192,17 +195,65 @@ class ChannelLedger:
                 last_counter=0,
             )
             self._session.add(row)
-            current = self.current(state.channel)
-            if current is not None:
-                self._session.flush()
-                self._session.add(AssignmentRow(publication_id=current.id, device=state.device))
+            self._assign_current(row)
+        if row.revoked_utc is not None or (row.forgotten and seen_utc is None):
+            return device_of(row), False
+        back = row.forgotten
+        if back:
+            row.forgotten = False
+            self._assign_current(row)
         if not new and not state.tells:
             state = msgspec.structs.replace(device_of(row).state, online=False)
         row.state = encode_json(state)
         if seen_utc is not None:
             row.last_seen_utc = seen_utc
         self._session.flush()
-        return device_of(row), new
+        return device_of(row), new or back
+
+    def _assign_current(self, row: DeviceRow) -> None:
+        current = self.current(row.channel)
+        self._session.flush()
+        if current is not None and self._session.get(AssignmentRow, (current.id, row.device)) is None:
+            self._session.add(AssignmentRow(publication_id=current.id, device=row.device))
+
+    def note_revoked(self, device: str, now_utc: float) -> None:
+        """Note that a device's certificates count no more: it is not there, and nothing waits for it."""
+        row = self._session.get(DeviceRow, device)
+        if row is not None:
+            self._make_offline(row)
+            row.revoked_utc = now_utc
+
+    def note_enrolled(self, device: str) -> None:
+        """Note that a device has certificates: one that was revoked is back when it says something."""
+        row = self._session.get(DeviceRow, device)
+        if row is not None and row.revoked_utc is not None:
+            row.revoked_utc, row.forgotten = None, True
+
+    def forget(self, device: str) -> None:
+        """Show a device no more; what it labelled stays. It is back when it says something again.
+
+        Raises:
+            UnknownDevice: there is no such device.
+        """
+        row = self._session.scalar(select(DeviceRow).where(DeviceRow.device == device, fleetlog.is_device()))
+        if row is None or row.forgotten:
+            raise UnknownDevice(
+                f"there is no device {device[:80]}", hint="`headway fleet devices` lists the known ones."
+            )
+        self._make_offline(row)
+        row.forgotten = True
+
+    def note_all_offline(self, channels: Iterable[str]) -> None:
+        """Note that nobody knows which devices of these channels are there: those that are say so."""
+        for row in self._session.scalars(
+            select(DeviceRow).where(DeviceRow.channel.in_(list(channels)), is_there())
+        ):
+            self._make_offline(row)
+
+    def _make_offline(self, row: DeviceRow) -> None:
+        state = device_of(row).state
+        if state.online:
+            row.state = encode_json(msgspec.structs.replace(state, online=False))
 
     def note_seen(self, devices: Iterable[str], seen_utc: float) -> None:
         """Note that these devices are there, though they have told nothing new of themselves."""
@@ -215,9 +266,10 @@ class ChannelLedger:
         row = self._session.get(DeviceRow, device)
         return None if row is None else device_of(row)
 
-    def devices(self, channel: str | None = None) -> list[Device]:
-        """Return the devices, of one channel or all, by name."""
-        query = select(DeviceRow).where(fleetlog.is_device()).order_by(DeviceRow.device)
+    def devices(self, channel: str | None = None, *, revoked: bool = False) -> list[Device]:
+        """Return the devices, of one channel or all, by name; with `revoked` those too that were revoked."""
+        known = and_(fleetlog.is_device(), DeviceRow.forgotten.is_(False)) if revoked else is_there()
+        query = select(DeviceRow).where(known).order_by(DeviceRow.device)
         if channel is not None:
             query = query.where(DeviceRow.channel == channel)
         return [device_of(row) for row in self._session.scalars(query)]
@@ -241,10 +293,11 @@ class ChannelLedger:
         return state
 
     def assignments(self, publication_id: int) -> list[Assignment]:
-        """Return how far the devices are with a publication, by device."""
+        """Return how far the devices are with a publication, by device; not of those that are gone."""
         rows = self._session.scalars(
             select(AssignmentRow)
-            .where(AssignmentRow.publication_id == publication_id)
+            .join(DeviceRow, DeviceRow.device == AssignmentRow.device)
+            .where(AssignmentRow.publication_id == publication_id, is_there())
             .order_by(AssignmentRow.device)
         )
         return [
@@ -262,4 +315,10 @@ def device_of(row: DeviceRow) -> Device:
         last_seen_utc=row.last_seen_utc,
         acknowledged=row.last_seq,
         refused=row.refused,
+        revoked_utc=row.revoked_utc,
     )
+
+
+def is_there() -> ColumnElement[bool]:
+    """Return the condition that a row is a device of the fleet's, neither revoked nor forgotten."""
+    return and_(fleetlog.is_device(), DeviceRow.revoked_utc.is_(None), DeviceRow.forgotten.is_(False))

@@ -17,7 +17,7 @@ from sdk.errors import FleetError
 from sdk.fleet.cli_classes import classes
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
-from sdk.fleet.cli_enroll import enroll, renew, revoke, secure_broker, service_settings, tls, tls_folder
+from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, service_settings, tls, tls_folder
 from sdk.fleet.cli_keep import keep_classes, say_merges
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_precision import precision as precision_commands
@@ -65,7 +65,7 @@ fleet.add_command(rollout)
 fleet.add_command(precision_commands)
 fleet.add_command(keys)
 fleet.add_command(sign)
-for _command in (devices, doctor, tls, enroll, renew, revoke):
+for _command in (devices, doctor, tls, enroll, renew, revoke, forget):
     fleet.add_command(_command)
 for _command in (suspects, quarantine, release, classes, labels, retention):
     fleet.add_command(_command)
@@ -445,7 +445,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
         channels = [name for name in ledger.channels() if channel in (None, name)]
         current = {name: ledger.current(name) for name in channels}
         lengths = {name: ledger.log_length(name) for name in channels}
-        known = ledger.devices(channel)
+        known = ledger.devices(channel, revoked=True)
         release_names = ledger.release_names()
     learned = {name: store.learned(name) for name in channels}
     live = {name: None if found is None else found.live for name, found in learned.items()}
@@ -488,6 +488,7 @@ def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[st
         "device": device.device,
         "channel": device.channel,
         "online": state.online,
+        "revoked_utc": device.revoked_utc,
         "agent_version": state.agent_version,
         "release": release_names.get(state.release_id or "", state.release_id),
         "release_id": state.release_id,

@@ -24,6 +24,8 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
         device: As `sdk.fleet.cli.fleet_overview` says it.
     """
     found = [f"quarantined: {hold['words']}" for hold in device["quarantine"]]
+    if device["revoked_utc"] is not None:
+        return found
     if device["refused"]:
         found.append(f"its next label is refused: {device['refused']}")
     if any(word in device["trust"] for word in ("refused", "unverified", "certificate")):
@@ -51,7 +53,9 @@ def without_effect(channel: dict[str, Any]) -> list[str]:
 
 
 def wants_a_look(device: dict[str, Any]) -> bool:
-    """Return whether a device is away, behind, or in trouble."""
+    """Return whether a device is away, behind, or in trouble; one that was revoked is out of it."""
+    if device["revoked_utc"] is not None:
+        return False
     return not device["online"] or device["in_sync"] is False or bool(troubles_of(device))
 
 
@@ -82,14 +86,15 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
     for one in overview["channels"]:
         digest = (one["live_set_digest"] or "-")[:12]
         own = [device for device in everybody if device["channel"] == one["channel"]]
+        revoked = sum(device["revoked_utc"] is not None for device in own)
         console.print(
             f"channel {one['channel']}: release {one['release'] or '-'}, {one['log_length']} log records, "
             f"live set {digest} ({one['live_samples']} samples)",
             highlight=False,
         )
         console.print(
-            f"{len(own)} devices, {sum(device['online'] for device in own)} online, "
-            f"{sum(map(wants_a_look, own))} want a look",
+            f"{len(own) - revoked} devices, {sum(device['online'] for device in own)} online, "
+            f"{sum(map(wants_a_look, own))} want a look" + (f", {revoked} revoked" if revoked else ""),
             highlight=False,
         )
         for note in without_effect(one):
@@ -113,10 +118,11 @@ def _table(shown: list[dict[str, Any]]) -> Any:
     for name in ("", "channel", "release", "head", "live set", "outbox", "log", "last seen"):
         table.add_column(name)
     for one in shown:
-        same = {True: " =fleet", False: " behind", None: ""}[one["in_sync"]]
+        revoked = one["revoked_utc"] is not None
+        same = "" if revoked else {True: " =fleet", False: " behind", None: ""}[one["in_sync"]]
         table.add_row(
             one["device"],
-            ONLINE_WORD[one["online"]],
+            "revoked" if revoked else ONLINE_WORD[one["online"]],
             one["channel"],
             one["release"] or "-",
             one["head_state"],

@@ -1,4 +1,4 @@
-"""`headway fleet tls`, `enroll`, `renew` and `revoke`: who may speak at the broker, and until when."""
+"""`headway fleet tls`, `enroll`, `renew`, `revoke` and `forget`: who may speak at the broker, and until when."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +24,7 @@ from sdk.wire import DEFAULT_PREFIX, ChannelName
 if TYPE_CHECKING:
     from sdk.fleet.broker import Mosquitto
     from sdk.fleet.certificates import Authority
+    from sdk.fleet.store import Ledger
     from sdk.mqtt import MqttSettings
 
 CONFIG_NAME: Final = "mosquitto.conf"
@@ -242,6 +243,7 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
                 _write_place(folder, place)
                 authority.discard(issued)
             raise
+    _note(directory, lambda ledger: ledger.note_enrolled(device))
     click.echo(
         f"{device} is enrolled on channel {channel}; carry {out}/ to it, set [camera] in site.toml, then there:"
     )
@@ -256,7 +258,10 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
 @click.argument("device")
 @dir_option
 def revoke(device: str, directory: Path) -> None:
-    """Let DEVICE's certificates count no more. What it labelled stays; the id can be enrolled anew."""
+    """Let DEVICE's certificates count no more. What it labelled stays; the id can be enrolled anew.
+
+    No release waits for it from then on. `headway fleet forget` takes it off the list of devices too.
+    """
     folder = tls_folder(directory)
     with _changing(folder) as authority:
         place = read_place(folder)
@@ -271,10 +276,38 @@ def revoke(device: str, directory: Path) -> None:
         if known:
             authority.revoke(device)
         told = _tell_broker(directory)
+        _note(directory, lambda ledger: ledger.note_revoked(device, time.time()))
         authority.forget(device)
     click.echo(f"{device} is revoked; what it labelled stays")
     if told:
         click.echo("the broker takes nothing from it any more")
+
+
+@click.command()
+@click.argument("device")
+@dir_option
+def forget(device: str, directory: Path) -> None:
+    """Show DEVICE no more: it is scrapped. What it labelled stays; if it still speaks, it is shown again."""
+    from sdk.fleet.cli import open_fleet
+
+    folder = tls_folder(directory)
+    if (folder / PLACE_NAME).exists() and device in read_place(folder).channels:
+        raise KeyRefused(
+            f"{device} has certificates that count", hint=f"First: headway fleet revoke {device} --dir {directory}"
+        )
+    with open_fleet(directory) as store, store.write() as ledger:
+        ledger.forget(device)
+    click.echo(f"{device} is not shown any more; what it labelled stays")
+
+
+def _note(directory: Path, what: Callable[[Ledger], None]) -> None:
+    """Write down what becomes of a device where the fleet has a database already."""
+    from sdk.fleet.database import holds_fleet
+    from sdk.fleet.store import FleetStore
+
+    if holds_fleet(directory):
+        with FleetStore(directory) as store, store.write() as ledger:
+            what(ledger)
 
 
 def site_text(device: str, channel: str, place: Place, *, trusted: bool) -> str:

@@ -169,7 +169,7 @@ class _FleetCollector(Collector):
     def _of_database(self) -> Iterator[Metric]:
         with self._store.read() as ledger:
             channels = ledger.channels()
-            devices = ledger.devices()
+            everybody = ledger.devices(revoked=True)
             lengths = {channel: ledger.log_length(channel) for channel in channels}
             rollouts = {channel: ledger.rollout(channel) for channel in channels}
             current = {channel: ledger.current(channel) for channel in channels}
@@ -190,10 +190,12 @@ class _FleetCollector(Collector):
         )
         wave = GaugeMetricFamily("headway_fleet_rollout_wave", "Waves that have begun.", labels=["channel"])
         for channel in channels:
-            own = [device for device in devices if device.channel == channel]
+            of_channel = [device for device in everybody if device.channel == channel]
+            own = [device for device in of_channel if device.revoked_utc is None]
             online = sum(device.state.online for device in own)
             states.add_metric([channel, "online"], online)
             states.add_metric([channel, "offline"], len(own) - online)
+            states.add_metric([channel, "revoked"], len(of_channel) - len(own))
             tally = Tally(device.state.head_state for device in own)
             for head_state in HeadState:
                 heads.add_metric([channel, head_state.value], tally[head_state])

@@ -13,8 +13,7 @@ import msgspec
 from sqlalchemy import select, update
 
 from sdk.errors import FleetError
-from sdk.fleet import fleetlog
-from sdk.fleet.channel_ledger import ChannelLedger, Device, Publication, device_of
+from sdk.fleet.channel_ledger import ChannelLedger, Device, Publication, device_of, is_there
 from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Step, decide
 from sdk.fleet.tables import AssignmentRow, DeviceRow, PublicationRow, ReleaseRow, RolloutRow
 from sdk.release import Release
@@ -55,7 +54,7 @@ class RolloutLedger(ChannelLedger):
         if plan is not None:
             self._put_rollout(Rollout(row.id, plan))
             return Publication(row.id, channel, release, space, feature_size, announced=False, staged=True)
-        of_channel = select(DeviceRow.device).where(DeviceRow.channel == channel, fleetlog.is_device())
+        of_channel = select(DeviceRow.device).where(DeviceRow.channel == channel, is_there())
         for device in self._session.scalars(of_channel):
             self._session.add(AssignmentRow(publication_id=row.id, device=device))
         return Publication(row.id, channel, release, space, feature_size, announced=False)
@@ -165,11 +164,11 @@ class RolloutLedger(ChannelLedger):
         self._session.flush()
 
     def members(self, publication_id: int) -> list[Member]:
-        """Return the devices that a publication's waves have reached, by wave and name."""
+        """Return the devices that a publication's waves have reached, by wave and name; not who is gone."""
         rows = self._session.execute(
             select(AssignmentRow, DeviceRow)
             .join(DeviceRow, DeviceRow.device == AssignmentRow.device)
-            .where(AssignmentRow.publication_id == publication_id)
+            .where(AssignmentRow.publication_id == publication_id, is_there())
             .order_by(AssignmentRow.wave, AssignmentRow.device)
         )
         return [_member(assigned, device_of(device)) for assigned, device in rows]

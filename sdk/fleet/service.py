@@ -148,6 +148,11 @@ class FleetCore:
         """Return what to publish now that the broker is there; with `remembered` it kept our session."""
         self._greeted.clear()
         self._readers.clear()  # what was on its way to them is lost; they ask again
+        if not remembered:
+            # It may have forgotten who is there, and the last wills of those who are not. Who is says so on every
+            # connect of its own; what the broker kept of it follows after this.
+            with self._store.write() as ledger:
+                ledger.note_all_offline(self._channels)
         out = self._metadata(again=True)  # before the assignments that it vouches for
         with self._store.read() as ledger:
             self._load(ledger)
@@ -344,6 +349,10 @@ class FleetCore:
             self._complain(state.device, f"is on channel {state.channel}, which is not served here", reports)
             return []
         device, new = ledger.note_state(state, seen_utc=seen_utc)
+        if device.revoked_utc is not None:
+            if state.online and seen_utc is not None:
+                self._complain(device.device, "was revoked, and the broker still lets it speak", reports)
+            return []
         if device.channel != state.channel:
             self._complain(state.device, f"was on channel {device.channel} and stays there", reports)
         elif found := self._ahead.look(ledger, device.device, device.channel, state.log_position, time.time()):

@@ -103,6 +103,10 @@ class DeviceRow(Base):
     last_counter: Mapped[int] = mapped_column(BigInteger, default=0)
     refused: Mapped[str | None] = mapped_column(Text)
     """Why its next entry is not taken."""
+    revoked_utc: Mapped[float | None]
+    """Since when its certificates count no more; what it says is not heard."""
+    forgotten: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """It is not shown until it says something again: its row is where its log ends."""
 
 
 class RestoreRow(Base):

@@ -47,14 +47,17 @@ class FleetView:
         found = fleet_overview(self._store)
         for channel in found["channels"]:
             own = [device for device in found["devices"] if device["channel"] == channel["channel"]]
-            channel["devices"] = len(own)
+            channel["revoked"] = sum(device["revoked_utc"] is not None for device in own)
+            channel["devices"] = len(own) - channel["revoked"]
             channel["online"] = sum(device["online"] for device in own)
-            channel["running"] = sum(device["release_id"] == channel["release_id"] for device in own)
+            channel["running"] = sum(
+                device["release_id"] == channel["release_id"] for device in own if device["revoked_utc"] is None
+            )
             channel["rollout"] = self._rollout(channel["channel"])
             channel["without_effect"] = without_effect(channel)
         for device in found["devices"]:
             device["troubles"] = troubles_of(device)
-            if device["head_state"] == HeadState.PROVISIONAL.value:
+            if device["head_state"] == HeadState.PROVISIONAL.value and device["revoked_utc"] is None:
                 device["troubles"].append("its newest head is on trial")
             device["ago"] = ago(self._clock() - device["last_seen_utc"])
         return {**found, "service": self._store.served(), "utc": self._clock()}
