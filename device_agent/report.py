@@ -484,7 +484,7 @@ def fleet_faults(
     serving = station.serving
     wrong = [fault for fault in faults if fault is not None]
     if serving is not None and _none_passes(station, serving):
-        wrong.insert(0, NONE_PASSES)
+        wrong.append(NONE_PASSES)
     wrong += station_faults(station, status, cameras)
     wrong += [f"camera {each.name}: {each.picture}" for each in cameras if each.picture]
     wrong += [f"output {each.name}: {each.fault}" for each in outputs if each.fault]

@@ -93,8 +93,11 @@ def test_a_database_that_cannot_be_read_is_told_and_the_rest_goes_on(tmp_path: P
     with FleetStore(tmp_path / "fleet") as store:
         metrics = FleetMetrics(store)
         with store.write() as ledger:
-            ledger.note_state(DeviceState(device="a", channel="default", online=True), seen_utc=1.0)
+            ledger.note_state(
+                DeviceState(device="a", channel="default", online=True, faults=["no camera"]), seen_utc=1.0
+            )
         assert value(metrics, "database_up") == 1
+        assert value(metrics, "devices_with_faults", channel="default") == 1
         with sqlite3.connect(tmp_path / "fleet" / "fleet.db") as raw:
             raw.execute("ALTER TABLE devices RENAME TO hidden")
         assert value(metrics, "database_up") == 0

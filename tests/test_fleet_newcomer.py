@@ -52,6 +52,24 @@ def test_an_empty_log_says_that_it_is_empty(fleet: Path, capsys: pytest.CaptureF
     assert headway(capsys, "fleet", "log", "--dir", fleet, "--json")[1] == ""
 
 
+def test_whoever_waits_for_a_release_is_told_what_keeps_a_device(
+    fleet: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said "downloading", and "They take it when they connect" of a device that was there, its disk full."""
+    why = "release 'b64' needs 5965696 bytes of disk"
+    with FleetStore(fleet) as store, store.write() as ledger:
+        for device, online in (("line-4", True), ("line-5", False)):
+            state = DeviceState(device=device, channel="default", online=online, faults=[why])
+            ledger.note_state(state, seen_utc=1.0)
+    code, _, err = headway(capsys, "fleet", "publish", bundle.path, "--dir", fleet, "--wait", "0.1")
+    assert code == 2
+    assert f"line-1 (online), line-4 ({why}), line-5 (offline)" in err
+    assert "Those that are online go on with it" in err
+    shown = headway(capsys, "fleet", "devices", "--dir", fleet)[1]
+    assert f"line-4: {why}" in shown
+    assert f"line-5: {why}" not in shown  # what was, when it was last heard
+
+
 def test_a_table_is_no_log_that_can_be_checked(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = fleet.parent / "log.csv"
     assert headway(capsys, "fleet", "labels", "export", "--dir", fleet, "--out", table)[0] == 0

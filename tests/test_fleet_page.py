@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -76,10 +77,16 @@ def test_devices_are_shown_as_they_are(floor: Floor, client: TestClient) -> None
 
 def test_what_needs_a_look_is_said_in_words(floor: Floor, client: TestClient) -> None:
     state = DeviceState(device="new", channel="default", online=True, head_state=HeadState.PROVISIONAL)
+    own = DeviceState(device="line-9", channel="default", online=True, space="ab" * 32)
+    wrong = msgspec.structs.replace(own, device="line-8", faults=['every part is rejected: [good] is "none"'])
     with floor.store.write() as ledger:
-        ledger.note_state(state, seen_utc=floor.now)
+        for each in (state, own, wrong):
+            ledger.note_state(each, seen_utc=floor.now)
     text = client.get("/part/devices").text
     assert "new: no release serves on it" in text
+    assert "line-8: every part is rejected: [good] is &#34;none&#34;" in text
+    assert "line-9: " not in text  # its bundle is its settings'
+    assert "its own bundle" in text
     assert "new: its newest head is on trial" in text
     assert "No fleet service runs" in text
 

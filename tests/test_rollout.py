@@ -160,6 +160,10 @@ def test_who_does_not_take_it_in_time_has_failed() -> None:
     slow = member("line-1", state=UpdateState.DOWNLOADING)
     assert ask(at(1), slow, now=1599.0).step is Step.WAIT
     assert "did not take it in time" in ask(at(1), slow, now=1600.0).rollout.reason
+    full = replace(slow, faults=("release 'b64' needs 5965696 bytes of disk",))
+    assert ask(at(1), full, now=1600.0).rollout.reason.endswith(
+        "in time: release 'b64' needs 5965696 bytes of disk"
+    )
 
 
 def test_a_wave_that_nobody_took_is_no_success() -> None:

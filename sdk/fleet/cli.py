@@ -503,6 +503,7 @@ def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[st
         "log_position": state.log_position,
         "last_seen_utc": device.last_seen_utc,
         "refused": device.refused,
+        "faults": state.faults,
         "quality": None if state.quality is None else msgspec.to_builtins(state.quality),
     }
 

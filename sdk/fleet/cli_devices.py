@@ -30,9 +30,21 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
         found.append(f"its next label is refused: {device['refused']}")
     if any(word in device["trust"] for word in ("refused", "unverified", "certificate")):
         found.append(device["trust"])
-    if device["online"] and device["release_id"] is None:
+    if device["online"] and device["space"] is None:
         found.append("no release serves on it")
+    if device["online"]:
+        # What the fleet itself refuses it says too.
+        found += [fault for fault in device["faults"] if not device["refused"] or device["refused"] not in fault]
     return found
+
+
+def release_words(device: dict[str, Any]) -> str | None:
+    """Return what a device runs, in words; None for nothing.
+
+    Args:
+        device: As `sdk.fleet.cli.fleet_overview` says it.
+    """
+    return device["release"] or (None if device["space"] is None else "its own bundle")
 
 
 def without_effect(channel: dict[str, Any]) -> list[str]:
@@ -104,7 +116,7 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
         console.print(f"{len(shown)} of {len(everybody)} devices", highlight=False)
     for one in shown:
         for trouble in troubles_of(one):
-            console.print(f"{one['device']}: {trouble}", highlight=False)
+            console.print(f"{one['device']}: {trouble}", highlight=False, markup=False)
     for one in overview["ends"]:
         console.print(f"{one['words']}\n  -> {one['renew']}", highlight=False)
 
@@ -124,7 +136,7 @@ def _table(shown: list[dict[str, Any]]) -> Any:
             one["device"],
             "revoked" if revoked else ONLINE_WORD[one["online"]],
             one["channel"],
-            one["release"] or "-",
+            release_words(one) or "-",
             one["head_state"],
             (one["live_set_digest"] or "-")[:12] + same,
             str(one["outbox"]),

@@ -283,7 +283,7 @@ def revoke(device: str, directory: Path) -> None:
         click.echo("the broker takes nothing from it any more")
 
 
-@click.command()
+@click.command(short_help="Take a scrapped device off the list.")
 @click.argument("device")
 @dir_option
 def forget(device: str, directory: Path) -> None:

@@ -56,18 +56,30 @@ def _progress_rows(store: FleetStore, publication: Publication) -> list[dict[str
                 "state": "assigned" if one.state is None else one.state.value,
                 "settled": None if end is None else end.value,
                 "reason": one.reason,
+                "faults": device.state.faults if device.state.online else [],
             }
         )
     return rows
 
 
 def _progress_table(rows: list[dict[str, Any]]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("device", "", "update", "reason")
     for row in rows:
-        table.add_row(row["device"], ONLINE_WORD[row["online"]], row["settled"] or row["state"], row["reason"])
+        table.add_row(
+            row["device"],
+            ONLINE_WORD[row["online"]],
+            row["settled"] or row["state"],
+            escape(row["reason"] or _what_keeps(row)),
+        )
     return table
+
+
+def _what_keeps(row: dict[str, Any]) -> str:
+    """Return what a device that has not taken a publication says is wrong on it."""
+    return "; ".join(row["faults"]) if row["settled"] is None else ""
 
 
 def check_outcome(rows: list[dict[str, Any]], wait_s: float) -> None:
@@ -86,9 +98,13 @@ def check_outcome(rows: list[dict[str, Any]], wait_s: float) -> None:
     later = "They take it when they connect; see `headway fleet devices`."
     if not rows:
         raise FleetError(f"no device was registered within {wait_s:g} s", hint=later)
-    waiting = [row["device"] for row in rows if row["settled"] is None]
+    waiting = [row for row in rows if row["settled"] is None]
     if waiting:
+        who = ", ".join(
+            f"{row['device']} ({_what_keeps(row) or ONLINE_WORD[row['online']]})" for row in waiting[:3]
+        )
+        there = any(row["online"] for row in waiting)
         raise FleetError(
-            f"{len(waiting)} of {len(rows)} devices did not take it in {wait_s:g} s: {', '.join(waiting[:3])}",
-            hint=later,
+            f"{len(waiting)} of {len(rows)} devices did not take it in {wait_s:g} s: {who}",
+            hint="Those that are online go on with it; see `headway fleet devices`." if there else later,
         )

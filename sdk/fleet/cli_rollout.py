@@ -219,6 +219,7 @@ def _device(publication: Publication, rollout: Rollout, member: Member) -> dict[
         "state": "assigned" if state is None else state.value,
         "runs_it": member.running == release_id,
         "trouble": failure(rollout.plan, member, release_id),
+        "faults": member.faults if member.online else (),
         "before": None if member.before is None else msgspec.to_builtins(member.before),
         "now": None if member.now is None else msgspec.to_builtins(member.now),
     }
@@ -243,7 +244,7 @@ def _table(report: dict[str, Any]) -> Table:
             _change(before.get("recall"), now.get("recall"), "{:.0%}"),
             _change(before.get("unknown"), now.get("unknown"), "{:.0%}"),
             _change(before.get("latency_ms"), now.get("latency_ms"), "{:.0f}"),
-            escape(one["trouble"] or ""),
+            escape(one["trouble"] or "; ".join(one["faults"])),
         )
     left = report["not_reached"]
     under = [f"{left} device{'s' if left != 1 else ''} not reached yet"] if left else []

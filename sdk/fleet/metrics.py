@@ -184,6 +184,11 @@ class _FleetCollector(Collector):
         refused = GaugeMetricFamily(
             "headway_fleet_devices_refused", "Devices whose next entry is not taken.", labels=["channel"]
         )
+        faults = GaugeMetricFamily(
+            "headway_fleet_devices_with_faults",
+            "Online devices that say what is wrong on them.",
+            labels=["channel"],
+        )
         log = GaugeMetricFamily("headway_fleet_log_length", "Records of the union.", labels=["channel"])
         rollout = GaugeMetricFamily(
             "headway_fleet_rollout", "1 for the state it is in.", labels=["channel", "state"]
@@ -204,9 +209,11 @@ class _FleetCollector(Collector):
             running.add_metric([channel], sum(device.state.release_id == release_id for device in own))
             outbox.add_metric([channel], sum(device.state.outbox for device in own))
             refused.add_metric([channel], sum(device.refused is not None for device in own))
+            faulty = sum(device.state.online and bool(device.state.faults) for device in own)
+            faults.add_metric([channel], faulty)
             log.add_metric([channel], lengths[channel])
             if under_way is not None:
                 for state in RolloutState:
                     rollout.add_metric([channel, state.value], under_way[1].state is state)
                 wave.add_metric([channel], under_way[1].wave)
-        yield from (states, heads, running, outbox, refused, log, rollout, wave)
+        yield from (states, heads, running, outbox, refused, faults, log, rollout, wave)

@@ -140,6 +140,7 @@ class Member:
         running: The release it runs.
         before: How well it did before the release; None where it did not say.
         now: How well it does.
+        faults: What it says is wrong on it just now.
     """
 
     device: str
@@ -150,6 +151,7 @@ class Member:
     running: str | None
     before: Quality | None
     now: Quality | None
+    faults: tuple[str, ...] = ()
 
 
 class Step(str, Enum):
@@ -256,7 +258,8 @@ def failure(plan: Plan, member: Member, release_id: str, *, late: bool = False) 
     if end is UpdateState.ROLLED_BACK:
         return f"rolled it back: {member.reason or 'it did not say why'}"
     if end is None:
-        return "did not take it in time" if late and member.online else None
+        says = f": {member.faults[0]}" if member.faults else ""
+        return f"did not take it in time{says}" if late and member.online else None
     if member.running != release_id or member.before is None or member.now is None:
         return None
     return worse(plan, member.before, member.now)

@@ -299,4 +299,5 @@ def _member(row: AssignmentRow, device: Device) -> Member:
         running=device.state.release_id,
         before=None if row.before is None else msgspec.json.decode(row.before, type=Quality),
         now=device.state.quality,
+        faults=tuple(device.state.faults),
     )
