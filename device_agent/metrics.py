@@ -120,7 +120,7 @@ def metrics_of(state: State) -> Iterator[Metric]:
         "headway_queue_depth": ("Samples that wait for an operator.", state.queue_depth),
         "headway_outbox_depth": ("Own log entries that the fleet does not have yet.", state.outbox),
         "headway_own_labels": ("Live labels that were given here.", state.own_labels),
-        "headway_live_samples": ("Samples that the head is made of.", state.live_samples),
+        "headway_live_samples": ("Samples whose labels count: the newest head is of these.", state.live_samples),
         "headway_faults": ("What is wrong just now.", len(state.faults)),
         "headway_camera_live": (
             "Whether every camera gives frames.",
@@ -143,6 +143,8 @@ def metrics_of(state: State) -> Iterator[Metric]:
         about = "Told rightly until a person here took labels back, and not since."
         values["headway_masters_undone"] = (about, state.masters.undone)
     if state.head is not None:
+        about = "Samples that the head which decides is made of: others where a newer one was taken back."
+        values["headway_head_samples"] = (about, state.head.samples)
         about = "Labels that are not said any more and still decide: withdrawn elsewhere, and refused here."
         values["headway_withdrawn_labels"] = (about, state.head.withdrawn)
     if state.drift is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -15,6 +16,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from sdk.bundle import Bundle
 from sdk.errors import ConfigError
+from sdk.fleet.cli_devices import learned_words, wants_a_look
 from sdk.fleet.page.app import HOST, make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.rollout import Plan
@@ -89,6 +91,37 @@ def test_what_needs_a_look_is_said_in_words(floor: Floor, client: TestClient) ->
     assert "its own bundle" in text
     assert "new: its newest head is on trial" in text
     assert "No fleet service runs" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown", "trouble"),
+    [
+        ({}, "all of it", False),
+        ({"head_digest": None}, "all of it", False),  # an older device
+        ({"head_digest": "cd" * 32, "head_samples": 891, "taken_back": True}, "heard, taken back", True),
+        ({"head_digest": "cd" * 32, "head_samples": 891}, "heard, not learned yet", False),
+        ({"live_set_digest": "ef" * 32}, "behind", True),
+    ],
+    ids=["agrees", "older", "taken back", "learning", "behind"],
+)
+def test_a_head_that_was_taken_back_does_not_look_like_the_fleets(
+    floor: Floor, client: TestClient, changes: dict[str, Any], shown: str, trouble: bool
+) -> None:
+    live = floor.store.live_set("default")
+    assert live is not None
+    state = DeviceState(
+        device="line-1", channel="default", online=True, space=live.space, live_samples=898,
+        live_set_digest=live.digest, head_digest=live.digest, head_samples=898,
+    )  # fmt: skip
+    with floor.store.write() as ledger:
+        ledger.note_state(msgspec.structs.replace(state, **changes), seen_utc=floor.now)
+    (device,) = [one for one in client.get("/api/fleet").json()["devices"] if one["device"] == "line-1"]
+    assert (learned_words(device) or "other").replace("=fleet", "all of it") == shown
+    assert wants_a_look(device) is trouble
+    text = client.get("/part/devices").text
+    assert f">{shown}</span>" in text
+    words = "it decides by 891 samples where it has heard of 898"
+    assert (words in text) is bool(changes.get("taken_back"))
 
 
 def test_what_no_head_learns_from_is_said(fleet_dir: Path, bundles: dict[str, Bundle]) -> None:

@@ -299,6 +299,8 @@ def test_what_the_fleet_sends_under_this_devices_name_is_no_persons_word(
         assert learner.status().live_samples == 60
         assert learner.status().outcome is Outcome.TAKEN_BACK
         assert decides_by(learner, own) == len(own)
+        told = {each.name: each.samples[0].value for each in metrics_of(state_of(station))}
+        assert (told["headway_live_samples"], told["headway_head_samples"]) == (60, 60 + len(own))
 
 
 def test_a_head_that_leaves_out_what_was_refused_is_not_rolled_back_to(

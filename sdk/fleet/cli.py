@@ -484,6 +484,7 @@ def _channel_row(
 def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[str, str]) -> dict[str, Any]:
     state = device.state
     comparable = live_set is not None and state.space == live_set.space
+    said = live_set is not None and comparable and state.head_digest is not None
     return {
         "device": device.device,
         "channel": device.channel,
@@ -496,6 +497,10 @@ def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[st
         "head_state": state.head_state.value,
         "live_set_digest": state.live_set_digest,
         "live_samples": state.live_samples,
+        "head_digest": state.head_digest,
+        "head_samples": state.head_samples,
+        "head_agrees": state.head_digest == live_set.digest if live_set and said else None,
+        "taken_back": state.taken_back,
         "trust": state.trust,
         "in_sync": state.live_set_digest == live_set.digest if live_set and comparable else None,
         "outbox": state.outbox,

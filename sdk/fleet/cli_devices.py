@@ -30,12 +30,32 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
         found.append(f"its next label is refused: {device['refused']}")
     if any(word in device["trust"] for word in ("refused", "unverified", "certificate")):
         found.append(device["trust"])
+    if device["taken_back"]:
+        found.append(
+            "labels that it has heard do not decide: its trial took the head with them back, and it decides by "
+            f"{device['head_samples']} samples where it has heard of {device['live_samples']}"
+        )
     if device["online"] and device["space"] is None:
         found.append("no release serves on it")
     if device["online"]:
         # What the fleet itself refuses it says too.
         found += [fault for fault in device["faults"] if not device["refused"] or device["refused"] not in fault]
     return found
+
+
+def learned_words(device: dict[str, Any]) -> str:
+    """Return how what a device decides by stands to all that its channel has learned; empty where nobody knows.
+
+    Args:
+        device: As `sdk.fleet.cli.fleet_overview` says it.
+    """
+    if device["revoked_utc"] is not None or device["in_sync"] is None:
+        return ""
+    if not device["in_sync"]:
+        return "behind"
+    if device["head_agrees"] is False:
+        return "heard, taken back" if device["taken_back"] else "heard, not learned yet"
+    return "=fleet"
 
 
 def release_words(device: dict[str, Any]) -> str | None:
@@ -80,8 +100,9 @@ def wants_a_look(device: dict[str, Any]) -> bool:
 def devices(directory: Path, channel: str | None, find: str, look: bool, as_json: bool) -> None:
     """Show the fleet's devices and whether their heads rest on the same labels.
 
-    The live-set digest names what a head has learned from. Devices with the same digest as the fleet have learned
-    from exactly the same labels, bit for bit.
+    The live-set digest names the labels that a device has heard of. "=fleet" says that they are the fleet's, bit
+    for bit, and that the head which decides there has learned from all of them; "heard, taken back", that the
+    device's trial took that head back, so that an earlier one decides.
     """
     from sdk.fleet.cli import fleet_overview, open_fleet
 
@@ -130,15 +151,13 @@ def _table(shown: list[dict[str, Any]]) -> Any:
     for name in ("", "channel", "release", "head", "live set", "outbox", "log", "last seen"):
         table.add_column(name)
     for one in shown:
-        revoked = one["revoked_utc"] is not None
-        same = "" if revoked else {True: " =fleet", False: " behind", None: ""}[one["in_sync"]]
         table.add_row(
             one["device"],
-            "revoked" if revoked else ONLINE_WORD[one["online"]],
+            "revoked" if one["revoked_utc"] is not None else ONLINE_WORD[one["online"]],
             one["channel"],
             release_words(one) or "-",
             one["head_state"],
-            (one["live_set_digest"] or "-")[:12] + same,
+            f"{(one['live_set_digest'] or '-')[:12]} {learned_words(one)}".rstrip(),
             str(one["outbox"]),
             str(one["log_position"]),
             _ago(one["last_seen_utc"]),

@@ -189,6 +189,9 @@ class _FleetCollector(Collector):
             "Online devices that say what is wrong on them.",
             labels=["channel"],
         )
+        back = GaugeMetricFamily(
+            "headway_fleet_heads_taken_back", "Devices whose trial took the newest head back.", labels=["channel"]
+        )
         log = GaugeMetricFamily("headway_fleet_log_length", "Records of the union.", labels=["channel"])
         rollout = GaugeMetricFamily(
             "headway_fleet_rollout", "1 for the state it is in.", labels=["channel", "state"]
@@ -211,9 +214,10 @@ class _FleetCollector(Collector):
             refused.add_metric([channel], sum(device.refused is not None for device in own))
             faulty = sum(device.state.online and bool(device.state.faults) for device in own)
             faults.add_metric([channel], faulty)
+            back.add_metric([channel], sum(device.state.taken_back for device in own))
             log.add_metric([channel], lengths[channel])
             if under_way is not None:
                 for state in RolloutState:
                     rollout.add_metric([channel, state.value], under_way[1].state is state)
                 wave.add_metric([channel], under_way[1].wave)
-        yield from (states, heads, running, outbox, refused, faults, log, rollout, wave)
+        yield from (states, heads, running, outbox, refused, faults, back, log, rollout, wave)

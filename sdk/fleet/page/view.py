@@ -11,7 +11,7 @@ from typing import Any, Final
 from sdk.errors import FleetError
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.cli_classes import classes_of
-from sdk.fleet.cli_devices import release_words, troubles_of, wants_a_look, without_effect
+from sdk.fleet.cli_devices import learned_words, release_words, troubles_of, wants_a_look, without_effect
 from sdk.fleet.cli_quarantine import suspicion_of
 from sdk.fleet.cli_rollout import overview as rollout_overview
 from sdk.fleet.store import FleetStore
@@ -59,6 +59,7 @@ class FleetView:
             device["troubles"] = troubles_of(device)
             if device["head_state"] == HeadState.PROVISIONAL.value and device["revoked_utc"] is None:
                 device["troubles"].append("its newest head is on trial")
+            device["learned"] = learned_words(device)
             device["runs"] = release_words(device)
             device["ago"] = ago(self._clock() - device["last_seen_utc"])
         return {**found, "service": self._store.served(), "utc": self._clock()}
