@@ -8,16 +8,19 @@ Rules this module keeps:
   move in memory only after the commit.
 - What the fleet has not acknowledged is bounded, and refused visibly beyond it.
 - Nothing is written while the fleet holds entries of this device that this store lacks: it would contradict them.
-- The first that a store hears of its own log is believed only as far as the log here is the same.
+- The first that a store hears of its own log is believed only as far as the log here is the same. Labels that were
+  given in a new store before it heard that the fleet holds an earlier log of this device are written again after
+  that. They are set aside for it at the next start: who has folded an entry takes no other of its number.
 
 What the entries mean is the learner's; what goes over the wire is `sync`'s.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,9 +47,25 @@ AWAIT_FLEET: Final = "await_fleet"
 FLEET_HOLDS: Final = "fleet_holds"
 """Named value: how many entries of this device the fleet said it holds, while those are not all found here; 0 from
 then on. Not there: it has said nothing yet, or an older version heard it."""
+FORKED: Final = "forked"
+"""Named value: the fleet holds other entries of this device than this store, of which it has none."""
+ASIDE: Final = "aside/"
+"""Named values: records that were written before the device's earlier log came back, by their old numbers."""
 KEPT_RESTORES: Final = 64
 """Times that the fleet came back from an older copy, remembered by their ids; a message names eight."""
 _BATCH: Final = 500  # records read per query, so that no reader holds the lock long
+
+
+class _Said(NamedTuple):
+    """What an entry to be written says, with its code where it is a code record."""
+
+    body: Body
+    code: bytes | None
+    wall_time_us: int
+
+
+class _Forked(LabelError):
+    """The fleet holds other entries of this device; it has none of those here."""
 
 
 class LabelLog:
@@ -83,7 +102,11 @@ class LabelLog:
         self._outbox = outbox
         self._with_room = with_room
         self._on_label = on_label
+        if meta.get(FORKED):
+            with contextlib.suppress(StoreFull):  # at a later start, then; until there is room nothing is worse
+                self._set_aside()
         # Under the database's lock, as everything that belongs to several calls.
+        self._aside = int(db.value(f"SELECT count(*) FROM meta WHERE key LIKE '{ASIDE}%'"))
         self._chain = Chain(device)
         last = db.value("SELECT entry FROM records WHERE device = ? ORDER BY seq DESC LIMIT 1", device)
         if last is not None:
@@ -110,29 +133,56 @@ class LabelLog:
         with self._db.lock:
             self._check_outbox(len(bodies))
             self._check_caught_up()
-            return self._with_room(lambda: self._append(bodies, codes or {}))
+            now_us = int(self._clock() * 1_000_000)
+            said = [_Said(body, _code_of(body, codes or {}), now_us) for body in bodies]
+            return self._with_room(lambda: self._append(said))
 
-    def _append(self, bodies: Sequence[Body], codes: Mapping[bytes, Code]) -> list[Record]:
+    def _append(self, all_said: Sequence[_Said], *, again: bool = False) -> list[Record]:
         with self._db.lock:
             chain, counter, records = self._chain, self._counter, []
-            wall_time_us = int(self._clock() * 1_000_000)
             with self._db.transaction() as db:
-                for body in bodies:
+                for said in all_said:
                     counter += 1
-                    chain, entry = chain.write(body, counter=counter, wall_time_us=wall_time_us)
-                    code = None
-                    if isinstance(body, CodeRecord):
-                        if body.sample not in codes:
-                            raise ValueError(f"no code for {body.sample.hex()}")
-                        code = np.ascontiguousarray(codes[body.sample], np.int8).tobytes()
-                    record = Record(entry, code)
+                    chain, entry = chain.write(said.body, counter=counter, wall_time_us=said.wall_time_us)
+                    record = Record(entry, said.code)
                     check_record(record)
                     _check_readable(entry)
-                    _insert(db, record, here=isinstance(body, Label))
-                    if isinstance(body, Label):
-                        self._on_label(db, body)
+                    _insert(db, record, here=isinstance(said.body, Label))
+                    if isinstance(said.body, Label):
+                        self._on_label(db, said.body)
                     records.append(record)
+                if again:
+                    db.execute(f"DELETE FROM meta WHERE key LIKE '{ASIDE}%'")
             self._chain, self._counter = chain, counter
+            return records
+
+    def _set_aside(self) -> None:
+        """Take out the entries that the fleet has not, since it holds others of their numbers."""
+        rows = self._db.rows(
+            "SELECT seq, entry, code FROM records WHERE device = ? AND seq > ? ORDER BY seq",
+            self._device,
+            self.acknowledged(),
+        )
+        with self._db.transaction() as db:
+            for seq, entry, code in rows:
+                self._meta.put(db, f"{ASIDE}{seq:012}", _encoder.encode((entry, code)))
+                db.execute("DELETE FROM records WHERE device = ? AND seq = ?", (self._device, seq))
+            self._meta.put(db, FORKED, None)
+
+    def write_again(self) -> list[Record]:
+        """Write what was set aside after this device's earlier log, once all of that is here; return what is new.
+
+        Raises:
+            StoreFull: no room; nothing was written.
+            StoreCorrupt: what was set aside is damaged.
+        """
+        with self._db.lock:
+            if not self._aside or self._meta.get(FLEET_HOLDS) != 0:
+                return []
+            rows = self._db.rows(f"SELECT value FROM meta WHERE key LIKE '{ASIDE}%' ORDER BY key")
+            said = [_decode_aside(value) for (value,) in rows]
+            records = self._with_room(lambda: self._append(said, again=True))
+            self._aside = 0
             return records
 
     def _check_outbox(self, more: int) -> None:
@@ -148,6 +198,11 @@ class LabelLog:
             raise StoreFull(
                 "this store was restored from a backup and has not heard from its fleet yet",
                 hint="Connect the device to its broker: its later labels come back first.",
+            )
+        if self._aside and not self.lacking():
+            raise StoreFull(
+                f"{self._aside} entries wait for this device's earlier log",
+                hint="Connect the device to its broker: its earlier labels come back first.",
             )
         if self.lacking():
             raise StoreFull(
@@ -171,6 +226,14 @@ class LabelLog:
             LabelError: an entry contradicts itself or one we hold; nothing was stored.
             StoreFull: no room; nothing was stored.
         """
+        try:
+            return self._receive(records, position, channel)
+        except _Forked:
+            with self._db.transaction() as db:
+                self._meta.put(db, FORKED, 1)
+            raise
+
+    def _receive(self, records: Sequence[Record], position: int, channel: str) -> list[Record]:
         with self._db.lock:
             chain, counter, new = self._chain, self._counter, []
             with self._db.transaction() as db:
@@ -213,6 +276,12 @@ class LabelLog:
             or (before is not None and entry.prev != entry_hash(before))
             or (after is not None and after.prev != entry_hash(entry))
         ):
+            if entry.device == self._device and not self.acknowledged() and not self._is_settled():
+                raise _Forked(
+                    f"{self._chain.seq} entries were written here before this device's earlier log came back; "
+                    "a restart of the agent takes that log, and writes them again after it",
+                    hint="Restart the agent.",
+                )
             raise LabelError(
                 f"entry {entry.seq} of {entry.device} contradicts the log we hold",
                 hint="Two devices share this id, or a store is an old copy: enrol it under a new id.",
@@ -268,7 +337,7 @@ class LabelLog:
     def outbox_depth(self) -> int:
         """Return how many own records the fleet has not acknowledged."""
         with self._db.lock:
-            return self._chain.seq - self.acknowledged()
+            return self._aside + self._chain.seq - self.acknowledged()
 
     def length(self) -> int:
         """Return how many entries this device's own log has."""
@@ -352,6 +421,7 @@ class LabelLog:
 
 _encoder = msgspec.msgpack.Encoder()
 _entry_decoder = msgspec.msgpack.Decoder(Entry)
+_aside_decoder = msgspec.msgpack.Decoder(tuple[bytes, bytes | None])
 
 
 def decode_entry(raw: bytes) -> Entry:
@@ -360,6 +430,23 @@ def decode_entry(raw: bytes) -> Entry:
         return _entry_decoder.decode(raw)
     except msgspec.DecodeError as error:
         raise damaged(f"a stored entry is damaged: {str(error)[:100]}") from error
+
+
+def _decode_aside(value: bytes) -> _Said:
+    try:
+        raw, code = _aside_decoder.decode(value)
+    except msgspec.DecodeError as error:
+        raise damaged(f"an entry that was set aside is damaged: {str(error)[:100]}") from error
+    entry = decode_entry(raw)
+    return _Said(entry.body, code, entry.wall_time_us)
+
+
+def _code_of(body: Body, codes: Mapping[bytes, Code]) -> bytes | None:
+    if not isinstance(body, CodeRecord):
+        return None
+    if body.sample not in codes:
+        raise ValueError(f"no code for {body.sample.hex()}")
+    return np.ascontiguousarray(codes[body.sample], np.int8).tobytes()
 
 
 def _check_readable(entry: Entry) -> None:

@@ -335,6 +335,11 @@ class SyncCore:
             return []
         device = self._store.device
         out: list[Publication] = []
+        try:
+            if again := self._store.log.write_again():
+                self._on_records(again)
+        except StoreFull as error:
+            self._log_fault = str(error)
         if now >= self._state_again:
             self._state_wanted = True
         if self._state_wanted and now >= self._state_due:

@@ -224,8 +224,18 @@ def test_a_device_that_labelled_before_fetching_its_log_is_told_so(store: Store,
     label(store, sample_of(1))
     with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as fresh:
         label(fresh, sample_of(2))
-        with pytest.raises(LabelError, match="contradicts") as caught:
+        with pytest.raises(LabelError, match="before this device's earlier log came back") as caught:
             fresh.log.receive(list(store.log.records()), position=2)
+    assert "Restart" in caught.value.hint
+
+
+def test_two_devices_of_one_id_are_told_so(store: Store, tmp_path: Path) -> None:
+    label(store, sample_of(1))
+    with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as other:
+        assert other.log.heard(0)  # it has begun its log with the fleet
+        label(other, sample_of(2))
+        with pytest.raises(LabelError, match="contradicts") as caught:
+            other.log.receive(list(store.log.records()), position=2)
     assert "enrol" in caught.value.hint
 
 

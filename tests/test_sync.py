@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from device_agent.limits import StoreLimits
-from device_agent.store import Store
+from device_agent.store import Store, check_store
 from device_agent.sync import Sync, SyncCore, SyncLimits
 from sdk.codes import code_digest
-from sdk.errors import RemoteWireError, StoreFull
+from sdk.errors import LabelError, RemoteWireError, StoreFull
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.service import FleetCore, FleetService
 from sdk.fleet.store import FleetStore
@@ -314,7 +314,71 @@ def test_a_store_takes_no_entries_for_acknowledged_that_the_fleet_may_have_of_an
         fresh.ack(2)
         fresh.segment(1, log)
         assert store.log.acknowledged() == 0
-        assert "contradicts the log" in str(fresh.core.fault)
+        assert "4 entries were written here before this device's earlier log came back" in str(fresh.core.fault)
+
+
+@pytest.mark.parametrize("early", [1, 5], ids=["fewer than the fleet has", "more"])
+def test_labels_given_before_a_devices_earlier_log_came_back_follow_it_after_a_restart(
+    tmp_path: Path, early: int
+) -> None:
+    """A new store under an old id, in a plant whose broker is not there yet: what people say counts."""
+    with FleetStore(tmp_path / "fleet") as fleet:
+        service, now = FleetCore(fleet, TOPICS, ["default"]), 0.0
+
+        def talk(device: Device, seconds: int = 40) -> None:
+            nonlocal now
+            for _ in range(seconds):
+                now += 1.0
+                sent = [Message(each.topic, each.payload) for each in device.core.poll(now)]
+                for each in service.turn(sent, now=now, now_utc=1e9 + now, room_bytes=10**6):
+                    if each.topic in device.core.subscriptions():
+                        device.receive(each.topic, each.payload, now)
+
+        def connected(store: Store) -> Device:
+            device = Device(store)
+            service.turn([Message(*left(device))], now=now, now_utc=1e9 + now, room_bytes=0)
+            device.core.connected(now)
+            return device
+
+        def left(device: Device) -> tuple[str, bytes]:
+            farewell = device.core.farewell()
+            return farewell.topic, farewell.payload
+
+        with Store.open(tmp_path / "old", "line-1", limits=LIMITS) as store:
+            for number in range(3):
+                write_label(store, number)
+            talk(connected(store))
+            before = list(store.log.records())
+        with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as store:
+            given = [record for number in range(early) for record in write_label(store, 10 + number)]
+            device = connected(store)
+            talk(device)
+            assert "Restart" in _hint_of(store, before)
+            assert store.log.acknowledged() == 0
+        with Store.open(tmp_path / "new", "line-1", limits=LIMITS) as store:
+            assert list(store.log.records()) == []
+            assert store.log.outbox_depth() == len(given)
+            with pytest.raises(StoreFull):
+                write_label(store, 20)
+            device = connected(store)
+            talk(device)
+            assert (device.core.fault, store.log.outbox_depth()) == (None, 0)
+            write_label(store, 20)
+            talk(device)
+        check_store(tmp_path / "new" / "store.sqlite3", whole=True)  # one chain
+        with fleet.read() as ledger:
+            held = ledger.records("default", 1)
+        assert held[:6] == before
+        assert [(each.entry.body, each.code, each.entry.wall_time_us) for each in held[6:-2]] == [
+            (each.entry.body, each.code, each.entry.wall_time_us) for each in given
+        ]
+        assert device.told == held[:-2]
+
+
+def _hint_of(store: Store, records: list[Record]) -> str:
+    with pytest.raises(LabelError) as caught:
+        store.log.receive(records, len(records), "default")
+    return caught.value.hint
 
 
 def test_a_device_whose_first_answers_were_lost_finds_its_entries_in_the_union(tmp_path: Path) -> None:
