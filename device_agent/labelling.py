@@ -120,22 +120,22 @@ class Labelling:
         for each in asked:
             self._kept(each.sample.sample_id)
 
-    def check_free(self, name: str, owner: bytes | None) -> None:
+    def check_free(self, name: str, *owners: bytes) -> None:
         """Refuse a name that another class has. Needs the learner's lock.
 
         Args:
             name: Of `class_name`.
-            owner: The class that is to have it; None for a new one.
+            owners: The class that is to have it, or those that are to be one; none for a new one.
 
         Raises:
             UnknownClassError: no such class.
             LabelError: another class has it.
         """
-        if owner is not None:
+        for owner in owners:
             self._check_class(owner)
-        root = owner and self._folded.fold.canonical(owner)
+        roots = set(map(self._folded.fold.canonical, owners))
         for class_id, taken in self._folded.fold.class_names().items():
-            if key_of(taken) == key_of(name) and class_id != root:
+            if key_of(taken) == key_of(name) and class_id not in roots:
                 raise LabelError(f"there is a class {taken!r} already", hint="Use it, or choose another name.")
 
     def check_two(self, one: bytes, other: bytes) -> None:

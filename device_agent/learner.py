@@ -193,7 +193,7 @@ class Learner:
             LabelError: the name is empty, too long, reserved, or another class has it.
         """
         class_id = new_class_id()
-        self._append_named(name, None, lambda checked: DefineClass(class_id, checked, operator))
+        self._append_named(name, (), lambda checked: DefineClass(class_id, checked, operator))
         return class_id
 
     def rename_class(self, class_id: bytes, name: str, operator: str) -> None:
@@ -203,27 +203,37 @@ class Learner:
             UnknownClassError: no such class.
             LabelError: as `define_class`.
         """
-        self._append_named(name, class_id, lambda checked: RenameClass(class_id, checked, operator))
+        self._append_named(name, (class_id,), lambda checked: RenameClass(class_id, checked, operator))
 
-    def _append_named(self, typed: str, owner: bytes | None, body: Callable[[str], Body]) -> None:
+    def _append_named(self, typed: str, owners: tuple[bytes, ...], body: Callable[[str], Body]) -> None:
         name = class_name(typed)
         with self._turns.changed:
             self._folded.catch_up()
-            self._labelling.check_free(name, owner)
+            self._labelling.check_free(name, *owners)
             self._store.log.append([body(name)])
             self._turns.wake()
 
-    def merge_classes(self, one: bytes, other: bytes, operator: str) -> None:
-        """Make two classes one; it goes by the name given last, and cannot be undone.
+    def merge_classes(self, one: bytes, other: bytes, operator: str, *, name: str | None = None) -> None:
+        """Make two classes one, which cannot be undone.
+
+        Args:
+            one, other: The classes.
+            operator: Who says so.
+            name: What it is called from now on; None for the name that was given last.
 
         Raises:
             UnknownClassError: no such class.
-            LabelError: they are one already.
+            LabelError: they are one already, or the name is none or a third class's.
         """
+        bodies: list[Body] = [MergeClasses(one, other, operator)]
+        if name is not None:
+            bodies.append(RenameClass(other, class_name(name), operator))
         with self._turns.changed:
             self._folded.catch_up()
             self._labelling.check_two(one, other)
-            self._store.log.append([MergeClasses(one, other, operator)])
+            if name is not None:
+                self._labelling.check_free(class_name(name), one, other)
+            self._store.log.append(bodies)
             self._turns.wake()
 
     def classes(self) -> list[ClassInfo]:

@@ -510,6 +510,16 @@ class Station:
         self._on_saved()
         return class_id
 
+    def rename_class(self, class_id: bytes, name: str, operator: str) -> None:
+        """Give a class another name. See `Learner.rename_class`."""
+        self.require().learner.rename_class(class_id, name, operator)
+        self._on_saved()
+
+    def merge_classes(self, one: bytes, other: bytes, operator: str, *, name: str | None = None) -> None:
+        """Make two classes one. See `Learner.merge_classes`."""
+        self.require().learner.merge_classes(one, other, operator, name=name)
+        self._on_saved()
+
     def classes(self) -> list[ClassInfo]:
         """Return the classes that exist, by name; none before the first release."""
         serving = self._serving

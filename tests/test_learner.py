@@ -593,6 +593,17 @@ def test_merging_two_classes_leaves_the_moments_as_they_are(
     assert Learner(bundle, None, store).status().live_set_digest == learner.status().live_set_digest
 
 
+def test_a_merged_class_goes_by_the_name_given_last_unless_one_is_said(learner: Learner) -> None:
+    first, second = (learner.define_class(name, "anna") for name in ("Krazter", "Kratzer"))
+    third = learner.define_class("kratzer, alt", "anna")
+    learner.merge_classes(first, second, "anna", name="Krazter")
+    assert "Krazter" in {info.name for info in learner.classes()}
+    with pytest.raises(LabelError, match="'Krazter' already"):
+        learner.merge_classes(third, SCRATCH, "anna", name="krazter")
+    learner.merge_classes(first, third, "anna")
+    assert {info.name for info in learner.classes()} == {"good", "scratch", "Krazter"}
+
+
 Refused = Callable[[Learner], object]
 
 
@@ -608,6 +619,7 @@ Refused = Callable[[Learner], object]
         (lambda learner: learner.rename_class(PIT, "pit", "x"), UnknownClassError, "no class"),
         (lambda learner: learner.merge_classes(GOOD, GOOD, "x"), LabelError, "one class already"),
         (lambda learner: learner.merge_classes(GOOD, PIT, "x"), UnknownClassError, "no class"),
+        (lambda learner: learner.merge_classes(GOOD, SCRATCH, "x", name=" "), LabelError, "no name"),
         (lambda learner: learner.label(bytes(32), GOOD, "x"), LabelError, "not kept here"),
     ],
 )
