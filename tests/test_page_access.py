@@ -417,6 +417,8 @@ def test_the_page_erases_who_was_removed_before(device: Device) -> None:
         ("DELETE", f"/api/samples/{'0' * 64}", Role.ENGINEER),
         ("PUT", "/api/operating", Role.ENGINEER),
         ("PUT", f"/api/classes/{'0' * 32}", Role.ENGINEER),
+        ("PUT", f"/api/classes/{'0' * 32}/put-away", Role.ENGINEER),
+        ("POST", f"/api/classes/{'0' * 32}/merge", Role.ENGINEER),
         ("GET", "/api/accounts", Role.ADMIN),
         ("POST", "/api/accounts", Role.ADMIN),
         ("PUT", "/api/accounts/Ann/secret", Role.ADMIN),

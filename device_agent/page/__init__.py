@@ -2,7 +2,8 @@
 
 `create_app` gives the ASGI application, `sdk.web.server` runs it on a thread beside the inspection loop.
 
-    api, quality, people   the HTTP interface: labels and samples; what is rejected; accounts
+    api, classes           the HTTP interface: labels and samples; what classes there are
+    quality, people        and what is rejected; accounts
     pages, text            HTML for people, and every word of it in every language
     guard, access          who asks, and what they may
     history, alike, asked  what the label log says, what waits for one answer, why it is asked

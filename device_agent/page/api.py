@@ -107,13 +107,6 @@ class UndoIn(_In):
     operator: OperatorName = ""
 
 
-class ClassIn(_In):
-    """A new class, or another name for one."""
-
-    name: ClassName
-    operator: OperatorName = ""
-
-
 @dataclass(frozen=True)
 class SavedOut:
     """The labels are on this device's disk, as entries `first_seq` to `seq` of its log."""
@@ -131,15 +124,6 @@ class ErasedOut:
 
     erased: bool
     withdrawn: bool
-
-
-@dataclass(frozen=True)
-class ClassOut:
-    """A class was defined or renamed, and that is on this device's disk."""
-
-    saved: bool
-    class_id: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -333,7 +317,6 @@ class Routes:
         for path, post in (
             ("/labels", self.post_label),
             ("/labels/undo", self.post_undo),
-            ("/classes", self.post_class),
         ):
             api.add_api_route(path, post, methods=["POST"], status_code=201, dependencies=label)
         api.add_api_route("/samples/{sample}/unsure", self.post_unsure, methods=["POST"], dependencies=label)
@@ -346,7 +329,6 @@ class Routes:
         )
         if self._trigger is not None:
             api.add_api_route("/trigger", self.post_trigger, methods=["POST"], status_code=202, dependencies=label)
-        api.add_api_route("/classes/{class_id}", self.put_class, methods=["PUT"], dependencies=change)
         api.add_api_route("/samples/{sample}", self.delete_sample, methods=["DELETE"], dependencies=change)
         api.add_api_route(
             "/heads/{number}/restore", self.post_restore, methods=["POST"], status_code=201, dependencies=change
@@ -546,7 +528,7 @@ class Routes:
             bytes.fromhex(sample): None if each is None else bytes.fromhex(each)
             for sample, each in (label.seen or {}).items()
         }
-        who = _operator(request, label.operator)
+        who = operator_of(request, label.operator)
         saved = self.station.label_all([(sample, class_id) for sample in ids], who, seen)
         self.counter.labelled(len(ids))
         self.unsure.forget(ids)
@@ -557,7 +539,7 @@ class Routes:
         """Undo labels: each sample is labelled again as it was before, or not at all; on disk when this
         answers."""
         plan = self.history.undoing(undo.first_seq, undo.seq)
-        saved = self.station.label_all(plan, _operator(request, undo.operator))
+        saved = self.station.label_all(plan, operator_of(request, undo.operator))
         class_ids = {class_id for _, class_id in plan}
         only = class_ids.pop() if len(class_ids) == 1 else None
         first = saved.records[0].entry.seq
@@ -578,26 +560,11 @@ class Routes:
             raise _not_kept(sample)
         withdrawn = kept.status is SampleStatus.LABELLED
         if withdrawn:
-            self.station.label_all([(sample_id, None)], _operator(request, ""))
+            self.station.label_all([(sample_id, None)], operator_of(request, ""))
         self.station.store.samples.erase(sample_id)
         self.unsure.forget([sample_id])
         self.note(request, "picture erased", sample)
         return ErasedOut(True, withdrawn)
-
-    def post_class(self, new: ClassIn, request: Request) -> ClassOut:
-        """Define a class; it is on disk when this answers."""
-        class_id = self.station.define_class(new.name, _operator(request, new.operator))
-        self.note(request, "class defined", class_id.hex())
-        return ClassOut(True, class_id.hex(), " ".join(new.name.split()))
-
-    def put_class(
-        self, class_id: Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")], new: ClassIn, request: Request
-    ) -> ClassOut:
-        """Give a class another name; its labels stay."""
-        learner = self.station.require().learner
-        learner.rename_class(bytes.fromhex(class_id), new.name, _operator(request, new.operator))
-        self.note(request, "class renamed", class_id)
-        return ClassOut(True, class_id, " ".join(new.name.split()))
 
     # -- what was learned -----------------------------------------------------------------------------------------
 
@@ -618,7 +585,7 @@ class Routes:
         plan = self.history.restoring(row)
         first = seq = None
         if plan.labels:
-            saved = self.station.label_all(plan.labels, _operator(request, ""))
+            saved = self.station.label_all(plan.labels, operator_of(request, ""))
             first, seq = saved.records[0].entry.seq, saved.seq
         self.note(request, "head restored", str(number))
         return RestoredOut(True, len(plan.labels), first, seq, plan.exact, row.digest)
@@ -719,7 +686,7 @@ def head_out(row: HeadRow) -> HeadOut:
     )
 
 
-def _operator(request: Request, typed: str) -> str:
+def operator_of(request: Request, typed: str) -> str:
     """Return who the label log shall name: whoever is logged in, else what the page's user typed."""
     return who_of(request).id or typed
 

@@ -23,6 +23,7 @@ from device_agent.page.access import Access
 from device_agent.page.api import Routes
 from device_agent.page.asked import Unsure
 from device_agent.page.book import open_book
+from device_agent.page.classes import Classes, PutAway
 from device_agent.page.counts import ShiftCounter
 from device_agent.page.guard import LOOPBACK, Guard
 from device_agent.page.history import LabelHistory
@@ -108,9 +109,10 @@ def create_app(
     app.add_middleware(SavesFirst, courtesy=station.courtesy)  # within the guard: not for whoever may not save
     app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure))
     history = LabelHistory(station.store, _ReleaseClasses(station))
+    put_away = PutAway(station, book, history)
     routes = Routes(
         station,
-        state,
+        lambda: put_away.offered(state()),
         access=access,
         unsure=Unsure(book),
         counter=counter,
@@ -118,12 +120,13 @@ def create_app(
         ahead=LookAhead(outlook_s),
         trigger=trigger,
     )
-    quality = Quality(routes, book)
+    quality, classes = Quality(routes, book), Classes(routes, put_away)
     people = People(access, secure=secure)
     app.include_router(routes.router())
+    app.include_router(classes.router())
     app.include_router(quality.router())
     app.include_router(people.router())
-    app.include_router(Pages(routes, quality, people).router())
+    app.include_router(Pages(routes, quality, people, classes).router())
     return app
 
 

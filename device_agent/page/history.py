@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -73,6 +74,13 @@ class Restoration:
 
     labels: tuple[tuple[bytes, bytes | None], ...]
     exact: bool
+
+
+class ClassUse(NamedTuple):
+    """How often a label was given with a class, and of how many samples that is the last word."""
+
+    given: int
+    standing: int
 
 
 class _Numbered(Generic[T]):
@@ -166,6 +174,11 @@ class _Events:
         """Return the number of the last word on the sample of an event."""
         return self._newest[self._sample[number]]
 
+    def uses(self) -> dict[bytes | None, ClassUse]:
+        """Return how the classes were used, before merges; None is used by who takes a label back."""
+        given, standing = Counter(self._class), Counter(self._class[number] for number in self._newest)
+        return {self._classes.values[n]: ClassUse(count, standing[n]) for n, count in given.items()}
+
     def of_sample(self, sample: bytes) -> Iterator[int]:
         """Yield the numbers of a sample's events, the last word first."""
         found = self._samples.find(sample)
@@ -197,6 +210,7 @@ class LabelHistory:
         self._own = array("i")  # numbers of the events that this device's log has, in its order
         self._others_arrived = 0  # arrival of the newest entry from elsewhere that can change a live set
         self._merged_at = 0
+        self._used: tuple[int, dict[bytes | None, ClassUse]] = (0, {})  # of so many events
 
     def _catch_up(self) -> None:
         while batch := self._store.log.records_after(self._through):
@@ -242,6 +256,14 @@ class LabelHistory:
     def _row(self, number: int) -> LabelRow:
         event, newest = self._events[number], self._events.newest(number)
         return LabelRow(event, self._before(number), newest == number, event.device == self._store.device)
+
+    def uses(self) -> dict[bytes | None, ClassUse]:
+        """Return how each class was used in labels, ids before merges."""
+        with self._lock:
+            self._catch_up()
+            if self._used[0] != len(self._events):
+                self._used = len(self._events), self._events.uses()
+            return self._used[1]
 
     def of_sample(self, sample: bytes) -> list[LabelRow]:
         """Return the events of one sample, the last word first."""

@@ -19,6 +19,7 @@ from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learned import LearnerStatus
 from device_agent.page.access import Access, Role, Who
 from device_agent.page.api import Routes, head_out
+from device_agent.page.classes import Classes
 from device_agent.page.counts import local
 from device_agent.page.guard import needs, who_of
 from device_agent.page.people import People
@@ -81,8 +82,9 @@ def _breakable(name: str) -> Markup:
 class Pages:
     """The pages of one station."""
 
-    def __init__(self, routes: Routes, quality: Quality, people: People) -> None:
+    def __init__(self, routes: Routes, quality: Quality, people: People, classes: Classes) -> None:
         self._routes = routes
+        self._classes = classes
         self._quality = quality
         self._people = people
         self._station = routes.station
@@ -186,6 +188,8 @@ class Pages:
             former=_former(access) if admin else [],
             tokens=access.tokens() if admin else [],
             audit=self._people.get_audit(30) if admin else [],
+            classes=self._classes.get_classes(),
+            in_fleet=self._classes.in_fleet,
             version=_version(),
         )
 
@@ -329,10 +333,10 @@ class Pages:
         points = report.operating.points
         rate = report.operating.escape_rate
         place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
-        names = sorted(self._routes.names().items(), key=lambda each: each[1].casefold())
+        known = [c for c in self._classes.get_classes() if not c.put_away or c.id in report.operating.good]
         return {
             "report": report,
-            "classes": [{"id": class_id.hex(), "name": name} for class_id, name in names],
+            "classes": known,
             "place": place,
             "points": [asdict(point) for point in points],
             "confusion": [_shaded(row, i) for i, row in enumerate(report.confusion)],

@@ -746,6 +746,43 @@ TEXTS: Final[dict[str, Text]] = {
         "Dieses Gerät hat keine Konten: Von hier kommt niemand hinein. Am Gerät: headway agent user add",
         "本设备没有账户，无法从此处登录。请在设备上运行：headway agent user add",
     ),
+    # the classes, in the settings
+    "settings.classes": ("Classes", "Klassen", "类别"),
+    "settings.classes-none": ("There is no class yet.", "Es gibt noch keine Klasse.", "还没有类别。"),
+    "settings.labels": ("Labels", "Zuordnungen", "标注"),
+    "settings.labels-here": ("({n} from here)", "({n} von hier)", "（本机 {n} 个）"),
+    "settings.rename": ("Rename", "Umbenennen", "重命名"),
+    "settings.rename-rule": (
+        "Its labels stay. A folder of master parts with the old name has to be renamed too.",
+        "Die Zuordnungen bleiben. Ein Ordner mit Musterteilen muss ebenfalls umbenannt werden.",
+        "标注保持不变。使用旧名称的标准样件文件夹也需重命名。",
+    ),
+    "settings.merge": ("Merge…", "Zusammenlegen…", "合并…"),
+    "settings.merge-title": ("Make two classes one", "Zwei Klassen zusammenlegen", "合并两个类别"),
+    "settings.merge-into": ("Becomes part of", "Geht auf in", "并入"),
+    "settings.merge-do": ("Merge for good", "Endgültig zusammenlegen", "永久合并"),
+    "settings.merge-fleet": (
+        "Classes are merged by the fleet, for all its devices.",
+        "Zusammengelegt werden Klassen von der Flotte, für alle ihre Geräte.",
+        "类别由设备群统一合并。",
+    ),
+    "settings.put-away": ("Put away", "Ausblenden", "收起"),
+    "settings.put-away-is": ("put away", "ausgeblendet", "已收起"),
+    "settings.bring-back": ("Bring back", "Einblenden", "恢复"),
+    "settings.put-away-rule": (
+        "A class without labels can be put away: it gets no button. It is back once it is used again.",
+        "Eine Klasse ohne Zuordnungen lässt sich ausblenden: Sie bekommt keinen Knopf. Wird sie wieder benutzt, "
+        "ist sie wieder da.",
+        "没有标注的类别可以收起，不再显示按钮；再次使用时会自动恢复。",
+    ),
+    "js.merge-said": (
+        "“{name}” (labels: {n}) becomes “{into}” (labels: {m}). This cannot be undone.",
+        "„{name}“ (Zuordnungen: {n}) wird zu „{into}“ (Zuordnungen: {m}). Das lässt sich nicht rückgängig machen.",
+        "“{name}”（{n} 个标注）将并入“{into}”（{m} 个标注）。此操作无法撤销。",
+    ),
+    "audit.classes merged": ("merged classes", "Klassen zusammengelegt", "合并类别"),
+    "audit.class put away": ("put a class away", "Klasse ausgeblendet", "收起类别"),
+    "audit.class brought back": ("brought a class back", "Klasse eingeblendet", "恢复类别"),
 }
 
 
