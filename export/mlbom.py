@@ -27,7 +27,7 @@ from export.papers import LIMITS, NOT_FOR, USERS, Papers, use_of
 from export.report import Report
 from sdk.bundle import Manifest
 from sdk.licences import NO_WEIGHTS, normalise
-from sdk.lineage import PREFIX, Link, own_link, properties_of
+from sdk.lineage import FINETUNED, PREFIX, Link, own_link, properties_of
 
 BUNDLE: Final = "bundle"
 WEIGHTS: Final = "base-weights"
@@ -184,7 +184,7 @@ def _procedure(report: Report, manifest: Manifest) -> dict[str, str]:
         "precisions": ", ".join(entry.precision for entry in manifest.precisions),
         "precision_reason": report.precision_reason,
         **{
-            f"finetuned_for_int8.{how.profile}": how.finetuned.words()
+            FINETUNED + how.profile: how.finetuned.words()
             for how in report.quantization
             if how.finetuned is not None
         },

@@ -171,6 +171,7 @@ def _lineage_lines(link: Link) -> list[str]:
         f"{link.name}  {link.bundle_sha256[:16]}  made {link.created_utc}",
         f"  backbone {link.backbone}, strategy {link.strategy}",
         f"  weights {link.weights.source}; licence {link.weights.licence}; sha256 {digest or 'none'}",
+        *(f"  int8 made for {profile}: {how}" for profile, how in link.finetuned.items()),
         f"  data {link.data_sha256[:16]}, {link.images} images",
     ]
 

@@ -26,6 +26,9 @@ MAX_GENERATIONS: Final = 64
 PREFIX: Final = "headway:"
 """Of the names of our properties in CycloneDX."""
 
+FINETUNED: Final = "finetuned_for_int8."
+"""Begins the names of properties on fine-tuning for int8, which no manifest has; the profile follows."""
+
 _AGAIN: Final = "Export the bundle again."
 
 
@@ -45,6 +48,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
         bundle_sha256: Digest of its manifest, which covers every file.
         created_utc, backbone, strategy, data_sha256, images: As its manifest says.
         weights: What it was made from.
+        finetuned: How forms were fine-tuned for int8, by what they are made for, as its papers say.
         parents: Bundles that it continues: classes of the same name have their ids.
         missing: Digests of parents of which nothing more is known here.
     """
@@ -57,6 +61,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     weights: Weights
     data_sha256: str
     images: int
+    finetuned: dict[str, str] = {}
     parents: list[Link] = []
     missing: list[str] = []
 
@@ -71,11 +76,13 @@ def lineage(bundle: Bundle, search: Iterable[Path] = ()) -> Link:
     Raises:
         BadFormat: its papers are damaged, or contradict its manifest.
     """
-    told = {link.bundle_sha256: link for link in _ancestors_in(bundle)}
+    paper = _paper_of(bundle)
+    told = {link.bundle_sha256: link for link in _ancestors_in(paper)}
     here: dict[str, Path] = {}
     if any(parent not in told for parent in bundle.manifest.parents):
         here = {digest: path for folder in search for digest, path in _bundles_in(folder)}
-    return _link(bundle.manifest, bundle.digest(), told, here, MAX_GENERATIONS)
+    found = _link(bundle.manifest, bundle.digest(), told, here, MAX_GENERATIONS)
+    return found if paper is None else msgspec.structs.replace(found, finetuned=_finetuned(_values(paper)))
 
 
 def _link(
@@ -86,8 +93,11 @@ def _link(
         found = told.get(parent)
         if found is None and parent in here and generations > 1:
             opened = Bundle.open(here[parent])
-            further = {link.bundle_sha256: link for link in _ancestors_in(opened)}
+            paper = _paper_of(opened)
+            further = {link.bundle_sha256: link for link in _ancestors_in(paper)}
             found = _link(opened.manifest, parent, further, here, generations - 1)
+            if paper is not None:
+                found = msgspec.structs.replace(found, finetuned=_finetuned(_values(paper)))
         if found is None:
             missing.append(parent)
         else:
@@ -123,6 +133,7 @@ def properties_of(link: Link) -> dict[str, str]:
         "data_sha256": link.data_sha256,
         "images": str(link.images),
         "missing_parents": " ".join(link.missing),
+        **{FINETUNED + profile: how for profile, how in link.finetuned.items()},
     }
 
 
@@ -171,14 +182,14 @@ class _Mlbom(msgspec.Struct, rename="camel"):
     metadata: _Metadata
 
 
-def _ancestors_in(bundle: Bundle) -> list[Link]:
-    """Return the parents that a bundle's papers tell of; none where it has no papers.
+def _paper_of(bundle: Bundle) -> _Component | None:
+    """Return what a bundle's papers say of it; None where it has none.
 
     Raises:
         BadFormat: they are damaged, or contradict the manifest.
     """
     if not any(entry.name == MLBOM_NAME for entry in bundle.manifest.files):
-        return []
+        return None
     data = bundle.read(MLBOM_NAME)
     if len(data) > MAX_MLBOM_BYTES:
         raise BadFormat(f"{MLBOM_NAME} has {len(data)} bytes", hint=f"At most {MAX_MLBOM_BYTES} are read.")
@@ -194,7 +205,20 @@ def _ancestors_in(bundle: Bundle) -> list[Link]:
                 f"{MLBOM_NAME} says {name} is {str(said.get(name))[:80]!r}, the manifest {value[:80]!r}",
                 hint=_AGAIN,
             )
-    return _links(component, MAX_GENERATIONS)
+    return component
+
+
+def _ancestors_in(paper: _Component | None) -> list[Link]:
+    """Return the parents that a bundle's papers tell of; none where it has no papers.
+
+    Raises:
+        BadFormat: what they say of one is no bundle.
+    """
+    return [] if paper is None else _links(paper, MAX_GENERATIONS)
+
+
+def _finetuned(said: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix(FINETUNED): how for name, how in said.items() if name.startswith(FINETUNED)}
 
 
 def _links(component: _Component, generations: int) -> list[Link]:
@@ -219,6 +243,7 @@ def _links(component: _Component, generations: int) -> list[Link]:
                     ),
                     data_sha256=said["data_sha256"],
                     images=int(said["images"]),
+                    finetuned=_finetuned(said),
                     parents=_links(ancestor, generations - 1) if generations > 1 else [],
                     missing=said.get("missing_parents", "").split(),
                 )

@@ -34,7 +34,7 @@ from export.report import (
 from export.terminal import show
 from sdk.bundle import Bundle, write_bundle
 from sdk.errors import BadFormat
-from sdk.lineage import MAX_MLBOM_BYTES, MLBOM_NAME, Link, Weights, lineage, properties_of
+from sdk.lineage import FINETUNED, MAX_MLBOM_BYTES, MLBOM_NAME, Link, Weights, lineage, properties_of
 from tests.builders import set_report_on
 from tests.commands import headway
 from tests.tiny import tiny_bundle
@@ -406,6 +406,26 @@ def test_the_format_page_names_every_property() -> None:
         images=0,
     )
     assert all(f"`headway:{name}`" in text for name in properties_of(link))
+    assert f"`headway:{FINETUNED}`" in text
+
+
+def test_what_was_fine_tuned_for_int8_is_told_of_a_bundle_and_of_those_it_continues(
+    plain: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add(data: bytes) -> bytes:
+        paper = json.loads(data)
+        properties = paper["metadata"]["component"]["properties"]
+        properties.append({"name": "headway:finetuned_for_int8.cpu", "value": "fine-tuned for int8 on 64 images"})
+        return json.dumps(paper).encode()
+
+    first = documented(plain, tmp_path / "first", papers=add)
+    second = documented(plain, tmp_path / "second", parents=[first])
+    words = "int8 made for cpu: fine-tuned for int8 on 64 images"
+    assert f"\n  {words}" in headway(capsys, "bundle", "lineage", first.path).out
+    shutil.move(first.path, tmp_path / "elsewhere")  # its parent is told from its own papers
+    told = headway(capsys, "bundle", "lineage", second.path).out
+    assert f"\n    {words}" in told
+    assert f"\n  {words}" not in told
 
 
 # The command
