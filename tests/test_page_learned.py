@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Dialog, expect
 
 from device_agent.accepting import Accepting, OperatingTarget, Target
 from device_agent.heads import Reference
@@ -59,6 +59,29 @@ def suspicious(device: Device) -> str:
     label(device, "pit", 1, "scratch")
     assert hex_of("pit", 1) in [each["sample"] for each in device.http.get("/api/suspects").json()]
     return hex_of("pit", 1)
+
+
+@pytest.mark.browser
+def test_a_picture_is_deleted_for_good(device: Device, browser: Browser) -> None:
+    """As of a person who stood before the camera."""
+    label(device, "pit", 0, "pit")
+    before = device.http.get("/api/state").json()["live_set_digest"]
+    label(device, "rings", 0, "scratch")
+    with screen(browser, device.url + "learned") as on:
+        on.ready()
+        asked: list[str] = []
+
+        def agree(dialog: Dialog) -> None:
+            asked.append(dialog.message)
+            dialog.accept()
+
+        on.page.on("dialog", agree)
+        on.page.locator("#labels tbody tr").first.get_by_role("button", name="Delete the picture").click()
+        expect(on.page.locator("#labels tbody tr").first).to_contain_text("taken back")
+        expect(on.page.locator("#labels img")).to_have_count(1)
+    assert asked == ["Delete this picture for good? Its label no longer counts."]
+    assert device.http.get(f"/api/samples/{hex_of('rings', 0)}/image").status_code == 404
+    wait_for(lambda: device.http.get("/api/state").json()["live_set_digest"] == before)
 
 
 @pytest.mark.browser

@@ -422,6 +422,12 @@ TEXTS: Final[dict[str, Text]] = {
     "learned.withdrawn": ("{name} taken back", "{name} zurückgenommen", "已撤销“{name}”"),
     "learned.changed": ("{before} became {name}", "{before} wurde {name}", "“{before}”改为“{name}”"),
     "learned.confirmed-label": ("{name} confirmed", "{name} bestätigt", "已确认“{name}”"),
+    "learned.erase": ("Delete the picture", "Bild löschen", "删除图片"),
+    "learned.erase-ask": (
+        "Delete this picture for good? Its label no longer counts.",
+        "Dieses Bild endgültig löschen? Seine Zuordnung zählt dann nicht mehr.",
+        "要永久删除这张图片吗？其标注将不再生效。",
+    ),
     "learned.no-labels": ("No labels yet.", "Noch keine Zuordnungen.", "还没有标注。"),
     "learned.heads": ("Heads that served here", "Lernstände auf diesem Gerät", "本机用过的分类器"),
     "learned.head": ("Head", "Lernstand", "分类器"),
