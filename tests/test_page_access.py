@@ -491,6 +491,28 @@ def test_an_operator_logs_in_with_a_pin_on_the_pad(device: Device) -> None:
     assert device.access.name_of(label.operator) == "Ben"
 
 
+@pytest.mark.browser
+def test_an_answer_that_found_the_session_over_is_sent_after_the_login(device: Device) -> None:
+    with logged_in(device, "Ben", PIN) as ben, chromium() as browser, opened(browser) as (context, on):
+        context.add_cookies([{"name": SESSION_COOKIE, "value": ben.cookies[SESSION_COOKIE], "url": device.url}])
+        on.page.goto(device.url + "label")
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.evaluate("events.close()")  # it would notice, too
+        device.access.log_out(ben.cookies[SESSION_COOKIE])
+        on.page.locator('#classes button[data-class="pit"]').click()
+        on.page.wait_for_url("**/login**")
+        on.page.get_by_label("Name").fill("Ben")
+        on.page.get_by_label("PIN or password").fill(PIN)
+        on.page.locator(".pad .main").click()
+        expect(on.page).to_have_url(device.url + "label")
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: 1 of the page before")
+    (label,) = device.labels()
+    assert (label.sample.hex(), label.class_id) == (sample, class_id("pit"))
+    assert device.access.name_of(label.operator) == "Ben"
+
+
 # -- beyond loopback ----------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Dialog, Route, expect
 
 from device_agent.page.alike import alike
 from device_agent.sample import SampleStatus
@@ -432,6 +432,134 @@ def test_a_picture_alike_that_is_not_there_to_be_seen_is_left_out(
         on.page.locator('#classes button[data-class="pit"]').click()
         expect(on.page.locator("#saved")).to_have_text("✓ saved: 2 × pit")
         assert {each.sample.hex() for each in device.labels()} == {asked, other}
+
+
+def ahead(on: Screen) -> None:
+    """Wait until the next pictures have been loaded."""
+    on.ready()
+    on.asked()
+    on.until("queue.length > 4 && queue.slice(0, 4).every(({ sample }) => (loaded.get(sample) || {}).seen)")
+
+
+def four(on: Screen) -> list[tuple[str, str]]:
+    """Tap four answers while the disk takes none; return the samples with their classes."""
+    given = [(tap(on, name), name) for name in ("pit", "scratch", "good", "pit")]
+    assert on.page.evaluate("pending") == 4
+    return given
+
+
+def leaves(on: Screen) -> list[str]:
+    """Answer every dialog with yes; return what kinds there are, as they come."""
+    asked: list[str] = []
+
+    def yes(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    on.page.on("dialog", yes)
+    return asked
+
+
+def said(device: Device) -> list[tuple[str, str]]:
+    names = {class_id(name): name for name in NAMES} | {b"": "undone"}
+    return [(each.sample.hex(), names[each.class_id or b""]) for each in device.labels()]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("to", ["label", ""])
+def test_answers_on_their_way_are_saved_once_though_the_page_is_left(
+    device: Device, browser: Browser, to: str
+) -> None:
+    """Tapped faster than a slow disk takes them; then the page is loaded again, or another one opened."""
+    with opened(browser, has_touch=True) as (_, on):
+        asked = leaves(on)
+        on.page.goto(device.url + "label")
+        ahead(on)
+        with device.station.store.held():
+            given = four(on)
+            on.page.goto(device.url + to)
+        on.until("unsent().length === 0")
+        if to == "label":
+            on.quiet()
+            expect(on.page.locator("#saved")).to_have_text("✓ saved: 4 of the page before")
+            assert on.asked() not in {sample for sample, _ in given}
+            on.page.locator("#undo").tap()
+            on.quiet()
+            assert on.asked() == given[-1][0]
+    assert asked == ["beforeunload"]
+    assert sorted(said(device)[:4]) == sorted(given)
+    assert said(device)[4:] == ([(given[-1][0], "undone")] if to == "label" else [])
+
+
+@pytest.mark.browser
+def test_answers_on_their_way_arrive_though_the_page_is_closed(device: Device, browser: Browser) -> None:
+    with opened(browser, has_touch=True) as (context, on):
+        on.page.goto(device.url + "label")
+        context.new_page()  # the browser itself stays
+        asked = leaves(on)
+        ahead(on)
+        with device.station.store.held():
+            given = four(on)
+            with on.page.expect_event("close"):
+                on.page.close(run_before_unload=True)
+        wait_for(lambda: len(device.labels()) == 4)
+    assert asked == ["beforeunload"]
+    assert sorted(said(device)) == sorted(given)
+
+
+@pytest.mark.browser
+def test_an_undo_on_its_way_is_not_lost_with_the_page(device: Device, browser: Browser) -> None:
+    """Nor does it take back another label than the one that was given just before it."""
+    with opened(browser, has_touch=True) as (_, on):
+        leaves(on)
+        on.page.goto(device.url + "label")
+        on.ready()
+        first = tap(on, "good")
+        on.quiet()
+        ahead(on)
+        with device.station.store.held():
+            second = tap(on, "pit")
+            on.page.locator("#undo").tap()
+            on.page.goto(device.url + "label")
+        on.until("unsent().length === 0")
+        on.quiet()
+    assert said(device) == [(first, "good"), (second, "pit"), (second, "undone")]
+
+
+@pytest.mark.browser
+def test_what_the_next_page_cannot_save_either_it_says(device: Device, browser: Browser) -> None:
+    sample = device.http.get("/api/queue").json()[0]["sample"]
+    with opened(browser) as (_, on):
+        on.page.goto(device.url)
+        on.ready()
+        body = {"samples": [sample], "class_id": "0" * 32}
+        left = {"path": "/api/labels", "items": [sample], "of": "", "key": "1", "body": body}
+        for who, why in (("", "there is no class 0"), ("p-of-somebody", "somebody else is logged in now")):
+            on.page.evaluate("left => storeUnsent([left])", {**left, "who": who})
+            on.page.goto(device.url)
+            expect(on.page.locator("#notice")).to_contain_text("Not saved, of the page before: 1 (")
+            expect(on.page.locator("#notice")).to_contain_text(why)
+            on.until("unsent().length === 0")
+    assert device.labels() == []
+
+
+@pytest.mark.browser
+def test_an_undo_after_a_label_that_was_refused_takes_nothing_back(device: Device, browser: Browser) -> None:
+    held: list[Route] = []
+    with opened(browser, has_touch=True) as (_, on):
+        on.page.goto(device.url + "label")
+        on.ready()
+        first = tap(on, "good")
+        on.quiet()
+        on.page.route("**/api/labels", lambda route: held.append(route), times=1)  # noqa: PLW0108
+        tap(on, "pit")
+        on.page.locator("#undo").tap()
+        while not held:
+            on.page.wait_for_timeout(20)
+        held[0].fulfill(status=507, json={"error": "the disk is full", "hint": ""})
+        on.quiet()
+        expect(on.page.locator("#saved")).to_contain_text("Not saved")
+    assert [(each.sample.hex(), each.class_id) for each in device.labels()] == [(first, class_id("good"))]
 
 
 @pytest.mark.browser

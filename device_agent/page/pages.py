@@ -125,6 +125,7 @@ class Pages:
             "page": page,
             "loggedIn": who is not None,
             "accounts": self._people.access.in_use,
+            "who": "" if who is None else who.id,
         }
         return self._templates.get_template(template).render(
             t=t,

@@ -175,6 +175,26 @@ TEXTS: Final[dict[str, Text]] = {
         "期间已由 {who} 标注为：{name}",
     ),
     "js.meanwhile-other": ("Labelled {name} meanwhile", "Inzwischen zugeordnet: {name}", "期间已被标注为：{name}"),
+    "js.left": (
+        "Not saved, of the page before: {n} ({why})",
+        "Nicht gespeichert, von der vorigen Seite: {n} ({why})",
+        "上一页有 {n} 个未保存（{why}）",
+    ),
+    "js.left-other": (
+        "somebody else is logged in now",
+        "jetzt ist jemand anders angemeldet",
+        "现在登录的是其他人",
+    ),
+    "js.left-undo": (
+        "an undo did not reach the device",
+        "ein „Rückgängig“ hat das Gerät nicht erreicht",
+        "有一次撤销未送达设备",
+    ),
+    "js.saved-left": (
+        "✓ saved: {n} of the page before",
+        "✓ gespeichert: {n} von der vorigen Seite",
+        "✓ 已保存上一页的 {n} 个",
+    ),
     "js.no-answer": ("the device does not answer", "das Gerät antwortet nicht", "设备没有响应"),
     # what a refused request is answered with, by its status; what follows in brackets is the device's own words
     "refused.400": ("this cannot be done", "das geht so nicht", "无法执行"),

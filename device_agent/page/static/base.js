@@ -17,6 +17,8 @@ class Refused extends Error {
   constructor(text, status = 0) { super(text); this.status = status; }
 }
 
+let leaving = false;  // this page ends: what fails now fails for that
+
 async function call(path, options = {}) {
   const headers = { ...(options.headers || {}) };
   if (options.method && options.method !== "GET") headers["X-Headway-CSRF"] = facts.csrf;
@@ -26,7 +28,10 @@ async function call(path, options = {}) {
   } catch (error) {
     throw new Refused(t("js.no-answer"));
   }
-  if (answer.status === 401 && facts.loggedIn) location.href = `/login?then=${encodeURIComponent(location.pathname)}`;
+  if (answer.status === 401 && facts.loggedIn) {
+    leaving = true;
+    location.href = `/login?then=${encodeURIComponent(location.pathname)}`;
+  }
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Refused(refusal(answer.status, body), answer.status);
   return body;
@@ -43,6 +48,7 @@ const send = (method, path, body) =>
   call(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 const post = (path, body) => send("POST", path, body);
 const operator = () => (facts.accounts ? "" : (localStorage.getItem("operator") || "").trim());
+const named = () => (operator() ? { operator: operator() } : {});
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -105,7 +111,7 @@ function heard(message) {
   $("device-state").title = now.more;
   $("waiting").textContent = state.queue_depth;
   $("waiting").hidden = !state.queue_depth;
-  notice("");
+  notice(told);
   const key = JSON.stringify([state.head && [state.head.number, state.head.state, state.head.busy, state.head.trial], state.live_set_digest]);
   if (learnedKey && key !== learnedKey) document.body.dispatchEvent(new CustomEvent("learned"));
   learnedKey = key;
@@ -115,6 +121,13 @@ function heard(message) {
 function notice(text) {
   if ($("notice").textContent !== text) $("notice").textContent = text;
   $("notice").hidden = !text;
+}
+
+let told = "";  // stays while the page does, or until the next button
+
+function tell(text) {
+  told = text;
+  notice(text);
 }
 
 function away() {
@@ -155,16 +168,15 @@ document.addEventListener("click", async (event) => {
   if (!button || button.disabled) return;
   if (button.dataset.ask && !window.confirm(button.dataset.ask)) return;
   button.disabled = true;
+  tell("");
   try {
-    if (button.dataset.post) await post(button.dataset.post, { ...JSON.parse(button.dataset.body), ...named(button) });
+    if (button.dataset.post) await post(button.dataset.post, { ...JSON.parse(button.dataset.body), ...(button.dataset.post.startsWith("/api/labels") ? named() : {}) });
     else await call(button.dataset.delete, { method: "DELETE" });
     button.textContent = t("js.done");
     if (button.dataset.delete) location.reload();
     else document.body.dispatchEvent(new CustomEvent("learned"));
   } catch (error) {
     button.disabled = false;
-    notice(t("js.not-saved", { why: error.message }));
+    tell(t("js.not-saved", { why: error.message }));
   }
 });
-
-const named = (button) => (button.dataset.post.startsWith("/api/labels") && operator() ? { operator: operator() } : {});

@@ -15,7 +15,7 @@ let byHand = null;      // a sample that somebody picked on another page
 let taken = new Map();  // samples answered here whose answer the queue may not know yet, and when they were answered
 let pending = 0;        // answers on their way to the disk
 let chain = Promise.resolve();
-let undoable = [];      // {first_seq, seq, items}
+let undoable = [];      // {key, sample, saved: the log's entries, once they are there}
 let together = false;   // the answer is for all that look alike
 let out = new Set();    // but not for these
 let heat = false;
@@ -241,31 +241,68 @@ function answer(said, name) {
   const shown = Object.fromEntries(items.map((each) => [each, each === sample.sample ? sample.label_class_id : null]));
   nowUsed(said.class_id);
   next();
-  keep(async () => {
-    const saved = await post("/api/labels", { samples: items, seen: shown, ...said, ...(operator() ? { operator: operator() } : {}) });
-    if (!saved.saved) throw new Refused("");
-    undoable = [...undoable, { ...saved, sample }].slice(-MAX_UNDO);
+  const last = { sample, saved: null };
+  const body = { samples: items, seen: shown, ...said, ...named() };
+  last.key = keep({ path: "/api/labels", body, items }, sample, async (entry) => {
+    try {
+      last.saved = await deliver(entry);
+    } catch (error) {
+      undoable = undoable.filter((each) => each !== last);
+      throw error;
+    }
     return items.length > 1 ? t("js.saved-n", { n: items.length, name }) : t("js.saved", { name });
-  }, sample, items);
+  });
+  undoable = [...undoable, last].slice(-MAX_UNDO);
+  $("undo").disabled = false;
 }
 
 // Answers reach the disk one after the other, in the order they were given.
-function keep(work, sample, items) {
+function keep(what, sample, work) {
+  const entry = keepUnsent(what), { items } = entry;
   pending += 1;
   say(pending > 1 ? t("js.saving-n", { n: pending }) : t("js.saving"));
   chain = chain.then(async () => {
     try {
-      const text = await work();
+      const text = await work(entry);
       pending -= 1;
-      say(pending ? t("js.saving-n", { n: pending }) : text);
+      if (pending || text) say(pending ? t("js.saving-n", { n: pending }) : text);
+      forgetUnsent(entry.key);
       for (const each of items) taken.set(each, performance.now());
     } catch (error) {
+      if (await endsHere(error)) return;
       pending -= 1;
+      forgetUnsent(entry.key);
       for (const each of items) taken.delete(each);
       await notSaved(error, sample);
     }
     $("undo").disabled = !undoable.length;
     if (!pending && queue.length < AHEAD) refill();
+  });
+  return entry.key;
+}
+
+addEventListener("beforeunload", (event) => {
+  if (!pending || leaving) return;
+  event.preventDefault();
+  event.returnValue = true;  // what browsers of before 2023 want
+});
+
+// What the page before was left with is sent before anything else.
+function finishLeft() {
+  const items = left.flatMap((entry) => entry.items);
+  for (const each of items) taken.set(each, Infinity);
+  pending += 1;
+  say(t("js.saving-n", { n: left.length }));
+  chain = sendLeft().then(({ saved, failed, why }) => {
+    pending -= 1;
+    for (const each of items) taken.set(each, performance.now());
+    for (const entry of left) if (failed.includes(entry.key)) for (const each of entry.items) taken.delete(each);
+    const labels = left.filter((entry) => saved.has(entry.key));
+    undoable = [...labels.map((entry) => ({ key: entry.key, sample: { sample: entry.items[0] }, saved: saved.get(entry.key) })), ...undoable];
+    $("undo").disabled = !undoable.length;
+    if (failed.length) say(t("js.left", { n: failed.length, why }), true);
+    else if (!pending && !leaving) say(t("js.saved-left", { n: left.length }));
+    refill();
   });
 }
 
@@ -300,21 +337,22 @@ function unsure() {
   const sample = current;
   taken.set(sample.sample, Infinity);
   next();
-  keep(async () => {
-    await post(`/api/samples/${sample.sample}/unsure`, {});
+  keep({ path: `/api/samples/${sample.sample}/unsure`, body: {}, items: [sample.sample] }, sample, async (entry) => {
+    await deliver(entry);
     return t("js.saved-unsure");
-  }, sample, [sample.sample]);
+  });
 }
 
 function undo() {
-  if (!undoable.length && !pending) return;
-  if (performance.now() - undoneAt < BOUNCE_MS) return;
+  if (!undoable.length || performance.now() - undoneAt < BOUNCE_MS) return;
   undoneAt = performance.now();
-  keep(async () => {
-    const last = undoable.pop();
-    if (!last) return "";
+  const last = undoable.pop();
+  const entries = () => last.saved && { first_seq: last.saved.first_seq, seq: last.saved.seq, ...named() };
+  $("undo").disabled = !undoable.length;
+  keep({ path: "/api/labels/undo", body: entries(), of: last.key }, null, async (entry) => {
+    if (!last.saved) return "";  // and that has been said
     try {
-      await post("/api/labels/undo", { first_seq: last.first_seq, seq: last.seq, ...(operator() ? { operator: operator() } : {}) });
+      await deliver({ ...entry, body: entries() });
     } catch (error) {
       undoable.push(last);
       throw error;
@@ -323,7 +361,7 @@ function undo() {
     back(await call(`/api/samples/${last.sample.sample}`));
     refill();
     return t("js.undone");
-  }, null, []);
+  });
 }
 
 // -- pictures that look the same ------------------------------------------------------------------------------
@@ -387,7 +425,7 @@ async function nameDefect(typed) {
   asked.named = true;
   const known = latest && latest.state.classes.find((each) => each.name.toLowerCase() === name.toLowerCase());
   try {
-    const id = known ? known.id : (await post("/api/classes", { name, ...(operator() ? { operator: operator() } : {}) })).class_id;
+    const id = known ? known.id : (await post("/api/classes", { name, ...named() })).class_id;
     if (!known && latest) latest.state.classes.push({ id, name, labels: 0, own_labels: 0 });
     if (defectOf !== asked || !$("defect").open) { drawClasses(); return; }
     $("defect").close();
@@ -521,6 +559,7 @@ async function begin() {
 }
 
 let heardKey = "";
+if (left.length) finishLeft();
 onState(({ state }) => {
   drawClasses();
   const image = current && loaded.get(current.sample);
