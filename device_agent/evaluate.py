@@ -41,6 +41,8 @@ from sdk.splits import Part
 
 UNKNOWN: Final = "unknown"
 """What is shown for a frame unlike anything the head knows."""
+OUTLOOK_S: Final = 60.0
+"""No line waits for these cores: the outlook has time for all its rounds, and says the same each time."""
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -384,5 +386,6 @@ def evaluate(
             knobs=head.knobs,
             false_alarm_rate=head.calibration.false_alarm_rate,
             only=~base.fitted[: len(base.codes)],
+            budget_s=OUTLOOK_S,
         ),
     )

@@ -7,7 +7,8 @@ vouch for each other: on magnetic tile leaving out single images claims 94 % whe
 - Computed when scoring, from codes alone; never stored.
 - A given group is never divided. Groups are joined within a class only: a copy under another
   label flatters no score, and the audit wants to see it.
-- The same result whatever the order of the samples. No files, no clock, no random numbers.
+- The same result whatever the order of the samples and the ids of their classes. No files, no clock, no random
+  numbers.
 """
 
 from __future__ import annotations
@@ -175,14 +176,19 @@ def _shared(groups: Sequence[str]) -> frozenset[str]:
 def _in_one_order(codes: CodeRows, class_ids: Sequence[bytes], names: Sequence[str]) -> Ints:
     """Return the rows by class, group and code, in one order whatever the caller's.
 
-    Sums of floats depend on it, and so might a pair at the threshold.
+    Sums of floats depend on it, and so might a pair at the threshold; of many samples it says which are compared.
+    Classes stand by their first group and code: their ids are drawn anew by every export.
     """
     digests: list[bytes] = []
     for strip in strips(np.arange(len(codes)), codes.shape[1]):
         digests += (
             blake2b(code, digest_size=_DIGEST_BYTES).digest() for code in np.ascontiguousarray(codes[strip])
         )
-    return np.array(sorted(range(len(names)), key=lambda i: (class_ids[i], names[i], digests[i])), np.int64)
+    own = list(zip(names, digests, strict=True))
+    first: dict[bytes, tuple[str, bytes]] = {}
+    for class_id, said in zip(class_ids, own, strict=True):
+        first[class_id] = min(first.get(class_id, said), said)
+    return np.array(sorted(range(len(own)), key=lambda i: (first[class_ids[i]], class_ids[i], *own[i])), np.int64)
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ class _Residuals:
 
     _codes: CodeRows
     _order: Ints  # (n,) row of `_codes`, by class
-    _y: Ints  # (n,) class index, ascending
+    _y: Ints  # (n,) class index of the sorted ids
     _m: Floats  # (k, d) class means
     _L: Floats  # (d, d) Cholesky factor of their metric's inverse
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 
 from device_agent.evaluate import Evaluation, accept, evaluate, judge
-from device_agent.outlook import look_ahead
 from device_agent.rehearse import Plan
 from device_agent.rehearse import _parts as rehearsed
 from device_agent.runtime import base_head, open_runtime
@@ -355,12 +353,7 @@ def test_a_coco_set_is_evaluated_as_the_same_pictures_in_folders(
     assert "no COCO annotations" in wrong.err
 
 
-def test_the_outlook_is_of_the_bundles_own_samples(
-    bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A busy machine would take fewer rounds one time than the other.
-    unhurried = partial(look_ahead, budget_s=600.0)
-    monkeypatch.setattr("device_agent.evaluate.look_ahead", unhurried)
+def test_the_outlook_is_of_the_bundles_own_samples(bundle: Bundle, folder: Path) -> None:
     images = open_images(folder)
     ahead = run(bundle, images).outlook
     few = ImageSet(folder, tuple(i for i in images.images if i.label == "rings"), (), False)

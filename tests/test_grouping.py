@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdk.grouping import MAX_CLASS_GROUPS, Grouping, derive_groups
+from sdk.grouping import _REFERENCE_SAMPLES, MAX_CLASS_GROUPS, Grouping, derive_groups
 from sdk.head import UNCALIBRATED
 from sdk.score import leave_one_group_out, score
 from tests.test_head import A, B, C
@@ -89,6 +89,15 @@ def test_the_order_of_the_samples_changes_nothing(order: list[int]) -> None:
     mixed = derive_groups(codes[order], [ids[i] for i in order], [names[i] for i in order])
     assert mixed.groups == tuple(straight.groups[i] for i in order)
     assert mixed.threshold == straight.threshold
+
+
+def test_the_ids_of_the_classes_change_nothing() -> None:
+    """Every export draws them anew. Of more samples than are compared with each other they chose which."""
+    codes, ids, _ = parts(280, 2, d=24)
+    names = alone(len(ids))
+    found = derive_groups(codes, ids, names)
+    assert len(ids) > _REFERENCE_SAMPLES
+    assert derive_groups(codes, [B if c == A else A for c in ids], names) == found
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=20), seed=st.integers(0, 20))

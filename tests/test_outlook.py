@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import pytest
 from sdk.errors import HeadError
 from sdk.head import DEFAULT_KNOBS, solve
 from sdk.moments import Moments
-from sdk.outlook import HELP, Outlook, _Heads, outlook
+from sdk.outlook import HELP, MORE_ROUNDS, ROUNDS, Outlook, _Heads, _Misses, outlook
 from tests.test_head import A, B, C
 
 Codes = npt.NDArray[np.int8]
@@ -110,17 +111,53 @@ def test_few_parts_leave_it_open() -> None:
 
 
 def test_pictures_of_one_part_are_learned_or_judged_together() -> None:
-    codes, ids = surfaces((30, 30, 30))
+    codes, ids = surfaces((30, 30, 30), spread=40.0)
     again, twice = np.concatenate([codes, codes]), ids + ids
     parts = [f"part {i % 90:03}" for i in range(180)]
     found, alone = looked(again, twice, parts), looked(again, twice)
     assert [each.groups for each in found.classes] == [30, 30, 30]
-    assert alone.balanced_accuracy.share > found.balanced_accuracy.share + 0.02
+    assert alone.balanced_accuracy.share > found.balanced_accuracy.share + 0.1
 
 
 def test_the_same_seed_gives_the_same_forecast() -> None:
     codes, ids = surfaces((12, 12, 12))
     assert looked(codes, ids) == looked(codes, ids)
+
+
+@pytest.mark.parametrize("groups", ["parts", "mixed"])
+def test_the_ids_of_the_classes_change_nothing(groups: str) -> None:
+    """Every export draws them anew: who exports again must not see progress that is not there."""
+    codes, ids = surfaces((14, 12, 9))
+    # Mixed: all three classes are on the same five parts, so that only their codes tell them apart.
+    names = [f"part {i % 5 if groups == 'mixed' else i:03}" for i in range(len(ids))]
+    found = looked(codes, ids, names)
+    for order in ((B, C, A), (C, A, B), (B, A, C)):
+        other = dict(zip(IDS, order, strict=True))
+        back = {theirs: ours for ours, theirs in other.items()}
+        again = looked(codes, [other[c] for c in ids], names)
+        assert (again.balanced_accuracy, again.steps) == (found.balanced_accuracy, found.steps)
+        assert [replace(each, class_id=back[each.class_id]) for each in again.classes] == list(found.classes)
+        assert back[again.helps_most().class_id] == found.helps_most().class_id
+
+
+def test_a_new_part_is_dealt_out_among_the_others() -> None:
+    """As in a split: what one more part does to a forecast is its own doing, not that of other divisions."""
+    codes, ids = surfaces((12, 12, 12))
+    groups = [f"part {i:03}" for i in range(36)]
+    every = np.ones(36, bool)
+    (_, few), (_, all_of) = (
+        next(_Misses.of(codes[n:], ids[n:], groups[n:], every[n:]).divisions(0, 0)) for n in (1, 0)
+    )
+    assert (few != all_of[1:]).sum() <= 1
+
+
+def test_few_groups_are_divided_more_often() -> None:
+    rounds = []
+    for count in (5, 20, 40):
+        codes, ids = surfaces((count, count, count), d=8)
+        found = outlook(codes, ids, [str(i) for i in range(len(ids))], seed=0, budget_s=1e9, clock=time.monotonic)
+        rounds.append(found.heads // 11)
+    assert rounds == [MORE_ROUNDS, ROUNDS, ROUNDS]
 
 
 def test_a_class_of_one_part_is_named_apart() -> None:
@@ -136,7 +173,7 @@ def test_what_the_backbone_was_trained_on_judges_nothing() -> None:
     assert found.one_group == (C,)
 
 
-@pytest.mark.parametrize(("budget_s", "rounds"), [(0.0, 1), (2.5, 2), (1000.0, 3)])
+@pytest.mark.parametrize(("budget_s", "rounds"), [(0.0, 1), (2.5, 2), (1000.0, 8)])
 def test_rounds_stop_before_the_budget(budget_s: float, rounds: int) -> None:
     """A clock by which each round of 11 heads lasts a second."""
     ticks = iter(range(1000))
