@@ -276,6 +276,27 @@ def test_a_late_device_joins_by_itself(floor: Floor, bundles: dict[str, Bundle])
     assert floor.running["d"] == floor.running["a"]
 
 
+def test_a_device_that_comes_back_after_its_waves_deadline_takes_it_and_halts_nothing(
+    floor: Floor, bundles: dict[str, Bundle]
+) -> None:
+    """It is assigned no deadline that has passed, for which it would roll the release back."""
+    floor.away.add("b")
+    floor.tell("b")
+    begin(floor, bundles["second"], Plan(waves=["2", "100%"], approve=True, soak_s=30, deadline_s=3600))
+    floor.obey()
+    floor.wait(30)
+    assert floor.stands() == (RolloutState.AWAITING, 1)
+    floor.now += 2 * 3600
+    floor.away.clear()
+    floor.tell("b")
+    floor.turn()
+    assert floor.stands() == (RolloutState.AWAITING, 1)
+    assert floor.desired["b"].deadline_utc is None
+    floor.obey()
+    assert floor.running["b"] == floor.running["a"]
+    assert floor.stands() == (RolloutState.AWAITING, 1)
+
+
 def test_a_device_that_is_new_gets_the_current_release_until_a_wave_reaches_it(
     floor: Floor, bundles: dict[str, Bundle]
 ) -> None:

@@ -166,6 +166,22 @@ def test_who_does_not_take_it_in_time_has_failed() -> None:
     )
 
 
+@pytest.mark.parametrize("approve", [False, True])
+@pytest.mark.parametrize("state", [None, UpdateState.DOWNLOADING])
+def test_who_comes_back_after_the_deadline_to_a_wave_that_did_well_is_not_late(
+    state: UpdateState | None, approve: bool
+) -> None:
+    """It was away when its wave had to be done, and held nobody up. It takes the release now."""
+    plan = Plan(waves=["2", "100%"], soak_s=600, deadline_s=600, approve=approve)
+    soaks = at(1, plan=plan, state=RolloutState.SOAKING, well_since_utc=1500.0)
+    taken, back = member("line-1"), member("line-10", state=state)
+    for now in (1600.0, 2099.0):
+        decision = ask(soaks, taken, back, now=now)
+        assert (decision.step, decision.rollout) == (Step.WAIT, soaks)
+    assert ask(soaks, taken, back, now=2100.0).step is (Step.WAIT if approve else Step.NEXT_WAVE)
+    assert ask(soaks, member("line-1", state=UpdateState.ROLLED_BACK), back, now=2099.0).step is Step.HALT
+
+
 def test_a_wave_that_nobody_took_is_no_success() -> None:
     away = member("line-1", state=None, online=False)
     assert ask(at(1), away, now=1500.0).step is Step.WAIT

@@ -126,6 +126,11 @@ class Rollout:
         """Whether it is still under way; one that halted may be resumed."""
         return self.state not in (RolloutState.HALTED, RolloutState.DONE)
 
+    @property
+    def deadline_utc(self) -> float | None:
+        """When the wave that is out should have the release; None where it has done well without the rest."""
+        return None if self.well_since_utc is not None else self.wave_began_utc + self.plan.deadline_s
+
 
 @dataclass(frozen=True)
 class Member:
@@ -193,7 +198,10 @@ def decide(
     plan = rollout.plan
     if not rollout.open:
         return Decision(Step.WAIT, rollout)
-    late = rollout.wave > 0 and now_utc >= rollout.wave_began_utc + plan.deadline_s
+    over = rollout.wave > 0 and now_utc >= rollout.wave_began_utc + plan.deadline_s
+    # Once those who were there have done well, the wave has passed over the others: they come back to no deadline.
+    passed = over and rollout.well_since_utc is not None
+    late = over and not passed
     failed = {
         m.device: why
         for m in members
@@ -209,9 +217,9 @@ def decide(
     there = [m for m in out if m.online or m.state is not None or m.running == release_id]
     taken = [m for m in there if _took(m, release_id) and m.device not in failed]
     asked = [m for m in there if m.device not in failed and m not in taken]
-    if out and (asked or not there) and not late:
+    if out and (asked or not there) and not over:
         return Decision(Step.WAIT, _stands(rollout, RolloutState.ROLLING, None))
-    if out and (not taken or len(taken) < plan.success * len(there)):
+    if out and not passed and (not taken or len(taken) < plan.success * len(there)):
         return _halt(rollout, f"{len(taken)} of {len(out)} devices of wave {rollout.wave} took it")
     since = rollout.well_since_utc if rollout.well_since_utc is not None else now_utc
     if now_utc < since + plan.soak_s:

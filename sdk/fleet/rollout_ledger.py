@@ -89,7 +89,7 @@ class RolloutLedger(ChannelLedger):
             gave_up: set[str] = set()
             if under_way is not None and (under_way[1].open or under_way[0] == current):
                 publication, rollout = under_way
-                newest = rollout.wave_began_utc + rollout.plan.deadline_s
+                newest = rollout.deadline_utc
                 for member in self.members(publication.id):
                     if member.state is UpdateState.ROLLED_BACK:
                         gave_up.add(member.device)
