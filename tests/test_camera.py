@@ -255,6 +255,16 @@ def test_a_looping_folder_of_only_bad_files_is_lost_not_spun_on(tmp_path: Path) 
         next(shots)
 
 
+def test_a_folder_that_is_gone_is_lost_and_no_part_is_rejected_for_it(folder: Path) -> None:
+    camera = open_camera(FolderCamera(path=folder), "line-1")
+    shots = camera.shots(threading.Event())
+    next(shots)
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(CameraLost, match="is not a folder"):
+        next(shots)
+    assert (camera.tally.bad, camera.tally.unreadable) == (0, "")
+
+
 def test_a_video_gives_every_frame_losslessly(tmp_path: Path) -> None:
     shots, camera = take(VideoCamera(path=write_video(tmp_path / "v.avi")))
     assert len(shots) == 20

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from device_agent.camera import Camera, CameraState, Shot, encode_png, files, open_camera
+from device_agent.camera import Camera, CameraState, Shot, encode_png, open_camera
 from device_agent.camera.files import Watch
 from device_agent.camera.gstreamer import LAUNCH, LaunchGrabber, check_pipeline, has_gstreamer
 from device_agent.camera.live import Live
@@ -31,6 +31,7 @@ from device_agent.config import (
     parse_site,
 )
 from sdk.errors import CameraLost, ConfigError
+from sdk.images import read
 from sdk.preprocess import Frame
 from tests.line_sim import SimCamera
 from tests.simulators import wait_for
@@ -302,16 +303,15 @@ def test_a_picture_that_replaced_another_is_not_deleted_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program may give every picture one name; the next part's may be there before this one's was decoded."""
-    read_shot = files.read_shot
 
-    def slow(path: Path, *rest: Any) -> Shot:
-        shot = read_shot(path, *rest)
-        if shot.frame[0, 0, 0] == 10:
+    def slow(path: Path) -> tuple[bytes, Frame]:
+        data, frame = read(path)
+        if frame[0, 0, 0] == 10:
             put(tmp_path, "next.png", 20)
             (tmp_path / "next.png").rename(path)
-        return shot
+        return data, frame
 
-    monkeypatch.setattr(files, "read_shot", slow)
+    monkeypatch.setattr("device_agent.camera.files.read", slow)
     put(tmp_path, "current.png", 10)
     shots = open_camera(WatchCamera(path=tmp_path, poll_s=0.01, delete=True), "line-1").shots(threading.Event())
     assert next(shots).frame[0, 0, 0] == 10

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -110,7 +110,8 @@ class Folder:
     def __init__(self, settings: FolderCamera, device: str, clock: Callable[[], float]) -> None:
         self.name = settings.name or str(settings.path)
         self.tally = Tally()
-        self._settings, self._device, self._clock = settings, device, clock
+        self._settings = settings
+        self._reader = Reader(settings.path, device, clock, self.tally)
         list_folder(settings.path)
 
     def shots(self, stop: threading.Event) -> Iterator[Shot]:
@@ -125,7 +126,7 @@ class Folder:
             for path, name, part in listed:
                 if not pace.wait(stop):
                     return
-                yield read_shot(path, name, part, self._device, self._clock, self.tally)
+                yield self._reader.shot(path, name, part)
             if not self._settings.loop:
                 break
             if self.tally.frames == before:
@@ -133,23 +134,53 @@ class Folder:
         self.tally.state = CameraState.ENDED
 
 
-def read_shot(path: Path, name: str, part: str, device: str, clock: Callable[[], float], tally: Tally) -> Shot:
-    """Return a file's frame; one without a picture where it is no usable image, which the tally says too."""
-    name, part = readable(name), readable(part)
-    at_s, captured_utc = time.monotonic(), clock()
+@dataclass(frozen=True)
+class Reader:
+    """Reads the files of a folder.
+
+    Attributes:
+        folder: The folder.
+        device: This device's id.
+        clock: UTC seconds.
+        tally: Of the camera.
+    """
+
+    folder: Path
+    device: str
+    clock: Callable[[], float]
+    tally: Tally
+
+    def shot(self, path: Path, name: str, part: str) -> Shot:
+        """Return a file's frame; one without a picture where it is no usable image, which the tally says too.
+
+        Raises:
+            CameraLost: it cannot be read because the folder is gone, which says nothing of any part.
+        """
+        name, part = readable(name), readable(part)
+        at_s, captured_utc, group = time.monotonic(), self.clock(), group_id(self.device, part)
+        try:
+            data, frame = read(path)
+        except BadImages as error:
+            if not _is_there(self.folder):
+                raise CameraLost(
+                    f"{self.folder} is not a folder any more", hint="It is looked for again."
+                ) from error
+            reason = str(error).removeprefix(f"{path}: ")
+            _quarantine(self.tally, name, reason, error.hint)
+            fault = f"{name}: {reason}"
+            self.tally.unreadable, self.tally.unreadable_s = fault, at_s
+            return Shot(NO_PICTURE, captured_utc, group, name, None, part, at_s, fault=fault)
+        self.tally.state, self.tally.last_s = CameraState.LIVE, at_s
+        self.tally.frames += 1
+        self.tally.quarantined.pop(name, None)  # one that is bad again is told again
+        return Shot(frame, captured_utc, group, name, data, part, at_s)
+
+
+def _is_there(folder: Path) -> bool:
     try:
-        data, frame = read(path)
-    except BadImages as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        _quarantine(tally, name, reason, error.hint)
-        tally.unreadable, tally.unreadable_s = f"{name}: {reason}", at_s
-        return Shot(
-            NO_PICTURE, captured_utc, group_id(device, part), name, None, part, at_s, fault=f"{name}: {reason}"
-        )
-    tally.state, tally.last_s = CameraState.LIVE, at_s
-    tally.frames += 1
-    tally.quarantined.pop(name, None)  # one that is bad again is told again
-    return Shot(frame, captured_utc, group_id(device, part), name, data, part, at_s)
+        return folder.is_dir()
+    except OSError:  # as of a server that is gone
+        return False
 
 
 def _quarantine(tally: Tally, name: str, reason: str, hint: str = "") -> None:
@@ -205,7 +236,8 @@ class Watch:
         self.tally = Tally()
         self.names_parts = bool(settings.names)
         self._named = named_like(settings.names or "{part}")
-        self._settings, self._device, self._clock = settings, device, clock
+        self._settings = settings
+        self._reader = Reader(settings.path, device, clock, self.tally)
         self._looked_s = time.monotonic()
         # What lies there already is of the past; where taken files are deleted, it is left over and still to do.
         there = self._listed()
@@ -288,7 +320,7 @@ class Watch:
         if named is None:
             _quarantine(self.tally, readable(file.name), f"its name is not like {self._settings.names!r}")
             return None
-        shot = read_shot(file.path, file.name, named["part"], self._device, self._clock, self.tally)
+        shot = self._reader.shot(file.path, file.name, named["part"])
         if self._settings.delete and not shot.fault:
             self._delete(file.path, status)
         return replace(shot, at_s=file.at_s)
