@@ -36,6 +36,7 @@ from device_agent.limits import StoreLimits
 from device_agent.outputs import Output, Outputs, open_output
 from device_agent.outputs.topic import ResultTopic
 from device_agent.pace import ReleaseWatch, check_pace
+from device_agent.parts import Part
 from device_agent.pipeline import Pipeline
 from device_agent.quality import QualityWatch
 from device_agent.queue import QueuePolicy
@@ -171,7 +172,7 @@ class Agent:
                 self.station,
                 self.sources,
                 flow_settings(site),
-                on_part=self.outputs.put,
+                on_part=self._part_done,
                 on_frame=self._frame_done,
                 work=self._watchdog.work,
                 clock=clock,
@@ -514,6 +515,13 @@ class Agent:
         running.write_text(json.dumps({**ready, "token": self._access.local_token}))
         if on_ready is not None:
             on_ready(ready)
+
+    def _part_done(self, part: Part) -> None:
+        """A verdict has fallen."""
+        self.outputs.put(part)
+        # Of a part that was only late, or refused, a frame may still be seen.
+        if part.finding is None and part.frames and self.station.on_unseen is not None:
+            self.station.on_unseen()
 
     def _frame_done(self, error: Exception | None, latency_ms: float) -> None:
         """A frame was inspected, or something went wrong with one or with its source."""

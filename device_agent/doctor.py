@@ -62,7 +62,7 @@ CAMERA_WAIT_S: Final = 15.0
 STATE_WAIT_S: Final = 5.0
 BAD_FILES_FIX: Final = (
     "Look at what writes them, and at its disk. A file that is still being written is taken when it has not "
-    "changed for poll_s: write it under another name first, beginning with a dot."
+    "changed for poll_s: let its name begin with a dot, and rename it when it is whole."
 )
 SLOW_SYNC_MS: Final = 100.0
 """A label waits for one sync; a click that takes longer feels stuck."""

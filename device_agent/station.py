@@ -206,6 +206,7 @@ class Station:
         self.counts = Counts()
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self.on_seen: Callable[[Shot, Seen], None] | None = None  # called after each frame, on its thread
+        self.on_unseen: Callable[[], None] | None = None  # after each part of which no frame could be inspected
         self.operating = OperatingTarget(canonical=self._canonical)
         self.courtesy = Courtesy()
         self._on_change = on_change or (lambda: None)

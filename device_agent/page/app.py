@@ -94,7 +94,7 @@ def create_app(
     access = access or Access(open_book(station.store.folder))
     book = access.book
     counter = ShiftCounter(book)
-    station.on_seen = counter.see
+    station.on_seen, station.on_unseen = counter.see, counter.unseen
     app = FastAPI(
         title="Headway device",
         description="One device's decisions, questions and labels. docs/agent.md is the guide.",

@@ -77,6 +77,11 @@ class ShiftCounter:
             self._judged = decision.rejected is not None
             self._count(what)
 
+    def unseen(self) -> None:
+        """Count a part of which no frame could be inspected."""
+        with self._lock:
+            self._count(["unseen"])
+
     def labelled(self, count: int) -> None:
         """Count labels."""
         with self._lock:
@@ -135,5 +140,6 @@ class ShiftCounter:
             "SELECT what, sum(count) FROM counts WHERE slot >= ? GROUP BY what", first
         ):
             found[what] += count
-        rejects = found["rejects"] if self._judged or found["rejects"] else None
-        return ShiftReport(began, found["frames"], found["parts"], rejects, found["unknown"], found["labels"])
+        rejects = found["rejects"] + found["unseen"] if self._judged or found["rejects"] else None
+        parts = found["parts"] + found["unseen"]
+        return ShiftReport(began, found["frames"], parts, rejects, found["unknown"], found["labels"])
