@@ -181,6 +181,9 @@ def status(site_file: Path, as_json: bool) -> None:
             if output["fault"] or output["dropped"]:
                 console.print(f"[yellow]output[/]    {output['dropped']} not delivered; ", end="")
                 console.print(output["fault"] or output["name"], markup=False)
+    if state["mqtt"] and not state["mqtt"]["connected"]:
+        console.print("[yellow]broker[/]    ", end="")
+        console.print(f"{state['mqtt']['address']} does not answer: labels wait here", markup=False)
     console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
     for fault in state["faults"]:
         console.print("[yellow]fault[/]     ", end="")

@@ -583,9 +583,14 @@ def test_status_tells_what_the_agent_does(
     images: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = site_file(images, bundle)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file.write_text(file.read_text() + f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\n')
     with Agent(load_site(file)) as agent, running(agent):
         wait_for(lambda: agent.state().frames == COUNT)
-        assert "8 inspected" in headway(capsys, "agent", "status", file).out
+        told = headway(capsys, "agent", "status", file).out
+        assert "8 inspected" in told
+        assert f"broker    127.0.0.1:{port} does not answer: labels wait here" in told
         assert json.loads(headway(capsys, "agent", "status", file, "--json").out)["frames"] == COUNT
 
 

@@ -31,12 +31,15 @@ RELOAD_TIMEOUT_S: Final = 10.0
 RELOAD_AGAIN_S: Final = 0.2
 RELOAD_OVER_S: Final = 0.02
 """How often it is asked again, once it reads, for the line that says that it is done: it has none of its own."""
+REVIVE_EVERY_S: Final = 5.0
+"""One that ends at once each time is started no more often."""
 PORT_ATTEMPTS: Final = 5
 PROCESS_BYTES: Final = 10 * 1024 * 1024
 """What Mosquitto holds before anybody connects: 8.4 MiB, 9.5 with TLS."""
 HEAP_SHARE: Final = 0.75
 """Of the rest, what its `memory_limit` may count. It does not count what the allocator adds, 17 % for messages of
 100 bytes and nothing for large ones, and 25 KiB of OpenSSL's for each connection."""
+LOG_NAME: Final = "mosquitto.log"
 READING: Final = b"Reloading config"
 """What Mosquitto's log says before it reads its configuration again (src/loop.c)."""
 _FAULT: Final = re.compile(
@@ -158,6 +161,7 @@ class Mosquitto:
         self._config = config or (lambda port: mosquitto_config(port, self._limits))
         self._pid_file = pid_file
         self._child: subprocess.Popen[bytes] | None = None
+        self._ended: str | None = None  # how it ended by itself, until it runs again
         self._folder: Path | None = None
 
     @property
@@ -218,7 +222,7 @@ class Mosquitto:
         if not _is_free(self.port):
             raise _PortTaken
         config = folder / "mosquitto.conf"
-        errors = folder / "mosquitto.log" if self._pid_file is None else _log_beside(self._pid_file)
+        errors = folder / LOG_NAME if self._pid_file is None else _log_beside(self._pid_file)
         config.write_text(self._config(self.port), encoding="utf-8")
         # As root Mosquitto reads its configuration first and then becomes user `mosquitto`; it opens no other
         # file, since errors go to a handle we opened.
@@ -262,6 +266,28 @@ class Mosquitto:
             hint="Mosquitto 2.0 or newer is needed.",
         )
 
+    def revive(self) -> str | None:
+        """Start it again where it has ended by itself; return how it ended, None where it had not.
+
+        Raises:
+            BrokerError: it does not start; asked again, this tries again.
+        """
+        child = self._child
+        if child is not None and child.poll() is not None:
+            self._ended = f"ended with status {child.returncode}: {self._last_words()}"
+            self._child = None
+        if self._ended is None:
+            return None
+        self.start()
+        ended, self._ended = self._ended, None
+        return ended
+
+    def _last_words(self) -> str:
+        log_file = None if self._pid_file is None else _log_beside(self._pid_file)
+        if log_file is None and self._folder is not None:
+            log_file = self._folder / LOG_NAME
+        return _last_line(log_file) if log_file is not None and log_file.exists() else "it said nothing"
+
     def stop(self) -> None:
         """Ask it to end, and wait; kill it where it does not."""
         self._end(signal.SIGTERM)
@@ -276,7 +302,7 @@ class Mosquitto:
         self.start()
 
     def _end(self, how: signal.Signals) -> None:
-        child, self._child = self._child, None
+        child, self._child, self._ended = self._child, None, None
         if child is None:
             return
         if self._pid_file is not None:
@@ -364,7 +390,7 @@ def _log_beside(pid_file: Path) -> Path:
 
 
 @contextlib.contextmanager
-def own_broker(settings: MqttSettings) -> Iterator[MqttSettings]:
+def own_broker(settings: MqttSettings) -> Iterator[Mosquitto]:
     """Run a broker where the settings point, for the block.
 
     Raises:
@@ -375,8 +401,46 @@ def own_broker(settings: MqttSettings) -> Iterator[MqttSettings]:
             f"a broker of our own cannot listen at {settings.host}",
             hint="--start-broker is for 127.0.0.1 only; run a broker with TLS and users for a network.",
         )
-    with Mosquitto(settings.port):
-        yield settings
+    with Mosquitto(settings.port) as broker:
+        yield broker
+
+
+class Reviver:
+    """Starts a broker of ours again when it has ended by itself.
+
+    Args:
+        broker: It, running; None where there is none to start.
+        report: Told each time, and once for each reason why it does not start.
+        clock: Seconds of a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        broker: Mosquitto | None,
+        report: Callable[[str, dict[str, str]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._broker = broker
+        self._report = report
+        self._clock = clock
+        self._due = float("-inf")
+        self._fault: str | None = None
+
+    def look(self) -> None:
+        """Start it again where it has ended. Cost: a system call where it runs."""
+        if self._broker is None or self._clock() < self._due:
+            return
+        try:
+            ended = self._broker.revive()
+        except BrokerError as error:
+            self._due = self._clock() + REVIVE_EVERY_S
+            if str(error) != self._fault:
+                self._fault = str(error)
+                self._report("broker", {"state": "does not start", "error": self._fault, "hint": error.hint})
+            return
+        if ended is not None:
+            self._due, self._fault = self._clock() + REVIVE_EVERY_S, None
+            self._report("broker", {"state": "started anew", "reason": f"it {ended}"})
 
 
 class _PortTaken(Exception):

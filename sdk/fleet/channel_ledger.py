@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sdk.errors import UnknownDevice
 from sdk.fleet import fleetlog
 from sdk.fleet.registry import next_state
-from sdk.fleet.tables import AssignmentRow, ChannelRow, DeviceRow, PublicationRow, ReleaseRow, SpaceRow
+from sdk.fleet.tables import AssignmentRow, BrokerRow, ChannelRow, DeviceRow, PublicationRow, ReleaseRow, SpaceRow
 from sdk.labels import GENESIS, Record
 from sdk.release import Release
 from sdk.wire import DeviceState, ReleaseRef, UpdateEvent, UpdateState, decode_json, encode_json
@@ -58,6 +58,14 @@ class Assignment:
     device: str
     state: UpdateState | None
     reason: str
+
+
+@dataclass(frozen=True)
+class BrokerAway:
+    """The service does not hear its broker, nor any device."""
+
+    address: str
+    since_utc: float
 
 
 class ChannelLedger:
@@ -273,6 +281,22 @@ class ChannelLedger:
         if channel is not None:
             query = query.where(DeviceRow.channel == channel)
         return [device_of(row) for row in self._session.scalars(query)]
+
+    # The broker
+
+    def note_broker(self, address: str, away_utc: float | None) -> None:
+        """Note since when the service does not hear its broker; None: it does."""
+        row = self._session.get(BrokerRow, 1)
+        if row is None:
+            row = BrokerRow(number=1)
+            self._session.add(row)
+        row.address, row.away_utc = address[:300], away_utc
+        self._session.flush()
+
+    def broker_away(self) -> BrokerAway | None:
+        """Return the broker that the service does not hear; None where it does."""
+        row = self._session.get(BrokerRow, 1)
+        return None if row is None or row.away_utc is None else BrokerAway(row.address, row.away_utc)
 
     # Assignments
 

@@ -21,7 +21,7 @@ from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, s
 from sdk.fleet.cli_keep import keep_classes, say_merges
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_precision import precision as precision_commands
-from sdk.fleet.cli_progress import check_outcome, wait_for_devices
+from sdk.fleet.cli_progress import check_outcome, presence, wait_for_devices
 from sdk.fleet.cli_quarantine import hold_row, quarantine, release, suspects
 from sdk.fleet.cli_rollout import plan_of, rollout
 from sdk.fleet.cli_trust import (
@@ -157,7 +157,7 @@ def serve(
     Ends with exit code 2 when there is no broker or database at the start; one that goes away later is waited for.
     """
     from sdk.fleet.blobs import name_place
-    from sdk.fleet.broker import own_broker
+    from sdk.fleet.broker import Mosquitto, Reviver, own_broker
     from sdk.fleet.database import name_database
     from sdk.fleet.expiry import Watch
     from sdk.fleet.metrics import HOST as METRICS_HOST
@@ -183,14 +183,25 @@ def serve(
     if chunks_url is not None:
         name_place(directory, chunks_url)
     report = _report_json if as_json else _report_text
-    own: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    own: contextlib.AbstractContextManager[Mosquitto | None] = contextlib.nullcontext()
     if start_broker:
         own = own_broker(settings) if secured is None else secure_broker(directory)
     trust = OnlineTrust(open_trust(directory)) if has_trust(directory) else None
-    with stop_on_signals() as stop, FleetStore(directory) as store, own, contextlib.ExitStack() as page:
-        counted = FleetMetrics(store, lambda: service.queued)
+    with (
+        stop_on_signals() as stop,
+        FleetStore(directory) as store,
+        own as broker_here,
+        contextlib.ExitStack() as page,
+    ):
+        counted = FleetMetrics(store, lambda: service.queued, lambda: service.hears_broker)
         service = FleetService(store, settings, channels, counted.before(report), trust)
-        service.every_turn = Watch(directory, report).look
+        watch, reviver = Watch(directory, report), Reviver(broker_here, report)
+
+        def look(utc: float) -> None:
+            watch.look(utc)
+            reviver.look()
+
+        service.every_turn = look
         if metrics_port is not None:
             store.on_commit = counted.committed
             port = page.enter_context(counted.serving(metrics_port))
@@ -447,16 +458,19 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
         lengths = {name: ledger.log_length(name) for name in channels}
         known = ledger.devices(channel, revoked=True)
         release_names = ledger.release_names()
+        away = ledger.broker_away()
     learned = {name: store.learned(name) for name in channels}
     live = {name: None if found is None else found.live for name, found in learned.items()}
     holds = [hold_row(hold) for found in learned.values() if found is not None for hold in found.holds]
     now_utc = time.time()
     return {
+        "broker_away": None if away is None else dataclasses.asdict(away),
         "ends": [expiry_row(one, now_utc) for one in ending(store.directory, now_utc)],
         "channels": [_channel_row(name, current[name], learned[name], lengths[name]) for name in channels],
         "devices": [
             {
                 **_device_row(device, live.get(device.channel), release_names),
+                "presence": presence(device, heard=away is None),
                 "quarantine": [hold for hold in holds if hold["device"] == device.device],
             }
             for device in known

@@ -10,7 +10,6 @@ from typing import Any, Final
 import click
 import msgspec
 
-from sdk.fleet.cli_progress import ONLINE_WORD
 from sdk.fleet.cli_trust import dir_option
 
 PLAIN_COLUMNS: Final = 240
@@ -41,6 +40,16 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
         # What the fleet itself refuses it says too.
         found += [fault for fault in device["faults"] if not device["refused"] or device["refused"] not in fault]
     return found
+
+
+def away_words(away: dict[str, Any]) -> str:
+    """Return that a broker is away, in words.
+
+    Args:
+        away: As `sdk.fleet.cli.fleet_overview` says it.
+    """
+    went = f"went away {_ago(away['since_utc'])}"
+    return f"the broker at {away['address']} {went}: devices are shown as they were, and labels wait on them"
 
 
 def learned_words(device: dict[str, Any]) -> str:
@@ -107,7 +116,7 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
     from sdk.fleet.cli import fleet_overview, open_fleet
 
     with open_fleet(directory) as store:
-        overview = fleet_overview(store, channel)
+        overview, served = fleet_overview(store, channel), store.served()
     everybody = overview["devices"]
     shown = [one for one in everybody if find in one["device"] and (not look or wants_a_look(one))]
     if as_json:
@@ -116,6 +125,10 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_COLUMNS)
+    if not served:
+        console.print("no fleet service runs on this directory: devices are shown as they were", highlight=False)
+    elif overview["broker_away"] is not None:
+        console.print(away_words(overview["broker_away"]), highlight=False, markup=False)
     for one in overview["channels"]:
         digest = (one["live_set_digest"] or "-")[:12]
         own = [device for device in everybody if device["channel"] == one["channel"]]
@@ -126,7 +139,7 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
             highlight=False,
         )
         console.print(
-            f"{len(own) - revoked} devices, {sum(device['online'] for device in own)} online, "
+            f"{len(own) - revoked} devices, {sum(device['presence'] == 'online' for device in own)} online, "
             f"{sum(map(wants_a_look, own))} want a look" + (f", {revoked} revoked" if revoked else ""),
             highlight=False,
         )
@@ -153,7 +166,7 @@ def _table(shown: list[dict[str, Any]]) -> Any:
     for one in shown:
         table.add_row(
             one["device"],
-            "revoked" if one["revoked_utc"] is not None else ONLINE_WORD[one["online"]],
+            one["presence"],
             one["channel"],
             release_words(one) or "-",
             one["head_state"],

@@ -11,10 +11,22 @@ from sdk.errors import FleetError, RolloutHalted
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sdk.fleet.channel_ledger import Publication
+    from sdk.fleet.channel_ledger import Device, Publication
     from sdk.fleet.store import FleetStore
 
 ONLINE_WORD: Final = {True: "online", False: "offline"}
+
+
+def presence(device: Device, *, heard: bool) -> str:
+    """Return whether a device is there, in a word: online, offline, unknown or revoked.
+
+    Args:
+        device: It.
+        heard: The service hears its broker: else nobody knows of one that was online.
+    """
+    if device.revoked_utc is not None:
+        return "revoked"
+    return "unknown" if device.state.online and not heard else ONLINE_WORD[device.state.online]
 
 
 def wait_for_devices(
@@ -45,6 +57,7 @@ def _progress_rows(store: FleetStore, publication: Publication) -> list[dict[str
     with store.read() as ledger:
         known = {device.device: device for device in ledger.devices(publication.channel)}
         assignments = ledger.assignments(publication.id)
+        heard = ledger.broker_away() is None
     rows = []
     for one in assignments:
         device = known[one.device]
@@ -53,6 +66,7 @@ def _progress_rows(store: FleetStore, publication: Publication) -> list[dict[str
             {
                 "device": one.device,
                 "online": device.state.online,
+                "presence": presence(device, heard=heard),
                 "state": "assigned" if one.state is None else one.state.value,
                 "settled": None if end is None else end.value,
                 "reason": one.reason,
@@ -70,7 +84,7 @@ def _progress_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             row["device"],
-            ONLINE_WORD[row["online"]],
+            row["presence"],
             row["settled"] or row["state"],
             escape(row["reason"] or _what_keeps(row)),
         )
@@ -100,10 +114,8 @@ def check_outcome(rows: list[dict[str, Any]], wait_s: float) -> None:
         raise FleetError(f"no device was registered within {wait_s:g} s", hint=later)
     waiting = [row for row in rows if row["settled"] is None]
     if waiting:
-        who = ", ".join(
-            f"{row['device']} ({_what_keeps(row) or ONLINE_WORD[row['online']]})" for row in waiting[:3]
-        )
-        there = any(row["online"] for row in waiting)
+        who = ", ".join(f"{row['device']} ({_what_keeps(row) or row['presence']})" for row in waiting[:3])
+        there = any(row["presence"] == "online" for row in waiting)
         raise FleetError(
             f"{len(waiting)} of {len(rows)} devices did not take it in {wait_s:g} s: {who}",
             hint="Those that are online go on with it; see `headway fleet devices`." if there else later,

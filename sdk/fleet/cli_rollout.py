@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError
+from sdk.fleet.cli_progress import ONLINE_WORD
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -170,6 +171,7 @@ def overview(store: FleetStore, channel: str) -> dict[str, Any]:
         members = ledger.members(publication.id)
         channel_size = len(ledger.devices(channel))
         current = ledger.current(channel)
+        heard = ledger.broker_away() is None
     return {
         "channel": channel,
         "release": publication.ref.name,
@@ -183,7 +185,7 @@ def overview(store: FleetStore, channel: str) -> dict[str, Any]:
         "wave_began_utc": rollout.wave_began_utc or None,
         "well_since_utc": rollout.well_since_utc,
         "plan": msgspec.to_builtins(rollout.plan),
-        "devices": [_device(publication, rollout, member) for member in members],
+        "devices": [_device(publication, rollout, member, heard=heard) for member in members],
         "not_reached": channel_size - len(members),
     }
 
@@ -206,7 +208,7 @@ def changes(store: FleetStore, channel: str) -> Iterator[dict[str, Any]]:
         time.sleep(WATCH_S)
 
 
-def _device(publication: Publication, rollout: Rollout, member: Member) -> dict[str, Any]:
+def _device(publication: Publication, rollout: Rollout, member: Member, *, heard: bool) -> dict[str, Any]:
     from sdk.fleet.registry import settled
     from sdk.fleet.rollout import failure
 
@@ -216,6 +218,7 @@ def _device(publication: Publication, rollout: Rollout, member: Member) -> dict[
         "device": member.device,
         "wave": member.wave,
         "online": member.online,
+        "presence": "unknown" if member.online and not heard else ONLINE_WORD[member.online],
         "state": "assigned" if state is None else state.value,
         "runs_it": member.running == release_id,
         "trouble": failure(rollout.plan, member, release_id),
@@ -239,7 +242,7 @@ def _table(report: dict[str, Any]) -> Table:
         table.add_row(
             one["device"],
             str(one["wave"]),
-            "online" if one["online"] else "offline",
+            one["presence"],
             one["state"],
             _change(before.get("recall"), now.get("recall"), "{:.0%}"),
             _change(before.get("unknown"), now.get("unknown"), "{:.0%}"),

@@ -26,6 +26,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sdk.errors import FleetError
+from sdk.fleet.cli_progress import presence
 from sdk.fleet.expiry import expiries
 from sdk.fleet.rollout import RolloutState
 from sdk.fleet.store import FleetStore
@@ -52,6 +53,7 @@ class FleetMetrics:
     Args:
         store: The fleet, read at every scrape.
         queued: How many messages wait for the service.
+        hears_broker: Whether the broker is there.
         clock: Seconds since 1970.
     """
 
@@ -59,6 +61,7 @@ class FleetMetrics:
         self,
         store: FleetStore,
         queued: Callable[[], int] = lambda: 0,
+        hears_broker: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.registry = CollectorRegistry()
@@ -77,7 +80,7 @@ class FleetMetrics:
         )
         for reason in DEAD_LETTERS:
             self._dead.labels(reason)
-        self.registry.register(_FleetCollector(store, queued, clock))
+        self.registry.register(_FleetCollector(store, queued, hears_broker, clock))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -130,9 +133,16 @@ class FleetMetrics:
 class _FleetCollector(Collector):
     """The fleet as metrics, read when it is asked for."""
 
-    def __init__(self, store: FleetStore, queued: Callable[[], int], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: FleetStore,
+        queued: Callable[[], int],
+        hears_broker: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
         self._store = store
         self._queued = queued
+        self._hears_broker = hears_broker
         self._clock = clock
         self._one = threading.Lock()  # a scrape that waits for the database must not pile up others
 
@@ -144,6 +154,9 @@ class _FleetCollector(Collector):
         """Yield what the database says now; nothing of it where it cannot be read."""
         yield GaugeMetricFamily(
             "headway_fleet_queue_depth", "Messages that wait for the service.", value=self._queued()
+        )
+        yield GaugeMetricFamily(
+            "headway_fleet_broker_up", "Whether the service hears its broker.", value=self._hears_broker()
         )
         yield from self._ends()
         found: list[Metric] = []
@@ -173,6 +186,7 @@ class _FleetCollector(Collector):
             lengths = {channel: ledger.log_length(channel) for channel in channels}
             rollouts = {channel: ledger.rollout(channel) for channel in channels}
             current = {channel: ledger.current(channel) for channel in channels}
+            heard = ledger.broker_away() is None
         states = GaugeMetricFamily("headway_fleet_devices", "Devices.", labels=["channel", "state"])
         heads = GaugeMetricFamily("headway_fleet_heads", "Devices by head.", labels=["channel", "head_state"])
         running = GaugeMetricFamily(
@@ -200,10 +214,9 @@ class _FleetCollector(Collector):
         for channel in channels:
             of_channel = [device for device in everybody if device.channel == channel]
             own = [device for device in of_channel if device.revoked_utc is None]
-            online = sum(device.state.online for device in own)
-            states.add_metric([channel, "online"], online)
-            states.add_metric([channel, "offline"], len(own) - online)
-            states.add_metric([channel, "revoked"], len(of_channel) - len(own))
+            there = Tally(presence(device, heard=heard) for device in of_channel)
+            for state_word in ("online", "offline", "unknown", "revoked"):
+                states.add_metric([channel, state_word], there[state_word])
             tally = Tally(device.state.head_state for device in own)
             for head_state in HeadState:
                 heads.add_metric([channel, head_state.value], tally[head_state])

@@ -179,8 +179,8 @@ class RolloutLedger(ChannelLedger):
         Halting and finishing decide what `current` and `desired` say from then on.
         """
         found = self.rollout(channel)
-        if found is None or not found[1].open or not found[0].announced:
-            return None
+        if found is None or not found[1].open or not found[0].announced or self.broker_away() is not None:
+            return None  # nobody can be heard to have taken it, or not
         publication, rollout = found
         devices = {device.device: device for device in self.devices(channel)}
         decision = decide(rollout, publication.ref.release_id, self.members(publication.id), devices, now_utc)

@@ -35,6 +35,7 @@ from sdk.fleet.channel_ledger import Device
 from sdk.fleet.channel_ledger import Publication as Published
 from sdk.fleet.enrolment import Enrolled
 from sdk.fleet.garbage import WANTED_S, garbage, in_use
+from sdk.fleet.hearing import Hearing
 from sdk.fleet.registry import LogReader, Seeder
 from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import FleetStore, Ledger
@@ -661,6 +662,7 @@ class FleetService:
         self._turn: list[Message] = []  # what the turn under way is about
         self._tries = 0
         self._fault: str | None = None  # of the database, complained about once
+        self._hearing = Hearing(store, settings.address, report)
         self._arrivals: queue.Queue[Message | None] = queue.Queue(MAX_QUEUED_MESSAGES)
         self._connects: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._waiting: deque[Publication] = deque()  # for room on the way to the broker
@@ -673,6 +675,11 @@ class FleetService:
     def queued(self) -> int:
         """How many messages wait for the next turn."""
         return self._arrivals.qsize()
+
+    @property
+    def hears_broker(self) -> bool:
+        """Whether the broker is there."""
+        return self._session.connected
 
     def run(
         self,
@@ -745,6 +752,7 @@ class FleetService:
 
     def _take_turn(self) -> None:
         self.every_turn(time.time())
+        self._hearing.look(connected=self._session.connected)
         idle_s = self._core.idle_s(time.monotonic()) if self._session.connected else IDLE_S
         idle_s = BUSY_TURN_S if self._waiting else idle_s
         self._turn = self._turn or list(self._next_messages(min(IDLE_S, idle_s)))

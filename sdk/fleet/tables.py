@@ -109,6 +109,17 @@ class DeviceRow(Base):
     """It is not shown until it says something again: its row is where its log ends."""
 
 
+class BrokerRow(Base):
+    """The broker of the one service; there is one row at most."""
+
+    __tablename__ = "broker"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    address: Mapped[str] = mapped_column(Said(300))
+    away_utc: Mapped[float | None]
+    """Since when the service does not hear it; None where it does."""
+
+
 class RestoreRow(Base):
     """A channel's union came back from an older copy."""
 

@@ -49,7 +49,7 @@ class FleetView:
             own = [device for device in found["devices"] if device["channel"] == channel["channel"]]
             channel["revoked"] = sum(device["revoked_utc"] is not None for device in own)
             channel["devices"] = len(own) - channel["revoked"]
-            channel["online"] = sum(device["online"] for device in own)
+            channel["online"] = sum(device["presence"] == "online" for device in own)
             channel["running"] = sum(
                 device["release_id"] == channel["release_id"] for device in own if device["revoked_utc"] is None
             )
@@ -62,7 +62,10 @@ class FleetView:
             device["learned"] = learned_words(device)
             device["runs"] = release_words(device)
             device["ago"] = ago(self._clock() - device["last_seen_utc"])
-        return {**found, "service": self._store.served(), "utc": self._clock()}
+        away = found["broker_away"]
+        words = "" if away is None else f"The broker at {away['address']} went away "
+        away_words = words and words + ago(self._clock() - away["since_utc"])
+        return {**found, "away": away_words, "service": self._store.served(), "utc": self._clock()}
 
     def devices(self, find: str = "", only: str = "", page: int = 1) -> dict[str, Any]:
         """Return the fleet, and of each channel's devices one page of those that are looked for.
