@@ -473,6 +473,7 @@ class Agent:
         """
         from device_agent.page import create_app
 
+        self._access.wipe()
         self._server.start(
             create_app(
                 self.station,

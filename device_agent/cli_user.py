@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +52,17 @@ def _access(site_file: Path) -> Iterator[Access]:
         book.close()
 
 
+def _note(access: Access, action: str, account_id: str) -> None:
+    """Write a line of the audit log: somebody did this at the device itself."""
+    from device_agent.page.access import SYSTEM
+
+    try:
+        name = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, say
+        name = str(os.getuid())
+    access.note(f"{SYSTEM}{name[:32]}", action, account_id)
+
+
 def _secret(role: str, file: Path | None) -> str:
     """Return a PIN or password: the first line of a file, or what is typed twice.
 
@@ -85,7 +98,7 @@ def add(site_file: Path, name: str, role: str, secret_file: Path | None) -> None
     with _access(site_file) as access:
         access.check_new(name, Role(role))
         account = access.add(name, Role(role), _secret(role, secret_file))
-        access.note("", "account added", account.id)
+        _note(access, "account added", account.id)
     click.echo(f"{account.name} may log in as {account.role.value}")
 
 
@@ -112,8 +125,9 @@ def list_(site_file: Path, as_json: bool) -> None:
 def secret(site_file: Path, name: str, secret_file: Path | None) -> None:
     """Give somebody another PIN or password; their sessions end."""
     with _access(site_file) as access:
-        role = access.account(name).role.value
-        access.set_secret(name, _secret(role, secret_file))
+        account = access.account(name)
+        access.set_secret(account.name, _secret(account.role.value, secret_file))
+        _note(access, "secret changed", account.id)
     click.echo(f"{name} has a new secret")
 
 
@@ -134,9 +148,14 @@ def remove(site_file: Path, name: str, erase: bool, open_again: bool) -> None:
 
     with _access(site_file) as access:
         for account_id in access.remove(name, erase=erase, open_again=open_again):
-            access.note("", "account erased" if erase else "account removed", account_id)
-        closed = access.in_use
+            _note(access, "account erased" if erase else "account removed", account_id)
+        closed, wiped = access.in_use, access.wipe()
     click.echo(f"{name} is {'erased' if erase else 'removed'}")
+    if erase and not wiped:
+        click.echo(
+            "traces of the name are left in the page's file: there is no room to write it anew, or something"
+            " keeps it busy; they go when the agent starts next"
+        )
     host = load_site(site_file).page.host
     if not closed and host in LOOPBACK:
         click.echo("that was the last account: whoever reaches the page may do everything from now on")

@@ -43,6 +43,7 @@ class Database:
         max_bytes: Its largest size.
         shared: Other processes may have it open too; each transaction is whole all the same.
         cache_kib: Pages kept in memory, at most; SQLite's own default.
+        overwrite: What is deleted is overwritten with zeros, not only given free.
 
     Raises:
         ConfigError: another process has the folder's lock.
@@ -58,6 +59,7 @@ class Database:
         max_bytes: int,
         shared: bool = False,
         cache_kib: int = 2000,
+        overwrite: bool = False,
     ) -> None:
         self.lock = threading.RLock()
         self._folder = path.parent
@@ -66,6 +68,8 @@ class Database:
             self._lock_file = _take_lock(path.parent, shared)
             try:
                 self._db = _connect(path, migrations, max_bytes, cache_kib)
+                if overwrite:  # left to itself it does what it was built for, which differs
+                    self._db.execute("PRAGMA secure_delete = ON")
             except BaseException:
                 self._lock_file.close()
                 raise
@@ -83,6 +87,20 @@ class Database:
         """Write SQLite's log back into the file and give its room up: on a full disk it cannot grow any more."""
         with self.lock, contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def rewrite(self) -> None:
+        """Write the file anew, with nothing in it or in SQLite's log of what was deleted. As long as it is large.
+
+        Overwriting alone does not do that: a row that SQLite has moved to another page stays in the room it left.
+
+        Raises:
+            StoreFull: there is no room for a second file, or another process does not let go of this one.
+        """
+        with self.lock, disk(self._folder):
+            self._db.execute("VACUUM")
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise _full(self._folder, "the database is locked")
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:

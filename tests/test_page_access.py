@@ -117,7 +117,9 @@ def test_a_secret_that_is_too_easy_is_refused(access: Access, role: Role, secret
     assert [a.name for a in access.accounts()] == ["Ann", "Ben"]
 
 
-@pytest.mark.parametrize("name", ["", "   ", "x" * 49, "a\x00b", "p-123456", "token plc", "a/b", ".", ".."])
+@pytest.mark.parametrize(
+    "name", ["", "   ", "x" * 49, "a\x00b", "p-123456", "token plc", "system ben", "a/b", ".", ".."]
+)
 def test_a_name_that_is_none_or_reads_like_an_id_is_refused(access: Access, name: str) -> None:
     with pytest.raises(AccessError):
         access.add(name, Role.OPERATOR, PIN)
@@ -259,6 +261,73 @@ def test_who_was_removed_can_be_erased_afterwards(access: Access) -> None:
     for erase in (False, True):
         with pytest.raises(AccessError, match="no account"):
             access.remove("Ben", erase=erase)
+
+
+def written(folder: Path, *names: str) -> list[str]:
+    """Return those names that can be read in the page's files, however they are written."""
+    held = (
+        b"".join(path.read_bytes() for path in (folder / "page").iterdir()).decode("utf-8", "replace").casefold()
+    )
+    return [name for name in names if name.casefold() in held]
+
+
+def test_nothing_of_who_was_erased_can_be_read_in_the_files(tmp_path: Path, book: Database, clock: Clock) -> None:
+    """Also while another process, a command, has them open."""
+    access = Access(book, clock=clock, hasher=CHEAP)
+    access.add("Ann", Role.ADMIN, PASSWORD)
+    access.add("Jörg Fünfhaus", Role.OPERATOR, PIN)
+    with contextlib.closing(open_book(tmp_path)) as other:
+        for typed in ("JÖRG FÜNFHAUS", "jörg  fünfhaus", "Jo\u0308rg Fünfhaus"):
+            with pytest.raises(LoginFailed):
+                Access(other, clock=clock, hasher=CHEAP).log_in(typed, "000001", "10.0.0.7")
+        assert access.session(access.log_in("jörg fünfhaus", PIN, "10.0.0.7")) is not None
+        access.note("system jörg fünfhaus", "secret changed", access.account("Ann").id)
+        assert written(tmp_path, "Jörg", "rg Fünfhaus", "Ann") == ["Jörg", "rg Fünfhaus", "Ann"]
+        access.remove("JÖRG FÜNFHAUS", erase=True)
+        assert access.wipe()
+        assert written(tmp_path, "Jörg", "rg Fünfhaus", "Ann") == ["Ann"]
+        assert [row.action for row in access.audit(9)] == ["secret changed", "login"] + 3 * ["login refused"]
+
+
+def test_what_was_erased_before_is_wiped_once(tmp_path: Path, book: Database) -> None:
+    """A device in the field has erased people and kept them in its file."""
+    access = Access(book, hasher=CHEAP)
+    with book.transaction() as db:
+        db.execute("PRAGMA secure_delete = OFF")
+        db.executemany("INSERT INTO settings VALUES (?, ?)", [(f"former/p-{i}", f"Ben-{i}") for i in range(500)])
+    with book.transaction() as db:
+        db.execute("DELETE FROM settings")
+    book.shrink()
+    assert written(tmp_path, "Ben-")
+    assert access.wipe()
+    assert not written(tmp_path, "Ben-")
+    kept = (tmp_path / "page" / "page.sqlite3").stat()
+    assert access.wipe()
+    assert (tmp_path / "page" / "page.sqlite3").stat() == kept, "nothing was left to do"
+
+
+def test_an_erasure_that_could_not_be_wiped_is_wiped_later(tmp_path: Path, book: Database) -> None:
+    access = Access(book, hasher=CHEAP)
+    access.add("Ann", Role.ADMIN, PASSWORD)
+    access.add("Ben", Role.OPERATOR, PIN)
+    reader = sqlite3.connect(tmp_path / "page" / "page.sqlite3", isolation_level=None)
+    with contextlib.closing(reader):
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM accounts").fetchone()
+        access.remove("Ben", erase=True)
+        assert not access.wipe()
+        assert written(tmp_path, "Ben")
+    assert access.wipe()
+    assert not written(tmp_path, "Ben")
+
+
+def test_names_that_differ_in_how_they_are_written_are_one(access: Access) -> None:
+    access.add("Jörg", Role.OPERATOR, PIN)
+    for name in ("JÖRG", "Jo\u0308rg", " jörg"):
+        with pytest.raises(NameTaken):
+            access.add(name, Role.OPERATOR, PIN)
+        assert access.account(name).name == "Jörg"
+        assert access.session(access.log_in(name, PIN, "")) is not None
 
 
 def test_erasing_happens_whole_or_not_at_all(access: Access, book: Database) -> None:
@@ -664,6 +733,28 @@ def test_the_page_does_not_remove_its_last_account(device: Device) -> None:
             assert (answer.status_code, "last account" in answer.json()["error"]) == (403, True)
         assert ann.get("/api/accounts").status_code == 200
     assert device.http.get("/api/state").status_code == 401
+
+
+def test_what_is_done_at_the_command_line_is_in_the_audit_log(
+    device: Device, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('device = "line-1"\ndata_dir = "data"\n[camera]\nkind = "folder"\npath = "images"\n')
+    monkeypatch.setenv("SUDO_USER", "marta")
+    ben = device.access.account("Ben").id
+    for command, *rest in (
+        ("add", "Cem", "--secret-file", _file(tmp_path, PIN)),
+        ("secret", "ben", "--secret-file", _file(tmp_path, "273645")),
+        ("remove", "Ben"),
+        ("remove", "Cem", "--erase"),
+    ):
+        assert headway(capfd, "agent", "user", command, site, *rest).code == 0
+    done = [(row.who, row.action) for row in reversed(device.access.audit(4))]
+    actions = ["account added", "secret changed", "account removed", "account erased"]
+    assert done == [("system marta", action) for action in actions]
+    assert [row.what for row in device.access.audit(3)][1:] == [ben, ben]
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        assert "marta (command line)" in ann.get("/settings").text
 
 
 def test_nobody_is_asked_for_a_secret_in_vain(tmp_path: Path) -> None:

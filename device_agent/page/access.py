@@ -6,6 +6,8 @@ Rules this module keeps:
   account on everybody logs in; the last one stays until somebody says that the page shall be open again.
 - The label log never holds a name where there are accounts: it holds the account's random id. Erasing a person
   removes the name that goes with the id; the log's hash chain is untouched.
+- Of what is erased nothing is left in the file or beside it once `wipe` has been able to do its work. The agent's
+  next start tries again, and does it once for a file of before this rule.
 - Secrets, session and token values are not stored: argon2id of what people choose, SHA-256 of what we drew.
 - Trying is limited per account and per address; `MAX_TRIES` and what follows say how much.
 
@@ -20,6 +22,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -29,7 +32,8 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from device_agent.database import Database
-from sdk.errors import AccessError, LoginFailed, NameTaken, TooManyTries
+from device_agent.page.book import set_setting, setting
+from sdk.errors import AccessError, LoginFailed, NameTaken, StoreFull, TooManyTries
 
 MIN_PIN_DIGITS: Final = 6
 """Six digits and `MAX_TRIES` leave a stranger one chance in 10,000 for a day of trying; four would leave 1 %."""
@@ -55,6 +59,11 @@ _DOUBLINGS: Final = 16
 """Of the first wait, far past the longest: counting goes no further, and two to that power is a small number."""
 MAX_SESSIONS: Final = 200
 KEEP_AUDIT: Final = 200_000
+SYSTEM: Final = "system "
+"""Before the name of a user of the device's own system, in the audit log: who gave a command there."""
+_ERASURES: Final = "erasures"
+_WIPED: Final = "wiped"
+"""Settings: how many erasures there were, and how many the file was rewritten after; none in a file of before."""
 HASHERS: Final = 2
 """Secrets that are checked at a time: each takes 64 MiB for a tenth of a second."""
 
@@ -171,9 +180,27 @@ class Access:
             raise AccessError(
                 "the first account must be an admin's", hint="Add one with --role admin, then the operators."
             )
-        if self.book.row("SELECT 1 FROM accounts WHERE name = ?", name) is not None:
-            raise NameTaken(f"there is an account {name!r} already", hint="Choose another name.")
+        self._check_free(name)
         return name
+
+    def _check_free(self, name: str) -> None:
+        if self._find(name) is not None:
+            raise NameTaken(f"there is an account {name!r} already", hint="Choose another name.")
+
+    def _find(self, name: str) -> tuple[Account, str] | None:
+        """Return the account of that name, however it is written, and its secret's hash; None where nobody has it.
+
+        SQLite tells ASCII letters only. It has let in names that differ in others: then as it is written.
+        """
+        rows = self.book.rows(
+            "SELECT id, name, role, created_utc, secret FROM accounts WHERE name IS NOT NULL ORDER BY name"
+        )
+        found = [row for row in rows if _folded(row[1]) == _folded(name)]
+        found.sort(key=lambda row: row[1] != " ".join(name.split()))
+        if not found:
+            return None
+        id_, called, role, created, secret = found[0]
+        return Account(id_, called, Role(role), created), str(secret)
 
     def add(self, name: str, role: Role, secret: str) -> Account:
         """Make an account.
@@ -187,8 +214,7 @@ class Access:
         account = Account(f"p-{secrets.token_hex(6)}", name, role, self._clock())
         hashed = self._hash(secret)
         with self.book.transaction() as db:
-            if db.execute("SELECT 1 FROM accounts WHERE name = ?", (name,)).fetchone():
-                raise NameTaken(f"there is an account {name!r} already", hint="Choose another name.")
+            self._check_free(name)
             db.execute(
                 "INSERT INTO accounts VALUES (?, ?, ?, ?, ?)",
                 (account.id, name, role.value, hashed, account.created_utc),
@@ -225,8 +251,8 @@ class Access:
             AccessError: no such account, the last admin would go while others stay, or the last account would and
                 nobody said that it shall.
         """
-        if erase and self.book.row("SELECT 1 FROM accounts WHERE name = ?", name.strip()) is None:
-            before = {k: v for k, v in self.former().items() if v.casefold() == name.strip().casefold()}
+        if erase and self._find(name) is None:
+            before = {k: v for k, v in self.former().items() if _folded(v) == _folded(name)}
             with self.book.transaction() as db:
                 for account_id, called in before.items():
                     _erase(db, account_id, called)
@@ -250,6 +276,18 @@ class Access:
                 db.execute("REPLACE INTO settings VALUES (?, ?)", (f"former/{account.id}", account.name))
         return [account.id]
 
+    def wipe(self) -> bool:
+        """Leave nothing in the file, or beside it, of what was erased; return whether that could be done now."""
+        erasures = setting(self.book, _ERASURES) or "0"
+        if setting(self.book, _WIPED) == erasures:
+            return True
+        try:
+            self.book.rewrite()
+            set_setting(self.book, _WIPED, erasures)
+        except StoreFull:
+            return False
+        return True
+
     def former(self) -> dict[str, str]:
         """Return the names of removed accounts that were not erased, by id."""
         rows = self.book.rows("SELECT key, value FROM settings WHERE key LIKE 'former/%'")
@@ -268,10 +306,10 @@ class Access:
         Raises:
             AccessError: nobody has that name.
         """
-        row = self.book.row("SELECT id, name, role, created_utc FROM accounts WHERE name = ?", name.strip())
-        if row is None:
+        found = self._find(name)
+        if found is None:
             raise AccessError(f"there is no account {name[:64]!r}", hint="headway agent user list names them.")
-        return Account(row[0], row[1], Role(row[2]), row[3])
+        return found[0]
 
     # -- logging in ----------------------------------------------------------------------------------------------
 
@@ -282,11 +320,11 @@ class Access:
             LoginFailed: name and secret do not go together.
             TooManyTries: there were too many wrong tries; nothing was checked.
         """
-        keys = (f"account {name.strip().casefold()[:64]}", f"address {address}")
+        keys = (_tries_of(name), f"address {address}")
         self._check_tries(keys)
-        row = self.book.row("SELECT id, secret FROM accounts WHERE name = ?", name.strip())
-        right = self._verify(self._nobody if row is None else str(row[1]), secret[: MAX_SECRET_CHARS + 1])
-        if row is None or not right:
+        found = self._find(name)
+        right = self._verify(self._nobody if found is None else found[1], secret[: MAX_SECRET_CHARS + 1])
+        if found is None or not right:
             self._count_try(keys)
             self.note("", "login refused", name.strip()[:64], address)
             raise LoginFailed("name and PIN or password do not go together", hint="Try again.")
@@ -296,14 +334,14 @@ class Access:
             db.execute("DELETE FROM sessions WHERE began_utc < ?", (now - LONGEST_S,))
             db.execute(
                 "INSERT INTO sessions VALUES (?, ?, ?, ?, ?)",
-                (_digest(token), row[0], secrets.token_urlsafe(24), now, now),
+                (_digest(token), found[0].id, secrets.token_urlsafe(24), now, now),
             )
             db.execute(
                 "DELETE FROM sessions WHERE token IN"
                 " (SELECT token FROM sessions ORDER BY used_utc DESC LIMIT -1 OFFSET ?)",
                 (MAX_SESSIONS,),
             )
-        self.note(str(row[0]), "login", "", address)
+        self.note(found[0].id, "login", "", address)
         return token
 
     def session(self, token: str, *, used: bool = True) -> Who | None:
@@ -444,9 +482,26 @@ class Access:
 def _erase(db: sqlite3.Connection, account_id: str, name: str) -> None:
     """Forget what an account's id stands for, here and in the audit log."""
     db.execute("DELETE FROM settings WHERE key = ?", (f"former/{account_id}",))
-    db.execute("DELETE FROM tries WHERE who = ?", (f"account {name.casefold()}",))
+    db.execute("DELETE FROM tries WHERE who = ?", (_tries_of(name),))
     db.execute("UPDATE audit SET address = '' WHERE who = ?", (account_id,))
-    db.execute("UPDATE audit SET what = '' WHERE what = ? COLLATE NOCASE", (name,))
+    # However it was written: refused logins hold what was typed, and SQLite tells ASCII letters only.
+    for column, blank in (("what", ""), ("who", SYSTEM)):
+        for (said,) in db.execute(f"SELECT DISTINCT {column} FROM audit").fetchall():
+            if _folded(said.removeprefix(SYSTEM)) == _folded(name):
+                db.execute(f"UPDATE audit SET {column} = ? WHERE {column} = ?", (blank, said))
+    db.execute(
+        "INSERT INTO settings VALUES (?, '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+        (_ERASURES,),
+    )
+
+
+def _folded(name: str) -> str:
+    """Return a name for comparing: however spaces, letters and their parts were typed."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", " ".join(name.split())).casefold())
+
+
+def _tries_of(name: str) -> str:
+    return f"account {_folded(name)[:64]}"
 
 
 def same(one: str, other: str) -> bool:
@@ -460,7 +515,7 @@ def _digest(value: str) -> bytes:
 
 def _name(name: str) -> str:
     name = " ".join(name.split())
-    if not name or len(name) > 48 or not name.isprintable() or name.startswith(("p-", "token ")):
+    if not name or len(name) > 48 or not name.isprintable() or name.startswith(("p-", "token ", SYSTEM)):
         raise AccessError(f"{name[:48]!r} is no name for an account", hint="1 to 48 letters, as people call them.")
     if "/" in name or name in {".", ".."}:  # no address of the interface could name it for sure
         raise AccessError(f"{name!r} is no name for an account or token", hint="Leave the slash out.")

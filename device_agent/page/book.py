@@ -54,7 +54,7 @@ def open_book(data_dir: Path) -> Database:
     with disk(data_dir):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # secrets' hashes are in it
-    return Database(folder / BOOK_NAME, MIGRATIONS, max_bytes=MAX_BYTES, shared=True)
+    return Database(folder / BOOK_NAME, MIGRATIONS, max_bytes=MAX_BYTES, shared=True, overwrite=True)
 
 
 def setting(book: Database, key: str) -> str | None:

@@ -134,10 +134,10 @@ class People:
 
     def delete_account(self, name: NamePath, request: Request, erase: bool = False) -> dict[str, bool]:
         """End an account; `erase` also forgets the name that goes with its labels, also of one that was removed
-        before."""
+        before. `wiped`: nothing of what was erased is left in the file; else there is until the next start."""
         for account_id in self.access.remove(name, erase=erase):
             self._note(request, "account erased" if erase else "account removed", account_id)
-        return {"removed": True}
+        return {"removed": True, "wiped": self.access.wipe()}
 
     def get_tokens(self) -> list[Token]:
         """The machines' tokens, without their values."""
@@ -169,7 +169,7 @@ class People:
         )
 
     def _id(self, name: str) -> str:
-        return next((a.id for a in self.access.accounts() if a.name.casefold() == name.strip().casefold()), "")
+        return self.access.account(name).id
 
     def _note(self, request: Request, action: str, what: str) -> None:
         self.access.note(who_of(request).id, action, what, address_of(request))

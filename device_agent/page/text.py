@@ -748,6 +748,7 @@ TEXTS: Final[dict[str, Text]] = {
     "role.operator": ("operator", "Bedienung", "操作员"),
     "role.engineer": ("engineer", "Technik", "工程师"),
     "role.admin": ("admin", "Admin", "管理员"),
+    "audit.system": ("{name} (command line)", "{name} (Befehlszeile)", "{name}（命令行）"),
     "audit.login": ("logged in", "angemeldet", "登录"),
     "audit.login refused": ("was refused", "abgewiesen", "登录被拒"),
     "audit.account added": ("added an account:", "Konto angelegt:", "添加账户："),
