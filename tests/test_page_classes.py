@@ -149,6 +149,9 @@ def test_a_merged_class_has_the_name_of_the_one_it_became_part_of(device: Device
     assert rows == {"good": before["good"], "pit": before["pit"], "scratch": before["scratch"] + 1}
     bodies = [record.entry.body for record in device.station.store.log.records()][-2:]
     assert [type(body) for body in bodies] == [MergeClasses, RenameClass]
+    gone = max(wrong, class_id("scratch").hex())  # the id that does not stand for both any more
+    passes = device.http.post(f"/api/classes/{gone}/merge", json={"into": class_id("good").hex()})
+    assert (passes.status_code, "one class that passes" in passes.json()["error"]) == (409, True)
     again = device.http.post(f"/api/classes/{wrong}/merge", json={"into": class_id("scratch").hex()})
     assert (again.status_code, "one class already" in again.json()["error"]) == (409, True)
     passes = device.http.post(f"/api/classes/{class_id('pit').hex()}/merge", json={"into": class_id("good").hex()})

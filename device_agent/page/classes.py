@@ -266,7 +266,8 @@ class Classes:
                 "this station's fleet merges classes",
                 "There: headway fleet classes --dir DIR merge ONE OTHER.",
             )
-        one, into = bytes.fromhex(class_id), bytes.fromhex(merge.into)
+        canonical = self._station.require().learner.canonical
+        one, into = canonical(bytes.fromhex(class_id)), canonical(bytes.fromhex(merge.into))
         names = self._routes.names()
         good = self._station.operating.good(names)
         if {one, into} <= names.keys() and (one in good) != (into in good):
