@@ -46,6 +46,7 @@ class Floor:
         self.quality = dict.fromkeys(devices, WELL)
         self.away: set[str] = set()
         self.refuses: dict[str, str] = {}
+        self.faults: list[str] = []
         self.reports: list[dict[str, object]] = []
         self.start()
         for device in devices:
@@ -81,6 +82,7 @@ class Floor:
             online=device not in self.away,
             release_id=self.running.get(device),
             quality=self.quality[device],
+            faults=self.faults,
         )
         self.turn(Message(TOPICS.state(device), encode_json(state)))
 
@@ -407,7 +409,11 @@ def test_a_rollout_from_the_command_line(
     assert "in waves of 1, 100%" in published.out
     floor.turn()
     floor.turn()
+    floor.faults = ["[disk] is full"]
+    floor.tell("a")
+    assert "[disk] is full" in headway(capsys, "fleet", "rollout", "show", "--dir", directory).out
     floor.obey()
+    assert "is full" not in headway(capsys, "fleet", "rollout", "show", "--dir", directory).out  # it took it
     floor.quality["a"] = POOR
     floor.tell("a")
     floor.turn()

@@ -213,7 +213,8 @@ def _device(publication: Publication, rollout: Rollout, member: Member, *, heard
     from sdk.fleet.rollout import failure
 
     release_id = publication.ref.release_id
-    state = member.state or settled(release_id, member.state, member.running)
+    end = settled(release_id, member.state, member.running)
+    state = member.state or end
     return {
         "device": member.device,
         "wave": member.wave,
@@ -222,7 +223,7 @@ def _device(publication: Publication, rollout: Rollout, member: Member, *, heard
         "state": "assigned" if state is None else state.value,
         "runs_it": member.running == release_id,
         "trouble": failure(rollout.plan, member, release_id),
-        "faults": member.faults if member.online else (),
+        "faults": member.faults if member.online and end is None else (),
         "before": None if member.before is None else msgspec.to_builtins(member.before),
         "now": None if member.now is None else msgspec.to_builtins(member.now),
     }
