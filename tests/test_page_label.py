@@ -675,6 +675,30 @@ def test_a_picture_that_was_picked_stays_when_a_question_arrives_late(device: De
     assert [(each.sample.hex(), each.class_id) for each in device.labels()] == [(picked, class_id("good"))]
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("locale", "said", "unknown"),
+    [
+        ("en-US", "labelled; the device said {}, {}\u00a0%", "labelled; the device did not know it"),
+        ("de-DE", "zugeordnet; das Gerät sagte {}, {}\u00a0%", "zugeordnet; das Gerät kannte es nicht"),
+        ("zh-CN", "已标注；设备判断为 {}，{}%", "已标注；设备无法识别"),
+    ],
+)
+def test_a_label_is_not_shown_with_the_certainty_of_another_answer(
+    device: Device, browser: Browser, locale: str, said: str, unknown: str
+) -> None:
+    (newest,) = device.http.get("/api/samples?limit=1").json()
+    assert not newest["unknown"]
+    answer_elsewhere(device, newest["sample"], "scratch", "Anna")
+    with screen(browser, device.url, locale=locale) as on:
+        expect(on.page.locator("#live-decision .text")).to_have_text("scratch")
+        sure = on.page.locator("#live-decision .sure")
+        expect(sure).to_have_text(said.format(newest["decision"], f"{100 * newest['probability']:.0f}"))
+        assert newest["decision"] != "scratch"
+        on.page.evaluate("newest = {...newest, unknown: true}; drawLive()")
+        expect(sure).to_have_text(unknown)
+
+
 def test_samples_of_one_part_wait_for_one_answer(tmp_path: Path, bundle: Bundle) -> None:
     stream = write_stream(tmp_path / "stream", {"rings": 4}, part_of=2)
     with serving(tmp_path / "data", stream, bundle) as device:

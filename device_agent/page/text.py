@@ -262,6 +262,16 @@ TEXTS: Final[dict[str, Text]] = {
     ),
     "now.asks": ("asks", "fragt", "待确认"),
     "now.labelled": ("labelled", "zugeordnet", "已标注"),
+    "now.labelled-said": (
+        "labelled; the device said {name}, {sure}",
+        "zugeordnet; das Gerät sagte {name}, {sure}",
+        "已标注；设备判断为 {name}，{sure}",
+    ),
+    "now.labelled-unknown": (
+        "labelled; the device did not know it",
+        "zugeordnet; das Gerät kannte es nicht",
+        "已标注；设备无法识别",
+    ),
     "now.provisional": ("provisional", "vorläufig", "试用"),
     "now.confirmed": ("confirmed", "bestätigt", "已确认"),
     "now.live-camera": ("live, {n} frames", "läuft, {n} Bilder", "正常，{n} 帧"),

@@ -53,7 +53,14 @@ function drawLive() {
   box.className = `decision ${level}`;
   box.querySelector(".mark").textContent = mark;
   box.querySelector(".text").replaceChildren(...breakable(text));
-  box.querySelector(".sure").textContent = newest.unknown ? "" : t("now.sure", { sure: percent(newest.probability) });
+  box.querySelector(".sure").replaceChildren(...breakable(sureOf(newest)));
+}
+
+// How sure the device is of its own decision, which is another than what people said.
+function sureOf(sample) {
+  const sure = percent(sample.probability);
+  if (!sample.label) return sample.unknown ? "" : t("now.sure", { sure });
+  return sample.unknown ? t("now.labelled-unknown") : t("now.labelled-said", { name: sample.decision, sure });
 }
 
 $("live").addEventListener("click", () => { heat = !heat; drawLive(); });
