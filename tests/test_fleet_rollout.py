@@ -411,9 +411,9 @@ def test_a_rollout_from_the_command_line(
     floor.turn()
     floor.faults = ["[disk] is full"]
     floor.tell("a")
-    assert "[disk] is full" in headway(capsys, "fleet", "rollout", "show", "--dir", directory).out
+    assert "[disk]" in headway(capsys, "fleet", "rollout", "show", "--dir", directory).out
     floor.obey()
-    assert "is full" not in headway(capsys, "fleet", "rollout", "show", "--dir", directory).out  # it took it
+    assert "[disk]" not in headway(capsys, "fleet", "rollout", "show", "--dir", directory).out  # it took it
     floor.quality["a"] = POOR
     floor.tell("a")
     floor.turn()
