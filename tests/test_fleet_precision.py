@@ -139,8 +139,12 @@ def test_the_table_is_shown_by_channel(tmp_path: Path, bundle: Bundle, capsys: p
     assert told["time_as_share"] == {"fp32": 1.0, "int8": 0.4}
     refused = headway(capsys, "fleet", "precision", "move", "int8", "--dir", fleet)
     assert (refused.code, "c cannot run int8: no operator" in refused.err) == (2, True)
-    with FleetStore(fleet) as store, store.read() as ledger:
+    with FleetStore(fleet) as store, store.write() as ledger:
         assert ledger.rollout("default") is None
+        assert ("online" in shown.out, "unknown" in shown.out) == (True, False)
+        ledger.note_broker("broker:1883", 1000.0)
+    away = headway(capsys, "fleet", "precision", "show", "--dir", fleet).out
+    assert ("online" in away, "unknown" in away) == (False, True)
 
 
 @pytest.mark.parametrize(

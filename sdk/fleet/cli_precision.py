@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError
+from sdk.fleet.cli_progress import ONLINE_WORD
 from sdk.fleet.cli_rollout import plan_of
 from sdk.fleet.cli_trust import keys_option, passphrase_option, publish_bundle
 
@@ -50,6 +51,8 @@ def show(directory: Path, channel: str, as_json: bool) -> None:
     with open_fleet(directory) as store:
         publication, rows = _table_of(store, channel)
         names = precisions_of(store, publication)
+        with store.read() as ledger:
+            heard = ledger.broker_away() is None
     if as_json:
         told = {
             "channel": channel,
@@ -70,7 +73,8 @@ def show(directory: Path, channel: str, as_json: bool) -> None:
     for row in rows:
         cells = ["no" if name in row.refused else _ms(row.frame_ms.get(name)) for name in names]
         serves = f"{row.serves or '-'}{' (site.toml)' if row.fixed else ''}"
-        table.add_row(row.device, "online" if row.online else "offline", serves, *cells)
+        there = "unknown" if row.online and not heard else ONLINE_WORD[row.online]
+        table.add_row(row.device, there, serves, *cells)
     console.print(table)
     for name in names:
         share = faster(name, rows)
