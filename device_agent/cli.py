@@ -225,7 +225,7 @@ def history(
     from device_agent.config import load_site
     from device_agent.history import read_history, write_csv
 
-    _check_json(csv_file)
+    _check_file(csv_file)
     rows = read_history(
         load_site(site_file).data_dir,
         since_utc=0.0 if since is None else since.replace(tzinfo=timezone.utc).timestamp(),
@@ -287,7 +287,14 @@ def history(
     "--heatmaps",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Also write each image there, with the evidence for its decision drawn over it.",
+    help="Also write each image there, with the evidence for its decision drawn over it. Must be empty.",
+)
+@click.option(
+    "--decisions",
+    "decisions_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write a CSV there, one line per image: what it is, what was shown; - prints it instead.",
 )
 @_PRECISION
 @_THREADS
@@ -301,6 +308,7 @@ def evaluate(
     good: tuple[str, ...],
     escape_rate: float | None,
     heatmaps: Path | None,
+    decisions_file: Path | None,
     precision: str | None,
     threads: int,
     json_file: Path | None,
@@ -312,22 +320,32 @@ def evaluate(
       headway evaluate bundle --data parts/
     How many good parts are rejected, if at most one defect in fifty may pass?
       headway evaluate bundle --data parts/ --good free --escape-rate 0.02
+    Which images were wrong?
+      headway evaluate bundle --data parts/ --decisions decisions.csv
     Where in the images do the decisions come from?
       headway evaluate bundle --data parts/ --heatmaps heatmaps/
     """
     if escape_rate is not None and not good:
         raise click.UsageError("--escape-rate needs --good: which class is no defect?")
+    if decisions_file == json_file == _STDOUT:
+        raise click.UsageError("--json - and --decisions - cannot both be printed: name a file for one of them")
     _learn_on_one_core()
     from rich.console import Console
 
     from device_agent.config import RuntimeSettings
+    from device_agent.decisions import as_csv, by_name
     from device_agent.evaluate import evaluate as measure
     from device_agent.figures import show_evaluation
-    from device_agent.runtime import check_golden, open_runtime
+    from device_agent.heatmap import check_folder, write_heatmaps
+    from device_agent.pipeline import Pipeline
+    from device_agent.runtime import base_head, check_golden, open_runtime
     from sdk.bundle import Bundle
     from sdk.images import open_images
 
-    _check_json(json_file)
+    _check_file(json_file)
+    _check_file(decisions_file)
+    if heatmaps is not None:
+        check_folder(heatmaps)
     bundle = Bundle.open(bundle_path)
     with _progress("reading images") as step:
         images = open_images(
@@ -348,23 +366,21 @@ def evaluate(
             progress=step,
         )
     if heatmaps is not None:
-        from device_agent.heatmap import write_heatmaps
-        from device_agent.pipeline import Pipeline
-        from device_agent.runtime import base_head
-        from device_agent.unseen import not_learned
-
+        files = by_name(images)
         with _progress("drawing heatmaps") as step:
             write_heatmaps(
                 heatmaps,
                 Pipeline(bundle, precision, runtime),
                 base_head(bundle, precision),
                 bundle.class_names(),
-                not_learned(bundle, images, part),
+                [(files[each.path], each) for each in result.decisions],
                 step,
             )
-    if json_file != _STDOUT:
+    if _STDOUT not in (json_file, decisions_file):
         show_evaluation(result, Console(highlight=False))
     _write_json(json_file, result)
+    if decisions_file is not None:
+        _write("--decisions", decisions_file, as_csv(result.decisions).encode())
 
 
 def _station(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, list[str]] | None:
@@ -492,7 +508,7 @@ def rehearse(
     )
     if plot is not None:
         check_plot(plot)
-    _check_json(json_file)
+    _check_file(json_file)
     bundle = Bundle.open(bundle_path)
     with _progress("reading images") as step:
         images = open_images(
@@ -546,7 +562,7 @@ def _progress(what: str) -> Iterator[_Step]:
         yield step
 
 
-def _check_json(file: Path | None) -> None:
+def _check_file(file: Path | None) -> None:
     """Refuse a file that could not be written, before the work and not after it."""
     if file is None or file == _STDOUT:
         return
@@ -555,18 +571,21 @@ def _check_json(file: Path | None) -> None:
 
 
 def _write_json(file: Path | None, result: Any) -> None:
-    if file is None:
-        return
     import msgspec
 
-    encoded = msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
+    if file is not None:
+        _write("--json", file, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+def _write(option: str, file: Path, encoded: bytes) -> None:
+    """Write what an option asks for to the file it names, - is stdout."""
     if file == _STDOUT:
         click.echo(encoded, nl=False)
         return
     try:
         write_output(file, encoded)
     except OSError as error:
-        raise ConfigError(f"--json {file}: {error.strerror}", hint="Name another file.") from error
+        raise ConfigError(f"{option} {file}: {error.strerror}", hint="Name another file.") from error
 
 
 def _say_left_out(images: ImageSet) -> None:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from device_agent.decisions import UNKNOWN, JudgedImage, readable, told
 from device_agent.outlook import OutlookReport, look_ahead
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
@@ -39,8 +40,6 @@ from sdk.score import (
 )
 from sdk.splits import Part
 
-UNKNOWN: Final = "unknown"
-"""What is shown for a frame unlike anything the head knows."""
 OUTLOOK_S: Final = 60.0
 """No line waits for these cores: the outlook has time for all its rounds, and says the same each time."""
 
@@ -154,6 +153,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """How images that no group is named for were put together, where many were."""
     accuracy: Accuracy
     acceptance: Acceptance | None
+    decisions: list[JudgedImage]
+    """Each evaluated image."""
     outlook: OutlookReport
     """What more labels than the bundle's own would give, by these alone; the images have no say in it."""
 
@@ -260,10 +261,9 @@ def accept(
             f"the bundle has no class {missing[0]!r}", hint=f"It has: {', '.join(sorted(ids))}."
         )
     is_good = np.array([names[class_id] in good for class_id in head.class_ids])
-    decided = head.decide(codes)
     point, expected_on = None, None
     if escape_rate is None:
-        rejected = decided.unknown | ~is_good[decided.class_index]
+        rejected = rejected_by(head, codes, is_good, None)
     else:
         base = bundle.base(precision)
         e = len(base.codes)
@@ -279,8 +279,7 @@ def accept(
         )
         expected_on = len(left_out.truth)
         point = operating_point(left_out, head.calibration, [ids[name] for name in good], escape_rate=escape_rate)
-        p = defect_probability(head.scores(codes), is_good, head.calibration.temperature)
-        rejected = decided.unknown | (p >= point.threshold)
+        rejected = rejected_by(head, codes, is_good, point.threshold)
     label = np.unique([image.label for image in images], return_inverse=True)[1].astype(np.int64)
     truly_good = np.array([image.label in good for image in images])
     group = np.unique(list(groups), return_inverse=True)[1].astype(np.int64)
@@ -302,6 +301,24 @@ def accept(
         escapes=None if passed is None else Share(*passed),
         overkill=Share.of(rejected[truly_good], group[truly_good]),
     )
+
+
+def rejected_by(
+    head: Head, codes: npt.NDArray[np.int8], is_good: npt.NDArray[np.bool_], threshold: float | None
+) -> npt.NDArray[np.bool_]:
+    """Return which of the codes (n, d) are rejected, (n,).
+
+    Args:
+        head: Decides.
+        codes: Of n pictures.
+        is_good: (k,) bool, of the head's classes.
+        threshold: Probability of a defect; None rejects by the decision shown.
+    """
+    decided = head.decide(codes)
+    if threshold is None:
+        return np.asarray(decided.unknown | ~is_good[decided.class_index], bool)
+    p = defect_probability(head.scores(codes), is_good, head.calibration.temperature)
+    return np.asarray(decided.unknown | (p >= threshold), bool)
 
 
 def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], None] | None) -> Iterator[Frame]:
@@ -361,6 +378,11 @@ def evaluate(
     if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
         grouping = derive_groups(codes, [label.encode() for label in labels], groups, knobs=head.knobs)
         groups, note = list(grouping.groups), grouping.note()
+    acceptance, rejected = None, None
+    of_head = [class_names[class_id] for class_id in head.class_ids]
+    if good:
+        acceptance = accept(bundle, head, precision, chosen, codes, groups, good, escape_rate)
+        rejected = rejected_by(head, codes, np.array([name in good for name in of_head]), acceptance.threshold)
     return Evaluation(
         bundle=bundle.manifest.name,
         digest=bundle.digest(),
@@ -373,11 +395,12 @@ def evaluate(
         left_out_other_part=len(images.images) - learned - siblings - coded,
         summed=len(base.summed),
         unknown_to_the_bundle=sum(i.sample_id not in seen for i in chosen),
-        refused={str(r.path): r.reason for r in images.refused},
+        refused={readable(str(r.path)): r.reason for r in images.refused},
         frames_per_s=coded / max(took_s, 1e-9),
         groups_note=note,
         accuracy=judge(head, lambda class_id: class_names[class_id], codes, labels, groups),
-        acceptance=accept(bundle, head, precision, chosen, codes, groups, good, escape_rate) if good else None,
+        acceptance=acceptance,
+        decisions=told(images, chosen, groups, of_head, head.decide(codes), rejected),
         outlook=look_ahead(
             base.codes,
             base.class_ids[: len(base.codes)],

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from device_agent.camera import encode_png
+from device_agent.decisions import UNKNOWN, JudgedImage
 from device_agent.pipeline import Pipeline
 from sdk.errors import ConfigError
 from sdk.head import Head
@@ -25,6 +26,9 @@ FULL_COLOUR: Final = 1.0
 """Evidence of a place, as a score, that is drawn at full strength at least: 1 is a frame that wholly looks like
 the class. Where no place has as much, the colours stay faint, so that a picture without evidence shows none."""
 OPACITY: Final = 0.65
+_PATH_BYTES: Final = 100
+_SAID_BYTES: Final = 140
+"""Of a file's name, which has 255 bytes at most."""
 
 
 @dataclass(frozen=True)
@@ -90,38 +94,72 @@ def draw(frame: Frame, found: Floats) -> Frame:
     return np.asarray(np.rint(frame * (1 - opacity) + colours * opacity), np.uint8)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder with something in it: heatmaps of two evaluations would lie side by side.
+
+    Raises:
+        ConfigError: it has, or it is no folder.
+    """
+    try:
+        empty = not folder.exists() or not any(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}", hint="Name another folder with --heatmaps.") from error
+    if not empty:
+        raise ConfigError(f"{folder} is not empty", hint="Empty it, or name another folder with --heatmaps.")
+
+
 def write_heatmaps(
     folder: Path,
     pipeline: Pipeline,
     head: Head,
     names: Mapping[bytes, str],
-    images: Sequence[LabelledImage],
+    decisions: Sequence[tuple[LabelledImage, JudgedImage]],
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write one PNG for each image, named by its number, its label and the head's best class.
+    """Write one PNG for each image, named by its path, its label and the decision that was shown.
 
     Args:
-        folder: Made where it is missing; files of these names are replaced.
+        folder: Made where it is missing.
         pipeline: Of the release.
         head: Of its feature space.
         names: Of the head's classes, by id.
-        images: Read as they are needed.
+        decisions: Images, read as they are needed, with what the head said of each. Where it said "unknown", the
+            evidence is that for its best class, and the name says so.
         progress: Called with (images done, images in all).
 
     Raises:
         NoMaps: the release or its runtime gives no maps.
-        ConfigError: the folder cannot be written to.
+        ConfigError: the folder has something in it or cannot be written to.
     """
+    check_folder(folder)
+    ids = {name: class_id for class_id, name in names.items()}
+    taken: set[str] = set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(images):
+        for i, (image, decision) in enumerate(decisions):
             frame = read(image.path)[1]
-            found = heatmap(pipeline, head, frame)
-            name = f"{i:05} {image.label} seen as {names[found.class_id]}"
-            (folder / (re.sub(r"[^\w.-]+", "-", name)[:200] + ".png")).write_bytes(
-                encode_png(draw(frame, found.evidence))
-            )
+            found = heatmap(pipeline, head, frame, ids[decision.best])
+            (folder / _file_name(decision, taken)).write_bytes(encode_png(draw(frame, found.evidence)))
             if progress is not None:
-                progress(i + 1, len(images))
+                progress(i + 1, len(decisions))
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}", hint="Name another folder with --heatmaps.") from error
+
+
+def _file_name(decision: JudgedImage, taken: set[str]) -> str:
+    """Return a name for a heatmap, and note it: of a long path the end stays, and no two are the same."""
+    shown = decision.shown if decision.shown != UNKNOWN else f"{UNKNOWN}, most like {decision.best}"
+    said = _plain(f" {decision.label} shown as {shown}", _SAID_BYTES)
+    stem = _plain(decision.path.rpartition(".")[0] or decision.path, _PATH_BYTES, end=True).lstrip(".-")
+    name, again = f"{stem}{said}.png", 1
+    while name.casefold() in taken:
+        again += 1
+        name = f"{stem}{said}-{again}.png"
+    taken.add(name.casefold())
+    return name
+
+
+def _plain(text: str, most_bytes: int, *, end: bool = False) -> str:
+    """Return text of letters, digits, ".", "_" and "-", its beginning or its end if it is too long."""
+    raw = re.sub(r"[^\w.-]+", "-", text).encode()
+    return (raw[-most_bytes:] if end else raw[:most_bytes]).decode(errors="ignore")

@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 from device_agent.database import Database, disk, read_uri
 from device_agent.parts import Part
 from sdk.errors import ConfigError, HeadwayError, OutputFailed
+from sdk.spreadsheet import harmless
 
 FOLDER_NAME: Final = "history"
 FILE_NAME: Final = "history.sqlite3"
@@ -25,8 +26,6 @@ CACHE_KIB: Final = 256
 """Rows are written in turn and hardly ever read here: more would only fill with what was written."""
 PRUNE_EVERY: Final = 1000
 """Parts between two looks for rows that are too many."""
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet computes when a cell begins with it."""
 
 _MIGRATIONS: Final = (
     (
@@ -208,6 +207,6 @@ def _cell(name: str, value: object) -> object:
         return datetime.fromtimestamp(value, timezone.utc).isoformat(timespec="milliseconds")
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
+    if isinstance(value, str):
+        return harmless(value)
     return "" if value is None else value

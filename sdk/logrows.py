@@ -16,6 +16,7 @@ import msgspec
 
 from sdk.errors import LabelError
 from sdk.labels import Body, Chain, CodeRecord, Entry, Record, check_record, entry_hash
+from sdk.spreadsheet import harmless
 
 BODIES: Final[dict[str, type[msgspec.Struct]]] = {str(kind.__struct_config__.tag): kind for kind in Body.__args__}
 """Kinds of entries by their names in the log."""
@@ -25,8 +26,6 @@ COLUMNS: Final = (*_HEAD, *(f"body_{name}" for name in FIELDS), "code", "prev", 
 """Of a table of the log: `flat` rows."""
 _BYTES: Final = frozenset({"sample", "class_id", "space", "code_sha256", "one", "other"})
 _ALTERED: Final = "Something was altered, left out or put in here: export the log again, and compare."
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet computes when a cell begins with it."""
 
 
 @dataclass
@@ -96,8 +95,8 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def cell(value: object) -> object:
     """Return a value for a CSV: empty for none, and what a spreadsheet would compute behind an apostrophe."""
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
+    if isinstance(value, str):
+        return harmless(value)
     return "" if value is None else value
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from itertools import product
@@ -14,7 +16,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_agent.decisions import JudgedImage
 from device_agent.evaluate import Evaluation, accept, evaluate, judge
+from device_agent.heatmap import _file_name
 from device_agent.rehearse import Plan
 from device_agent.rehearse import _parts as rehearsed
 from device_agent.runtime import base_head, open_runtime
@@ -370,17 +374,109 @@ def test_where_no_curve_can_be_made_the_outlook_says_why(tmp_path: Path) -> None
     assert (ahead.balanced_accuracy, ahead.steps, ahead.classes, ahead.helps_most) == (None, [], [], None)
 
 
-def test_the_command_writes_heatmaps_of_what_it_judged(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def mapped(folder: Path) -> Bundle:
+    return tiny_bundle(folder.parent / "mapped", classes=EVERY, held_back=["rings"], maps=True)
+
+
+def test_the_command_says_which_pictures_were_wrong(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mapped = tiny_bundle(tmp_path / "mapped", classes=EVERY, held_back=["rings"], maps=True)
+    out = tmp_path / "decisions.csv"
+    arguments = ("--data", folder, "--good", "good", "--escape-rate", "0.3", "--json", tmp_path / "figures.json")
+    ended = headway(capsys, "evaluate", bundle.path, *arguments, "--decisions", out)
+    assert ended.code == 0, ended.err
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [each["path"] for each in figures["decisions"]]
+    called = {(row["label"], row["shown"]): 0 for row in rows}
+    for row in rows:
+        assert (folder / row["path"]).parent.name == row["label"]
+        assert row["shown"] in (row["best"], "unknown")
+        assert row["verdict"] in ("pass", "reject")
+        called[row["label"], row["shown"]] += 1
+    for each in (*figures["accuracy"]["classes"], *figures["accuracy"]["novel"]):
+        assert {shown: n for (label, shown), n in called.items() if label == each["name"]} == each["called"]
+    of_defects = [row["verdict"] == "pass" for row in rows if row["label"] != "good"]
+    assert np.mean(of_defects) == pytest.approx(figures["acceptance"]["escapes"]["share"])
+    again = headway(capsys, "evaluate", bundle.path, "--data", folder, "--decisions", "-")
+    assert again.out.splitlines()[0] == "path,label,shown,best,probability,novelty,group,verdict"
+    assert len(again.out.splitlines()) == 1 + len(rows)
+    assert again.out.splitlines()[1].endswith(",")  # nobody said what is good
+
+
+def test_two_outputs_cannot_both_be_printed(
+    bundle: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = headway(capsys, "evaluate", bundle.path, "--data", folder, "--decisions", "-", "--json", "-")
+    assert both.code == 2
+    assert "name a file for one of them" in both.err
+    nowhere = headway(capsys, "evaluate", bundle.path, "--data", folder, "--decisions", tmp_path / "no" / "d.csv")
+    assert nowhere.code == 2
+    assert "no such folder" in nowhere.err
+
+
+def test_names_that_a_spreadsheet_or_json_would_not_take_are_written_otherwise(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "=pit").mkdir(parents=True)
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "data" / "=pit" / name).write_bytes(picture("pit", 300))
+    figures = tmp_path / "figures.json"
+    ended = headway(
+        capsys, "evaluate", bundle.path, "--data", tmp_path / "data", "--decisions", "-", "--json", figures
+    )
+    assert ended.code == 0, ended.err
+    assert "'=pit/caf\ufffd.png,'=pit," in ended.out
+    (decision,) = json.loads(figures.read_text())["decisions"]
+    assert (decision["path"], decision["label"]) == ("=pit/caf\ufffd.png", "=pit")
+
+
+def test_the_command_writes_heatmaps_of_what_it_judged(
+    mapped: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "heat" / "maps"
-    result = headway(capsys, "evaluate", mapped.path, "--data", folder, "--heatmaps", out)
+    arguments = ("--data", folder, "--json", tmp_path / "figures.json", "--heatmaps", out)
+    result = headway(capsys, "evaluate", mapped.path, *arguments)
     assert result.code == 0, result.err
     written = sorted(out.iterdir())
     assert len(written) == 24
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in written)
-    assert any("rings-seen-as-" in file.name for file in written)
+    for each in json.loads((tmp_path / "figures.json").read_text())["decisions"]:
+        stem = each["path"].replace("/", "-").removesuffix(".png")
+        shown = each["shown"] if each["shown"] != "unknown" else f"unknown-most-like-{each['best']}"
+        assert out / f"{stem}-{each['label']}-shown-as-{shown}.png" in written
+    assert any("-rings-shown-as-unknown-most-like-" in file.name for file in written)
+
+
+def test_heatmaps_never_lie_beside_those_of_another_evaluation(
+    mapped: Bundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "maps"
+    out.mkdir()
+    (out / "00038-uneven-seen-as-break.png").write_bytes(b"old")
+    refused = headway(capsys, "evaluate", mapped.path, "--data", folder, "--heatmaps", out)
+    assert refused.code == 2
+    assert f"{out} is not empty" in refused.err
+    assert [file.name for file in out.iterdir()] == ["00038-uneven-seen-as-break.png"]
+
+
+def test_long_and_equal_names_of_heatmaps_stay_apart() -> None:
+    taken: set[str] = set()
+
+    def name(path: str, label: str = "pit") -> str:
+        decision = JudgedImage(
+            path=path, label=label, shown="good", best="good", probability=1, novelty=0, group="", verdict=None
+        )
+        return _file_name(decision, taken)
+
+    assert name("a b/1.png") == "a-b-1-pit-shown-as-good.png"
+    assert name("a-b/1.PNG") == "a-b-1-pit-shown-as-good-2.png"
+    assert name("A-B/1.bmp") == "A-B-1-pit-shown-as-good-3.png"  # some disks do not tell them apart
+    long = name("\u00fc" * 300 + "/7.png", "\u6f22" * 64)
+    assert len(long.encode()) <= 255
+    assert "7-\u6f22" in long
 
 
 def test_heatmaps_that_cannot_be_are_refused(

@@ -74,7 +74,7 @@ ABOVE = {
     "sdk/liveset.py": {"codes", "shelf"},
     "sdk/sources.py": set[str](),
     "sdk/labels.py": {"errors", "codes", "compact", "liveset", "shelf", "sources"},
-    "sdk/logrows.py": {"errors", "labels"},
+    "sdk/logrows.py": {"errors", "labels", "spreadsheet"},
     "sdk/structs.py": set[str](),
     "sdk/wire.py": {"errors", "labels", "structs"},
     "sdk/triangular.py": set[str](),

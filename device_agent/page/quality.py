@@ -31,6 +31,7 @@ from device_agent.sample import SampleStatus
 from sdk.errors import HeadError, UnknownClassError
 from sdk.operating import OperatingPoint, Rate, operating_point
 from sdk.score import LeftOut, decisions_right, share
+from sdk.spreadsheet import harmless
 
 TARGETS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Escape rates that the slider stops at."""
@@ -248,7 +249,7 @@ class Quality:
         write.writerow(["table", "row", "column", "value", "low", "high", "samples", "groups"])
         for row in report.confusion:
             for name, count in zip([*report.classes, "unknown"], [*row.counts, row.unknown], strict=True):
-                write.writerow(["confusion", _cell(row.name), _cell(name), count, "", "", "", ""])
+                write.writerow(["confusion", harmless(row.name), harmless(name), count, "", "", "", ""])
         for each in report.operating.points:
             for what, rate in (("escapes", each.escapes), ("overkill", each.overkill)):
                 values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
@@ -256,7 +257,7 @@ class Quality:
         for each_slice in report.slices:
             rate = each_slice.right
             values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
-            write.writerow([each_slice.kind, _cell(each_slice.name), "right", *values])
+            write.writerow([each_slice.kind, harmless(each_slice.name), "right", *values])
         for head in report.heads:
             figures = (head.balanced_accuracy, head.low, head.high, head.samples)
             write.writerow(["heads", head.number, head.outcome, *figures, ""])
@@ -265,11 +266,6 @@ class Quality:
             media_type="text/csv; charset=utf-8",
             headers={"Content-Disposition": 'attachment; filename="quality.csv"'},
         )
-
-
-def _cell(text: str) -> str:
-    # A spreadsheet would run what begins like a formula.
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def _folder(source: str) -> str | None:
