@@ -142,7 +142,7 @@ def test_published_beside_them_both_have_names_and_merge_makes_them_one(
     live = fleet.live_set("default")
     assert live is not None
     assert sum(labels for _, labels in shown(capsys, fleet).values()) == len(live)
-    assert classes(capsys, fleet, "merge", old.hex()[:8], new.hex()[:8], "--by", "ann").code == 0
+    assert classes(capsys, fleet, "merge", old.hex()[:8], new.hex()[:8], "--by", "ann", "--yes").code == 0
     (scratch,) = [one for one in shown(capsys, fleet).values() if one[0] == "scratch"]
     assert scratch[1] > LABELLED
     assert scratch in on_a_device(tmp_path / "two", again, fleet).values()
@@ -154,7 +154,7 @@ def test_once_merged_the_older_bundle_is_the_way_back(
     told = publish(capsys, fleet, again, "--new-classes")
     assert publish(capsys, fleet, first).code == 2, "the control"
     merges = [line.split()[1:] for line in told.out.splitlines() if line.startswith("  headway fleet classes")]
-    assert [headway(capsys, *words).code for words in merges] == [0, 0]
+    assert [headway(capsys, *words, "--yes").code for words in merges] == [0, 0]
     assert [name for name, _ in shown(capsys, fleet).values()] == list(CLASSES)
     assert publish(capsys, fleet, first).code == 0
 
@@ -188,7 +188,7 @@ def test_labels_of_no_class_are_listed_by_the_name_they_had_and_merged(
         {pair["one"]["class_id"], pair["other"]["class_id"]} == {old.hex(), new.hex()}
         for pair in json.loads(classes(capsys, orphaned).out)["proposed"]
     )
-    assert classes(capsys, orphaned, "merge", old.hex()[:8], new.hex()[:8]).code == 0
+    assert classes(capsys, orphaned, "merge", old.hex()[:8], new.hex()[:8], "--yes").code == 0
     assert "scratch" in {name for name, _ in on_a_device(tmp_path / "data", again, orphaned).values()}
 
 
