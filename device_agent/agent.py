@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -154,7 +154,9 @@ class Agent:
             self._engines.require()
         with contextlib.ExitStack() as undo:
             undo.callback(self._engines.stop)
-            self.sources = told_apart([open_source(each, site.device, clock) for each in site.cameras])
+            self.sources = told_apart(
+                [open_source(each, site.device, clock, site.cameras) for each in site.cameras]
+            )
             self.store = Store.open(site.data_dir, site.device, clock=clock, limits=_limits_of(site))
             undo.callback(self.store.close)
             self.station = Station(
@@ -635,9 +637,11 @@ def chunk_source(settings: ChunksTable, mqtt: MqttTable) -> HttpChunks:
     return HttpChunks(settings.url, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
 
 
-def open_source(settings: CameraSettings, device: str, clock: Callable[[], float]) -> Source:
-    """Return a camera, how its frames are cut, and what tells that one of them cannot be right."""
-    camera = open_camera(settings, device, clock=clock)
+def open_source(
+    settings: CameraSettings, device: str, clock: Callable[[], float], station: Sequence[CameraSettings] = ()
+) -> Source:
+    """Return a camera of a station, how its frames are cut, and what tells that one of them cannot be right."""
+    camera = open_camera(settings, device, clock=clock, others=[each for each in station if each is not settings])
     return Source(camera, Recipe(settings.recipe), PictureWatch(settings.picture, camera))
 
 

@@ -20,8 +20,9 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -31,6 +32,8 @@ import msgspec
 from device_agent.agent import agent_version, running_page, running_state
 from device_agent.broker_check import check_broker
 from device_agent.camera import CameraState, open_camera
+from device_agent.camera.names import Names
+from device_agent.camera.shot import readable
 from device_agent.config import (
     CameraSettings,
     GStreamerCamera,
@@ -55,9 +58,12 @@ from sdk.bundle import Bundle
 from sdk.class_names import key_of
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
 from sdk.expiry import Expiry, Standing
+from sdk.layouts import IMAGE_SUFFIXES
 from sdk.tensorrt_api import Library, open_library
 
 CAMERA_WAIT_S: Final = 15.0
+LOOKED_AT: Final = 5000
+"""Files of a watched folder whose names are looked at."""
 """OpenCV's own timeout for opening a stream is 10 s."""
 STATE_WAIT_S: Final = 5.0
 BAD_FILES_FIX: Final = (
@@ -526,14 +532,34 @@ def _page(site: Site) -> Iterator[Finding]:
 
 def _cameras(site: Site) -> Iterator[Finding]:
     for settings in site.cameras:
-        yield from _camera(settings, site.device)
+        others = [each for each in site.cameras if each is not settings]
+        if isinstance(settings, WatchCamera):
+            yield from _names(settings, others)
+        yield from _camera(settings, site.device, others)
 
 
-def _camera(settings: CameraSettings, device: str) -> Iterator[Finding]:
+def _names(settings: WatchCamera, others: Sequence[CameraSettings]) -> Iterator[Finding]:
+    """Look at what lies in a watched folder: does its name tell a part?"""
+    if not settings.names or not settings.path.is_dir():
+        return
+    beside = [Names(each.names) for each in others if isinstance(each, WatchCamera) and each.path == settings.path]
+    own, there, odd = Names(settings.names), 0, ""
+    for file in islice(settings.path.iterdir(), LOOKED_AT):
+        if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith("."):
+            continue
+        fault = own.read(file.name).fault
+        if fault and not any(other.is_like(file.name) for other in beside):
+            there, odd = there + 1, odd or f"{readable(file.name)}: {fault}"
+    if there:
+        what = f"{settings.path}: {there} pictures there tell no part, which would be rejected: {odd}"
+        yield Finding("camera", Level.NOTE, what, "Let `names` be like these, with {part} where the id is.")
+
+
+def _camera(settings: CameraSettings, device: str, others: Sequence[CameraSettings] = ()) -> Iterator[Finding]:
     if isinstance(settings, WatchCamera):
         settings = msgspec.structs.replace(settings, delete=False)  # what it looks at is still the agent's to take
     try:
-        camera = open_camera(settings, device)
+        camera = open_camera(settings, device, others=others)
         stop = threading.Event()
         timer = threading.Timer(CAMERA_WAIT_S, stop.set)
         timer.daemon = True

@@ -240,7 +240,8 @@ class Flow:
         self._due = threading.Condition(self._lock)
         self._watched_s = float("inf")  # when deadlines are looked at next
         self._intake = Intake(len(sources))
-        self.triggers = Triggers(len(sources), settings.triggers) if settings.triggers else None
+        replayed = [i for i, source in enumerate(sources) if source.camera.replay]
+        self.triggers = Triggers(len(sources), settings.triggers, replayed) if settings.triggers else None
         # None is a frame of which nothing can be looked at any more; what was taken says why.
         self._prepared: queue.Queue[tuple[Taken, Prepared | None]] = queue.Queue(STAGE_FRAMES)
         self._embedded: queue.Queue[tuple[Taken, Embedded | None]] = queue.Queue(STAGE_FRAMES)
@@ -253,6 +254,8 @@ class Flow:
         """Return how many frames wait before each stage, and how many parts are open."""
         with self._lock:
             parts = self.ledger.depth
+        if self.triggers is not None:
+            self.triggers.let_go(time.monotonic() - self._settings.decide_within_s)
         return {
             "trigger": 0 if self.triggers is None else self.triggers.depth,
             "prepare": self._intake.depth,
@@ -282,6 +285,7 @@ class Flow:
                 if self.triggers is None:
                     raise TriggerRefused("this station runs free", hint="Give site.toml a [trigger] table.")
                 self._station.require()
+                self.triggers.let_go(now_s - self._settings.decide_within_s)
                 self.triggers.fire(trigger)
             except (NoRelease, TriggerRefused) as error:
                 self._tell([self.ledger.refuse(part, now_utc, now_s, str(error))])

@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -48,10 +48,12 @@ class Triggers:
     Args:
         cameras: How many take frames of each part.
         limit: Triggers that may wait.
+        replayed: Cameras whose frames are of no time: each takes its triggers one by one, however old.
     """
 
-    def __init__(self, cameras: int, limit: int) -> None:
+    def __init__(self, cameras: int, limit: int, replayed: Collection[int] = ()) -> None:
         self._waiting: list[deque[Trigger]] = [deque() for _ in range(cameras)]
+        self._passing = [waiting for i, waiting in enumerate(self._waiting) if i not in replayed]
         self._limit = limit
         self._changed = threading.Condition()
         self.fired = 0
@@ -61,6 +63,13 @@ class Triggers:
     def depth(self) -> int:
         """Triggers that the slowest camera has not taken yet."""
         return max(map(len, self._waiting))
+
+    def let_go(self, after_s: float) -> None:
+        """Let those wait no more that are not younger than this: their time is over, and their parts rejected."""
+        with self._changed:
+            for waiting in self._passing:
+                while waiting and waiting[0].at_s <= after_s:
+                    waiting.popleft()
 
     def fire(self, trigger: Trigger) -> None:
         """Ask every camera for this part.
@@ -93,10 +102,9 @@ class Triggers:
 
         Those that are not younger than `after_s`, of any part, are given up.
         """
+        self.let_go(after_s)
         with self._changed:
             waiting = self._waiting[camera]
-            while waiting and waiting[0].at_s <= after_s:
-                waiting.popleft()
             found = next((trigger for trigger in waiting if trigger.part == part), None)
             if found is not None:
                 waiting.remove(found)

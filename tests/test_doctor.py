@@ -187,6 +187,20 @@ def test_a_watched_folder_that_may_not_be_emptied_is_a_fault(
     assert not [each for each in examine(file, GOOD) if "delete" in each.what]
 
 
+@pytest.mark.parametrize(("names", "odd"), [("{part}_top.png", False), ("{part}_side.png", True)])
+def test_names_of_a_watched_folder_that_tell_no_part_are_noted(
+    tmp_path: Path, bundle: Bundle, names: str, odd: bool
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "4711_top.png").write_bytes(picture("pit", 0))
+    file = site_file(folder, bundle)
+    file.write_text(file.read_text().replace('kind = "folder"', f'kind = "watch"\nnames = "{names}"'))
+    found = [each for each in examine(file, GOOD) if "tell no part" in each.what]
+    assert [(each.area, each.level) for each in found] == [("camera", Level.NOTE)] * odd
+    assert all("4711_top.png: its name is not like" in each.what for each in found)
+
+
 def test_a_data_folder_that_is_missing_is_noted(images: Path, bundle: Bundle) -> None:
     """The agent makes it where it may; under systemd it may not."""
     found = [each for each in examine(site_file(images, bundle), GOOD) if "is not there" in each.what]

@@ -154,6 +154,19 @@ def test_more_triggers_than_may_wait_are_refused_and_their_parts_rejected(store:
         until(lambda: len(line.parts) == fired + 1, "all that were taken on")
 
 
+def test_after_an_outage_the_first_part_is_taken(store: Store, bundle: Bundle) -> None:
+    """Its camera gave nothing for a while: the triggers of then are rejected, and keep no part out."""
+    camera = SimCamera()
+    with Line(store, bundle, [camera], triggered(within_s=0.2)) as line:
+        for i in range(8):
+            line.flow.trigger(f"lost {i}")
+        until(lambda: len(line.parts) == 8)
+        assert line.flow.waiting()["trigger"] == 0
+        line.flow.trigger("next")
+        assert line.flow.triggers is not None
+        assert line.flow.triggers.refused == 0
+
+
 def test_files_are_taken_one_for_each_trigger(store: Store, bundle: Bundle) -> None:
     camera = SimCamera(live=False)
     for i in range(3):

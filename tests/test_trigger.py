@@ -175,6 +175,22 @@ def test_a_message_that_names_no_part_is_refused(payload: bytes) -> None:
         part_of(payload)
 
 
+def test_triggers_whose_time_is_over_keep_no_place_but_a_replayed_files() -> None:
+    """Rejected as late long ago, they filled the queue: the first part after an outage was refused."""
+    triggers = Triggers(cameras=2, limit=2, replayed=[1])
+    for at_s in (1.0, 2.0):
+        triggers.fire(Trigger("a", 0.0, at_s))
+    triggers.let_go(1.0)
+    assert [triggers.take(0), triggers.take(0)][1] is None
+    assert triggers.depth == 2
+    passing = Triggers(cameras=1, limit=2)
+    for at_s in (1.0, 2.0):
+        passing.fire(Trigger("a", 0.0, at_s))
+    passing.let_go(2.0)
+    passing.fire(Trigger("b", 0.0, 3.0))
+    assert (passing.depth, passing.refused) == (1, 0)
+
+
 def test_a_trigger_waits_for_each_camera_and_no_more_may_wait_than_the_slowest_can_take() -> None:
     triggers = Triggers(cameras=2, limit=2)
     first, second = Trigger("a", 0.0, 0.0), Trigger("a", 0.0, 0.0)

@@ -14,7 +14,7 @@ What is done with a frame is the station's business.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 
@@ -39,6 +39,7 @@ def open_camera(
     *,
     clock: Callable[[], float] = time.time,
     capture: Callable[[int | str], cv2.VideoCapture] | None = None,
+    others: Sequence[CameraSettings] = (),
 ) -> Camera:
     """Return the source that the settings name. Nothing is read from a live camera yet.
 
@@ -47,6 +48,7 @@ def open_camera(
         device: This device's id, the first half of every group id.
         clock: UTC seconds for the record.
         capture: Opens a live camera; OpenCV's own way by default.
+        others: The station's other cameras: one folder may be filled for several.
 
     Raises:
         ConfigError: no such folder or file, a folder without images, a pipeline that nothing here can run, or a
@@ -57,7 +59,8 @@ def open_camera(
     if isinstance(settings, VideoCamera):
         return Video(settings, device, clock)
     if isinstance(settings, WatchCamera):
-        return Watch(settings, device, clock)
+        beside = [each for each in others if isinstance(each, WatchCamera) and each.path == settings.path]
+        return Watch(settings, device, clock, [each.names for each in beside])
     if isinstance(settings, GStreamerCamera):
         return gstreamer_camera(settings, device, clock)
     if isinstance(settings, PluginCamera):

@@ -13,10 +13,9 @@ import csv
 import logging
 import os
 import queue
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,6 +23,7 @@ from typing import Final, NamedTuple
 import cv2
 
 from device_agent.camera.live import colour
+from device_agent.camera.names import Names
 from device_agent.camera.shot import NO_PICTURE, Bursts, CameraState, Pace, Shot, Tally, group_id, readable
 from device_agent.config import FolderCamera, VideoCamera, WatchCamera
 from sdk.errors import BadImages, CameraLost, ConfigError
@@ -165,15 +165,21 @@ class Reader:
                 raise CameraLost(
                     f"{self.folder} is not a folder any more", hint="It is looked for again."
                 ) from error
-            reason = str(error).removeprefix(f"{path}: ")
-            _quarantine(self.tally, name, reason, error.hint)
-            fault = f"{name}: {reason}"
-            self.tally.unreadable, self.tally.unreadable_s = fault, at_s
-            return Shot(NO_PICTURE, captured_utc, group, name, None, part, at_s, fault=fault)
+            return self.nothing(name, str(error).removeprefix(f"{path}: "), part, error.hint)
         self.tally.state, self.tally.last_s = CameraState.LIVE, at_s
         self.tally.frames += 1
         self.tally.quarantined.pop(name, None)  # one that is bad again is told again
         return Shot(frame, captured_utc, group, name, data, part, at_s)
+
+    def nothing(self, name: str, reason: str, part: str | None = None, hint: str = "") -> Shot:
+        """Return a file that shows nothing of its part, which is the whole name where none is known."""
+        name = readable(name)
+        part = name if part is None else part
+        at_s, fault = time.monotonic(), f"{name}: {reason}"
+        _quarantine(self.tally, name, reason, hint)
+        self.tally.unreadable, self.tally.unreadable_s = fault, at_s
+        group = group_id(self.device, part)
+        return Shot(NO_PICTURE, self.clock(), group, name, None, part, at_s, fault=fault)
 
 
 def _is_there(folder: Path) -> bool:
@@ -193,25 +199,6 @@ def _quarantine(tally: Tally, name: str, reason: str, hint: str = "") -> None:
         tally.quarantined[name] = reason
 
 
-def named_like(names: str) -> re.Pattern[str]:
-    """Return what matches a file name that looks like this, its group `part` the part id.
-
-    Raises:
-        ConfigError: it does not hold `{part}` once, or names files of other folders.
-
-    >>> named_like("{part}_top*.png").fullmatch("4711_top_2.png")["part"]
-    '4711'
-    """
-    before, mark, after = names.partition("{part}")
-    if not mark or "{" in before + after or "}" in before + after or "/" in names:
-        raise ConfigError(
-            f"camera.names: {names!r} does not say where a file's name has the part id",
-            hint='Write {part} where it stands and * for what differs: names = "{part}_top*.png".',
-        )
-    first, last = (".*?".join(map(re.escape, re.split(r"\*+", each))) for each in (before, after))
-    return re.compile(f"{first}(?P<part>.+?){last}", re.DOTALL)
-
-
 class Watch:
     """A folder that another program fills. Each new file is taken once, when it has stopped growing.
 
@@ -223,7 +210,9 @@ class Watch:
     live = False
     replay = False
 
-    def __init__(self, settings: WatchCamera, device: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: WatchCamera, device: str, clock: Callable[[], float], others: Sequence[str] = ()
+    ) -> None:
         if not settings.path.is_dir():
             raise ConfigError(f"camera.path: {settings.path} is not a folder", hint="Make it, or name another.")
         if settings.delete and not os.access(settings.path, os.W_OK | os.X_OK):
@@ -235,7 +224,8 @@ class Watch:
         self.name = settings.name or str(settings.path)
         self.tally = Tally()
         self.names_parts = bool(settings.names)
-        self._named = named_like(settings.names or "{part}")
+        self._names = Names(settings.names)
+        self._others = [Names(names) for names in others]
         self._settings = settings
         self._reader = Reader(settings.path, device, clock, self.tally)
         self._looked_s = time.monotonic()
@@ -309,18 +299,18 @@ class Watch:
             come.put(error)
 
     def _take(self, file: _Come) -> Shot | None:
-        """Return a file's frame; None where it is another one since it was seen, or its name tells no part."""
+        """Return a file's frame, one without a picture where its name tells no part; None where it is another one
+        since it was seen, or another camera's."""
         try:
             status = file.path.stat()
         except FileNotFoundError:
             return None
         if _stamp(status) != file.stamp:
             return None  # the next looks find it
-        named = self._named.fullmatch(file.name)
-        if named is None:
-            _quarantine(self.tally, readable(file.name), f"its name is not like {self._settings.names!r}")
+        part, fault = self._names.read(file.name)
+        if not part and any(other.is_like(file.name) for other in self._others):
             return None
-        shot = self._reader.shot(file.path, file.name, named["part"])
+        shot = self._reader.nothing(file.name, fault) if fault else self._reader.shot(file.path, file.name, part)
         if self._settings.delete and not shot.fault:
             self._delete(file.path, status)
         return replace(shot, at_s=file.at_s)
