@@ -206,16 +206,15 @@ function drawClasses() {
   const box = $("classes");
   const classes = inOrder(latest ? latest.state.classes : []);
   const said = current && says(current).class_id;
-  const key = JSON.stringify([classes.map((each) => [each.id, each.name]), said, seen()]);
-  if (box.dataset.key === key) return;
-  box.dataset.key = key;
-  box.replaceChildren(...classes.map((each, i) => {
+  const key = JSON.stringify([classes.map((each) => [each.id, each.name]), said]);
+  if (box.dataset.key !== key) box.replaceChildren(...classes.map((each, i) => {
     const button = element("button", { type: "button", "data-class": each.name, "data-id": each.id, class: each.id === said ? "guess" : "" });
     if (i < 9) button.append(element("kbd", {}, String(i + 1)));
     button.append(element("span", {}, ...breakable(each.name)));
-    button.disabled = !seen();
     return button;
   }));
+  box.dataset.key = key;
+  for (const button of box.children) button.disabled = !seen();
 }
 
 $("classes").addEventListener("click", (event) => {
