@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -22,6 +23,7 @@ from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
 from device_agent.unseen import LEARNED, find_copies, none_left, not_learned, parts_of
 from sdk.bundle import Bundle
+from sdk.class_ids import CLASS_ID_BYTES
 from sdk.class_names import spelled
 from sdk.errors import UnknownClassError
 from sdk.grouping import derive_groups
@@ -321,6 +323,11 @@ def rejected_by(
     return np.asarray(decided.unknown | (p >= threshold), bool)
 
 
+def _as_id(label: str) -> bytes:
+    """Return an id for a class that may have none in the bundle."""
+    return sha256(label.encode("utf-8", "surrogateescape")).digest()[:CLASS_ID_BYTES]
+
+
 def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], None] | None) -> Iterator[Frame]:
     """Yield the images' frames, saying how many are done."""
     for i, image in enumerate(images):
@@ -376,7 +383,7 @@ def evaluate(
     head = base_head(bundle, precision)
     labels, groups, note = [i.label for i in chosen], [i.group for i in chosen], None
     if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
-        grouping = derive_groups(codes, [label.encode() for label in labels], groups, knobs=head.knobs)
+        grouping = derive_groups(codes, [_as_id(label) for label in labels], groups, knobs=head.knobs)
         groups, note = list(grouping.groups), grouping.note()
     acceptance, rejected = None, None
     of_head = [class_names[class_id] for class_id in head.class_ids]

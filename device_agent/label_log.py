@@ -146,7 +146,6 @@ class LabelLog:
                     chain, entry = chain.write(said.body, counter=counter, wall_time_us=said.wall_time_us)
                     record = Record(entry, said.code)
                     check_record(record)
-                    _check_readable(entry)
                     _insert(db, record, here=isinstance(said.body, Label))
                     if isinstance(said.body, Label):
                         self._on_label(db, said.body)
@@ -447,16 +446,6 @@ def _code_of(body: Body, codes: Mapping[bytes, Code]) -> bytes | None:
     if body.sample not in codes:
         raise ValueError(f"no code for {body.sample.hex()}")
     return np.ascontiguousarray(codes[body.sample], np.int8).tobytes()
-
-
-def _check_readable(entry: Entry) -> None:
-    # msgspec checks lengths only when it decodes; what nobody could read again must not enter the log.
-    try:
-        _entry_decoder.decode(_encoder.encode(entry))
-    except msgspec.DecodeError as error:
-        raise LabelError(
-            f"this cannot be stored: {str(error)[:120]}", hint="Use a shorter name; names may not be empty."
-        ) from error
 
 
 def _insert(db: sqlite3.Connection, record: Record, *, here: bool) -> None:

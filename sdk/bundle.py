@@ -540,7 +540,7 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
+    def open(cls, path: Path | str) -> Bundle:
         """Return the bundle in a directory after checking names, sizes and digests of all its files.
 
         Where a process was killed while it replaced that bundle, what was there before is put back first.
@@ -552,6 +552,7 @@ class Bundle:
             BadSignature: a file's digest is not the manifest's.
             Incompatible: a newer format.
         """
+        path = Path(path)
         put_back(path)
         file = path / MANIFEST_NAME
         if not path.is_dir() or not file.is_file() or file.is_symlink():
@@ -696,7 +697,9 @@ def _check_file(file: Path, entry: FileEntry) -> None:
         raise BadSignature(f"{file} is not what the manifest says", hint="Copy the bundle again.")
 
 
-def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, replace: bool = False) -> Bundle:
+def write_bundle(
+    out: Path | str, files: Mapping[str, bytes], manifest: Manifest, *, replace: bool = False
+) -> Bundle:
     """Write a bundle whole or not at all, and return it opened.
 
     Args:
@@ -709,6 +712,7 @@ def write_bundle(out: Path, files: Mapping[str, bytes], manifest: Manifest, *, r
     Raises:
         BadFormat: `out` exists and may not be replaced, or the parts do not make a bundle.
     """
+    out = Path(out)
     put_back(out)
     if out.exists() and not (replace and (out / MANIFEST_NAME).is_file()):
         raise BadFormat(f"{out} exists", hint="Choose another --out, or --force to replace a bundle.")

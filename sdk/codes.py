@@ -73,12 +73,15 @@ def encode(features: Features, scale: float) -> Codes:
     """Return the codes (n, d) int8 of features (n, d).
 
     Raises:
+        TypeError: they are no array.
         FeatureSizeError: not two-dimensional, or a value is not finite.
 
     >>> import numpy as np
     >>> encode(np.array([[9.0, 16.0]], np.float32), scale=0.8).tolist()
     [[95, 127]]
     """
+    if not isinstance(features, np.ndarray):
+        raise TypeError(f"features are an array (n, d) float32, not {type(features).__name__}")
     if features.ndim != 2:
         raise FeatureSizeError(
             f"features have shape {features.shape}", hint="The backbone must give one row per frame."
@@ -102,6 +105,32 @@ def feature_space_id(backbone_sha256: str, preprocess: Preprocess, scale: float)
     """
     parts = ("headway-feature-space-1", backbone_sha256, preprocess, scale.hex())
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def check_codes(codes: object, feature_size: int | None = None) -> None:
+    """Refuse what are no codes (n, d) int8 of this size, and say which of it is wrong.
+
+    Args:
+        codes: An array, or whatever else has codes by their row (`sdk.shelf.CodeRows`).
+        feature_size: d; None is any.
+
+    Raises:
+        TypeError: neither.
+        FeatureSizeError: another shape, type or size.
+    """
+    shape, dtype = getattr(codes, "shape", None), getattr(codes, "dtype", None)
+    wanted = f"(n, {'d' if feature_size is None else feature_size})"
+    if shape is None or dtype is None:
+        raise TypeError(f"codes are an array {wanted} int8, not {type(codes).__name__}")
+    if dtype != np.int8:
+        hint = "Make codes of features with sdk.codes.encode, at the release's code scale."
+    elif len(shape) != 2:
+        hint = "Give one row per sample: code[None] is the only one of a code."
+    elif feature_size is not None and shape[1] != feature_size:
+        hint = "They come from another feature space; check the release."
+    else:
+        return
+    raise FeatureSizeError(f"codes {dtype} {tuple(shape)}, not int8 {wanted}", hint=hint)
 
 
 def code_digest(code: Codes) -> bytes:

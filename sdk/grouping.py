@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk import triangular
+from sdk.codes import check_codes
 from sdk.head import DEFAULT_KNOBS, Knobs
 from sdk.moments import Floats, Ints, Moments, same, scatter
 from sdk.shelf import CodeRows, strips
@@ -105,6 +106,10 @@ def derive_groups(
         knobs: Of the head that is scored.
         stop: Asked between steps; true ends the work with `InterruptedError`.
 
+    Raises:
+        FeatureSizeError: the codes are not (n, d) int8.
+        ValueError, TypeError: a list is not of n, or a class id is not 16 bytes.
+
     >>> rng = np.random.default_rng(0)
     >>> parts = rng.integers(-90, 90, (40, 64))
     >>> twice = np.concatenate([parts, parts + rng.integers(-9, 9, parts.shape)]).astype(np.int8)
@@ -112,6 +117,7 @@ def derive_groups(
     >>> found.given, found.found <= 40, found.groups[0] == found.groups[40]
     (80, True, True)
     """
+    check_codes(codes)
     if not len(codes) == len(class_ids) == len(groups):
         raise ValueError(f"{len(class_ids)} classes and {len(groups)} groups for {len(codes)} codes")
     given = len(set(groups))

@@ -19,9 +19,21 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk import triangular
-from sdk.codes import Code, Codes
+from sdk.class_ids import check_class_ids
+from sdk.codes import Code, Codes, check_codes
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
-from sdk.moments import TINY, UNADAPTED, Adaptation, Floats, Ints, Moments, Sums, same, scatter, sums_of
+from sdk.moments import (
+    TINY,
+    UNADAPTED,
+    Adaptation,
+    Floats,
+    Ints,
+    Moments,
+    Sums,
+    same,
+    scatter,
+    sums_of,
+)
 
 FALSE_ALARM_RATE: Final = 0.02
 """Share of known parts that may be called unknown, by default. On NEU ten labels of a new class then show a recall
@@ -157,11 +169,7 @@ class Head:
 
     def _cosines(self, codes: Codes) -> tuple[Floats, Floats]:
         """Return scores (n, k) and novelty (n,)."""
-        if codes.ndim != 2 or codes.shape[1] != self.feature_size or codes.dtype != np.int8:
-            raise FeatureSizeError(
-                f"codes {codes.dtype} {codes.shape} for a head of int8 (n, {self.feature_size})",
-                hint="The codes come from another feature space; check the release.",
-            )
+        check_codes(codes, self.feature_size)
         q = codes.astype(np.float32) - self._mu
         white = self._white(q)
         return self._said(np.einsum("nd,nd->n", white, white), np.asarray(q @ self._directions, np.float32))
@@ -305,7 +313,9 @@ class Head:
         Raises:
             FeatureSizeError: the code is not (d,) int8.
             HeadError: not `updatable`.
+            ValueError, TypeError: the class id is not 16 bytes.
         """
+        check_class_ids((class_id,))
         x, w = self._checked(code, own)
         if class_id not in self.class_ids:
             at = bisect_left(self.class_ids, class_id)
@@ -330,6 +340,7 @@ class Head:
             UnknownClassError: the head knows no such class.
             HeadError: not `updatable`, nothing would be left, or the sample was not in.
         """
+        check_class_ids((class_id,))
         x, w = self._checked(code, own)
         if class_id not in self.class_ids:
             raise UnknownClassError(f"the head knows no class {class_id.hex()[:8]}", hint="Solve it anew.")

@@ -197,12 +197,13 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def read(path: Path) -> tuple[bytes, Frame]:
+def read(path: Path | str) -> tuple[bytes, Frame]:
     """Return a file's bytes as delivered, and the frame they hold.
 
     Raises:
         BadImages: it cannot be read or decoded; the message names the file.
     """
+    path = Path(path)
     try:
         opened = os.open(path, _READ)
         try:
@@ -245,7 +246,7 @@ def sample_id(data: bytes) -> bytes:
 
 
 def open_images(
-    folder: Path,
+    folder: Path | str,
     *,
     layout: Layout | None = None,
     unannotated: str | None = None,
@@ -266,6 +267,7 @@ def open_images(
     Raises:
         BadImages: no such folder, a listing that cannot be read, or no usable image.
     """
+    folder = Path(folder)
     listed = listing(folder, layout, unannotated=unannotated)
     refused = list(listed.refused)
     if not listed.entries and not refused:

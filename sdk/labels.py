@@ -21,6 +21,7 @@ Nothing here opens a file or asks the time; the store and the wire bring entries
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from bisect import bisect_left
 from collections import Counter
@@ -32,7 +33,8 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from sdk.codes import Codes, code_digest
+from sdk.class_ids import check_class_ids
+from sdk.codes import Codes, check_codes, code_digest
 from sdk.compact import Again, Numbers, Once
 from sdk.errors import FeatureSizeError, LabelError
 from sdk.liveset import ROW_BYTES, LiveRow, LiveSet, digest_of_rows, live_row_bytes
@@ -50,6 +52,7 @@ FLEET_LOG_PREFIX: Final = "headway-fleet-"
 """Begins the device ids under which a fleet service writes its own decisions; no device may have such a name."""
 
 DEVICE_ID_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
+SAMPLE_ID_BYTES: Final = 32
 GENESIS = bytes(32)
 """`prev` of a device's first entry."""
 
@@ -181,6 +184,34 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 _encoder = msgspec.msgpack.Encoder()
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def check_entry(entry: Entry) -> None:
+    """Check that a log may hold this: Python lets one write into a field what nobody could read again.
+
+    Raises:
+        LabelError: a field is of another kind or length than its type says.
+    """
+    try:
+        _entry_decoder.decode(_encoder.encode(entry))
+    except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError) as error:
+        said, _, where = str(error).partition(" - at `$")
+        raise LabelError(
+            f"this cannot be stored: {_field(entry, where)}{said[:120]}",
+            hint="Use a shorter name; names may not be empty. Ids and digests are bytes (docs/library.md).",
+        ) from error
+
+
+def _field(entry: Entry, where: str) -> str:
+    """Return what msgspec calls "[5][1]": of the body, whose fields come after its tag, or of the entry."""
+    at = [int(number) for number in re.findall(r"\d+", where)]
+    names = [*entry.__struct_fields__]
+    if at[:1] != [names.index("body")]:
+        return f"{names[at[0]]}: " if at else f"{type(entry.body).__name__}: "
+    fields = getattr(type(entry.body), "__struct_fields__", ())
+    name = f".{fields[at[1] - 1]}" if at[1:] and 0 < at[1] <= len(fields) else ""
+    return f"{type(entry.body).__name__}{name}: "
 
 
 def entry_hash(entry: Entry) -> bytes:
@@ -222,8 +253,13 @@ class Chain(NamedTuple):
     last_hash: bytes = GENESIS
 
     def write(self, body: Body, *, counter: int, wall_time_us: int) -> tuple[Chain, Entry]:
-        """Return the chain after one more entry, and that entry."""
+        """Return the chain after one more entry, and that entry.
+
+        Raises:
+            LabelError: it is none that a log may hold, as whoever reads it would find.
+        """
         entry = Entry(self.device, self.seq + 1, counter, wall_time_us, self.last_hash, body)
+        check_entry(entry)
         return Chain(self.device, entry.seq, entry_hash(entry)), entry
 
     def follow(self, entry: Entry) -> Chain:
@@ -278,6 +314,28 @@ class _Summed:
     code_sha256: bytes
 
 
+def _rows_of(
+    samples: list[bytes], class_ids: list[bytes], groups: list[str], coded: int, summed: int
+) -> list[tuple[bytes, bytes, str]]:
+    """Return a release's samples one by one.
+
+    Raises:
+        ValueError, TypeError: lists of unlike length, or ids that are not 32 and 16 bytes.
+    """
+    if not len(samples) == len(class_ids) == len(groups) == coded + summed:
+        raise ValueError(
+            f"{len(class_ids)} class ids and {len(groups)} groups for {len(samples)} samples, of which {coded} "
+            f"have codes and {summed} are summed"
+        )
+    check_class_ids(class_ids)
+    for sample in samples:
+        if not isinstance(sample, bytes) or len(sample) != SAMPLE_ID_BYTES:
+            raise ValueError(
+                f"a sample id is {SAMPLE_ID_BYTES} bytes, not {sample!r}: `sdk.images.sample_id` makes it"
+            )
+    return list(zip(samples, class_ids, groups, strict=True))
+
+
 REFUSALS: Final = (LabelError, FeatureSizeError)
 """What a fold raises of a record that contradicts itself. Devices and fleet leave such a record out alike; errors
 of a disk, which a shelf may raise, say nothing of the record."""
@@ -302,6 +360,8 @@ class Fold:
     """
 
     def __init__(self, space: str, feature_size: int, shelf: Shelf | None = None) -> None:
+        if not isinstance(space, str) or re.fullmatch("[0-9a-f]{64}", space) is None:
+            raise ValueError(f"a feature space id is 64 hex digits, as `Bundle.space` gives it, not {space!r:.80}")
         self.space = space
         self.feature_size = feature_size
         self.counter = 0  # the highest Lamport counter seen; the next own entry is above it
@@ -348,17 +408,15 @@ class Fold:
             summed: SHA-256 of each of the m codes that are in the release's sums only.
 
         Raises:
-            FeatureSizeError: codes are not (n, feature_size).
+            FeatureSizeError: codes are not (n, feature_size) int8.
+            ValueError, TypeError: lists of unlike length, or ids that are not 16 and 32 bytes. Nothing is changed.
         """
-        if codes.ndim != 2 or codes.shape[1] != self.feature_size or codes.dtype != np.int8:
-            raise FeatureSizeError(
-                f"base codes have shape {codes.shape}, not (n, {self.feature_size}) int8",
-                hint="The samples file belongs to another backbone.",
-            )
+        check_codes(codes, self.feature_size)
+        rows = _rows_of(list(samples), list(class_ids), list(groups), len(codes), len(summed))
         order = Order(0, RELEASE_DEVICE)
         digests = iter(summed)
         places = self._shelf.put_release(codes)
-        for i, (sample, class_id, group) in enumerate(zip(samples, class_ids, groups, strict=True)):
+        for i, (sample, class_id, group) in enumerate(rows):
             if i >= len(codes):
                 self._summed[sample] = _Summed(class_id, next(digests))
                 self._summed_of[class_id] += 1
@@ -395,6 +453,8 @@ class Fold:
             if body.space == self._space_bytes:
                 sample = self._sample(body.sample)
                 self._code(order, entry.seq, sample, body, record.code)
+            elif len(body.space) != len(self._space_bytes):  # of no space: no fold would ever hold it
+                check_entry(entry)
         elif isinstance(body, MergeClasses):
             self._merge(_Paired(*order, body.operator, body.one, body.other))
         elif isinstance(body, KeepApart):

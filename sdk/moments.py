@@ -12,6 +12,7 @@ No files, no clock, no random numbers.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk import triangular
-from sdk.codes import FULL_SCALE
+from sdk.class_ids import check_class_ids
+from sdk.codes import FULL_SCALE, check_codes
 from sdk.errors import FeatureSizeError, HeadError, UnknownClassError
 from sdk.shelf import CodeRows
 
@@ -73,6 +75,7 @@ class Moments:
 
         Raises:
             FeatureSizeError: the codes are not (n, d) int8.
+            ValueError, TypeError: not as many class ids as codes, or one is not 16 bytes. Nothing is changed.
         """
         self._change(codes, class_ids, +1)
 
@@ -81,11 +84,12 @@ class Moments:
 
         Raises:
             FeatureSizeError: the codes are not (n, d) int8.
+            ValueError, TypeError: not as many class ids as codes, or one is not 16 bytes.
             UnknownClassError: more samples of a class are taken out than are in; nothing is changed.
         """
         codes = self._checked(codes, class_ids)
-        for class_id in set(class_ids):
-            if class_ids.count(class_id) > self._counts.get(class_id, 0):
+        for class_id, count in Counter(class_ids).items():
+            if count > self._counts.get(class_id, 0):
                 raise UnknownClassError(
                     f"class {class_id.hex()[:8]} has fewer samples than are taken out",
                     hint="Fold the log again: the moments do not belong to it.",
@@ -93,12 +97,10 @@ class Moments:
         self._change(codes, class_ids, -1)
 
     def _checked(self, codes: CodeRows, class_ids: Sequence[bytes]) -> CodeRows:
-        d = self.feature_size
-        if len(codes.shape) != 2 or codes.shape[1] != d or codes.dtype != np.int8 or len(codes) != len(class_ids):
-            raise FeatureSizeError(
-                f"codes {codes.dtype} {codes.shape} for {len(class_ids)} labels, not int8 (n, {d})",
-                hint="These codes come from another feature space.",
-            )
+        check_codes(codes, self.feature_size)
+        if len(codes) != len(class_ids):
+            raise ValueError(f"{len(class_ids)} class ids for {len(codes)} codes: one for each")
+        check_class_ids(class_ids)
         return codes
 
     def _change(self, codes: CodeRows, class_ids: Sequence[bytes], sign: int) -> None:

@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sdk.codes import check_codes
 from sdk.errors import HeadError
 from sdk.head import DEFAULT_KNOBS, FALSE_ALARM_RATE, Knobs, solve
 from sdk.moments import TINY, Floats, Ints, Moments
@@ -176,7 +177,12 @@ def outlook(
 
     Raises:
         HeadError: fewer than two classes of two groups that may be judged.
+        FeatureSizeError: the codes are not (n, d) int8.
+        ValueError: a list is not of n.
     """
+    check_codes(codes)
+    if not len(codes) == len(class_ids) == len(groups) or (only is not None and len(only) != len(codes)):
+        raise ValueError(f"{len(class_ids)} classes and {len(groups)} groups for {len(codes)} codes: one for each")
     measured = _Misses.of(codes, class_ids, groups, np.ones(len(class_ids), bool) if only is None else only)
     heads_of, began = _Heads(codes), clock()
     rounds, heads = 0, 0

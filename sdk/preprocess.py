@@ -55,8 +55,11 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             out: Where to write the tensor, contiguous; a new one by default.
 
         Raises:
+            TypeError: it is no array.
             ValueError: the array is not such a frame, or `out` not such a tensor.
         """
+        if not isinstance(frame, np.ndarray):
+            raise TypeError(f"a frame is an array (h, w, 3) uint8, not {type(frame).__name__}")
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
             raise ValueError(f"a frame is (h, w, 3) uint8, not {frame.shape} {frame.dtype}")
         import cv2  # here, as in `resize`

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdk import triangular
+from sdk.codes import check_codes
 from sdk.errors import HeadError
 from sdk.head import (
     DEFAULT_KNOBS,
@@ -141,8 +142,11 @@ def leave_one_group_out(
 
     Raises:
         HeadError: there are no samples, or fewer than two groups, or some that are not in `learned`.
-        FeatureSizeError: the shift is of another feature space.
+        ValueError, TypeError: a list is not of n, a class id is not 16 bytes, or `only` or `own` is not bool.
+        FeatureSizeError: the codes are not (n, d) int8; the shift is of another feature space.
     """
+    check_codes(codes)
+    _check_lengths(len(codes), class_ids=class_ids, groups=groups, only=only, own=own, samples=samples or None)
     if learned is None:
         learned = Moments(codes.shape[1])
         learned.add(codes, class_ids)
@@ -204,6 +208,21 @@ def leave_one_group_out(
     return LeftOut(
         ids, y[scored], group_index[scored], scores[scored], novelty[scored], orphan[scored], kept, others
     )
+
+
+def _check_lengths(n: int, **lists: Sequence[object] | npt.NDArray[np.bool_] | None) -> None:
+    """Refuse lists that are not of n, or that should be of bool and are not.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, each in lists.items():
+        if each is None:
+            continue
+        if len(each) != n:
+            raise ValueError(f"{len(each)} {name} for {n} codes: one for each")
+        if name in ("only", "own") and np.asarray(each).dtype != np.bool_:
+            raise ValueError(f"`{name}` is (n,) bool, not {np.asarray(each).dtype}")
 
 
 class _Shifted:

@@ -228,8 +228,8 @@ def test_sums_with_a_class_twice_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "codes",
-    [np.zeros((1, 5), np.int8), np.zeros(4, np.int8), np.zeros((1, 4), np.float32), np.zeros((2, 4), np.int8)],
-    ids=["another size", "one-dimensional", "floats", "more codes than labels"],
+    [np.zeros((1, 5), np.int8), np.zeros(4, np.int8), np.zeros((1, 4), np.float32)],
+    ids=["another size", "one-dimensional", "floats"],
 )
 def test_moments_refuse_codes_that_do_not_fit(codes: npt.NDArray[np.int8]) -> None:
     moments = Moments(4)
