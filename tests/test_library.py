@@ -1,7 +1,8 @@
-"""The learning core as a library: wrong use is told what is wrong."""
+"""The learning core as a library: its guide runs as it is written, and wrong use is told what is wrong."""
 
 from __future__ import annotations
 
+import doctest
 import hashlib
 import re
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from sdk.outlook import outlook
 from sdk.score import leave_one_group_out
 from tests.tiny import picture, tiny_bundle, write_pictures
 
+GUIDE = Path(__file__).parents[1] / "docs" / "library.md"
 D = 8
 CODES = np.random.default_rng(0).integers(-100, 100, (12, D)).astype(np.int8)
 A, B = b"a" * 16, b"b" * 16
@@ -55,6 +57,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pictures(out / "parts")
     tiny_bundle(out / "bundle")
     return out
+
+
+def test_the_guide_runs_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found = doctest.testfile(str(GUIDE), module_relative=False)
+    assert found.failed == 0
+    assert found.attempted > 50
 
 
 def test_a_folder_may_be_named_by_text(folder: Path) -> None:
