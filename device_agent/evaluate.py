@@ -325,7 +325,7 @@ def rejected_by(
 
 def _as_id(label: str) -> bytes:
     """Return an id for a class that may have none in the bundle."""
-    return sha256(label.encode("utf-8", "surrogateescape")).digest()[:CLASS_ID_BYTES]
+    return sha256(label.encode()).digest()[:CLASS_ID_BYTES]
 
 
 def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], None] | None) -> Iterator[Frame]:
@@ -381,7 +381,7 @@ def evaluate(
         raise none_left(images, learned + siblings + copies + kin, copies)
     chosen, codes = [i for i, kept in zip(chosen, found.left, strict=True) if kept], codes[found.left]
     head = base_head(bundle, precision)
-    labels, groups, note = [i.label for i in chosen], [i.group for i in chosen], None
+    labels, groups, note = [readable(i.label) for i in chosen], [i.group for i in chosen], None
     if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
         grouping = derive_groups(codes, [_as_id(label) for label in labels], groups, knobs=head.knobs)
         groups, note = list(grouping.groups), grouping.note()
