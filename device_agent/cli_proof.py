@@ -81,7 +81,7 @@ def check(file: Path, bundle_path: Path, as_json: bool) -> None:
         click.echo(json.dumps(_facts(proved), indent=1))
         return
     for line in _lines(proved):
-        click.echo(line)
+        click.echo(_printable(line))
 
 
 def _facts(proved: Proved) -> dict[str, Any]:
@@ -122,8 +122,8 @@ def _part_lines(proved: Proved) -> list[str]:
     part, again = proved.claim.part, proved.again
     assert part is not None
     lines = [
-        f"part     {part.part}, {_time(part.captured_utc)}: {part.verdict}, {part.decision} "
-        f"{part.probability:.1%}, novelty {part.novelty:.3f}",
+        f"part     {part.part}, {_time(part.captured_utc)}: {part.verdict}",
+        f"         recorded: {part.decision} {part.probability:.1%}, novelty {part.novelty:.3f}",
     ]
     if again is None:
         return [*lines, "         its code is not in the file: the decision was not made again"]
@@ -139,4 +139,12 @@ def _outcome(claim: Claim) -> str:
 
 
 def _time(utc: float) -> str:
-    return f"{datetime.fromtimestamp(utc, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    try:
+        return f"{datetime.fromtimestamp(utc, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
+        return "at no time that there is"
+
+
+def _printable(line: str) -> str:
+    """Return a line in which a proof's texts can move no cursor and begin no line of their own."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)

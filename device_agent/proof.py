@@ -5,7 +5,8 @@ others are this device's label log in the order in which it came here, as far as
 of every device with its hash (`sdk.logrows`). Folded onto the bundle's own samples they must give the live set
 whose digest the head bears; and the head solved from that must decide the part's code as it was decided.
 
-What the first line says of times, the part's id, verdict and reason is the device's word; all else is computed.
+What the first line says of times, of the part's id, verdict and reason, and of the head's calibration and
+adaptation is the device's word; all else is computed.
 No picture is in it, and of people what the log has, which is an id where the page knows who they are.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sqlite3
 import time
@@ -37,10 +39,11 @@ from device_agent.trial import Base
 from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
 from sdk.cli import headway_version
+from sdk.codes import Code
 from sdk.durable import PARTIAL, sync_path
 from sdk.errors import ConfigError, LabelError
-from sdk.head import Calibration, solve
-from sdk.labels import REFUSALS, RELEASE_DEVICE, Fold, Label, Record
+from sdk.head import Calibration, Head, solve
+from sdk.labels import REFUSALS, RELEASE_DEVICE, DefineClass, Fold, Label, MergeClasses, Record, RenameClass
 from sdk.lineage import Link, lineage
 from sdk.liveset import LiveSet, without
 from sdk.logrows import Checked, checked_rows, row_of
@@ -52,6 +55,13 @@ NOVELTY_OFF: Final = 0.02
 (`device_agent.decider`): by so much the same code's novelty may differ from the canonical head's."""
 PROBABILITY_OFF: Final = 0.05
 """The same for its probability, which is steeper."""
+TIE: Final = 0.1
+"""Two classes whose probabilities differ by no more may have changed places by the same rounding."""
+MAX_ASKED: Final = 500
+"""Learned samples that are asked whether they are unknown."""
+MAX_LINE: Final = 2**20
+"""Characters of the first line: a code and a shift of 16,384 numbers have a fifth of it."""
+_NAMING: Final = (DefineClass, RenameClass, MergeClasses)
 _MAKE_AGAIN: Final = "Make the proof again, on the device."
 _NAME_A_PROOF: Final = "Name a file of `headway proof make`."
 
@@ -150,8 +160,11 @@ def make_proof(
         served = _head(db, number)
         (device,) = db.execute("SELECT value FROM meta WHERE key = 'device'").fetchone()
         learned = _count(db, served.through)
-        # What a person here took back alone is said after what the head had learned.
+        # What a person here took back alone is said after what the head had learned; so is what a class was called
+        # when the part was decided.
         through = _newest(db) if is_alone(served) else served.through
+        if row is not None:
+            through = max(through, _newest_name(db, served.through))
         claim = Claim(
             format=FORMAT,
             made_utc=clock(),
@@ -202,6 +215,12 @@ def _count(db: sqlite3.Connection, through: int) -> int:
     return int(db.execute("SELECT count(*) FROM records WHERE arrival <= ?", (through,)).fetchone()[0])
 
 
+def _newest_name(db: sqlite3.Connection, after: int) -> int:
+    """Return the arrival number of the last entry after this one that named a class; 0 where there is none."""
+    rows = db.execute("SELECT arrival, entry FROM records WHERE sample IS NULL AND arrival > ?", (after,))
+    return max((arrival for arrival, entry in rows if isinstance(decode_entry(entry).body, _NAMING)), default=0)
+
+
 def _newest(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT coalesce(max(arrival), 0) FROM records").fetchone()[0])
 
@@ -227,7 +246,8 @@ def _decided(data_dir: Path, part: str, head: int | None) -> PartRow:
     if row is None:
         raise ConfigError(
             f"the history has no part {part!r}",
-            hint="`headway agent history` shows the parts' ids as they are kept.",
+            hint="`headway agent history` shows the ids of those it has. What was only asked about over "
+            "/api/inspect is not in it.",
         )
     if row.head is None:
         raise ConfigError(
@@ -325,6 +345,11 @@ class _Told:
     fold: Fold
     refused: int = 0
     times: dict[bytes, float] = field(default_factory=dict)
+    names: dict[bytes, set[str]] = field(init=False)
+    merges: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names = {class_id: {name} for class_id, name in self.fold.class_names().items()}
 
     def take(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -333,8 +358,27 @@ class _Told:
             except REFUSALS:
                 self.refused += 1
                 continue
+            self.hear(record)
             if isinstance(record.entry.body, Label):
                 self.times[record.entry.body.sample] = record.entry.wall_time_us / 1e6
+
+    def hear(self, record: Record) -> None:
+        """Note what an entry says of the names of classes, whether or not the head had learned it."""
+        body = record.entry.body
+        if isinstance(body, (DefineClass, RenameClass)):
+            self.names.setdefault(body.class_id, set()).add(body.name)
+        elif isinstance(body, MergeClasses):
+            self.merges.append((body.one, body.other))
+
+    def called(self, name: str, class_id: bytes) -> bool:
+        """Whether a class has ever been called so, by itself or by one that it was made one with."""
+        group, before = {class_id}, 0
+        while len(group) > before:
+            before = len(group)
+            roots = {self.fold.canonical(each) for each in group}
+            group |= {each for each in self.names if self.fold.canonical(each) in roots}
+            group |= {each for pair in self.merges if group & {*pair} for each in pair}
+        return any(name in self.names.get(each, ()) for each in group)
 
 
 def check_proof(file: Path, bundle: Bundle) -> Proved:
@@ -350,7 +394,7 @@ def check_proof(file: Path, bundle: Bundle) -> Proved:
     """
     try:
         with file.open(encoding="utf-8") as stream:
-            claim = _claim(stream.readline(), file)
+            claim = _claim(stream.readline(MAX_LINE), file)
             checked = Checked()
             return _check(claim, checked_rows(stream, checked, first=2), checked, bundle)
     except (OSError, UnicodeDecodeError) as error:
@@ -363,7 +407,9 @@ def _claim(line: str, file: Path) -> Claim:
     except (msgspec.DecodeError, RecursionError) as error:
         raise LabelError(f"{file} is no proof: {str(error)[:200]}", hint=_NAME_A_PROOF) from error
     if claim.format != FORMAT:
-        raise LabelError(f"{file} is of format {claim.format!r}", hint="Update Headway on this machine.")
+        raise LabelError(f"{file} is of format {claim.format[:40]!r}", hint="Update Headway on this machine.")
+    if not 0 <= claim.learned <= claim.entries < 2**53:
+        raise LabelError(f"{file} says {claim.learned} of {claim.entries} entries", hint=_MAKE_AGAIN)
     return claim
 
 
@@ -377,12 +423,15 @@ def _check(claim: Claim, records: Iterator[Record], checked: Checked, bundle: Bu
     base = Base.of(bundle, precision)
     told = _Told(base.fold)
     told.take(islice(records, claim.learned))
-    live = _claimed(claim, base, list(records))
+    later = list(records)
+    live = _claimed(claim, base, later)
     if checked.entries != claim.entries:
         raise LabelError(
             f"the proof holds {checked.entries} entries of the log where its first line says {claim.entries}",
             hint=_MAKE_AGAIN,
         )
+    for record in later:
+        told.hear(record)
     names = base.fold.class_names()
     counts = Counter(live.class_ids)
     counts.update(base.fold.summed_counts())
@@ -395,7 +444,7 @@ def _check(claim: Claim, records: Iterator[Record], checked: Checked, bundle: Bu
         labelled=_by_people(live, told.times),
         refused=told.refused,
         classes={names.get(each, f"class {each.hex()[:6]}"): count for each, count in sorted(counts.items())},
-        again=_again(claim, base, live, names),
+        again=_again(claim, base, live, told),
     )
 
 
@@ -434,7 +483,7 @@ def _by_people(live: LiveSet, times: dict[bytes, float]) -> tuple[Labelled, ...]
     return tuple(Labelled(*who, len(at), min(at), max(at)) for who, at in sorted(found.items()))
 
 
-def _again(claim: Claim, base: Base, live: LiveSet, names: dict[bytes, str]) -> Again | None:
+def _again(claim: Claim, base: Base, live: LiveSet, told: _Told) -> Again | None:
     """Return the part's decision by the head that is solved here from the live set.
 
     Raises:
@@ -443,55 +492,83 @@ def _again(claim: Claim, base: Base, live: LiveSet, names: dict[bytes, str]) -> 
     part = claim.part
     if part is None or part.code is None or not part.sample:
         return None
+    head, code = _head_of(claim, base, live), _code_of(part, base)
+    decided = head.decide(code[None])
+    names = base.fold.class_names()
+    best = int(decided.class_index[0])
+    again = Again(
+        decision=UNKNOWN if decided.unknown[0] else names.get(head.class_ids[best], ""),
+        probability=float(decided.probability[0]),
+        novelty=float(decided.novelty[0]),
+        calibrated=claim.calibration is not None or claim.learned == 0,
+    )
+    wrong = _figures_wrong(part, again, head.calibration.novelty_threshold)
+    if not wrong and part.decision != UNKNOWN:
+        p = decided.probabilities[0]
+        as_likely = [head.class_ids[i] for i in np.flatnonzero(p >= p[best] - TIE)]
+        if not any(told.called(part.decision, class_id) for class_id in as_likely):
+            wrong = (
+                f"{names.get(head.class_ids[best], 'no class that has a name')}, recorded {part.decision[:64]!r}"
+            )
+    if not wrong and part.decision == UNKNOWN and _most_are_unknown(head, live):
+        wrong = "by its calibration most of what it has learned is unknown too"
+    if wrong:
+        raise LabelError(
+            f"the head does not decide part {part.part[:64]!r} as the history has it: {wrong}",
+            hint="Its line of the history was changed, or its code. Make the proof again, on the device.",
+        )
+    return again
+
+
+def _head_of(claim: Claim, base: Base, live: LiveSet) -> Head:
+    """Return the head of a live set. How sure it is, and how it counts own samples, the claim says."""
     calibration, adaptation = base.calibration, UNADAPTED
     try:
         if claim.calibration is not None:
             calibration = msgspec.msgpack.decode(bytes.fromhex(claim.calibration), type=Calibration)
         if claim.adaptation is not None:
             adaptation = msgspec.msgpack.decode(bytes.fromhex(claim.adaptation), type=Adaptation)
-        code = np.frombuffer(bytes.fromhex(part.code), np.int8)
     except (ValueError, msgspec.DecodeError) as error:
         raise LabelError(f"the proof's first line is damaged: {error}", hint=_MAKE_AGAIN) from error
+    if not 0 < calibration.temperature < math.inf or not -math.inf < calibration.novelty_threshold:
+        raise LabelError("the proof's first line has a calibration that no head has", hint=_MAKE_AGAIN)
     station = base.labelled(live, claim.device)
-    head = solve(
+    return solve(
         station.everything,
         knobs=base.knobs,
         calibration=calibration,
         own=station.moments(station.own),
         adaptation=adaptation,
     )
-    decided = head.decide(code[None])
-    name = names.get(head.class_ids[int(decided.class_index[0])], "")
-    again = Again(
-        decision=UNKNOWN if decided.unknown[0] else name,
-        probability=float(decided.probability[0]),
-        novelty=float(decided.novelty[0]),
-        calibrated=claim.calibration is not None or claim.learned == 0,
-    )
-    wrong = _contradiction(part, again, head.calibration.novelty_threshold, set(names.values()))
-    if wrong:
-        raise LabelError(
-            f"the head does not decide part {part.part!r} as the history has it: {wrong}",
-            hint="Its line of the history was changed, or its code. Make the proof again, on the device.",
-        )
-    return again
 
 
-def _contradiction(part: PartClaim, again: Again, threshold: float, names: set[str]) -> str:
-    """Return what of a recorded decision cannot be of this head, in words; empty where all can."""
+def _most_are_unknown(head: Head, live: LiveSet) -> bool:
+    """Whether a head calls half of what it was made from unknown: by left-out scores none does."""
+    some = np.unique(np.linspace(0, max(0, len(live.samples) - 1), MAX_ASKED).astype(np.int64))
+    return len(live.samples) > 0 and bool(head.decide(live.codes[some]).unknown.mean() > 0.5)
+
+
+def _code_of(part: PartClaim, base: Base) -> Code:
+    try:
+        code = np.frombuffer(bytes.fromhex(part.code or ""), np.int8)
+    except ValueError as error:
+        raise LabelError(f"the part's code is damaged: {error}", hint=_MAKE_AGAIN) from error
+    if len(code) != base.fold.feature_size:
+        raise LabelError(f"the part's code has {len(code)} numbers", hint=_MAKE_AGAIN)
+    return code
+
+
+def _figures_wrong(part: PartClaim, again: Again, threshold: float) -> str:
+    """Return what of a recorded decision's figures cannot be of this head, in words; empty where all can."""
     # Below nought a code lies at the mean of a class, and the logarithm tells rounding apart.
     then, now = max(part.novelty, 0.0), max(again.novelty, 0.0)
-    near = NOVELTY_OFF * max(1.0, then)
-    if abs(now - then) > near:
+    near = NOVELTY_OFF * max(1.0, abs(then))
+    if not abs(now - then) <= near:  # so that what is no number is refused too
         return f"novelty {again.novelty:.4f}, recorded {part.novelty:.4f}"
     if not again.calibrated:
         return ""
-    if abs(again.probability - part.probability) > PROBABILITY_OFF:
+    if not abs(again.probability - part.probability) <= PROBABILITY_OFF:
         return f"{again.probability:.1%} sure, recorded {part.probability:.1%}"
-    # A class may have got another name since; two that are as likely may have changed places by rounding.
-    sure = again.probability > 0.5 + PROBABILITY_OFF
-    if UNKNOWN in (again.decision, part.decision):
-        sure = abs(now - threshold) > near
-    if sure and again.decision != part.decision and part.decision in {*names, UNKNOWN}:
-        return f"{again.decision}, recorded {part.decision}"
+    if (again.decision == UNKNOWN) != (part.decision == UNKNOWN) and abs(now - threshold) > near:
+        return f"{again.decision}, recorded {part.decision[:64]!r}"
     return ""

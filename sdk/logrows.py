@@ -6,6 +6,7 @@ whoever holds the file can check all of it again (`check_rows`). No network, no 
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ _HEAD: Final = ("position", "device", "seq", "counter", "utc", "wall_time_us", "
 COLUMNS: Final = (*_HEAD, *(f"body_{name}" for name in FIELDS), "code", "prev", "hash")
 """Of a table of the log: `flat` rows."""
 _BYTES: Final = frozenset({"sample", "class_id", "space", "code_sha256", "one", "other"})
+MAX_LINE: Final = 2**20
+"""Characters: a code of 16,384 numbers in hex has 32,768."""
 _ALTERED: Final = "Something was altered, left out or put in here: export the log again, and compare."
 
 
@@ -128,7 +131,7 @@ def checked_rows(lines: Iterable[str], checked: Checked, *, first: int = 1) -> I
         LabelError: a line is no entry, is not in its place, does not have the hash it says, breaks its device's
             chain, or says beside its entry what does not follow from it.
     """
-    for place, line in enumerate(lines, 1):
+    for place, line in enumerate(_bounded(lines, first), 1):
         number = place + first - 1
         try:
             row = json.loads(line, object_pairs_hook=_once)
@@ -151,6 +154,19 @@ def checked_rows(lines: Iterable[str], checked: Checked, *, first: int = 1) -> I
             if _member(row, name) != _member(right, name):
                 raise LabelError(f"line {number}: {name!r:.40} is not what its entry says", hint=_ALTERED)
         yield record
+
+
+def _bounded(lines: Iterable[str], first: int) -> Iterator[str]:
+    """Yield the lines, none longer than an entry can be: a file read by lines may have one of gigabytes."""
+    if not isinstance(lines, io.TextIOBase):
+        yield from lines
+        return
+    number = first
+    while line := lines.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise LabelError(f"line {number} is longer than an entry can be", hint=_ALTERED)
+        yield line
+        number += 1
 
 
 def _member(row: Mapping[str, Any], name: str) -> str | None:

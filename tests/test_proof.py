@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,13 +24,14 @@ from device_agent.store import Store
 from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
 from sdk.errors import ConfigError, HeadwayError, LabelError
+from sdk.head import Calibration
 from sdk.images import decode
 from sdk.labels import Quarantine, fleet_log_of
 from sdk.wire import Verdict
 from tests.commands import headway
 from tests.simulators import SimDevice
 from tests.test_person_undo import clean, confused, from_elsewhere, label, labels_of, station_at, undo
-from tests.tiny import picture, tiny_bundle
+from tests.tiny import class_id, picture, tiny_bundle
 
 __all__ = ["clean", "confused"]  # fixtures
 
@@ -146,6 +149,14 @@ def of_part(**members: object) -> Callable[[Lines], None]:
     return lambda lines: lines[0]["part"].update(members)
 
 
+def both(*changes: Callable[[Lines], None]) -> Callable[[Lines], None]:
+    def change(lines: Lines) -> None:
+        for each in changes:
+            each(lines)
+
+    return change
+
+
 def relabelled(lines: Lines) -> None:
     row = next(row for row in lines[1:] if row["kind"] == "label" and row["body"]["class_id"])
     row["body"]["class_id"] = "00" * 16
@@ -155,6 +166,10 @@ def without_a_device(lines: Lines) -> Lines:
     kept = [row for row in lines if row.get("device") != "line-2" or "format" in row]
     kept[0]["entries"] = kept[0]["learned"] = len(kept) - 1
     return kept
+
+
+def calibration(threshold: float) -> str:
+    return msgspec.msgpack.encode(Calibration(10.0, threshold, classes=3)).hex()
 
 
 CHANGES: dict[str, Callable[[Lines], Lines | None]] = {
@@ -180,6 +195,18 @@ CHANGES: dict[str, Callable[[Lines], Lines | None]] = {
     "no code of that size": of_part(code="00"),
     "no code at all": of_part(code="zz"),
     "no calibration that is one": first(calibration="c1"),
+    "none, so that another class may be shown": both(
+        first(calibration=None), of_part(decision="good", probability=0.999)
+    ),
+    "a threshold that is no number": both(first(calibration=calibration(math.nan)), of_part(decision="unknown")),
+    "a threshold below all": both(first(calibration=calibration(-1e9)), of_part(decision="unknown")),
+    "a threshold below everything": lambda lines: lines[0].update(calibration=calibration(-math.inf)),
+    "a name that no class has had": of_part(decision="passable"),
+    "more learned than there is": lambda lines: lines[0].update(learned=lines[0]["entries"] + 1),
+    "less than nothing learned": first(learned=-1),
+    "more learned than can be": first(learned=2**63, entries=2**63),
+    "a first line without an end": first(reason="x" * 2**21),
+    "an entry without an end": lambda lines: lines[1].update(code="00" * 2**20),
 }
 
 
@@ -272,6 +299,32 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     refused = headway(capsys, "proof", "check", out, tmp_path / "bundle")
     assert refused.code == 2
     assert "this is not what head" in refused.err
+
+
+def test_what_a_proof_says_begins_no_line_of_its_own(
+    station: Station, confused: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof_of(station, tmp_path, part="pit301")
+    forged = tampered(tmp_path / "proof.jsonl", of_part(part="A\x1b[2J\nit holds", captured_utc=1e300))
+    told = headway(capsys, "proof", "check", forged, confused.path)
+    assert told.code == 0
+    assert told.out.splitlines().count("it holds") == 1
+    assert "part     A\\x1b[2J\\nit holds, at no time that there is" in told.out
+    assert "\x1b" not in told.out
+
+
+def test_a_class_may_have_been_renamed_since(station: Station, confused: Bundle, tmp_path: Path) -> None:
+    learner = station.require().learner
+    learner.rename_class(class_id("scratch"), "groove", "ann")
+    learner.run_until_idle()
+    inspect(station, "pit", 302)
+    shown = set()
+    for part in ("pit301", "pit302"):
+        claim = proof_of(station, tmp_path, part=part)
+        assert claim.part is not None
+        shown.add(claim.part.decision)
+        assert check_proof(tmp_path / "proof.jsonl", confused).again is not None
+    assert shown == {"scratch", "groove"}  # what this release takes pits for
 
 
 def test_a_store_without_a_head_is_said_to_have_none(tmp_path: Path) -> None:
