@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from sdk.download import Download, Receipt
+from sdk.errors import RemoteWireError
 from sdk.intake import Intake
 from sdk.labels import Body, Chain, CodeRecord, DefineClass, Fold, Label, Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication
@@ -372,7 +373,8 @@ class LiveDevice(SimDevice):
                 if reconnected:
                     self.hurry()
                 if message is not None:
-                    self.receive(message)
+                    with contextlib.suppress(RemoteWireError):  # as of a device: what is no message is passed over
+                        self.receive(message)
                 for publication in self.poll(time.monotonic()) if self.session.connected else []:
                     self.session.send(publication)
 
