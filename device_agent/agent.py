@@ -128,8 +128,6 @@ class Agent:
         clock: Callable[[], float] = time.time,
         tensorrt: Callable[[], Library] = open_library,
     ) -> None:
-        from device_agent.page import Access, open_book, open_page
-
         self.site = site
         self.started_utc = clock()
         self.errors = 0
@@ -179,10 +177,7 @@ class Agent:
                 work=self._watchdog.work,
                 clock=clock,
             )
-            self._access = Access(open_book(site.data_dir))
-            undo.callback(self._access.book.close)
-            self._server = open_page(site.page, self._access)
-            undo.callback(self._server.stop)
+            self._open_page(undo)
             self._gate = self._make_gate(clock)
             self._updater = self._make_updater()
             undo.callback(self._updater.stop)
@@ -212,6 +207,15 @@ class Agent:
         trust = self.site.trust
         root = None if trust is None else trust.root
         return Gate(self.store, root, channel=self.site.channel, start=self._assigned, clock=clock)
+
+    def _open_page(self, undo: contextlib.ExitStack) -> None:
+        from device_agent.page import Access, ShiftCounter, open_book, open_page
+
+        self._access = Access(open_book(self.site.data_dir))
+        undo.callback(self._access.book.close)
+        self._shift = ShiftCounter(self._access.book)
+        self._server = open_page(self.site.page, self._access)
+        undo.callback(self._server.stop)
 
     def _open_outputs(self) -> None:
         opened: list[Output] = [History(self.site.data_dir, self.site.history.keep_parts)]
@@ -483,6 +487,7 @@ class Agent:
                 host=self.site.page.host,
                 secure=self._server.secure,
                 access=self._access,
+                counter=self._shift,
                 trigger=self.flow.trigger,
             )
         )
@@ -522,14 +527,13 @@ class Agent:
     def _part_done(self, part: Part) -> None:
         """A verdict has fallen."""
         self.outputs.put(part)
-        # Of a part that was only late, or refused, a frame may still be seen.
-        if part.finding is None and part.frames and self.station.on_unseen is not None:
-            self.station.on_unseen()
+        self._shift.part(part)
 
     def _frame_done(self, error: Exception | None, latency_ms: float) -> None:
         """A frame was inspected, or something went wrong with one or with its source."""
         if error is None:
             self._in_a_row, self._fault = 0, None
+            self._shift.frame()
             self._proves_itself(latency_ms)
             if self._metrics is not None:
                 self._metrics.frame(latency_ms)

@@ -535,8 +535,7 @@ class Flow:
             began_s = time.monotonic()
             try:
                 with self._work("storing"):
-                    for look in looks:
-                        self._station.keep(look)
+                    self._station.keep(looks)
             except Exception as error:  # noqa: BLE001 - as above
                 self._on_frame(error, 0.0)
             self.latencies["keep"].add((time.monotonic() - began_s) * 1000)

@@ -100,7 +100,10 @@ def metrics_of(state: State) -> Iterator[Metric]:
     counts = {
         "headway_frames": ("Frames decided.", state.frames),
         "headway_frames_unknown": ("Of these, unlike anything known.", state.unknown),
-        "headway_frames_unstored": ("Decided and not stored: the disk was full.", state.unstored),
+        "headway_frames_unstored": (
+            "Frames, or tiles, decided and not stored: the disk was full.",
+            state.unstored,
+        ),
         "headway_errors": ("Frames that could not be decided, and losses of the source.", state.errors),
         "headway_camera_frames": ("Frames that the cameras gave.", sum(each.frames for each in state.cameras)),
         "headway_camera_bad": ("Files that could not be read.", sum(each.bad for each in state.cameras)),

@@ -165,9 +165,9 @@ class Counts:
     """What the station has done since it started.
 
     Attributes:
-        frames: Decided.
-        unknown: Of those, decided as unknown.
-        unstored: Decided but not stored, because the disk was full.
+        frames: Decided, each once however many tiles it is cut into.
+        unknown: Of those, with a tile that was decided as unknown.
+        unstored: Samples (frames, or tiles) decided but not stored, because the disk was full.
     """
 
     frames: int = 0
@@ -205,8 +205,6 @@ class Station:
         self.policy = policy or QueuePolicy()
         self.counts = Counts()
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
-        self.on_seen: Callable[[Shot, Seen], None] | None = None  # called after each frame, on its thread
-        self.on_unseen: Callable[[], None] | None = None  # after each part of which no frame could be inspected
         self.operating = OperatingTarget(canonical=self._canonical)
         self.courtesy = Courtesy()
         self._on_change = on_change or (lambda: None)
@@ -315,11 +313,11 @@ class Station:
             InferenceFailed: the runtime failed; nothing was stored.
         """
         if code is None:
-            return self.keep(self.look(self.prepare([shot])).looks[0])
+            return self.keep(self.look(self.prepare([shot])).looks)[0]
         began_s = time.perf_counter()
         serving = self.require()
         active = serving.learner.head
-        return self.keep(self._looks(serving, [shot], active, code, active.head.decide(code), began_s)[0])
+        return self.keep(self._looks(serving, [shot], active, code, active.head.decide(code), began_s))[0]
 
     def prepare(self, shots: Sequence[Shot]) -> Prepared:
         """Return frames, at least one, as the release that serves now wants them.
@@ -388,19 +386,23 @@ class Station:
             for row, shot in enumerate(shots)
         ]
 
-    def keep(self, look: Look) -> Seen:
-        """Store a decision with its picture, and ask the operator where that helps."""
-        shot = look.shot
-        decision = replace(look.decision, question=_question(look, self.policy))
-        status = self._keep(look, decision)
+    def keep(self, looks: Sequence[Look]) -> list[Seen]:
+        """Store a frame's decisions, at least one, with their pictures, and ask the operator where that helps.
+
+        Args:
+            looks: Its tiles, or all but such as are surely good.
+        """
+        seen = [self._kept(look) for look in looks]
         self.counts.frames += 1
-        self.counts.unknown += decision.unknown
-        self.latencies_ms.append(look.latency_ms)
-        self._watch_drift(look)
-        seen = Seen(shot.sample_id, shot.captured_utc, decision, status, look.latency_ms)
-        if self.on_seen is not None:
-            self.on_seen(shot, seen)
+        self.counts.unknown += any(look.decision.unknown for look in looks)
+        self.latencies_ms.append(looks[0].latency_ms)
         return seen
+
+    def _kept(self, look: Look) -> Seen:
+        shot, decision = look.shot, replace(look.decision, question=_question(look, self.policy))
+        status = self._keep(look, decision)
+        self._watch_drift(look)
+        return Seen(shot.sample_id, shot.captured_utc, decision, status, look.latency_ms)
 
     def _accepting(self, serving: Serving, active: ActiveHead) -> Accepting | None:
         names = dict(zip(active.head.class_ids, active.names, strict=True))

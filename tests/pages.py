@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from device_agent.camera import Camera, open_camera
 from device_agent.config import FolderCamera
 from device_agent.database import Database
 from device_agent.limits import StoreLimits
-from device_agent.page import create_app
+from device_agent.page import ShiftCounter, create_app
 from device_agent.page.access import Access
 from device_agent.page.book import open_book
+from device_agent.parts import Finding, Ledger
 from device_agent.queue import QueuePolicy
 from device_agent.report import State, camera_report, station_state
 from device_agent.runtime import open_runtime
@@ -52,13 +54,18 @@ class Device:
     access: Access
     book: Database
     camera: Camera
+    counter: ShiftCounter
 
     def state(self) -> dict[str, Any]:
         return dict(self.http.get("/api/state").raise_for_status().json())
 
     def see(self, folder: Path) -> None:
         for shot in open_camera(FolderCamera(path=folder), "line-1").shots(threading.Event()):
-            self.station.see(shot)
+            ledger, key, decision = Ledger(("good",)), object(), self.station.see(shot).decision
+            ledger.expect(key, "", shot.captured_utc, shot.at_s, math.inf)
+            self.counter.frame()
+            for part in ledger.decided(key, 0, [Finding(shot, decision)], time.monotonic()):
+                self.counter.part(part)
 
     def labels(self) -> list[Label]:
         """Return the label events that are on disk, in the order they were written."""
@@ -121,10 +128,11 @@ def running(
         book = open_book(folder)
         access = Access(book, hasher=CHEAP)
         server = PageServer("127.0.0.1", 0)
-        server.start(create_app(station, state, access=access))
+        counter = ShiftCounter(book)
+        server.start(create_app(station, state, access=access, counter=counter))
         try:
             with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as http:
-                yield Device(station, server.url, http, access, book, camera)
+                yield Device(station, server.url, http, access, book, camera, counter)
         finally:
             server.stop()
             station.close()

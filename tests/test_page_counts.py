@@ -9,17 +9,24 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import cv2
 import httpx
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from device_agent.agent import Agent
-from device_agent.page import counts
+from device_agent.config import FolderCamera, MetricsSettings, RecipeSettings
+from device_agent.page import ShiftCounter, counts
 from device_agent.page.book import open_book
 from sdk.bundle import Bundle
+from sdk.errors import TriggerRefused
 from sdk.wire import Verdict
+from tests.line_sim import frame_of
 from tests.pages import serving, write_stream
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, images, running, site_of
+from tests.test_observe import scraped
 
 __all__ = ["bundle", "images"]
 
@@ -87,6 +94,57 @@ def test_a_part_whose_picture_cannot_be_read_is_among_the_rejects(images: Path, 
         assert http.get("/api/shift").json()["rejects"] == rejected
 
 
+def verdicts(agent: Agent) -> dict[str, int]:
+    """Return what this shift must say of parts, by the verdicts that went to the outputs."""
+    parts = list(agent.flow.parts)
+    return {
+        "parts": len(parts),
+        "rejects": sum(part.verdict is Verdict.REJECT for part in parts),
+        "unknown": sum(part.finding is not None and part.finding.decision.unknown for part in parts),
+    }
+
+
+def shift(agent: Agent) -> dict[str, int]:
+    with httpx.Client(base_url=agent.page_url) as http:
+        return {what: int(count) for what, count in http.get("/api/shift").json().items() if what != "began_utc"}
+
+
+def test_a_part_counts_by_its_verdict_whichever_tile_rejects_it(tmp_path: Path, bundle: Bundle) -> None:
+    """It counted by its first tile: eight parts, four of them scratched below the first, were 0 rejects."""
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        tiles = [frame_of("good", 0)] + [frame_of("pit" if i % 2 else "rings", i)] * 3
+        assert cv2.imwrite(str(tmp_path / f"images/{i}.png"), np.hstack(tiles))
+    camera = FolderCamera(path=tmp_path / "images", recipe=RecipeSettings(tile_px=48, overlap=0.0))
+    site = replace(site_of(tmp_path / "images", bundle.path, metrics=MetricsSettings(port=0)), camera=camera)
+    with Agent(site) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == 4 and shift(agent)["frames"] == 4, 60.0)
+        assert shift(agent).items() >= verdicts(agent).items()
+        assert {part.tiles for part in agent.flow.parts} == {4}
+        assert shift(agent)["rejects"] == 4
+        # Frames are counted, not tiles, as the cameras count them.
+        assert agent.metrics_port is not None
+        found = scraped(agent.metrics_port)
+        assert found["headway_frames_total"] == found["headway_camera_frames_total"] == 4
+        assert found["headway_frame_latency_seconds_count"] == 4
+        assert found["headway_frames_unknown_total"] == agent.station.counts.unknown <= 4
+
+
+def test_a_part_that_several_cameras_see_is_one_and_so_is_one_that_was_refused(
+    images: Path, bundle: Bundle
+) -> None:
+    """Two cameras whose frames came in turns made five parts of three."""
+    lines = ["path,group", *(f"{i}.png,part-{i}" for i in range(COUNT))]
+    (images / "index.csv").write_text("\n".join(lines) + "\n")
+    both = FolderCamera(path=images), FolderCamera(path=images)
+    with Agent(replace(site_of(images, bundle.path), camera=both)) as agent, running(agent):
+        wait_for(lambda: shift(agent)["parts"] == COUNT and shift(agent)["frames"] == 2 * COUNT, 60.0)
+        with pytest.raises(TriggerRefused):
+            agent.flow.trigger("unasked")
+        assert verdicts(agent)["parts"] == COUNT + 1
+        assert shift(agent).items() >= verdicts(agent).items()
+
+
 def test_what_was_counted_is_written_though_no_frame_comes_after_it(
     tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,3 +155,13 @@ def test_what_was_counted_is_written_though_no_frame_comes_after_it(
         sample = device.station.store.samples.newest(limit=1)[0].sample_id
         device.http.post("/api/labels", json={"sample": sample.hex(), "class_name": "pit"}).raise_for_status()
         wait_for(lambda: written(tmp_path / "data").items() >= {"parts": 2, "labels": 1}.items(), 60.0)
+
+
+def test_a_shift_that_an_earlier_agent_began_is_told_whole(tmp_path: Path) -> None:
+    """It counted parts of which no frame could be inspected apart from the others."""
+    book = open_book(tmp_path)
+    with book.transaction(durable=False) as db:
+        db.executemany("INSERT INTO counts VALUES (0, ?, ?)", [("parts", 3), ("rejects", 1), ("unseen", 2)])
+    report = ShiftCounter(book, lambda: counts.SLOT_S / 2).report()
+    book.close()
+    assert (report.parts, report.rejects) == (5, 3)

@@ -157,7 +157,7 @@ def test_frames_that_wait_to_be_stored_keep_no_head(store: Store, bundle: Bundle
     station.require().learner.wait_until_idle(60)
     gc.collect()
     assert head() is None
-    assert station.keep(look).sample_id == waiting.sample_id
+    assert station.keep([look])[0].sample_id == waiting.sample_id
     station.close()
 
 

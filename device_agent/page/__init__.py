@@ -13,6 +13,7 @@
 from device_agent.page.access import Access
 from device_agent.page.app import create_app
 from device_agent.page.book import open_book
+from device_agent.page.counts import ShiftCounter
 from device_agent.page.server import open_page
 
-__all__ = ["Access", "create_app", "open_book", "open_page"]
+__all__ = ["Access", "ShiftCounter", "create_app", "open_book", "open_page"]

@@ -77,6 +77,7 @@ def create_app(
     host: str = "127.0.0.1",
     secure: bool = False,
     access: Access | None = None,
+    counter: ShiftCounter | None = None,
     trigger: Callable[[str, str], str] | None = None,
     outlook_s: float = BUDGET_S,
 ) -> FastAPI:
@@ -88,13 +89,13 @@ def create_app(
         host: Where it is bound. On loopback, requests for other host names are refused (DNS rebinding).
         secure: Whether it is served over TLS.
         access: Its accounts; by default those in the store's folder.
+        counter: What the shift has brought, in the accounts' file; by default one that nobody tells of parts.
         trigger: Takes the id of a part that stands before the cameras now, and its lot; returns the id.
         outlook_s: How long working out what more labels would give may take.
     """
     access = access or Access(open_book(station.store.folder))
     book = access.book
-    counter = ShiftCounter(book)
-    station.on_seen, station.on_unseen = counter.see, counter.unseen
+    counter = counter or ShiftCounter(book)
     app = FastAPI(
         title="Headway device",
         description="One device's decisions, questions and labels. docs/agent.md is the guide.",

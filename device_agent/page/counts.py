@@ -17,11 +17,11 @@ from typing import Final
 
 from fastapi.concurrency import run_in_threadpool
 
-from device_agent.camera import Shot
 from device_agent.database import Database
 from device_agent.page.book import setting
-from device_agent.station import Seen
+from device_agent.parts import Part
 from sdk.errors import StoreCorrupt, StoreFull
+from sdk.wire import Verdict
 
 SLOT_S: Final = 900
 FLUSH_S: Final = 5.0
@@ -33,12 +33,21 @@ SHIFTS: Final = "06:00 14:00 22:00"
 
 @dataclass(frozen=True)
 class ShiftReport:
-    """Counts since the shift began. `rejects` is None where no class is known to be good."""
+    """Counts since the shift began.
+
+    Attributes:
+        began_utc: When that was.
+        frames: Inspected, each once however many tiles it is cut into.
+        parts: Verdicts, as the outputs were given them.
+        rejects: Of those, rejections, for whatever reason.
+        unknown: Of those, parts whose worst tile was unknown.
+        labels: That people gave.
+    """
 
     began_utc: float
     frames: int
     parts: int
-    rejects: int | None
+    rejects: int
     unknown: int
     labels: int
 
@@ -49,7 +58,7 @@ def local(at_utc: float) -> datetime:
 
 
 class ShiftCounter:
-    """Counts frames as a station sees them. Any thread may call.
+    """Counts frames and the verdicts of parts. Any thread may call.
 
     Args:
         book: The page's file.
@@ -61,26 +70,17 @@ class ShiftCounter:
         self._clock = clock
         self._lock = threading.Lock()
         self._new: Counter[tuple[int, str]] = Counter()
-        self._last_group = ""
-        self._judged = False
 
-    def see(self, shot: Shot, seen: Seen) -> None:
-        """Count one frame."""
-        decision = seen.decision
+    def frame(self) -> None:
+        """Count a frame that was inspected."""
         with self._lock:
-            what = ["frames"]
-            if shot.group != self._last_group:
-                self._last_group = shot.group
-                what.append("parts")
-                # A part counts by its first frame here; what goes out is the line's outputs' business.
-                what += ["rejects"] * bool(decision.rejected) + ["unknown"] * decision.unknown
-            self._judged = decision.rejected is not None
-            self._count(what)
+            self._count(["frames"])
 
-    def unseen(self) -> None:
-        """Count a part of which no frame could be inspected."""
+    def part(self, part: Part) -> None:
+        """Count a part by its verdict: late and refused ones are rejects too."""
+        unknown = part.finding is not None and part.finding.decision.unknown
         with self._lock:
-            self._count(["unseen"])
+            self._count(["parts"] + ["rejects"] * (part.verdict is Verdict.REJECT) + ["unknown"] * unknown)
 
     def labelled(self, count: int) -> None:
         """Count labels."""
@@ -140,6 +140,6 @@ class ShiftCounter:
             "SELECT what, sum(count) FROM counts WHERE slot >= ? GROUP BY what", first
         ):
             found[what] += count
-        rejects = found["rejects"] + found["unseen"] if self._judged or found["rejects"] else None
-        parts = found["parts"] + found["unseen"]
+        # Earlier agents counted parts of which no frame could be inspected apart: a shift may have begun with one.
+        parts, rejects = found["parts"] + found["unseen"], found["rejects"] + found["unseen"]
         return ShiftReport(began, found["frames"], parts, rejects, found["unknown"], found["labels"])

@@ -81,7 +81,7 @@ function drawFacts({ state, shift }) {
   $("ask").hidden = !state.queue_depth;
   put("ask", t("now.ask", { n: state.queue_depth }));
   put("count-parts", shift.parts.toLocaleString(document.documentElement.lang));
-  put("count-rejects", shift.rejects === null ? "–" : shift.rejects);
+  put("count-rejects", shift.rejects);
   put("count-unknown", shift.unknown);
   put("count-labels", shift.labels);
   put("since", t("now.since", { time: new Date(1000 * shift.began_utc).toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit", hour12: false }) }));
