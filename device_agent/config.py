@@ -245,7 +245,7 @@ class ModbusOutput(_Section, frozen=True, kw_only=True, tag="modbus", tag_field=
         unit: Its unit id.
         pass_coil: On while the newest part passes, off otherwise: what nobody sets rejects. Prefer it.
         reject_coil: On while the newest part is rejected.
-        counter_register: Holding register for the verdict's number, written last.
+        counter_register: Holding register that counts verdicts, written last.
         heartbeat_register: Holding register that counts on every second while the agent lives.
         timeout_s: For one answer.
     """
@@ -722,7 +722,7 @@ decide_within_ms = 1000.0     # a part without a verdict so long after its frame
 # port = 502
 # unit = 1
 # pass_coil = 0               # on only while the newest part passes; or reject_coil, the other way round
-# counter_register = 0        # number of the verdict, written last
+# counter_register = 0        # counts verdicts, written last
 # heartbeat_register = 1      # counts on every second while the agent lives
 # timeout_s = 0.5
 

@@ -35,7 +35,8 @@ from tests.test_parts import found
 pymodbus = pytest.importorskip("pymodbus", reason="needs the extra modbus")
 DEADLINE_S = 60.0
 WRITE_COIL = 5
-"""Modbus's function code."""
+READ_REGISTERS = 3
+"""Modbus's function codes."""
 
 
 def part_of(number: int, verdict: Verdict = Verdict.REJECT, name: str = "", shown: str = "pit") -> Part:
@@ -288,6 +289,7 @@ class Plc:
         self._context = datastore.ModbusServerContext(devices=device, single=True)
         self.port = port
         self.refuse_coils = 0  # the next so many writes of one, as a PLC does that is busy
+        self.refuse_reading: dict[int, int] = {}  # of registers: by exception code, the next so many times
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
         self._ready = threading.Event()
@@ -313,7 +315,20 @@ class Plc:
         if not sending and self.refuse_coils and pdu.function_code == WRITE_COIL:
             self.refuse_coils -= 1
             pdu.address = 30_000  # there is no such coil
+        if sending and pdu.function_code == READ_REGISTERS:
+            for code, times in self.refuse_reading.items():
+                if times:
+                    self.refuse_reading[code] -= 1
+                    return self._refusal(pdu, code)
         return pdu
+
+    @staticmethod
+    def _refusal(pdu: Any, code: int) -> Any:
+        from pymodbus.pdu import ExceptionResponse
+
+        refusal = ExceptionResponse(READ_REGISTERS, code, device_id=pdu.dev_id)
+        refusal.transaction_id = pdu.transaction_id
+        return refusal
 
     def __enter__(self) -> Plc:
         self._thread.start()
@@ -338,6 +353,11 @@ class Plc:
     def register(self, address: int) -> int:
         with self._reader() as reader:
             return int(reader.read_holding_registers(address, count=1).registers[0])
+
+    def set_register(self, address: int, value: int) -> None:
+        """Leave a number, as one that is retained, or is lost, while the PLC is off."""
+        with self._reader() as writer:
+            assert not writer.write_register(address, value).isError()
 
     def _reader(self) -> Any:
         from pymodbus.client import ModbusTcpClient
@@ -365,6 +385,76 @@ def test_a_plc_sees_each_verdict_and_reject_when_the_agent_stops() -> None:
             wait_for(lambda: plc.register(5) == 3, DEADLINE_S)
             assert plc.coil(3)
         assert (plc.coil(3), plc.coil(4)) == (False, True)
+
+
+def test_the_counter_goes_on_over_a_restart_of_the_agent() -> None:
+    """Each run began at 1: of two runs of one part each, the PLC saw no change for the second."""
+    with Plc() as plc:
+        for told in (1, 2, 3):
+            coils = modbus(plc)  # killed: nobody closes it
+            coils.beat()
+            coils.send(part_of(1, Verdict.PASS))
+            assert plc.register(5) == told
+        coils.send(part_of(2))
+        coils.send(part_of(5))
+        assert plc.register(5) == 7, "what was dropped leaves a gap"
+
+
+@pytest.mark.parametrize(("stands", "then"), [(65_534, [65_535, 0, 1]), (65_535, [0, 1, 2]), (0, [1, 2, 3])])
+def test_the_counter_begins_again_after_its_last_number(stands: int, then: list[int]) -> None:
+    with Plc() as plc:
+        plc.set_register(5, stands)
+        coils = modbus(plc)
+        found = []
+        for number in (1, 2, 3):
+            coils.send(part_of(number))
+            found.append(plc.register(5))
+        assert found == then
+        coils.close()
+
+
+def test_the_counter_never_stays_at_what_a_plc_that_was_away_has_kept() -> None:
+    with Plc() as plc:
+        port, coils = plc.port, modbus(plc)
+        coils.send(part_of(1))
+    with pytest.raises(OutputFailed):
+        coils.beat()
+    with Plc(port) as back:
+        back.set_register(5, 2)
+        coils.beat()
+        coils.send(part_of(2, Verdict.PASS))
+        assert (back.register(5), back.coil(3)) == (3, True)
+        coils.send(part_of(3, Verdict.PASS))
+        assert back.register(5) == 4
+        coils.close()
+
+
+def test_a_plc_that_is_busy_is_asked_for_its_counter_again_and_shown_no_life_until_then() -> None:
+    with Plc() as plc:
+        plc.set_register(5, 700)
+        plc.refuse_reading = {6: 1}
+        coils = modbus(plc)
+        with pytest.raises(OutputFailed, match="the PLC refuses"):
+            coils.beat()
+        assert (plc.coil(4), plc.register(6)) == (True, 0)
+        coils.send(part_of(1, Verdict.PASS))
+        assert plc.register(5) == 701
+        coils.close()
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_counter_that_can_only_be_written_begins_where_the_last_run_did_not(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins = iter((500, 40_000))
+    monkeypatch.setattr("secrets.randbelow", lambda _: next(begins))
+    with Plc() as plc:
+        for told in (501, 40_001):
+            plc.refuse_reading = {code: 1}
+            coils = modbus(plc)
+            coils.send(part_of(1, Verdict.PASS))
+            assert (plc.register(5), plc.coil(3)) == (told, True)
+            coils.close()
 
 
 def test_the_heartbeat_goes_on_without_parts() -> None:

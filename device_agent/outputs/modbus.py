@@ -6,12 +6,16 @@ when `heartbeat_register` stands still: a coil by itself cannot show that whoeve
 
 Order of writing: the coil that must go off, the coil that must go on, then the counter. A PLC may refuse any of
 these (busy, still starting): then reject is said again, before anything else, until it is taken.
+
+The counter goes on from what stands in the PLC when the agent starts: from 1 again, the first verdict of a run
+could write the number that is there already, and the PLC would not see that it has come.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -30,8 +34,13 @@ except ImportError as error:
 # What goes wrong is raised, and told once; pymodbus would say it again at every beat.
 logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
+_log = logging.getLogger(__name__)
+
 REGISTER_RANGE: Final = 1 << 16
-"""Counter and heartbeat begin again after 65,535."""
+"""Counter and heartbeat begin again at 0 after 65,535."""
+_NOT_READABLE: Final = (1, 2)
+"""Illegal function, illegal address (Modbus application protocol, section 7): what a PLC says whose registers can
+only be written. Whatever else it says may be otherwise the next time."""
 
 
 class ModbusCoils:
@@ -51,14 +60,17 @@ class ModbusCoils:
         )
         self._beats = 0
         self._unsure = True  # what the coils say; the heartbeat stands still until they say reject
+        self._fresh = True  # a connection of which the counter has not been read
+        self._base: int | None = None  # the counter is a verdict's number and so much more
+        self._standing: int | None = None  # the counter in the PLC; None where nobody may read it
 
     def send(self, part: Part) -> None:
-        """Set the coils for a verdict, then the counter to its number."""
+        """Set the coils for a verdict, then the counter to one that is not there yet."""
         self._connect()
         self._unsure = True  # until all of it is written: a refusal would leave the verdict before standing
         self._set(part.verdict)
         if self._settings.counter_register is not None:
-            self._register(self._settings.counter_register, part.number % REGISTER_RANGE)
+            self._count(self._settings.counter_register, part.number)
         self._unsure = False
 
     def beat(self) -> None:
@@ -78,7 +90,7 @@ class ModbusCoils:
 
     def _connect(self) -> None:
         if not self._client.connected:
-            self._unsure = True
+            self._unsure = self._fresh = True
             try:
                 connected = self._client.connect()
             except (ModbusException, OSError) as error:
@@ -88,6 +100,36 @@ class ModbusCoils:
         if self._unsure:
             self._set(Verdict.REJECT)
             self._unsure = False
+        if self._fresh and self._settings.counter_register is not None:
+            self._go_on(self._settings.counter_register)
+        self._fresh = False
+
+    def _go_on(self, address: int) -> None:
+        """Let the counter go on from what stands in the PLC, and from there alone in all of this run."""
+        self._standing = self._read(address)
+        if self._base is None and self._standing is None:
+            _log.warning("%s: the counter cannot be read, so it begins anywhere", self.name)
+            self._base = secrets.randbelow(REGISTER_RANGE)  # not where the last run did
+        elif self._base is None:
+            self._base = self._standing
+
+    def _count(self, address: int, number: int) -> None:
+        """Write the counter of a verdict, never the one that stands there; dropped verdicts leave a gap."""
+        base = self._base or 0
+        if (base + number) % REGISTER_RANGE == self._standing:
+            base += 1
+        self._base, counter = base, (base + number) % REGISTER_RANGE
+        self._register(address, counter)
+        self._standing = counter
+
+    def _read(self, address: int) -> int | None:
+        """Return what stands in a register; None where the PLC has none to read at this address."""
+        with self._translated():
+            answer = self._client.read_holding_registers(address, count=1, device_id=self._settings.unit)
+            if answer.isError() and answer.exception_code in _NOT_READABLE:
+                return None
+            self._check(answer)
+        return int(answer.registers[0]) if answer.registers else None
 
     def _set(self, verdict: Verdict) -> None:
         passes, settings = verdict is Verdict.PASS, self._settings
