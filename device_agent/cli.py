@@ -178,9 +178,10 @@ def status(site_file: Path, as_json: bool) -> None:
         parts = f"{line['passed']} passed, {line['rejected']} rejected; verdict within"
         console.print(f"parts     {parts} {verdict['p50_ms']:.0f} ms (median), {verdict['p99_ms']:.0f} ms (99 %)")
         for output in line["outputs"]:
-            if output["fault"] or output["dropped"]:
-                console.print(f"[yellow]output[/]    {output['dropped']} not delivered; ", end="")
-                console.print(output["fault"] or output["name"], markup=False)
+            if output["fault"] or output["dropped"] or output["waiting"]:
+                told = f"{output['sent']} delivered, {output['dropped']} not delivered, {output['waiting']} wait"
+                console.print("[yellow]output[/]    ", end="")
+                console.print(f"{output['name']}: {told}", markup=False)  # why is among the faults
     if state["mqtt"] and not state["mqtt"]["connected"]:
         console.print("[yellow]broker[/]    ", end="")
         console.print(f"{state['mqtt']['address']} does not answer: labels wait here", markup=False)

@@ -368,6 +368,13 @@ def unreadable_words(camera: str, unreadable: str) -> str:
     return f"camera {camera}: a picture cannot be read, so its part is rejected: {unreadable}"
 
 
+def output_words(output: OutputReport) -> str:
+    """Return how the state says that verdicts do not arrive; empty where they do."""
+    # Most faults begin with the output's name.
+    about = output.fault if output.fault.startswith(output.name) else f"{output.name}: {output.fault}"
+    return output.fault and f"output {about}"
+
+
 def line_report(flow: Flow, outputs: Outputs) -> LineReport:
     """Return what flow and outputs say of themselves."""
     closed = flow.ledger.closed
@@ -414,7 +421,7 @@ def station_state(
     latencies = list(station.latencies_ms)
     classes = station.classes()
     every = list(cameras) or [camera]
-    wrong = [*faults, *station_faults(station, status, every)]
+    wrong = [*faults, *station_faults(station, status, every, () if line is None else line.outputs)]
     if status is not None and status.quarantine:
         wrong.append(status.quarantine)
     return State(
@@ -451,11 +458,15 @@ def station_state(
 
 
 def station_faults(
-    station: Station, status: LearnerStatus | None, cameras: Sequence[CameraReport]
+    station: Station,
+    status: LearnerStatus | None,
+    cameras: Sequence[CameraReport],
+    outputs: Sequence[OutputReport],
 ) -> Iterator[str]:
-    """Yield what is wrong with a station's cameras, learning and store just now, in words."""
+    """Yield what is wrong with a station's cameras, outputs, learning and store just now, in words."""
     yield from (lost_words(each.name) for each in cameras if each.state == CameraState.LOST.value)
     yield from (unreadable_words(each.name, each.unreadable) for each in cameras if each.unreadable)
+    yield from (output_words(each) for each in outputs if each.fault)
     if status is not None and status.fault is not None:
         yield status.fault
     if status is not None and status.unapplied:
@@ -485,9 +496,8 @@ def fleet_faults(
     wrong = [fault for fault in faults if fault is not None]
     if serving is not None and _none_passes(station, serving):
         wrong.append(NONE_PASSES)
-    wrong += station_faults(station, status, cameras)
+    wrong += station_faults(station, status, cameras, outputs)
     wrong += [f"camera {each.name}: {each.picture}" for each in cameras if each.picture]
-    wrong += [f"output {each.name}: {each.fault}" for each in outputs if each.fault]
     return [fault[:MAX_TEXT] for fault in dict.fromkeys(wrong)][:MAX_FAULTS]
 
 

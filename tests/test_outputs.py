@@ -185,6 +185,33 @@ def test_a_fault_is_told_while_it_lasts() -> None:
         wait_for(lambda: outputs.report()[0][1].fault == "" and output.got == [0], DEADLINE_S)
 
 
+def test_beats_make_good_one_verdict_that_did_not_arrive_and_not_each() -> None:
+    output = SimOutput(replays=False)
+    output.failures = [away(), away()]
+    with delivering(output) as outputs:
+
+        def fault_after(beats: int) -> str:
+            seen = output.beats
+            wait_for(lambda: output.beats >= seen + beats, DEADLINE_S)
+            return outputs.report()[0][1].fault
+
+        outputs.put(part_of(0))
+        wait_for(lambda: outputs.report()[0][1].dropped == 1, DEADLINE_S)
+        assert fault_after(2) == ""
+        outputs.put(part_of(1))
+        wait_for(lambda: outputs.report()[0][1].dropped == 2, DEADLINE_S)
+        assert fault_after(2) == "it is away"
+        outputs.put(part_of(2))
+        wait_for(lambda: outputs.report()[0][1].fault == "" and output.got == [2], DEADLINE_S)
+
+
+def test_outputs_of_one_name_are_told_apart() -> None:
+    outputs = Outputs()
+    for _ in range(3):
+        outputs.add(SimOutput())
+    assert [name for name, *_ in outputs.report()] == ["sim", "sim (2)", "sim (3)"]
+
+
 def test_a_stop_delivers_what_waits_and_gives_up_on_what_is_away() -> None:
     there, gone = SimOutput(), SimOutput()
     gone.failures = [away()] * 10_000

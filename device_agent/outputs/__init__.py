@@ -10,7 +10,8 @@ Rules kept here:
   (`replays` true) gets all of them in order, as many as may wait.
 - One that takes several at once (`GroupedOutput`: the history) is given what has come meanwhile, in order. What it
   refuses together it is given one by one, so that one bad verdict takes no other along.
-- What is not delivered is counted and told of in the state. The device's own record is its history.
+- What is not delivered is counted and told of in the state. It is a fault of the state until a verdict arrives;
+  one alone only until a beat does, for after it a line may stand still. The device's own record is its history.
 - When the agent stops, open parts are rejected first (`parts`), and each output is left saying reject (`close`).
 """
 
@@ -102,7 +103,7 @@ class OutputTally:
     Attributes:
         sent: Verdicts delivered.
         dropped: Verdicts that were not and will not be.
-        fault: Why the newest one was not; empty when it was.
+        fault: Why the newest ones, or a beat since, were not; empty when they were.
     """
 
     sent: int = 0
@@ -111,8 +112,9 @@ class OutputTally:
 
 
 class _Worker:
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, name: str) -> None:
         self.output = output
+        self.name = name
         self.tally = OutputTally()
         self.latency = Histogram()
         self._grouped = output if isinstance(output, GroupedOutput) else None
@@ -121,6 +123,7 @@ class _Worker:
         self._waiting: queue.SimpleQueue[Part] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._refused = False
+        self._missed = self._forgiven = False  # a verdict since the last that arrived; one such, by a beat
         self._next_group_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"output {output.name}", daemon=True)
 
@@ -224,10 +227,17 @@ class _Worker:
         except Exception as error:  # noqa: BLE001 - the thread's outermost loop: an output must not end by a verdict
             fault = str(error) if isinstance(error, HeadwayError) else f"{type(error).__name__}: {error}"
             if fault != self.tally.fault:
-                _log.warning("%s: %s", self.output.name, fault, exc_info=not isinstance(error, OutputFailed))
+                _log.warning("%s: %s", self.name, fault, exc_info=not isinstance(error, OutputFailed))
             self.tally.fault = fault
+            self._missed = self._missed or bool(parts)
             self._refused = isinstance(error, _NEVER)
             return False
+        if parts:
+            self._missed = self._forgiven = False
+        elif self._missed and self._forgiven:
+            return True  # it beats and takes no verdict: a service that refuses each, a register that is not there
+        elif self._missed:
+            self._missed, self._forgiven = False, True
         self.tally.fault = ""
         return True
 
@@ -263,8 +273,11 @@ class Outputs:
         self._workers: list[_Worker] = []
 
     def add(self, output: Output) -> None:
-        """Let verdicts go there too; before `start`."""
-        self._workers.append(_Worker(output))
+        """Let verdicts go there too; before `start`. A name that another has gets a number: metrics and people
+        go by it."""
+        same = sum(worker.output.name == output.name for worker in self._workers)
+        name = f"{output.name} ({same + 1})" if same else output.name
+        self._workers.append(_Worker(output, name))
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -283,4 +296,4 @@ class Outputs:
 
     def report(self) -> list[tuple[str, OutputTally, int, Histogram]]:
         """Return for each output its name, what it did, how many verdicts wait, and capture to delivery."""
-        return [(w.output.name, w.tally, w.depth, w.latency) for w in self._workers]
+        return [(w.name, w.tally, w.depth, w.latency) for w in self._workers]
