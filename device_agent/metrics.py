@@ -17,8 +17,9 @@ from prometheus_client.registry import Collector
 
 from device_agent.camera import CameraState
 from device_agent.config import MetricsSettings
-from device_agent.report import State
+from device_agent.report import LineReport, State
 from sdk.errors import ConfigError
+from sdk.wire import Verdict
 
 LATENCY_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 """From a GPU's two milliseconds to a line that has stopped; 50 ms, when a part is to be rejected, is an edge."""
@@ -161,7 +162,27 @@ def metrics_of(state: State) -> Iterator[Metric]:
             if each.scored:
                 recall.add_metric([each.name], each.recall)
         yield recall
+    if state.line is not None:
+        yield from _line(state.line)
     yield _named(state)
+
+
+def _line(line: LineReport) -> Iterator[Metric]:
+    """Yield the parts' verdicts, and whether they arrive where they go."""
+    parts = CounterMetricFamily("headway_parts", "Parts, by verdict.", labels=["verdict"])
+    parts.add_metric([Verdict.PASS.value], line.passed)
+    parts.add_metric([Verdict.REJECT.value], line.rejected)
+    yield parts
+    sent = CounterMetricFamily("headway_output_sent", "Verdicts delivered.", labels=["output"])
+    dropped = CounterMetricFamily(
+        "headway_output_dropped", "Verdicts not delivered, and never to be.", labels=["output"]
+    )
+    waiting = GaugeMetricFamily("headway_output_waiting", "Verdicts that wait to be delivered.", labels=["output"])
+    for each in line.outputs:
+        sent.add_metric([each.name], each.sent)
+        dropped.add_metric([each.name], each.dropped)
+        waiting.add_metric([each.name], each.waiting)
+    yield from (sent, dropped, waiting)
 
 
 def _named(state: State) -> Metric:

@@ -237,7 +237,9 @@ def test_the_agents_guide_names_every_metric() -> None:
     guide = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
     said = {
         name
-        for each in re.findall(r"`(headway_[a-z_{},]+?)(?:\{class_name\}|\{device,[^`]*)?`", guide)
+        for each in re.findall(
+            r"`(headway_[a-z_{},]+?)(?:\{(?:class_name|verdict|output)\}|\{device,[^`]*)?`", guide
+        )
         for name in expanded(each)
     }
     made = set(

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import shutil
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from device_agent.agent import Agent
-from device_agent.config import LogSettings, MetricsSettings
+from device_agent.config import HttpOutput, LogSettings, MetricsSettings
 from device_agent.logs import JsonLines, set_up_logs
 from sdk.bundle import Bundle
 from sdk.errors import ConfigError
@@ -55,6 +56,26 @@ def test_prometheus_reads_what_the_agent_did(images: Path, bundle: Bundle) -> No
         assert "line-1" in device
         assert "tiny" in device
         assert "ONNX Runtime" in device
+
+
+def test_verdicts_that_do_not_arrive_are_counted_and_a_fault(images: Path, bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    gone = HttpOutput(url=f"http://127.0.0.1:{port}/parts")
+    with Agent(site_of(images, bundle.path, metrics=MetricsSettings(port=0), output=(gone,))) as agent:
+        told = "output http 127.0.0.1: [Errno 111] Connection refused"
+        with running(agent):
+            wait_for(lambda: agent.state().faults == [told])
+            wait_for(lambda: agent.state().camera.state == "ended" and agent.state().frames == COUNT)
+            assert agent.metrics_port is not None
+            wait_for(lambda: scraped(agent.metrics_port or 0)["headway_output_sent_total{history}"] == COUNT)
+            found = scraped(agent.metrics_port)
+            assert agent._device_state().faults.count(told) == 1, "the fleet is told once"
+        assert found["headway_faults"] == 1
+        assert found["headway_parts_total{pass}"] + found["headway_parts_total{reject}"] == COUNT
+        assert found["headway_output_sent_total{http 127.0.0.1}"] == 0
+        assert found["headway_output_waiting{http 127.0.0.1}"] > 0
+        assert found["headway_output_dropped_total{http 127.0.0.1}"] == 0
 
 
 def test_a_device_without_a_release_has_metrics_too(images: Path) -> None:
