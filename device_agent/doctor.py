@@ -1,4 +1,4 @@
-"""What this machine can run, and what to fix: cameras, runtimes, broker, clock, disk, permissions.
+"""What this machine can run, and what to fix: cameras, runtimes, outputs, broker, clock, disk, permissions.
 
 Every finding says what was looked at, what is so, and where that is wrong the exact thing to do. Nothing is
 changed: what is written to try the disk is deleted again. While the agent runs, what it holds (camera, page,
@@ -49,6 +49,7 @@ from device_agent.expiry import certificates, of_certificate, of_signatures
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
+from device_agent.output_check import check_outputs, outputs_told
 from device_agent.report import lost_words, unreadable_words
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
@@ -141,6 +142,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
         return
     yield from _page(site)
     yield from _cameras(site)
+    yield from check_outputs(site)
     if site.mqtt is None:
         yield Finding("broker", Level.NOTE, "no [mqtt] table: this device works alone")
     else:
@@ -474,6 +476,10 @@ def _told(site: Site) -> Iterator[Finding]:
     for camera in state["cameras"]:
         said |= {lost_words(camera["name"]), unreadable_words(camera["name"], camera["unreadable"])}
         yield _camera_told(camera)
+    if state["line"] is not None:
+        told, faults = outputs_told(state["line"]["outputs"])
+        said |= faults
+        yield from told
     mqtt = state["mqtt"]
     if mqtt is not None:
         yield Finding(

@@ -31,7 +31,7 @@ from sdk.fleet.certificates import Authority
 from sdk.tensorrt_api import Library
 from sdk.trust.repository import Repository
 from tests.simulators import wait_for
-from tests.test_agent import bundle, flipped, images, running, site_file, site_of
+from tests.test_agent import COUNT, bundle, flipped, images, running, site_file, site_of
 from tests.tiny import picture
 
 __all__ = ["bundle", "images"]
@@ -248,6 +248,54 @@ def test_pictures_that_cannot_be_read_are_a_fault_for_as_long_as_they_are_news(
         agent.sources[0].camera.tally.unreadable_s -= UNREADABLE_S
         (found,) = [each for each in examine(file, GOOD) if each.area == "camera"]
         assert (found.level, found.what.endswith(", 1 bad file")) == (Level.NOTE, True)
+
+
+# The outputs
+
+
+def with_outputs(file: Path, *ports: int) -> Path:
+    http, modbus = ports
+    file.write_text(
+        f'{file.read_text()}[[output]]\nkind = "http"\nurl = "http://127.0.0.1:{http}/parts"\n'
+        f'[[output]]\nkind = "modbus"\nhost = "127.0.0.1"\nport = {modbus}\npass_coil = 0\n'
+    )
+    return file
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def test_an_output_that_is_away_is_a_fault_and_one_that_is_there_is_sent_nothing(
+    images: Path, bundle: Bundle
+) -> None:
+    pytest.importorskip("pymodbus", reason="needs the extra modbus")
+    with socket.create_server(("127.0.0.1", 0)) as plc:
+        port = plc.getsockname()[1]
+        found = list(examine(with_outputs(site_file(images, bundle), free_port(), port), GOOD))
+        away, there = [each for each in found if each.area == "output"]
+        assert (away.level, away.what.endswith("refused")) == (Level.FAULT, True), away
+        assert (there.level, there.what) == (
+            Level.GOOD,
+            f"modbus 127.0.0.1:{port} takes connections; nothing was sent",
+        )
+        link, _ = plc.accept()
+        with link:
+            assert link.recv(1) == b""
+
+
+def test_a_running_agents_outputs_are_told_with_what_is_wrong(images: Path, bundle: Bundle) -> None:
+    pytest.importorskip("pymodbus", reason="needs the extra modbus")
+    file = with_outputs(site_file(images, bundle), free_port(), free_port())
+    with Agent(load_site(file)) as agent, running(agent):
+        wait_for(lambda: len(agent.state().faults) == 2 and agent.state().camera.state == "ended")
+        wait_for(lambda: agent.state().frames == COUNT)
+        http, modbus = faults(file)
+    assert [http.area, modbus.area] == ["output", "output"]
+    assert http.what.startswith("http 127.0.0.1: 0 delivered, 0 not delivered,")
+    assert "refused" in http.what
+    assert modbus.what.endswith(": no connection")
 
 
 # The broker
