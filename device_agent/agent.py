@@ -33,7 +33,7 @@ from device_agent.expiry import of_another
 from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
 from device_agent.history import History
 from device_agent.limits import StoreLimits
-from device_agent.outputs import Output, Outputs, open_output
+from device_agent.outputs import WAITING_PARTS, LastingOutput, Outputs, open_output
 from device_agent.outputs.topic import ResultTopic
 from device_agent.pace import ReleaseWatch, check_pace
 from device_agent.parts import Part
@@ -218,13 +218,23 @@ class Agent:
         undo.callback(self._server.stop)
 
     def _open_outputs(self) -> None:
-        opened: list[Output] = [History(self.site.data_dir, self.site.history.keep_parts)]
-        if self._sync is not None:
-            opened.append(ResultTopic(self._sync.publish_result))
         run = f"{self.started_utc:.3f}"
-        opened += [open_output(each, self.site.device, run) for each in self.site.output]
+        history = History(self.site.data_dir, self.site.history.keep_parts, run)
+        self.outputs.add(history)
+        if self._sync is not None:
+            self.outputs.add(ResultTopic(self._sync.publish_result))
+        opened = [open_output(each, self.site.device, run) for each in self.site.output]
+        lasting = {output.resumes_as for output in opened if isinstance(output, LastingOutput)}
+        lacking = history.resume(lasting, newest=WAITING_PARTS)
         for output in opened:
-            self.outputs.add(output)
+            # Of two to one address the first has the account of it.
+            kept = lacking.pop(output.resumes_as, None) if isinstance(output, LastingOutput) else None
+            if kept is None or not isinstance(output, LastingOutput):
+                self.outputs.add(output)
+                continue
+            if kept:
+                _log.info("%s: %d verdicts that waited are delivered now", output.name, len(kept))
+            self.outputs.add(output, kept, functools.partial(history.delivered, output.resumes_as))
 
     def close(self) -> None:
         """Stop everything; what is not learned or sent yet is at the next start."""

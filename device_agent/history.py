@@ -1,13 +1,17 @@
 """Every part's verdict, in an SQLite file of its own, for as many parts as the settings keep; and as CSV.
 
 The agent writes it as an output that replays. Others read it while the agent runs: `headway agent history`.
+Beside the verdicts stands how far each output has come that goes on where it was after a restart
+(`device_agent.outputs.LastingOutput`): a power cut may set that back by a little, never forward.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -15,9 +19,12 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from device_agent.database import Database, disk, read_uri
-from device_agent.parts import Part
+from device_agent.parts import KeptPart, Part
 from sdk.errors import ConfigError, HeadwayError, OutputFailed
 from sdk.spreadsheet import harmless
+from sdk.wire import Result, Verdict
+
+_log = logging.getLogger(__name__)
 
 FOLDER_NAME: Final = "history"
 FILE_NAME: Final = "history.sqlite3"
@@ -37,7 +44,16 @@ _MIGRATIONS: Final = (
             frames INTEGER NOT NULL, tiles INTEGER NOT NULL, rejected_tiles INTEGER NOT NULL)""",
         "CREATE INDEX parts_by_time ON parts (captured_utc)",
     ),
+    (
+        "ALTER TABLE parts ADD COLUMN run TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE parts ADD COLUMN number INTEGER",
+        # An output has what is not behind `after`, and of `run` what is not beyond `number`: of a run under way
+        # the verdicts may be delivered before they stand here.
+        """CREATE TABLE delivered (
+            output TEXT PRIMARY KEY, after INTEGER NOT NULL, run TEXT NOT NULL, number INTEGER NOT NULL)""",
+    ),
 )
+_WAITS: Final = "id > ? AND NOT (run = ? AND ifnull(number, 0) <= ?)"
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,8 @@ class PartRow:
     """One line of the history: a part's verdict and the tile that decided.
 
     `head` is the number of the head that decided, `sample` the tile's id in hex, `camera` to `height` where it
-    lies, empty where it is a whole frame. All are empty where no tile was seen.
+    lies, empty where it is a whole frame. All are empty where no tile was seen. `run` and `number` are as they are
+    posted, and empty where an earlier version wrote them not.
     """
 
     id: int
@@ -68,9 +85,13 @@ class PartRow:
     frames: int
     tiles: int
     rejected_tiles: int
+    run: str
+    number: int | None
 
 
 COLUMNS: Final = tuple(field.name for field in fields(PartRow))
+_FIRST_COLUMNS: Final = ", ".join({"run": "'' AS run", "number": "NULL AS number"}.get(n, n) for n in COLUMNS)
+"""Of a file that no agent of this version has opened yet."""
 
 
 class History:
@@ -79,6 +100,7 @@ class History:
     Args:
         data_dir: The agent's data folder.
         keep_parts: The newest so many.
+        run: Names this run of the agent.
 
     Raises:
         StoreCorrupt, StoreFull: the file is damaged, or the disk takes no writes.
@@ -87,12 +109,59 @@ class History:
     name = "history"
     replays = True
 
-    def __init__(self, data_dir: Path, keep_parts: int) -> None:
+    def __init__(self, data_dir: Path, keep_parts: int, run: str = "") -> None:
         folder = data_dir / FOLDER_NAME
         with disk(data_dir):
             folder.mkdir(parents=True, exist_ok=True)
-        self._keep = keep_parts
+        self._keep, self._run = keep_parts, run
+        self._closed = False
         self._db = Database(folder / FILE_NAME, _MIGRATIONS, max_bytes=MAX_BYTES, cache_kib=CACHE_KIB)
+        self._before: int = self._db.value("SELECT ifnull(max(id), 0) FROM parts")  # of this run are those behind
+
+    def resume(self, outputs: Collection[str], *, newest: int) -> dict[str, list[KeptPart]]:
+        """Return for each output the verdicts of earlier runs that it lacks, oldest first. Call it once, first.
+
+        One that is new here lacks none: what is of the past was never to go there. One that is not among them any
+        more is forgotten.
+
+        Args:
+            outputs: Their names (`LastingOutput.resumes_as`).
+            newest: At most so many for each.
+
+        Raises:
+            StoreFull, StoreCorrupt: the disk takes no writes, or the file is damaged.
+        """
+        found: dict[str, list[KeptPart]] = {name: [] for name in outputs}
+        with self._db.transaction() as db:
+            known = db.execute("SELECT output, after, run, number FROM delivered").fetchall()
+            for name, *place in known:
+                (count,) = db.execute(f"SELECT count(*) FROM parts WHERE {_WAITS}", place).fetchone()
+                given_up = count if name not in found else max(0, count - newest)
+                if given_up:
+                    _log.warning("%s: %d verdicts that waited will not be delivered", name, given_up)
+                if name in found:
+                    rows = _select(db, f"{_WAITS} ORDER BY id DESC LIMIT ?", [*place, newest])
+                    found[name] = [_kept(row) for row in rows][::-1]
+                else:
+                    db.execute("DELETE FROM delivered WHERE output = ?", (name,))
+            for name in found.keys() - {name for name, *_ in known}:
+                db.execute("INSERT INTO delivered VALUES (?, ?, '', 0)", (name, self._before))
+        return found
+
+    def delivered(self, output: str, part: Part) -> None:
+        """Write down that an output has all verdicts up to this one, or never will have them.
+
+        A power cut may take it back. After `close` nothing is written.
+
+        Raises:
+            StoreFull, StoreCorrupt: the disk takes no writes, or the file is damaged.
+        """
+        place = (part.id, "", 0) if isinstance(part, KeptPart) else (self._before, self._run, part.number)
+        with self._db.lock:
+            if not self._closed:
+                with self._db.transaction(durable=False) as db:
+                    update = "UPDATE delivered SET after = ?, run = ?, number = ? WHERE output = ?"
+                    db.execute(update, (*place, output))
 
     def send(self, part: Part) -> None:
         """Write one verdict."""
@@ -100,7 +169,7 @@ class History:
 
     def send_all(self, parts: Sequence[Part]) -> None:
         """Write verdicts in one transaction. A power cut may take the last of them, a crash does not."""
-        rows = [_row(part) for part in parts]
+        rows = [(*_row(part), self._run, part.number) for part in parts]
         marks = ", ".join("?" * len(rows[0]))
         try:
             with self._db.transaction(durable=False) as db:
@@ -116,7 +185,9 @@ class History:
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        with self._db.lock:
+            self._closed = True
+            self._db.close()
 
 
 def _row(part: Part) -> tuple[object, ...]:
@@ -170,14 +241,60 @@ def _rows(data_dir: Path, where: str, values: list[object], *, newest: int | Non
     file = data_dir / FOLDER_NAME / FILE_NAME
     if not file.is_file():
         raise ConfigError(f"there is no history in {data_dir}", hint="The agent writes it from its first part on.")
-    query = f"SELECT {', '.join(COLUMNS)} FROM parts WHERE {where}"
-    if newest is not None:
-        query = f"SELECT * FROM ({query} ORDER BY id DESC LIMIT ?)"
-        values = [*values, newest]
     with disk(data_dir), closing(sqlite3.connect(read_uri(file), uri=True)) as db:
-        for row in db.execute(f"{query} ORDER BY id", values):
-            named: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
-            yield PartRow(**{**named, "unknown": bool(named["unknown"])})
+        if newest is not None:
+            where = f"id IN (SELECT id FROM parts WHERE {where} ORDER BY id DESC LIMIT ?)"
+            values = [*values, newest]
+        yield from _select(db, f"{where} ORDER BY id", values)
+
+
+def _select(db: sqlite3.Connection, where: str, values: Sequence[object]) -> Iterator[PartRow]:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    columns = _FIRST_COLUMNS if version < len(_MIGRATIONS) else ", ".join(COLUMNS)
+    for row in db.execute(f"SELECT {columns} FROM parts WHERE {where}", tuple(values)):
+        named: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+        yield PartRow(**{**named, "unknown": bool(named["unknown"])})
+
+
+def _kept(row: PartRow) -> KeptPart:
+    """Return a verdict as it was told when it fell."""
+    verdict = Verdict(row.verdict)
+    tile = None
+    if row.camera is not None:
+        tile = (row.camera, row.x or 0, row.y or 0, row.width or 0, row.height or 0)
+    told = Result(
+        sample=row.sample or None,
+        decision=row.decision,
+        probability=row.probability,
+        novelty=row.novelty,
+        unknown=row.unknown,
+        captured_utc=row.captured_utc,
+        latency_ms=row.latency_ms,
+        part=row.part,
+        verdict=verdict,
+        reason=row.reason,
+        tile=tile,
+        frames=row.frames,
+        tiles=row.tiles,
+        rejected_tiles=row.rejected_tiles,
+    )
+    now_s = time.monotonic()
+    return KeptPart(
+        number=row.number or 0,
+        name=row.part,
+        verdict=verdict,
+        reason=row.reason,
+        finding=None,
+        frames=row.frames,
+        tiles=row.tiles,
+        rejected=row.rejected_tiles,
+        captured_utc=row.captured_utc,
+        captured_s=now_s - row.latency_ms / 1000,
+        decided_s=now_s,
+        id=row.id,
+        run=row.run,
+        told=told,
+    )
 
 
 def newest_of(data_dir: Path, part: str) -> PartRow | None:

@@ -99,6 +99,25 @@ class Part:
         )
 
 
+@dataclass(frozen=True)
+class KeptPart(Part):
+    """A verdict of an earlier run, as the history has it: without a picture, so without a finding.
+
+    Attributes:
+        id: Its place in the history.
+        run: Names the run that decided it, which `number` counts in.
+        told: What was, or was to be, told of it.
+    """
+
+    id: int
+    run: str
+    told: Result
+
+    def result(self) -> Result:
+        """Return the verdict as it is told to others."""
+        return self.told
+
+
 @dataclass
 class _Open:
     """A part that has no verdict yet."""

@@ -698,6 +698,93 @@ def test_the_history_keeps_the_newest_and_goes_on_after_a_restart(tmp_path: Path
     assert rows == [f"p{i}" for i in range(2000, 3000)]
 
 
+def lacked(folder: Path, run: str, *outputs: str, newest: int = WAITING_PARTS) -> dict[str, list[str]]:
+    """Return what outputs lack when a run begins, as run/number."""
+    history = History(folder, 1000, run)
+    found = history.resume(outputs, newest=newest)
+    history.close()
+    return {name: [f"{each.run}/{each.number}" for each in parts] for name, parts in found.items()}
+
+
+def decided(folder: Path, run: str, count: int, *outputs: str, reached: int = 0) -> None:
+    """Let a run decide so many parts, of which each output gets the first ones."""
+    history = History(folder, 1000, run)
+    history.resume(outputs, newest=WAITING_PARTS)
+    for name in outputs if reached else ():
+        history.delivered(name, part_of(reached))  # before it stands there
+    history.send_all([part_of(i + 1) for i in range(count)])
+    history.close()
+
+
+def test_an_output_lacks_what_was_decided_since_it_is_there_and_not_delivered(tmp_path: Path) -> None:
+    decided(tmp_path, "a", 3)
+    assert lacked(tmp_path, "b", "mes") == {"mes": []}, "none of the past is for an output that is new"
+    decided(tmp_path, "c", 3, "mes", reached=2)
+    decided(tmp_path, "d", 2, "mes")
+    assert lacked(tmp_path, "e", "mes", "other") == {"mes": ["c/3", "d/1", "d/2"], "other": []}
+    assert lacked(tmp_path, "e", "mes", "other", newest=2) == {"mes": ["d/1", "d/2"], "other": []}
+    history = History(tmp_path, 1000, "f")
+    (first, *_) = history.resume(["mes"], newest=WAITING_PARTS)["mes"]
+    history.delivered("mes", first)
+    history.close()
+    history.delivered("mes", part_of(1))  # a thread that hung: too late, and no error
+    assert lacked(tmp_path, "g", "mes") == {"mes": ["d/1", "d/2"]}
+
+
+def test_an_output_that_was_taken_out_of_the_settings_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    decided(tmp_path, "a", 2, "mes")
+    assert lacked(tmp_path, "b") == {}
+    assert "mes: 2 verdicts that waited will not be delivered" in caplog.text
+    assert lacked(tmp_path, "c", "mes") == {"mes": []}
+
+
+def test_a_verdict_that_was_kept_is_told_as_it_was(tmp_path: Path) -> None:
+    unseen = replace(part_of(2, name="late"), finding=None, reason="no decision in time")
+    parts = [part_of(1, Verdict.PASS, shown="good"), unseen]
+    history = History(tmp_path, 1000, "a")
+    history.resume(["mes"], newest=WAITING_PARTS)
+    history.send_all(parts)
+    history.close()
+    history = History(tmp_path, 1000, "b")
+    kept = history.resume(["mes"], newest=WAITING_PARTS)["mes"]
+    history.close()
+    assert [each.result() for each in kept] == [part.result() for part in parts]
+    assert [(each.number, each.verdict) for each in kept] == [(1, Verdict.PASS), (2, Verdict.REJECT)]
+
+
+def test_a_stop_says_what_it_leaves_and_lets_none_overtake(caplog: pytest.LogCaptureFixture) -> None:
+    here, gone = SimOutput(), SimOutput()
+    gone.failures = [away()] * 10_000
+    reached = list[Part]()
+    outputs = Outputs()
+    outputs.add(here)
+    outputs.add(gone, (), reached.append)
+    outputs.start()
+    for i in range(5):
+        outputs.put(part_of(i))
+    outputs.stop()
+    assert "sim (2): 5 verdicts wait for the next start, parts p0 to p4" in caplog.text
+    assert (gone.got, reached, outputs.report()[1][1].dropped) == ([], [], 0)
+
+
+def test_a_history_of_an_earlier_version_is_read_and_taken_over(tmp_path: Path) -> None:
+    decided(tmp_path, "a", 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "history" / "history.sqlite3")) as db:
+        db.execute("DROP TABLE delivered")
+        for column in ("run", "number"):
+            db.execute(f"ALTER TABLE parts DROP COLUMN {column}")
+        db.execute("PRAGMA user_version = 1")
+    assert [(row.part, row.run, row.number) for row in read_history(tmp_path)] == [
+        ("p1", "", None),
+        ("p2", "", None),
+    ]
+    decided(tmp_path, "b", 1, "mes")
+    assert [(row.run, row.number) for row in read_history(tmp_path)] == [("", None), ("", None), ("b", 1)]
+    assert lacked(tmp_path, "c", "mes") == {"mes": ["b/1"]}
+
+
 def test_as_csv_a_part_id_is_never_a_formula(tmp_path: Path) -> None:
     history = History(tmp_path, 1000)
     for i, name in enumerate(["=1+1", "@SUM(A1)", 'a,"b"', "4711"], 1):

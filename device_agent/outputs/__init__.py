@@ -12,23 +12,26 @@ Rules kept here:
   refuses together it is given one by one, so that one bad verdict takes no other along.
 - What is not delivered is counted and told of in the state. It is a fault of the state until a verdict arrives;
   one alone only until a beat does, for after it a line may stand still. The device's own record is its history.
+- What waits when the agent stops, or is killed, goes first after the next start where the output lasts
+  (`LastingOutput`), read from the history. A stop says what it leaves.
 - When the agent stops, open parts are rejected first (`parts`), and each output is left saying reject (`close`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 from device_agent.config import HttpOutput, ModbusOutput, OutputSettings
 from device_agent.histogram import Histogram
-from device_agent.parts import Part
+from device_agent.parts import KeptPart, Part
 from device_agent.plugins import OUTPUTS, load
 from sdk.errors import HeadwayError, OutputFailed, OutputRefused
 from sdk.wire import Verdict
@@ -96,6 +99,20 @@ class GroupedOutput(Output, Protocol):
         """
 
 
+@runtime_checkable
+class LastingOutput(Output, Protocol):
+    """An output that replays and goes on after a restart where it was.
+
+    What it lacks of earlier runs comes as `KeptPart`, and may be what it has: a kill, or a post whose answer did
+    not arrive, sends a verdict twice.
+
+    Attributes:
+        resumes_as: Names this receiver from one start to the next.
+    """
+
+    resumes_as: str
+
+
 @dataclass
 class OutputTally:
     """What an output has done; read by others while it runs.
@@ -112,7 +129,9 @@ class OutputTally:
 
 
 class _Worker:
-    def __init__(self, output: Output, name: str) -> None:
+    def __init__(
+        self, output: Output, name: str, kept: Sequence[KeptPart], reached: Callable[[Part], None] | None
+    ) -> None:
         self.output = output
         self.name = name
         self.tally = OutputTally()
@@ -121,6 +140,11 @@ class _Worker:
         # Bounded by `put`: one thread at a time hands verdicts over, with the ledger's lock. Written in C it takes
         # less of the thread that decides than a `queue.Queue`.
         self._waiting: queue.SimpleQueue[Part] = queue.SimpleQueue()
+        for part in kept:
+            self._waiting.put(part)
+        self._reached = reached
+        self._newest: Part | None = None  # the last that is done with and not written down as such
+        self._left = list[Part]()  # given up by a stop
         self._stopping = threading.Event()
         self._refused = False
         self._missed = self._forgiven = False  # a verdict since the last that arrived; one such, by a beat
@@ -147,6 +171,8 @@ class _Worker:
             self.output.close()  # never started
         else:
             self._thread.join(STOP_TIMEOUT_S)
+            if self._thread.is_alive():
+                _log.warning("%s: did not stop in time; %d verdicts and more waited", self.name, self.depth)
 
     def _run(self) -> None:
         beat_s, give_up_s = 0.0, float("inf")
@@ -164,13 +190,39 @@ class _Worker:
                 else:
                     self._deliver(self._with_those_behind(part), give_up_s)
             now_s = time.monotonic()
-            if now_s > give_up_s:
+            if now_s > give_up_s or self._left:
                 break
             if now_s >= beat_s:
                 beat_s = now_s + BEAT_S
+                self._write_down()
                 self._try(())
-        self.tally.dropped += self._waiting.qsize()
+        self._write_down()
+        self._tell_what_is_left()
         self.output.close()
+
+    def _done_with(self, part: Part) -> None:
+        if self._reached is not None:  # else it would only keep the part's frame in memory
+            self._newest = part
+
+    def _write_down(self) -> None:
+        """Let the next start know how far this output has come."""
+        if self._newest is None or self._reached is None:
+            return
+        with contextlib.suppress(HeadwayError):  # a full disk: the history has said so
+            self._reached(self._newest)
+            self._newest = None
+
+    def _tell_what_is_left(self) -> None:
+        while not self._waiting.empty():
+            self._left.append(self._waiting.get())
+        if not self._left:
+            return
+        fate = "wait for the next start"
+        if self._reached is None:
+            self.tally.dropped += len(self._left)
+            fate = "are not delivered and will not be"
+        first, last = (part.name or f"number {part.number}" for part in (self._left[0], self._left[-1]))
+        _log.warning("%s: %d verdicts %s, parts %s to %s", self.name, len(self._left), fate, first, last)
 
     def _with_those_behind(self, part: Part) -> list[Part]:
         """Return a verdict with those that follow it closely, as many as the output takes at once."""
@@ -193,19 +245,30 @@ class _Worker:
 
     def _deliver(self, parts: Sequence[Part], give_up_s: float) -> None:
         wait_s = RETRY_S
+        if self._left:  # none overtakes what a stop has given up
+            self._left += parts
+            return
         while not self._try(parts):
             if self._refused and len(parts) > 1:
                 self._deliver_each(parts, give_up_s)
                 return
-            if self._refused or not self.output.replays or time.monotonic() + wait_s > give_up_s:
+            if self._refused or not self.output.replays:
                 self.tally.dropped += len(parts)
+                self._done_with(parts[-1])
+                return
+            self._write_down()  # what went before: this may be tried for long
+            if time.monotonic() + wait_s > give_up_s:
+                self._left += parts
                 return
             if self._stopping.wait(wait_s):
                 give_up_s = min(give_up_s, time.monotonic() + STOP_TIMEOUT_S / 2)
                 time.sleep(RETRY_S)
             wait_s = min(2 * wait_s, RETRY_MAX_S)
         self.tally.sent += len(parts)
+        self._done_with(parts[-1])
         for part in parts:
+            if isinstance(part, KeptPart):
+                continue  # its capture was before a restart
             self.latency.add((time.monotonic() - part.captured_s) * 1000)
 
     def _deliver_each(self, parts: Sequence[Part], give_up_s: float) -> None:
@@ -272,12 +335,24 @@ class Outputs:
     def __init__(self) -> None:
         self._workers: list[_Worker] = []
 
-    def add(self, output: Output) -> None:
+    def add(
+        self,
+        output: Output,
+        kept: Sequence[KeptPart] = (),
+        reached: Callable[[Part], None] | None = None,
+    ) -> None:
         """Let verdicts go there too; before `start`. A name that another has gets a number: metrics and people
-        go by it."""
+        go by it.
+
+        Args:
+            output: Where they go.
+            kept: What it lacks of earlier runs.
+            reached: Told now and then up to which verdict it needs none any more; with it, what waits at a stop
+                is not lost.
+        """
         same = sum(worker.output.name == output.name for worker in self._workers)
         name = f"{output.name} ({same + 1})" if same else output.name
-        self._workers.append(_Worker(output, name))
+        self._workers.append(_Worker(output, name, kept, reached))
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -290,8 +365,9 @@ class Outputs:
             worker.put(part)
 
     def stop(self) -> None:
-        """Deliver what waits, within a bound, and leave every output saying reject."""
-        for worker in self._workers:
+        """Deliver what waits, within a bound, and leave every output saying reject. The first is stopped last: it
+        is the history, in which the others write down how far they came."""
+        for worker in (*self._workers[1:], *self._workers[:1]):
             worker.stop()
 
     def report(self) -> list[tuple[str, OutputTally, int, Histogram]]:

@@ -3,6 +3,7 @@ order."""
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from device_agent.config import HttpOutput
-from device_agent.parts import Part
+from device_agent.parts import KeptPart, Part
 from sdk.errors import ConfigError, OutputFailed, OutputRefused
 from sdk.wire import Result
 
@@ -54,6 +55,8 @@ class HttpPosts:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"output.url: {settings.url!r} is no http address", hint="https://mes.plant/parts")
         self.name = f"http {parts.hostname}"
+        # The address itself may hold a password.
+        self.resumes_as = f"{self.name} {hashlib.sha256(settings.url.encode()).hexdigest()[:16]}"
         self._settings, self._device, self._run = settings, device, run
         self._headers = {"Content-Type": "application/json"}
         if settings.token_file is not None:
@@ -73,7 +76,8 @@ class HttpPosts:
             OutputRefused: the service will not have this one.
         """
         result = msgspec.structs.asdict(part.result())
-        posted = Posted(**result, device=self._device, run=self._run, number=part.number)
+        run = part.run if isinstance(part, KeptPart) else self._run
+        posted = Posted(**result, device=self._device, run=run, number=part.number)
         request = urllib.request.Request(self._settings.url, msgspec.json.encode(posted), self._headers)
         try:
             with self._opener.open(request, timeout=self._settings.timeout_s) as answer:
