@@ -22,6 +22,7 @@ from sdk.fleet.page.view import FleetView
 from sdk.fleet.rollout import Plan
 from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord, Label
+from sdk.web.bodies import MAX_BODY_BYTES
 from sdk.web.server import serving_page
 from sdk.wire import DeviceState, HeadState
 from tests.builders import class_id_of, code_of, make_bundle, picture
@@ -221,6 +222,12 @@ def test_a_page_elsewhere_cannot_read_the_fleet_under_another_name(app: FastAPI)
         rebound = httpx.get(address, headers={"host": "evil.example"})
     assert rebound.status_code == 400
     assert "fleet" not in rebound.text
+
+
+def test_a_long_body_is_refused_and_not_read(client: TestClient) -> None:
+    answer = client.post("/", content=bytes(MAX_BODY_BYTES + 1))
+    assert (answer.status_code, sorted(answer.json())) == (413, ["error", "hint"])
+    assert client.get("/").status_code == 200
 
 
 def test_a_port_that_is_taken_is_told(app: FastAPI) -> None:

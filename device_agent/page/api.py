@@ -39,7 +39,7 @@ from sdk.errors import LabelError, StoreFull
 from sdk.images import decode
 from sdk.score import Score, score
 
-MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 """An image that somebody posts; a 50-megapixel PNG of a smooth surface stays below it."""
 MAX_PAGE: Final = 200
 MAX_TOGETHER: Final = 64
@@ -632,7 +632,7 @@ class Routes:
     ) -> InspectOut:
         """Decide about the image in the body; `keep` stores it as a sample, `part` says which part it shows, `lot`
         the lot that this is of."""
-        data = await _body(request)
+        data = await request.body()  # of at most `MAX_IMAGE_BYTES`: `SmallBodies`
         seen = await run_in_threadpool(self.station.inspect, data, keep=keep, part=part, lot=lot)
         decision = seen.decision
         finite = abs(decision.threshold) != float("inf")
@@ -693,22 +693,6 @@ def operator_of(request: Request, typed: str) -> str:
 
 def _not_kept(sample: str) -> Refusal:
     return Refusal(404, f"sample {sample[:12]} is not kept here", "Only the newest unlabelled pictures are kept.")
-
-
-async def _body(request: Request) -> bytes:
-    """Return a request's body.
-
-    Raises:
-        Refusal: it is too large.
-    """
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise Refusal(413, f"over {MAX_BODY_BYTES} bytes", "Send one image, compressed.")
-        parts.append(part)
-    return b"".join(parts)
 
 
 class _Feed:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from device_agent.courtesy import Courtesy
 from device_agent.outlook import BUDGET_S, LookAhead
 from device_agent.page.access import Access
-from device_agent.page.api import Routes
+from device_agent.page.api import MAX_IMAGE_BYTES, Routes
 from device_agent.page.asked import Unsure
 from device_agent.page.book import open_book
 from device_agent.page.classes import Classes, PutAway
@@ -48,6 +48,7 @@ from sdk.errors import (
     TriggerRefused,
     UnknownClassError,
 )
+from sdk.web.bodies import SmallBodies
 from sdk.web.server import mount_shared
 
 _STATUS: Final[tuple[tuple[type[HeadwayError], int], ...]] = (
@@ -99,7 +100,9 @@ def create_app(
     app = FastAPI(
         title="Headway device",
         description="One device's decisions, questions and labels. docs/agent.md is the guide.",
-        responses={status: {"model": ErrorOut} for status in (400, 401, 403, 404, 409, 422, 429, 500, 503, 507)},
+        responses={
+            status: {"model": ErrorOut} for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
+        },
         docs_url=None,  # its assets come from a content network; /openapi.json is enough
         redoc_url=None,
         lifespan=_writing(counter),
@@ -108,6 +111,8 @@ def create_app(
     app.mount("/static", StaticFiles(directory=str(files("device_agent.page") / "static")), name="static")
     _add_errors(app)
     app.add_middleware(SavesFirst, courtesy=station.courtesy)  # within the guard: not for whoever may not save
+    # The login is for everybody: its body too is counted before it is read.
+    app.add_middleware(SmallBodies, longer={"/api/inspect": MAX_IMAGE_BYTES})
     app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure))
     history = LabelHistory(station.store, _ReleaseClasses(station))
     put_away = PutAway(station, book, history)

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from sdk.errors import FleetError, HeadwayError
 from sdk.fleet.page.view import MOST_TEACHERS, FleetView
+from sdk.web.bodies import SmallBodies
 from sdk.web.server import mount_shared
 
 HOST: Final = "127.0.0.1"
@@ -79,6 +80,7 @@ def make_app(view: FleetView) -> FastAPI:
     app.mount("/static", StaticFiles(directory=str(files("sdk.fleet.page") / "static")), name="static")
     # A page elsewhere that resolves its own name to this machine must not read the fleet.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    app.add_middleware(SmallBodies)
 
     def page(name: str, active: str, **values: Any) -> HTMLResponse:
         return HTMLResponse(templates.get_template(name).render(active=active, **values))
