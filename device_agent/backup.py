@@ -3,19 +3,28 @@
 A backup is a directory: `store.sqlite3`, the labelled pictures under `images/`, the release in service under
 `slots/`, and `backup.json`, which is written last. It is taken with SQLite's online backup while the agent runs.
 
+A backup lies on shares and media that others write to, so a restore takes from it what a backup is and nothing
+else: no accounts, no links, no file that is not named by the store or the release. What else lies there is left
+out and told. That does not make labels true: whoever may write to a backup may give it another store.
+
 A restored store is an old copy of its log, and the fleet may hold later entries. So it takes no label until it has
 heard from the fleet once (`LabelLog.append`): writing on from the old end would make two logs of one device.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import os
+import re
 import shutil
 import sqlite3
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -32,6 +41,8 @@ BACKUP_NAME: Final = "backup.json"
 FORMAT: Final = 1
 SLOTS_NAME: Final = "slots"
 _BLOCK: Final = 1024 * 1024
+_MAX_FACTS_BYTES: Final = 64 * 1024
+"""Of `backup.json`, which has 300."""
 
 
 class BackupFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -103,7 +114,14 @@ def make_backup(data_dir: Path, target: Path, *, clock: Callable[[], float] = ti
     return made
 
 
-def restore_backup(backup: Path, data_dir: Path, device: str, *, in_fleet: bool) -> BackupFacts:
+def restore_backup(
+    backup: Path,
+    data_dir: Path,
+    device: str,
+    *,
+    in_fleet: bool,
+    on_left_out: Callable[[str], None] = lambda _name: None,
+) -> BackupFacts:
     """Make a data folder from a backup; return what is in it.
 
     Args:
@@ -111,10 +129,11 @@ def restore_backup(backup: Path, data_dir: Path, device: str, *, in_fleet: bool)
         data_dir: The data folder to make; must not exist, or be empty.
         device: The device's id by its settings.
         in_fleet: It has a broker: it must hear from its fleet before it takes labels.
+        on_left_out: Told of each file or folder that is no part of a backup, and of a release that is not whole.
 
     Raises:
         ConfigError: the data folder holds something, or the backup is another device's.
-        StoreCorrupt: the backup is damaged or none.
+        StoreCorrupt: the backup is damaged or none, or has links where files belong.
         StoreFull: the disk takes no writes.
     """
     facts = read_backup(backup)
@@ -131,16 +150,24 @@ def restore_backup(backup: Path, data_dir: Path, device: str, *, in_fleet: bool)
             )
         draft = data_dir.with_name(f"{data_dir.name}.partial")
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(backup, draft, ignore=shutil.ignore_patterns(BACKUP_NAME))
-        found = check_store(draft / STORE_NAME, whole=True)
-        _check_whole(backup, facts, found)
-        _settle(draft / STORE_NAME, in_fleet=in_fleet)
-        for path in sorted(draft.rglob("*")):
-            sync_path(path)
-        if data_dir.exists():
-            data_dir.rmdir()
-        draft.rename(data_dir)
+        draft.mkdir(parents=True)
+        try:
+            taken = _take(backup, facts, draft)
+            found = check_store(draft / STORE_NAME, whole=True)
+            _check_whole(backup, facts, found)
+            _settle(draft / STORE_NAME, in_fleet=in_fleet)
+            for path in sorted(draft.rglob("*")):
+                sync_path(path)
+            if data_dir.exists():
+                data_dir.rmdir()
+            draft.rename(data_dir)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         sync_path(data_dir.resolve().parent)
+    with contextlib.suppress(OSError):  # the share went away: what was to be taken is here
+        for name in _left_out(backup, {*taken, BACKUP_NAME}):
+            on_left_out(name)
     return facts
 
 
@@ -148,11 +175,13 @@ def read_backup(backup: Path) -> BackupFacts:
     """Return what a backup says of itself, after its store's digest was found right.
 
     Raises:
-        StoreCorrupt: it is damaged, unfinished or none.
+        StoreCorrupt: it is damaged, unfinished or none, or has links where files belong.
     """
     try:
-        facts = msgspec.json.decode((backup / BACKUP_NAME).read_bytes(), type=BackupFacts)
-        digest = _digest(backup / STORE_NAME)
+        with _open_plain(backup, BACKUP_NAME) as stream:
+            facts = msgspec.json.decode(stream.read(_MAX_FACTS_BYTES), type=BackupFacts)
+        with _open_plain(backup, STORE_NAME) as stream:
+            digest = _digest_of(stream)
     except (OSError, msgspec.MsgspecError) as error:
         raise _no_backup(f"{backup} is no backup: {str(error)[:120]}") from error
     if facts.format != FORMAT:
@@ -166,6 +195,114 @@ def _no_backup(what: str) -> StoreCorrupt:
     return StoreCorrupt(
         what, hint="Use another backup, or start empty: the device fetches its log from the fleet."
     )
+
+
+def _take(backup: Path, facts: BackupFacts, draft: Path) -> set[str]:
+    """Copy a backup's store, the pictures that are labelled in it, and its release; return their names."""
+    if _copy_plain(backup, (STORE_NAME,), draft) != facts.store_sha256:
+        raise _no_backup(f"{backup / STORE_NAME} changes while it is read")
+    taken = {STORE_NAME}
+    for name in _labelled(draft / STORE_NAME):
+        parts = (IMAGES_NAME, name[:2], name)
+        with contextlib.suppress(FileNotFoundError):  # the device itself may have lost it; `_check_whole` counts
+            if _copy_plain(backup, parts, draft) != name:
+                raise _no_backup(f"{backup.joinpath(*parts)} is not the picture that its name says")
+            taken.add("/".join(parts))
+    if facts.release:
+        slot = f"{SLOTS_NAME}/{facts.release}"
+        with contextlib.suppress(FileNotFoundError, StoreCorrupt, BundleError):  # then it is told as left out
+            taken |= {f"{slot}/{name}" for name in _take_release(backup, facts.release, draft)}
+    return taken
+
+
+def _take_release(backup: Path, release: str, draft: Path) -> list[str]:
+    """Copy a backup's release, whole or not at all; return its files' names.
+
+    Raises:
+        StoreCorrupt, BundleError: it is not whole, or has links where files belong.
+        FileNotFoundError: it is not there.
+    """
+    if re.fullmatch("[0-9a-f]{64}", release) is None:  # it becomes a folder's name
+        raise _no_backup(f"{backup} names a release {release[:64]!r}")
+    try:
+        handle = _open_folder(backup, (SLOTS_NAME, release))
+        try:
+            names = os.listdir(handle)
+        finally:
+            os.close(handle)
+        for name in names:
+            _copy_plain(backup, (SLOTS_NAME, release, name), draft)
+        return Bundle.open(draft / SLOTS_NAME / release).file_names()
+    except BaseException:
+        shutil.rmtree(draft / SLOTS_NAME, ignore_errors=True)
+        raise
+
+
+def _left_out(backup: Path, taken: set[str]) -> Iterator[str]:
+    """Yield what else lies in a backup, a folder of which nothing was taken as one."""
+    folders = {name.rsplit("/", depth)[0] for name in taken for depth in range(1, name.count("/") + 1)}
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        with os.scandir(backup / folder) as entries:
+            for name, link in sorted((entry.name, entry.is_symlink()) for entry in entries):
+                path = f"{folder}/{name}" if folder else name
+                if path in folders and not link:
+                    waiting.append(path)
+                elif path not in taken:
+                    yield path
+
+
+def _copy_plain(backup: Path, parts: tuple[str, ...], draft: Path) -> str:
+    """Copy a file of a backup; return its SHA-256 as it was read.
+
+    Raises:
+        StoreCorrupt: it is no plain file, or there is a link on the way to it.
+        FileNotFoundError: it is not there.
+    """
+    target = draft.joinpath(*parts)
+    with _open_plain(backup, *parts) as stream:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as copy:
+            return _digest_of(stream, copy)
+
+
+def _open_plain(backup: Path, *parts: str) -> BinaryIO:
+    """Open a file of a backup; raises as `_copy_plain`."""
+    folder = _open_folder(backup, parts[:-1])
+    try:
+        # O_NONBLOCK: opening a pipe would wait for whoever writes to it.
+        handle = _open_part(backup, parts, os.O_NONBLOCK, folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _not_plain(backup, parts)
+    return os.fdopen(handle, "rb")
+
+
+def _open_folder(backup: Path, parts: tuple[str, ...]) -> int:
+    handle = os.open(backup, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    for depth in range(1, len(parts) + 1):
+        outer = handle
+        try:
+            handle = _open_part(backup, parts[:depth], os.O_DIRECTORY, outer)
+        finally:
+            os.close(outer)
+    return handle
+
+
+def _open_part(backup: Path, parts: tuple[str, ...], flags: int, folder: int) -> int:
+    try:
+        return os.open(parts[-1], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise _not_plain(backup, parts) from error
+        raise
+
+
+def _not_plain(backup: Path, parts: tuple[str, ...]) -> StoreCorrupt:
+    return _no_backup(f"{backup.joinpath(*parts)} is a link, or no plain file")
 
 
 def _check_whole(backup: Path, facts: BackupFacts, found: StoreFacts) -> None:
@@ -190,13 +327,8 @@ def _copy_store(source: Path, target: Path) -> None:
 
 def _copy_images(data_dir: Path, draft: Path) -> int:
     """Copy the pictures that are labelled in the copied store; return how many are there."""
-    db = sqlite3.connect(draft / STORE_NAME)
-    try:
-        names = [row[0].hex() for row in db.execute("SELECT sample FROM samples WHERE status = 'labelled'")]
-    finally:
-        db.close()
     copied = 0
-    for name in names:
+    for name in _labelled(draft / STORE_NAME):
         source = data_dir / IMAGES_NAME / name[:2] / name
         if source.exists() and _digest(source) == name:
             target = draft / IMAGES_NAME / name[:2] / name
@@ -204,6 +336,21 @@ def _copy_images(data_dir: Path, draft: Path) -> int:
             shutil.copyfile(source, target)
             copied += 1
     return copied
+
+
+def _labelled(store: Path) -> list[str]:
+    """Return the names of the pictures that are labelled in a store.
+
+    Raises:
+        StoreCorrupt: it is none.
+    """
+    db = sqlite3.connect(store)
+    try:
+        return [row[0].hex() for row in db.execute("SELECT sample FROM samples WHERE status = 'labelled'")]
+    except (sqlite3.DatabaseError, AttributeError) as error:
+        raise _no_backup(f"{store} is no store: {error}") from error
+    finally:
+        db.close()
 
 
 def _copy_release(data_dir: Path, draft: Path) -> str:
@@ -214,7 +361,7 @@ def _copy_release(data_dir: Path, draft: Path) -> str:
     slot = current.resolve()
     target = draft / SLOTS_NAME / slot.name
     try:
-        shutil.copytree(slot, target)
+        shutil.copytree(slot, target, copy_function=shutil.copyfile)
         Bundle.open(target)
     except (FileNotFoundError, shutil.Error, BundleError):
         shutil.rmtree(target, ignore_errors=True)  # an update replaced it meanwhile; the fleet has it
@@ -235,8 +382,15 @@ def _settle(store: Path, *, in_fleet: bool) -> None:
 
 
 def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
+        return _digest_of(opened)
+
+
+def _digest_of(stream: BinaryIO, copy: BinaryIO | None = None) -> str:
+    """Return the SHA-256 of all that a stream holds, and write it to another one."""
+    digest = hashlib.sha256()
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+        if copy is not None:
+            copy.write(block)
     return digest.hexdigest()

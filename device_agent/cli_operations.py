@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from device_agent.finding import Finding
 
 FAULT_EXIT: Final = 1
+_LEFT_OUT_SHOWN: Final = 10
 _COLOURS: Final = {"good": "green", "note": "yellow", "fault": "red"}
 _SITE = click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
 
@@ -85,12 +86,22 @@ def backup(site_file: Path, target: Path) -> None:
 @_SITE
 @click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
 def restore(site_file: Path, source: Path) -> None:
-    """Make this device's data folder from a backup. The agent must not run, and the folder be empty or missing."""
+    """Make this device's data folder from a backup. The agent must not run, and the folder be empty or missing.
+
+    Takes the labels, their pictures and the release; what else lies in DIR is left out, and named.
+    """
     from device_agent.backup import restore_backup
     from device_agent.config import load_site
 
     site = load_site(site_file)
-    facts = restore_backup(source, site.data_dir, site.device, in_fleet=site.mqtt is not None)
+    left_out: list[str] = []
+    facts = restore_backup(
+        source, site.data_dir, site.device, in_fleet=site.mqtt is not None, on_left_out=left_out.append
+    )
     click.echo(f"{site.data_dir}: {facts.entries} log entries, {facts.labelled} labelled samples")
+    for name in left_out[:_LEFT_OUT_SHOWN]:
+        click.echo(f"left out, no part of a backup or not whole: {name!r}", err=True)
+    if len(left_out) > _LEFT_OUT_SHOWN:
+        click.echo(f"left out also: {len(left_out) - _LEFT_OUT_SHOWN} more", err=True)
     if site.mqtt is not None:
         click.echo("labels are taken as soon as the device has heard from its fleet")

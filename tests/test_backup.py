@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,8 @@ import pytest
 
 from device_agent.backup import BACKUP_NAME, make_backup, read_backup, restore_backup
 from device_agent.learner import Learner
+from device_agent.page.access import Access, Role
+from device_agent.page.book import open_book
 from device_agent.sample import SampleStatus
 from device_agent.store import Store, check_store
 from device_agent.sync import SyncCore
@@ -188,6 +191,31 @@ def flip_picture(backup: Path) -> None:
     path.write_bytes(b"torn")
 
 
+def drop_picture(backup: Path) -> None:
+    next((backup / "images").glob("??/*")).unlink()
+
+
+def link_picture(backup: Path) -> None:
+    path = next((backup / "images").glob("??/*"))
+    path.rename(backup / "picture")
+    path.symlink_to(backup / "picture")  # to what it was, even
+
+
+def link_folder(backup: Path) -> None:
+    (backup / "images").rename(backup / "elsewhere")
+    (backup / "images").symlink_to("elsewhere")
+
+
+def link_store(backup: Path) -> None:
+    (backup / "store.sqlite3").rename(backup / "elsewhere")
+    (backup / "store.sqlite3").symlink_to("elsewhere")
+
+
+def pipe_facts(backup: Path) -> None:
+    unfinished(backup)
+    os.mkfifo(backup / BACKUP_NAME)
+
+
 def unfinished(backup: Path) -> None:
     (backup / BACKUP_NAME).unlink()
 
@@ -201,7 +229,12 @@ def newer(backup: Path) -> None:
     ("harm", "match"),
     [
         (flip_store, "is not what backup.json says"),
-        (flip_picture, "not what backup.json says"),
+        (flip_picture, "is not the picture that its name says"),
+        (drop_picture, "not what backup.json says"),
+        (link_picture, "is a link, or no plain file"),
+        (link_folder, "is a link, or no plain file"),
+        (link_store, "is a link, or no plain file"),
+        (pipe_facts, "is a link, or no plain file"),
         (unfinished, "is no backup"),
         (newer, "has format 9"),
         (shutil.rmtree, "is no backup"),
@@ -214,6 +247,56 @@ def test_a_backup_that_is_not_whole_is_refused_and_nothing_is_made(
     with pytest.raises(StoreCorrupt, match=match):
         restore_backup(backup, tmp_path / "new", "line-1", in_fleet=False)
     assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new.partial").exists()
+
+
+def test_what_somebody_laid_into_a_backup_is_left_out_and_named(
+    backup: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = open_book(tmp_path / "other")
+    Access(book).add("Mallory", Role.ADMIN, "a password of some length")
+    book.close()
+    shutil.copytree(tmp_path / "other" / "page", backup / "page")
+    (tmp_path / "secret").write_text("theirs")
+    (backup / "images" / "leak").symlink_to(tmp_path / "secret")
+    (backup / "store.sqlite3-wal").write_bytes(b"entries of somebody")
+    picture = next((backup / "images").glob("??/*"))
+    (picture.parent / ("0" * 64)).write_bytes(b"of no label")
+    site = tmp_path / "site.toml"
+    site.write_text('device = "line-1"\ndata_dir = "new"\n[camera]\nkind = "opencv"\nindex = 0\n')
+
+    restored = headway(capsys, "agent", "restore", site, backup)
+    assert restored.code == 0
+    told = {line.rpartition(": ")[2].strip("'") for line in restored.err.splitlines() if "left out" in line}
+    assert told == {"page", "images/leak", "store.sqlite3-wal", f"images/{picture.parent.name}/{'0' * 64}"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"store.sqlite3", "images"}
+    assert len(list((tmp_path / "new" / "images").rglob("*/*"))) == LABELS
+    assert "Mallory" not in headway(capsys, "agent", "user", "list", site).out
+
+
+@pytest.mark.parametrize("harm", ["damaged", "link", "climbs"])
+def test_labels_come_back_without_a_release_that_is_not_whole(
+    rig: Rig, bundles: dict[str, Bundle], tmp_path: Path, harm: str
+) -> None:
+    ids = label_some(rig.store, bundles["old"])
+    facts = make_backup(rig.folder, tmp_path / "backup")
+    slot = tmp_path / "backup" / "slots" / facts.release
+    if harm == "damaged":
+        (slot / "manifest.json").write_bytes(b"{}")
+    elif harm == "link":
+        slot.rename(tmp_path / "slot")
+        slot.symlink_to(tmp_path / "slot")
+    else:
+        shutil.copytree(slot, tmp_path / "slot")
+        path = tmp_path / "backup" / BACKUP_NAME
+        path.write_text(path.read_text().replace(facts.release, "../../slot"))
+    left_out: list[str] = []
+    restored = restore_backup(
+        tmp_path / "backup", tmp_path / "new", "line-1", in_fleet=True, on_left_out=left_out.append
+    )
+    assert restored.labelled == len(ids)
+    assert [name for name in left_out if name.startswith("slots")] == ["slots"]
+    assert not (tmp_path / "new" / "slots").exists()
 
 
 def test_another_devices_backup_is_refused(backup: Path, tmp_path: Path) -> None:
