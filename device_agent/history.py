@@ -7,12 +7,12 @@ Beside the verdicts stands how far each output has come that goes on where it wa
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 
 from device_agent.database import Database, disk, read_uri
 from device_agent.parts import KeptPart, Part
-from sdk.errors import ConfigError, HeadwayError, OutputFailed
+from sdk.errors import ConfigError, HeadwayError, OutputFailed, StoreFull
 from sdk.spreadsheet import harmless
 from sdk.wire import Result, Verdict
 
@@ -122,17 +122,17 @@ class History:
         """Return for each output the verdicts of earlier runs that it lacks, oldest first. Call it once, first.
 
         One that is new here lacks none: what is of the past was never to go there. One that is not among them any
-        more is forgotten.
+        more is forgotten. A full disk keeps nobody from starting: what cannot be written down now is later.
 
         Args:
             outputs: Their names (`LastingOutput.resumes_as`).
             newest: At most so many for each.
 
         Raises:
-            StoreFull, StoreCorrupt: the disk takes no writes, or the file is damaged.
+            StoreCorrupt: the file is damaged.
         """
         found: dict[str, list[KeptPart]] = {name: [] for name in outputs}
-        with self._db.transaction() as db:
+        with self._db.transaction(durable=False) as db:
             known = db.execute("SELECT output, after, run, number FROM delivered").fetchall()
             for name, *place in known:
                 (count,) = db.execute(f"SELECT count(*) FROM parts WHERE {_WAITS}", place).fetchone()
@@ -142,10 +142,13 @@ class History:
                 if name in found:
                     rows = _select(db, f"{_WAITS} ORDER BY id DESC LIMIT ?", [*place, newest])
                     found[name] = [_kept(row) for row in rows][::-1]
-                else:
+        names = {name for name, *_ in known}
+        if found.keys() != names:
+            with contextlib.suppress(StoreFull), self._db.transaction() as db:
+                for name in names - found.keys():
                     db.execute("DELETE FROM delivered WHERE output = ?", (name,))
-            for name in found.keys() - {name for name, *_ in known}:
-                db.execute("INSERT INTO delivered VALUES (?, ?, '', 0)", (name, self._before))
+                for name in found.keys() - names:
+                    db.execute("INSERT INTO delivered VALUES (?, ?, '', 0)", (name, self._before))
         return found
 
     def delivered(self, output: str, part: Part) -> None:
@@ -160,8 +163,7 @@ class History:
         with self._db.lock:
             if not self._closed:
                 with self._db.transaction(durable=False) as db:
-                    update = "UPDATE delivered SET after = ?, run = ?, number = ? WHERE output = ?"
-                    db.execute(update, (*place, output))
+                    db.execute("INSERT OR REPLACE INTO delivered VALUES (?, ?, ?, ?)", (output, *place))
 
     def send(self, part: Part) -> None:
         """Write one verdict."""
@@ -241,7 +243,7 @@ def _rows(data_dir: Path, where: str, values: list[object], *, newest: int | Non
     file = data_dir / FOLDER_NAME / FILE_NAME
     if not file.is_file():
         raise ConfigError(f"there is no history in {data_dir}", hint="The agent writes it from its first part on.")
-    with disk(data_dir), closing(sqlite3.connect(read_uri(file), uri=True)) as db:
+    with disk(data_dir), contextlib.closing(sqlite3.connect(read_uri(file), uri=True)) as db:
         if newest is not None:
             where = f"id IN (SELECT id FROM parts WHERE {where} ORDER BY id DESC LIMIT ?)"
             values = [*values, newest]

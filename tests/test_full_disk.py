@@ -6,6 +6,7 @@ with the kernel's limit on file sizes stand for them.
 
 from __future__ import annotations
 
+import os
 import urllib.error
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from tests.test_store import image_of, label, sample_of
 __all__ = ["bundle", "images", "small"]
 
 MIB = 1024**2
+SQLITE_OPENS = 32 * 1024
+"""What SQLite maps beside a file, without which it does not even read it."""
 LIMITS = StoreLimits(reserve_bytes=0, ballast_bytes=MIB)
 
 
@@ -77,6 +80,25 @@ def test_a_disk_that_turns_read_only_keeps_what_was_acknowledged(small: Path) ->
     with Store.open(small / "data", "line-1", limits=LIMITS) as store:
         taken += label(store, sample_of(2))
         assert list(store.log.records()) == taken
+
+
+def test_on_a_full_disk_an_output_is_given_what_it_lacks_all_the_same(small: Path) -> None:
+    history = History(small, keep_parts=10, run="a")
+    history.resume(["mes"], newest=10)
+    history.send(part_of(1, name="4711"))
+    history.close()
+    hog = fill(small)
+    os.truncate(hog, hog.stat().st_size - SQLITE_OPENS)
+    history = History(small, keep_parts=10, run="b")
+    found = history.resume(["mes", "new"], newest=10)
+    assert ([part.name for part in found["mes"]], found["new"]) == (["4711"], [])
+    hog.unlink()
+    history.delivered("new", part_of(1))
+    history.send_all([part_of(1), part_of(2, name="4712")])
+    history.close()
+    history = History(small, keep_parts=10, run="c")
+    assert [part.name for part in history.resume(["new"], newest=10)["new"]] == ["4712"]
+    history.close()
 
 
 def test_the_history_is_read_where_nobody_may_write(small: Path) -> None:
