@@ -181,8 +181,10 @@ def test_a_fault_is_told_while_it_lasts() -> None:
     with delivering(output) as outputs:
         outputs.put(part_of(0))
         wait_for(lambda: outputs.report()[0][1].fault == "it is away", DEADLINE_S)
+        assert outputs.report()[0][2] == 1, "what is tried again waits too"
         output.failures.clear()
         wait_for(lambda: outputs.report()[0][1].fault == "" and output.got == [0], DEADLINE_S)
+        wait_for(lambda: outputs.report()[0][2] == 0, DEADLINE_S)
 
 
 def test_beats_make_good_one_verdict_that_did_not_arrive_and_not_each() -> None:

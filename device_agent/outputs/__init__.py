@@ -145,6 +145,7 @@ class _Worker:
         self._reached = reached
         self._newest: Part | None = None  # the last that is done with and not written down as such
         self._left = list[Part]()  # given up by a stop
+        self._in_hand = 0  # taken from the queue, and tried
         self._stopping = threading.Event()
         self._refused = False
         self._missed = self._forgiven = False  # a verdict since the last that arrived; one such, by a beat
@@ -162,7 +163,7 @@ class _Worker:
 
     @property
     def depth(self) -> int:
-        return self._waiting.qsize()
+        return self._waiting.qsize() + self._in_hand
 
     def stop(self) -> None:
         """Deliver what waits, within a bound, and close the output."""
@@ -172,7 +173,7 @@ class _Worker:
         else:
             self._thread.join(STOP_TIMEOUT_S)
             if self._thread.is_alive():
-                _log.warning("%s: did not stop in time; %d verdicts and more waited", self.name, self.depth)
+                _log.warning("%s: did not stop in time; %d verdicts waited", self.name, self.depth)
 
     def _run(self) -> None:
         beat_s, give_up_s = 0.0, float("inf")
@@ -188,7 +189,10 @@ class _Worker:
                 if self._has_passed(part):
                     self.tally.dropped += 1
                 else:
-                    self._deliver(self._with_those_behind(part), give_up_s)
+                    parts = self._with_those_behind(part)
+                    self._in_hand = len(parts)
+                    self._deliver(parts, give_up_s)
+                    self._in_hand = 0
             now_s = time.monotonic()
             if now_s > give_up_s or self._left:
                 break
