@@ -90,7 +90,8 @@ class HttpPosts:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise OutputFailed(f"{self.name}: {reason}", hint="Check the address and the network.") from error
+            said = getattr(reason, "strerror", None) or reason  # without its number
+            raise OutputFailed(f"{self.name}: {said}", hint="Check the address and the network.") from error
 
     def beat(self) -> None:
         """Nothing: a service that wants signs of life asks for the state."""
