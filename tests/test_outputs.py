@@ -622,7 +622,9 @@ def test_a_verdict_that_a_service_will_never_take_is_dropped_and_counted(code: i
             assert outputs.report()[0][1].dropped == 1
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "mes.plant/parts", "http://"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://x/y", "mes.plant/parts", "http://", "http://mes:99999/x", "http://[mes/x"]
+)
 def test_what_is_no_http_address_is_refused_at_the_start(url: str) -> None:
     with pytest.raises(ConfigError, match="is no http address"):
         open_output(HttpOutput(url=url), "line-1", "run")

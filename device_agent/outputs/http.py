@@ -51,8 +51,12 @@ class HttpPosts:
     replays = True
 
     def __init__(self, settings: HttpOutput, device: str, run: str) -> None:
-        parts = urlsplit(settings.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(settings.url)
+            good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:  # of the port, or a bracket
+            good = False
+        if not good:
             raise ConfigError(f"output.url: {settings.url!r} is no http address", hint="https://mes.plant/parts")
         self.name = f"http {parts.hostname}"
         # The address itself may hold a password.
