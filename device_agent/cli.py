@@ -17,6 +17,7 @@ import click
 from device_agent.cli_operations import backup, restore, unit
 from device_agent.cli_update import update
 from device_agent.cli_user import user
+from device_agent.private import private_files
 from sdk.durable import write_output
 from sdk.errors import ConfigError
 from sdk.layouts import Layout
@@ -124,7 +125,7 @@ def run(site_file: Path, verbose: bool) -> None:
 
     site = load_site(site_file)
     set_up_logs(site.log, site.device, verbose=verbose)
-    with stop_on_signals() as stop:
+    with private_files(), stop_on_signals() as stop:
         set_modules_apart()
         with Agent(site) as running:
             running.run(stop.event, on_ready=lambda ready: click.echo(json.dumps(ready)))

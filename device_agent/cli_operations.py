@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from device_agent.private import private_files
+
 if TYPE_CHECKING:
     from device_agent.finding import Finding
 
@@ -78,7 +80,8 @@ def backup(site_file: Path, target: Path) -> None:
     from device_agent.backup import make_backup
     from device_agent.config import load_site
 
-    made = make_backup(load_site(site_file).data_dir, target)
+    with private_files():
+        made = make_backup(load_site(site_file).data_dir, target)
     click.echo(f"{target}: {made.entries} log entries, {made.labelled} labelled samples, {made.images} pictures")
 
 
@@ -95,9 +98,10 @@ def restore(site_file: Path, source: Path) -> None:
 
     site = load_site(site_file)
     left_out: list[str] = []
-    facts = restore_backup(
-        source, site.data_dir, site.device, in_fleet=site.mqtt is not None, on_left_out=left_out.append
-    )
+    with private_files():
+        facts = restore_backup(
+            source, site.data_dir, site.device, in_fleet=site.mqtt is not None, on_left_out=left_out.append
+        )
     click.echo(f"{site.data_dir}: {facts.entries} log entries, {facts.labelled} labelled samples")
     for name in left_out[:_LEFT_OUT_SHOWN]:
         click.echo(f"left out, no part of a backup or not whole: {name!r}", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from device_agent.private import private_files
 from sdk.errors import ConfigError, Incompatible
 
 if TYPE_CHECKING:
@@ -49,7 +50,11 @@ def update(site_file: Path, folder: Path, wait_s: float) -> None:
     from sdk.stick import Stick
 
     site = load_site(site_file)
-    with Stick(folder) as stick, click.progressbar(length=1, label=stick.index.release.name) as bar:
+    with (
+        private_files(),
+        Stick(folder) as stick,
+        click.progressbar(length=1, label=stick.index.release.name) as bar,
+    ):
 
         def progress(done: int, total: int) -> None:
             bar.length = total

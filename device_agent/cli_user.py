@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from device_agent.private import private_files
 from sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ def _access(site_file: Path) -> Iterator[Access]:
     from device_agent.page.access import Access
     from device_agent.page.book import open_book
 
-    book = open_book(load_site(site_file).data_dir)
-    try:
-        yield Access(book)
-    finally:
-        book.close()
+    with private_files():
+        book = open_book(load_site(site_file).data_dir)
+        try:
+            yield Access(book)
+        finally:
+            book.close()
 
 
 def _note(access: Access, action: str, account_id: str) -> None:

@@ -50,6 +50,7 @@ from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
 from device_agent.output_check import check_outputs, outputs_told
+from device_agent.private import open_to_all
 from device_agent.report import lost_words, unreadable_words
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
@@ -255,6 +256,9 @@ def _permissions(machine: Machine, site: Site) -> Iterator[Finding]:
             f"{folder} is not there; {me} may make it, a systemd unit may not",
             f"sudo install -d -o {me} -m 0700 {folder}",
         )
+    elif open_to_all(folder):
+        what = f"every user of this machine may look into {folder}: pictures, labels, names"
+        yield Finding("permissions", Level.NOTE, what, f"chmod 0700 {folder}")
     else:
         yield Finding("permissions", Level.GOOD, f"{me} may write to {folder}")
     for camera in site.cameras:

@@ -480,6 +480,14 @@ def test_a_new_release_waits_for_its_engine_while_the_old_one_serves(
 # The same as a process
 
 
+@pytest.fixture
+def everybody_reads() -> Iterator[None]:
+    """The mask that most machines have."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def site_file(images: Path, bundle: Bundle) -> Path:
     file = images.parent / "site.toml"
     file.write_text(
@@ -552,6 +560,37 @@ def test_a_label_that_was_acknowledged_survives_kill_9(images: Path, bundle: Bun
         assert "rings" in [c["name"] for c in state["classes"]]
         wait_for(lambda: not call(ready["page"], "api/state")["head"]["busy"])
         assert call(ready["page"], f"api/samples/{sample}")["label"] == "rings"
+
+
+def test_what_an_agent_writes_is_for_its_own_user_alone(
+    images: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str], everybody_reads: None
+) -> None:
+    file = site_file(images, bundle)
+    with process(file) as (_, ready):
+        wait_for(lambda: call(ready["page"], "api/state")["frames"] == COUNT)
+        sample = call(ready["page"], "api/samples?limit=1")[0]["sample"]
+        new = call(ready["page"], "api/classes", {"name": "rings"})["class_id"]
+        call(ready["page"], "api/labels", {"sample": sample, "class_id": new, "operator": "ann"})
+    made = file.parent / "backup"
+    assert headway(capsys, "agent", "backup", file, made).code == 0
+    (file.parent / "data").rename(file.parent / "old")
+    assert headway(capsys, "agent", "restore", file, made).code == 0
+    for folder in (file.parent / "old", made, file.parent / "data"):
+        found = [folder, *folder.rglob("*")]
+        assert len(found) > 4
+        assert [path for path in found if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+
+
+def test_the_first_account_makes_a_folder_for_its_own_user_alone(
+    images: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str], everybody_reads: None
+) -> None:
+    file, secret = site_file(images, bundle), images.parent / "secret"
+    secret.write_text("correct horse\n")
+    add = ("agent", "user", "add", file, "Ann", "--role", "admin", "--secret-file", secret)
+    assert headway(capsys, *add).code == 0
+    assert (file.parent / "data").stat().st_mode & 0o077 == 0
+    (images.parent / "mine").write_text("")
+    assert (images.parent / "mine").stat().st_mode & 0o777 == 0o644, "the mask is as it was"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -153,6 +153,18 @@ def test_what_the_settings_name_and_cannot_work_is_a_fault(
     assert fix in found[0].fix
 
 
+@pytest.mark.parametrize(("mode", "told"), [(0o755, True), (0o750, False), (0o700, False)])
+def test_a_folder_that_every_user_may_look_into_is_told(
+    images: Path, bundle: Bundle, mode: int, told: bool
+) -> None:
+    file = site_file(images, bundle)
+    data = file.parent / "data"
+    data.mkdir()
+    data.chmod(mode)
+    notes = [each for each in examine(file, GOOD) if "every user" in each.what]
+    assert [(each.level, each.fix) for each in notes] == [(Level.NOTE, f"chmod 0700 {data}")] * told
+
+
 @pytest.mark.parametrize(
     ("machine", "area", "level", "fix"),
     [

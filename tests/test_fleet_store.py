@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import threading
 from itertools import pairwise
@@ -424,6 +425,18 @@ def test_a_database_server_that_was_killed_loses_nothing_and_is_used_again(
             postgres.start()
         with store.read() as ledger:
             assert ledger.records("default", 1) == records
+
+
+def test_a_fleets_database_is_for_its_own_user_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with FleetStore(tmp_path / "fleet") as store, store.read() as ledger:
+            assert ledger.records("default", 1) == []
+            found = [path for path in (tmp_path / "fleet").iterdir() if path.name.startswith("fleet.db")]
+            assert [path for path in found if path.stat().st_mode & 0o077] == []
+            assert len(found) == 3, "with its log and index"
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.postgres

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +112,9 @@ def engine_of(directory: Path) -> Engine:
 
 
 def _sqlite(file: Path) -> Engine:
+    # People's names and labels are in it. SQLite gives its log and index the file's own mode.
+    with contextlib.suppress(OSError):  # it is there, or cannot be: connecting says why
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     engine = create_engine(f"sqlite:///{file}")
 
     @event.listens_for(engine, "connect")
