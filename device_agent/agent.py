@@ -496,6 +496,7 @@ class Agent:
                 self.state,
                 host=self.site.page.host,
                 secure=self._server.secure,
+                public_url=self.site.page.public_url,
                 access=self._access,
                 counter=self._shift,
                 trigger=self.flow.trigger,

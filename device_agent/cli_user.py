@@ -142,11 +142,10 @@ def remove(site_file: Path, name: str, erase: bool, open_again: bool) -> None:
     """End an account and its sessions.
 
     With --erase the name is forgotten too, also that of an account which was removed before. The last account goes
-    only with --open-again: on loopback whoever reaches the page may do everything then; beyond it nobody may do
-    anything, and the agent does not start again before there is an account.
+    only with --open-again: on loopback whoever reaches the page may do everything then; beyond it, and behind a
+    proxy, nobody may do anything, and the agent does not start again before there is an account.
     """
     from device_agent.config import load_site
-    from device_agent.page.guard import LOOPBACK
 
     with _access(site_file) as access:
         for account_id in access.remove(name, erase=erase, open_again=open_again):
@@ -158,8 +157,9 @@ def remove(site_file: Path, name: str, erase: bool, open_again: bool) -> None:
             "traces of the name are left in the page's file: there is no room to write it anew, or something"
             " keeps it busy; they go when the agent starts next"
         )
-    host = load_site(site_file).page.host
-    if not closed and host in LOOPBACK:
+    page = load_site(site_file).page
+    if not closed and page.for_this_machine:
         click.echo("that was the last account: whoever reaches the page may do everything from now on")
     elif not closed:
-        click.echo(f"that was the last account: nobody gets into the page at {host} until there is another")
+        where = page.public_url or page.host
+        click.echo(f"that was the last account: nobody gets into the page at {where} until there is another")

@@ -8,10 +8,11 @@ relative to the folder of `site.toml`. Secrets stand in files of their own, neve
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -27,6 +28,8 @@ else:
 
 SITE_NAME = "site.toml"
 MAX_SITE_BYTES = 1024 * 1024
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_PUBLIC_URL: Final = r"https://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 
 Rate = Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
@@ -313,7 +316,8 @@ class PageSettings(_Section, frozen=True, kw_only=True):
         host: On loopback only this machine reaches it.
         port: 0 takes a free one.
         cert_file, key_file: Its certificate and private key, PEM; both or neither.
-        plain_http: Serve beyond loopback without TLS: behind a proxy on this machine, or where nobody listens.
+        plain_http: Serve beyond loopback without TLS, where nobody listens.
+        public_url: What people call the page behind a proxy on this machine, which has the certificate.
     """
 
     host: Name = "127.0.0.1"
@@ -321,10 +325,20 @@ class PageSettings(_Section, frozen=True, kw_only=True):
     cert_file: Path | None = None
     key_file: Path | None = None
     plain_http: bool = False
+    public_url: Annotated[str, msgspec.Meta(max_length=300)] = ""
 
     def __post_init__(self) -> None:
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("give both cert_file and key_file, or neither")
+        if self.public_url and re.fullmatch(_PUBLIC_URL, self.public_url) is None:
+            raise ValueError("public_url is https://NAME or https://NAME:PORT, without a path")
+        if self.public_url and self.host not in LOOPBACK:
+            raise ValueError("public_url is of a proxy on this machine: leave host at 127.0.0.1")
+
+    @property
+    def for_this_machine(self) -> bool:
+        """Return whether nobody else comes to the page: on loopback, and no proxy brings others."""
+        return self.host in LOOPBACK and not self.public_url
 
 
 class MqttTable(_Section, frozen=True, kw_only=True):
@@ -740,7 +754,8 @@ host = "127.0.0.1"            # beyond loopback: make accounts first (headway ag
 port = 8080                   # 0 takes a free one; the agent prints its address
 # cert_file = "page.pem"      # TLS
 # key_file = "page.key"
-# plain_http = false          # true: beyond loopback without TLS, behind a proxy or where nobody listens
+# plain_http = false          # true: beyond loopback without TLS, where nobody listens
+# public_url = "https://line-1.plant"   # behind a proxy on this machine (docs/page.md); make accounts first
 
 # [mqtt]                      # without this table the device works alone
 # host = "broker.example"

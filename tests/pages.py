@@ -113,7 +113,11 @@ def write_stream(folder: Path, counts: dict[str, int], *, part_of: int = 1) -> P
 
 @contextlib.contextmanager
 def running(
-    folder: Path, pictures: Path, policy: QueuePolicy | None = None, masters: Path | None = None
+    folder: Path,
+    pictures: Path,
+    policy: QueuePolicy | None = None,
+    masters: Path | None = None,
+    public_url: str = "",
 ) -> Iterator[Device]:
     """Run a device's page, without a release."""
     camera = open_camera(FolderCamera(path=pictures), "line-1")
@@ -129,7 +133,7 @@ def running(
         access = Access(book, hasher=CHEAP)
         server = PageServer("127.0.0.1", 0)
         counter = ShiftCounter(book)
-        server.start(create_app(station, state, access=access, counter=counter))
+        server.start(create_app(station, state, access=access, public_url=public_url, counter=counter))
         try:
             with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as http:
                 yield Device(station, server.url, http, access, book, camera, counter)

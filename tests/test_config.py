@@ -72,7 +72,14 @@ def test_every_line_commented_out_in_the_template_is_valid_too() -> None:
         (
             LEAST + "[page]\nzzz = 1\n",
             "unknown key 'zzz'",
-            "Known here: cert_file, host, key_file, plain_http, port.",
+            "Known here: cert_file, host, key_file, plain_http, port, public_url.",
+        ),
+        (LEAST + "[page]\npublic_url = 'http://line-1.plant'\n", "public_url is https://NAME", "docs/agent.md"),
+        (LEAST + "[page]\npublic_url = 'https://line-1.plant/a'\n", "without a path", "docs/agent.md"),
+        (
+            LEAST + "[page]\nhost = '0.0.0.0'\npublic_url = 'https://line-1.plant'\n",
+            "leave host at 127.0.0.1",
+            "docs/agent.md",
         ),
         (LEAST + "[page]\nport = 'x'\n", "page.port: expected int, got str", "docs/agent.md"),
         (LEAST + "[page]\nport = 70000\n", "page.port: expected int <= 65535", "docs/agent.md"),

@@ -39,7 +39,7 @@ from sdk.bundle import Bundle
 from sdk.errors import AccessError, ConfigError, LoginFailed, NameTaken, TooManyTries
 from sdk.web.server import PageServer
 from tests.commands import headway
-from tests.pages import CHEAP, Device, chromium, opened, serving, write_stream
+from tests.pages import CHEAP, Device, chromium, opened, running, serving, write_stream
 from tests.tiny import class_id, tiny_bundle
 
 PASSWORD, PIN = "correct horse", "493817"
@@ -434,6 +434,83 @@ def test_a_write_needs_the_sessions_own_token(device: Device) -> None:
     assert len(device.labels()) == 1
 
 
+PUBLIC = "https://line-1.plant:8443"
+
+
+@pytest.fixture(scope="module")
+def behind_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """The page of a device behind a proxy on this machine: what the tests send is what a proxy passes on."""
+    folder = tmp_path_factory.mktemp("behind-proxy")
+    write_stream(folder / "pictures", {"rings": 1})
+    with running(folder / "data", folder / "pictures", public_url=PUBLIC) as device:
+        assert device.http.get("/api/state").status_code == 401, "no account yet: nobody may"
+        device.access.add("Ann", Role.ADMIN, PASSWORD)
+        device.access.add("Ben", Role.OPERATOR, PIN)
+        yield device
+
+
+@pytest.mark.parametrize("host", ["line-1.plant:8443", "line-1.plant", "LINE-1.plant:8443", ""])
+@pytest.mark.parametrize("origin", [PUBLIC, None])
+def test_people_log_in_and_write_through_a_proxy(behind_proxy: Device, host: str, origin: str | None) -> None:
+    """A proxy passes the name on with or without its port, or says where it connects to."""
+    headers = {"Origin": origin} if origin else {}
+    headers |= {"Host": host} if host else {}
+    answer = behind_proxy.http.post("/api/login", json={"name": "Ann", "secret": PASSWORD}, headers=headers)
+    assert answer.status_code == 200
+    name, _, value = answer.headers["set-cookie"].partition(";")[0].partition("=")
+    assert name.startswith("__Host-")
+    assert "secure" in answer.headers["set-cookie"].lower()
+    headers["Cookie"] = f"{name}={value}"
+    assert behind_proxy.http.get("/settings", headers=headers).status_code == 200
+    who = behind_proxy.access.session(value)
+    assert who is not None
+    made = {"name": "plc", "role": "operator"}
+    assert behind_proxy.http.post("/api/tokens", json=made, headers=headers).status_code == 403
+    headers["X-Headway-CSRF"] = who.csrf
+    assert behind_proxy.http.post("/api/tokens", json=made, headers=headers).status_code == 201
+    assert behind_proxy.http.delete("/api/tokens/plc", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        ({"Host": "line-1.plant:8443", "Origin": "https://evil.example"}, "another site's page"),
+        ({"Host": "line-1.plant:8443", "Origin": "http://line-1.plant:8443"}, "another site's page"),
+        ({"Host": "line-1.plant", "Origin": "https://line-1.plant"}, "another site's page"),
+        ({"Origin": "https://line-1.plant"}, "another site's page"),
+        ({"Host": "line-1.plant:8443", "Origin": PUBLIC, "Sec-Fetch-Site": "cross-site"}, "another site's page"),
+        ({"Host": "evil.example", "Origin": PUBLIC}, "this page is not"),
+        ({"Host": "evil.example"}, "this page is not"),
+    ],
+)
+def test_no_other_site_writes_through_a_proxy(behind_proxy: Device, headers: dict[str, str], error: str) -> None:
+    answer = behind_proxy.http.post("/api/login", json={"name": "Ann", "secret": PASSWORD}, headers=headers)
+    assert (answer.status_code, error in answer.json()["error"]) == (403, True)
+
+
+def test_behind_a_proxy_each_address_has_its_own_tries(behind_proxy: Device) -> None:
+    def tries(forwarded: str, name: str, secret: str) -> int:
+        body = {"name": name, "secret": secret}
+        headers = {"Host": "line-1.plant:8443", "X-Forwarded-For": forwarded}
+        return behind_proxy.http.post("/api/login", json=body, headers=headers).status_code
+
+    # What came with the request stands first, and counts for nothing.
+    codes = [tries(f"10.0.1.{number}, 10.0.0.6", f"Nobody {number}", "x" * 12) for number in range(21)]
+    assert (codes[0], codes[-1]) == (401, 429)
+    assert tries("10.0.0.6", "Ann", PASSWORD) == 429
+    assert tries("10.0.0.6, 10.0.0.7", "Ann", PASSWORD) == 200
+
+
+def test_without_a_proxy_nobody_says_by_a_header_where_he_is(device: Device) -> None:
+    for headers in ({"Host": "line-1.plant:8443"}, {"Origin": PUBLIC}):
+        refused = device.http.post("/api/login", json={"name": "Ann", "secret": PASSWORD}, headers=headers)
+        assert refused.status_code == 403
+        assert "public_url" in refused.json()["hint"]
+    wrong = {"name": "Nobody at all", "secret": "x" * 12}
+    device.http.post("/api/login", json=wrong, headers={"X-Forwarded-For": "10.0.0.6"})
+    assert "address 10.0.0.6" not in {row[0] for row in device.access.book.rows("SELECT who FROM tries")}
+
+
 def test_the_label_log_holds_an_id_and_the_page_a_name(device: Device) -> None:
     sample = device.station.store.samples.newest(limit=1)[0].sample_id.hex()
     with logged_in(device, "Ben", PIN) as ben:
@@ -606,6 +683,7 @@ def test_beyond_loopback_there_must_be_accounts_and_tls(book: Database, certific
         (PageSettings(host="0.0.0.0", port=0), "without TLS"),
         (PageSettings(host="0.0.0.0", port=0, cert_file=cert, key_file=key), "no accounts"),
         (PageSettings(host="0.0.0.0", port=0, plain_http=True), "no accounts"),
+        (PageSettings(port=0, public_url=PUBLIC), "page at https://line-1.plant:8443 .* no accounts"),
     ):
         with pytest.raises(ConfigError, match=wrong) as refusal:
             open_page(settings, access)
@@ -615,6 +693,7 @@ def test_beyond_loopback_there_must_be_accounts_and_tls(book: Database, certific
     served = open_page(PageSettings(host="0.0.0.0", port=0, cert_file=cert, key_file=key), access)
     assert served.url.startswith("https://127.0.0.1:")
     served.stop()
+    open_page(PageSettings(port=0, public_url=PUBLIC), access).stop()
 
 
 def test_a_certificate_that_is_none_is_told_at_the_start(certificate: tuple[Path, Path], tmp_path: Path) -> None:

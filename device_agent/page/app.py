@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from device_agent.config import LOOPBACK
 from device_agent.courtesy import Courtesy
 from device_agent.outlook import BUDGET_S, LookAhead
 from device_agent.page.access import Access
@@ -25,10 +26,11 @@ from device_agent.page.asked import Unsure
 from device_agent.page.book import open_book
 from device_agent.page.classes import Classes, PutAway
 from device_agent.page.counts import ShiftCounter
-from device_agent.page.guard import LOOPBACK, Guard
+from device_agent.page.guard import Guard
 from device_agent.page.history import LabelHistory
 from device_agent.page.pages import Pages
 from device_agent.page.people import People
+from device_agent.page.proxy import Proxy
 from device_agent.page.quality import Quality
 from device_agent.page.refusal import ErrorOut, Refusal
 from device_agent.report import State
@@ -77,6 +79,7 @@ def create_app(
     *,
     host: str = "127.0.0.1",
     secure: bool = False,
+    public_url: str = "",
     access: Access | None = None,
     counter: ShiftCounter | None = None,
     trigger: Callable[[str, str], str] | None = None,
@@ -89,6 +92,7 @@ def create_app(
         state: What the device says of itself now.
         host: Where it is bound. On loopback, requests for other host names are refused (DNS rebinding).
         secure: Whether it is served over TLS.
+        public_url: What people call it behind a proxy on this machine, which has TLS; empty without.
         access: Its accounts; by default those in the store's folder.
         counter: What the shift has brought, in the accounts' file; by default one that nobody tells of parts.
         trigger: Takes the id of a part that stands before the cameras now, and its lot; returns the id.
@@ -113,7 +117,9 @@ def create_app(
     app.add_middleware(SavesFirst, courtesy=station.courtesy)  # within the guard: not for whoever may not save
     # The login is for everybody: its body too is counted before it is read.
     app.add_middleware(SmallBodies, longer={"/api/inspect": MAX_IMAGE_BYTES})
-    app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure))
+    proxy = Proxy.at(public_url) if public_url else None
+    secure = secure or proxy is not None
+    app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure, proxy=proxy))
     history = LabelHistory(station.store, _ReleaseClasses(station))
     put_away = PutAway(station, book, history)
     routes = Routes(

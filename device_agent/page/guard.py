@@ -2,11 +2,12 @@
 
 `Guard` answers for every route before it runs. Rules kept here:
 
-- A page on loopback answers to loopback's names only (DNS rebinding).
-- A writing request carries the page's own Origin, or none. With a session it carries the session's token in a
-  header too; a form of another site can set neither.
+- A page on loopback answers to loopback's names only (DNS rebinding), and to that of its proxy, if it has one.
+- A writing request carries the page's own Origin, or its proxy's, or none. With a session it carries the session's
+  token in a header too; a form of another site can set neither.
 - Where there are accounts, a request without a session or a token gets nothing but the login page. Nor does it
-  beyond loopback where there are none, or none any more: the start asks for some, but they come and go later.
+  beyond loopback or behind a proxy where there are none, or none any more: the start asks for some, but they come
+  and go later.
 - What a route needs is said at the route, by `needs`; an answer that goes on asks again, by `may_stay`.
 """
 
@@ -22,12 +23,13 @@ from urllib.parse import quote, urlsplit
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
+from device_agent.config import LOOPBACK
 from device_agent.page.access import LOCAL, Access, Role, Who, same
+from device_agent.page.proxy import Proxy
 from sdk.errors import AccessError
 
 SESSION_COOKIE: Final = "headway-session"
 CSRF_HEADER: Final = "x-headway-csrf"
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 PUBLIC: Final = ("/static/", "/login", "/api/login")
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -51,14 +53,17 @@ class Guard:
     Args:
         access: Accounts and sessions.
         only_loopback: Whether the page is bound to loopback. Requests for other host names are refused then, and
-            without accounts whoever asks may do everything.
-        secure: Whether the page is served over TLS.
+            without accounts and proxy whoever asks may do everything.
+        secure: Whether people see the page over TLS.
+        proxy: On this machine, through which others come.
     """
 
-    def __init__(self, access: Access, *, only_loopback: bool, secure: bool) -> None:
+    def __init__(self, access: Access, *, only_loopback: bool, secure: bool, proxy: Proxy | None = None) -> None:
         self._access = access
         self._only_loopback = only_loopback
         self._secure = secure
+        self._proxy = proxy
+        self._names = LOOPBACK if proxy is None else LOOPBACK | {proxy.host}
         self._floods = _Buckets()
 
     @property
@@ -80,14 +85,17 @@ class Guard:
         return response
 
     def _refuse(self, request: Request) -> Response | None:
-        host, address = request.headers.get("host", ""), address_of(request)
-        if self._only_loopback and _hostname(host) not in LOOPBACK:
-            return _answer(403, f"this page is not {host[:80]!r}", "Open it as http://127.0.0.1 and its port.")
+        host, address = request.headers.get("host", ""), self._address(request)
+        request.state.address = address
+        if self._only_loopback and _hostname(host) not in self._names:
+            hint = "Open it as http://127.0.0.1 and its port; behind a proxy set [page] public_url."
+            return _answer(403, f"this page is not {host[:80]!r}", hint)
         if address not in LOOPBACK and not self._floods.take(address):
             return _answer(429, "too many requests", "Ask less often, or wait a moment.")
         writes = request.method not in ("GET", "HEAD", "OPTIONS")
-        if writes and _foreign(request, host):
-            return _answer(403, "another site's page may not write here", "Open the device's own page.")
+        if writes and self._foreign(request, host):
+            hint = "Open the device's own page; behind a proxy set [page] public_url."
+            return _answer(403, "another site's page may not write here", hint)
         who = self._who(request)
         request.state.who = who
         # For an answer that goes on for long; being told is no use of a session.
@@ -105,6 +113,27 @@ class Guard:
             return _answer(403, "the request does not come from this session's page", "Load the page again.")
         return None
 
+    def _address(self, request: Request) -> str:
+        address = "" if request.client is None else request.client.host
+        if self._proxy is None or address not in LOOPBACK:
+            return address
+        return self._proxy.client(request.headers.getlist("x-forwarded-for")) or address
+
+    def _foreign(self, request: Request, host: str) -> bool:
+        origin = request.headers.get("origin")
+        if origin is not None and not self._is_own(origin, host):
+            return True
+        # Browsers tell it themselves, also where a form sends no Origin.
+        return request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        if self._proxy is not None:
+            if origin.lower() == self._proxy.origin:  # whatever the proxy makes of the host
+                return True
+            if _hostname(host) == self._proxy.host:
+                return False  # of its name, but not over TLS or of another port
+        return _netloc(origin) == host
+
     def _log_in_first(self) -> Response:
         if self._access.in_use:
             return _answer(401, "log in first", "Log in on the page, or send a token: Authorization: Bearer.")
@@ -116,7 +145,7 @@ class Guard:
         if kind.lower() == "bearer" and value:
             return self._access.machine(value.strip())
         if not self._access.in_use:
-            return LOCAL if self._only_loopback else None
+            return LOCAL if self._only_loopback and self._proxy is None else None
         token = request.cookies.get(self.cookie_name)
         return None if token is None else self._access.session(token, used=used)
 
@@ -152,16 +181,9 @@ def needs(role: Role) -> Callable[[Request], None]:
 
 
 def address_of(request: Request) -> str:
-    """Return where a request comes from, as the socket says it; forwarding headers are anybody's to write."""
-    return "" if request.client is None else request.client.host
-
-
-def _foreign(request: Request, host: str) -> bool:
-    origin = request.headers.get("origin")
-    if origin is not None and _netloc(origin) != host:
-        return True
-    # Browsers tell it themselves, also where a form sends no Origin.
-    return request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+    """Return where a request that the guard has seen comes from: as the socket says it, or the page's own proxy;
+    forwarding headers are otherwise anybody's to write."""
+    return str(request.state.address)
 
 
 def _hostname(host: str) -> str | None:
