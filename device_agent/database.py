@@ -242,6 +242,8 @@ _NO_WRITES: Final = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EIO: "the disk reports an error",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
 }
 _NO_WRITES_SQLITE: Final = ("is full", "disk I/O error", "readonly database", "unable to open", "is locked")
 

@@ -19,6 +19,9 @@ from fastapi.responses import FileResponse
 from sdk.web.server import PageServer
 
 LOOPBACK: Final = "127.0.0.1"
+MOST_DEVICES: Final = 2048
+"""Connections at a time, where the process may have four times as many files open. A device refused here asks the
+broker."""
 _FOR_EVER: Final = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 
 Digest = Annotated[str, FromPath(pattern=r"^[0-9a-f]{64}$")]
@@ -55,13 +58,14 @@ def serving_chunks(folder: Path, port: int, tls: Path | None) -> Iterator[str]:
         ConfigError: the address cannot be bound.
     """
     if tls is None:
-        server = PageServer(LOOPBACK, port)
+        server = PageServer(LOOPBACK, port, most=MOST_DEVICES)
     else:
         server = PageServer(
             "0.0.0.0",
             port,
             (tls / "broker.pem", tls / "broker.key"),
             clients=(tls / "ca.pem", tls / "crl.pem"),
+            most=MOST_DEVICES,
         )
     server.start(make_chunk_app(folder))
     try:

@@ -1,7 +1,11 @@
-"""Uvicorn on a thread of its own, on a socket that is bound before anything else starts."""
+"""Uvicorn on a thread of its own, on a socket that is bound before anything else starts.
+
+Whom the socket lets in, and how long they may stay silent, is `connections`'.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -17,6 +21,7 @@ from fastapi.staticfiles import StaticFiles
 
 from sdk.errors import ConfigError
 from sdk.web.clients import CheckedClients
+from sdk.web.connections import MOST, SILENT_S, Listener
 
 STOP_TIMEOUT_S: Final = 5.0
 """Longer than any answer takes; a request that hangs beyond it is cut off when the process ends."""
@@ -35,6 +40,8 @@ class PageServer:
         tls: Certificate and private key, PEM; None serves plain HTTP.
         clients: With it only clients with a certificate are answered: the authority's PEM, and its list of those
             revoked, which may change at any time.
+        most: Connections at a time, as `Listener` counts them.
+        silent_s: After so long without a whole question one is ended.
 
     Raises:
         ConfigError: the address cannot be bound, or the certificate not be used.
@@ -47,6 +54,8 @@ class PageServer:
         tls: tuple[Path, Path] | None = None,
         *,
         clients: tuple[Path, Path] | None = None,
+        most: int = MOST,
+        silent_s: float = SILENT_S,
     ) -> None:
         if tls is not None:
             _check_certificate(*tls)
@@ -54,13 +63,14 @@ class PageServer:
         self._clients = clients
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+            bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise ConfigError(
                 f"the page cannot be served at {host}:{port}: {error.strerror or error}",
                 hint="Choose another host or port; port 0 takes a free one.",
             ) from error
-        # asyncio sets it on sockets whose protocol number is TCP's, which Python leaves 0 here. Without it every
+        self._socket = Listener(bound, most, silent_s)
+        # asyncio sets it on sockets whose protocol number is TCP's, which Python may leave 0. Without it every
         # answer waits 40 ms for the client's delayed acknowledgement. Accepted sockets inherit it.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.host = host
@@ -86,6 +96,8 @@ class PageServer:
         cert, key = self._tls or (None, None)
         config = uvicorn.Config(
             app,
+            loop="asyncio",  # others do not ask the listening socket
+            http="h11",
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=2,
@@ -100,7 +112,7 @@ class PageServer:
             config.load()
             config.ssl = clients.context()
         self._app = app
-        self._server = _Server(config, clients)
+        self._server = _Server(config, self._socket, clients)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="page", daemon=True
         )
@@ -117,11 +129,17 @@ class PageServer:
 
 
 class _Server(uvicorn.Server):
-    """Ends the connections of clients that were revoked since they connected."""
+    """Ends connections that ask nothing, and those of clients that were revoked since they connected."""
 
-    def __init__(self, config: uvicorn.Config, clients: CheckedClients | None) -> None:
+    def __init__(self, config: uvicorn.Config, listener: Listener, clients: CheckedClients | None) -> None:
         super().__init__(config)
+        self._listener = listener
         self._clients = clients
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by Uvicorn in the loop that is to accept."""
+        self._listener.take_errors(asyncio.get_running_loop())
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Called by Uvicorn ten times a second."""
@@ -129,6 +147,8 @@ class _Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if not self._clients.may_stay(connection.transport.get_extra_info("peercert")):
                     connection.transport.abort()
+        if counter % 10 == 0:
+            self._listener.end_silent(self.server_state.connections)
         return await super().on_tick(counter)
 
 
