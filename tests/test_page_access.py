@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -25,11 +26,13 @@ from device_agent.config import PageSettings, load_site
 from device_agent.database import Database
 from device_agent.page import open_page
 from device_agent.page.access import (
+    HASHERS,
     IDLE_OPERATOR_S,
     IDLE_S,
     LONGEST_S,
     MAX_TRIES,
     MAX_WAIT_S,
+    WAITING,
     Access,
     Role,
 )
@@ -39,7 +42,7 @@ from sdk.bundle import Bundle
 from sdk.errors import AccessError, ConfigError, LoginFailed, NameTaken, TooManyTries
 from sdk.web.server import PageServer
 from tests.commands import headway
-from tests.pages import CHEAP, Device, chromium, opened, running, serving, write_stream
+from tests.pages import CHEAP, DEADLINE_S, Device, chromium, opened, running, serving, wait_for, write_stream
 from tests.tiny import class_id, tiny_bundle
 
 PASSWORD, PIN = "correct horse", "493817"
@@ -187,6 +190,85 @@ def test_a_terminal_where_many_mistype_over_the_months_locks_nobody_out(access: 
         with pytest.raises(LoginFailed):
             access.log_in("Ben", "000001", "127.0.0.1")
         access.log_in("Ben", PIN, "127.0.0.1")
+
+
+class Held(PasswordHasher):
+    """Checks nothing until it may, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__(time_cost=1, memory_cost=8, parallelism=1)
+        self.checked, self.go_on, self._lock = 0, threading.Event(), threading.Lock()
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
+        with self._lock:
+            self.checked += 1
+        assert self.go_on.wait(DEADLINE_S)
+        return super().verify(hash, password)
+
+
+def all_at_once(access: Access, hasher: Held, tries: list[tuple[str, str]], refused: int) -> list[type[Exception]]:
+    """Let people try at the same moment; return what they were told, who was refused unchecked first."""
+    told: list[type[Exception]] = []
+
+    def one(name: str, address: str) -> None:
+        try:
+            access.log_in(name, "000001", address)
+        except (LoginFailed, TooManyTries) as error:
+            told.append(type(error))
+
+    threads = [threading.Thread(target=one, args=each) for each in tries]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(told) == refused)  # while nobody has been checked yet
+    hasher.go_on.set()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_of_many_tries_at_the_same_moment_no_more_are_checked_than_of_as_many_in_a_row(
+    access: Access, book: Database, clock: Clock
+) -> None:
+    hasher = Held()
+    told = all_at_once(Access(book, clock=clock, hasher=hasher), hasher, [("Ben", "10.0.0.1")] * 60, 55)
+    assert told == [TooManyTries] * (60 - MAX_TRIES) + [LoginFailed] * MAX_TRIES
+    assert hasher.checked == MAX_TRIES
+    with pytest.raises(TooManyTries):
+        access.log_in("Ben", PIN, "10.0.0.2")
+
+
+def test_logins_wait_for_each_other_in_few_threads_and_the_next_is_refused(
+    access: Access, book: Database, clock: Clock
+) -> None:
+    """Else they would hold all the threads that answer everybody."""
+    hasher, most = Held(), HASHERS + WAITING
+    tries = [(f"somebody {i}", f"10.0.0.{i}") for i in range(40)]
+    told = all_at_once(Access(book, clock=clock, hasher=hasher), hasher, tries, 40 - most)
+    assert told == [TooManyTries] * (40 - most) + [LoginFailed] * most
+    assert book.value("SELECT count(*) FROM tries") == 2 * most, "who was only refused is not counted"
+
+
+def test_a_right_try_counts_for_nothing(access: Access, book: Database) -> None:
+    for i in range(4 * MAX_TRIES - 1):
+        with pytest.raises(LoginFailed):
+            access.log_in(f"somebody {i}", "000001", "10.0.0.1")
+        for _ in range(3):
+            access.log_in("Ben", PIN, "10.0.0.1")
+    assert book.value("SELECT failed FROM tries WHERE who = 'address 10.0.0.1'") == 4 * MAX_TRIES - 1
+    assert book.value("SELECT count(*) FROM tries WHERE who = 'account ben'") == 0
+    with pytest.raises(LoginFailed):
+        access.log_in("somebody", "000001", "10.0.0.1")
+    with pytest.raises(TooManyTries):
+        access.log_in("Ben", PIN, "10.0.0.1")
+
+
+def test_people_who_log_in_do_not_keep_a_mistyped_pin_from_being_forgotten(access: Access, clock: Clock) -> None:
+    for _ in range(8 * MAX_TRIES):
+        with pytest.raises(LoginFailed):
+            access.log_in("Ben", "000001", "10.0.0.1")
+        for _ in range(3):
+            clock.now += 50 * 60.0
+            access.log_in("Ben", PIN, "10.0.0.1")
 
 
 def test_a_stranger_is_forgiven_no_try(access: Access, clock: Clock) -> None:

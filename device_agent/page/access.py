@@ -9,7 +9,8 @@ Rules this module keeps:
 - Of what is erased nothing is left in the file or beside it once `wipe` has been able to do its work. The agent's
   next start tries again, and does it once for a file of before this rule.
 - Secrets, session and token values are not stored: argon2id of what people choose, SHA-256 of what we drew.
-- Trying is limited per account and per address; `MAX_TRIES` and what follows say how much.
+- Trying is limited per account and per address; `MAX_TRIES` and what follows say how much. A try is counted before
+  it is checked, and taken back where it was right: else as many as come at the same moment would all be checked.
 
 Cookies, headers and routes are `guard`'s.
 """
@@ -66,6 +67,8 @@ _WIPED: Final = "wiped"
 """Settings: how many erasures there were, and how many the file was rewritten after; none in a file of before."""
 HASHERS: Final = 2
 """Secrets that are checked at a time: each takes 64 MiB for a tenth of a second."""
+WAITING: Final = 4
+"""Logins that wait for that. They hold threads that answer everybody: the next one is refused at once."""
 
 
 class Role(str, Enum):
@@ -149,6 +152,7 @@ class Access:
         self._clock = clock
         self._hasher = hasher or PasswordHasher()
         self._slots = threading.BoundedSemaphore(HASHERS)
+        self._queue = threading.BoundedSemaphore(HASHERS + WAITING)
         # Somebody who does not exist must take as long to refuse as somebody who does.
         self._nobody = self._hasher.hash(secrets.token_hex(16))
         self.local_token = f"hw_{secrets.token_urlsafe(32)}"
@@ -318,19 +322,27 @@ class Access:
 
         Raises:
             LoginFailed: name and secret do not go together.
-            TooManyTries: there were too many wrong tries; nothing was checked.
+            TooManyTries: there were too many wrong tries, or too many try now; nothing was checked.
         """
-        keys = (_tries_of(name), f"address {address}")
-        self._check_tries(keys)
+        if not self._queue.acquire(blocking=False):
+            raise TooManyTries("too many people log in at this moment", hint="Try again in a moment.")
+        try:
+            return self._log_in(name, secret, address)
+        finally:
+            self._queue.release()
+
+    def _log_in(self, name: str, secret: str, address: str) -> str:
+        account_key, address_key = keys = (_tries_of(name), f"address {address}")
+        before, counted = self._count_try(keys)
         found = self._find(name)
         right = self._verify(self._nobody if found is None else found[1], secret[: MAX_SECRET_CHARS + 1])
         if found is None or not right:
-            self._count_try(keys)
             self.note("", "login refused", name.strip()[:64], address)
             raise LoginFailed("name and PIN or password do not go together", hint="Try again.")
         token, now = secrets.token_urlsafe(32), self._clock()
         with self.book.transaction() as db:
-            db.execute("DELETE FROM tries WHERE who = ?", (keys[0],))
+            db.execute("DELETE FROM tries WHERE who = ?", (account_key,))
+            _take_back(db, address_key, before[address_key], counted[address_key], now)
             db.execute("DELETE FROM sessions WHERE began_utc < ?", (now - LONGEST_S,))
             db.execute(
                 "INSERT INTO sessions VALUES (?, ?, ?, ?, ?)",
@@ -375,28 +387,37 @@ class Access:
         with self.book.transaction() as db:
             db.execute("DELETE FROM sessions WHERE token = ?", (_digest(token),))
 
-    def _check_tries(self, keys: tuple[str, ...]) -> None:
-        marks = ", ".join("?" * len(keys))
-        until = self.book.value(f"SELECT max(until_utc) FROM tries WHERE who IN ({marks})", *keys) or 0.0
-        # A clock that jumped back must not lock a line out for longer than the longest wait.
-        wait_s = min(until - self._clock(), MAX_WAIT_S)
-        if wait_s > 0:
-            raise TooManyTries(f"too many wrong tries; wait {wait_s:.0f} s", hint="Ask an admin for a new PIN.")
+    def _count_try(self, keys: tuple[str, ...]) -> tuple[dict[str, _Tries | None], dict[str, _Tries]]:
+        """Count one more wrong try; return what was counted before, and what is now.
 
-    def _count_try(self, keys: tuple[str, ...]) -> None:
+        Raises:
+            TooManyTries: none is allowed now; nothing was counted.
+        """
         now = self._clock()
+        was: dict[str, _Tries | None] = {}
+        are: dict[str, _Tries] = {}
         with self.book.transaction() as db:
             for key in keys:
                 row = db.execute("SELECT failed, until_utc FROM tries WHERE who = ?", (key,)).fetchone()
-                before, last = (0, now) if row is None else (int(row[0]), float(row[1]))
-                # One address may be a gateway with a whole shift behind it.
-                allowed = MAX_TRIES if key.startswith("account") else 4 * MAX_TRIES
+                was[key] = None if row is None else (int(row[0]), float(row[1]))
+            until = max((each[1] for each in was.values() if each is not None), default=0.0)
+            # A clock that jumped back must not lock a line out for longer than the longest wait.
+            wait_s = min(until - now, MAX_WAIT_S)
+            if wait_s > 0:
+                raise TooManyTries(
+                    f"too many wrong tries; wait {wait_s:.0f} s", hint="Ask an admin for a new PIN."
+                )
+            for key, row in was.items():
+                before, last = (0, now) if row is None else row
+                allowed = _allowed(key)
                 if allowed > MAX_TRIES and now > last:
                     before = max(0, before - int((now - last) // FORGIVEN_S))
                 failed = min(before + 1, allowed + _DOUBLINGS)
                 wait_s = min(FIRST_WAIT_S * 2 ** (failed - allowed), MAX_WAIT_S) if failed >= allowed else 0.0
-                db.execute("REPLACE INTO tries VALUES (?, ?, ?)", (key, failed, now + wait_s))
+                are[key] = failed, now + wait_s
+                db.execute("REPLACE INTO tries VALUES (?, ?, ?)", (key, *are[key]))
             db.execute("DELETE FROM tries WHERE who IN (SELECT who FROM tries LIMIT -1 OFFSET 10000)")
+        return was, are
 
     # -- machines ------------------------------------------------------------------------------------------------
 
@@ -477,6 +498,29 @@ class Access:
                 return self._hasher.verify(hashed, secret)
             except (VerificationError, InvalidHashError):
                 return False
+
+
+_Tries = tuple[int, float]
+"""Wrong tries in a row, and until when there may be no other."""
+
+
+def _allowed(key: str) -> int:
+    # One address may be a gateway with a whole shift behind it.
+    return MAX_TRIES if key.startswith("account") else 4 * MAX_TRIES
+
+
+def _take_back(db: sqlite3.Connection, key: str, before: _Tries | None, counted: _Tries, now: float) -> None:
+    """Let a try that was right count for nothing; those that came meanwhile stay."""
+    row = db.execute("SELECT failed, until_utc FROM tries WHERE who = ?", (key,)).fetchone()
+    if row is None:
+        return
+    if row == counted and before is None:
+        db.execute("DELETE FROM tries WHERE who = ?", (key,))
+        return
+    failed, until = before if row == counted and before is not None else (max(0, row[0] - 1), row[1])
+    if failed < _allowed(key):
+        until = min(until, now)
+    db.execute("REPLACE INTO tries VALUES (?, ?, ?)", (key, failed, until))
 
 
 def _erase(db: sqlite3.Connection, account_id: str, name: str) -> None:
