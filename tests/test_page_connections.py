@@ -13,11 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from device_agent.database import disk
 from sdk.errors import StoreFull
+from sdk.web.bodies import SmallBodies
 from sdk.web.server import PageServer
 from tests.pages import DEADLINE_S
 
@@ -123,6 +124,23 @@ def test_a_connection_that_does_not_begin_tls_is_ended(tmp_path: Path) -> None:
     with serving(an_app(), silent_s=0.5, tls=pair) as server, connect(server, FOREIGN.format(2)) as silent:
         assert ended(silent)
         assert httpx.get(server.url, verify=False).status_code == 200
+
+
+def test_a_question_that_never_ends_is_refused_and_one_that_may_be_long_is_not() -> None:
+    app = FastAPI()
+
+    async def size(request: Request) -> int:
+        return len(await request.body())
+
+    for path in ("/small", "/large"):
+        app.add_api_route(path, size, methods=["PUT"])
+    app.add_middleware(SmallBodies, longer={"/large": 1000}, in_time_s=0.2)
+    first = "PUT /{} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n\r\n12345"
+    with serving(app) as server, connect(server, HERE, first.format("large").encode()) as large:
+        with connect(server, HERE, first.format("small").encode()) as small:
+            assert small.recv(1000).startswith(b"HTTP/1.1 408 ")
+        large.sendall(b"67890")
+        assert large.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 FEW = """

@@ -69,6 +69,8 @@ _STATUS: Final[tuple[tuple[type[HeadwayError], int], ...]] = (
     (HeadwayError, 400),
 )
 """The first that fits."""
+_ANSWERS: Final = (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 503, 507)
+"""Other than well."""
 SAVES: Final = frozenset({"/api/labels", "/api/labels/undo", "/api/classes"})
 """Somebody with a finger over the next button waits for these."""
 
@@ -104,9 +106,7 @@ def create_app(
     app = FastAPI(
         title="Headway device",
         description="One device's decisions, questions and labels. docs/agent.md is the guide.",
-        responses={
-            status: {"model": ErrorOut} for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
-        },
+        responses={status: {"model": ErrorOut} for status in _ANSWERS},
         docs_url=None,  # its assets come from a content network; /openapi.json is enough
         redoc_url=None,
         lifespan=_writing(counter),
