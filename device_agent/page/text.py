@@ -206,7 +206,8 @@ TEXTS: Final[dict[str, Text]] = {
         "es passt nicht zu dem, was schon da ist",
         "与现有内容冲突",
     ),
-    "refused.413": ("the picture is too large", "das Bild ist zu groß", "图像过大"),
+    "refused.408": ("it did not arrive in time", "es kam nicht rechtzeitig an", "未能及时送达"),
+    "refused.413": ("this is too large", "das ist zu groß", "内容过大"),
     "refused.422": ("something is missing or wrong", "etwas fehlt oder stimmt nicht", "内容缺失或有误"),
     "refused.429": (
         "too many tries; wait a minute",
