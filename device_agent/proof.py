@@ -12,10 +12,8 @@ No picture is in it, and of people what the log has, which is an id where the pa
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import sqlite3
 import time
 from collections import Counter
@@ -40,7 +38,7 @@ from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
 from sdk.cli import headway_version
 from sdk.codes import Code
-from sdk.durable import PARTIAL, sync_path
+from sdk.durable import appearing
 from sdk.errors import ConfigError, LabelError
 from sdk.head import Calibration, Head, solve
 from sdk.labels import REFUSALS, RELEASE_DEVICE, DefineClass, Fold, Label, MergeClasses, Record, RenameClass
@@ -189,20 +187,13 @@ def make_proof(
 
 def _write(out: Path, claim: Claim, rows: Iterator[dict[str, Any]]) -> None:
     """Write a proof; the file appears whole, on disk, or not at all."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}{PARTIAL}")
     try:
-        with draft.open("w", encoding="utf-8") as stream:
+        with appearing(out) as draft, draft.open("w", encoding="utf-8") as stream:
             stream.write(msgspec.json.encode(claim).decode() + "\n")
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        sync_path(draft)
-        draft.replace(out)
-        sync_path(out.resolve().parent)
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror}", hint="Name a file that you may write.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 def _log(db: sqlite3.Connection, through: int) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +65,26 @@ def _take_over(file: Path, handle: int) -> None:
         except OSError:
             return  # none, or a file system without
         os.setxattr(handle, _ACCESS, entries)
+
+
+@contextlib.contextmanager
+def appearing(file: Path) -> Iterator[Path]:
+    """Give the name to write to; the file appears under its own name, on disk, when the block ends well.
+
+    For what is too long to be in memory at once, as `write_whole` wants it.
+
+    Raises:
+        OSError: it was not taken; the file is as it was before.
+    """
+    draft = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield draft
+        sync_path(draft)
+        draft.replace(file)
+        sync_path(file.resolve().parent)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def write_output(file: Path, content: bytes) -> None:

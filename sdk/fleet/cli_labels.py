@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from sdk.durable import PARTIAL, sync_path
+from sdk.durable import appearing, sync_path
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
 
@@ -55,8 +53,11 @@ def export(directory: Path, channel: str, out: Path, no_codes: bool, as_json: bo
         with store.read() as ledger:
             if channel not in ledger.channels():
                 raise FleetError(f"there is no channel {channel}", hint="`headway fleet devices` shows them.")
-        with _appearing(out) as draft:
-            write(draft, log_rows(store, channel, checked, codes=not no_codes))
+        try:
+            with appearing(out) as draft:
+                write(draft, log_rows(store, channel, checked, codes=not no_codes))
+        except OSError as error:
+            raise FleetError(f"{out}: {error.strerror}", hint="Name a file that you may write.") from error
     _tell(checked, as_json, {"channel": channel, "file": str(out), "size_bytes": out.stat().st_size})
 
 
@@ -103,21 +104,6 @@ def _tell(checked: Checked, as_json: bool, more: dict[str, Any]) -> None:
     width = max(map(len, chains), default=0)
     for device, chain in chains.items():
         click.echo(f"  {device:<{width}}  {chain.seq:>7} entries, the last is {chain.last_hash.hex()[:16]}")
-
-
-@contextlib.contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Give the name to write to; the file appears under its own name, on disk, when the block ends well."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}{PARTIAL}")
-    try:
-        yield draft
-        sync_path(draft)
-        draft.replace(out)
-        sync_path(out.parent)
-    except OSError as error:
-        raise FleetError(f"{out}: {error.strerror}", hint="Name a file that you may write.") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 Write = Callable[[Path, Iterator[dict[str, Any]]], None]
