@@ -179,6 +179,9 @@ def numbered(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         (lambda rows: [{**rows[0], "body": {}}, *rows[1:]], "line 1 is no entry"),
         (lambda rows: [{"position": 1}, *rows[1:]], "line 1 is no entry"),
         (lambda rows: [*rows, []], "is no entry"),
+        (lambda rows: [{**rows[0], "device": "\ud800"}, *rows[1:]], "line 1 is no entry"),
+        (lambda rows: [{**rows[0], "body": {**rows[0]["body"], "operator": "\udc00"}}, *rows[1:]], "is no entry"),
+        (lambda rows: [{**rows[0], "\ud800": 1}, *rows[1:]], "is not what its entry says"),
     ],
 )
 def test_an_export_that_was_changed_is_found_out(

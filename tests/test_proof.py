@@ -137,7 +137,7 @@ def tampered(file: Path, change: Callable[[Lines], Lines | None]) -> Path:
     lines: Lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     lines = change(lines) or lines
     other = file.with_name("tampered.jsonl")
-    other.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return other
 
 
@@ -206,6 +206,9 @@ CHANGES: dict[str, Callable[[Lines], Lines | None]] = {
     "less than nothing learned": first(learned=-1),
     "more learned than can be": first(learned=2**63, entries=2**63),
     "a first line without an end": first(reason="x" * 2**21),
+    "half a character for an operator": lambda lines: next(row for row in lines[1:] if row["kind"] == "label")[
+        "body"
+    ].update(operator="\ud800"),
     "an entry without an end": lambda lines: lines[1].update(code="00" * 2**20),
 }
 
