@@ -182,7 +182,7 @@ def read_backup(backup: Path) -> BackupFacts:
             facts = msgspec.json.decode(stream.read(_MAX_FACTS_BYTES), type=BackupFacts)
         with _open_plain(backup, STORE_NAME) as stream:
             digest = _digest_of(stream)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _no_backup(f"{backup} is no backup: {str(error)[:120]}") from error
     if facts.format != FORMAT:
         raise _no_backup(f"{backup} has format {facts.format}, this Headway knows {FORMAT}")

@@ -427,14 +427,14 @@ def decode_entry(raw: bytes) -> Entry:
     """Return a stored entry; StoreCorrupt where it is none."""
     try:
         return _entry_decoder.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise damaged(f"a stored entry is damaged: {str(error)[:100]}") from error
 
 
 def _decode_aside(value: bytes) -> _Said:
     try:
         raw, code = _aside_decoder.decode(value)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise damaged(f"an entry that was set aside is damaged: {str(error)[:100]}") from error
     entry = decode_entry(raw)
     return _Said(entry.body, code, entry.wall_time_us)

@@ -54,6 +54,6 @@ class MasterMarks:
         raw = self._store.kept(KEPT_AS)
         try:
             return {} if raw is None else msgspec.msgpack.decode(raw, type=_Marks)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             _log.error("what heads said of master parts is damaged and begins anew: %s", error)
             return {}

@@ -104,7 +104,7 @@ def refusal(data_dir: Path) -> Refused | None:
     """Return why what was put into the inbox last was refused; None where it was not."""
     try:
         return msgspec.json.decode((data_dir / INBOX_NAME / REFUSED_NAME).read_bytes(), type=Refused)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

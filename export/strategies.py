@@ -421,7 +421,7 @@ class _Auto:
             return _Ledger(fingerprint)
         try:
             found = msgspec.json.decode(file.read_bytes(), type=_Ledger)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ExportError(
                 f"{file} is no record of trials: {' '.join(str(error).split())[:200]}",
                 hint="Delete it; the trials then start from the beginning.",

@@ -304,12 +304,15 @@ def test_what_cannot_be_listed_is_not_enrolled(fleet: Path) -> None:
     enroll(fleet, "line-1")
 
 
-def test_the_service_follows_what_is_enrolled_and_a_damaged_file_changes_nothing(fleet: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"{", b'{"host": "\xff"}'], ids=["cut off", "no text"])
+def test_the_service_follows_what_is_enrolled_and_a_damaged_file_changes_nothing(
+    fleet: Path, damaged: bytes
+) -> None:
     enrolled = Enrolled(fleet)
     assert "line-7" not in enrolled()
     enroll(fleet, "line-7")
     assert enrolled()["line-7"] == "default"
-    (tls_folder(fleet) / PLACE_NAME).write_text("{")
+    (tls_folder(fleet) / PLACE_NAME).write_bytes(damaged)
     assert enrolled()["line-7"] == "default"
     with pytest.raises(KeyRefused):
         Enrolled(fleet)

@@ -225,6 +225,11 @@ def newer(backup: Path) -> None:
     path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
 
 
+def no_text(backup: Path) -> None:
+    path = backup / BACKUP_NAME
+    path.write_bytes(path.read_bytes().replace(b'"line-1"', b'"line-\xff"'))
+
+
 @pytest.mark.parametrize(
     ("harm", "match"),
     [
@@ -237,6 +242,7 @@ def newer(backup: Path) -> None:
         (pipe_facts, "is a link, or no plain file"),
         (unfinished, "is no backup"),
         (newer, "has format 9"),
+        (no_text, "is no backup"),
         (shutil.rmtree, "is no backup"),
     ],
 )

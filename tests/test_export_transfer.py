@@ -317,8 +317,9 @@ def test_without_weights_only_training_from_scratch_can_be_chosen(tmp_path: Path
     assert choice.warnings == ()
 
 
-def test_a_damaged_record_of_trials_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "trials.json").write_bytes(b"{")
+@pytest.mark.parametrize("damaged", [b"{", b'{"fingerprint": "\xff"}'], ids=["cut off", "no text"])
+def test_a_damaged_record_of_trials_is_refused(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "trials.json").write_bytes(damaged)
     with pytest.raises(ExportError, match="no record of trials"):
         choose_strategy(question(random_start(), tmp_path), Log(Listener()))
 

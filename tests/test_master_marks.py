@@ -51,8 +51,9 @@ def test_marks_are_kept_for_the_release_that_serves_and_the_one_before(store: St
     assert [MasterMarks(store, space).load() for space in spaces] == [{}, marks(1), marks(3)]
 
 
-def test_damaged_marks_begin_anew(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    store.keep(KEPT_AS, b"\x81\xa2no marks")
+@pytest.mark.parametrize("damaged", [b"\x81\xa2no marks", b"\x81\xa1\xff\x80"], ids=["no marks", "no text"])
+def test_damaged_marks_begin_anew(store: Store, caplog: pytest.LogCaptureFixture, damaged: bytes) -> None:
+    store.keep(KEPT_AS, damaged)
     assert MasterMarks(store, SPACE).load() == {}
     assert "damaged and begins anew" in caplog.text
     MasterMarks(store, SPACE).keep(marks(1))

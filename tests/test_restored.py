@@ -420,7 +420,9 @@ def test_decisions_that_contradict_the_database_do_not_count(
 # What tells
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"default": {"length": 0, "last": ""}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"default": {"length": 0, "last": ""}}', b"\xff", b'{"\xff": {}}']
+)
 def test_a_mark_that_says_nothing_tells_nothing(decided: tuple[FleetStore, Path], content: bytes) -> None:
     store, _ = decided
     store.close()

@@ -112,7 +112,9 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, bundle: Bundle)
     assert device.opened == [("cuda", 0)]
 
 
-@pytest.mark.parametrize("change", ["another machine", "damaged", "lost", "another backbone", "another setting"])
+@pytest.mark.parametrize(
+    "change", ["another machine", "damaged", "no text", "lost", "another backbone", "another setting"]
+)
 def test_what_was_measured_elsewhere_or_of_something_else_does_not_count(
     tmp_path: Path, bundle: Bundle, change: str
 ) -> None:
@@ -125,6 +127,8 @@ def test_what_was_measured_elsewhere_or_of_something_else_does_not_count(
         machine = "n"
     elif change == "damaged":
         file.write_bytes(file.read_bytes()[:-20])
+    elif change == "no text":
+        file.write_bytes(file.read_bytes().replace(b'"m"', b'"\xff"'))
     elif change == "lost":
         file.unlink()
     elif change == "another backbone":

@@ -617,6 +617,17 @@ def test_a_store_that_cannot_be_trusted_is_refused_with_a_hint(
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("damaged", [b"anna\xc1", b"ann\xff"], ids=["no entry", "no text"])
+def test_an_entry_that_is_damaged_in_its_place_is_said_to_be(tmp_path: Path, damaged: bytes) -> None:
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        label(store, sample_of(1))
+        with store._db.transaction() as db:
+            (entry,) = db.execute("SELECT entry FROM records ORDER BY seq LIMIT 1").fetchone()
+            db.execute("UPDATE records SET entry = ? WHERE seq = 1", (entry.replace(b"anna", damaged),))
+        with pytest.raises(StoreCorrupt, match="a stored entry is damaged"):
+            list(store.log.records())
+
+
 def test_another_devices_store_is_refused(tmp_path: Path) -> None:
     Store.open(tmp_path, "line-1", limits=LIMITS).close()
     with pytest.raises(ConfigError, match="belongs to device 'line-1'"):

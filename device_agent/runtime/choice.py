@@ -300,7 +300,7 @@ class RuntimeChoice:
         empty = _Table(machine=self._machine, backbones={})
         try:
             table = msgspec.json.decode(self._file.read_bytes(), type=_Table)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return empty
         return table if table.machine == self._machine else empty
 

@@ -52,7 +52,7 @@ def read_place(folder: Path) -> Place:
         raise no_broker(folder) from error
     except OSError as error:
         raise KeyRefused(f"{file}: {error.strerror}", hint="Let this command's user read it.") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KeyRefused(f"{file} is damaged: {error}", hint="Put it back from a backup.") from error
 
 

@@ -53,7 +53,7 @@ class Marks:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Mark])
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("%s says nothing: %s", self._file, error)
             return {}
 
