@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import generate_latest
 
 from sdk.bundle import Bundle
@@ -13,7 +14,7 @@ from sdk.fleet.metrics import FleetMetrics
 from sdk.fleet.rollout import Plan, RolloutState
 from sdk.fleet.store import FleetStore
 from sdk.mqtt import Message
-from sdk.wire import DeviceState, Topics, encode_json
+from sdk.wire import DeviceState, Topics, encode_json, last_will
 from tests.builders import make_bundle
 from tests.commands import headway
 from tests.simulators import LiveDevice, SimDevice, wait_for
@@ -106,6 +107,10 @@ def test_what_is_forgotten_is_back_when_it_speaks_and_keeps_its_log(fleet_dir: P
         assert names(store, revoked=True) == []
         with store.write() as ledger:
             ledger.note_state(state, seen_utc=None)  # what the broker has kept of it
+        assert names(store) == []
+        with store.write() as ledger:
+            for left in (last_will("scrapped", "default", "of this run"), replace(state, online=False, outbox=1)):
+                assert ledger.note_state(left, seen_utc=1.5)[1] is False, "it has only gone"
         assert names(store) == []
         with store.write() as ledger:
             device, new = ledger.note_state(state, seen_utc=2.0)

@@ -179,7 +179,8 @@ class ChannelLedger:
 
         A registered device stays on its channel whatever it says later: its log is part of that union. A last
         will, which says nothing else, only makes it offline: what it said before is the last that is known.
-        One that is revoked is not heard; one that is forgotten is back when it says something now.
+        One that is revoked is not heard; one that is forgotten is back when it says now that it is there, which
+        neither its last will does nor a farewell.
 
         Args:
             state: What it said.
@@ -204,7 +205,7 @@ class ChannelLedger:
             )
             self._session.add(row)
             self._assign_current(row)
-        if row.revoked_utc is not None or (row.forgotten and seen_utc is None):
+        if row.revoked_utc is not None or (row.forgotten and (seen_utc is None or not state.online)):
             return device_of(row), False
         back = row.forgotten
         if back:
@@ -232,13 +233,13 @@ class ChannelLedger:
             row.revoked_utc = now_utc
 
     def note_enrolled(self, device: str) -> None:
-        """Note that a device has certificates: one that was revoked is back when it says something."""
+        """Note that a device has certificates: one that was revoked is back when it says that it is there."""
         row = self._session.get(DeviceRow, device)
         if row is not None and row.revoked_utc is not None:
             row.revoked_utc, row.forgotten = None, True
 
     def forget(self, device: str) -> None:
-        """Show a device no more; what it labelled stays. It is back when it says something again.
+        """Show a device no more; what it labelled stays. It is back when it says that it is there.
 
         Raises:
             UnknownDevice: there is no such device.
