@@ -104,11 +104,13 @@ class ImageFolder:
                 self._durable.discard(sample_id)
             self._path(sample_id).unlink(missing_ok=True)
 
-    def erase(self, sample_id: bytes) -> None:
-        """Delete a picture so that a power cut does not bring it back."""
+    def erase(self, sample_id: bytes) -> bool:
+        """Delete a picture so that a power cut does not bring it back; return whether there was one."""
+        there = os.path.lexists(self._name(sample_id))
         self.drop([sample_id])
         with contextlib.suppress(FileNotFoundError):
             sync_path(self._path(sample_id).parent)
+        return there
 
     def sweep(self) -> None:
         """Delete half-written pictures, left by a crash."""

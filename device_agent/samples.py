@@ -218,12 +218,16 @@ class Samples:
         db.execute("UPDATE samples SET status = ? WHERE sample = ?", (status.value, label.sample))
         self._images.sync(label.sample)
 
-    def erase(self, sample_id: bytes) -> None:
+    def erase(self, sample_id: bytes) -> bool:
         """Delete a sample that has no label, and its picture; what the label log has of it stays. Durable when it
-        returns. Does nothing where it is not kept.
+        returns. A picture that has no sample goes too: see that nobody has labelled it elsewhere.
+
+        Returns:
+            Whether there was anything.
 
         Raises:
             LabelError: it is labelled.
+            StoreFull: the disk takes no writes; the sample is still there to be erased again.
         """
         with self._db.lock, disk(self._folder):
             with self._db.transaction() as db:
@@ -235,8 +239,10 @@ class Samples:
                     raise LabelError(
                         f"sample {sample_id.hex()[:12]} is labelled", hint="Withdraw its label first."
                     )
+                # First the picture: cut short before the row is gone for good, there is a row to erase it by.
+                there = self._images.erase(sample_id)
             self._image_bytes -= 0 if row is None else row[0]
-            self._images.erase(sample_id)
+            return there or row is not None
 
     def get(self, sample_id: bytes) -> Sample | None:
         """Return a sample; None where it is not, or no longer, kept."""
@@ -311,6 +317,8 @@ class Samples:
 
     def image(self, sample_id: bytes) -> bytes | None:
         """Return a sample's picture; None where it is not, or no longer, kept."""
+        if self._db.row("SELECT 1 FROM samples WHERE sample = ?", sample_id) is None:
+            return None
         with disk(self._folder):
             return self._images.get(sample_id)
 

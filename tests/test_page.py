@@ -141,6 +141,27 @@ def test_a_picture_can_be_erased(device: Device, labelled: bool) -> None:
     assert device.http.delete(f"/api/samples/{sample}").status_code == 404
 
 
+@pytest.mark.parametrize("said", ["nothing", "a label", "a label taken back"])
+def test_a_picture_that_nothing_here_knows_is_not_given_and_erased_where_no_label_stands(
+    device: Device, said: str
+) -> None:
+    """Of a store that was begun anew the log may come back, and with it labels of pictures that lie here."""
+    sample, store = hex_of("pit", 1), device.station.store
+    if said != "nothing":
+        body = {"sample": sample, "class_id": class_id("pit").hex()}
+        device.http.post("/api/labels", json=body).raise_for_status()
+    if said == "a label taken back":
+        device.http.post("/api/labels", json={**body, "class_id": None}).raise_for_status()
+    with store._db.transaction() as db:
+        db.execute("DELETE FROM samples WHERE sample = ?", (bytes.fromhex(sample),))
+    for asked in ("image", "heatmap"):
+        assert device.http.get(f"/api/samples/{sample}/{asked}").status_code == 404
+    assert list((store.folder / "images").rglob(sample))
+    answer = device.http.delete(f"/api/samples/{sample}")
+    assert answer.status_code == (404 if said == "a label" else 200)
+    assert bool(list((store.folder / "images").rglob(sample))) == (said == "a label")
+
+
 def test_an_inspected_image_is_kept_only_when_asked_to(device: Device) -> None:
     data = picture("scratch", 900)
     answer = device.http.post("/api/inspect", content=data).json()

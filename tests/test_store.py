@@ -391,6 +391,7 @@ def test_half_written_pictures_are_swept_and_no_others(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite3").unlink()
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
         assert not half.exists()
+        store.samples.put(sample_of(1), None)
         assert store.samples.image(sample_of(1).sample_id) == image_of(1)
 
 

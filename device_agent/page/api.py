@@ -556,12 +556,14 @@ class Routes:
         """Delete a picture for good, as one that shows a person; its label, if it has one, is withdrawn first."""
         sample_id = bytes.fromhex(sample)
         kept = self.station.store.samples.get(sample_id)
-        if kept is None:
-            raise _not_kept(sample)
-        withdrawn = kept.status is SampleStatus.LABELLED
+        withdrawn = kept is not None and kept.status is SampleStatus.LABELLED
         if withdrawn:
             self.station.label_all([(sample_id, None)], operator_of(request, ""))
-        self.station.store.samples.erase(sample_id)
+        # A store that was begun anew knows no sample of a picture that its log has labelled: that one stays.
+        said = [] if kept is not None else self.history.of_sample(sample_id)
+        stays = bool(said) and said[0].event.class_id is not None
+        if (stays or not self.station.store.samples.erase(sample_id)) and kept is None:
+            raise _not_kept(sample)
         self.unsure.forget([sample_id])
         self.note(request, "picture erased", sample)
         return ErasedOut(True, withdrawn)
