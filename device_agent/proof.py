@@ -55,6 +55,10 @@ PROBABILITY_OFF: Final = 0.05
 """The same for its probability, which is steeper."""
 TIE: Final = 0.1
 """Two classes whose probabilities differ by no more may have changed places by the same rounding."""
+CLOCK_OFF_S: Final = 5.0
+"""By so much a head may seem to have begun to serve after what it decided: clocks are set right while it does."""
+LONGEST_WAIT_S: Final = 3600.0
+"""No part waits longer for its verdict, of which a proof does not say the time."""
 MAX_ASKED: Final = 500
 """Learned samples that are asked whether they are unknown."""
 MAX_LINE: Final = 2**20
@@ -156,6 +160,8 @@ def make_proof(
     number = row.head if row is not None else head
     with disk(data_dir), open_to_read(data_dir / STORE_NAME, len(MIGRATIONS), whole=False) as db:
         served = _head(db, number)
+        if row is not None:
+            _check_decided(served, row)
         (device,) = db.execute("SELECT value FROM meta WHERE key = 'device'").fetchone()
         learned = _count(db, served.through)
         # What a person here took back alone is said after what the head had learned; so is what a class was called
@@ -247,6 +253,15 @@ def _decided(data_dir: Path, part: str, head: int | None) -> PartRow:
     if head not in (None, row.head):
         raise ConfigError(f"head {row.head} decided part {part!r}, not {head}", hint="Leave --head out.")
     return row
+
+
+def _check_decided(served: HeadRow, row: PartRow) -> None:
+    """Refuse a head that was not there yet when the part was decided: numbers may have been given again."""
+    if served.created_utc > row.captured_utc + row.latency_ms / 1000 + CLOCK_OFF_S:
+        raise ConfigError(
+            f"another head {row.head} decided part {row.part!r}: the one that is known served only later",
+            hint="Its store was begun anew, or lost rows to a power cut. Or the clock was set back meanwhile.",
+        )
 
 
 def _part_claim(db: sqlite3.Connection, row: PartRow, space: str) -> PartClaim:
@@ -399,6 +414,11 @@ def _claim(line: str, file: Path) -> Claim:
         raise LabelError(f"{file} is no proof: {str(error)[:200]}", hint=_NAME_A_PROOF) from error
     if claim.format != FORMAT:
         raise LabelError(f"{file} is of format {claim.format[:40]!r}", hint="Update Headway on this machine.")
+    if claim.part is not None and claim.created_utc > claim.part.captured_utc + LONGEST_WAIT_S:
+        raise LabelError(
+            f"head {claim.head} began to serve after part {claim.part.part[:64]!r} was decided by another one",
+            hint=_MAKE_AGAIN,
+        )
     if not 0 <= claim.learned <= claim.entries < 2**53:
         raise LabelError(f"{file} says {claim.learned} of {claim.entries} entries", hint=_MAKE_AGAIN)
     return claim

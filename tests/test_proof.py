@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from device_agent.camera import Shot
 from device_agent.heads_and_updates import Outcome
-from device_agent.history import History
+from device_agent.history import History, newest_of
 from device_agent.parts import Finding, Part
 from device_agent.proof import Claim, check_proof, make_proof
 from device_agent.station import Station
@@ -206,6 +206,9 @@ CHANGES: dict[str, Callable[[Lines], Lines | None]] = {
     "less than nothing learned": first(learned=-1),
     "more learned than can be": first(learned=2**63, entries=2**63),
     "a first line without an end": first(reason="x" * 2**21),
+    "a head of a day after the part": lambda lines: lines[0].update(
+        created_utc=lines[0]["part"]["captured_utc"] + 86_400
+    ),
     "half a character for an operator": lambda lines: next(row for row in lines[1:] if row["kind"] == "label")[
         "body"
     ].update(operator="\ud800"),
@@ -328,6 +331,22 @@ def test_a_class_may_have_been_renamed_since(station: Station, confused: Bundle,
         shown.add(claim.part.decision)
         assert check_proof(tmp_path / "proof.jsonl", confused).again is not None
     assert shown == {"scratch", "groove"}  # what this release takes pits for
+
+
+def test_a_head_is_not_proved_to_have_decided_what_was_decided_before_it(
+    station: Station, confused: Bundle, tmp_path: Path
+) -> None:
+    """As an earlier version could give a number again, after the store was begun anew."""
+    proof_of(station, tmp_path, part="pit301")
+    row = newest_of(station.store.folder, "pit301")
+    assert row is not None
+    with station.store._db.transaction() as db:
+        decided = row.captured_utc + row.latency_ms / 1000
+        db.execute("UPDATE heads SET created_utc = ? WHERE number = ?", (decided + 10.0, row.head))
+    with pytest.raises(ConfigError, match=f"another head {row.head} decided part 'pit301'"):
+        proof_of(station, tmp_path, part="pit301")
+    proof_of(station, tmp_path, head=row.head)
+    check_proof(tmp_path / "proof.jsonl", confused)  # of the head it still is one
 
 
 def test_a_store_without_a_head_is_said_to_have_none(tmp_path: Path) -> None:
