@@ -31,7 +31,7 @@ from device_agent.camera.picture import PictureWatch
 from device_agent.config import CameraSettings, ChunksTable, MetricsSettings, MqttTable, Site
 from device_agent.expiry import of_another
 from device_agent.flow import FAILURES_IN_A_ROW, Flow, FlowSettings, Source
-from device_agent.history import History
+from device_agent.history import History, greatest_head
 from device_agent.limits import StoreLimits
 from device_agent.outputs import WAITING_PARTS, LastingOutput, Outputs, open_output
 from device_agent.outputs.topic import ResultTopic
@@ -157,6 +157,8 @@ class Agent:
             )
             self.store = Store.open(site.data_dir, site.device, clock=clock, limits=_limits_of(site))
             undo.callback(self.store.close)
+            # A store that was begun anew, or lost rows to a power cut, would count again from what it knows.
+            self.store.heads.number_beyond(greatest_head(site.data_dir))
             self.station = Station(
                 self.store,
                 policy=QueuePolicy(site.queue.ask_below, site.queue.spot_check_share, site.queue.young_labels),

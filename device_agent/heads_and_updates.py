@@ -94,6 +94,11 @@ class Heads:
             self._number += 1
             return self._number
 
+    def number_beyond(self, number: int) -> None:
+        """Let no later head have this number or a smaller one: heads had them whose rows are not here."""
+        with self._db.lock:
+            self._number = max(self._number, number)
+
     def put(self, row: HeadRow) -> None:
         """Store a head's row, new or with its trial's outcome; superseded ones are forgotten first."""
         with self._db.transaction(durable=False) as db:

@@ -299,6 +299,24 @@ def _kept(row: PartRow) -> KeptPart:
     )
 
 
+def greatest_head(data_dir: Path) -> int:
+    """Return the greatest number of a head that decided a part in the history; 0 where none is known.
+
+    It reads every row: 0.1 s for a million of them.
+
+    Raises:
+        StoreCorrupt, StoreFull: the file is damaged, or cannot be read.
+    """
+    file = data_dir / FOLDER_NAME / FILE_NAME
+    if not file.is_file():
+        return 0
+    with disk(data_dir), contextlib.closing(sqlite3.connect(read_uri(file), uri=True)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            return 0  # whoever made it was killed before it had a table
+        return int(db.execute("SELECT ifnull(max(head), 0) FROM parts").fetchone()[0])
+
+
 def newest_of(data_dir: Path, part: str) -> PartRow | None:
     """Return the newest verdict of a part; None where there is none. An agent may be writing.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device_agent.agent import Agent
 from device_agent.camera import Shot
 from device_agent.heads_and_updates import Outcome
-from device_agent.history import History, newest_of
+from device_agent.history import FILE_NAME, FOLDER_NAME, History, greatest_head, newest_of, read_history
 from device_agent.parts import Finding, Part
 from device_agent.proof import Claim, check_proof, make_proof
 from device_agent.station import Station
 from device_agent.store import Store
 from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
-from sdk.errors import ConfigError, HeadwayError, LabelError
+from sdk.errors import ConfigError, HeadwayError, LabelError, StoreCorrupt
 from sdk.head import Calibration
 from sdk.images import decode
 from sdk.labels import Quarantine, fleet_log_of
 from sdk.wire import Verdict
 from tests.commands import headway
-from tests.simulators import SimDevice
+from tests.simulators import SimDevice, wait_for
+from tests.test_agent import running, site_of
 from tests.test_person_undo import clean, confused, from_elsewhere, label, labels_of, station_at, undo
 from tests.tiny import class_id, picture, tiny_bundle
 
@@ -331,6 +335,46 @@ def test_a_class_may_have_been_renamed_since(station: Station, confused: Bundle,
         shown.add(claim.part.decision)
         assert check_proof(tmp_path / "proof.jsonl", confused).again is not None
     assert shown == {"scratch", "groove"}  # what this release takes pits for
+
+
+@pytest.mark.parametrize("lost", ["the store", "the rows of its heads"])
+def test_no_number_of_a_head_that_decided_is_given_again(
+    tmp_path: Path, confused: Bundle, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    """A store that was moved away counts from 1, and a power cut takes the newest rows; the history is there."""
+    images, data = tmp_path / "images", tmp_path / "data"
+    images.mkdir()
+    numbers: list[int | None] = []
+    for turn in range(2):
+        (images / f"part{turn}.png").write_bytes(picture("pit", 700 + turn))
+        with Agent(site_of(images, confused.path)) as agent, running(agent):
+            wait_for(lambda: agent.state().camera.state == "ended")
+            wait_for(lambda: agent.state().frames == len([*images.iterdir()]))
+        numbers = [row.head for row in read_history(data)]
+        if lost == "the store":
+            for file in data.glob("store.sqlite3*"):
+                file.rename(tmp_path / f"{file.name}.{turn}")
+        else:
+            with closing(sqlite3.connect(data / "store.sqlite3", isolation_level=None)) as db:
+                db.execute("DELETE FROM heads")
+    assert numbers == [1, 2, 2]
+    with Agent(site_of(images, confused.path)) as agent:
+        head = agent.state().head
+        assert head is not None
+        assert head.number == 3
+        with pytest.raises(ConfigError, match="there is no row of head 2"):
+            make_proof(data, tmp_path / "x.jsonl", part="part0.png")
+
+
+def test_an_unfinished_history_names_no_head(tmp_path: Path) -> None:
+    assert greatest_head(tmp_path) == 0
+    file = tmp_path / FOLDER_NAME / FILE_NAME
+    file.parent.mkdir()
+    file.touch()
+    assert greatest_head(tmp_path) == 0
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreCorrupt):
+        greatest_head(tmp_path)
 
 
 def test_a_head_is_not_proved_to_have_decided_what_was_decided_before_it(
