@@ -25,7 +25,7 @@ import re
 import secrets
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Final, NamedTuple
@@ -38,6 +38,7 @@ from sdk.codes import Codes, check_codes, code_digest
 from sdk.compact import Again, Numbers, Once
 from sdk.errors import FeatureSizeError, LabelError
 from sdk.liveset import ROW_BYTES, LiveRow, LiveSet, digest_of_rows, live_row_bytes
+from sdk.merges import Merges
 from sdk.shelf import Kept, MemoryShelf, Shelf
 from sdk.sources import ANYBODY, Hold, Holds, Order, Said, Sayings
 
@@ -375,14 +376,14 @@ class Fold:
         self._codes: Sayings[_Coded] = Sayings(self._holds)
         self._names: Sayings[_Named] = Sayings(self._holds)
         self._apart: Sayings[_Paired] = Sayings(self._holds)  # by both ids, the smaller first
-        self._merges: list[_Paired] = []
-        self._parent: dict[bytes, bytes] = {}
+        self._said_one: list[_Paired] = []  # of whatever source
+        self._merges = Merges()  # those of sources that count
         self._summed: dict[bytes, _Summed] = {}
         self._summed_of: Counter[bytes] = Counter()  # class, before merges
         self._answered: set[bytes] = set()  # summed samples that devices have labelled
         # The live set as it is digested, kept up so that a label costs no walk over all samples.
         self._order: list[bytes] = []
-        self._rows = bytearray()
+        self._rows: bytearray | None = bytearray()  # None after a merge, until the digest is asked for
         self._digest: str | None = None
         # And those of its rows that have a code, in the same order.
         self._coded_order: list[bytes] = []
@@ -476,7 +477,8 @@ class Fold:
         at = bisect_left(self._order, sample)
         there = at < len(self._order) and self._order[at] == sample
         self._order[at : at + there] = [] if row is None else [sample]
-        self._rows[at * ROW_BYTES : (at + there) * ROW_BYTES] = row or b""
+        if self._rows is not None:
+            self._rows[at * ROW_BYTES : (at + there) * ROW_BYTES] = row or b""
         self._digest = None
         coded = self.live(sample)
         at = bisect_left(self._coded_order, sample)
@@ -486,14 +488,10 @@ class Fold:
 
     def _relive(self) -> None:
         """Bring the whole live set up to labels, codes and merges."""
-        self._order, self._rows, self._digest = [], bytearray(), None
         self._coded_rows = [row for row in map(self.live, sorted(self._codes)) if row is not None]
         self._coded_order = [row.sample for row in self._coded_rows]
-        for sample in sorted({*self._labels, *self._summed}):
-            row = self._digested(sample)
-            if row is not None:
-                self._order.append(sample)
-                self._rows += row
+        self._order = sorted({*self._coded_order, *self._summed})
+        self._rows = self._digest = None
 
     def _digested(self, sample: bytes) -> bytes | None:
         summed = self._summed.get(sample)
@@ -523,9 +521,10 @@ class Fold:
         self._codes.put(sample, _Coded(*order, ANYBODY, group, place, body.code_sha256))
 
     def _merge(self, merge: _Paired) -> None:
-        self._merges.append(merge)
-        if self._holds.counts(merge) and _link(merge, self._parent):
-            self._relive()
+        self._said_one.append(merge)
+        if self._holds.counts(merge) and self._merges.join(merge.one, merge.other):
+            # Rows hold classes after merges, once for however many merges came since somebody asked.
+            self._rows = self._digest = None
 
     def _hold(self, entry: Entry, body: Quarantine) -> None:
         hold = Hold(body.device, body.source, body.through, body.reason, body.operator, entry.wall_time_us)
@@ -533,10 +532,10 @@ class Fold:
             return
         for said in (self._labels, self._codes, self._names, self._apart):
             said.recount()
-        parent: dict[bytes, bytes] = {}
-        for merge in filter(self._holds.counts, self._merges):
-            _link(merge, parent)
-        self._parent = parent  # as one: `canonical` is asked at any time
+        merges = Merges()
+        for merge in filter(self._holds.counts, self._said_one):
+            merges.join(merge.one, merge.other)
+        self._merges = merges  # as one: `canonical` is asked at any time
         self._relive()
 
     def changes(self, record: Record) -> dict[bytes, tuple[LiveRow | None, LiveRow | None]]:
@@ -567,7 +566,7 @@ class Fold:
 
     def canonical(self, class_id: bytes) -> bytes:
         """Return the id that stands for this class after merges: the smallest of those merged. Takes no lock."""
-        return _root(class_id, self._parent)
+        return self._merges.canonical(class_id)
 
     def live(self, sample: bytes) -> LiveRow | None:
         """Return the sample's row of the live set, its class before merges; None if it has no row or no code."""
@@ -635,7 +634,7 @@ class Fold:
         return LiveSet(
             space=self.space,
             samples=samples,
-            class_ids=tuple(map(self.canonical, class_ids)) if self._parent else class_ids,
+            class_ids=tuple(map(self.canonical, class_ids)) if self._merges else class_ids,
             groups=groups,
             devices=devices,
             operators=operators,
@@ -643,11 +642,15 @@ class Fold:
             digest=self.digest(),
             summed=len(self._summed),
             unapplied=len(self.unapplied()),
-            merged={class_id: self.canonical(class_id) for class_id in self._parent},
+            merged=self._merges.merged(),
         )
 
     def digest(self) -> str:
         """Return the digest of the live set, 64 hex digits."""
+        if self._rows is None:
+            self._rows = bytearray()
+            for row in map(self._digested, self._order):
+                self._rows += row or b""
         if self._digest is None:
             self._digest = digest_of_rows(self._rows)
         return self._digest
@@ -674,17 +677,3 @@ class Fold:
         root = self.canonical(class_id)
         if named is not None and (root not in latest or latest[root].order < named.order):
             latest[root] = named
-
-
-def _root(class_id: bytes, parent: Mapping[bytes, bytes]) -> bytes:
-    while (above := parent.get(class_id)) is not None:
-        class_id = above
-    return class_id
-
-
-def _link(merge: _Paired, parent: dict[bytes, bytes]) -> bool:
-    """Make the smaller class stand for both; return whether it did not before."""
-    low, high = sorted((_root(merge.one, parent), _root(merge.other, parent)))
-    if low != high:
-        parent[high] = low
-    return low != high
