@@ -37,9 +37,10 @@ class Said:
         """Its place in the total order."""
         return Order(self.counter, self.device)
 
-    def same_source(self, other: Said) -> bool:
-        """Return whether the same operator said it on the same device."""
-        return self.device == other.device and self.operator == other.operator
+    @property
+    def source(self) -> tuple[str, str]:
+        """The device, and the operator on it."""
+        return self.device, self.operator
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Holds:
             return True
         return all(
             key not in self._last or said.counter > self._last[key][1].through
-            for key in ((said.device, ANYBODY), (said.device, said.operator))
+            for key in ((said.device, ANYBODY), said.source)
         )
 
     def standing(self) -> list[Hold]:
@@ -104,7 +105,8 @@ class Sayings(Generic[S]):
     """What sources said of each key; `get` is the word that counts.
 
     Of each source the last word is kept and no other: a quarantine goes up to a counter, so where the last does
-    not count, none before it does. Nearly every key has one source, which costs one entry.
+    not count, none before it does. Nearly every key has one source, which costs one entry. However many it has,
+    one more word costs no more.
 
     Args:
         holds: Whose word counts; call `recount` where these changed.
@@ -113,33 +115,39 @@ class Sayings(Generic[S]):
     def __init__(self, holds: Holds) -> None:
         self._holds = holds
         self._winner: dict[bytes, S] = {}
-        self._others: dict[bytes, list[S]] = {}
+        self._others: dict[bytes, dict[tuple[str, str], S]] = {}  # of each key by source, without the winner
 
     def put(self, key: bytes, said: S) -> None:
         """Take in one word."""
-        winner = self._winner.get(key)
-        if winner is None and key not in self._others:
-            kept = [said]
+        winner, others = self._winner.get(key), self._others.get(key, {})
+        mine = winner is not None and winner.source == said.source
+        before = winner if mine else others.get(said.source)
+        if before is not None and before.order >= said.order:
+            return
+        # Where an earlier word of a source counts, so does a later one.
+        if self._holds.counts(said) and (winner is None or winner.order < said.order):
+            others.pop(said.source, None)
+            if winner is not None and not mine:
+                others[winner.source] = winner
+            self._winner[key] = said
         else:
-            kept = [*self._others.get(key, ()), *([] if winner is None else [winner])]
-            mine = [each for each in kept if each.same_source(said)]
-            if any(each.order >= said.order for each in mine):
-                return
-            kept = [each for each in kept if not each.same_source(said)] + [said]
-        self._settle(key, kept)
+            others[said.source] = said
+        self._keep_others(key, others)
 
-    def _settle(self, key: bytes, kept: list[S]) -> None:
-        counting = [each for each in kept if self._holds.counts(each)]
-        winner = max(counting, key=lambda each: each.order, default=None)
-        others = [each for each in kept if each is not winner]
-        if winner is None:
-            self._winner.pop(key, None)
-        else:
-            self._winner[key] = winner
+    def _keep_others(self, key: bytes, others: dict[tuple[str, str], S]) -> None:
         if others:
             self._others[key] = others
         else:
             self._others.pop(key, None)
+
+    def _settle(self, key: bytes, kept: list[S]) -> None:
+        counting = [each for each in kept if self._holds.counts(each)]
+        winner = max(counting, key=lambda each: each.order, default=None)
+        if winner is None:
+            self._winner.pop(key, None)
+        else:
+            self._winner[key] = winner
+        self._keep_others(key, {each.source: each for each in kept if each is not winner})
 
     def recount(self) -> None:
         """Look again whose word counts."""
@@ -153,7 +161,7 @@ class Sayings(Generic[S]):
     def all_of(self, key: bytes) -> list[S]:
         """Return the last word of every source, whether or not it counts."""
         winner = self._winner.get(key)
-        return [*self._others.get(key, ()), *([] if winner is None else [winner])]
+        return [*self._others.get(key, {}).values(), *([] if winner is None else [winner])]
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._winner

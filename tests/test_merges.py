@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdk.labels import Body, Chain, DefineClass, Fold, Label, MergeClasses, Record
+from sdk.labels import Body, Chain, DefineClass, Fold, KeepApart, Label, MergeClasses, Record, RenameClass
 from sdk.merges import Merges
 
 IDS = [bytes([i]) * 16 for i in range(8)]
@@ -104,6 +104,9 @@ BODIES: dict[str, Callable[[int], Body]] = {
     "merges into ever larger ids": lambda k: MergeClasses(IDS[7], (2**127 + k).to_bytes(16, "big"), "op"),
     "merges in pairs": lambda k: MergeClasses((2 * k).to_bytes(16, "big"), (2 * k + 1).to_bytes(16, "big"), "op"),
     "one merge again and again": lambda _: MergeClasses(IDS[0], IDS[1], "op"),
+    "labels by ever other operators": lambda k: Label(SAMPLES[0], IDS[0], f"op-{k}"),
+    "names by ever other operators": lambda k: RenameClass(IDS[0], "scratch", f"op-{k}"),
+    "one pair told apart by ever other operators": lambda k: KeepApart(IDS[0], IDS[1], f"op-{k}"),
     "ever new classes": lambda k: DefineClass((2**99 + k).to_bytes(16, "big"), f"class {k}", "op"),
 }
 
