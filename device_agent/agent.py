@@ -74,7 +74,7 @@ from sdk.errors import (
     StoreFull,
     Unreadable,
 )
-from sdk.labels import Record
+from sdk.labels import CodeRecord, Record
 from sdk.tensorrt_api import Library, open_library
 from sdk.wire import MAX_TEXT, Desired, DeviceState, HeadState, ReleaseRef, UpdateEvent, UpdateState
 
@@ -308,6 +308,8 @@ class Agent:
         serving = self.station.serving
         if serving is not None:
             serving.learner.received(records)
+        if any(isinstance(one.entry.body, CodeRecord) and one.code is None for one in records):
+            self._updater.codes_erased()
 
     def _trigger(self, named: PartLot) -> None:
         self.flow.trigger(*named)

@@ -47,7 +47,8 @@ class Carried:
 def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> Carried:
     """Write a code record for every own labelled sample that has none in a pipeline's feature space.
 
-    May be repeated at will: what is written is not written again.
+    Also where the fleet has erased it while no release in use had that space. May be repeated at will: what is
+    written is not written again.
 
     Raises:
         InferenceFailed: the runtime failed.
@@ -67,13 +68,15 @@ def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> 
         # backbone must count exactly as if it had been given under it.
         codes = np.concatenate([pipeline.code(frame) for frame in frames])
         space = bytes.fromhex(pipeline.space)
-        bodies: list[Body] = [
-            CodeRecord(space, sample.sample_id, sample.group, code_digest(code))
-            for sample, code in zip(samples, codes, strict=True)
-        ]
         by_sample: dict[bytes, Code] = {s.sample_id: code for s, code in zip(samples, codes, strict=True)}
-        store.log.append(bodies, by_sample)
-        written += len(samples)
+        with store.held():  # what somebody erased meanwhile stays erased
+            bodies: list[Body] = [
+                CodeRecord(space, sample.sample_id, sample.group, code_digest(by_sample[sample.sample_id]))
+                for sample in samples
+                if store.samples.is_labelled(sample.sample_id)
+            ]
+            store.log.append(bodies, by_sample)
+        written += len(bodies)
     if lost:
         log.warning("%d labelled pictures are gone or damaged: their labels do not count in this release", lost)
     return Carried(written, lost)

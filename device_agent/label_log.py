@@ -315,13 +315,14 @@ class LabelLog:
         return StoredCodes(self._db, feature_size)
 
     def has_code(self, sample_id: bytes, space: str) -> bool:
-        """Return whether any code record for this sample in this feature space is in the log."""
+        """Return whether the last code record for this sample in this feature space is there, and has its code."""
         row = self._db.row(
-            "SELECT 1 FROM records WHERE sample = ? AND space = ? AND code IS NOT NULL LIMIT 1",
+            "SELECT code IS NOT NULL FROM records WHERE sample = ? AND space = ?"
+            " ORDER BY counter DESC, device DESC LIMIT 1",
             sample_id,
             bytes.fromhex(space),
         )
-        return row is not None
+        return row is not None and bool(row[0])
 
     def outbox(self, limit: int, *, after: int | None = None) -> list[Record]:
         """Return the first own records that the fleet has not acknowledged, in order; or those after `after`."""

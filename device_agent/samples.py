@@ -31,6 +31,12 @@ from sdk.errors import LabelError, StoreFull
 from sdk.labels import Label
 
 IMAGES_NAME: Final = "images"
+CODE_LEFT: Final = (
+    "SELECT 1 FROM records r WHERE r.sample = samples.sample AND {space} AND r.code IS NOT NULL AND NOT EXISTS"
+    " (SELECT 1 FROM records l WHERE l.sample = r.sample AND l.space = r.space"
+    " AND (l.counter, l.device) > (r.counter, r.device))"
+)
+"""Whether the last code record of a sample in a feature space, by the order of the log, has its code."""
 _EVICT_TO: Final = 0.95  # of the pictures' limit, so that not every frame has to look for what must go
 _PRUNE_SHARE: Final = 0.05  # of the samples' limit, that go at once for the same reason
 _PRUNE_AT_ONCE: Final = 100
@@ -308,12 +314,23 @@ class Samples:
                 )
 
     def labelled_without_code(self, space: str) -> list[Sample]:
-        """Return this device's labelled samples that have no code in this feature space, oldest first."""
+        """Return this device's labelled samples whose code in this feature space is to be said, oldest first.
+
+        Those that have none there, or whose last one was erased. But not those of which no code is left in any
+        space: these were erased for good, and come back with a person's label only (docs/labels.md, section 7).
+        """
         return self._select(
-            "WHERE status = 'labelled' AND NOT EXISTS (SELECT 1 FROM records WHERE records.sample = samples.sample"
-            " AND records.space = ? AND records.code IS NOT NULL) ORDER BY arrival",
+            "WHERE status = 'labelled'"
+            f" AND NOT EXISTS ({CODE_LEFT.format(space='r.space = ?')})"
+            f" AND (EXISTS ({CODE_LEFT.format(space='r.space IS NOT NULL')}) OR NOT EXISTS"
+            " (SELECT 1 FROM records r WHERE r.sample = samples.sample AND r.space IS NOT NULL)) ORDER BY arrival",
             bytes.fromhex(space),
         )
+
+    def is_labelled(self, sample_id: bytes) -> bool:
+        """Return whether a sample is kept, and labelled."""
+        row = self._db.row("SELECT 1 FROM samples WHERE sample = ? AND status = 'labelled'", sample_id)
+        return row is not None
 
     def image(self, sample_id: bytes) -> bytes | None:
         """Return a sample's picture; None where it is not, or no longer, kept."""

@@ -188,6 +188,7 @@ class Updater:
         self._stopping = False
         self._verdict: str | None = None  # "" is well
         self._again: str | None = None  # a release found damaged, which may be fetched anew
+        self._erased: float | None = 0.0  # when to look for codes that were erased; None: there are none
         self._serving: Release | None = None
         self._status = UpdateStatus()
         self._thread = threading.Thread(target=self._run, name="update", daemon=True)
@@ -248,6 +249,12 @@ class Updater:
                 self._again = release_id
             elif newest.state is UpdateState.DOWNLOADING:
                 self._halt.set()
+
+    def codes_erased(self) -> None:
+        """Codes were erased: say those anew that count where the release that serves has its codes."""
+        with self._changed:
+            self._erased = 0.0
+            self._changed.notify_all()
 
     def pending(self, desired: Desired) -> bool:
         """Return whether this is the assignment in force, and its release's files are not all here yet."""
@@ -442,6 +449,7 @@ class Updater:
     def _next(self) -> UpdateRow | None:
         """Return the update to work on, waiting for one; None at the end."""
         while True:
+            self._say_erased()
             with self._changed:
                 if self._stopping:
                     return None
@@ -459,7 +467,8 @@ class Updater:
                         continue
                     return row
                 if desired is None or not (unfinished or self._is_new(desired, row)):
-                    self._changed.wait()
+                    looks = None if self._serving is None else self._erased
+                    self._changed.wait(None if looks is None else max(0.0, looks - time.monotonic()))
                     continue
             if row is not None and unfinished:
                 self._roll_back(row, f"release {desired.release.name!r} was assigned instead")
@@ -470,6 +479,30 @@ class Updater:
             self._again = None
             self._show(row)
             return row
+
+    def _say_erased(self) -> None:
+        """Say the codes anew that the release that serves lacks, where an update does not do it anyway.
+
+        A fleet may have erased them while no release in use had their space, and an older agent did not notice.
+        """
+        with self._changed:
+            serving, due = self._serving, self._erased
+            if due is None or time.monotonic() < due or serving is None or self._goes_on(self._newest()):
+                return
+            self._erased = None
+        try:
+            if self._store.samples.labelled_without_code(serving.bundle.space(self._precision)):
+                aside(NICE, lambda: self._carry(serving))
+        except InterruptedError:
+            self._look_again(self._retry_s)  # whoever interrupted it comes first
+        except Exception as error:  # what serves goes on without them, and the next assignment must be heard
+            log.warning("codes are not said anew yet: %s", error, exc_info=not isinstance(error, HeadwayError))
+            self._look_again(RETRY_MAX_S)
+
+    def _look_again(self, after_s: float) -> None:
+        with self._changed:
+            if self._erased is None:
+                self._erased = time.monotonic() + after_s
 
     @staticmethod
     def _goes_on(newest: UpdateRow | None) -> bool:
