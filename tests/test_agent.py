@@ -364,7 +364,7 @@ def test_a_release_over_mqtt_serves_and_what_one_device_learned_the_other_knows(
         running(one),
         running(two),
     ):
-        published = fleet.publish(bundle, channel="default", precision=None)
+        published = fleet.publish(bundle, channel="default")
         wait_for(lambda: one.state().frames == two.state().frames == COUNT)
         for state in (one.state(), two.state()):
             assert state.release is not None
@@ -391,7 +391,7 @@ def test_a_release_that_serves_is_there_again_after_a_restart_without_the_broker
     images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path
 ) -> None:
     with fleet_of(tmp_path / "fleet", mosquitto) as fleet:
-        fleet.publish(bundle, channel="default", precision=None)
+        fleet.publish(bundle, channel="default")
         with device_of(tmp_path, images, "line-1", mosquitto) as agent, running(agent):
             wait_for(lambda: agent.state().frames == COUNT)
     mosquitto.kill()
@@ -408,7 +408,7 @@ def test_a_release_that_lacks_our_precision_is_rolled_back_and_the_old_one_serve
     other = tiny_bundle(tmp_path / "other", name="other", precision="fp16", backbone_seed=1)
     site = site_of(images, bundle.path, precision="fp32", mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
     with fleet_of(tmp_path / "fleet", mosquitto) as fleet, Agent(site) as agent, running(agent):
-        fleet.publish(other, channel="default", precision=None)
+        fleet.publish(other, channel="default")
         wait_for(lambda: (update := agent.state().update) is not None and update.state == "rolled_back")
         update, release = agent.state().update, agent.state().release
         assert update is not None
@@ -432,7 +432,7 @@ def test_a_release_that_would_take_all_memory_is_rolled_back_and_the_old_one_ser
     greedy = with_backbone(bundle, tmp_path / "greedy", bytes(model.SerializeToString()))
     site = site_of(images, bundle.path, mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
     with fleet_of(tmp_path / "fleet", mosquitto) as fleet, Agent(site) as agent, running(agent):
-        fleet.publish(greedy, channel="default", precision=None)
+        fleet.publish(greedy, channel="default")
         wait_for(lambda: (update := agent.state().update) is not None and update.state == "rolled_back")
         release = agent.state().release
         assert release is not None
@@ -464,7 +464,7 @@ def test_a_new_release_waits_for_its_engine_while_the_old_one_serves(
 
         wait_for(lambda: serving() == ("tiny", "TensorRT 10.3.0 on Orin"))
         sim.go_on.clear()
-        fleet.publish(other, channel="default", precision=None)
+        fleet.publish(other, channel="default")
         wait_for(lambda: sim.builds == 2)
         seen = agent.state().frames
         wait_for(lambda: agent.state().frames > seen + COUNT)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from fastapi.testclient import TestClient
 
 from device_agent.agent import Agent
 from device_agent.config import MqttTable
@@ -16,7 +18,10 @@ from device_agent.runtime.choice import best_of_each
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
 from sdk.fleet.broker import Mosquitto
-from sdk.fleet.precision import Measured, check_move, faster
+from sdk.fleet.cli_devices import learned_words, troubles_of
+from sdk.fleet.page.app import make_app
+from sdk.fleet.page.view import FleetView
+from sdk.fleet.precision import Measured, check_move, faster, precisions_of
 from sdk.fleet.store import FleetStore
 from sdk.images import sample_id
 from sdk.wire import DeviceState, PrecisionTime, UpdateState
@@ -180,6 +185,95 @@ def test_a_signed_fleet_signs_the_move_too(
     shown = json.loads(headway(capsys, "fleet", "keys", "show", "--dir", fleet, "--json").out)
     assert {(one["version"], one["fallback"]) for one in shown["releases"]} == {(2, True), (2, False)}
     assert {one["space"] for one in shown["releases"]} == {bundle.space("fp32"), bundle.space("int8")}
+
+
+# -- published with another precision than its first
+
+
+def test_a_release_is_published_with_the_precision_that_is_asked_for_first(
+    tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Devices serve the first that the release names: the fleet's books must not have another."""
+    fleet, keys = tmp_path / "fleet", tmp_path / "keys"
+    headway(capsys, "fleet", "keys", "init", "--dir", fleet, "--keys", keys, "--no-passphrase")
+    publish = ["fleet", "publish", bundle.path, "--dir", fleet]
+    assert headway(capsys, *publish, "--keys", keys, "--precision", "int8").code == 0
+    assert in_books(fleet) == (["int8", "fp32"], bundle.space("int8"))
+    assert headway(capsys, *publish, "--keys", keys, "--precision", "fp32").code == 0
+    assert in_books(fleet) == (["fp32", "int8"], bundle.space("fp32"))
+    assert headway(capsys, *publish, "--unsigned", "--precision", "int8").code == 0
+    assert headway(capsys, "fleet", "sign", fleet / "to-sign.json", "--keys", keys, "--dir", fleet).code == 0
+    assert in_books(fleet) == (["int8", "fp32"], bundle.space("int8"))
+
+
+def in_books(fleet: Path) -> tuple[list[str], str]:
+    """Return the precisions of the current release, and the feature space that the fleet has for it."""
+    with FleetStore(fleet) as store:
+        with store.read() as ledger:
+            current = ledger.current("default")
+        assert current is not None
+        return precisions_of(store, current), current.space
+
+
+def test_books_that_have_another_precision_than_devices_are_told_and_mended_by_publishing_again(
+    tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An earlier version wrote down the precision that was asked for, and published the bundle as it was."""
+    fleet = tmp_path / "fleet"
+    tell(fleet, bundle, "line-1", space=bundle.space("fp32"))
+    with FleetStore(fleet) as store, store.write() as ledger:
+        current = ledger.current("default")
+        assert current is not None
+        size = bundle.precision("int8").feature_size
+        ledger.publish(current.release, channel="default", space=bundle.space("int8"), feature_size=size)
+    wrong = shown_of(capsys, fleet)
+    assert (wrong["other_precision"], learned_words(wrong)) == (True, "other precision")
+    assert "it runs the release with fp32, the channel another" in "".join(troubles_of(wrong))
+    refused = headway(capsys, "fleet", "precision", "move", "fp32", "--dir", fleet)
+    assert "headway fleet publish BUNDLE --precision fp32" in refused.err
+    with FleetStore(fleet) as store:
+        assert FleetView(store).fleet()["channels"][0]["running"] == 0
+    assert headway(capsys, "fleet", "publish", bundle.path, "--dir", fleet).code == 0
+    assert in_books(fleet)[1] == bundle.space("fp32")
+    assert not shown_of(capsys, fleet)["other_precision"]
+
+
+def test_a_device_whose_settings_name_another_precision_wants_a_look(
+    tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet"
+    tell(fleet, bundle, "line-1", space=bundle.space("int8"), precision="int8", precision_fixed=True)
+    tell(fleet, bundle, "line-2", space=bundle.space("fp32"))
+    shown = headway(capsys, "fleet", "devices", "--dir", fleet).out
+    assert "line-1: it runs the release with int8" in shown
+    assert "its site.toml names int8" in shown
+    assert "line-2: " not in shown
+    with FleetStore(fleet) as store:
+        text = TestClient(make_app(FleetView(store)), base_url="http://127.0.0.1").get("/part/devices").text
+    assert ("1 run the release" in text, ">other precision</span>" in text) == (True, True)
+
+
+def shown_of(capsys: pytest.CaptureFixture[str], fleet: Path) -> dict[str, Any]:
+    """Return the one device as `headway fleet devices` has it."""
+    told = json.loads(headway(capsys, "fleet", "devices", "--dir", fleet, "--json").out)
+    (device,) = told["devices"]
+    assert isinstance(device, dict)
+    return device
+
+
+@pytest.mark.broker
+def test_a_device_serves_the_precision_that_its_release_was_published_with(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet"
+    site = site_of(images, None, mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
+    with fleet_of(fleet, mosquitto), Agent(site) as agent, running(agent):
+        ended = headway(capsys, "fleet", "publish", bundle.path, "--dir", fleet, "--precision", "int8")
+        assert ended.code == 0, ended
+        wait_for(lambda: agent.state().release is not None, what="the release")
+        release = agent.state().release
+        assert release is not None
+        assert release.precision == "int8"
 
 
 @pytest.mark.broker

@@ -20,7 +20,7 @@ from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.store import Store
 from sdk.bundle import Bundle
-from sdk.errors import BadSignature, FleetError, Incompatible, StoreCorrupt, UnknownDevice
+from sdk.errors import BadSignature, FleetError, StoreCorrupt, UnknownDevice
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_of, name_database
 from sdk.fleet.store import MIGRATIONS, SCHEMA_REVISION, FleetStore, Ledger
 from sdk.fleet.tables import Base
@@ -272,11 +272,6 @@ def test_a_bundle_that_changes_while_it_is_published_is_refused(tmp_path: Path, 
             store.publish(changing, channel="default")
         with store.read() as ledger:
             assert ledger.current("default") is None
-
-
-def test_a_precision_the_bundle_does_not_have_is_refused(fleet_dir: Path, bundle: Bundle) -> None:
-    with FleetStore(fleet_dir) as store, pytest.raises(Incompatible):
-        store.publish(bundle, channel="default", precision="int8")
 
 
 def test_update_events_are_kept_for_assigned_releases_only(fleet_dir: Path, bundle: Bundle) -> None:

@@ -334,7 +334,7 @@ def test_what_was_signed_when_the_power_went_is_published_by_the_same_command_ag
     publish(fleet, bundle)
     repository = open_trust(fleet)
     with FleetStore(fleet) as store:
-        staged = read_staged(publish_unsigned(store, newer, channel="default", precision=None, plan=None))
+        staged = read_staged(publish_unsigned(store, newer, channel="default", plan=None))
     sign(staged, targets_signers(repository, tmp_path / "keys", None))
     write_staged(fleet / "to-sign.json", staged)
     repository.put_into_force(staged)  # and here the power goes, before the commit

@@ -37,6 +37,10 @@ class Publication:
         """What messages call the release."""
         return self.release.ref
 
+    def served_by(self, state: DeviceState) -> bool:
+        """Return whether a device runs it, in the channel's feature space as far as it says."""
+        return state.release_id == self.ref.release_id and state.space in (None, self.space)
+
 
 @dataclass(frozen=True)
 class Device:

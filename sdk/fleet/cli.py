@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -227,7 +228,10 @@ def serve(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_dir_option
 @click.option("--channel", default="default", show_default=True, help="Whose devices should run it.")
-@click.option("--precision", help="Which precision the channel runs; the bundle's first by default.")
+@click.option(
+    "--precision",
+    help="Which precision the channel runs; the bundle's first by default. Another one makes it another release.",
+)
 @click.option(
     "--wait", "wait_s", type=float, metavar="SECONDS", help="Wait until every device took it or gave up."
 )
@@ -323,6 +327,7 @@ def publish(
     """
     from sdk import licences
     from sdk.bundle import Bundle
+    from sdk.fleet.precision import serving
     from sdk.fleet.store import FleetStore
 
     _check_channel_name(channel)
@@ -334,11 +339,13 @@ def publish(
         open_trust(directory)  # refuses, before a mistyped --dir becomes a fleet
     opened = Bundle.open(bundle)
     ruling = licences.rule(opened, licences.read_list(directory), accept_licence)
-    with FleetStore(directory) as store:
+    with tempfile.TemporaryDirectory(prefix="headway-publish-") as scratch, FleetStore(directory) as store:
+        if precision is not None:
+            opened = serving(opened, precision, Path(scratch) / "bundle")
         signed = has_trust(directory)
         merges = keep_classes(store, channel, opened, new_classes=new_classes)
         if unsigned:
-            to_sign = publish_unsigned(store, opened, channel=channel, precision=precision, plan=plan)
+            to_sign = publish_unsigned(store, opened, channel=channel, plan=plan)
             click.echo(f"nothing is published yet; to be signed: {to_sign}")
             click.echo(f"carry it to the targets key, and there: headway fleet sign {to_sign.name} --keys KEYS")
             click.echo(f"carry it back, and here: headway fleet sign {to_sign} --dir {directory}")
@@ -348,7 +355,6 @@ def publish(
             store,
             opened,
             channel=channel,
-            precision=precision,
             keys_dir=keys_dir,
             passphrase_file=passphrase_file,
             plan=plan,
@@ -469,7 +475,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
         "channels": [_channel_row(name, current[name], learned[name], lengths[name]) for name in channels],
         "devices": [
             {
-                **_device_row(device, live.get(device.channel), release_names),
+                **_device_row(device, live.get(device.channel), current[device.channel], release_names),
                 "presence": presence(device, heard=away is None),
                 "quarantine": [hold for hold in holds if hold["device"] == device.device],
             }
@@ -495,8 +501,12 @@ def _channel_row(
     }
 
 
-def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[str, str]) -> dict[str, Any]:
+def _device_row(
+    device: Device, live_set: LiveSet | None, current: Publication | None, release_names: dict[str, str]
+) -> dict[str, Any]:
     state = device.state
+    runs_it = current is not None and state.release_id == current.ref.release_id
+    other_precision = runs_it and current is not None and not current.served_by(state)
     comparable = live_set is not None and state.space == live_set.space
     said = live_set is not None and comparable and state.head_digest is not None
     return {
@@ -508,6 +518,9 @@ def _device_row(device: Device, live_set: LiveSet | None, release_names: dict[st
         "release": release_names.get(state.release_id or "", state.release_id),
         "release_id": state.release_id,
         "space": state.space,
+        "precision": state.precision,
+        "precision_fixed": state.precision_fixed,
+        "other_precision": other_precision,
         "head_state": state.head_state.value,
         "live_set_digest": state.live_set_digest,
         "live_samples": state.live_samples,

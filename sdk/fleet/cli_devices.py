@@ -36,10 +36,22 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
         )
     if device["online"] and device["space"] is None:
         found.append("no release serves on it")
+    if device["other_precision"]:
+        found.append(_other_precision(device))
     if device["online"]:
         # What the fleet itself refuses it says too.
         found += [fault for fault in device["faults"] if not device["refused"] or device["refused"] not in fault]
     return found
+
+
+def _other_precision(device: dict[str, Any]) -> str:
+    named = device["precision"] or "another precision"
+    why = (
+        f"its site.toml names {named}: take `precision` out of it"
+        if device["precision_fixed"]
+        else "publish the release's bundle again, with --precision where it is not its first"
+    )
+    return f"it runs the release with {named}, the channel another, so that neither learns of the other; {why}"
 
 
 def away_words(away: dict[str, Any]) -> str:
@@ -58,7 +70,11 @@ def learned_words(device: dict[str, Any]) -> str:
     Args:
         device: As `sdk.fleet.cli.fleet_overview` says it.
     """
-    if device["revoked_utc"] is not None or device["in_sync"] is None:
+    if device["revoked_utc"] is not None:
+        return ""
+    if device["other_precision"]:
+        return "other precision"
+    if device["in_sync"] is None:
         return ""
     if not device["in_sync"]:
         return "behind"

@@ -148,7 +148,6 @@ def move(
             store,
             bundle,
             channel=channel,
-            precision=None,
             keys_dir=keys_dir,
             passphrase_file=passphrase_file,
             plan=plan,

@@ -324,7 +324,6 @@ def publish_bundle(
     bundle: Bundle,
     *,
     channel: str,
-    precision: str | None,
     keys_dir: Path | None,
     passphrase_file: Path | None,
     plan: Plan | None,
@@ -339,7 +338,7 @@ def publish_bundle(
 
     check_keys(store.directory, keys_dir)
     if not has_trust(store.directory):
-        return store.publish(bundle, channel=channel, precision=precision, plan=plan)
+        return store.publish(bundle, channel=channel, plan=plan)
     if keys_dir is None:
         raise KeyRefused(
             "this fleet's releases are signed, and no keys are named",
@@ -350,7 +349,7 @@ def publish_bundle(
     with store.read() as ledger:
         ledger.check_idle(channel)  # before anybody is asked for a passphrase
     signers = targets_signers(repository, keys_dir, passphrase_for(keys_dir, passphrase_file))
-    prepared = store.prepare(bundle, precision=precision)
+    prepared = store.prepare(bundle)
     with store.read() as ledger:
         fallback = None if plan is None else ledger.current(channel)
     staged = stage(repository, prepared, channel, fallback)
@@ -359,9 +358,7 @@ def publish_bundle(
     return next(one for one in published if one.channel == channel)
 
 
-def publish_unsigned(
-    store: FleetStore, bundle: Bundle, *, channel: str, precision: str | None, plan: Plan | None
-) -> Path:
+def publish_unsigned(store: FleetStore, bundle: Bundle, *, channel: str, plan: Plan | None) -> Path:
     """Store a bundle's chunks and write what is to be signed for it; nothing is published yet.
 
     Raises:
@@ -378,7 +375,7 @@ def publish_unsigned(
 
     repository = open_trust(store.directory)
     file = store.directory / STAGED_NAME
-    write_staged(file, stage(repository, store.prepare(bundle, precision=precision), channel))
+    write_staged(file, stage(repository, store.prepare(bundle), channel))
     return file
 
 

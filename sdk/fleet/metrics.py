@@ -190,7 +190,9 @@ class _FleetCollector(Collector):
         states = GaugeMetricFamily("headway_fleet_devices", "Devices.", labels=["channel", "state"])
         heads = GaugeMetricFamily("headway_fleet_heads", "Devices by head.", labels=["channel", "head_state"])
         running = GaugeMetricFamily(
-            "headway_fleet_devices_on_release", "Devices that run the channel's release.", labels=["channel"]
+            "headway_fleet_devices_on_release",
+            "Devices that run the channel's release as it does.",
+            labels=["channel"],
         )
         outbox = GaugeMetricFamily(
             "headway_fleet_outbox_depth", "Entries that devices have and the fleet has not.", labels=["channel"]
@@ -221,8 +223,8 @@ class _FleetCollector(Collector):
             for head_state in HeadState:
                 heads.add_metric([channel, head_state.value], tally[head_state])
             publication, under_way = current[channel], rollouts[channel]
-            release_id = None if publication is None else publication.ref.release_id
-            running.add_metric([channel], sum(device.state.release_id == release_id for device in own))
+            on_it = 0 if publication is None else sum(publication.served_by(device.state) for device in own)
+            running.add_metric([channel], on_it)
             outbox.add_metric([channel], sum(device.state.outbox for device in own))
             refused.add_metric([channel], sum(device.refused is not None for device in own))
             faulty = sum(device.state.online and bool(device.state.faults) for device in own)

@@ -9,13 +9,13 @@ whatever goes wrong takes the same way back (docs/fleet.md, "Move to another pre
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from sdk.bundle import MANIFEST_NAME, Bundle, decode_manifest, write_bundle
+from sdk.bundle import MANIFEST_NAME, Bundle, Manifest, decode_manifest, write_bundle
 from sdk.errors import FleetError, Incompatible
 from sdk.fleet.channel_ledger import Device, Publication
 from sdk.fleet.store import FleetStore
@@ -125,6 +125,26 @@ def precisions_of(store: FleetStore, publication: Publication) -> list[str]:
     return [entry.precision for entry in manifest.precisions]
 
 
+def serving(bundle: Bundle, precision: str, out: Path) -> Bundle:
+    """Return a bundle whose devices serve a precision: the bundle itself, or one made with that precision first.
+
+    Devices serve the first that a release names, whatever else the fleet may write down.
+
+    Args:
+        bundle: What is to be published.
+        precision: The precision to be first.
+        out: The directory to make, where that is needed.
+
+    Raises:
+        Incompatible: the bundle does not have that precision.
+        BundleError: its files cannot be read, or are not what its manifest says.
+    """
+    if bundle.precision() == bundle.precision(precision):
+        return bundle
+    files = {name: (bundle.path / name).read_bytes() for name in bundle.file_names() if name != MANIFEST_NAME}
+    return _write_with_first(precision, files, bundle.manifest, out)
+
+
 def with_precision_first(store: FleetStore, publication: Publication, target: str, out: Path) -> Bundle:
     """Write and return a release's bundle with another of its precisions first.
 
@@ -136,7 +156,7 @@ def with_precision_first(store: FleetStore, publication: Publication, target: st
 
     Raises:
         Incompatible: the release does not have that precision.
-        FleetError: it is first already.
+        FleetError: it is first already, also where the fleet's books have another one.
         StoreCorrupt, BadSignature: its chunks are damaged.
     """
     files = {file.name: store.chunks.read(file) for file in publication.release.descriptor.files}
@@ -147,7 +167,17 @@ def with_precision_first(store: FleetStore, publication: Publication, target: st
             f"release {publication.ref.name!r} has no {target}, only {', '.join(names)}",
             hint="Export it with that precision, and publish that.",
         )
+    if names[0] == target and manifest.precisions[0].space != publication.space:
+        raise FleetError(
+            f"devices of channel {publication.channel} run {target} already; the fleet's books have another "
+            "precision of the same release",
+            hint=f"Publish its bundle again: headway fleet publish BUNDLE --precision {target}.",
+        )
     if names[0] == target:
         raise FleetError(f"channel {publication.channel} runs {target} already", hint="There is nothing to move.")
-    entries = sorted(manifest.precisions, key=lambda entry: entry.precision != target)
+    return _write_with_first(target, files, manifest, out)
+
+
+def _write_with_first(precision: str, files: Mapping[str, bytes], manifest: Manifest, out: Path) -> Bundle:
+    entries = sorted(manifest.precisions, key=lambda entry: entry.precision != precision)
     return write_bundle(out, files, msgspec.structs.replace(manifest, precisions=entries))

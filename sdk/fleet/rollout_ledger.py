@@ -34,7 +34,11 @@ class RolloutLedger(ChannelLedger):
         ref = release.ref
         self._channel(channel)
         self.check_idle(channel)
-        if self._session.get(ReleaseRow, ref.release_id) is None:
+        known = self._session.get(ReleaseRow, ref.release_id)
+        if known is not None:
+            # Earlier versions wrote down the precision that was asked for, whichever the release serves.
+            known.space, known.feature_size = space, feature_size
+        else:
             self._session.add(
                 ReleaseRow(
                     release_id=ref.release_id,

@@ -252,9 +252,7 @@ class FleetStore:
         if last is not None:
             self.marks.put(channel, length, last)
 
-    def publish(
-        self, bundle: Bundle, *, channel: str, precision: str | None = None, plan: Plan | None = None
-    ) -> Publication:
+    def publish(self, bundle: Bundle, *, channel: str, plan: Plan | None = None) -> Publication:
         """Store a verified bundle and assign it to the channel's devices, at once or in waves.
 
         A running service announces it by itself. Publishing again what is current already changes nothing for
@@ -262,8 +260,7 @@ class FleetStore:
 
         Args:
             bundle: The release to be.
-            channel: Whose devices should run it.
-            precision: Which of its precisions; its first by default.
+            channel: Whose devices should run it, in its first precision.
             plan: How it reaches them in waves; None makes it the channel's current release now.
 
         Raises:
@@ -271,7 +268,7 @@ class FleetStore:
             StoreFull: no space for its chunks.
             FleetError: a rollout is under way in this channel.
         """
-        prepared = self.prepare(bundle, precision=precision)
+        prepared = self.prepare(bundle)
         with self.write() as ledger:
             ledger.note_spaces(self.feature_sizes(prepared.release))
             return ledger.publish(
@@ -282,7 +279,7 @@ class FleetStore:
                 plan=plan,
             )
 
-    def prepare(self, bundle: Bundle, *, precision: str | None = None) -> Prepared:
+    def prepare(self, bundle: Bundle) -> Prepared:
         """Store the chunks of a verified bundle, and nothing else; raises as `publish`."""
         release = describe(bundle.path, bundle.manifest.name, bundle.file_names(), put=self.chunks.put)
         listed = {entry.name: entry.sha256 for entry in bundle.manifest.files}
@@ -290,7 +287,7 @@ class FleetStore:
             if file.name != MANIFEST_NAME and file.sha256 != listed[file.name]:
                 raise BadSignature(f"{file.name} changed while it was published", hint="Publish the bundle again.")
         self.chunks.sync()
-        entry = bundle.precision(precision)
+        entry = bundle.precision()  # the one that devices serve: they have nothing but the bundle to go by
         return Prepared(release, entry.space, entry.feature_size)
 
     def feature_sizes(self, release: Release) -> dict[str, int]:

@@ -51,7 +51,9 @@ class FleetView:
             channel["devices"] = len(own) - channel["revoked"]
             channel["online"] = sum(device["presence"] == "online" for device in own)
             channel["running"] = sum(
-                device["release_id"] == channel["release_id"] for device in own if device["revoked_utc"] is None
+                device["release_id"] == channel["release_id"]
+                for device in own
+                if device["revoked_utc"] is None and not device["other_precision"]
             )
             channel["rollout"] = self._rollout(channel["channel"])
             channel["without_effect"] = without_effect(channel)
