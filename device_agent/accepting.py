@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
 import msgspec
 
@@ -23,6 +23,10 @@ from sdk.operating import OperatingPoint, operating_point
 from sdk.score import LeftOut
 
 MAX_ESCAPE_RATE: Final = 0.5
+KEPT_AS: Final = "operating"
+"""Name under which a station keeps what people chose, in its store too."""
+LOST_AS: Final = "operating-lost"
+"""Name under which a restored store keeps that its backup did not say what people chose; else empty."""
 GOOD_NAMES: Final = frozenset(
     {"good", "ok", "okay", "pass", "free", "fine", "normal", "gut", "i.o.", "io", "合格", "良品", "正常"}
 )
@@ -49,8 +53,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         by_threshold: Reject from a threshold on that keeps this rate; else whatever is decided as no good class.
     """
 
-    good: list[str] | None = None
-    escape_rate: float = 0.01
+    good: list[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]] | None = None
+    escape_rate: Annotated[float, msgspec.Meta(ge=0, le=MAX_ESCAPE_RATE)] = 0.01
     by_threshold: bool = False
 
 
@@ -84,6 +88,10 @@ class OperatingTarget:
     Args:
         target: What people chose.
         canonical: Returns the id that stands for a class after merges; what was chosen as good is good under it.
+
+    Attributes:
+        forgotten: The store came from a backup that does not say what people chose: they choose again, or what
+            they rejected passes.
     """
 
     def __init__(self, target: Target | None = None, *, canonical: Callable[[bytes], bytes] = same) -> None:
@@ -91,6 +99,7 @@ class OperatingTarget:
         self._target = target or Target()
         self._names = GOOD_NAMES
         self._canonical = canonical
+        self.forgotten = False
         self._found: tuple[object, OperatingPoint | None] = (None, None)
         self._found_of = ""  # a release: another's probabilities say something else
         self._by_name: tuple[object, frozenset[bytes]] = (None, frozenset())  # asked for each frame
@@ -107,7 +116,7 @@ class OperatingTarget:
     def choose(self, target: Target) -> None:
         """Go by another target from the next frame on."""
         with self._lock:
-            self._target, self._found = target, (None, None)
+            self._target, self._found, self.forgotten = target, (None, None), False
 
     def good(self, names: dict[bytes, str]) -> frozenset[bytes]:
         """Return the good classes among those that exist, by what people chose or by their names."""

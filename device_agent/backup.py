@@ -7,6 +7,9 @@ A backup lies on shares and media that others write to, so a restore takes from 
 else: no accounts, no links, no file that is not named by the store or the release. What else lies there is left
 out and told. That does not make labels true: whoever may write to a backup may give it another store.
 
+What people chose to be rejected, and which classes they put away, is in the store (`page.book.StationSetting`). A
+backup of before that does not say it: then the restored device does, until somebody chooses.
+
 A restored store is an old copy of its log, and the fleet may hold later entries. So it takes no label until it has
 heard from the fleet once (`LabelLog.append`): writing on from the old end would make two logs of one device.
 """
@@ -28,6 +31,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from device_agent.accepting import KEPT_AS, LOST_AS
 from device_agent.database import disk, read_uri
 from device_agent.label_log import AWAIT_FLEET
 from device_agent.sample import SampleStatus
@@ -241,13 +245,14 @@ def _take_release(backup: Path, release: str, draft: Path) -> list[str]:
 def _left_out(backup: Path, taken: set[str]) -> Iterator[str]:
     """Yield what else lies in a backup, a folder of which nothing was taken as one."""
     folders = {name.rsplit("/", depth)[0] for name in taken for depth in range(1, name.count("/") + 1)}
+    folders.add(IMAGES_NAME)  # a backup without labels has it too, empty
     waiting = [""]
     while waiting:
         folder = waiting.pop()
         with os.scandir(backup / folder) as entries:
-            for name, link in sorted((entry.name, entry.is_symlink()) for entry in entries):
+            for name, is_folder in sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries):
                 path = f"{folder}/{name}" if folder else name
-                if path in folders and not link:
+                if path in folders and is_folder:
                     waiting.append(path)
                 elif path not in taken:
                     yield path
@@ -370,9 +375,12 @@ def _copy_release(data_dir: Path, draft: Path) -> str:
 
 
 def _settle(store: Path, *, in_fleet: bool) -> None:
-    """Take out the samples whose pictures no backup has, and note that the fleet is to be heard first."""
+    """Take out the samples whose pictures no backup has; note that the fleet is to be heard first, and whether the
+    backup does not say what is to be rejected."""
     db = sqlite3.connect(store)
     try:
+        said = db.execute("SELECT 1 FROM meta WHERE key = ?", (f"kept/{KEPT_AS}",)).fetchone()
+        db.execute("REPLACE INTO meta VALUES (?, ?)", (f"kept/{LOST_AS}", b"" if said else b"1"))
         db.execute("DELETE FROM samples WHERE status != ?", (SampleStatus.LABELLED.value,))
         if in_fleet:
             db.execute("REPLACE INTO meta VALUES (?, 1)", (AWAIT_FLEET,))

@@ -93,8 +93,10 @@ def restore(site_file: Path, source: Path) -> None:
 
     Takes the labels, their pictures and the release; what else lies in DIR is left out, and named.
     """
+    from device_agent.accepting import LOST_AS
     from device_agent.backup import restore_backup
     from device_agent.config import load_site
+    from device_agent.store import STORE_NAME, read_kept
 
     site = load_site(site_file)
     left_out: list[str] = []
@@ -107,5 +109,9 @@ def restore(site_file: Path, source: Path) -> None:
         click.echo(f"left out, no part of a backup or not whole: {name!r}", err=True)
     if len(left_out) > _LEFT_OUT_SHOWN:
         click.echo(f"left out also: {len(left_out) - _LEFT_OUT_SHOWN} more", err=True)
+    if read_kept(site.data_dir / STORE_NAME, LOST_AS):
+        click.echo(
+            "it does not say what people chose to be rejected: choose it again on the page (Quality)", err=True
+        )
     if site.mqtt is not None:
         click.echo("labels are taken as soon as the device has heard from its fleet")

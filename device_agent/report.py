@@ -27,6 +27,9 @@ from sdk.score import Score
 from sdk.wire import MAX_FAULTS, MAX_TEXT, Verdict
 
 NONE_PASSES: Final = "every part is rejected: no class is a good one"
+OPERATING_LOST: Final = (
+    "the backup that this device came from does not say what was to be rejected: choose it again, under Quality"
+)
 
 UNREADABLE_S: Final = 180.0
 """A picture that could not be read is told of for so long: whoever comes to the page sees it, and one alone does
@@ -480,6 +483,8 @@ def station_faults(
             f"{status.withdrawn} labels that were withdrawn or corrected elsewhere still decide here: without "
             "them this station's parts are told worse"
         )
+    if station.operating.forgotten:
+        yield OPERATING_LOST
     if station.counts.unstored:
         yield f"{station.counts.unstored} samples could not be stored: the disk is full or was"
 

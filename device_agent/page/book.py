@@ -2,14 +2,20 @@
 
 One SQLite file, `page/page.sqlite3` in the agent's data folder. Labels are never here. Unlike the store it is
 shared with `headway agent user`, which works while the agent runs.
+
+It names people, so no backup takes it. What the station goes by is in the store too, which backups take: a
+restored device rejects what it rejected (`StationSetting`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
 from device_agent.database import Database, disk
+from device_agent.store import Store
+from sdk.errors import StoreFull
 
 FOLDER: Final = "page"
 BOOK_NAME: Final = "page.sqlite3"
@@ -67,3 +73,38 @@ def set_setting(book: Database, key: str, value: str) -> None:
     """Store a setting; durable when it returns."""
     with book.transaction() as db:
         db.execute("REPLACE INTO settings VALUES (?, ?)", (key, value))
+
+
+class StationSetting:
+    """Something that the station goes by, in the page's file, and the same in its store. Any thread may call.
+
+    The page's file has the last word where both say something: an older Headway, which may have run here in
+    between, writes it alone. It has none after a restore, or where somebody had to move it away.
+
+    Args:
+        book: The page's file.
+        store: The station's.
+        key: Its name in both.
+    """
+
+    def __init__(self, book: Database, store: Store, key: str) -> None:
+        self._book, self._store, self._key = book, store, key
+        stored = setting(book, key)
+        if stored is not None and stored.encode() != store.kept(key):
+            with contextlib.suppress(StoreFull):  # it keeps nobody from starting; the next start tries again
+                store.keep(key, stored.encode())
+
+    def get(self) -> bytes | None:
+        """Return it; None where nobody has set it."""
+        stored = setting(self._book, self._key)
+        return self._store.kept(self._key) if stored is None else stored.encode()
+
+    def set(self, value: bytes) -> None:
+        """Store it; on disk in both files when this returns.
+
+        Raises:
+            StoreFull: the disk takes no writes.
+        """
+        # The store first: where only this is written, the page's file says at the next start what it was.
+        self._store.keep(self._key, value)
+        set_setting(self._book, self._key, value.decode())

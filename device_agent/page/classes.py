@@ -12,6 +12,7 @@ somebody defines it again. That somebody put it away, or asked for it, is this s
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from device_agent.database import Database
 from device_agent.learned import ClassInfo
 from device_agent.page.access import Role
 from device_agent.page.api import ClassField, ClassName, OperatorName, Routes, operator_of
-from device_agent.page.book import set_setting, setting
+from device_agent.page.book import StationSetting
 from device_agent.page.guard import needs
 from device_agent.page.history import ClassUse, LabelHistory
 from device_agent.page.refusal import Refusal
@@ -37,6 +38,7 @@ from sdk.errors import LabelError, UnknownClassError
 
 _MARKS: Final = "classes"
 _AWAY: Final = -1
+_Marks = dict[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")], int]
 Canonical = Callable[[bytes], bytes]
 
 ClassPath = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
@@ -99,7 +101,8 @@ class PutAway:
     """
 
     def __init__(self, station: Station, book: Database, history: LabelHistory) -> None:
-        self._station, self._book, self._history = station, book, history
+        self._station, self._history = station, history
+        self._stored = StationSetting(book, station.store, _MARKS)
         self._lock = threading.Lock()
 
     def among(self, labels: Mapping[bytes, int]) -> frozenset[bytes]:
@@ -179,15 +182,17 @@ class PutAway:
 
     def _marks(self, canonical: Canonical) -> dict[bytes, int]:
         """Return up to how many labels given each class is asked for; below none, a class that was put away."""
-        stored = setting(self._book, _MARKS)
-        marks = {} if stored is None else msgspec.json.decode(stored, type=dict[str, int])
+        stored = self._stored.get()
+        marks: _Marks = {}
+        with contextlib.suppress(msgspec.MsgspecError):  # a backup says what whoever may write to it wrote there
+            marks = {} if stored is None else msgspec.json.decode(stored, type=_Marks)
         return {canonical(bytes.fromhex(class_id)): upto for class_id, upto in marks.items()}
 
     def _mark(self, class_id: bytes, upto: int) -> None:
         with self._lock:
             marks = {**self._marks(self._station.require().learner.canonical), class_id: upto}
             stored = msgspec.json.encode({each.hex(): n for each, n in marks.items()})
-            set_setting(self._book, _MARKS, stored.decode())
+            self._stored.set(stored)
 
 
 class Classes:

@@ -7,6 +7,7 @@ are among them, that is said.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from dataclasses import dataclass
@@ -18,17 +19,17 @@ import numpy.typing as npt
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from device_agent.accepting import MAX_ESCAPE_RATE, Target
+from device_agent.accepting import KEPT_AS, LOST_AS, MAX_ESCAPE_RATE, Target
 from device_agent.database import Database
 from device_agent.heads import Reference
 from device_agent.page.access import Role
 from device_agent.page.api import HeadOut, Routes, head_out
-from device_agent.page.book import set_setting, setting
+from device_agent.page.book import StationSetting, setting
 from device_agent.page.counts import SHIFTS, local
 from device_agent.page.guard import needs
 from device_agent.report import DriftReport
 from device_agent.sample import SampleStatus
-from sdk.errors import HeadError, UnknownClassError
+from sdk.errors import HeadError, StoreFull, UnknownClassError
 from sdk.operating import OperatingPoint, Rate, operating_point
 from sdk.score import LeftOut, decisions_right, share
 from sdk.spreadsheet import harmless
@@ -39,7 +40,6 @@ MIN_SLICE_GROUPS: Final = 3
 """A slice of fewer parts tells nothing."""
 MAX_SLICES: Final = 24
 """Of one kind, those of most parts: a line sees hundreds of lots."""
-_OPERATING: Final = "operating"
 Bools = npt.NDArray[np.bool_]
 
 
@@ -129,9 +129,25 @@ class Quality:
         self._routes = routes
         self._station = routes.station
         self._book = book
-        stored = setting(book, _OPERATING)
+        self._target = StationSetting(book, self._station.store, KEPT_AS)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Go by what people chose, or say that nobody knows it here."""
+        store, stored = self._station.store, self._target.get()
         if stored is not None:
-            self._station.operating.choose(msgspec.json.decode(stored, type=Target))
+            with contextlib.suppress(
+                msgspec.MsgspecError
+            ):  # a backup says what whoever may write to it wrote there
+                self._station.operating.choose(msgspec.json.decode(stored, type=Target))
+                return
+        if stored is not None or store.kept(LOST_AS):
+            self._station.operating.forgotten = True
+            return
+        with contextlib.suppress(StoreFull):  # the next start tries again
+            self._target.set(
+                msgspec.json.encode(self._station.operating.target)
+            )  # nobody chose: that too is known
 
     def router(self) -> APIRouter:
         """Return all routes."""
@@ -191,7 +207,7 @@ class Quality:
             if bytes.fromhex(each) not in names:
                 raise UnknownClassError(f"there is no class {each[:12]}", hint="Look at the list of classes.")
         target = Target(wanted.good, wanted.escape_rate, wanted.by_threshold)
-        set_setting(self._book, _OPERATING, msgspec.json.encode(target).decode())
+        self._target.set(msgspec.json.encode(target))
         self._station.operating.choose(target)
         self._routes.note(
             request, "operating point", f"{wanted.escape_rate:g} {'threshold' if wanted.by_threshold else 'class'}"
