@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -32,31 +32,34 @@ class ImageFolder:
         self._writes = 0
         self._durable: set[bytes] = set()  # pictures that this process has synced
 
-    def put(self, sample_id: bytes, image: bytes) -> bool:
-        """Write a picture, by one rename; not yet durable. Does nothing where it is there already.
+    @contextlib.contextmanager
+    def coming(self, sample_id: bytes, image: bytes | None) -> Iterator[None]:
+        """Write a picture that is there, by one rename, when the block ends; not where it raises, nor durable yet.
 
-        Returns:
-            Whether nothing was there, whole or damaged.
+        Does nothing for None, and where it is there already.
         """
         # Paths as text, and files without a buffer: pathlib and io take longer than the system does.
         path = self._name(sample_id)
-        new = True
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_size == len(image):
-                return False
-            new = False
+        if image is None or _is_of_size(path, len(image)):
+            yield
+            return
         draft = f"{path}.partial"
         try:
             _write(draft, image)
+            yield
             os.rename(draft, path)
-        except OSError:
+        except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(draft)  # a full disk needs the room
             raise
         with self._lock:
             self._writes += 1
             self._durable.discard(sample_id)
-        return new
+
+    def put(self, sample_id: bytes, image: bytes) -> None:
+        """Write a picture; not yet durable. Does nothing where it is there already."""
+        with self.coming(sample_id, image):
+            pass
 
     def get(self, sample_id: bytes) -> bytes | None:
         """Return the picture; None where it is not there, or not what its name says."""
@@ -123,6 +126,13 @@ class ImageFolder:
     def _name(self, sample_id: bytes) -> str:
         name = sample_id.hex()
         return f"{self._root}/{name[:2]}/{name}"
+
+
+def _is_of_size(file: str, size_bytes: int) -> bool:
+    """Return whether a file is there and no less and no more."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(file).st_size == size_bytes
+    return False
 
 
 def _write(file: str, data: bytes) -> None:

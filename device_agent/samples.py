@@ -5,6 +5,8 @@ Rules this module keeps:
 - Pictures stay below their limit, and samples, questions, and questions of one part below theirs; what goes first
   is said at `StoreLimits`. A picture that operators may have labelled is never deleted, not even where nothing
   here knows it any more.
+- A picture comes after its sample is written, and one whose sample goes is noted with that: what a kill leaves of
+  either goes at the next start. One that is erased goes before its sample.
 - A sample is written at once and synced later, with the next label or by `make_durable`: syncing each frame would
   wear the disk out.
 
@@ -23,6 +25,7 @@ import numpy as np
 from device_agent.database import Database, disk
 from device_agent.images import ImageFolder
 from device_agent.limits import StoreLimits
+from device_agent.meta import Meta
 from device_agent.queue import Question
 from device_agent.room import Room
 from device_agent.sample import COLUMNS, Sample, SampleStatus, Waiting, from_row
@@ -41,6 +44,9 @@ _EVICT_TO: Final = 0.95  # of the pictures' limit, so that not every frame has t
 _PRUNE_SHARE: Final = 0.05  # of the samples' limit, that go at once for the same reason
 _PRUNE_AT_ONCE: Final = 100
 """And so many at most: the files of 100 are deleted in 2 to 6 ms, for which a label may have to wait."""
+_GOING: Final = "going_pictures"
+"""Named value: the samples whose rows were deleted last, and whose pictures go next, one id after the other."""
+_ID_BYTES: Final = 32
 
 
 class Samples:
@@ -63,13 +69,17 @@ class Samples:
         self._enough_until = -1  # while no more rows than this have been changed, samples are not too many
 
     def tidy(self) -> None:
-        """Delete pictures that a crash left half written; note sizes that an earlier version did not.
+        """Delete pictures that a crash left half written, or left where their samples had gone; note sizes that an
+        earlier version did not.
 
         Raises:
             StoreFull: the disk takes no writes.
         """
         with disk(self._folder):
             self._images.sweep()
+            going: bytes = Meta(self._db).get(_GOING) or b""
+            ids = [going[at : at + _ID_BYTES] for at in range(0, len(going), _ID_BYTES)]
+            self._images.drop(each for each in ids if self.get(each) is None)
             unknown = [row[0] for row in self._db.rows("SELECT sample FROM samples WHERE size_bytes = 0")]
             sizes = [(self._images.size_bytes(sample), sample) for sample in unknown]
         with self._db.transaction(durable=False) as db:
@@ -92,8 +102,7 @@ class Samples:
             size_bytes = 0 if image is None else len(image)
             self._room.check_reserve(size_bytes)
             self._check_image_room(size_bytes)
-            new = image is not None and self._images.put(sample.sample_id, image)
-            try:
+            with self._images.coming(sample.sample_id, image):
                 with self._db.transaction(durable=False) as db:
                     status, more = self._upsert_sample(db, sample, size_bytes)
                     if status is SampleStatus.QUEUED:
@@ -104,11 +113,9 @@ class Samples:
                         evicted = self._evict(db, total, sample.sample_id)
                         total -= sum(size for _, size in evicted)
                         gone += evicted
-            except StoreFull:
-                if new:  # nobody would know it, nor delete it
-                    self._images.drop([sample.sample_id])
-                raise
-            self._image_bytes, self._enough_until = total, enough_until
+                    if gone:
+                        Meta.put(db, _GOING, b"".join(each for each, _ in gone))
+                self._image_bytes, self._enough_until = total, enough_until
             self._images.drop(each for each, _ in gone)
             return status
 

@@ -147,10 +147,11 @@ def test_a_refused_sample_takes_no_picture_along_that_was_there_before(tmp_path:
             for kept in range(10_000):
                 store.samples.put(sample_of(kept), image_of(kept))
         sample = sample_of(kept + 1)
-        ImageFolder(tmp_path / IMAGES_NAME).put(sample.sample_id, image_of(kept + 1))
+        folder = ImageFolder(tmp_path / IMAGES_NAME)
+        folder.put(sample.sample_id, image_of(kept + 1))
         with pytest.raises(StoreFull, match="full"):
             store.samples.put(sample, image_of(kept + 1))
-        assert store.samples.image(sample.sample_id) == image_of(kept + 1)
+        assert folder.get(sample.sample_id) == image_of(kept + 1)
 
 
 def test_a_picture_that_goes_while_it_is_made_durable_is_none(tmp_path: Path) -> None:
