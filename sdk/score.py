@@ -549,20 +549,35 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
             one_group.append(class_id)
     scored = [c for c in classes if c.class_id not in one_group]
     balanced = float(np.mean([c.recall for c in scored])) if scored else 0.0
-    variance = sum(((c.high - c.low) / 2) ** 2 for c in scored)
-    columns = [left_out.class_ids.index(c.class_id) for c in scored]
-    variance *= _together(right, left_out.truth, left_out.groups, columns)
-    half = _DEPENDENCE * float(np.sqrt(variance)) / max(len(scored), 1)
+    low, high = _mean_interval(balanced, scored, right, left_out) if scored else (0.0, 1.0)
+    if len(scored) == 1:  # one figure has one interval
+        classes = [replace(c, low=low, high=high) if c is scored[0] else c for c in classes]
     return Score(
         balanced_accuracy=balanced,
-        low=max(0.0, balanced - half) if scored else 0.0,
-        high=min(1.0, balanced + half) if scored else 1.0,
+        low=low,
+        high=high,
         classes=tuple(classes),
         one_group=tuple(one_group),
         samples=len(right),
         groups=len(np.unique(left_out.groups)),
         summed=left_out.summed,
     )
+
+
+def _mean_interval(
+    mean: float, scored: Sequence[ClassScore], right: npt.NDArray[np.bool_], left_out: LeftOut
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean recall of these classes.
+
+    Below and above apart: each class reaches as far as its own interval, and `_DEPENDENCE` times half its width at
+    least. Half a width alone says too much of a class whose few groups were all right: its interval lies below.
+    """
+    columns = [left_out.class_ids.index(c.class_id) for c in scored]
+    wider = float(np.sqrt(_together(right, left_out.truth, left_out.groups, columns))) / len(scored)
+    recall, low, high = np.array([(c.recall, c.low, c.high) for c in scored]).T
+    least = _DEPENDENCE * (high - low) / 2
+    below, above = (wider * float(np.linalg.norm(np.maximum(d, least))) for d in (recall - low, high - recall))
+    return max(0.0, mean - below), min(1.0, mean + above)
 
 
 def share(right: npt.NDArray[np.bool_], groups: Ints, *, repeats: float = 1.0) -> tuple[float, float, float]:
