@@ -544,7 +544,7 @@ class Flow:
 def worth_keeping(looks: Sequence[Look], ledger: Ledger, ask_below: float) -> list[Look]:
     """Return the tiles of a frame that are stored even when storing falls behind: all but those that are surely
     good, and of those the least sure one."""
-    least = min(looks, key=lambda look: look.decision.probability)
+    least = max(looks, key=lambda look: look.decision.doubt)
     return [
         look
         for look in looks

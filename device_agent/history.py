@@ -52,6 +52,7 @@ _MIGRATIONS: Final = (
         """CREATE TABLE delivered (
             output TEXT PRIMARY KEY, after INTEGER NOT NULL, run TEXT NOT NULL, number INTEGER NOT NULL)""",
     ),
+    ("ALTER TABLE parts ADD COLUMN defect REAL",),
 )
 _WAITS: Final = "id > ? AND NOT (run = ? AND ifnull(number, 0) <= ?)"
 
@@ -62,7 +63,8 @@ class PartRow:
 
     `head` is the number of the head that decided, `sample` the tile's id in hex, `camera` to `height` where it
     lies, empty where it is a whole frame. All are empty where no tile was seen. `run` and `number` are as they are
-    posted, and empty where an earlier version wrote them not.
+    posted, and empty where an earlier version wrote them not. `defect` is the deciding tile's probability of a
+    defect, empty also where no class was known to be good.
     """
 
     id: int
@@ -87,11 +89,12 @@ class PartRow:
     rejected_tiles: int
     run: str
     number: int | None
+    defect: float | None
 
 
 COLUMNS: Final = tuple(field.name for field in fields(PartRow))
-_FIRST_COLUMNS: Final = ", ".join({"run": "'' AS run", "number": "NULL AS number"}.get(n, n) for n in COLUMNS)
-"""Of a file that no agent of this version has opened yet."""
+_LATER: Final = ({"run": "'' AS run", "number": "NULL AS number"}, {"defect": "NULL AS defect"})
+"""What each schema after the first has added, as a file has it that no agent of that version has opened yet."""
 
 
 class History:
@@ -171,7 +174,7 @@ class History:
 
     def send_all(self, parts: Sequence[Part]) -> None:
         """Write verdicts in one transaction. A power cut may take the last of them, a crash does not."""
-        rows = [(*_row(part), self._run, part.number) for part in parts]
+        rows = [(*_row(part), self._run, part.number, _defect(part)) for part in parts]
         marks = ", ".join("?" * len(rows[0]))
         try:
             with self._db.transaction(durable=False) as db:
@@ -214,6 +217,10 @@ def _row(part: Part) -> tuple[object, ...]:
     )
 
 
+def _defect(part: Part) -> float | None:
+    return None if part.finding is None else part.finding.decision.defect
+
+
 def read_history(
     data_dir: Path,
     *,
@@ -252,7 +259,8 @@ def _rows(data_dir: Path, where: str, values: list[object], *, newest: int | Non
 
 def _select(db: sqlite3.Connection, where: str, values: Sequence[object]) -> Iterator[PartRow]:
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    columns = _FIRST_COLUMNS if version < len(_MIGRATIONS) else ", ".join(COLUMNS)
+    lacking = {name: empty for added in _LATER[max(0, version - 1) :] for name, empty in added.items()}
+    columns = ", ".join(lacking.get(name, name) for name in COLUMNS)
     for row in db.execute(f"SELECT {columns} FROM parts WHERE {where}", tuple(values)):
         named: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
         yield PartRow(**{**named, "unknown": bool(named["unknown"])})

@@ -50,7 +50,8 @@ class Part:
         number: Counts the verdicts of this run from 1.
         name: The part id; empty where frames stand for themselves.
         verdict: Pass or reject.
-        reason: In words: the class, "unknown", or what went wrong.
+        reason: In words: the class, "unknown", or what went wrong; "defect 14 %, shown good" where the threshold
+            of the station's operating point says otherwise than the class.
         finding: The tile that decided: the worst; None where none was seen.
         frames: Frames decided.
         tiles: Tiles decided.
@@ -259,7 +260,7 @@ class Ledger:
         worst = max(against or part.findings, key=lambda each: _badness(each, against), default=None)
         reason = fault or (part.faults[0] if part.faults else "")
         if not reason and worst is not None:
-            reason = worst.decision.shown
+            reason = worst.decision.words
         verdict = Verdict.PASS if not (fault or part.faults or against) and worst is not None else Verdict.REJECT
         self._number += 1
         self.closed[verdict] += 1
@@ -279,8 +280,10 @@ class Ledger:
 
 
 def _badness(finding: Finding, against: Sequence[Finding]) -> tuple[bool, float]:
-    """Order tiles: of those that reject, known defects first, the surest; of good ones the least sure."""
+    """Order tiles: of those that reject, known ones first, the likeliest defect; of good ones the least sure."""
     decision = finding.decision
     if not against:
-        return False, -decision.probability
-    return not decision.unknown, decision.novelty if decision.unknown else decision.probability
+        return False, decision.doubt
+    if decision.unknown:
+        return False, decision.novelty
+    return True, decision.probability if decision.defect is None else decision.defect

@@ -13,7 +13,7 @@ from sdk.codes import Code
 
 COLUMNS: Final = (
     "sample, captured_utc, part, space, code, decision, class_id, probability, novelty, unknown, status, reason,"
-    " priority, source, lot"
+    " priority, source, lot, defect, rejected"
 )
 """Of the table, in the order in which `from_row` takes them."""
 
@@ -46,6 +46,8 @@ class Sample:
         priority: Order of the queue, higher first.
         source: The file or camera it came from.
         lot: The lot that its part is of; empty where nobody said.
+        defect: Probability of a defect; None where no class was known to be good, or an earlier version wrote it.
+        rejected: Whether it speaks against its part by the operating point of then; None like `defect`.
     """
 
     sample_id: bytes
@@ -63,6 +65,8 @@ class Sample:
     priority: float = 0.0
     source: str = ""
     lot: str = ""
+    defect: float | None = None
+    rejected: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -93,4 +97,6 @@ def from_row(row: tuple[Any, ...]) -> Sample:
         priority=row[12],
         source=row[13],
         lot=row[14],
+        defect=row[15],
+        rejected=None if row[16] is None else bool(row[16]),
     )

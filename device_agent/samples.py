@@ -173,7 +173,7 @@ class Samples:
                 status, reason, priority = SampleStatus.SEEN, "", 0.0
         db.execute(
             "REPLACE INTO samples VALUES ((SELECT coalesce(max(arrival), 0) + 1 FROM samples),"
-            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 s.sample_id,
                 s.captured_utc,
@@ -191,6 +191,8 @@ class Samples:
                 s.source,
                 size_bytes,
                 lot,
+                s.defect,
+                s.rejected,
             ),
         )
         return status, size_bytes - before

@@ -44,5 +44,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         # Entries of before, of which nobody can tell: an undo among them that was refused takes effect now.
         "UPDATE records SET here = 1 WHERE device = (SELECT value FROM meta WHERE key = 'device')",
     ),
+    ("ALTER TABLE samples ADD COLUMN defect REAL", "ALTER TABLE samples ADD COLUMN rejected INTEGER"),
 )
 """Statements from schema n to n + 1; `PRAGMA user_version` says how many have been run."""

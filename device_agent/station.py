@@ -89,6 +89,7 @@ class Decision:
         question: Why an operator should be asked, if so.
         defect: Probability of a defect; None where no class is known to be good.
         rejected: Whether the part goes out by the station's operating point; None like `defect`.
+        good: Whether the class shown is a good one; None like `defect`, and unknown never is.
     """
 
     shown: str
@@ -104,6 +105,19 @@ class Decision:
     question: Question | None
     defect: float | None = None
     rejected: bool | None = None
+    good: bool | None = None
+
+    @property
+    def words(self) -> str:
+        """What is shown; where the threshold says otherwise than that, the probability of a defect with it."""
+        if self.defect is None or self.rejected is None or self.rejected != self.good:
+            return self.shown
+        return f"defect {percent(self.defect)}, shown {self.shown}"
+
+    @property
+    def doubt(self) -> float:
+        """Probability of a defect; where no class is known to be good, of any class but the best."""
+        return 1 - self.probability if self.defect is None else self.defect
 
 
 class Prepared(NamedTuple):
@@ -553,7 +567,10 @@ class Station:
 def _decision(active: ActiveHead, decided: Decisions, row: int, accepting: Accepting | None) -> Decision:
     best, unknown = int(decided.class_index[row]), bool(decided.unknown[row])
     ids = active.head.class_ids
-    defect = None if accepting is None else accepting.defect(ids, decided.probabilities[row])
+    defect, good = None, None
+    if accepting is not None:
+        defect = accepting.defect(ids, decided.probabilities[row])
+        good = not unknown and ids[best] in accepting.good
     return Decision(
         shown=UNKNOWN if unknown else active.names[best],
         class_id=None if unknown else ids[best],
@@ -568,7 +585,17 @@ def _decision(active: ActiveHead, decided: Decisions, row: int, accepting: Accep
         question=None,
         defect=defect,
         rejected=None if accepting is None or defect is None else accepting.rejects(ids[best], defect, unknown),
+        good=good,
     )
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, as "14 %", "0.43 %", "99.51 %": thresholds lie near either end."""
+    if 0 < share < 0.0001:
+        return "under 0.01 %"
+    if 0.99 < share < 1:
+        return f"{min(100 * share, 99.99):.2f} %"
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
 def _question(look: Look, policy: QueuePolicy) -> Question | None:
@@ -602,4 +629,6 @@ def _sample(look: Look, decision: Decision) -> Sample:
         priority=0.0 if question is None else question.priority,
         source=shot.source,
         lot=shot.lot,
+        defect=decision.defect,
+        rejected=decision.rejected,
     )

@@ -777,7 +777,7 @@ def test_a_history_of_an_earlier_version_is_read_and_taken_over(tmp_path: Path) 
     decided(tmp_path, "a", 2)
     with contextlib.closing(sqlite3.connect(tmp_path / "history" / "history.sqlite3")) as db:
         db.execute("DROP TABLE delivered")
-        for column in ("run", "number"):
+        for column in ("run", "number", "defect"):
             db.execute(f"ALTER TABLE parts DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 1")
     assert [(row.part, row.run, row.number) for row in read_history(tmp_path)] == [

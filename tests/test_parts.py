@@ -13,7 +13,15 @@ from sdk.wire import Verdict
 FOREVER = float("inf")
 
 
-def found(shown: str, *, tile: int = 0, probability: float = 0.9, novelty: float = 0.1) -> Finding:
+def found(
+    shown: str,
+    *,
+    tile: int = 0,
+    probability: float = 0.9,
+    novelty: float = 0.1,
+    defect: float | None = None,
+    rejected: bool | None = None,
+) -> Finding:
     """Return a tile that was decided so; "unknown" is best taken for good."""
     unknown = shown == "unknown"
     forced = "good" if unknown else shown
@@ -30,6 +38,9 @@ def found(shown: str, *, tile: int = 0, probability: float = 0.9, novelty: float
         scores={},
         head=1,
         question=None,
+        defect=defect,
+        rejected=rejected,
+        good=None if rejected is None else shown == "good",
     )
     return Finding(shot, decision)
 
@@ -77,6 +88,49 @@ def test_any_bad_tile_rejects_the_part_and_the_worst_is_named(
     part = only(opened(ledger(), "p").decided("p", 0, tiles, 2.0))
     assert part.verdict is Verdict.REJECT
     assert part.reason == reason
+    assert part.finding is not None
+    assert part.finding.shot.tile == tile
+
+
+@pytest.mark.parametrize(
+    ("tiles", "verdict", "reason", "tile"),
+    [
+        (
+            [
+                found("good", tile=1, probability=0.86, defect=0.14, rejected=True),
+                found("pit", tile=2, probability=0.6, defect=0.7, rejected=True),
+            ],
+            Verdict.REJECT,
+            "pit",
+            2,
+        ),
+        (
+            [
+                found("good", tile=1, probability=0.9, defect=0.1, rejected=False),
+                found("good", tile=2, probability=0.86, defect=0.14, rejected=True),
+            ],
+            Verdict.REJECT,
+            "defect 14 %, shown good",
+            2,
+        ),
+        (
+            [
+                found("good", tile=1, probability=0.7, defect=0.3, rejected=False),
+                found("pit", tile=2, probability=0.8, defect=0.9951, rejected=False),
+            ],
+            Verdict.PASS,
+            "defect 99.51 %, shown pit",
+            2,
+        ),
+        ([found("good", tile=1, defect=0.0043, rejected=True)], Verdict.REJECT, "defect 0.43 %, shown good", 1),
+    ],
+    ids=["the-likeliest-defect", "a-good-class-by-threshold", "a-defect-that-passes", "a-low-threshold"],
+)
+def test_by_threshold_the_likeliest_defect_is_named_and_where_the_class_says_otherwise_so_is_how_likely(
+    tiles: list[Finding], verdict: Verdict, reason: str, tile: int
+) -> None:
+    part = only(opened(ledger(), "p").decided("p", 0, tiles, 2.0))
+    assert (part.verdict, part.reason) == (verdict, reason)
     assert part.finding is not None
     assert part.finding.shot.tile == tile
 

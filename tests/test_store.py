@@ -654,6 +654,8 @@ def test_a_store_of_every_earlier_version_is_read_and_goes_on(tmp_path: Path, sc
             entry = msgspec.msgpack.encode(record.entry)
             row = ("line-1", record.entry.seq, record.entry.counter, entry)
             db.execute("INSERT INTO records (device, seq, counter, entry) VALUES (?, ?, ?, ?)", row)
+        if schema >= 5:  # it tells labels that were given here
+            db.execute("UPDATE records SET here = 1")
         values = [1, sample_of(1).sample_id, 1.0, "line-1/p", SPACE, bytes(32), "good", GOOD, 0.9, 0.1, 0]
         values += ["labelled", "", 0.0, "camera", *[0] * (len(columns) - 15)]
         db.execute(f"INSERT INTO samples VALUES ({', '.join('?' * len(columns))})", values)

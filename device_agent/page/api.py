@@ -153,7 +153,11 @@ class SampleOut:
         alike: Other samples that the same answer settles; in the queue only.
         unsure: Somebody could not tell; it is asked again last.
         now: What the head that serves says of it; in the queue, and of one sample.
-        good: Whether what is shown is a good class; None where no class is known to be one.
+        good: Whether it speaks for its part: not `rejected`, or of a sample of before that was kept, whether what
+            is shown is a good class; None where no class is known to be one.
+        defect: Probability of a defect when it was decided, None where nobody can tell.
+        rejected: Whether it spoke against its part then, by the operating point; None like `defect`.
+        by_threshold: The threshold said otherwise than the class shown.
     """
 
     sample: str
@@ -178,6 +182,9 @@ class SampleOut:
     unsure: bool
     now: NowOut | None
     good: bool | None
+    defect: float | None
+    rejected: bool | None
+    by_threshold: bool
 
 
 @dataclass(frozen=True)
@@ -436,6 +443,7 @@ class Routes:
                 serving.learner.label_of(s.sample_id) if serving and s.status is SampleStatus.LABELLED else None
             )
             forced = None if s.class_id is None else s.class_id.hex()
+            shown_good = None if not good else not s.unknown and s.class_id in good
             out.append(
                 SampleOut(
                     sample=s.sample_id.hex(),
@@ -459,7 +467,10 @@ class Routes:
                     alike=[each.hex() for each in (together or {}).get(s.sample_id, [])],
                     unsure=s.sample_id in unsure,
                     now=says.get(s.sample_id),
-                    good=None if not good else not s.unknown and s.class_id in good,
+                    good=shown_good if s.rejected is None else not s.rejected,
+                    defect=s.defect,
+                    rejected=s.rejected,
+                    by_threshold=s.rejected is not None and s.rejected == shown_good,
                 )
             )
         return out

@@ -238,6 +238,8 @@ TEXTS: Final[dict[str, Text]] = {
         "点按图像，查看判断依据的位置",
     ),
     "now.sure": ("{sure} sure", "zu {sure} sicher", "置信度 {sure}"),
+    "now.rejected-by": ("rejected: defect {defect}", "aussortiert: Fehler {defect}", "已剔除：缺陷概率 {defect}"),
+    "now.passed-by": ("passes: defect {defect}", "in Ordnung: Fehler {defect}", "合格：缺陷概率 {defect}"),
     "now.parts": ("Parts", "Teile", "工件"),
     "now.rejects": ("Rejects", "Aussortiert", "剔除"),
     "now.unknown": ("Unknown", "Unbekannt", "未知"),

@@ -32,7 +32,8 @@ async function drawParts({ state }) {
 
 function tile(sample, key) {
   const { level, mark, text } = markOf(sample);
-  const more = sample.status === "queued" ? t("now.asks") : sample.label ? t("now.labelled") : percent(sample.probability);
+  const more = sample.label ? t("now.labelled") : sample.by_threshold ? byThreshold(sample)
+    : sample.status === "queued" ? t("now.asks") : percent(sample.probability);
   return element("a", { href: `/label?sample=${sample.sample}`, "data-key": key, "data-sample": sample.sample, class: `part ${level}` },
     element("img", { src: `/api/samples/${sample.sample}/image`, alt: "", loading: "lazy" }),
     element("span", { class: "what", title: text }, element("span", { class: "mark", "aria-hidden": "true" }, mark), ` ${text}`),
@@ -56,9 +57,16 @@ function drawLive() {
   box.querySelector(".sure").replaceChildren(...breakable(sureOf(newest)));
 }
 
+// Which probability of a defect decided, where the threshold says otherwise than the class that is shown.
+function byThreshold(sample) {
+  const defect = sample.defect, near = Math.min(defect, 1 - defect); // thresholds lie near either end
+  return t(sample.rejected ? "now.rejected-by" : "now.passed-by", { defect: percent(defect, near < 0.01 ? 2 : 0) });
+}
+
 // How sure the device is of its own decision, which is another than what people said.
 function sureOf(sample) {
   const sure = percent(sample.probability);
+  if (!sample.label && sample.by_threshold) return byThreshold(sample);
   if (!sample.label) return sample.unknown ? "" : t("now.sure", { sure });
   return sample.unknown ? t("now.labelled-unknown") : t("now.labelled-said", { name: sample.decision, sure });
 }
