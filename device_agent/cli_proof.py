@@ -49,15 +49,20 @@ def make(site_file: Path, out: Path, part: str | None, head: int | None, as_json
 
     from device_agent.config import load_site
     from device_agent.proof import make_proof
+    from sdk.logrows import Checked
 
-    claim = make_proof(load_site(site_file).data_dir, out, head=head, part=part)
+    checked = Checked()
+    claim = make_proof(load_site(site_file).data_dir, out, head=head, part=part, checked=checked)
     if as_json:
-        click.echo(msgspec.json.encode(claim))
+        logs = {device: {"seq": c.seq, "hash": c.last_hash.hex()} for device, c in sorted(checked.chains.items())}
+        click.echo(json.dumps({**msgspec.to_builtins(claim), "logs": logs}))
         return
     click.echo(
         f"{out}: head {claim.head} of {claim.device}, {claim.samples} samples, live set {claim.digest[:16]}, "
         f"{claim.entries} log entries"
     )
+    for device, chain in sorted(checked.chains.items()):
+        click.echo(_end(device, chain.seq, chain.last_hash.hex()))
     if claim.part is not None and claim.part.code is None:
         click.echo("the part's code is no longer here: its decision cannot be made again from this file")
 
@@ -65,22 +70,29 @@ def make(site_file: Path, out: Path, part: str | None, head: int | None, as_json
 @proof.command(short_help="Check a proof against the bundle that served.")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--log",
+    metavar="LOG.JSONL",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The fleet's log, of `headway fleet labels export`: the proof's logs must be its.",
+)
 @_JSON
-def check(file: Path, bundle_path: Path, as_json: bool) -> None:
+def check(file: Path, bundle_path: Path, log: Path | None, as_json: bool) -> None:
     """Check a proof: every hash of the log, that bundle and log give the live set whose digest the head bears, and
     that the head solved from it decides the part as it was decided.
 
-    It needs neither the device nor its fleet, and trusts nothing in the file that it can compute. Exit code 2
-    where it does not hold.
+    It needs neither the device nor its fleet, and trusts nothing in the file that it can compute. Who labelled and
+    when, and what was overruled, it cannot: whoever holds the file may write its logs anew. Compare where they end
+    with what `make` said, or give the fleet's log with --log. Exit code 2 where it does not hold.
     """
     from device_agent.proof import check_proof
     from sdk.bundle import Bundle
 
-    proved = check_proof(file, Bundle.open(bundle_path))
+    proved = check_proof(file, Bundle.open(bundle_path), log)
     if as_json:
         click.echo(json.dumps(_facts(proved), indent=1))
         return
-    for line in _lines(proved):
+    for line in _lines(proved, log):
         click.echo(_printable(line))
 
 
@@ -91,12 +103,13 @@ def _facts(proved: Proved) -> dict[str, Any]:
     return {"holds": True, **told}
 
 
-def _lines(proved: Proved) -> list[str]:
+def _lines(proved: Proved, log: Path | None) -> list[str]:
     claim, link = proved.claim, proved.link
     given = sum(each.samples for each in proved.labelled)
     lines = [
         f"head     {claim.head} of {claim.device}, since {_time(claim.created_utc)}; {_outcome(claim)}",
         f"log      {claim.entries} entries of {len(proved.devices)} devices; every hash chain holds",
+        *_log_lines(proved, log),
         f"bundle   {link.name}, digest {link.bundle_sha256[:16]}, {proved.precision}",
         f"         backbone {link.backbone}, {link.strategy}",
         f"         weights {link.weights.source}; licence {link.weights.licence}",
@@ -116,6 +129,23 @@ def _lines(proved: Proved) -> list[str]:
     if claim.part is not None:
         lines += _part_lines(proved)
     return [*lines, "it holds"]
+
+
+def _log_lines(proved: Proved, log: Path | None) -> list[str]:
+    lines = [_end(end.device, end.entries, end.hash, end.known) for end in proved.ends]
+    if proved.claim.device not in proved.devices:
+        lines.append(f"         {proved.claim.device} itself wrote none of them")
+    if log is not None:
+        return [*lines, f"         they are those of {log.name}"]
+    return [
+        *lines,
+        "         not compared: who labelled and when, and what was overruled, is the word of this file alone",
+    ]
+
+
+def _end(device: str, entries: int, last_hash: str, known: int | None = None) -> str:
+    since = f"; {known - entries} came later" if known is not None and known > entries else ""
+    return f"           {device}: {entries}, the last is {last_hash}{since}"
 
 
 def _part_lines(proved: Proved) -> list[str]:

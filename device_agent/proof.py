@@ -5,8 +5,11 @@ others are this device's label log in the order in which it came here, as far as
 of every device with its hash (`sdk.logrows`). Folded onto the bundle's own samples they must give the live set
 whose digest the head bears; and the head solved from that must decide the part's code as it was decided.
 
-What the first line says of times, of the part's id, verdict and reason, and of the head's calibration and
-adaptation is the device's word; all else is computed.
+What the first line says of device, times, of the part's id, verdict and reason, and of the head's calibration and
+adaptation is the device's word. So is what the digest does not cover: who labelled and when, and labels that were
+overruled. Hash chains hold these together, but whoever holds the file can write a chain anew from its first entry:
+they are certain where the ends of the chains are known from elsewhere, as from the fleet's export (`check_proof`).
+All else is computed.
 No picture is in it, and of people what the log has, which is an id where the page knows who they are.
 """
 
@@ -17,8 +20,8 @@ import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -41,10 +44,20 @@ from sdk.codes import Code
 from sdk.durable import appearing
 from sdk.errors import ConfigError, LabelError
 from sdk.head import Calibration, Head, solve
-from sdk.labels import REFUSALS, RELEASE_DEVICE, DefineClass, Fold, Label, MergeClasses, Record, RenameClass
+from sdk.labels import (
+    REFUSALS,
+    RELEASE_DEVICE,
+    Chain,
+    DefineClass,
+    Fold,
+    Label,
+    MergeClasses,
+    Record,
+    RenameClass,
+)
 from sdk.lineage import Link, lineage
 from sdk.liveset import LiveSet, without
-from sdk.logrows import Checked, checked_rows, row_of
+from sdk.logrows import Checked, check_known, checked_rows, row_of
 from sdk.moments import UNADAPTED, Adaptation
 
 FORMAT: Final = "headway-proof-1"
@@ -66,6 +79,7 @@ MAX_LINE: Final = 2**20
 _NAMING: Final = (DefineClass, RenameClass, MergeClasses)
 _MAKE_AGAIN: Final = "Make the proof again, on the device."
 _NAME_A_PROOF: Final = "Name a file of `headway proof make`."
+_NAME_A_LOG: Final = "Name a .jsonl file of `headway fleet labels export`."
 
 
 class PartClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,6 +154,7 @@ def make_proof(
     head: int | None = None,
     part: str | None = None,
     clock: Callable[[], float] = time.time,
+    checked: Checked | None = None,
 ) -> Claim:
     """Write the proof of one head; return its first line. The agent may be running.
 
@@ -149,9 +164,11 @@ def make_proof(
         head: The head's number; None is the newest, or the one that decided `part`.
         part: A part id: the head of its newest verdict.
         clock: UTC seconds.
+        checked: Told of each entry, and so of where each device's log ends.
 
     Raises:
         ConfigError: no store, no such head or part, or the file cannot be written.
+        LabelError: the log is broken, so that no proof of it would hold.
         StoreCorrupt, StoreFull: the store cannot be read.
     """
     if not (data_dir / STORE_NAME).exists():
@@ -187,7 +204,7 @@ def make_proof(
             entries=_count(db, through),
             part=None if row is None else _part_claim(db, row, served.space),
         )
-        _write(out, claim, _log(db, through))
+        _write(out, claim, _log(db, through, checked or Checked()))
     return claim
 
 
@@ -202,10 +219,12 @@ def _write(out: Path, claim: Claim, rows: Iterator[dict[str, Any]]) -> None:
         raise ConfigError(f"{out}: {error.strerror}", hint="Name a file that you may write.") from error
 
 
-def _log(db: sqlite3.Connection, through: int) -> Iterator[dict[str, Any]]:
+def _log(db: sqlite3.Connection, through: int, checked: Checked) -> Iterator[dict[str, Any]]:
     rows = db.execute("SELECT entry, code FROM records WHERE arrival <= ? ORDER BY arrival", (through,))
     for position, (entry, code) in enumerate(rows, 1):
-        yield row_of(position, Record(decode_entry(entry), code))
+        record = Record(decode_entry(entry), code)
+        checked.take(record)
+        yield row_of(position, record)
 
 
 def _count(db: sqlite3.Connection, through: int) -> int:
@@ -302,6 +321,23 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class LogEnd:
+    """Where one device's log ends in a proof.
+
+    Attributes:
+        device: Whose.
+        entries: How many the proof has of it, from its first.
+        hash: Of the last of these, hex. Who knows it from elsewhere knows that all before are as they were.
+        known: So many has the log that it was compared with, which begins with them; None where there was none.
+    """
+
+    device: str
+    entries: int
+    hash: str
+    known: int | None
+
+
+@dataclass(frozen=True)
 class Again:
     """The part's decision, made again by the head that the proof gives.
 
@@ -326,6 +362,7 @@ class Proved:
         link: Where the bundle comes from.
         precision: Of the bundle.
         devices: Whose logs it rests on, each checked from its first entry.
+        ends: Where each of them ends.
         released: Samples of the live set that the bundle brought, as it labelled them.
         labelled: The others, by who labelled them.
         refused: Entries that contradict themselves, which every device leaves out.
@@ -337,6 +374,7 @@ class Proved:
     link: Link
     precision: str
     devices: tuple[str, ...]
+    ends: tuple[LogEnd, ...]
     released: int
     labelled: tuple[Labelled, ...]
     refused: int
@@ -387,24 +425,44 @@ class _Told:
         return any(name in self.names.get(each, ()) for each in group)
 
 
-def check_proof(file: Path, bundle: Bundle) -> Proved:
+def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:
     """Check a proof against the bundle that served; return what it says.
 
     Args:
         file: Of `make_proof`.
         bundle: The release that the head belongs to.
+        log: The fleet's log, of `headway fleet labels export`: every log of the proof must begin that of its
+            device there. None leaves who labelled, when, and what was overruled to the file's word.
 
     Raises:
-        LabelError: it is no proof, it was changed, or this is not what the head learned from.
+        LabelError: it is no proof, it was changed, or this is not what the head learned from; or its logs are not
+            the fleet's.
         BadFormat: the bundle is damaged.
     """
     try:
         with file.open(encoding="utf-8") as stream:
             claim = _claim(stream.readline(MAX_LINE), file)
             checked = Checked()
-            return _check(claim, checked_rows(stream, checked, first=2), checked, bundle)
+            proved = _check(claim, checked_rows(stream, checked, first=2), checked, bundle)
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{file} cannot be read: {error}", hint=_NAME_A_PROOF) from error
+    return proved if log is None else _compared(proved, log, checked.chains)
+
+
+def _compared(proved: Proved, log: Path, chains: Mapping[str, Chain]) -> Proved:
+    """Return what a proof says whose logs are the fleet's.
+
+    Raises:
+        LabelError: one is not.
+    """
+    try:
+        with log.open(encoding="utf-8") as stream:
+            known = check_known(stream, chains)
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(f"{log} cannot be read: {error}", hint=_NAME_A_LOG) from error
+    except LabelError as error:
+        raise LabelError(f"{log}: {error}", hint=error.hint) from error
+    return replace(proved, ends=tuple(replace(end, known=known[end.device].seq) for end in proved.ends))
 
 
 def _claim(line: str, file: Path) -> Claim:
@@ -451,6 +509,7 @@ def _check(claim: Claim, records: Iterator[Record], checked: Checked, bundle: Bu
         link=lineage(bundle, [bundle.path.resolve().parent]),
         precision=precision,
         devices=tuple(sorted(checked.chains)),
+        ends=tuple(LogEnd(d, c.seq, c.last_hash.hex(), None) for d, c in sorted(checked.chains.items())),
         released=live.devices.count(RELEASE_DEVICE) + live.summed,
         labelled=_by_people(live, told.times),
         refused=told.refused,

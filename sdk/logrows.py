@@ -1,7 +1,9 @@
 """A label log as rows of JSON that others can read, and check again without the store that it came from.
 
 Every row has what its entry's hash covers, and nothing that does not follow from that and from its place, so
-whoever holds the file can check all of it again (`check_rows`). No network, no clock, no database.
+whoever holds the file can check all of it again (`check_rows`). That does not say who wrote it: a whole log can be
+written anew, with hashes to match. It has an end that others know, or another export continues it (`check_known`).
+No network, no clock, no database.
 """
 
 from __future__ import annotations
@@ -117,6 +119,35 @@ def check_rows(lines: Iterable[str], checked: Checked) -> None:
         pass
     if not checked.entries:
         raise LabelError("there is no entry in it", hint="Only the log of a channel that never learned is empty.")
+
+
+def check_known(lines: Iterable[str], ends: Mapping[str, Chain]) -> dict[str, Chain]:
+    """Check that logs are those of an export, or begin them; return where each ends in the export.
+
+    Args:
+        lines: Of the export, JSON Lines.
+        ends: Where each device's log ends that somebody else holds.
+
+    Raises:
+        LabelError: one is not the beginning of what the export has of its device, or as `checked_rows`.
+    """
+    checked = Checked()
+    for record in checked_rows(lines, checked):
+        device = record.entry.device
+        chain, end = checked.chains[device], ends.get(device)
+        if end is not None and chain.seq == end.seq and chain.last_hash != end.last_hash:
+            raise LabelError(
+                f"the log of {device} up to entry {end.seq} is another one there",
+                hint="One of the two was written anew, or they are of two fleets.",
+            )
+    known = {device: checked.chains.get(device, Chain(device)) for device in ends}
+    for device, chain in known.items():
+        if chain.seq < ends[device].seq:
+            raise LabelError(
+                f"it has {chain.seq} entries of {device}, of which {ends[device].seq} are to be compared",
+                hint="Export the log again, of this device's channel, once all it holds has reached its fleet.",
+            )
+    return known
 
 
 def checked_rows(lines: Iterable[str], checked: Checked, *, first: int = 1) -> Iterator[Record]:

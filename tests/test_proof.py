@@ -6,7 +6,7 @@ import json
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from device_agent.agent import Agent
 from device_agent.camera import Shot
@@ -29,7 +30,8 @@ from sdk.bundle import Bundle
 from sdk.errors import ConfigError, HeadwayError, LabelError, StoreCorrupt
 from sdk.head import Calibration
 from sdk.images import decode
-from sdk.labels import Quarantine, fleet_log_of
+from sdk.labels import Chain, Label, Quarantine, Record, entry_hash, fleet_log_of
+from sdk.logrows import Checked, checked_rows, row_of
 from sdk.wire import Verdict
 from tests.commands import headway
 from tests.simulators import SimDevice, wait_for
@@ -228,6 +230,125 @@ def test_what_was_changed_is_found(station: Station, confused: Bundle, tmp_path:
         check_proof(tampered(tmp_path / "proof.jsonl", CHANGES[what]), confused)
 
 
+# What no hash says: a log may be written anew
+
+
+def write_log(file: Path, records: Iterable[Record], first_line: dict[str, Any] | None = None) -> Path:
+    """Write records as an export has them, or a proof, each device's chain made anew where it does not hold."""
+    chains: dict[str, Chain] = {}
+    rows: Lines = [] if first_line is None else [first_line]
+    for position, record in enumerate(records, 1):
+        was = record.entry
+        chain, entry = chains.get(was.device, Chain(was.device)).write(
+            was.body, counter=was.counter, wall_time_us=was.wall_time_us
+        )
+        chains[was.device] = chain
+        rows.append(row_of(position, Record(entry, record.code)))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def read_proof(file: Path) -> tuple[dict[str, Any], list[Record]]:
+    first_line, *lines = file.read_text(encoding="utf-8").splitlines()
+    return json.loads(first_line), list(checked_rows(lines, Checked(), first=2))
+
+
+def rewritten(file: Path, change: Callable[[list[Record]], list[Record]]) -> Path:
+    """Return a proof whose log was changed and written anew, hashes, counts and all."""
+    claim, records = read_proof(file)
+    changed = change(records)
+    counts = {"entries": len(changed), "learned": claim["learned"] + len(changed) - len(records)}
+    return write_log(file.with_name("rewritten.jsonl"), changed, {**claim, **counts})
+
+
+def with_body(record: Record, **members: object) -> Record:
+    body = replace(record.entry.body, **members)
+    return replace(record, entry=replace(record.entry, body=body))
+
+
+def labels_in(records: list[Record]) -> list[Record]:
+    return [record for record in records if isinstance(record.entry.body, Label)]
+
+
+def by_another(records: list[Record]) -> list[Record]:
+    return [with_body(r, operator="mallory") if r in labels_in(records) else r for r in records]
+
+
+def an_hour_earlier(records: list[Record]) -> list[Record]:
+    return [replace(r, entry=replace(r.entry, wall_time_us=r.entry.wall_time_us - 3_600_000_000)) for r in records]
+
+
+def without_what_was_overruled(records: list[Record]) -> list[Record]:
+    said = labels_in(records)
+    last = {r.entry.body.sample: r for r in said if isinstance(r.entry.body, Label)}
+    return [r for r in records if r not in said or r in last.values()]
+
+
+def with_a_label_withdrawn_again(records: list[Record]) -> list[Record]:
+    last, counter = labels_in(records)[-1], max(r.entry.counter for r in records)
+    said = with_body(last, sample=b"never seen".ljust(32), operator="eve")
+    back = with_body(said, class_id=None)
+    more = [
+        replace(r, entry=replace(r.entry, counter=counter + i, device="line-1"))
+        for i, r in enumerate((said, back), 1)
+    ]
+    return [*records, *more]
+
+
+def of_another_device(records: list[Record]) -> list[Record]:
+    return [
+        replace(r, entry=replace(r.entry, device="line-9")) if r.entry.device == "line-1" else r for r in records
+    ]
+
+
+REWRITTEN: dict[str, Callable[[list[Record]], list[Record]]] = {
+    "another operator": by_another,
+    "another time": an_hour_earlier,
+    "without what was overruled": without_what_was_overruled,
+    "with a label that is withdrawn again": with_a_label_withdrawn_again,
+    "of another device": of_another_device,
+}
+
+
+@pytest.mark.parametrize("what", REWRITTEN)
+def test_a_log_that_was_written_anew_is_found_by_the_fleets(
+    station: Station, confused: Bundle, tmp_path: Path, what: str
+) -> None:
+    proof_of(station, tmp_path)
+    _, records = read_proof(tmp_path / "proof.jsonl")
+    log = write_log(tmp_path / "log.jsonl", sorted(records, key=lambda r: (r.entry.device, r.entry.seq)))
+    as_it_was = check_proof(tmp_path / "proof.jsonl", confused, log)  # the control
+    assert [end.known for end in as_it_was.ends] == [end.entries for end in as_it_was.ends]
+    forged = rewritten(tmp_path / "proof.jsonl", REWRITTEN[what])
+    alone = check_proof(forged, confused)  # the digest covers none of it
+    assert alone.claim.digest == as_it_was.claim.digest
+    assert {end.hash for end in alone.ends} != {end.hash for end in as_it_was.ends}
+    with pytest.raises(LabelError, match=r"log.jsonl: .* (is another one there|are to be compared)"):
+        check_proof(forged, confused, log)
+
+
+def test_the_fleets_log_may_have_gone_on_but_not_be_behind(
+    station: Station, confused: Bundle, tmp_path: Path
+) -> None:
+    proof_of(station, tmp_path)
+    _, records = read_proof(tmp_path / "proof.jsonl")
+    file, log = tmp_path / "proof.jsonl", tmp_path / "log.jsonl"
+    write_log(log, with_a_label_withdrawn_again(records))
+    ends = {end.device: (end.entries, end.known) for end in check_proof(file, confused, log).ends}
+    entries = {device: sum(r.entry.device == device for r in records) for device in ("line-1", "line-2")}
+    assert ends == {
+        "line-1": (entries["line-1"], entries["line-1"] + 2),
+        "line-2": (entries["line-2"], entries["line-2"]),
+    }
+    write_log(log, records[:-1])
+    with pytest.raises(LabelError, match=r"of which \d+ are to be compared"):
+        check_proof(file, confused, log)
+    for content in (b"", b"\xff", b"{}", file.read_bytes()):
+        log.write_bytes(content)
+        with pytest.raises(LabelError, match=r"log.jsonl: |log.jsonl cannot"):
+            check_proof(file, confused, log)
+
+
 def test_another_bundle_of_the_same_backbone_is_told_apart(
     station: Station, confused: Bundle, clean: Bundle, tmp_path: Path
 ) -> None:
@@ -297,8 +418,18 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         made = headway(capsys, "proof", "make", tmp_path / "site.toml", "--part", "pit300", "--out", out)
     assert made.code == 0
     assert "4 log entries" not in made.err
+    _, records = read_proof(out)
+    end = f"line-1: 8, the last is {entry_hash(records[-1].entry).hex()}"
+    assert end in made.out
     shown = headway(capsys, "proof", "check", out, tmp_path / "bundle")
     assert shown.code == 0
+    assert end in shown.out
+    assert "not compared: who labelled and when" in shown.out
+    log = write_log(tmp_path / "log.jsonl", records)
+    compared = headway(capsys, "proof", "check", out, tmp_path / "bundle", "--log", log)
+    assert compared.code == 0
+    assert "they are those of log.jsonl" in compared.out
+    assert "not compared" not in compared.out
     assert shown.out.endswith("it holds\n")
     assert "line-1, ann: 4" in shown.out
     assert "made again: pit" in shown.out
