@@ -49,6 +49,7 @@ from sdk.labels import (
     RELEASE_DEVICE,
     Chain,
     DefineClass,
+    Entry,
     Fold,
     Label,
     MergeClasses,
@@ -388,7 +389,8 @@ class _Told:
 
     fold: Fold
     refused: int = 0
-    times: dict[bytes, float] = field(default_factory=dict)
+    said: dict[tuple[bytes, str, str], Entry] = field(default_factory=dict)
+    """By sample, device and operator the label of the highest counter: nobody's but the last word can count."""
     names: dict[bytes, set[str]] = field(init=False)
     merges: list[tuple[bytes, bytes]] = field(default_factory=list)
 
@@ -403,8 +405,11 @@ class _Told:
                 self.refused += 1
                 continue
             self.hear(record)
-            if isinstance(record.entry.body, Label):
-                self.times[record.entry.body.sample] = record.entry.wall_time_us / 1e6
+            entry, body = record.entry, record.entry.body
+            if isinstance(body, Label):
+                said = self.said.setdefault((body.sample, entry.device, body.operator), entry)
+                if entry.counter > said.counter:
+                    self.said[body.sample, entry.device, body.operator] = entry
 
     def hear(self, record: Record) -> None:
         """Note what an entry says of the names of classes, whether or not the head had learned it."""
@@ -511,7 +516,7 @@ def _check(claim: Claim, records: Iterator[Record], checked: Checked, bundle: Bu
         devices=tuple(sorted(checked.chains)),
         ends=tuple(LogEnd(d, c.seq, c.last_hash.hex(), None) for d, c in sorted(checked.chains.items())),
         released=live.devices.count(RELEASE_DEVICE) + live.summed,
-        labelled=_by_people(live, told.times),
+        labelled=_by_people(live, told.said),
         refused=told.refused,
         classes={names.get(each, f"class {each.hex()[:6]}"): count for each, count in sorted(counts.items())},
         again=_again(claim, base, live, told),
@@ -545,11 +550,11 @@ def _claimed(claim: Claim, base: Base, later: list[Record]) -> LiveSet:
     return found
 
 
-def _by_people(live: LiveSet, times: dict[bytes, float]) -> tuple[Labelled, ...]:
+def _by_people(live: LiveSet, said: Mapping[tuple[bytes, str, str], Entry]) -> tuple[Labelled, ...]:
     found: dict[tuple[str, str], list[float]] = {}
     for sample, device, operator in zip(live.samples, live.devices, live.operators, strict=True):
         if device != RELEASE_DEVICE:
-            found.setdefault((device, operator), []).append(times[sample])
+            found.setdefault((device, operator), []).append(said[sample, device, operator].wall_time_us / 1e6)
     return tuple(Labelled(*who, len(at), min(at), max(at)) for who, at in sorted(found.items()))
 
 

@@ -30,7 +30,7 @@ from sdk.bundle import Bundle
 from sdk.errors import ConfigError, HeadwayError, LabelError, StoreCorrupt
 from sdk.head import Calibration
 from sdk.images import decode
-from sdk.labels import Chain, Label, Quarantine, Record, entry_hash, fleet_log_of
+from sdk.labels import Chain, Entry, Label, Quarantine, Record, entry_hash, fleet_log_of
 from sdk.logrows import Checked, checked_rows, row_of
 from sdk.wire import Verdict
 from tests.commands import headway
@@ -347,6 +347,31 @@ def test_the_fleets_log_may_have_gone_on_but_not_be_behind(
         log.write_bytes(content)
         with pytest.raises(LabelError, match=r"log.jsonl: |log.jsonl cannot"):
             check_proof(file, confused, log)
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+def test_a_label_has_the_date_of_the_entry_that_counts(
+    station: Station, confused: Bundle, tmp_path: Path, comes_late: bool
+) -> None:
+    """A device that was away, and one that is quarantined, labelled the same pictures: whenever these come."""
+    proof_of(station, tmp_path)
+    claim, records = read_proof(tmp_path / "proof.jsonl")
+    proved = check_proof(tmp_path / "proof.jsonl", confused)
+    there = [r for r in records if r.entry.device == "line-1"]
+    away = [
+        replace(r, entry=replace(r.entry, device=device, counter=counter, wall_time_us=at_s * 1_000_000))
+        for device, counter, at_s in (("line-3", 1, 1_000), ("line-4", 2**20, 2_000_000_000))
+        for r in labels_in(there)
+    ]
+    held = Quarantine("line-4", "", 2**62, "wrong light", "eve")
+    hold = Record(Entry(fleet_log_of("default"), 1, 2**21, 0, bytes(32), held))
+    orders = [*away, *records, hold], [hold, *records, *away]
+    file = write_log(
+        tmp_path / "shuffled.jsonl",
+        orders[comes_late],
+        {**claim, "entries": len(orders[0]), "learned": claim["learned"] + len(away) + 1},
+    )
+    assert check_proof(file, confused).labelled == proved.labelled
 
 
 def test_another_bundle_of_the_same_backbone_is_told_apart(
