@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from device_agent.heads_and_updates import Outcome
@@ -35,6 +35,39 @@ class ClassInfo:
     name: str
     own_labels: int
     labels: int
+
+
+Now = Callable[[str, str], str]
+"""Joins the last name of a class that was made part of another, and what it is called by now."""
+
+
+def in_english(own: str, now: str) -> str:
+    """Join both names, as the HTTP interface says them."""
+    return f"{own} (now {now})"
+
+
+def called(
+    names: Mapping[bytes, str],
+    own: Mapping[bytes, str],
+    canonical: Callable[[bytes], bytes],
+    now: Now,
+    class_id: bytes,
+) -> str:
+    """Return what people call a class, be it one that was made part of another since.
+
+    Args:
+        names: Of the classes that stand for themselves.
+        own: The last name of each class itself.
+        canonical: Gives the class that stands for one.
+        now: Joins the last name of a class that was made part of another, where that is called otherwise.
+        class_id: Which.
+    """
+    if class_id in names:
+        return names[class_id]
+    was, into = own.get(class_id), names.get(canonical(class_id))
+    if was is None or into is None:
+        return was or into or class_id.hex()[:8]
+    return into if was == into else now(was, into)
 
 
 @dataclass(frozen=True)

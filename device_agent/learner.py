@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +37,7 @@ from device_agent.folded import Folded
 from device_agent.heads import ActiveHead, Reference, score_of
 from device_agent.heads_and_updates import HeadRow
 from device_agent.labelling import Labelling, class_name
-from device_agent.learned import ClassInfo, LearnerStatus, Saved, quarantine
+from device_agent.learned import ClassInfo, LearnerStatus, Now, Saved, called, in_english, quarantine
 from device_agent.learning import Learning
 from device_agent.master_folder import Masters
 from device_agent.master_marks import MasterMarks
@@ -241,6 +242,18 @@ class Learner:
         with self._turns.changed:
             self._folded.catch_up()
             return self._folded.classes()
+
+    def called(self, now: Now = in_english) -> Callable[[bytes], str]:
+        """Return what gives a class's name, also of one that was made part of another since.
+
+        Args:
+            now: Joins the last name of such a class and what it is called by now.
+        """
+        with self._turns.changed:
+            self._folded.catch_up()
+            names = {each.class_id: each.name for each in self._folded.classes()}
+            own = self._base.fold.own_names()
+        return partial(called, names, own, self.canonical, now)
 
     def label_of(self, sample_id: bytes) -> bytes | None:
         """Return the class a sample is labelled as, after merges; None if it is not."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ import msgspec
 from device_agent.camera import Camera, CameraState
 from device_agent.camera.shot import readable
 from device_agent.flow import Flow
-from device_agent.learned import ClassInfo, LearnerStatus
+from device_agent.learned import LearnerStatus
 from device_agent.masters import Telling
 from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
@@ -435,7 +435,7 @@ def station_state(
         release=None if serving is None else _release(serving, runtimes),
         head=None if serving is None or status is None else _head(serving, status),
         classes=[ClassReport(c.class_id.hex(), c.name, c.own_labels, c.labels) for c in classes],
-        score=None if serving is None or status is None else _score(status.score, classes),
+        score=None if serving is None or status is None else _score(status.score, serving.learner.called()),
         masters=None if serving is None else masters_report(serving.learner.masters()),
         label_to_live_ms=None if status is None else status.label_to_live_ms,
         own_labels=0 if status is None else status.own_labels,
@@ -566,10 +566,9 @@ def reason_reports(why: Sequence[Reason]) -> list[ReasonReport]:
     ]
 
 
-def _score(score: Score | None, classes: Sequence[ClassInfo]) -> ScoreReport | None:
+def _score(score: Score | None, called: Callable[[bytes], str]) -> ScoreReport | None:
     if score is None:
         return None
-    names = {c.class_id: c.name for c in classes}
     return ScoreReport(
         balanced_accuracy=float(score.balanced_accuracy),
         low=float(score.low),
@@ -577,7 +576,7 @@ def _score(score: Score | None, classes: Sequence[ClassInfo]) -> ScoreReport | N
         classes=[
             ClassScoreReport(
                 id=c.class_id.hex(),
-                name=names.get(c.class_id, c.class_id.hex()[:8]),
+                name=called(c.class_id),
                 recall=float(c.recall),
                 low=float(c.low),
                 high=float(c.high),
@@ -585,7 +584,7 @@ def _score(score: Score | None, classes: Sequence[ClassInfo]) -> ScoreReport | N
                 groups=c.groups,
                 scored=c.class_id not in score.one_group,
             )
-            for c in sorted(score.classes, key=lambda c: names.get(c.class_id, "").casefold())
+            for c in sorted(score.classes, key=lambda c: called(c.class_id).casefold())
         ],
         samples=score.samples,
         groups=score.groups,

@@ -673,6 +673,10 @@ class Fold:
                         self._keep_later(latest, class_id, named)
         return {class_id: named.name for class_id, named in latest.items()}
 
+    def own_names(self) -> dict[bytes, str]:
+        """Return the last name that each class itself was given, whatever it was made one with."""
+        return {class_id: named.name for class_id in self._names if (named := self._names.get(class_id))}
+
     def _keep_later(self, latest: dict[bytes, _Named], class_id: bytes, named: _Named | None) -> None:
         root = self.canonical(class_id)
         if named is not None and (root not in latest or latest[root].order < named.order):

@@ -205,6 +205,10 @@ def test_a_device_may_say_both_too(fleet: FleetStore, bundle: Bundle, capsys: py
     with fleet.write() as ledger:
         ledger.take("line-4", line.log[1:], {})
     assert len(json.loads(classes(capsys, fleet).out)["classes"]) == 4
+    # Labels of the class whose id does not stand for both go by the name of both.
+    said = {row["class"] for row in FleetView(fleet).learned("default")["labels"]}
+    assert len(said) == 2
+    assert not any(name.startswith("class ") for name in said)
 
 
 def test_a_class_of_the_release_is_proposed_with_a_new_one_but_not_with_another_of_the_release(

@@ -160,6 +160,36 @@ def test_a_merged_class_has_the_name_of_the_one_it_became_part_of(device: Device
     assert none.status_code == 404
 
 
+@pytest.mark.parametrize("gone", [b"\xff" * 16, b"\x00" * 16])
+def test_what_was_labelled_as_a_class_that_is_gone_is_called_by_names(device: Device, gone: bytes) -> None:
+    """The smaller id stands for both; whichever that is, no id is shown."""
+    learner = device.station.require().learner
+    device.station.store.log.append([DefineClass(gone, "Krazter", "bo")])
+    for i in range(3):
+        label(device, hex_of("rings", i), class_id=gone.hex())
+    learner.wait_until_idle(60)
+    send(device, "POST", f"/api/classes/{gone.hex()}/merge", into=class_id("scratch").hex())
+    stands = min(gone, class_id("scratch"))
+    names = {
+        "en": "scratch" if gone == stands else "Krazter (now scratch)",
+        "de": "scratch" if gone == stands else "Krazter (jetzt scratch)",
+    }
+    undo(device, label(device, hex_of("rings", 0), class_id=class_id("pit").hex()))
+    said = [(each["label"], each["before"]) for each in device.http.get("/api/labels?limit=3").json()]
+    assert said == [(names["en"], "pit"), ("pit", names["en"]), (names["en"], None)]
+    own = device.http.get(f"/api/samples/{hex_of('rings', 1)}/labels").json()
+    assert [each["label"] for each in own] == [names["en"]]
+    for language, name in names.items():
+        device.http.cookies.set("headway-lang", language)
+        for page in ("labels", "heads", "part", "suspects"):
+            shown = device.http.get(f"/learned/{page}").text
+            assert gone.hex()[:8] not in shown.replace(gone.hex(), "")
+            assert name in shown or page in ("heads", "suspects")
+    learner.wait_until_idle(60)
+    for report in (device.http.get("/api/quality").json(), device.state()["score"]):
+        assert gone.hex()[:8] not in str(report).replace(gone.hex(), "")
+
+
 def test_in_a_fleet_the_fleet_merges(device: Device) -> None:
     def state() -> State:
         camera, broker = camera_report(device.camera), MqttReport("broker:8883", False, 0, 0)

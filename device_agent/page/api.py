@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from device_agent.camera import encode_png
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow
+from device_agent.learned import Now, in_english
 from device_agent.outlook import LookAhead, OutlookReport
 from device_agent.page.access import Access, Role
 from device_agent.page.alike import alike
@@ -434,7 +435,7 @@ class Routes:
         """Return samples as the interface says them, `now` with what the head that serves says of them."""
         says = self._says(samples) if now else {}
         serving = self.station.serving
-        names = self.names()
+        names, called = self.names(), self.called()
         unsure = self.unsure.among([s.sample_id for s in samples])
         good = self.station.operating.good(names)
         out: list[SampleOut] = []
@@ -454,7 +455,7 @@ class Routes:
                     decision=s.decision,
                     class_id=None if s.unknown else forced,
                     forced_class_id=forced,
-                    forced=None if s.class_id is None else names.get(s.class_id),
+                    forced=None if s.class_id is None else called(s.class_id),
                     probability=s.probability,
                     novelty=s.novelty,
                     unknown=s.unknown,
@@ -462,7 +463,7 @@ class Routes:
                     reason=s.reason,
                     priority=s.priority,
                     label_class_id=None if label is None else label.hex(),
-                    label=None if label is None else names.get(label, label.hex()[:8]),
+                    label=None if label is None else called(label),
                     question=question_of(s.reason, list(names.values())),
                     alike=[each.hex() for each in (together or {}).get(s.sample_id, [])],
                     unsure=s.sample_id in unsure,
@@ -497,12 +498,12 @@ class Routes:
         """Label events, the newest first: who said what of which picture, and what was said before."""
         return self.labels_out(self.history.rows(limit, offset))
 
-    def labels_out(self, rows: list[LabelRow]) -> list[LabelOut]:
-        """Return label events as the interface says them."""
-        names, store = self.names(), self.station.store
+    def labels_out(self, rows: list[LabelRow], now: Now = in_english) -> list[LabelOut]:
+        """Return label events as the interface says them, `now` as `called` does."""
+        called, store = self.called(now), self.station.store
 
         def name(class_id: bytes | None) -> str | None:
-            return None if class_id is None else names.get(class_id, class_id.hex()[:8])
+            return None if class_id is None else called(class_id)
 
         return [
             LabelOut(
@@ -608,14 +609,18 @@ class Routes:
 
         Where somebody has looked again and said the same, it is not asked once more.
         """
-        names, store = self.names(), self.station.store
+        return self.suspects_out(limit)
+
+    def suspects_out(self, limit: int, now: Now = in_english) -> list[SuspectOut]:
+        """Return `get_suspects` with names as `called` gives them."""
+        called, store = self.called(now), self.station.store
         found = self.station.suspects(MAX_PAGE)
         return [
             SuspectOut(
                 sample=each.sample.hex(),
-                labelled=names.get(each.labelled, each.labelled.hex()[:8]),
+                labelled=called(each.labelled),
                 labelled_class_id=each.labelled.hex(),
-                looks_like=names.get(each.looks_like, each.looks_like.hex()[:8]),
+                looks_like=called(each.looks_like),
                 looks_like_class_id=each.looks_like.hex(),
                 suspicion=each.suspicion,
                 kept=store.samples.get(each.sample) is not None,
@@ -675,6 +680,15 @@ class Routes:
     def names(self) -> dict[bytes, str]:
         """Return the classes' names by id."""
         return {c.class_id: c.name for c in self.station.classes()}
+
+    def called(self, now: Now = in_english) -> Callable[[bytes], str]:
+        """Return what gives a class's name, also of one that was made part of another since.
+
+        Args:
+            now: Joins the last name of such a class and what it is called by now.
+        """
+        serving = self.station.serving
+        return (lambda class_id: class_id.hex()[:8]) if serving is None else serving.learner.called(now)
 
     def note(self, request: Request, action: str, what: str) -> None:
         """Write a line of the audit log, where there are accounts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
-from device_agent.learned import LearnerStatus
+from device_agent.learned import LearnerStatus, Now
 from device_agent.page.access import Access, Role, Who
 from device_agent.page.api import Routes, head_out
 from device_agent.page.classes import Classes
@@ -203,14 +203,15 @@ class Pages:
         confirmed = [(row, score) for row, score in scored if row.outcome is Outcome.CONFIRMED]
         score = confirmed[0][1] if confirmed else self._routes.score()
         earlier = _earlier(confirmed)
-        names = self._routes.names()
+        t = self._texts(request)
+        called = self._routes.called(_now(t))
         rows: list[ScoreRow] = []
         if score is not None:
             before = {} if earlier is None else _recalls(earlier.score)
             rows = sorted(
                 (
                     ScoreRow(
-                        names.get(c.class_id, c.class_id.hex()[:8]),
+                        called(c.class_id),
                         c.recall,
                         c.low,
                         c.high,
@@ -224,7 +225,7 @@ class Pages:
         serving = self._station.serving
         told = None if serving is None else serving.learner.masters()
         return {
-            "news": self._news(self._texts(request), heads),
+            "news": self._news(t, heads),
             "score": score,
             "earlier": earlier,
             "rows": rows,
@@ -238,17 +239,17 @@ class Pages:
         last = self._routes.history.last_own()
         if last is None:
             return News("wait", "…", t("learned.nothing"))
-        event, names, status = last.event, self._routes.names(), serving.learner.status()
+        event, status = last.event, serving.learner.status()
         kept = self._station.store.samples.get(event.sample) is not None
         sample = event.sample.hex() if kept else None
         if event.class_id is None:
             return undone_news(t, status, sample)
-        name = names.get(event.class_id, event.class_id.hex()[:8])
+        name, class_id = self._routes.called(_now(t))(event.class_id), serving.learner.canonical(event.class_id)
         if status.outcome is Outcome.PROVISIONAL or status.busy:
             return News("wait", "…", t("learned.on-trial", name=name), sample=sample, label=name)
         if status.outcome is Outcome.TAKEN_BACK:
             return News("bad", "✕", t("learned.taken-back", name=name), why(t, status.why), sample, name)
-        effect = _effect(t, heads, event.class_id, name)
+        effect = _effect(t, heads, class_id, name)
         sentence = t("common.space").join(filter(None, [t("learned.live", name=name), effect]))
         level = "bad" if status.prices else "good"
         return News(level, "✓", sentence, why(t, status.why), sample, name)
@@ -283,7 +284,7 @@ class Pages:
 
     def suspects(self, request: Request) -> str:
         """Labels to confirm or correct."""
-        found = [] if self._station.serving is None else self._routes.get_suspects(200)
+        found = [] if self._station.serving is None else self._routes.suspects_out(200, _now(self._texts(request)))
         here = [each for each in found if each.kept]
         return self._render(
             request,
@@ -295,13 +296,13 @@ class Pages:
 
     def labels(self, request: Request, limit: Annotated[int, Query(ge=1, le=200)] = SHOWN_LABELS) -> str:
         """Who labelled what."""
-        found = self._routes.get_labels(limit=limit, offset=0)
+        found = self._routes.labels_out(self._routes.history.rows(limit), _now(self._texts(request)))
         more = min(2 * limit, 200) if len(found) == limit < 200 else None
         return self._render(request, "learned_labels.html", "learned", labels=found, more=more)
 
     def heads(self, request: Request) -> str:
         """Heads that served here."""
-        serving, names = self._station.serving, self._routes.names()
+        serving, called = self._station.serving, self._routes.called(_now(self._texts(request)))
         rows = self._station.store.heads.newest(limit=200)
         shown = []
         number = None if serving is None else serving.learner.head.number
@@ -320,7 +321,7 @@ class Pages:
                 {
                     **head_out(row).__dict__,
                     "comparable": score is not None and before is not None,
-                    "changes": _changes(before, score, names),
+                    "changes": _changes(before, score, called),
                     "back": back,
                     "serves": row.number == number,
                 }
@@ -330,7 +331,7 @@ class Pages:
     # -- quality --------------------------------------------------------------------------------------------------
 
     def _qualities(self, request: Request) -> dict[str, Any]:
-        report = self._quality.get_quality()
+        report = self._quality.report(_now(self._texts(request)))
         points = report.operating.points
         rate = report.operating.escape_rate
         place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
@@ -405,14 +406,19 @@ def why(t: Texts, reasons: Sequence[Reason]) -> str:
     return t("common.space").join(r.worded(t(f"trial.{r.code}"), t.percent, t("common.and")) for r in known)
 
 
-def _changes(before: Score | None, after: Score | None, names: dict[bytes, str]) -> list[dict[str, Any]]:
+def _now(t: Texts) -> Now:
+    """Return what joins the name of a class that was made part of another and what it is called by now."""
+    return lambda name, into: t("learned.now-of", name=name, into=into)
+
+
+def _changes(before: Score | None, after: Score | None, called: Callable[[bytes], str]) -> list[dict[str, Any]]:
     """Return classes whose recall changed from one head to the next, the largest change first."""
     if before is None or after is None:
         return []
     old, new = _recalls(before), _recalls(after)
     by = {c: new[c] - old.get(c, 0.0) for c in new}
     largest = sorted((c for c in by if abs(by[c]) >= SAME), key=lambda c: -abs(by[c]))[:SHOWN_CHANGES]
-    return [{"name": names.get(c, c.hex()[:8]), "by": by[c]} for c in largest]
+    return [{"name": called(c), "by": by[c]} for c in largest]
 
 
 def _shaded(row: ConfusionRow, place: int) -> dict[str, Any]:

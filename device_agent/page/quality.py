@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from device_agent.accepting import KEPT_AS, LOST_AS, MAX_ESCAPE_RATE, Target
 from device_agent.database import Database
 from device_agent.heads import Reference
+from device_agent.learned import Now, in_english
 from device_agent.page.access import Role
 from device_agent.page.api import HeadOut, Routes, head_out
 from device_agent.page.book import StationSetting, setting
@@ -216,7 +217,11 @@ class Quality:
 
     def get_quality(self) -> QualityOut:
         """How good the head is on parts that it has never learned."""
-        reference, names = self._reference(), self._routes.names()
+        return self.report()
+
+    def report(self, now: Now = in_english) -> QualityOut:
+        """Return `get_quality` with names as `Routes.called` gives them."""
+        reference, called = self._reference(), self._routes.called(now)
         heads = [head_out(row) for row in self._station.store.heads.newest(limit=200)]
         number = None if reference is None else reference.number
         drift = self._routes.state().drift
@@ -224,7 +229,7 @@ class Quality:
         slices: list[SliceOut] = []
         classes: list[str] = []
         if reference is not None:
-            named = [names.get(c, c.hex()[:8]) for c in reference.left_out.class_ids]
+            named = [*map(called, reference.left_out.class_ids)]
             order = sorted(range(len(named)), key=lambda i: named[i].casefold())
             classes = [named[i] for i in order]
             confusion = _confusion(reference, named, order)

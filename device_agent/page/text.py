@@ -454,6 +454,7 @@ TEXTS: Final[dict[str, Text]] = {
     "learned.nobody": ("no name given", "ohne Namen", "未署名"),
     "learned.withdrawn": ("{name} taken back", "{name} zurückgenommen", "已撤销“{name}”"),
     "learned.changed": ("{before} became {name}", "{before} wurde {name}", "“{before}”改为“{name}”"),
+    "learned.now-of": ("{name} (now {into})", "{name} (jetzt {into})", "{name}（现为{into}）"),
     "learned.confirmed-label": ("{name} confirmed", "{name} bestätigt", "已确认“{name}”"),
     "learned.erase": ("Delete the picture", "Bild löschen", "删除图片"),
     "learned.erase-ask": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sdk.errors import FleetError
@@ -190,7 +190,7 @@ class FleetView:
                 "position": position,
                 "device": record.entry.device,
                 "operator": record.entry.body.operator,
-                "class": _name_of(record.entry.body, names),
+                "class": _name_of(record.entry.body, names, {} if found is None else found.live.merged),
                 "utc": record.entry.wall_time_us / 1e6,
                 "ago": ago(self._clock() - record.entry.wall_time_us / 1e6),
                 "reached": sum(device.state.log_position >= position for device in devices),
@@ -226,10 +226,10 @@ def _together(
     return [RELEASE, *named, others], joined
 
 
-def _name_of(body: Label, names: dict[bytes, str]) -> str:
+def _name_of(body: Label, names: dict[bytes, str], merged: Mapping[bytes, bytes]) -> str:
     if body.class_id is None:
         return "withdrawn"
-    return names.get(body.class_id, f"class {body.class_id.hex()[:6]}")
+    return names.get(merged.get(body.class_id, body.class_id), f"class {body.class_id.hex()[:6]}")
 
 
 def ago(seconds: float) -> str:
