@@ -577,6 +577,20 @@ class Fold:
             return None
         return LiveRow(sample, label.class_id, coded.group, label.device, label.operator, coded.place, self._shelf)
 
+    def codeless(self) -> dict[bytes, str]:
+        """Return the samples that are labelled and have no code here, so that the label counts nowhere.
+
+        Each with the device that labelled it. A label that came before its code is among them for a moment.
+        """
+        found: dict[bytes, str] = {}
+        for sample in self._labels:
+            label, coded = self._labels.get(sample), self._codes.get(sample)
+            if label is None or label.class_id is None or sample in self._summed:
+                continue
+            if coded is None or coded.place is None:
+                found[sample] = label.device
+        return found
+
     def label_of(self, sample: bytes) -> bytes | None:
         """Return the sample's class after merges; None if it is not labelled."""
         summed = self._summed.get(sample)

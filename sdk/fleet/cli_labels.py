@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -160,11 +161,13 @@ def retention(
     """Erase codes that are older than the plant's policy keeps them; events stay, and the hash chain still holds.
 
     A code reveals something of its picture. Without --live-too only those go that nothing rests on: of samples
-    that were withdrawn, and of feature spaces that no release in use has. What is erased is said in the log, so
-    that every device's live set stays the fleet's; devices keep their own copies.
+    that were withdrawn, and of feature spaces that none of the last three releases has, nor a rollout that may go
+    on, nor a device. With it the samples are erased for good: devices do not say their codes again by themselves.
+    What is erased is said in the log, so that every device's live set stays the fleet's; devices keep their own
+    copies.
     """
     from sdk.fleet.cli import open_fleet
-    from sdk.fleet.retention import DAY_S, Policy, due, erase
+    from sdk.fleet.retention import DAY_S, Policy, due, erase, missing
 
     decided_by, now_utc = who(by), time.time()
     policy = Policy(older_than_days * DAY_S, live_too)
@@ -173,6 +176,7 @@ def retention(
             if channel not in ledger.channels():
                 raise FleetError(f"there is no channel {channel}", hint="`headway fleet devices` shows them.")
         what = due(store, channel, policy, now_utc)
+        back = [] if live_too else missing(store, channel, what)
         answer = {
             "channel": channel,
             "older_than_days": older_than_days,
@@ -181,6 +185,7 @@ def retention(
             "live_samples": sum(each.live for each in what),
             "size_bytes": sum(each.size_bytes for each in what),
             "erased": 0,
+            "going_back": [dataclasses.asdict(one) for one in back],
         }
         if not dry_run and what:
             answer["erased"] = erase(store, channel, what)
@@ -190,6 +195,12 @@ def retention(
         return
     said = f"codes of {len(what)} samples ({answer['live_samples']} of them count), {answer['size_bytes']} bytes"
     click.echo(f"would erase {said}" if dry_run else f"erased {said}")
+    for one in back:
+        named = f"{one.release} ({one.precision})" if one.release else "a release that never was on this channel"
+        click.echo(
+            f"{one.samples} of these are labelled, with codes of {named}: should the channel go back to it, they "
+            "count as soon as the devices that have their pictures have said the codes anew"
+        )
 
 
 def _note(directory: Path, line: dict[str, Any]) -> None:

@@ -423,6 +423,8 @@ def put_into_force(
         # Last before the commit: what the ledger refuses is not signed either.
         if not (in_force and published):
             repository.put_into_force(staged)
+    for one in published:
+        store.give_back(one)
     return published
 
 

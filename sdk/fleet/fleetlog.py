@@ -7,14 +7,24 @@ and folded like a device's, so every device draws the same conclusion. `Ledger.d
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow
-from sdk.labels import FLEET_LOG_PREFIX, GENESIS, Body, Chain, Record, check_record, entry_hash, fleet_log_of
+from sdk.labels import (
+    FLEET_LOG_PREFIX,
+    GENESIS,
+    Body,
+    Chain,
+    CodeRecord,
+    Record,
+    check_record,
+    entry_hash,
+    fleet_log_of,
+)
 from sdk.wire import DeviceState, encode_json
 
 
@@ -23,7 +33,13 @@ def is_device() -> ColumnElement[bool]:
     return DeviceRow.device.not_like(f"{FLEET_LOG_PREFIX}%")
 
 
-def append(session: Session, channel: ChannelRow, bodies: Sequence[Body], highest_counter: int) -> list[Record]:
+def append(
+    session: Session,
+    channel: ChannelRow,
+    bodies: Sequence[Body],
+    highest_counter: int,
+    codes: Mapping[bytes, bytes] | None = None,
+) -> list[Record]:
     """Write entries into a channel's own log, at the end of its union; return them.
 
     Args:
@@ -31,6 +47,7 @@ def append(session: Session, channel: ChannelRow, bodies: Sequence[Body], highes
         channel: Whose union.
         bodies: What they say.
         highest_counter: The highest Lamport counter of any entry in that union: these are above it.
+        codes: By sample, for the code records that bring one.
 
     Raises:
         LabelError: one of them cannot be said.
@@ -40,7 +57,8 @@ def append(session: Session, channel: ChannelRow, bodies: Sequence[Body], highes
     records = []
     for counter, body in enumerate(bodies, highest_counter + 1):
         chain, entry = chain.write(body, counter=counter, wall_time_us=int(now_utc * 1e6))
-        record = Record(entry)
+        code = (codes or {}).get(body.sample) if isinstance(body, CodeRecord) else None
+        record = Record(entry, code)
         check_record(record)
         records.append(record)
         _add(session, channel, record, now_utc)

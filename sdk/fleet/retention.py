@@ -2,11 +2,13 @@
 
 A code reveals something of its picture. The log's hash chain covers a code's digest, so the code can be taken out
 and the chain still holds (docs/labels.md, section 1). What is erased is said in the log: the fleet appends a code
-record without a code, the last word on that sample, so that every device's live set stays the fleet's.
+record without a code, the last word on that sample, so that every device's live set stays the fleet's. Where a
+sample has a code left in another space, its device says it anew when this one is in use again (section 7).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +28,8 @@ class Policy:
     Attributes:
         older_than_s: Codes that came before that many seconds.
         live_too: Those that count now as well: these samples are then no longer learned from. Without it only what
-            nothing rests on: withdrawn samples, and feature spaces that no release in use has.
+            nothing rests on: withdrawn samples, and feature spaces that no release in use has
+            (`Ledger.spaces_in_use`), and of these not the samples that a release brings itself.
     """
 
     older_than_s: float
@@ -42,12 +45,14 @@ class Due:
         positions: Where the channel's log has records of it with a code.
         size_bytes: Of these codes.
         live: Whether it counts now.
+        labelled: Whether it is labelled: going back to a release of this space, its label would count.
     """
 
     body: CodeRecord
     positions: tuple[int, ...]
     size_bytes: int
     live: bool
+    labelled: bool
 
 
 def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list[Due]:
@@ -57,9 +62,10 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
     """
     learned = store.learned(channel)
     live = frozenset(() if learned is None else learned.live.samples)
+    labelled = live.union(() if learned is None else learned.codeless)
     held = frozenset(() if learned is None else (hold.device for hold in learned.holds))
     with store.read() as ledger:
-        in_use = ledger.spaces_in_use(channel)
+        in_use, published = ledger.spaces_in_use(channel), ledger.published(channel)
         found: dict[tuple[bytes, bytes], tuple[CodeRecord, list[int], int, float]] = {}
         may_return: set[tuple[bytes, bytes]] = set()  # of a source that is quarantined: released, it counts again
         for position, record, received_utc in _coded(ledger, channel):
@@ -72,6 +78,8 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
             size += 0 if record.code is None else len(record.code)
             positions += [] if record.code is None else [position]
             found[key] = body, positions, size, received_utc
+    # Their codes are in the bundle whatever is erased here: without them it would only know less than it brings.
+    released = {} if policy.live_too else {space: store.released(one).keys() for space, one in published.items()}
     out = []
     current = None if learned is None else bytes.fromhex(learned.live.space)
     for (space, sample), (body, positions, size, received_utc) in found.items():
@@ -79,9 +87,39 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
         retired = space not in in_use
         # In a space that is in use but not the current one, nobody here can say whether the code counts.
         idle = retired or (space == current and not counts and (space, sample) not in may_return)
-        if positions and received_utc < now_utc - policy.older_than_s and (idle or policy.live_too):
-            out.append(Due(body, tuple(positions), size, counts))
+        old = bool(positions) and received_utc < now_utc - policy.older_than_s
+        if old and (idle or policy.live_too) and sample not in released.get(space, ()):
+            out.append(Due(body, tuple(positions), size, counts, sample in labelled))
     return out
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What would not count at once, should a channel go back to a release.
+
+    Attributes:
+        release: Its name; empty where no release of the channel had this feature space.
+        precision: Its precision with this space; empty likewise.
+        samples: Labelled samples whose codes there are let go.
+    """
+
+    release: str
+    precision: str
+    samples: int
+
+
+def missing(store: FleetStore, channel: str, what: Sequence[Due]) -> list[Missing]:
+    """Return what going back would find without its codes, by release."""
+    with store.read() as ledger:
+        published, current = ledger.published(channel), ledger.current(channel)
+    now = None if current is None else bytes.fromhex(current.space)
+    counts = Counter(each.body.space for each in what if each.labelled and each.body.space != now)
+    return [
+        Missing(one.ref.name, store.precision_of(one), samples)
+        if (one := published.get(space)) is not None
+        else Missing("", "", samples)
+        for space, samples in counts.items()
+    ]
 
 
 def _coded(ledger: Ledger, channel: str) -> Iterator[tuple[int, Record, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 import msgspec
 from sqlalchemy import select, update
@@ -18,6 +19,9 @@ from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Ste
 from sdk.fleet.tables import AssignmentRow, DeviceRow, PublicationRow, ReleaseRow, RolloutRow
 from sdk.release import Release
 from sdk.wire import Desired, Quality, UpdateState
+
+KEPT_RELEASES: Final = 3
+"""The one that serves and two to go back to: their feature spaces keep their codes."""
 
 
 class RolloutLedger(ChannelLedger):
@@ -120,12 +124,30 @@ class RolloutLedger(ChannelLedger):
         return found[-1] if found else None
 
     def spaces_in_use(self, channel: str) -> set[bytes]:
-        """Return the feature spaces of a channel's release, of a rollout under way and of what its devices run."""
+        """Return the feature spaces that a channel's codes are wanted in.
+
+        Those of its release and of the `KEPT_RELEASES` that were it last, since one goes back to these, of a
+        rollout under way or to be resumed, and of what its devices run.
+        """
         found = {device.state.space for device in self.devices(channel)} - {None}
-        current, under_way = self.current(channel), self.rollout(channel)
+        current, newest = self.current(channel), self.rollout(channel)
         found |= set() if current is None else {current.space}
-        found |= {under_way[0].space} if under_way is not None and under_way[1].open else set()
+        if newest is not None and (newest[1].open or self._may_resume(*newest)):
+            found.add(newest[0].space)
+        releases: dict[str, str] = {}
+        served = (PublicationRow.channel == channel) & PublicationRow.staged.is_(False)
+        for publication in reversed(self._publications(served)):
+            releases.setdefault(publication.ref.release_id, publication.space)
+        found |= {*[*releases.values()][:KEPT_RELEASES]}
         return {bytes.fromhex(space) for space in found if space is not None}
+
+    def _may_resume(self, publication: Publication, rollout: Rollout) -> bool:
+        current = self.current(publication.channel)
+        return rollout.state is RolloutState.HALTED and (current is None or current.id < publication.id)
+
+    def published(self, channel: str) -> dict[bytes, Publication]:
+        """Return the newest publication of a channel in each feature space that one of it had."""
+        return {bytes.fromhex(one.space): one for one in self._publications(PublicationRow.channel == channel)}
 
     def rollout(self, channel: str) -> tuple[Publication, Rollout] | None:
         """Return a channel's newest rollout, under way or ended, and what it brings; None where there was none."""

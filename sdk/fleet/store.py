@@ -14,6 +14,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import threading
 import time
@@ -22,11 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from sqlalchemy import Engine, inspect, text
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.errors import BadSignature, FleetError, HeadwayError, LabelError
+from sdk.errors import BadSignature, BundleError, FleetError, HeadwayError, LabelError, StoreCorrupt
 from sdk.fleet.blobs import blobs_of
 from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.database import ServiceLock, database_errors, engine_of
@@ -34,7 +36,7 @@ from sdk.fleet.restoring import Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
 from sdk.fleet.union_ledger import UnionLedger
-from sdk.labels import REFUSALS, Fold
+from sdk.labels import REFUSALS, CodeRecord, Fold
 from sdk.liveset import LiveSet
 from sdk.moments import Moments
 from sdk.release import Release, describe
@@ -59,6 +61,7 @@ class Learned:
         holds: The quarantines that stand.
         apart: Pairs of classes that somebody said are different, the smaller id first.
         refused: How many records contradict themselves, and count nowhere.
+        codeless: Samples whose label counts nowhere, since no code in this space is there; with who labelled them.
     """
 
     live: LiveSet
@@ -66,6 +69,7 @@ class Learned:
     holds: list[Hold]
     apart: set[tuple[bytes, bytes]]
     refused: int = 0
+    codeless: dict[bytes, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -164,6 +168,10 @@ class FleetStore:
         with lock:
             with database_errors(self.directory):
                 self._hold(lock)
+            with self.read() as ledger:  # an earlier version's retention took what a release brings
+                current = [ledger.current(channel) for channel in ledger.channels()]
+            for publication in filter(None, current):
+                self.give_back(publication)
             yield stay
 
     def _hold(self, lock: ServiceLock) -> None:
@@ -271,13 +279,69 @@ class FleetStore:
         prepared = self.prepare(bundle)
         with self.write() as ledger:
             ledger.note_spaces(self.feature_sizes(prepared.release))
-            return ledger.publish(
+            published = ledger.publish(
                 prepared.release,
                 channel=channel,
                 space=prepared.space,
                 feature_size=prepared.feature_size,
                 plan=plan,
             )
+        self.give_back(published)
+        return published
+
+    def give_back(self, publication: Publication) -> int:
+        """Let a release's own samples count again in its feature space; return how many did not.
+
+        A device had labelled them, and their codes were erased while no release in use had that space. The release
+        brings them, so the fleet says them itself. What was erased for good (docs/labels.md, section 7) stays so.
+
+        Cost: the union is read once where anything was erased in that space, else the fleet's own log.
+        """
+        channel, space = publication.channel, bytes.fromhex(publication.space)
+        with self.read() as ledger:
+            bodies = (record.entry.body for record in ledger.own(channel))
+            erased = {body.sample for body in bodies if isinstance(body, CodeRecord) and body.space == space}
+            if not erased:
+                return 0
+            spoken = ledger.codes_left(channel)
+            own = self.released(publication)
+            others = {at: one for at, one in ledger.published(channel).items() if at != space}
+        elsewhere = {sample for (_, sample), left in spoken.items() if left}
+        for at, other in others.items():
+            elsewhere |= {sample for sample in self.released(other) if (at, sample) not in spoken}
+        back = {
+            sample: own[sample]
+            for sample in sorted(erased & own.keys() & elsewhere)
+            if not spoken.get((space, sample), False)
+        }
+        if back:
+            said = [
+                CodeRecord(space, sample, group, hashlib.sha256(code).digest())
+                for sample, (group, code) in back.items()
+            ]
+            with self.write() as ledger:
+                ledger.decide(channel, said, {sample: code for sample, (_, code) in back.items()})
+        return len(back)
+
+    def released(self, publication: Publication) -> dict[bytes, tuple[str, bytes]]:
+        """Return group and code of the samples that a release brings with codes; none where it is damaged."""
+        try:
+            _, _, base = self._base_of(publication)
+        except (StoreCorrupt, BundleError, KeyError):
+            return {}
+        codes = (np.ascontiguousarray(code, np.int8).tobytes() for code in base.codes)
+        return {
+            sample: (group, code) for sample, group, code in zip(base.samples, base.groups, codes, strict=False)
+        }
+
+    def precision_of(self, publication: Publication) -> str:
+        """Return which precision of its release a publication is about; empty where its manifest is damaged."""
+        files = {file.name: file for file in publication.release.descriptor.files}
+        try:
+            manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
+        except (StoreCorrupt, BundleError, KeyError):
+            return ""
+        return next((one.precision for one in manifest.precisions if one.space == publication.space), "")
 
     def prepare(self, bundle: Bundle) -> Prepared:
         """Store the chunks of a verified bundle, and nothing else; raises as `publish`."""
@@ -334,7 +398,7 @@ class FleetStore:
             if unnamed - found.nameless.keys():
                 found.nameless = self._once_named(ledger, channel, unnamed, live)
             names |= {class_id: found.nameless[class_id] for class_id in unnamed}
-            return Learned(live, names, fold.holds(), fold.apart(), found.refused)
+            return Learned(live, names, fold.holds(), fold.apart(), found.refused, fold.codeless())
 
     def _once_named(self, ledger: Ledger, channel: str, unnamed: set[bytes], live: LiveSet) -> dict[bytes, str]:
         """Return a name for classes that neither the current release nor the log names.

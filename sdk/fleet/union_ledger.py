@@ -19,7 +19,7 @@ from sdk.fleet import fleetlog
 from sdk.fleet.channel_ledger import ChannelLedger
 from sdk.fleet.registry import Standing, Verdict, judge
 from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow, RestoreRow
-from sdk.labels import Body, Chain, Entry, Record, entry_hash, fleet_log_of
+from sdk.labels import Body, Chain, CodeRecord, Entry, Record, entry_hash, fleet_log_of
 from sdk.wire import MAX_BATCH_RECORDS, MAX_RESTORED, Restored, batches
 
 
@@ -79,15 +79,23 @@ class UnionLedger(ChannelLedger):
         self._session.flush()
         return Taken(device, channel.name, first, verdict)
 
-    def decide(self, channel: str, bodies: Sequence[Body]) -> list[Record]:
+    def decide(
+        self, channel: str, bodies: Sequence[Body], codes: Mapping[bytes, bytes] | None = None
+    ) -> list[Record]:
         """Write what the fleet's people decided into its own log, at the end of a channel's union.
 
         A running service shares it within a second.
 
+        Args:
+            channel: Whose union.
+            bodies: What they say.
+            codes: By sample, for the code records that bring one.
+
         Raises:
             LabelError: one of the bodies is none that a fleet may say.
         """
-        records = fleetlog.append(self._session, self._channel(channel), bodies, self.highest_counter(channel))
+        row = self._channel(channel)
+        records = fleetlog.append(self._session, row, bodies, self.highest_counter(channel), codes)
         self.decided.append((channel, records))
         return records
 
@@ -150,6 +158,22 @@ class UnionLedger(ChannelLedger):
         """Return the number and hash of the last entry of every log in a channel's union, the fleet's own too."""
         rows = self._session.scalars(select(DeviceRow).where(DeviceRow.channel == channel, DeviceRow.last_seq > 0))
         return {row.device: (row.last_seq, row.last_hash) for row in rows}
+
+    def codes_left(self, channel: str) -> dict[tuple[bytes, bytes], bool]:
+        """Return of each feature space and sample that has a code record whether the last of these has its code.
+
+        Cost: the channel's union is read once.
+        """
+        last: dict[tuple[bytes, bytes], tuple[int, str, bool]] = {}
+        position = 1
+        while page := self.records(channel, position):
+            for record in page:
+                entry, body = record.entry, record.entry.body
+                if isinstance(body, CodeRecord):
+                    key, said = (body.space, body.sample), (entry.counter, entry.device, record.code is not None)
+                    last[key] = max(said, last.get(key, said))
+            position += len(page)
+        return {key: left for key, (_, _, left) in last.items()}
 
     def erase_codes(self, channel: str, positions: Sequence[int]) -> int:
         """Take the codes out of these records of a channel's union; return how many there were."""
