@@ -159,6 +159,33 @@ def test_a_rollout_is_shown_wave_by_wave_and_why_it_halted(
     assert "90% → 60%" in text
     assert "3 devices of the channel are not reached yet" in text
     assert "second: halted" in client.get("/").text
+    assert ("1 of 1 still run it" in text, ">still runs it</span>" in text) == (True, True)
+    floor.obey()
+    text = client.get("/part/rollout/default").text
+    assert ("0 of 1 still run it" in text, ">gone back</span>" in text, ">committed" in text) == (
+        True,
+        True,
+        False,
+    )
+
+
+def test_a_rollout_that_ended_does_not_claim_what_was_published_since(
+    floor: Floor, client: TestClient, bundles: dict[str, Bundle]
+) -> None:
+    floor.store.publish(bundles["second"], channel="default", plan=Plan(waves=["100%"], soak_s=0))
+    for _ in range(2):
+        floor.turn()
+        floor.obey()
+    floor.turn()
+    text = client.get("/part/rollout/default").text
+    assert "second is the channel's release" in text
+    assert text.count(">committed</span>") == 4
+    floor.store.publish(bundles["first"], channel="default")
+    floor.turn()
+    floor.obey()
+    text = client.get("/part/rollout/default").text
+    assert "first was published since, and is the channel's release" in text
+    assert (text.count("runs another now"), ">committed</span>" in text) == (4, False)
 
 
 def test_who_taught_what_and_how_far_each_label_came(fleet_dir: Path, bundles: dict[str, Bundle]) -> None:

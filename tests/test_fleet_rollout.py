@@ -424,8 +424,15 @@ def test_a_rollout_from_the_command_line(
     table = headway(capsys, "fleet", "rollout", "show", "--dir", directory).out
     assert "90% -> 60%" in " ".join(table.split())
     assert "3 devices not reached yet" in " ".join(table.split())
+    assert shown["devices"][0]["stands"] == "still runs it"
     floor.quality["a"] = WELL
-    floor.tell("a")
+    floor.obey()
+    shown = json.loads(headway(capsys, "fleet", "rollout", "show", "--dir", directory, "--json").out)
+    assert [(one["state"], one["stands"], one["runs_it"]) for one in shown["devices"]] == [
+        ("committed", "gone back", False)
+    ]
+    table = headway(capsys, "fleet", "rollout", "show", "--dir", directory).out
+    assert ("gone" in table, "committed" in table) == (True, False)
     assert headway(capsys, "fleet", "rollout", "resume", "--dir", directory).code == 0
     floor.turn()
     floor.turn()

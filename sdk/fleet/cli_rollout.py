@@ -172,6 +172,7 @@ def overview(store: FleetStore, channel: str) -> dict[str, Any]:
         channel_size = len(ledger.devices(channel))
         current = ledger.current(channel)
         heard = ledger.broker_away() is None
+    after = None if current is None or current.id < publication.id else current
     return {
         "channel": channel,
         "release": publication.ref.name,
@@ -185,7 +186,8 @@ def overview(store: FleetStore, channel: str) -> dict[str, Any]:
         "wave_began_utc": rollout.wave_began_utc or None,
         "well_since_utc": rollout.well_since_utc,
         "plan": msgspec.to_builtins(rollout.plan),
-        "devices": [_device(publication, rollout, member, heard=heard) for member in members],
+        "after": None if after is None or after.ref == publication.ref else after.ref.name,
+        "devices": [_device(publication, rollout, member, after, heard=heard) for member in members],
         "not_reached": channel_size - len(members),
     }
 
@@ -208,25 +210,48 @@ def changes(store: FleetStore, channel: str) -> Iterator[dict[str, Any]]:
         time.sleep(WATCH_S)
 
 
-def _device(publication: Publication, rollout: Rollout, member: Member, *, heard: bool) -> dict[str, Any]:
+def _device(
+    publication: Publication, rollout: Rollout, member: Member, after: Publication | None, *, heard: bool
+) -> dict[str, Any]:
     from sdk.fleet.registry import settled
     from sdk.fleet.rollout import failure
 
     release_id = publication.ref.release_id
     end = settled(release_id, member.state, member.running)
     state = member.state or end
+    word = "assigned" if state is None else state.value
     return {
         "device": member.device,
         "wave": member.wave,
         "online": member.online,
         "presence": "unknown" if member.online and not heard else ONLINE_WORD[member.online],
-        "state": "assigned" if state is None else state.value,
+        "state": word,
+        "stands": _stands(word, rollout, member.running == release_id, after, release_id),
         "runs_it": member.running == release_id,
         "trouble": failure(rollout.plan, member, release_id),
         "faults": member.faults if member.online and end is None else (),
         "before": None if member.before is None else msgspec.to_builtins(member.before),
         "now": None if member.now is None else msgspec.to_builtins(member.now),
     }
+
+
+def _stands(state: str, rollout: Rollout, runs_it: bool, after: Publication | None, release_id: str) -> str:
+    """Return how far a device is with the release, in words.
+
+    Args:
+        state: The last that it said of it: that it took it, where it was taken back from it since.
+        rollout: The release's.
+        runs_it: Whether it runs the release now.
+        after: What the channel has been given since; None where it is what it was before.
+        release_id: The release's.
+    """
+    if after is not None and after.ref.release_id != release_id:
+        return "runs another now" if state == "committed" and not runs_it else state
+    if after is not None or rollout.state.value != "halted" or state == "rolled_back":
+        return state
+    if runs_it:
+        return "still runs it"
+    return "gone back" if state == "committed" else "not taken"
 
 
 def _table(report: dict[str, Any]) -> Table:
@@ -244,7 +269,7 @@ def _table(report: dict[str, Any]) -> Table:
             one["device"],
             str(one["wave"]),
             one["presence"],
-            one["state"],
+            one["stands"],
             _change(before.get("recall"), now.get("recall"), "{:.0%}"),
             _change(before.get("unknown"), now.get("unknown"), "{:.0%}"),
             _change(before.get("latency_ms"), now.get("latency_ms"), "{:.0f}"),

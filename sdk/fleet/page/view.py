@@ -145,6 +145,7 @@ class FleetView:
                     "number": number,
                     "reaches": wave,
                     "devices": len(own),
+                    "runs_it": sum(device["runs_it"] for device in own),
                     "took": sum(device["runs_it"] and not device["trouble"] for device in own),
                     "failed": sum(bool(device["trouble"]) for device in own),
                     "now": number == found["wave"],
