@@ -376,8 +376,8 @@ class Fold:
         self._codes: Sayings[_Coded] = Sayings(self._holds)
         self._names: Sayings[_Named] = Sayings(self._holds)
         self._apart: Sayings[_Paired] = Sayings(self._holds)  # by both ids, the smaller first
-        self._said_one: list[_Paired] = []  # of whatever source
-        self._merges = Merges()  # those of sources that count
+        self._merges: list[_Paired] = []
+        self._joined = Merges()  # by those of them that count
         self._summed: dict[bytes, _Summed] = {}
         self._summed_of: Counter[bytes] = Counter()  # class, before merges
         self._answered: set[bytes] = set()  # summed samples that devices have labelled
@@ -521,8 +521,8 @@ class Fold:
         self._codes.put(sample, _Coded(*order, ANYBODY, group, place, body.code_sha256))
 
     def _merge(self, merge: _Paired) -> None:
-        self._said_one.append(merge)
-        if self._holds.counts(merge) and self._merges.join(merge.one, merge.other):
+        self._merges.append(merge)
+        if self._holds.counts(merge) and self._joined.join(merge.one, merge.other):
             # Rows hold classes after merges, once for however many merges came since somebody asked.
             self._rows = self._digest = None
 
@@ -533,9 +533,9 @@ class Fold:
         for said in (self._labels, self._codes, self._names, self._apart):
             said.recount()
         merges = Merges()
-        for merge in filter(self._holds.counts, self._said_one):
+        for merge in filter(self._holds.counts, self._merges):
             merges.join(merge.one, merge.other)
-        self._merges = merges  # as one: `canonical` is asked at any time
+        self._joined = merges  # as one: `canonical` is asked at any time
         self._relive()
 
     def changes(self, record: Record) -> dict[bytes, tuple[LiveRow | None, LiveRow | None]]:
@@ -566,7 +566,7 @@ class Fold:
 
     def canonical(self, class_id: bytes) -> bytes:
         """Return the id that stands for this class after merges: the smallest of those merged. Takes no lock."""
-        return self._merges.canonical(class_id)
+        return self._joined.canonical(class_id)
 
     def live(self, sample: bytes) -> LiveRow | None:
         """Return the sample's row of the live set, its class before merges; None if it has no row or no code."""
@@ -648,7 +648,7 @@ class Fold:
         return LiveSet(
             space=self.space,
             samples=samples,
-            class_ids=tuple(map(self.canonical, class_ids)) if self._merges else class_ids,
+            class_ids=tuple(map(self.canonical, class_ids)) if self._joined else class_ids,
             groups=groups,
             devices=devices,
             operators=operators,
@@ -656,7 +656,7 @@ class Fold:
             digest=self.digest(),
             summed=len(self._summed),
             unapplied=len(self.unapplied()),
-            merged=self._merges.merged(),
+            merged=self._joined.merged(),
         )
 
     def digest(self) -> str:

@@ -85,7 +85,7 @@ class Holds:
             return True
         return all(
             key not in self._last or said.counter > self._last[key][1].through
-            for key in ((said.device, ANYBODY), said.source)
+            for key in ((said.device, ANYBODY), (said.device, said.operator))
         )
 
     def standing(self) -> list[Hold]:
