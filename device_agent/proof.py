@@ -59,6 +59,7 @@ from sdk.labels import (
 from sdk.lineage import Link, lineage
 from sdk.liveset import LiveSet, without
 from sdk.logrows import Checked, check_known, checked_rows, row_of
+from sdk.merges import Merges
 from sdk.moments import UNADAPTED, Adaptation
 
 FORMAT: Final = "headway-proof-1"
@@ -392,7 +393,7 @@ class _Told:
     said: dict[tuple[bytes, str, str], Entry] = field(default_factory=dict)
     """By sample, device and operator the label of the highest counter: nobody's but the last word can count."""
     names: dict[bytes, set[str]] = field(init=False)
-    merges: list[tuple[bytes, bytes]] = field(default_factory=list)
+    merges: Merges = field(default_factory=Merges)  # whether or not they count
 
     def __post_init__(self) -> None:
         self.names = {class_id: {name} for class_id, name in self.fold.class_names().items()}
@@ -417,17 +418,12 @@ class _Told:
         if isinstance(body, (DefineClass, RenameClass)):
             self.names.setdefault(body.class_id, set()).add(body.name)
         elif isinstance(body, MergeClasses):
-            self.merges.append((body.one, body.other))
+            self.merges.join(body.one, body.other)
 
     def called(self, name: str, class_id: bytes) -> bool:
         """Whether a class has ever been called so, by itself or by one that it was made one with."""
-        group, before = {class_id}, 0
-        while len(group) > before:
-            before = len(group)
-            roots = {self.fold.canonical(each) for each in group}
-            group |= {each for each in self.names if self.fold.canonical(each) in roots}
-            group |= {each for pair in self.merges if group & {*pair} for each in pair}
-        return any(name in self.names.get(each, ()) for each in group)
+        one = self.merges.canonical(class_id)
+        return any(name in names for each, names in self.names.items() if self.merges.canonical(each) == one)
 
 
 def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device_agent.proof import _Told
 from sdk.labels import Body, Chain, DefineClass, Fold, KeepApart, Label, MergeClasses, Record, RenameClass
 from sdk.merges import Merges
+from tests.cost import lines_run
 
 IDS = [bytes([i]) * 16 for i in range(8)]
 PAIRS = st.lists(st.tuples(st.sampled_from(IDS), st.sampled_from(IDS)), max_size=12)
@@ -75,25 +74,7 @@ def of_release(samples: int = 40) -> Fold:
     return fold
 
 
-def lines_run(work: Callable[[], object]) -> int:
-    """Return how many lines of Python this runs: what it costs, on a machine of whatever speed."""
-    count = 0
-
-    def tracer(_frame: FrameType, event: str, _argument: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return tracer
-
-    before = sys.gettrace()
-    sys.settrace(tracer)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-    return count
-
-
-def falling(k: int) -> Body:
+def falling(k: int) -> MergeClasses:
     """A merge that names the class of the one before, first one of the release, and one of a smaller id."""
     last = int.from_bytes(IDS[7], "big")
     return MergeClasses((last - k).to_bytes(16, "big"), (last - k - 1).to_bytes(16, "big"), "op")
@@ -111,12 +92,17 @@ BODIES: dict[str, Callable[[int], Body]] = {
 }
 
 
-def cost(what: str, length: int, samples: int) -> int:
-    """Return the lines run to fold one device's log onto a release of so many samples, and to read the state."""
-    fold, chain, records = of_release(samples), Chain("evil"), []
+def log_of(what: str, length: int) -> list[Record]:
+    chain, records = Chain("evil"), []
     for k in range(length):
         chain, entry = chain.write(BODIES[what](k), counter=k + 1, wall_time_us=0)
         records.append(Record(entry))
+    return records
+
+
+def cost(what: str, length: int, samples: int) -> int:
+    """Return the lines run to fold one device's log onto a release of so many samples, and to read the state."""
+    fold, records = of_release(samples), log_of(what, length)
 
     def work() -> None:
         for record in records:
@@ -136,3 +122,17 @@ def test_a_log_costs_as_much_as_it_is_long(what: str) -> None:
 @pytest.mark.parametrize("what", BODIES)
 def test_an_entry_costs_no_walk_over_the_samples(what: str) -> None:
     assert cost(what, 200, samples=400) < 5 * cost(what, 200, samples=40)
+
+
+def test_what_a_class_has_been_called_is_found_in_one_look() -> None:
+    """Of all that were ever said to be one with it, whether or not that counts."""
+
+    def looked_up(length: int) -> int:
+        told = _Told(of_release(8))
+        told.take(log_of("merges into ever smaller ids", length))
+        last = falling(length).one
+        assert told.called(IDS[7].hex(), last)
+        assert not told.called(IDS[6].hex(), last)
+        return lines_run(lambda: told.called("none", last))
+
+    assert looked_up(200) < 2 * looked_up(100)
