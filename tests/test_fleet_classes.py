@@ -5,26 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
-from sdk.fleet.alike import ALIKE, names_alike
+from sdk.fleet.alike import ALIKE, MAX_PROPOSALS, names_alike, propose
 from sdk.fleet.cli import fleet as fleet_command
 from sdk.fleet.page.app import make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.store import FleetStore
-from sdk.labels import CodeRecord, DefineClass, KeepApart, Label, MergeClasses
+from sdk.labels import CodeRecord, DefineClass, Fold, KeepApart, Label, MergeClasses
+from sdk.liveset import LiveSet
 from sdk.wire import DeviceState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import Ended, headway
+from tests.cost import lines_run
 from tests.simulators import SimDevice
 
 
@@ -93,6 +99,46 @@ def names(*of: str) -> tuple[str, ...]:
 )
 def test_names_are_compared_as_people_write_them(one: str, other: str, alike: bool) -> None:
     assert (names_alike(one, other) >= ALIKE, names_alike(other, one) >= ALIKE) == (alike, alike)
+
+
+def of_no_release(labels: int = 0) -> LiveSet:
+    """Return a live set of as many labels of one class, `IDS[0]`."""
+    fold = Fold("00" * 32, 2)
+    samples, codes = [i.to_bytes(32, "big") for i in range(labels)], np.ones((labels, 2), np.int8)
+    fold.add_base(samples, [IDS[0]] * labels, ["g"] * labels, codes, {})
+    return fold.live_set()
+
+
+IDS = [i.to_bytes(16, "big") for i in range(5000)]
+
+
+@given(st.lists(st.text("abAé1 _-ß", min_size=1, max_size=8), max_size=14, unique=True))
+@settings(max_examples=60, deadline=None)
+def test_no_pair_is_left_out_of_a_channel_of_usual_size(names: list[str]) -> None:
+    called = dict(zip(IDS, names, strict=False))
+    every = [
+        (names_alike(called[one], called[other]), one, other)
+        for one, other in combinations(called, 2)
+        if names_alike(called[one], called[other]) >= ALIKE
+    ]
+    expected = sorted(every, key=lambda each: (-each[0], each[1:]))[:MAX_PROPOSALS]
+    found = propose(of_no_release(), called)
+    assert [(pair.names_alike, pair.one.class_id, pair.other.class_id) for pair in found] == expected
+
+
+def test_however_many_classes_somebody_defines_few_pairs_are_compared() -> None:
+    def cost(classes: int) -> int:
+        names = {IDS[i]: f"class {i:03}" for i in range(classes)}
+        return lines_run(lambda: propose(of_no_release(), names))
+
+    assert cost(320) < 3 * cost(160)
+
+
+def test_a_flood_of_classes_does_not_hide_those_that_labels_are_of() -> None:
+    names = {class_id: f"nothing {i:04} at all" for i, class_id in enumerate(IDS)} | {IDS[4999]: "pit 1"}
+    assert names_alike("pit 1", "Pit-1") == 1
+    found = propose(of_no_release(3), names | {IDS[0]: "Pit-1"}, released=[IDS[4999]])
+    assert (found[0].one.class_id, found[0].other.class_id) == (IDS[0], IDS[4999])
 
 
 def test_a_pair_is_proposed_with_what_its_codes_say(fleet: FleetStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,11 @@ No files, no clock.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import combinations
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -28,6 +29,11 @@ ALIKE: Final = 0.85
 """
 MAX_PROPOSALS: Final = 20
 """More would not be read; each costs two solves. Those that look most alike come first."""
+MOST_CLASSES: Final = 2000
+MOST_COMPARISONS: Final = 2000
+"""One device may define classes by the hour, of long names that are nearly one: half a millisecond for each pair.
+Then only classes with the most labels, and pairs with the most letters in common, are compared."""
+_SHELVES: Final = 64  # letters are counted on so many, by their numbers: those in common are never too few
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,32 @@ def plain(name: str) -> str:
 
 def names_alike(one: str, other: str) -> float:
     """Return how alike two names are, from 0 to 1; 1 where they differ in spelling only."""
-    a, b = plain(one), plain(other)
-    # What has neither letters nor digits is compared as it is.
-    low, high = sorted((a or one, b or other))
+    low, high = sorted((_compared(one), _compared(other)))
     return SequenceMatcher(None, low, high, autojunk=False).ratio()
+
+
+def _compared(name: str) -> str:
+    return plain(name) or name  # what has neither letters nor digits is compared as it is
+
+
+def _may_be_alike(names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of names with enough letters in common, whatever their order, those with the most first."""
+    letters = np.zeros((len(names), _SHELVES), np.int16)
+    for row, name in zip(letters, map(_compared, names), strict=True):
+        np.add.at(row, [ord(letter) % _SHELVES for letter in name], 1)
+    sizes = letters.sum(1)
+    ones, others, shares = [], [], []
+    for one in range(len(names) - 1):
+        common = np.minimum(letters[one], letters[one + 1 :]).sum(1)
+        share = 2.0 * common / (sizes[one] + sizes[one + 1 :])
+        enough = np.flatnonzero(share >= ALIKE)
+        ones.append(np.full(len(enough), one))
+        others.append(enough + one + 1)
+        shares.append(share[enough])
+    if ones:
+        found = np.argsort(-np.concatenate(shares), kind="stable")
+        for one, other in zip(np.concatenate(ones)[found], np.concatenate(others)[found], strict=True):
+            yield int(one), int(other)
 
 
 def propose(
@@ -88,7 +116,9 @@ def propose(
 ) -> list[Pair]:
     """Return the pairs of classes that may be one, those named most alike first.
 
-    Cost: a comparison of names for each pair of classes; two solves for each pair that is proposed.
+    Cost: two solves for each pair that is proposed. Names are compared of the `MOST_CLASSES` classes of the
+    release and with the most labels, in the `MOST_COMPARISONS` pairs that have the most letters in common: in a
+    channel of 60 classes these are all.
 
     Args:
         live: The union's live set.
@@ -100,11 +130,12 @@ def propose(
     """
     of_release = {live.merged.get(class_id, class_id) for class_id in released}
     different = {tuple(sorted(live.merged.get(each, each) for each in pair)) for pair in apart}
-    found = [
-        (names_alike(names[one], names[other]), one, other)
-        for one, other in combinations(sorted(names), 2)
-        if (one, other) not in different and not {one, other} <= of_release
-    ]
+    labels = Counter(live.class_ids)
+    by_weight = sorted(names, key=lambda each: (each not in of_release, -labels[each], each))
+    ids = sorted(by_weight[:MOST_CLASSES])
+    pairs = ((ids[one], ids[other]) for one, other in _may_be_alike([names[each] for each in ids]))
+    asked = (pair for pair in pairs if pair not in different and not {*pair} <= of_release)
+    found = [(names_alike(names[one], names[other]), one, other) for one, other in islice(asked, MOST_COMPARISONS)]
     found = sorted((each for each in found if each[0] >= ALIKE), key=lambda each: (-each[0], each[1:]))
     if not found:
         return []
