@@ -11,6 +11,7 @@ from sdk.fleet.registry import (
     LOG_RESEND_S,
     SEED_HOLD_S,
     WANT_BURST_CHUNKS,
+    Budgets,
     LogReader,
     Seeder,
     Standing,
@@ -19,7 +20,20 @@ from sdk.fleet.registry import (
     next_state,
     settled,
 )
-from sdk.labels import MAX_COUNTER_JUMP, RELEASE_DEVICE, Chain, CodeRecord, Entry, Record, entry_hash
+from sdk.labels import (
+    MAX_COUNTER_JUMP,
+    RELEASE_DEVICE,
+    Body,
+    Chain,
+    CodeRecord,
+    DefineClass,
+    Entry,
+    KeepApart,
+    MergeClasses,
+    Record,
+    RenameClass,
+    entry_hash,
+)
 from sdk.wire import UpdateState
 from tests.simulators import FEATURE_SIZE, SPACE, SimDevice
 
@@ -34,14 +48,26 @@ def log_of(device: str, labels: int = 3) -> list[Record]:
 
 
 def judged(
-    records: list[Record], stored: list[Record] | None = None, device: str = "a", highest: int = 0
+    records: list[Record],
+    stored: list[Record] | None = None,
+    device: str = "a",
+    highest: int = 0,
+    class_entries: int | None = None,
 ) -> Verdict:
     stored = stored or []
     standing = Standing(Chain(device))
     for record in stored:
         standing = Standing(standing.chain.follow(record.entry), record.entry.counter)
     hashes = {record.entry.seq: entry_hash(record.entry) for record in stored}
-    return judge("a", records, standing=standing, hash_at=hashes.get, highest_counter=highest, feature_sizes=SIZES)
+    return judge(
+        "a",
+        records,
+        standing=standing,
+        hash_at=hashes.get,
+        highest_counter=highest,
+        feature_sizes=SIZES,
+        class_entries=class_entries,
+    )
 
 
 def changed(record: Record, **changes: object) -> Record:
@@ -129,6 +155,39 @@ def test_a_jump_is_measured_from_the_highest_counter_anyone_reached() -> None:
     record = changed(LOG[0], counter=far)
     assert judged([record], highest=far - MAX_COUNTER_JUMP).refused is None
     assert judged([record], highest=far - MAX_COUNTER_JUMP - 1).refused is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        DefineClass(bytes(16), "pit", "ann"),
+        RenameClass(bytes(16), "pit", "ann"),
+        MergeClasses(bytes(16), b"x" * 16, "ann"),
+        KeepApart(bytes(16), b"x" * 16, "ann"),
+    ],
+    ids=lambda body: type(body).__name__,
+)
+def test_so_many_entries_about_classes_are_taken_and_the_labels_before_the_next(body: Body) -> None:
+    device = SimDevice("a")
+    for number in range(3):
+        device.label(number)  # the first defines its class
+    device.write(body)
+    whole, log = len(device.log), device.log
+    for left, taken in ((0, 0), (1, whole - 1), (2, whole), (None, whole)):
+        verdict = judged(log, class_entries=left)
+        assert len(verdict.accepted) == taken
+        assert verdict.class_entries == (2 if left is None else left)
+        assert (verdict.refused is None) == (taken == whole)
+    again = judged(log, stored=log[:-1], class_entries=1)
+    assert again.accepted == tuple(log[-1:])  # those that were taken before are not counted again
+
+
+def test_a_device_has_its_budget_back_in_time_and_no_other_devices() -> None:
+    budgets = Budgets(burst=10, per_s=0.5)
+    budgets.spend("a", 10, now=100.0)
+    assert [budgets.left("a", now) for now in (100.0, 101.0, 102.0, 104.5)] == [0, 0, 1, 2]
+    assert budgets.left("b", 104.5) == 10
+    assert budgets.left("a", 1e6) == 10
 
 
 # Chunks

@@ -15,9 +15,10 @@ from sdk.bundle import Bundle
 from sdk.errors import FleetError
 from sdk.fleet.database import DATABASE_NAME
 from sdk.fleet.garbage import WANTED_S
+from sdk.fleet.registry import CLASS_ENTRIES_BURST
 from sdk.fleet.service import POLL_S, FleetCore
 from sdk.fleet.store import FleetStore
-from sdk.labels import MAX_COUNTER_JUMP, Record
+from sdk.labels import MAX_COUNTER_JUMP, DefineClass, Record
 from sdk.mqtt import Message, Publication
 from sdk.wire import (
     Ack,
@@ -270,6 +271,26 @@ def test_a_wild_counter_is_refused_and_the_rest_is_kept(fleet_dir: Path) -> None
     assert len(fleet.stored()) == 3
     with fleet.store.read() as ledger:
         assert "jumps more than 2^32" in (ledger.devices()[0].refused or "")
+
+
+def test_what_one_device_says_of_classes_is_taken_in_its_turn_and_its_labels_with_it(fleet_dir: Path) -> None:
+    """One that writes definitions without end fills no page; an honest one with as many loses nothing."""
+    fleet = fleet_of(fleet_dir, "a", "b")
+    device, other = fleet.devices
+    for number in range(CLASS_ENTRIES_BURST + 3):
+        device.write(DefineClass(number.to_bytes(16, "big"), f"class {number}", "anna"))
+    device.label(1)
+    fleet.run(lambda: bool(device.refusals))
+    assert f"entry {CLASS_ENTRIES_BURST + 1} of a is one too many about classes" in device.refusals[0]
+    assert device.acknowledged == CLASS_ENTRIES_BURST
+    with fleet.store.read() as ledger:
+        assert "too many about classes" in (ledger.devices()[0].refused or "")
+    other.label(2)
+    fleet.run(lambda: not other.outbox)
+    assert device.outbox
+    fleet.run(fleet.in_sync)
+    with fleet.store.read() as ledger:
+        assert ledger.devices()[0].refused is None
 
 
 def test_a_device_whose_store_was_restored_from_an_old_copy_is_refused(fleet_dir: Path) -> None:

@@ -12,7 +12,19 @@ from typing import Final, NamedTuple
 
 from sdk.codes import MAX_FEATURE_SIZE
 from sdk.errors import LabelError
-from sdk.labels import MAX_COUNTER_JUMP, Chain, CodeRecord, Record, check_record, entry_hash
+from sdk.labels import (
+    MAX_COUNTER_JUMP,
+    Chain,
+    CodeRecord,
+    DefineClass,
+    Entry,
+    KeepApart,
+    MergeClasses,
+    Record,
+    RenameClass,
+    check_record,
+    entry_hash,
+)
 from sdk.wire import Refusal, UpdateState
 
 SEED_HOLD_S: Final = 1.0
@@ -20,13 +32,43 @@ SEED_HOLD_S: Final = 1.0
 WANT_BURST_CHUNKS: Final = 512
 WANT_CHUNKS_PER_S: Final = 128.0
 """What one device's wants may make the service publish: a whole small release at once, then 8 MiB/s."""
+CLASS_ENTRIES_BURST: Final = 1000
+CLASS_ENTRIES_PER_S: Final = 120 / 3600
+"""What one device may say about classes, their definitions, names and merges: at once the log of a station that
+was by itself for years, then two a minute. Everybody keeps all of it for good, and every page lists it."""
 LOG_WINDOW_BYTES: Final = 2 * 1024 * 1024
 """A device asks again every two seconds while it is behind: about 700 records of d = 1280 a second."""
 LOG_RESEND_S: Final = 5.0
 """A device that still asks for the same position after this long did not get what was sent."""
 
 
+class Budgets:
+    """What each device may still have done: so much at once, and so much a second.
+
+    Args:
+        burst: At once.
+        per_s: From then on.
+    """
+
+    def __init__(self, burst: float, per_s: float) -> None:
+        self._burst, self._per_s = burst, per_s
+        self._left: dict[str, tuple[float, float]] = {}  # device -> what is left, as of
+
+    def left(self, device: str, now: float) -> int:
+        """Return how much is left; `now` are seconds of a clock that never goes back."""
+        left, as_of = self._left.get(device, (self._burst, now))
+        self._left[device] = min(self._burst, left + (now - as_of) * self._per_s), now
+        return int(self._left[device][0])
+
+    def spend(self, device: str, amount: int, now: float) -> None:
+        """Note that so much was done, no more than was left."""
+        self.left(device, now)
+        self._left[device] = self._left[device][0] - amount, now
+
+
 # Labels
+
+AboutClasses = DefineClass | RenameClass | MergeClasses | KeepApart
 
 
 class Standing(NamedTuple):
@@ -44,7 +86,7 @@ class Verdict:
         accepted: Records to store, in order.
         standing: Where the device's log ends with them.
         duplicates: Records that were stored before.
-        refused: The first entry that will never be taken, and why; nothing after it was looked at.
+        refused: The first entry that is not taken, and why; nothing after it was looked at.
         gap: The batch begins after entries that have not come yet; the device sends from the acknowledged one.
     """
 
@@ -53,6 +95,11 @@ class Verdict:
     duplicates: int = 0
     refused: Refusal | None = None
     gap: bool = False
+
+    @property
+    def class_entries(self) -> int:
+        """How many of the accepted records are about classes."""
+        return sum(isinstance(record.entry.body, AboutClasses) for record in self.accepted)
 
 
 def judge(
@@ -63,6 +110,7 @@ def judge(
     hash_at: Callable[[int], bytes | None],
     highest_counter: int,
     feature_sizes: Mapping[bytes, int],
+    class_entries: int | None = None,
 ) -> Verdict:
     """Decide which records of a batch extend a device's log.
 
@@ -73,9 +121,11 @@ def judge(
         hash_at: Returns the stored entry's hash for a sequence number.
         highest_counter: The highest Lamport counter in the union of the device's channel.
         feature_sizes: Length of a code by feature space, where the service knows the space.
+        class_entries: How many entries about classes may be taken now; None for any number. One beyond is refused
+            for now: the device sends it again, and what follows, within a minute.
     """
     accepted: list[Record] = []
-    duplicates = 0
+    duplicates = about_classes = 0
     fresh: dict[int, bytes] = {}
     for record in records:
         entry = record.entry
@@ -91,6 +141,9 @@ def judge(
         try:
             _check_content(record, device, standing, highest_counter, feature_sizes)
             chain = standing.chain.follow(entry)
+            about_classes += isinstance(entry.body, AboutClasses)
+            if class_entries is not None and about_classes > class_entries:
+                raise _too_many(entry)
         except LabelError as error:
             return Verdict(tuple(accepted), standing, duplicates, _refusal(entry.seq, str(error)))
         standing = Standing(chain, entry.counter)
@@ -124,6 +177,15 @@ def _check_content(
             )
 
 
+def _too_many(entry: Entry) -> LabelError:
+    hourly = round(3600 * CLASS_ENTRIES_PER_S)
+    return LabelError(
+        f"entry {entry.seq} of {entry.device} is one too many about classes: {CLASS_ENTRIES_BURST} may come at "
+        f"once, then {hourly} an hour; it and what follows it are taken in their turn",
+        hint="If nobody renames or defines so many there, look at the device.",
+    )
+
+
 def _refusal(seq: int, reason: str) -> Refusal:
     return Refusal(seq=seq, reason=reason[:500])
 
@@ -137,7 +199,7 @@ class Seeder:
     def __init__(self) -> None:
         self._queue: dict[str, None] = {}
         self._seeded_at: dict[str, float] = {}
-        self._budgets: dict[str, tuple[float, float]] = {}  # device -> (chunks left, as of)
+        self._budgets = Budgets(WANT_BURST_CHUNKS, WANT_CHUNKS_PER_S)
 
     def announce(self, digests: Iterable[str]) -> None:
         """Publish these, whenever they were published last."""
@@ -147,18 +209,15 @@ class Seeder:
 
     def want(self, device: str, digests: Iterable[str], now: float) -> int:
         """A device asks for these; return how many will be published, within its budget."""
-        left, as_of = self._budgets.get(device, (float(WANT_BURST_CHUNKS), now))
-        left = min(float(WANT_BURST_CHUNKS), left + (now - as_of) * WANT_CHUNKS_PER_S)
-        taken = 0
+        left, taken = self._budgets.left(device, now), 0
         for digest in digests:
             if digest in self._queue or now - self._seeded_at.get(digest, -SEED_HOLD_S) < SEED_HOLD_S:
                 continue
-            if left < 1.0:
+            if taken == left:
                 break
-            left -= 1.0
             taken += 1
             self._queue[digest] = None
-        self._budgets[device] = (left, now)
+        self._budgets.spend(device, taken, now)
         return taken
 
     def next(self, now: float) -> str | None:

@@ -36,7 +36,7 @@ from sdk.fleet.channel_ledger import Publication as Published
 from sdk.fleet.enrolment import Enrolled
 from sdk.fleet.garbage import WANTED_S, garbage, in_use
 from sdk.fleet.hearing import Hearing
-from sdk.fleet.registry import LogReader, Seeder
+from sdk.fleet.registry import CLASS_ENTRIES_BURST, CLASS_ENTRIES_PER_S, Budgets, LogReader, Seeder
 from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import FleetStore, Ledger
 from sdk.fleet.union_ledger import Taken, records_of
@@ -121,6 +121,7 @@ class FleetCore:
         self._trust = trust
         self._trust_fault: str | None = None  # complained about once
         self._seeder = Seeder()
+        self._class_entries = Budgets(CLASS_ENTRIES_BURST, CLASS_ENTRIES_PER_S)
         self._readers: dict[str, tuple[str, LogReader]] = {}  # device -> its channel, how far it is
         self._meta_due: dict[str, float] = {}  # channel -> not before
         self._meta_sent: dict[str, float] = {}
@@ -293,7 +294,10 @@ class FleetCore:
                 if not self._may_speak(ledger.device(device)):
                     continue
                 try:
-                    taken.append(ledger.take(device, batch.records, self._sizes))
+                    left = self._class_entries.left(device, now)
+                    one = ledger.take(device, batch.records, self._sizes, left)
+                    self._class_entries.spend(device, one.verdict.class_entries, now)
+                    taken.append(one)
                 except UnknownDevice as error:
                     reports.append(("unknown_device", {"device": device, "error": str(error)}))
             for device, update_event in events:

@@ -36,8 +36,19 @@ class Taken:
 class UnionLedger(ChannelLedger):
     """What all devices of a channel have said."""
 
-    def take(self, device: str, records: Sequence[Record], feature_sizes: Mapping[bytes, int]) -> Taken:
+    def take(
+        self,
+        device: str,
+        records: Sequence[Record],
+        feature_sizes: Mapping[bytes, int],
+        class_entries: int | None = None,
+    ) -> Taken:
         """Store what a device's batch adds to its log, at the end of its channel's union.
+
+        Args:
+            device: Whose.
+            records: The batch.
+            feature_sizes, class_entries: As of `sdk.fleet.registry.judge`.
 
         Raises:
             UnknownDevice: the device was never registered.
@@ -55,6 +66,7 @@ class UnionLedger(ChannelLedger):
             hash_at=lambda seq: self._hash_at(device, seq),
             highest_counter=self.highest_counter(channel.name),
             feature_sizes=feature_sizes,
+            class_entries=class_entries,
         )
         first = channel.log_length + 1
         now_utc = time.time()
