@@ -84,7 +84,9 @@ def _learned(sample: Sample, groups: list[str], seed: int) -> Rows:
 def _shown(sample: Sample, groups: list[str], rows: Rows) -> float:
     codes = encode(sample.features[rows], fit_scale(sample.features[rows]))
     left_out = leave_one_group_out(codes, ids_of(sample.labels[rows]), [groups[row] for row in rows])
-    return percent(score(left_out, calibrate(left_out)).balanced_accuracy)
+    found = score(left_out, calibrate(left_out)).balanced_accuracy
+    assert found is not None, "the set has classes of several groups"
+    return percent(found)
 
 
 def _grouping(name: str, own: list[str], derived: list[str], threshold: float) -> Table:

@@ -164,7 +164,9 @@ def status(site_file: Path, as_json: bool) -> None:
     console.print(f"trust     {state['trust']}")
     if head:
         console.print(f"head      {head['number']}, {head['state']}, {head['samples']} samples. {head['reason']}")
-    if score:
+    if score and score["balanced_accuracy"] is None:
+        console.print("score     not known: no class has parts of two groups yet")
+    elif score:
         console.print(f"score     {score['balanced_accuracy']:.1%} ({score['low']:.0%} to {score['high']:.0%})")
     counts = (
         f"{state['frames']} inspected, {state['unknown']} unknown, {state['queue_depth']} waiting for an operator"

@@ -218,8 +218,8 @@ def judge(
         images=len(labels),
         groups=len(np.unique(group)),
         balanced_accuracy=None
-        if overall is None
-        else Share(float(overall.balanced_accuracy), float(overall.low), float(overall.high)),
+        if overall is None or overall.balanced_accuracy is None
+        else Share(overall.balanced_accuracy, overall.low, overall.high),
         forced_balanced_accuracy=float(np.mean([c.forced_recall.share for c in classes])) if classes else None,
         unknown_rate=Share.of(decided.unknown[known], group[known]),
         classes=classes,

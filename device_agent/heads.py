@@ -62,7 +62,10 @@ class Reference(NamedTuple):
 
 def score_of(row: HeadRow) -> Score | None:
     """Return the honest score in a row of the heads' history; None where there was none."""
-    return None if row.score is None else msgspec.msgpack.decode(row.score, type=Score)
+    if row.score is None:
+        return None
+    found = msgspec.msgpack.decode(row.score, type=Score)
+    return replace(found, balanced_accuracy=None) if len(found.one_group) == len(found.classes) else found
 
 
 def ended(row: HeadRow, outcome: Outcome, *why: Reason) -> HeadRow:
@@ -71,5 +74,7 @@ def ended(row: HeadRow, outcome: Outcome, *why: Reason) -> HeadRow:
 
 
 def pack(value: Score | Calibration | Adaptation) -> bytes:
-    """Return what a row keeps of a value."""
+    """Return what a row keeps of a value; 0, which earlier versions can read, for an accuracy not known."""
+    if isinstance(value, Score) and value.balanced_accuracy is None:
+        value = replace(value, balanced_accuracy=0.0)
     return msgspec.msgpack.encode(value)  # not JSON, which has no infinity

@@ -139,7 +139,7 @@ def metrics_of(state: State) -> Iterator[Metric]:
     if state.label_to_live_ms is not None:
         about = "The last label, from saved to deciding."
         values["headway_label_to_live_seconds"] = (about, state.label_to_live_ms / 1000)
-    if state.score is not None:
+    if state.score is not None and state.score.balanced_accuracy is not None:
         values["headway_score_balanced_accuracy"] = ("On groups left out.", state.score.balanced_accuracy)
     if state.masters is not None:
         values["headway_masters"] = ("Master parts of classes that the head knows.", state.masters.of)

@@ -157,9 +157,13 @@ class ClassScoreReport:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """The honest score of the newest head that was tried."""
+    """The honest score of the newest head that was tried.
 
-    balanced_accuracy: float
+    `balanced_accuracy` is None where no class has two groups, and `low` and `high` are 0 and 1 then. `samples` and
+    `groups` are those that were judged, `unjudged` the samples of classes that one group alone has.
+    """
+
+    balanced_accuracy: float | None
     low: float
     high: float
     classes: list[ClassScoreReport]
@@ -167,6 +171,7 @@ class ScoreReport:
     groups: int
     summed: int
     """Of the release's samples, those that are in its sums only: learned from, and not covered by the score."""
+    unjudged: int
 
 
 @dataclass(frozen=True)
@@ -570,7 +575,7 @@ def _score(score: Score | None, called: Callable[[bytes], str]) -> ScoreReport |
     if score is None:
         return None
     return ScoreReport(
-        balanced_accuracy=float(score.balanced_accuracy),
+        balanced_accuracy=score.balanced_accuracy,
         low=float(score.low),
         high=float(score.high),
         classes=[
@@ -589,4 +594,5 @@ def _score(score: Score | None, called: Callable[[bytes], str]) -> ScoreReport |
         samples=score.samples,
         groups=score.groups,
         summed=score.summed,
+        unjudged=score.unjudged,
     )

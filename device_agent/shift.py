@@ -364,5 +364,5 @@ class _Running:
     def _judge(self) -> None:
         active, score = self.learner.head, self.learner.status().score
         names = dict(zip(active.head.class_ids, active.names, strict=True))
-        own = None if score is None else float(score.balanced_accuracy)
+        own = None if score is None else score.balanced_accuracy
         self.curve.append(self._line.test.point(self.given, active.head, names.__getitem__, own))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from export.papers import LIMITS, NOT_FOR, ONE_CLASS, USERS, Papers, use_of
-from export.report import Report
+from export.report import NO_TWO_GROUPS, Report, ScoreReport, percents
 from export.set_report import SetReport, kept_apart
 from sdk.licences import name_of
 from sdk.lineage import Link
@@ -34,7 +34,7 @@ def card(report: Report, papers: Papers) -> str:
         for how in report.quantization
         if how.finetuned is not None
     )
-    what, best = "Balanced accuracy", f"Best class whatever its novelty: {score.forced_choice:.1%}."
+    what, best = "Balanced accuracy", f"Best class whatever its novelty: {percents(score.forced_choice)}."
     if report.only_class is not None:
         what, best = report.measure, ONE_CLASS
     lines = [
@@ -82,10 +82,9 @@ def card(report: Report, papers: Papers) -> str:
         *_readout(report),
         "## Score",
         "",
-        f"{what} {score.balanced_accuracy:.1%} (95 % interval {score.low:.1%} to {score.high:.1%}), "
-        f"on {score.samples} images of {score.groups} groups. Every image is judged by the head that never saw "
+        f"{_score(what, score)} Every image is judged by the head that never saw "
         f"its group; `unknown` counts as a miss, and {report.false_alarm_rate:.0%} of known images may be called "
-        f"so. {best}",
+        f"so.{'' if score.balanced_accuracy is None else ' ' + best}",
         "",
         *_table(
             ("class", "recall", "95 % interval", "images", "groups"),
@@ -125,10 +124,10 @@ def card(report: Report, papers: Papers) -> str:
                     f"{p.size_bytes / 1e6:.1f}",
                     f"{p.latency_ms:.1f}",
                     f"{p.feature_cosine:.3f}",
-                    f"{p.balanced_accuracy:.1%}",
+                    percents(p.balanced_accuracy),
                     p.images,
                     ""
-                    if p.precision == "fp32"
+                    if p.precision == "fp32" or p.balanced_accuracy is None
                     else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
                     p.verdict,
                 )
@@ -149,6 +148,19 @@ def card(report: Report, papers: Papers) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _score(what: str, score: ScoreReport) -> str:
+    """Return the score in a sentence or two."""
+    if score.balanced_accuracy is None:
+        return f"{what} is {NO_TWO_GROUPS}, so none of the {score.unjudged} images was judged."
+    rest = (
+        f" {score.unjudged} more are of classes that one group has, and are not judged." if score.unjudged else ""
+    )
+    return (
+        f"{what} {score.balanced_accuracy:.1%} (95 % interval {score.low:.1%} to {score.high:.1%}), "
+        f"on {score.samples} images of {score.groups} groups.{rest}"
+    )
 
 
 def _continued(parent: Link, depth: int = 0) -> list[str]:

@@ -451,8 +451,8 @@ def _scored(
     if not inside.any():
         return one
     found = score(left_out.chosen(inside), calibration)
-    if len(found.one_group) == len(found.classes):
-        return msgspec.structs.replace(one, scored=int(inside.sum()))
+    if found.balanced_accuracy is None:
+        return one
     return msgspec.structs.replace(
-        one, scored=int(inside.sum()), score=found.balanced_accuracy, low=found.low, high=found.high
+        one, scored=found.samples, score=found.balanced_accuracy, low=found.low, high=found.high
     )

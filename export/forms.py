@@ -31,7 +31,7 @@ from export.parity import (
 from export.profiles import Profile
 from export.progress import Log
 from export.quantize import stratified, to_fp16
-from export.report import ParityReport, PrecisionReport, QuantizationReport
+from export.report import NO_TWO_GROUPS, ParityReport, PrecisionReport, QuantizationReport
 from export.selection import Selection
 from sdk.errors import CalibrationFailed, ParityFailed
 from sdk.preprocess import Preprocess
@@ -143,6 +143,11 @@ def first_form(fp32: Form, int8: Form, measured: Mapping[str, float]) -> tuple[F
     """Return which of the two a channel should run, and why."""
     share = measured[INT8] / measured[FP32]
     found = int8.against
+    if fp32.accuracy is None or int8.accuracy is None:
+        return fp32, (
+            f"int8 takes {measured[INT8]:.1f} ms a frame here, fp32 {measured[FP32]:.1f}. fp32: what int8 costs "
+            f"is {NO_TWO_GROUPS}."
+        )
     figures = (
         f"int8 takes {measured[INT8]:.1f} ms a frame here, fp32 {measured[FP32]:.1f}; on the same left-out images "
         f"its balanced accuracy is {_points(found.difference)} +- {100 * found.error:.1f} points."
@@ -242,7 +247,9 @@ def _verdict(form: Form, kept: Sequence[Form], measured: Mapping[str, float]) ->
     found = form.against
     # Rounding knows nothing that fp32 does not: a gain is no more than as good.
     words.append(
-        f"loses {100 * found.loss:.1f} points"
+        "what it costs is not known"
+        if form.accuracy is None
+        else f"loses {100 * found.loss:.1f} points"
         if found.loses(0.0)
         else "as good as fp32"
         if found.gains(0.0)

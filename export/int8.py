@@ -90,13 +90,13 @@ class Tried:
     Attributes:
         ranges: What was tried.
         cosine: Of the features to fp32's.
-        accuracy: Balanced, on left-out groups.
+        accuracy: Balanced, on left-out groups; None where no class has two.
         loses: Against fp32 on the same images, beyond chance.
     """
 
     ranges: Ranges
     cosine: float
-    accuracy: float
+    accuracy: float | None
     loses: bool
 
 

@@ -96,8 +96,8 @@ class Form:
         return self.head.calibration
 
     @property
-    def accuracy(self) -> float:
-        """Balanced, on left-out groups."""
+    def accuracy(self) -> float | None:
+        """Balanced, on left-out groups; None where no class has two."""
         return self.score.balanced_accuracy
 
     @property

@@ -226,8 +226,9 @@ def _metrics(report: Report) -> Iterator[dict[str, Any]]:
 
     whole = f"{score.samples} images of {score.groups} groups, each left out; {report.precision}"
     what = "balanced accuracy, unknown is a miss" if report.only_class is None else report.measure
-    yield metric(what, score.balanced_accuracy, score.low, score.high, whole)
-    if report.only_class is None:
+    if score.balanced_accuracy is not None:
+        yield metric(what, score.balanced_accuracy, score.low, score.high, whole)
+    if report.only_class is None and score.forced_choice is not None:
         yield {"type": "balanced accuracy, best class", "value": f"{score.forced_choice:.4f}", "slice": whole}
     for c in score.classes:
         if c.scored:

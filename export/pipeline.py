@@ -686,6 +686,7 @@ def _score_report(form: Form, learned: Selection) -> ScoreReport:
         forced_choice=form.forced.balanced_accuracy,
         samples=found.samples,
         groups=found.groups,
+        unjudged=found.unjudged,
         classes=sorted([*judged, *unjudged], key=lambda c: c.name),
     )
 

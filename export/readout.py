@@ -160,6 +160,11 @@ def choose_readout(
         raise ExportError(f"{backbone} cannot be read at any input size tried", hint="Say how many --levels.")
     # A class that one group has cannot be scored.
     scored = [c for c in range(len(left_out.class_ids)) if not left_out.orphan[left_out.truth == c].all()]
+    if not scored:
+        raise ExportError(
+            "no readout can be told from another: no class has two groups to judge by",
+            hint="Say how many --levels, or add images of other parts.",
+        )
     keep = np.isin(left_out.truth, scored)
     truth, groups = left_out.truth[keep], left_out.groups[keep]
     return choose(candidates, [each[keep] for each in right], truth, groups, budget)

@@ -5,6 +5,8 @@ Names are kept from version to version; members may be added (docs/export.md lis
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from export.set_report import RefusedImage, SetReport
@@ -148,15 +150,18 @@ class ClassScoreReport(msgspec.Struct, frozen=True, kw_only=True):
 class ScoreReport(msgspec.Struct, frozen=True, kw_only=True):
     """The honest score: each sample judged by the head that never saw its group.
 
-    `balanced_accuracy` counts "unknown" as a miss, `forced_choice` asks for the best class all the same.
+    `balanced_accuracy` counts "unknown" as a miss, `forced_choice` asks for the best class all the same; both are
+    null where no class has two groups, and the interval is 0 to 1 then. `samples` and `groups` are those of
+    classes that are judged, `unjudged` the images of classes that one group has.
     """
 
-    balanced_accuracy: float
+    balanced_accuracy: float | None
     low: float
     high: float
-    forced_choice: float
+    forced_choice: float | None
     samples: int
     groups: int
+    unjudged: int = 0
     classes: list[ClassScoreReport]
 
 
@@ -165,7 +170,7 @@ class MethodReport(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     feature_cosine: float
-    balanced_accuracy: float
+    balanced_accuracy: float | None
     chosen: bool
 
 
@@ -262,7 +267,7 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
         feature_cosine: Mean cosine of its features to fp32's; 1 for fp32.
         kernel_difference: Mean difference of a code, of 127, between this processor's integer kernels and the
             file's exact arithmetic: what another processor may differ by. 0 for fp32.
-        balanced_accuracy: On left-out groups, the head fitted on its own codes.
+        balanced_accuracy: On left-out groups, the head fitted on its own codes; null where no class has two.
         images: That it was judged on.
         forced_choice: The same without "unknown".
         difference: Of balanced accuracy to fp32's, on the images that both were judged on.
@@ -279,9 +284,9 @@ class PrecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float
     feature_cosine: float
     kernel_difference: float
-    balanced_accuracy: float
+    balanced_accuracy: float | None
     images: int
-    forced_choice: float
+    forced_choice: float | None
     difference: float
     difference_error: float
     verdict: str
@@ -382,6 +387,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def measure(self) -> str:
         """What `balanced_accuracy` is here: of one class it is the share of its parts that pass."""
         return "balanced accuracy" if self.only_class is None else f"{self.only_class} passed"
+
+
+NO_TWO_GROUPS: Final = "not known: no class has two groups"
+"""Said in place of a share that nothing was judged for."""
+
+
+def percents(value: float | None) -> str:
+    """Return a share as people read it, a dash where nothing was judged."""
+    return "-" if value is None else f"{value:.1%}"
 
 
 def encode_report(report: Report) -> bytes:

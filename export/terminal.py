@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from export.papers import ONE_CLASS
+from export.report import NO_TWO_GROUPS, percents
 from export.set_report import kept_apart
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _readouts(report: Report) -> Table:
 
 def show(report: Report, console: Console) -> None:
     """Print the report for people."""
-    images, score = report.images, report.score
+    images = report.images
     held = f", {', '.join(report.held_back)} held back" if report.held_back else ""
     refused = f", {len(images.refused)} refused" if images.refused else ""
     summed = f", {report.base_codes} of them with codes" if report.base_codes < report.base_samples else ""
@@ -106,28 +107,7 @@ def show(report: Report, console: Console) -> None:
         console.print(_trials(report))
     if report.readouts:
         console.print(_readouts(report))
-    classes = Table("class", title=f"Score on groups left out ({report.precision})", title_justify="left")
-    for head in ("recall", "95 % interval", "images", "groups"):
-        classes.add_column(head, justify="right")
-    for c in score.classes:
-        recall = f"{c.recall:.1%}" if c.scored else c.unscored()
-        interval = f"{c.low:.0%} to {c.high:.0%}" if c.scored else ""
-        classes.add_row(escape(c.name), recall, interval, str(c.samples), str(c.groups))
-    classes.add_section()
-    classes.add_row(
-        escape(report.measure),
-        f"{score.balanced_accuracy:.1%}",
-        f"{score.low:.0%} to {score.high:.0%}",
-        str(score.samples),
-        str(score.groups),
-    )
-    console.print(classes)
-    best = f"; best class whatever its novelty: {score.forced_choice:.1%}" if report.only_class is None else ""
-    console.print(
-        f'"unknown" counts as a miss, at {report.false_alarm_rate:.0%} false alarms{best}', soft_wrap=True
-    )
-    if report.only_class is not None:
-        console.print(ONE_CLASS, markup=False, soft_wrap=True)
+    _show_score(report, console)
     leaks = report.image_set.leaks
     if leaks.score_joined is not None and leaks.score_apart is not None:
         console.print(
@@ -158,6 +138,38 @@ def show(report: Report, console: Console) -> None:
     )
 
 
+def _show_score(report: Report, console: Console) -> None:
+    score = report.score
+    classes = Table("class", title=f"Score on groups left out ({report.precision})", title_justify="left")
+    for head in ("recall", "95 % interval", "images", "groups"):
+        classes.add_column(head, justify="right")
+    for c in score.classes:
+        recall = f"{c.recall:.1%}" if c.scored else c.unscored()
+        interval = f"{c.low:.0%} to {c.high:.0%}" if c.scored else ""
+        classes.add_row(escape(c.name), recall, interval, str(c.samples), str(c.groups))
+    classes.add_section()
+    classes.add_row(
+        escape(report.measure),
+        percents(score.balanced_accuracy),
+        "" if score.balanced_accuracy is None else f"{score.low:.0%} to {score.high:.0%}",
+        str(score.samples),
+        str(score.groups),
+    )
+    console.print(classes)
+    if score.balanced_accuracy is None:
+        console.print(f"The {escape(report.measure)} is {NO_TWO_GROUPS}.", soft_wrap=True)
+    elif score.unjudged:
+        more = "1 more image is" if score.unjudged == 1 else f"{score.unjudged} more images are"
+        console.print(f"{more} of a class that one group has: learned from, and not judged", soft_wrap=True)
+    several = report.only_class is None and score.forced_choice is not None
+    best = f"; best class whatever its novelty: {percents(score.forced_choice)}" if several else ""
+    console.print(
+        f'"unknown" counts as a miss, at {report.false_alarm_rate:.0%} false alarms{best}', soft_wrap=True
+    )
+    if report.only_class is not None:
+        console.print(ONE_CLASS, markup=False, soft_wrap=True)
+
+
 def _show_forms(report: Report, console: Console) -> None:
     forms = Table("precision", title="Precisions, ms a frame", title_justify="left")
     accuracy = "balanced acc." if report.only_class is None else "passed"
@@ -169,9 +181,11 @@ def _show_forms(report: Report, console: Console) -> None:
             f"{p.size_bytes / 1e6:.1f}",
             f"{p.latency_ms:.1f}",
             f"{p.feature_cosine:.3f}",
-            f"{p.balanced_accuracy:.1%}",
+            percents(p.balanced_accuracy),
             str(p.images),
-            "" if p.precision == "fp32" else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
+            ""
+            if p.precision == "fp32" or p.balanced_accuracy is None
+            else f"{100 * p.difference:+.1f} +- {100 * p.difference_error:.1f}",
         )
     console.print(forms)
     for p in report.precisions:

@@ -500,15 +500,16 @@ class Score:
     """The honest score: left-out groups only.
 
     Attributes:
-        balanced_accuracy: Mean recall over classes seen in more than one group.
-        low, high: 95 % interval of it.
+        balanced_accuracy: Mean recall over classes seen in more than one group; None where there is no such class.
+        low, high: 95 % interval of it; 0 and 1 where nothing is known.
         classes: Per class, in column order; a class seen in one group only has recall 0 and is reported apart.
         one_group: Classes that only one group has, which therefore cannot be scored yet.
-        samples, groups: How many it rests on.
+        samples, groups: How many it rests on: those of classes that are judged.
         summed: Samples that were learned from and are not scored: a release's, known by their sums only.
+        unjudged: Samples of the classes in `one_group`, which it does not rest on.
     """
 
-    balanced_accuracy: float
+    balanced_accuracy: float | None
     low: float
     high: float
     classes: tuple[ClassScore, ...]
@@ -516,6 +517,7 @@ class Score:
     samples: int
     groups: int
     summed: int = 0
+    unjudged: int = 0
 
 
 def decisions_right(
@@ -548,8 +550,8 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
         if left_out.orphan[of_class].all():
             one_group.append(class_id)
     scored = [c for c in classes if c.class_id not in one_group]
-    balanced = float(np.mean([c.recall for c in scored])) if scored else 0.0
-    low, high = _mean_interval(balanced, scored, right, left_out) if scored else (0.0, 1.0)
+    balanced, low, high = _mean_recall(scored, right, left_out) if scored else (None, 0.0, 1.0)
+    judged = np.isin(left_out.truth, [left_out.class_ids.index(c.class_id) for c in scored])
     if len(scored) == 1:  # one figure has one interval
         classes = [replace(c, low=low, high=high) if c is scored[0] else c for c in classes]
     return Score(
@@ -558,16 +560,17 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
         high=high,
         classes=tuple(classes),
         one_group=tuple(one_group),
-        samples=len(right),
-        groups=len(np.unique(left_out.groups)),
+        samples=int(judged.sum()),
+        groups=len(np.unique(left_out.groups[judged])),
         summed=left_out.summed,
+        unjudged=int((~judged).sum()),
     )
 
 
-def _mean_interval(
-    mean: float, scored: Sequence[ClassScore], right: npt.NDArray[np.bool_], left_out: LeftOut
-) -> tuple[float, float]:
-    """Return the 95 % interval of the mean recall of these classes.
+def _mean_recall(
+    scored: Sequence[ClassScore], right: npt.NDArray[np.bool_], left_out: LeftOut
+) -> tuple[float, float, float]:
+    """Return the mean recall of these classes, with its 95 % interval from low to high.
 
     Below and above apart: each class reaches as far as its own interval, and `_DEPENDENCE` times half its width at
     least. Half a width alone says too much of a class whose few groups were all right: its interval lies below.
@@ -577,7 +580,8 @@ def _mean_interval(
     recall, low, high = np.array([(c.recall, c.low, c.high) for c in scored]).T
     least = _DEPENDENCE * (high - low) / 2
     below, above = (wider * float(np.linalg.norm(np.maximum(d, least))) for d in (recall - low, high - recall))
-    return max(0.0, mean - below), min(1.0, mean + above)
+    mean = float(recall.mean())
+    return mean, max(0.0, mean - below), min(1.0, mean + above)
 
 
 def share(right: npt.NDArray[np.bool_], groups: Ints, *, repeats: float = 1.0) -> tuple[float, float, float]:

@@ -542,6 +542,16 @@ def test_int8_comes_first_only_when_it_is_faster_as_good_and_the_same_everywhere
     assert because in reason
 
 
+def test_int8_does_not_come_first_where_nobody_knows_what_it_costs() -> None:
+    fp32, int8 = (
+        replace(form, score=replace(form.score, balanced_accuracy=None, samples=0))
+        for form in (figures("fp32"), figures("int8"))
+    )
+    first, reason = first_form(fp32, int8, {"fp32": 10.0, "int8": 6.0})
+    assert first is fp32
+    assert "not known: no class has two groups" in reason
+
+
 def test_int8_that_can_be_judged_on_few_images_only_does_not_come_first() -> None:
     def judged_on(precision: str, images: int) -> Form:
         form = figures(precision)

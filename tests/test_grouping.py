@@ -44,7 +44,9 @@ def alone(n: int) -> list[str]:
 
 
 def accuracy(codes: Codes, ids: list[bytes], groups: list[str] | tuple[str, ...]) -> float:
-    return score(leave_one_group_out(codes, ids, groups), UNCALIBRATED).balanced_accuracy
+    found = score(leave_one_group_out(codes, ids, groups), UNCALIBRATED).balanced_accuracy
+    assert found is not None
+    return found
 
 
 def partition(found: Grouping) -> set[frozenset[int]]:

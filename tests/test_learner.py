@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from device_agent.heads import score_of
-from device_agent.heads_and_updates import Outcome
+from device_agent.heads import pack, score_of
+from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, YOUNG, Question, QueuePolicy, ask
@@ -34,6 +34,7 @@ from sdk.errors import BadFormat, HeadwayError, LabelError, StoreFull, UnknownCl
 from sdk.head import Decisions, Head, solve
 from sdk.labels import Body, Chain, CodeRecord, DefineClass, Fold, Label, MergeClasses, Record
 from sdk.moments import Moments
+from sdk.score import Score
 from sdk.wire import HeadState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.processes import Doomed
@@ -439,6 +440,13 @@ def test_a_failure_in_a_thread_is_shown_and_the_next_label_is_learned(bundle: Bu
             failing[0] = False
     finally:
         learner.stop()
+
+
+def test_a_score_that_judged_nothing_is_kept_so_that_earlier_versions_read_it() -> None:
+    unknown = Score(None, 0.0, 1.0, (), (), 0, 0)
+    row = HeadRow(1, 0.0, "s", "d", 1, 2, Outcome.CONFIRMED, "", score=pack(unknown))
+    assert msgspec.msgpack.decode(row.score or b"")["balanced_accuracy"] == 0
+    assert score_of(row) == unknown
 
 
 def test_samples_that_the_backbone_was_trained_on_are_not_scored(tmp_path: Path, store: Store) -> None:

@@ -402,7 +402,26 @@ def test_the_quality_report_is_a_table_that_no_spreadsheet_runs(device: Device) 
     assert not [cell for row in rows for cell in row if cell.startswith("=")]
     report = device.http.get("/api/quality").json()
     total = sum(sum(row["counts"]) + row["unknown"] for row in report["confusion"])
-    assert total == device.state()["score"]["samples"]
+    score = device.state()["score"]
+    assert total == score["samples"] + score["unjudged"]
+    assert score["unjudged"] == 1  # one part alone shows "=1+1": no head that has not seen it can know it
+
+
+def test_a_score_that_nothing_was_judged_for_is_not_0(tmp_path: Path, stream: Path) -> None:
+    """The release has one part of each class, and one more label of one class makes no two."""
+    few = tiny_bundle(tmp_path / "few", classes=("good", "pit"), per_class=2)
+    with serving(tmp_path / "data", stream, few) as device:
+        content = picture("rings", 500)  # nothing is unknown to it, so nothing is kept by itself
+        device.http.post("/api/inspect?keep=true", content=content).raise_for_status()
+        device.http.post("/api/classes", json={"name": "rings"}).raise_for_status()
+        label(device, "rings", 0, "rings")
+        assert device.state()["score"] is None
+        assert device.http.get("/api/heads").json()[0]["balanced_accuracy"] is None
+        page = device.http.get("/learned", headers={"accept-language": "en"}).text
+        assert "Not known yet: no class has been shown by two parts." in page
+        assert "0 %" not in page
+        assert device.http.get("/quality").status_code == 200
+        assert "headway_score_balanced_accuracy" not in device.http.get("/metrics").text
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from export.report import (
     Report,
     ScoreReport,
     StrategyReport,
+    encode_report,
 )
 from export.terminal import show
 from sdk.bundle import Bundle, write_bundle
@@ -283,6 +284,37 @@ def test_of_one_class_the_share_that_passes_is_told_and_what_that_does_not_say(t
         assert ("balanced accuracy" in out.getvalue()) is several
         for told in (text, out.getvalue()):
             assert ("How many defects are noticed it cannot say" in told) is not several
+
+
+def test_what_no_class_has_two_groups_for_is_not_called_nothing(tmp_path: Path) -> None:
+    """Not 0.0 % of all: none was judged."""
+    bundle = tiny_bundle(tmp_path / "bundle")
+    report = report_on(bundle)
+    unjudged = [msgspec.structs.replace(c, scored=False) for c in report.score.classes]
+    score = msgspec.structs.replace(
+        report.score, balanced_accuracy=None, forced_choice=None, low=0, high=1, samples=0, groups=0, unjudged=36,
+        classes=unjudged,
+    )  # fmt: skip
+    forms = [msgspec.structs.replace(p, balanced_accuracy=None, forced_choice=None) for p in report.precisions]
+    report = msgspec.structs.replace(report, score=score, precisions=forms)
+    out = io.StringIO()
+    show(report, Console(file=out, width=200))
+    paper = mlbom(report, Papers(), bundle.manifest, {CARD_NAME: b""})
+    metrics = json.loads(paper)["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    for told in (out.getvalue(), card(report, Papers())):
+        assert "not known: no class has two groups" in told
+        assert " 0.0%" not in told
+    assert not [m for m in metrics if not m["slice"].startswith("camera ")]
+    assert json.loads(encode_report(report))["score"]["balanced_accuracy"] is None
+
+
+def test_images_that_are_not_judged_are_no_basis_of_the_score(tmp_path: Path) -> None:
+    report = report_on(tiny_bundle(tmp_path / "bundle"))
+    report = msgspec.structs.replace(report, score=msgspec.structs.replace(report.score, samples=24, unjudged=12))
+    out = io.StringIO()
+    show(report, Console(file=out, width=200))
+    assert "on 24 images of 12 groups. 12 more are of classes that one group has" in card(report, Papers())
+    assert "12 more images are of a class that one group has" in out.getvalue()
 
 
 def test_the_card_says_what_it_is_for_what_it_is_not_and_what_it_continues(family: list[Bundle]) -> None:

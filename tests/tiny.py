@@ -208,7 +208,7 @@ def tiny_bundle(
                     lift_floor=knobs.lift_floor,
                     distance_weight=knobs.distance_weight,
                     temperature=calibration.temperature,
-                    novelty_threshold=calibration.novelty_threshold,
+                    novelty_threshold=min(calibration.novelty_threshold, 1e9),  # infinite where no class has two
                     false_alarm_rate=calibration.false_alarm_rate,
                     live_set_digest=digest,
                 ),

@@ -212,7 +212,10 @@ class InspectOut:
 
 @dataclass(frozen=True)
 class HeadOut:
-    """A head that served on this device. `restorable`: how many labels given here since would be taken back."""
+    """A head that served on this device.
+
+    `balanced_accuracy`, `low` and `high` are None before a score, and where none of its classes has two groups.
+    """
 
     number: int
     created_utc: float
@@ -699,6 +702,7 @@ class Routes:
 def head_out(row: HeadRow) -> HeadOut:
     """Return a row of the heads' history as the interface says it."""
     score = score_of(row)
+    judged = None if score is None or score.balanced_accuracy is None else score
     return HeadOut(
         number=row.number,
         created_utc=row.created_utc,
@@ -707,9 +711,9 @@ def head_out(row: HeadRow) -> HeadOut:
         outcome=row.outcome.value,
         reason=row.reason,
         why=reason_reports(row.why),
-        balanced_accuracy=None if score is None else float(score.balanced_accuracy),
-        low=None if score is None else float(score.low),
-        high=None if score is None else float(score.high),
+        balanced_accuracy=None if judged is None else judged.balanced_accuracy,
+        low=None if judged is None else float(judged.low),
+        high=None if judged is None else float(judged.high),
     )
 
 

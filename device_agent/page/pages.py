@@ -360,6 +360,7 @@ def when(at_utc: float) -> str:
 
 def _earlier(confirmed: list[tuple[HeadRow, Score]]) -> Earlier | None:
     """Return the last score before today; where there is none, today's first; None where there is but one."""
+    confirmed = [each for each in confirmed if each[1].balanced_accuracy is not None]
     today = local(time.time()).date()
     older = [score for row, score in confirmed if local(row.created_utc).date() < today]
     if older:

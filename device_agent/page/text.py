@@ -384,6 +384,16 @@ TEXTS: Final[dict[str, Text]] = {
         "Grundlage: {samples} Bilder von {groups} Teilen.",
         "基于 {groups} 个工件的 {samples} 张图像。",
     ),
+    "learned.unjudged": (
+        "{n} more show a class that only one part has shown so far: learned from but not judged.",
+        "{n} weitere zeigen eine Klasse, von der es erst ein Teil gibt: gelernt, aber nicht bewertet.",
+        "另有 {n} 张所属类别目前只有一个工件：已学习但未评估。",
+    ),
+    "learned.no-two-parts": (
+        "Not known yet: no class has been shown by two parts.",
+        "Noch nicht bekannt: Von keiner Klasse gibt es zwei Teile.",
+        "尚不可知：没有任何类别有两个工件。",
+    ),
     "learned.summed": (
         "{n} more of the release are learned from but not judged.",
         "{n} weitere des Releases sind gelernt, aber nicht bewertet.",
