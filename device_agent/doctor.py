@@ -8,7 +8,6 @@ broker session, store) is asked of it instead of being taken from it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import platform
@@ -34,6 +33,7 @@ from device_agent.broker_check import check_broker
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
 from device_agent.camera.shot import readable
+from device_agent.clock_state import clock_synchronised
 from device_agent.config import (
     CameraSettings,
     GStreamerCamera,
@@ -76,20 +76,8 @@ SLOW_SYNC_MS: Final = 100.0
 """A label waits for one sync; a click that takes longer feels stuck."""
 EARLIEST_UTC: Final = 1_767_225_600.0
 """2026-01-01: this version did not exist before it, so a clock that says so has been reset."""
-_TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
 _NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ceph"})
-
-
-def clock_synchronised() -> bool | None:
-    """Return whether the kernel holds its clock to be synchronised; None where it does not say."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        # struct timex begins with `modes`: all zero only asks. It is 208 bytes on 64-bit Linux.
-        state = libc.adjtimex(ctypes.create_string_buffer(512))
-    except (OSError, AttributeError):
-        return None
-    return None if state < 0 else state != _TIME_ERROR
 
 
 def free_bytes(folder: Path) -> int:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import cv2
 import httpx
@@ -17,6 +19,7 @@ from msgspec.structs import replace
 
 from device_agent.agent import Agent
 from device_agent.config import FolderCamera, MetricsSettings, RecipeSettings
+from device_agent.database import Database
 from device_agent.page import ShiftCounter, counts
 from device_agent.page.book import open_book
 from sdk.bundle import Bundle
@@ -30,6 +33,7 @@ from tests.test_observe import scraped
 
 __all__ = ["bundle", "images"]
 
+DAY_S: Final = 24 * 3600.0
 BEGAN = """
 import sys
 from pathlib import Path
@@ -165,3 +169,85 @@ def test_a_shift_that_an_earlier_agent_began_is_told_whole(tmp_path: Path) -> No
     report = ShiftCounter(book, lambda: counts.SLOT_S / 2).report()
     book.close()
     assert (report.parts, report.rejects) == (5, 3)
+
+
+class Clock:
+    """A clock that people set."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(datetime.fromisoformat("2026-05-04T12:00").timestamp())
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[Database]:
+    opened = open_book(tmp_path)
+    yield opened
+    opened.close()
+
+
+def count(book: Database, clock: Clock, frames: int, *, is_right: bool | None = None) -> ShiftCounter:
+    """Count frames, and write them."""
+    counter = ShiftCounter(book, clock, is_right=lambda: is_right)
+    for _ in range(frames):
+        counter.frame()
+    counter.flush()
+    return counter
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, DAY_S, 10 * 365 * DAY_S], ids=["an hour", "a day", "ten years"])
+@pytest.mark.parametrize("written", [True, False])
+def test_what_a_clock_that_was_ahead_has_counted_is_of_no_shift(
+    book: Database, clock: Clock, ahead_s: float, written: bool
+) -> None:
+    counter = count(book, clock, 5)
+    clock.now += ahead_s
+    for _ in range(7):
+        counter.frame()
+    if written:
+        counter.flush()
+    clock.now -= ahead_s
+    counter.frame()
+    assert counter.report().frames == 6
+
+
+def test_once_the_clock_is_held_right_it_is_counted_at_no_later_time_either(book: Database, clock: Clock) -> None:
+    clock.now += DAY_S
+    count(book, clock, 7)
+    clock.now -= DAY_S
+    count(book, clock, 5, is_right=True)
+    clock.now += DAY_S
+    assert count(book, clock, 2, is_right=True).report().frames == 2
+
+
+def test_a_clock_that_begins_anew_takes_nothing_from_what_was_counted(book: Database, clock: Clock) -> None:
+    """One without a battery says 1970 until somebody has told it."""
+    count(book, clock, 5, is_right=True)
+    now, clock.now = clock.now, 60.0
+    count(book, clock, 3, is_right=False)
+    clock.now = now
+    assert count(book, clock, 1, is_right=True).report().frames == 6
+
+
+def test_a_clock_that_was_years_ahead_takes_nothing_from_what_was_counted(book: Database, clock: Clock) -> None:
+    """All that was older than two months by that clock was deleted."""
+    count(book, clock, 5)
+    clock.now += 10 * 365 * DAY_S
+    count(book, clock, 1)
+    clock.now -= 10 * 365 * DAY_S
+    assert count(book, clock, 1).report().frames == 6
+
+
+def test_so_many_quarters_are_kept(book: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "KEEP_SLOTS", 4)
+    for _ in range(6):
+        count(book, clock, 1)
+        clock.now += counts.SLOT_S
+    assert book.value("SELECT count(DISTINCT slot) FROM counts") == 4

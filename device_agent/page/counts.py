@@ -2,11 +2,15 @@
 
 They are for people, not for the books: they are written every few seconds and at a stop, and a crash loses what
 came since.
+
+A clock may be wrong, and set right later. What it counted while it was ahead is of no shift until its time comes;
+once the machine holds its clock to be right, that is dropped. So many quarters are kept, whatever their dates.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -17,6 +21,7 @@ from typing import Final
 
 from fastapi.concurrency import run_in_threadpool
 
+from device_agent.clock_state import clock_synchronised
 from device_agent.database import Database
 from device_agent.page.book import setting
 from device_agent.parts import Part
@@ -26,7 +31,8 @@ from sdk.wire import Verdict
 SLOT_S: Final = 900
 FLUSH_S: Final = 5.0
 """Between two writes."""
-KEEP_S: Final = 60 * 24 * 3600
+KEEP_SLOTS: Final = 60 * 24 * 3600 // SLOT_S
+"""Quarters of an hour in which something was counted: at least two months."""
 SHIFTS: Final = "06:00 14:00 22:00"
 """When shifts begin, until somebody says otherwise."""
 
@@ -63,11 +69,20 @@ class ShiftCounter:
     Args:
         book: The page's file.
         clock: Seconds since 1970; shifts are told by the device's local time.
+        is_right: Whether the machine holds that clock to be right; None where it does not say.
     """
 
-    def __init__(self, book: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        book: Database,
+        clock: Callable[[], float] = time.time,
+        *,
+        is_right: Callable[[], bool | None] = clock_synchronised,
+    ) -> None:
         self._book = book
         self._clock = clock
+        self._is_right = is_right
+        self._tidied = -1  # in this quarter
         self._lock = threading.Lock()
         self._new: Counter[tuple[int, str]] = Counter()
 
@@ -88,8 +103,11 @@ class ShiftCounter:
             self._count(["labels"] * count)
 
     def _count(self, what: list[str]) -> None:
-        slot = int(self._clock() // SLOT_S)
+        slot = self._slot()
         self._new.update((slot, each) for each in what)
+
+    def _slot(self) -> int:
+        return int(self._clock() // SLOT_S)
 
     async def write_on(self) -> None:
         """Write what is new every `FLUSH_S`, until cancelled; who cancels it calls `flush` for the rest."""
@@ -110,10 +128,26 @@ class ShiftCounter:
                     " ON CONFLICT (slot, what) DO UPDATE SET count = count + excluded.count",
                     [(slot, what, count) for (slot, what), count in new.items()],
                 )
-                db.execute("DELETE FROM counts WHERE slot < ?", (int((self._clock() - KEEP_S) // SLOT_S),))
+                self._tidy(db)
         except (StoreFull, StoreCorrupt):
             with self._lock:
                 self._new.update(new)
+
+    def _tidy(self, db: sqlite3.Connection) -> None:
+        """Take out, once in a quarter, what is too much, and what a clock that was ahead has counted."""
+        slot = self._slot()
+        if slot == self._tidied:
+            return
+        db.execute(
+            "DELETE FROM counts WHERE slot IN"
+            " (SELECT DISTINCT slot FROM counts ORDER BY slot DESC LIMIT -1 OFFSET ?)",
+            (KEEP_SLOTS,),
+        )
+        if self._is_right():
+            db.execute(
+                "DELETE FROM counts WHERE slot > ?", (slot + 1,)
+            )  # clocks are set back a little all the time
+        self._tidied = slot
 
     def shift_began(self) -> float:
         """Return when this shift began, seconds since 1970."""
@@ -130,14 +164,14 @@ class ShiftCounter:
     def report(self) -> ShiftReport:
         """Return what this shift has brought."""
         began = self.shift_began()
-        first = int(began // SLOT_S)
+        first, last = int(began // SLOT_S), self._slot()
         with self._lock:
             found: Counter[str] = Counter()
             for (slot, what), count in self._new.items():
-                if slot >= first:
+                if first <= slot <= last:
                     found[what] += count
         for what, count in self._book.rows(
-            "SELECT what, sum(count) FROM counts WHERE slot >= ? GROUP BY what", first
+            "SELECT what, sum(count) FROM counts WHERE slot BETWEEN ? AND ? GROUP BY what", first, last
         ):
             found[what] += count
         # Earlier agents counted parts of which no frame could be inspected apart: a shift may have begun with one.
