@@ -156,12 +156,16 @@ def owned(live: LiveSet, device: str) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a trial ended: whether the head stays, why, its honest score where it has one, and its calibration."""
+    """How a trial ended: whether the head stays, why, its honest score where it has one, and its calibration.
+
+    `also`: What more there is to say of one that stays.
+    """
 
     keep: bool
     why: Reason
     score: Score | None
     calibration: Calibration
+    also: tuple[Reason, ...] = ()
 
 
 def judge(
@@ -189,7 +193,7 @@ def judge(
     old = None if before is None else (before, confirmed_calibration)
     verdict = trial(old, (after, calibration), names=names, judged=_judged(after, own) if own else None)
     why = FIRST_SCORE if old is None else verdict.why
-    return Judgement(verdict.keep, why, verdict.after, calibration)
+    return Judgement(verdict.keep, why, verdict.after, calibration, verdict.also)
 
 
 def _judged(after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes]:
@@ -264,7 +268,7 @@ def try_out(
         own = station.moments(station.own)
         head = solve(station.everything, knobs=base.knobs, own=own, adaptation=choice.adaptation)
     head = head.recalibrated(end.calibration)
-    why = [end.why if end.keep or asked is None else price(end.why)]
+    why = [end.why if end.keep or asked is None else price(end.why), *end.also]
     if masters is not None and (end.keep or asked is not None):
         learned = frozenset(live.samples)
         before, after = (MasterSide(masters, each, names, learned) for each in (confirmed.head, head))

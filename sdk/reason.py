@@ -30,6 +30,8 @@ ENGLISH: Final = MappingProxyType(
         "also-knows-price": "It now also knows {classes}; the price is {name}, recognised {share} of the time "
         "(before: {before}).",
         "also-knows": "It now also knows {classes}; the others are as good as before.",
+        "price": "{name} is recognised {share} of the time (before: {before}).",
+        "not-yet": "Not recognised yet: {classes}; more labels are needed.",
         "better": "Known classes are better.",
         "as-good": "Known classes are as good as before.",
         "shifted": "It allows for this station's pictures looking different.",

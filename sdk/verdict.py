@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sdk.head import Calibration
 from sdk.margins import Margins, fell
 from sdk.moments import Floats, Ints
-from sdk.reason import Reason
+from sdk.reason import Reason, sentences
 from sdk.score import LeftOut, Score, decisions_right, score
 
 
@@ -30,17 +30,21 @@ def beyond_chance(lost: int, gained: int) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a provisional head may stay, and why."""
+    """Whether a provisional head may stay, and why.
+
+    `also` says what it has learned from and does not recognise yet.
+    """
 
     keep: bool
     why: Reason
     before: Score | None
     after: Score
+    also: tuple[Reason, ...] = ()
 
     @property
     def reason(self) -> str:
         """Why, in an operator's words."""
-        return self.why.sentence()
+        return sentences((self.why, *self.also))
 
 
 MAX_DROP: Final = 0.02
@@ -81,6 +85,8 @@ def trial(
     - the mean recall that margins let expect (`sdk.margins`) drops by more than `MAX_EXPECTED_DROP`, and
     - margins have fallen by more than `MIN_FALL` standard errors over groups.
 
+    A new class is said to be known once it is recognised more often than by guessing among all classes.
+
     Args:
         before: The confirmed head's left-out scores and calibration; None for a first head.
         after: The provisional head's. Both carry sample ids.
@@ -120,12 +126,19 @@ def trial(
         before_it, after_it = paired.expected
         if paired.fall > MIN_FALL and worth(after_it - before_it) < -MAX_EXPECTED_DROP:
             return Verdict(False, about("less-clear", before_it, after_it), old, new)
-    if fresh:
-        learned = tuple((names(c.class_id), float(c.recall)) for c in fresh)
-        has_price = more_than_chance and worst < -MAX_DROP
-        priced = about("also-knows-price", paired.before, paired.after, learned)
-        return Verdict(True, priced if has_price else Reason("also-knows", classes=learned), old, new)
-    return Verdict(True, Reason("better" if change.mean() > 0.001 else "as-good"), old, new)
+    has_price = bool(fresh) and more_than_chance and worst < -MAX_DROP
+    chance = 1 / len(after[0].class_ids)
+    known, young = (
+        tuple((names(c.class_id), float(c.recall)) for c in fresh if (c.recall > chance) == recognised)
+        for recognised in (True, False)
+    )
+    if has_price:
+        why = about("also-knows-price" if known else "price", paired.before, paired.after, known)
+    elif known:
+        why = Reason("also-knows", classes=known)
+    else:
+        why = Reason("better" if change.mean() > 0.001 else "as-good")
+    return Verdict(True, why, old, new, (Reason("not-yet", classes=young),) if young else ())
 
 
 @dataclass(frozen=True)

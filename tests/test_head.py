@@ -22,6 +22,7 @@ from sdk.verdict import trial
 from tests.builders import random_codes
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+D, E = b"d" * 16, b"e" * 16
 
 
 def clusters(
@@ -795,6 +796,25 @@ OPEN = Calibration(temperature=1.0, novelty_threshold=1.0)
             {A: 0.9, B: 0.75, C: 0.9},
             True,
             "knows c (90%); the price is b, recognised 75% of the time (before: 90%)",
+        ),
+        ({A: 0.9, B: 0.9}, {A: 0.9, B: 0.9, C: 0.4}, True, "now also knows c (40%)"),
+        (
+            {A: 0.9, B: 0.9},
+            {A: 0.9, B: 0.9, C: 0.0},
+            True,
+            "Known classes are as good as before. Not recognised yet: c (0%); more labels are needed.",
+        ),
+        (
+            {A: 0.9, B: 0.9},
+            {A: 0.9, B: 0.75, C: 0.9, D: 0.1},
+            True,
+            "the price is b, recognised 75% of the time (before: 90%). Not recognised yet: d (10%);",
+        ),
+        (
+            {A: 1.0, B: 1.0, D: 1.0},
+            {A: 1.0, B: 0.9, D: 1.0, C: 0.0, E: 0.05},
+            True,
+            "b is recognised 90% of the time (before: 100%). Not recognised yet: c (0%) and e (5%);",
         ),
         (
             {A: 0.9, B: 0.9},

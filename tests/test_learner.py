@@ -125,6 +125,21 @@ def test_a_new_class_is_known_after_a_few_labels(learner: Learner, store: Store,
     assert_exact(learner, store, bundle)
 
 
+def test_a_new_class_that_no_part_of_is_recognised_is_not_said_to_be_known(
+    learner: Learner, store: Store, bundle: Bundle
+) -> None:
+    """Two parts that look like two other classes."""
+    odd = learner.define_class("odd", "anna")
+    for name in ("good", "scratch"):
+        learner.label(see(store, bundle, name, 700), odd, "anna")
+    learner.run_until_idle()
+    status = learner.status()
+    assert status.outcome is Outcome.CONFIRMED
+    assert "not-yet" in [each.code for each in status.why]
+    assert status.reason.endswith("Not recognised yet: odd (0%); more labels are needed.")
+    assert "knows" not in status.reason
+
+
 def test_a_good_parts_only_bundle_becomes_a_classifier_with_the_first_label(tmp_path: Path, store: Store) -> None:
     first_day = make_bundle(tmp_path / "good-only", ("good",), backbone="seed-7")
     learner = Learner(first_day, None, store)

@@ -548,6 +548,16 @@ TEXTS: Final[dict[str, Text]] = {
         "Neu bekannt: {classes}; die anderen so gut wie vorher.",
         "新学会：{classes}；其他类别与此前一样好。",
     ),
+    "trial.price": (
+        ENGLISH["price"],
+        "{name} wird zu {share} erkannt (vorher: {before}).",
+        "“{name}”的识别率为 {share}（此前：{before}）。",
+    ),
+    "trial.not-yet": (
+        ENGLISH["not-yet"],
+        "Noch nicht erkannt: {classes}; dafür braucht es mehr Zuordnungen.",
+        "尚不能识别：{classes}；需要更多标注。",
+    ),
     "trial.better": (
         ENGLISH["better"],
         "Die bekannten Klassen werden besser erkannt.",
