@@ -50,7 +50,13 @@ def suspects(left_out: LeftOut, calibration: Calibration, *, limit: int = 50) ->
         left_out: With sample ids.
         calibration: Its temperature.
         limit: At most this many.
+
+    Raises:
+        ValueError: there are no sample ids, or two samples have the same; or the limit is below none.
     """
+    left_out.check_samples("left_out")
+    if limit < 0:
+        raise ValueError(f"`limit` is 0 or more, not {limit}")
     found = suspicion(left_out, calibration)
     said = left_out.scores.argmax(1)
     order = [int(i) for i in np.argsort(-found, kind="stable") if said[i] != left_out.truth[i]]
@@ -89,7 +95,12 @@ def agreement(left_out: LeftOut, who: Sequence[str]) -> list[Agreement]:
     Args:
         left_out: n samples; those that are not `known` cannot be judged.
         who: Operator or device of each, n; empty for nobody.
+
+    Raises:
+        ValueError: `who` is not of n.
     """
+    if len(who) != len(left_out.truth):
+        raise ValueError(f"{len(who)} `who` for {len(left_out.truth)} samples: one for each")
     said = left_out.scores.argmax(1) == left_out.truth
     names = np.array(who, object)
     found = []

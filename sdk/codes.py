@@ -8,6 +8,7 @@ feature spaces never mix: every code carries the id, and every border checks it.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import msgspec
 import numpy as np
@@ -74,6 +75,7 @@ def encode(features: Features, scale: float) -> Codes:
 
     Raises:
         TypeError: they are no array.
+        ValueError: the scale is not above 0.
         FeatureSizeError: not two-dimensional, or a value is not finite.
 
     >>> import numpy as np
@@ -82,6 +84,8 @@ def encode(features: Features, scale: float) -> Codes:
     """
     if not isinstance(features, np.ndarray):
         raise TypeError(f"features are an array (n, d) float32, not {type(features).__name__}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"`scale` is above 0, not {scale}: `Bundle.precision` has a release's")
     if features.ndim != 2:
         raise FeatureSizeError(
             f"features have shape {features.shape}", hint="The backbone must give one row per frame."

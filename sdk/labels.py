@@ -363,6 +363,8 @@ class Fold:
     def __init__(self, space: str, feature_size: int, shelf: Shelf | None = None) -> None:
         if not isinstance(space, str) or re.fullmatch("[0-9a-f]{64}", space) is None:
             raise ValueError(f"a feature space id is 64 hex digits, as `Bundle.space` gives it, not {space!r:.80}")
+        if feature_size < 1:
+            raise ValueError(f"`feature_size` is 1 or more, not {feature_size}")
         self.space = space
         self.feature_size = feature_size
         self.counter = 0  # the highest Lamport counter seen; the next own entry is above it

@@ -11,6 +11,7 @@ are dealt out by a hash of their own, and classes stand in an order that their s
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -178,8 +179,12 @@ def outlook(
     Raises:
         HeadError: fewer than two classes of two groups that may be judged.
         FeatureSizeError: the codes are not (n, d) int8.
-        ValueError: a list is not of n.
+        ValueError: a list is not of n, or a rate or the budget is none.
     """
+    if not 0 <= false_alarm_rate <= 1:
+        raise ValueError(f"`false_alarm_rate` is a share in [0, 1], not {false_alarm_rate}")
+    if math.isnan(budget_s):
+        raise ValueError("`budget_s` is not a number of seconds")
     check_codes(codes)
     if not len(codes) == len(class_ids) == len(groups) or (only is not None and len(only) != len(codes)):
         raise ValueError(f"{len(class_ids)} classes and {len(groups)} groups for {len(codes)} codes: one for each")

@@ -102,6 +102,17 @@ class LeftOut:
             self.summed,
         )
 
+    def check_samples(self, argument: str) -> None:
+        """Refuse left-out scores whose samples are not told apart by ids.
+
+        Raises:
+            ValueError: they have none, or two have the same; `argument` is what they were passed as.
+        """
+        if len(self.samples) != len(self.truth):
+            raise ValueError(f"`{argument}` has no sample ids: give `leave_one_group_out` its `samples`")
+        if len(set(self.samples)) != len(self.samples):
+            raise ValueError(f"`{argument}` has a sample id twice: a picture is one sample")
+
     def unknown(self, calibration: Calibration) -> npt.NDArray[np.bool_]:
         """Return which samples would be called unknown, (n,) bool; none of those that nothing `tells`."""
         return self.tells & (self.novelty > calibration.novelty_threshold)
@@ -163,8 +174,8 @@ def leave_one_group_out(
     y = np.array([column[c] for c in class_ids], np.int64)
     place = {group: i for i, group in enumerate(sorted(set(groups)))}
     group_index = np.array([place[group] for group in groups], np.int64)
-    scored = np.ones(len(y), bool) if only is None else only
-    mine = np.zeros(len(y), bool) if own is None else own
+    scored = np.ones(len(y), bool) if only is None else np.asarray(only)
+    mine = np.zeros(len(y), bool) if own is None else np.asarray(own)
     own_moments = None
     if adaptation != UNADAPTED:
         own_moments = Moments(codes.shape[1])
@@ -408,7 +419,12 @@ def calibrate(left_out: LeftOut, false_alarm_rate: float = FALSE_ALARM_RATE) -> 
 
     The stated rate is that of known parts: groups weigh alike, in the threshold as in T, which maximises the
     likelihood. So a rare class may be called unknown more often than the rate, and a frequent one less.
+
+    Raises:
+        ValueError: the rate is not in [0, 1].
     """
+    if not 0 <= false_alarm_rate <= 1:
+        raise ValueError(f"`false_alarm_rate` is a share in [0, 1], not {false_alarm_rate}")
     known = left_out.known
     if not known.any():
         return replace(UNCALIBRATED, false_alarm_rate=false_alarm_rate, classes=len(left_out.class_ids))
@@ -675,9 +691,14 @@ def calibration_error(probabilities: Floats, truth: Ints, weight: Floats | None 
         truth: (n,) column of the right class.
         weight: (n,) positive; None weighs every sample alike.
 
+    Raises:
+        ValueError: there are no samples.
+
     >>> float(calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1])))
     0.0
     """
+    if not len(truth):
+        raise ValueError("`truth` is empty: an error needs samples")
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == truth
     weight = np.ones(len(truth)) if weight is None else weight

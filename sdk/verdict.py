@@ -94,7 +94,13 @@ def trial(
         judged: Samples that known classes are compared on; None is all.
         one_space: Both heads are of one feature space. Between two, scores are on two scales: there margins say
             nothing, and decisions are counted only.
+
+    Raises:
+        ValueError: two heads are compared, and samples of one have no ids, or two the same.
     """
+    for argument, given in (("before", before), ("after", after)):
+        if before is not None and given is not None:
+            given[0].check_samples(argument)
     new = score(*after)
     if before is None:
         return Verdict(True, Reason("first-head"), None, new)

@@ -14,11 +14,12 @@ import pytest
 
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import base_head, open_runtime
+from sdk.audit import agreement, suspects
 from sdk.bundle import BaseSamples, Bundle
 from sdk.codes import encode
 from sdk.errors import FeatureSizeError, HeadError, HeadwayError, LabelError
 from sdk.grouping import derive_groups
-from sdk.head import Head, solve
+from sdk.head import UNCALIBRATED, Head, solve
 from sdk.images import open_images
 from sdk.labels import (
     Chain,
@@ -33,7 +34,8 @@ from sdk.labels import (
 )
 from sdk.moments import Moments
 from sdk.outlook import outlook
-from sdk.score import leave_one_group_out
+from sdk.score import LeftOut, calibrate, calibration_error, leave_one_group_out
+from sdk.verdict import trial
 from tests.tiny import picture, tiny_bundle, write_pictures
 
 GUIDE = Path(__file__).parents[1] / "docs" / "library.md"
@@ -49,6 +51,7 @@ NAME: Any = "good"
 TEXT: Any = SPACE  # where 32 bytes belong
 BYTES: Any = bytes(32)  # where text belongs
 LIST: Any = [[1.0]]
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,14 @@ def subtract(codes: Any, class_ids: Any) -> None:
 
 def left_out(codes: Any = CODES, class_ids: Any = IDS, groups: Any = GROUPS, **more: Any) -> None:
     leave_one_group_out(codes, class_ids, groups, **more)
+
+
+def scores(samples: Any = ()) -> LeftOut:
+    return leave_one_group_out(CODES, IDS, GROUPS, samples=samples)
+
+
+def tried(before: LeftOut, after: LeftOut) -> None:
+    trial((before, UNCALIBRATED), (after, UNCALIBRATED), names=str)
 
 
 def head() -> Head:
@@ -154,6 +165,49 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("outlook", lambda: ahead(groups=GROUPS[:-1]), ValueError, "12 classes and 11 groups for 12 codes"),
     ("outlook: only", lambda: ahead(only=np.ones(3, bool)), ValueError, "for 12 codes"),
     ("outlook: floats", lambda: ahead(FLOATS), FeatureSizeError, "not int8 (n, d)"),
+    (
+        "outlook: a rate",
+        lambda: ahead(false_alarm_rate=NAN),
+        ValueError,
+        "`false_alarm_rate` is a share in [0, 1]",
+    ),
+    (
+        "calibrate: no number",
+        lambda: calibrate(scores(), NAN),
+        ValueError,
+        "`false_alarm_rate` is a share in [0, 1], not nan",
+    ),
+    (
+        "calibrate: below",
+        lambda: calibrate(scores(), -1),
+        ValueError,
+        "`false_alarm_rate` is a share in [0, 1], not -1",
+    ),
+    ("suspects: no ids", lambda: suspects(scores(), UNCALIBRATED), ValueError, "`left_out` has no sample ids"),
+    (
+        "suspects: below",
+        lambda: suspects(scores(SAMPLES), UNCALIBRATED, limit=-1),
+        ValueError,
+        "`limit` is 0 or more",
+    ),
+    ("agreement", lambda: agreement(scores(), ["ines"]), ValueError, "1 `who` for 12 samples: one for each"),
+    ("trial: no ids", lambda: tried(scores(SAMPLES), scores()), ValueError, "`after` has no sample ids"),
+    ("trial: none before", lambda: tried(scores(), scores(SAMPLES)), ValueError, "`before` has no sample ids"),
+    (
+        "trial: an id twice",
+        lambda: tried(scores(SAMPLES[:1] * 12), scores(SAMPLES)),
+        ValueError,
+        "`before` has a sample",
+    ),
+    (
+        "error of none",
+        lambda: calibration_error(np.zeros((0, 2)), np.zeros(0, int)),
+        ValueError,
+        "`truth` is empty",
+    ),
+    ("scale of none", lambda: encode(FLOATS, 0.0), ValueError, "`scale` is above 0, not 0.0"),
+    ("scale", lambda: encode(FLOATS, NAN), ValueError, "`scale` is above 0, not nan"),
+    ("codes of nothing", lambda: Fold(SPACE, 0), ValueError, "`feature_size` is 1 or more"),
     ("features in a list", lambda: encode(LIST, 1.0), TypeError, "features are an array (n, d)"),
     ("space as bytes", lambda: Fold(BYTES, D), ValueError, "a feature space id is 64 hex digits"),
     ("space cut short", lambda: Fold("5a", D), ValueError, "a feature space id is 64 hex digits"),
