@@ -336,6 +336,10 @@ class Samples:
             bytes.fromhex(space),
         )
 
+    def labelled_pictures(self) -> int:
+        """Return how many pictures with a label from here are kept."""
+        return int(self._db.value("SELECT count(*) FROM samples WHERE status = 'labelled' AND size_bytes > 0"))
+
     def is_labelled(self, sample_id: bytes) -> bool:
         """Return whether a sample is kept, and labelled."""
         row = self._db.row("SELECT 1 FROM samples WHERE sample = ? AND status = 'labelled'", sample_id)

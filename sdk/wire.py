@@ -363,6 +363,10 @@ class DeviceState(_Message, frozen=True, kw_only=True, forbid_unknown_fields=Fal
     """What is wrong on it just now, in words; what else it tells above is not said again."""
     run: Text = ""
     """Which start of its agent says so: drawn anew at each. In the last will too."""
+    own_labels: Count | None = None
+    """Labels given on it that count with the release that serves; None where an older device does not say."""
+    labelled_pictures: Count | None = None
+    """Pictures with a label from there that it has: these labels follow into another feature space."""
 
     @property
     def tells(self) -> bool:

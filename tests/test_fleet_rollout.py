@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
-from sdk.fleet.cli_rollout import changes
+from sdk.fleet.cli_rollout import changes, overview
 from sdk.fleet.rollout import Plan, RolloutState
 from sdk.fleet.service import POLL_S, FleetCore
 from sdk.fleet.store import FleetStore
@@ -44,6 +45,7 @@ class Floor:
         self.running: dict[str, str] = {}
         self.tried: dict[str, list[Desired]] = {device: [] for device in devices}
         self.quality = dict.fromkeys(devices, WELL)
+        self.own_labels: dict[str, int] = {}
         self.away: set[str] = set()
         self.refuses: dict[str, str] = {}
         self.faults: list[str] = []
@@ -82,6 +84,7 @@ class Floor:
             online=device not in self.away,
             release_id=self.running.get(device),
             quality=self.quality[device],
+            own_labels=self.own_labels.get(device),
             faults=self.faults,
         )
         self.turn(Message(TOPICS.state(device), encode_json(state)))
@@ -184,6 +187,25 @@ def test_a_release_that_does_worse_halts_and_goes_back_by_itself(floor: Floor, b
     assert len(set(floor.running.values())) == 1
     floor.wait(10 * PLAN.soak_s)
     assert floor.names() == dict.fromkeys(DEVICES, "first")
+
+
+@pytest.mark.parametrize("agreed", [0, 15])
+def test_a_release_under_which_labels_count_no_more_halts_unless_that_was_agreed(
+    floor: Floor, bundles: dict[str, Bundle], agreed: int
+) -> None:
+    """Its few labels left are known well: without a look at how many there were it would seem to do better."""
+    floor.own_labels["a"] = 18
+    floor.tell("a")
+    begin(floor, bundles["second"], structs.replace(PLAN, max_lost_labels=agreed))
+    floor.own_labels["a"] = 3
+    floor.quality["a"] = structs.replace(WELL, recall=1.0, samples=3)
+    floor.obey()
+    floor.turn()
+    assert (floor.stands()[0] is RolloutState.HALTED) == (not agreed)
+    if not agreed:
+        assert "a counts 3 of the 18 own labels that it had" in str(floor.reports[-1]["reason"])
+    report = overview(floor.store, "default")["devices"][0]
+    assert (report["before"]["own_labels"], report["now"]["own_labels"]) == (18, 3)
 
 
 def test_a_release_that_does_not_install_never_reaches_the_second_wave(

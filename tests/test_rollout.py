@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from sdk.errors import FleetError
 from sdk.fleet.rollout import (
     MIN_FRAMES,
     MIN_SAMPLES,
     Decision,
+    Doing,
     Member,
     Plan,
     Rollout,
@@ -23,11 +25,11 @@ from sdk.fleet.rollout import (
     reached,
     worse,
 )
-from sdk.wire import Quality, UpdateState
+from sdk.wire import UpdateState
 
 NEW, OLD = "b" * 64, "a" * 64
 CHANNEL = [f"line-{i}" for i in range(1, 11)]
-WELL = Quality(recall=0.9, samples=40, frames=500, unknown=0.02, latency_ms=20.0)
+WELL = Doing(recall=0.9, samples=40, frames=500, unknown=0.02, latency_ms=20.0)
 PLAN = Plan(waves=["1", "30%", "100%"], soak_s=60, deadline_s=600)
 
 
@@ -126,14 +128,14 @@ def test_each_wave_waits_for_a_person_where_the_plan_says_so() -> None:
     [
         (member("line-1", state=UpdateState.ROLLED_BACK, reason="too slow here"), "rolled it back: too slow here"),
         (
-            member("line-1", now=Quality(recall=0.8, samples=40)),
+            member("line-1", now=Doing(recall=0.8, samples=40)),
             "knows its own labels 10 points less well",
         ),
         (
-            member("line-1", now=Quality(frames=500, unknown=0.3, latency_ms=20)),
+            member("line-1", now=Doing(frames=500, unknown=0.3, latency_ms=20)),
             "calls 30% of its parts unknown, 2% before",
         ),
-        (member("line-1", now=Quality(frames=500, unknown=0.02, latency_ms=50)), "takes 50 ms for a frame"),
+        (member("line-1", now=Doing(frames=500, unknown=0.02, latency_ms=50)), "takes 50 ms for a frame"),
     ],
 )
 def test_it_halts_by_itself_and_says_who_and_why(bad: Member, why: str) -> None:
@@ -143,7 +145,7 @@ def test_it_halts_by_itself_and_says_who_and_why(bad: Member, why: str) -> None:
 
 
 def test_a_device_of_an_earlier_wave_that_gets_worse_halts_it_too() -> None:
-    late_trouble = member("line-1", 1, now=Quality(recall=0.5, samples=40))
+    late_trouble = member("line-1", 1, now=Doing(recall=0.5, samples=40))
     assert ask(at(2), late_trouble, member("line-2", 2)).step is Step.HALT
 
 
@@ -189,13 +191,36 @@ def test_a_wave_that_nobody_took_is_no_success() -> None:
 
 
 def test_few_samples_and_few_frames_say_nothing() -> None:
-    few = Quality(recall=0.1, samples=MIN_SAMPLES - 1, frames=MIN_FRAMES - 1, unknown=1.0, latency_ms=900.0)
+    few = Doing(recall=0.1, samples=MIN_SAMPLES - 1, frames=MIN_FRAMES - 1, unknown=1.0, latency_ms=900.0)
     assert worse(PLAN, WELL, few) is None
     assert worse(PLAN, few, WELL) is None
 
 
+@pytest.mark.parametrize(
+    ("had", "has", "allowed", "fails"),
+    [
+        (18, 3, 0, True),
+        (18, 16, 0, False),  # taken back meanwhile
+        (100, 90, 0, False),
+        (100, 89, 0, True),
+        (18, 3, 15, False),  # it was agreed to
+        (18, 3, 14, True),
+        (None, 3, 0, False),  # of a version before: it does not say
+        (18, None, 0, False),
+        (3, 18, 0, False),
+    ],
+)
+def test_a_device_whose_own_labels_count_no_more_fails(
+    had: int | None, has: int | None, allowed: int, fails: bool
+) -> None:
+    plan = structs.replace(PLAN, max_lost_labels=allowed)
+    said = worse(plan, structs.replace(WELL, own_labels=had), structs.replace(WELL, own_labels=has))
+    assert (said is not None) == fails
+    assert said is None or said.startswith(f"counts {has} of the {had} own labels that it had")
+
+
 def test_what_a_device_does_with_the_old_release_is_not_held_against_the_new() -> None:
-    still_old = member("line-1", state=UpdateState.DOWNLOADING, now=Quality(recall=0.0, samples=40))
+    still_old = member("line-1", state=UpdateState.DOWNLOADING, now=Doing(recall=0.0, samples=40))
     assert ask(at(1), still_old).step is Step.WAIT
 
 

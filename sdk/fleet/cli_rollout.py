@@ -51,6 +51,7 @@ def plan_of(
     max_recall_drop: float,
     max_unknown_rise: float,
     max_latency_ratio: float,
+    max_lost_labels: int = 0,
 ) -> Plan | None:
     """Return the plan that the options of `headway fleet publish` say; None where they ask for no waves.
 
@@ -74,6 +75,7 @@ def plan_of(
                 "max_recall_drop": max_recall_drop / 100,
                 "max_unknown_rise": max_unknown_rise / 100,
                 "max_latency_ratio": max_latency_ratio,
+                "max_lost_labels": max_lost_labels,
             },
             Plan,
         )
@@ -270,7 +272,7 @@ def _table(report: dict[str, Any]) -> Table:
             str(one["wave"]),
             one["presence"],
             one["stands"],
-            _change(before.get("recall"), now.get("recall"), "{:.0%}"),
+            _change(_known(before), _known(now), "{}"),
             _change(before.get("unknown"), now.get("unknown"), "{:.0%}"),
             _change(before.get("latency_ms"), now.get("latency_ms"), "{:.0f}"),
             escape(one["trouble"] or "; ".join(one["faults"])),
@@ -283,6 +285,14 @@ def _table(report: dict[str, Any]) -> Table:
     return table
 
 
-def _change(before: float | None, now: float | None, form: str) -> str:
+def _known(doing: dict[str, Any]) -> str | None:
+    """Return how many of its own labels a device knows, and of how many that count; None where it has none."""
+    if doing.get("recall") is None:
+        return None
+    count = doing.get("own_labels")
+    return f"{doing['recall']:.0%}" + ("" if count is None else f" of {count}")
+
+
+def _change(before: float | str | None, now: float | str | None, form: str) -> str:
     words = ["-" if value is None else form.format(value) for value in (before, now)]
     return words[1] if words[0] in ("-", words[1]) else " -> ".join(words)

@@ -19,13 +19,17 @@ import msgspec
 
 from sdk.errors import FleetError
 from sdk.fleet.registry import settled
-from sdk.wire import Quality, UpdateState
+from sdk.wire import DeviceState, Quality, UpdateState
 
 MIN_SAMPLES: Final = 10
 """Left-out own labels below which a device's recall says nothing yet."""
 MIN_FRAMES: Final = 50
 """Frames below which its share of unknown and its time say nothing yet."""
 MAX_WAVES: Final = 20
+TAKEN_BACK_LABELS: Final = 2
+TAKEN_BACK_SHARE: Final = 0.1
+"""So many of a device's own labels, or this share, may count no more whatever the plan says: during a rollout
+people take labels back as ever."""
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 86400)]
@@ -45,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         max_recall_drop: Points of balanced accuracy, as a share, that a device may lose on its own labels.
         max_unknown_rise: Rise of the share of parts called unknown that a device may show.
         max_latency_ratio: By which a frame's time may grow.
+        max_lost_labels: So many of its own labels may count no more on a device: the pictures are gone.
     """
 
     waves: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_WAVES)]
@@ -56,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_recall_drop: _Share = 0.05
     max_unknown_rise: _Share = 0.1
     max_latency_ratio: Annotated[float, msgspec.Meta(ge=1)] = 2.0
+    max_lost_labels: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def parse_waves(words: str) -> list[str]:
@@ -132,6 +138,19 @@ class Rollout:
         return None if self.well_since_utc is not None else self.wave_began_utc + self.plan.deadline_s
 
 
+class Doing(Quality, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How well a device does, and how many of its own labels count; None where an older device does not say."""
+
+    own_labels: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+    @classmethod
+    def of(cls, state: DeviceState) -> Doing | None:
+        """Return what a device says of it; None where no release serves."""
+        if state.quality is None:
+            return None
+        return cls(**msgspec.structs.asdict(state.quality), own_labels=state.own_labels)
+
+
 @dataclass(frozen=True)
 class Member:
     """A device that a wave has reached.
@@ -154,8 +173,8 @@ class Member:
     reason: str
     online: bool
     running: str | None
-    before: Quality | None
-    now: Quality | None
+    before: Doing | None
+    now: Doing | None
     faults: tuple[str, ...] = ()
 
 
@@ -273,8 +292,13 @@ def failure(plan: Plan, member: Member, release_id: str, *, late: bool = False) 
     return worse(plan, member.before, member.now)
 
 
-def worse(plan: Plan, before: Quality, now: Quality) -> str | None:
+def worse(plan: Plan, before: Doing, now: Doing) -> str | None:
     """Return what a device does worse than before by more than the plan allows; None where nothing."""
+    had, has = before.own_labels, now.own_labels
+    if had is not None and has is not None:
+        allowed = max(plan.max_lost_labels, TAKEN_BACK_LABELS, int(TAKEN_BACK_SHARE * had))
+        if had - has > allowed:
+            return f"counts {has} of the {had} own labels that it had: of the others it has no pictures, or codes"
     if before.recall is not None and now.recall is not None and min(before.samples, now.samples) >= MIN_SAMPLES:
         lost = before.recall - now.recall
         if lost > plan.max_recall_drop:

@@ -15,10 +15,10 @@ from sqlalchemy import select, update
 
 from sdk.errors import FleetError
 from sdk.fleet.channel_ledger import ChannelLedger, Device, Publication, device_of, is_there
-from sdk.fleet.rollout import Decision, Member, Plan, Rollout, RolloutState, Step, decide
+from sdk.fleet.rollout import Decision, Doing, Member, Plan, Rollout, RolloutState, Step, decide
 from sdk.fleet.tables import AssignmentRow, DeviceRow, PublicationRow, ReleaseRow, RolloutRow
 from sdk.release import Release
-from sdk.wire import Desired, Quality, UpdateState
+from sdk.wire import Desired, UpdateState
 
 KEPT_RELEASES: Final = 3
 """The one that serves and two to go back to: their feature spaces keep their codes."""
@@ -221,8 +221,8 @@ class RolloutLedger(ChannelLedger):
                 version=after.version + 1,
             )
             for device in decision.devices:
-                quality = devices[device].state.quality
-                before = None if quality is None else msgspec.json.encode(quality)
+                doing = Doing.of(devices[device].state)
+                before = None if doing is None else msgspec.json.encode(doing)
                 self._session.add(
                     AssignmentRow(publication_id=publication.id, device=device, wave=after.wave, before=before)
                 )
@@ -323,7 +323,7 @@ def _member(row: AssignmentRow, device: Device) -> Member:
         reason=row.reason,
         online=device.state.online,
         running=device.state.release_id,
-        before=None if row.before is None else msgspec.json.decode(row.before, type=Quality),
-        now=device.state.quality,
+        before=None if row.before is None else msgspec.json.decode(row.before, type=Doing),
+        now=Doing.of(device.state),
         faults=tuple(device.state.faults),
     )
