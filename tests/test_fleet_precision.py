@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,36 @@ def test_a_channel_is_moved_with_every_label(
 
         wait_for(agreed, what="the fleet and the device to know the same at int8")
         assert agent.state().live_set_digest != before, "codes of another feature space"
+
+
+@pytest.mark.broker
+def test_a_move_that_would_lose_labels_says_so_first(
+    images: Path, bundle: Bundle, mosquitto: Mosquitto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device was replaced: its labels came back from the fleet, and its pictures from nowhere."""
+    fleet, own = tmp_path / "fleet", COUNT // 2
+    mqtt = MqttTable(host="127.0.0.1", port=mosquitto.port)
+    site = site_of(images, None, loop=True, rate_fps=200.0, mqtt=mqtt)
+    with fleet_of(fleet, mosquitto) as store:
+
+        def said(pictures: int) -> bool:
+            with store.read() as ledger:
+                states = [device.state for device in ledger.devices("default")]
+            times = [len(state.precisions) for state in states]
+            return times == [2] and (states[0].own_labels, states[0].labelled_pictures) == (own, pictures)
+
+        with Agent(site) as agent, running(agent):
+            store.publish(bundle, channel="default")
+            wait_for(lambda: agent.state().frames > COUNT, what="frames")
+            for i in range(1, COUNT, 2):
+                agent.station.label(sample_id((images / f"{i}.png").read_bytes()), class_id("pit"), "ann")
+            wait_for(lambda: said(own), what="the device to say what it has")
+        shutil.rmtree(site.data_dir)
+        with Agent(site) as agent, running(agent):
+            wait_for(lambda: said(0), what="its replacement to say what it has")
+            move = ["fleet", "precision", "move", "int8", "--dir", fleet, "--max-latency-ratio", "50"]
+            refused = headway(capsys, *move)
+            assert refused.code == 2
+            assert f"{own} labels of line-1: it does not have their pictures" in refused.err
+            done = headway(capsys, *move, "--max-lost-labels", str(own), "--json")
+            assert json.loads(done.out)["lost_labels"] == {"line-1": own}

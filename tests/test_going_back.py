@@ -245,6 +245,12 @@ def test_there_and_back_again_every_label_counts(
             return settled(precision) or ""
 
         first = serve("fp32")
+
+        def pictures() -> int | None:
+            with store.read() as ledger:
+                return ledger.devices("default")[0].state.labelled_pictures
+
+        wait_for(lambda: pictures() == own, what="the device to say how many pictures it has")
         serve("int8")
         assert erased_as_before(store, bundle.space("fp32")) == own
         assert serve("fp32") == first

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +20,7 @@ from sdk.fleet.cli_classes import classes
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
 from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, service_settings, tls, tls_folder
-from sdk.fleet.cli_keep import keep_classes, say_merges
+from sdk.fleet.cli_keep import keep_classes, lost_option, say_losses, say_merges
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_precision import precision as precision_commands
 from sdk.fleet.cli_progress import check_outcome, presence, wait_for_devices
@@ -275,6 +276,7 @@ def serve(
     show_default=True,
     help="A device fails that takes longer by this.",
 )
+@lost_option
 @keys_option
 @passphrase_option
 @click.option(
@@ -302,6 +304,7 @@ def publish(
     as_json: bool,
     waves: str | None,
     approve: bool,
+    max_lost_labels: int,
     **limits: Any,
 ) -> None:
     """Publish BUNDLE to a channel's devices.
@@ -315,6 +318,9 @@ def publish(
     The licence of the bundle's weights must be one that asks for attribution at most, or one that `licences.txt`
     in the fleet's directory names: SPDX ids, one a line.
 
+    Where it has another feature space, each device says the codes of its labelled pictures anew. Labels whose
+    pictures no device has any more would count no more: it is refused, unless --max-lost-labels allows so many.
+
     Its classes must be those that the channel's labels are of, by their ids: what is exported anew for a fleet
     that runs is exported with --classes-from the bundle that it replaces. Else it is refused, or with
     --new-classes published beside them; `headway fleet classes merge` makes each pair one.
@@ -327,11 +333,12 @@ def publish(
     """
     from sdk import licences
     from sdk.bundle import Bundle
+    from sdk.fleet.losing import check_losses, losses
     from sdk.fleet.precision import serving
     from sdk.fleet.store import FleetStore
 
     _check_channel_name(channel)
-    plan = plan_of(waves, approve=approve, **limits)
+    plan = plan_of(waves, approve=approve, max_lost_labels=max_lost_labels, **limits)
     if plan is not None and wait_s is not None:
         raise FleetError("waves take their time", hint="Watch them: headway fleet rollout show --dir DIR --watch.")
     check_keys(directory, keys_dir)
@@ -343,6 +350,8 @@ def publish(
         if precision is not None:
             opened = serving(opened, precision, Path(scratch) / "bundle")
         signed = has_trust(directory)
+        lost = losses(store, channel, opened, precision)
+        check_losses(lost, max_lost_labels)
         merges = keep_classes(store, channel, opened, new_classes=new_classes)
         if unsigned:
             to_sign = publish_unsigned(store, opened, channel=channel, plan=plan)
@@ -350,6 +359,7 @@ def publish(
             click.echo(f"carry it to the targets key, and there: headway fleet sign {to_sign.name} --keys KEYS")
             click.echo(f"carry it back, and here: headway fleet sign {to_sign} --dir {directory}")
             say_merges(merges)
+            say_losses(lost)
             return
         publication = publish_bundle(
             store,
@@ -368,6 +378,7 @@ def publish(
                 f"weights: {opened.manifest.lineage.weights_source}; licence: {ruling.spdx or ruling.stated}"
             )
             say_merges(merges)
+            say_losses(lost)
             if plan is not None:
                 click.echo(
                     f"in waves of {', '.join(plan.waves)}; see: headway fleet rollout show --dir {directory}"
@@ -476,12 +487,17 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
         "devices": [
             {
                 **_device_row(device, live.get(device.channel), current[device.channel], release_names),
+                "codeless_labels": _codeless(learned.get(device.channel), device.device),
                 "presence": presence(device, heard=away is None),
                 "quarantine": [hold for hold in holds if hold["device"] == device.device],
             }
             for device in known
         ],
     }
+
+
+def _codeless(learned: Learned | None, device: str) -> int:
+    return 0 if learned is None else sum(one == device for one in learned.codeless.values())
 
 
 def _channel_row(
@@ -497,6 +513,7 @@ def _channel_row(
         "live_samples": 0 if live_set is None else len(live_set),
         "unapplied_labels": 0 if live_set is None else live_set.unapplied,
         "refused_records": 0 if learned is None else learned.refused,
+        "codeless_labels": {} if learned is None else dict(Counter(learned.codeless.values())),
         "log_length": log_length,
     }
 
@@ -531,6 +548,8 @@ def _device_row(
         "trust": state.trust,
         "in_sync": state.live_set_digest == live_set.digest if live_set and comparable else None,
         "outbox": state.outbox,
+        "own_labels": state.own_labels,
+        "labelled_pictures": state.labelled_pictures,
         "acknowledged": device.acknowledged,
         "log_position": state.log_position,
         "last_seen_utc": device.last_seen_utc,

@@ -14,6 +14,8 @@ from sdk.fleet.cli_trust import dir_option
 
 PLAIN_COLUMNS: Final = 240
 """Of a table that goes into a file or another program: wide enough that no cell is folded or cut."""
+NAMED: Final = 5
+"""Devices that are named of those whose labels count nowhere."""
 
 
 def troubles_of(device: dict[str, Any]) -> list[str]:
@@ -103,6 +105,14 @@ def without_effect(channel: dict[str, Any]) -> list[str]:
         found.append(
             "labels that change nothing, their samples being in the release's sums only: "
             f"{channel['unapplied_labels']}"
+        )
+    if channel["codeless_labels"]:
+        by = sorted(channel["codeless_labels"].items(), key=lambda item: (-item[1], item[0]))
+        named = ", ".join(f"{count} of {device}" for device, count in by[:NAMED])
+        named += f" and {sum(count for _, count in by[NAMED:])} of others" if by[NAMED:] else ""
+        found.append(
+            f"labels that count nowhere, without a code in this release's feature space: {named}. Devices say the "
+            "codes when they run the release and have the pictures; what was erased by a policy stays so"
         )
     if channel["refused_records"]:
         found.append(f"records that contradict themselves and count nowhere: {channel['refused_records']}")

@@ -1,4 +1,4 @@
-"""What `headway fleet publish` looks at before: do the labels that operators gave keep their classes?"""
+"""What `publish` and `precision move` look at before: do the labels that operators gave keep classes and codes?"""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from sdk.fleet.cli_quarantine import who
 from sdk.labels import DefineClass
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sdk.bundle import Bundle
+    from sdk.fleet.losing import Loss
     from sdk.fleet.store import FleetStore
 
+lost_option = click.option(
+    "--max-lost-labels", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+    help="So many labels may count no more, since no device has their pictures.",
+)  # fmt: skip
 NAMED: Final = 4
 """Classes that are named of those that would be replaced."""
 
@@ -72,3 +79,9 @@ def say_merges(merges: list[str]) -> None:
     if merges:
         click.echo("it has other ids for classes of the same names; once it is published, to make each pair one:")
         click.echo("\n".join(f"  {merge}" for merge in merges))
+
+
+def say_losses(found: Iterable[Loss]) -> None:
+    """Print which labels count no more, where there are any."""
+    for loss in found:
+        click.echo(f"will not count: {loss.words}")

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError
+from sdk.fleet.cli_keep import lost_option, say_losses
 from sdk.fleet.cli_progress import ONLINE_WORD
 from sdk.fleet.cli_rollout import plan_of
 from sdk.fleet.cli_trust import keys_option, passphrase_option, publish_bundle
@@ -109,6 +110,7 @@ def _ms(value: float | None) -> str:
     "--unmeasured", type=click.IntRange(0), default=0, show_default=True, metavar="N",
     help="So many devices may have no figure for it.",
 )  # fmt: skip
+@lost_option
 @keys_option
 @passphrase_option
 @_json
@@ -120,6 +122,7 @@ def move(
     approve: bool,
     max_latency_ratio: float,
     unmeasured: int,
+    max_lost_labels: int,
     keys_dir: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
@@ -132,18 +135,24 @@ def move(
       headway fleet precision move int8 --dir fleet --waves 1,10%,100%
       headway fleet rollout show --dir fleet --watch
 
-    Refused where a device's own figures say that it cannot run it, or takes too long, or nobody has measured it.
+    Refused where a device's own figures say that it cannot run it, or takes too long, or nobody has measured it;
+    and where labels would count no more, since nobody has their pictures.
     On the way each device carries its labels into the other precision's feature space and compares itself with
     before; the rollout halts and goes back by itself as any other.
     """
     from sdk.fleet.cli import open_fleet
+    from sdk.fleet.losing import check_losses, losses
     from sdk.fleet.precision import check_move, with_precision_first
 
-    plan = plan_of(waves, approve=approve, max_latency_ratio=max_latency_ratio, **limits)
+    plan = plan_of(
+        waves, approve=approve, max_latency_ratio=max_latency_ratio, max_lost_labels=max_lost_labels, **limits
+    )
     with open_fleet(directory) as store, tempfile.TemporaryDirectory(prefix="headway-precision-") as scratch:
         publication, rows = _table_of(store, channel)
         bundle = with_precision_first(store, publication, target, Path(scratch) / "bundle")
         check_move(target, rows, max_latency_ratio=max_latency_ratio, unmeasured=unmeasured)
+        lost = losses(store, channel, bundle, None)
+        check_losses(lost, max_lost_labels)
         published = publish_bundle(
             store,
             bundle,
@@ -155,12 +164,19 @@ def move(
         served = store.served()
     ref = published.ref
     if as_json:
-        told = {"release_id": ref.release_id, "name": ref.name, "channel": channel, "precision": target}
+        told: dict[str, Any] = {
+            "release_id": ref.release_id,
+            "name": ref.name,
+            "channel": channel,
+            "precision": target,
+        }
+        told["lost_labels"] = {loss.device: loss.labels for loss in lost}
         click.echo(msgspec.json.encode(told))
         return
     click.echo(
         f"{ref.name} with {target} is release {ref.release_id[:12]} on channel {channel}, in waves of {waves}"
     )
+    say_losses(lost)
     click.echo(f"see: headway fleet rollout show --dir {directory}")
     if not served:
         click.echo("no fleet service runs on this directory; it begins when one starts")

@@ -25,7 +25,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sdk.errors import FleetError
+from sdk.errors import FleetError, HeadwayError
 from sdk.fleet.cli_progress import presence
 from sdk.fleet.expiry import expiries
 from sdk.fleet.rollout import RolloutState
@@ -208,6 +208,11 @@ class _FleetCollector(Collector):
         back = GaugeMetricFamily(
             "headway_fleet_heads_taken_back", "Devices whose trial took the newest head back.", labels=["channel"]
         )
+        codeless = GaugeMetricFamily(
+            "headway_fleet_labels_without_code",
+            "Labels that count nowhere: no code in the release's feature space.",
+            labels=["channel"],
+        )
         log = GaugeMetricFamily("headway_fleet_log_length", "Records of the union.", labels=["channel"])
         rollout = GaugeMetricFamily(
             "headway_fleet_rollout", "1 for the state it is in.", labels=["channel", "state"]
@@ -231,8 +236,11 @@ class _FleetCollector(Collector):
             faults.add_metric([channel], faulty)
             back.add_metric([channel], sum(device.state.taken_back for device in own))
             log.add_metric([channel], lengths[channel])
+            with contextlib.suppress(HeadwayError):  # its release's chunks may be away
+                if (learned := self._store.learned(channel)) is not None:
+                    codeless.add_metric([channel], len(learned.codeless))
             if under_way is not None:
                 for state in RolloutState:
                     rollout.add_metric([channel, state.value], under_way[1].state is state)
                 wave.add_metric([channel], under_way[1].wave)
-        yield from (states, heads, running, outbox, refused, faults, back, log, rollout, wave)
+        yield from (states, heads, running, outbox, refused, faults, back, codeless, log, rollout, wave)
