@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from device_agent.learned import ClassInfo
+from device_agent.learned import ClassInfo, unheard
 from device_agent.moments import labelled_by
 from device_agent.provisional import Changes, joined
 from device_agent.store import Store
@@ -148,6 +148,14 @@ class Folded:
         names |= {class_id: self.name(names, class_id) for class_id in labels}
         infos = [ClassInfo(class_id, name, own[class_id], labels[class_id]) for class_id, name in names.items()]
         return sorted(infos, key=lambda each: (each.name.casefold(), each.class_id))
+
+    def unheard(self) -> str:
+        """Return which classes were merged on this device and are not one, in a sentence; empty for none."""
+        merges = self.fold.unheard_merges()
+        if not merges:
+            return ""
+        names = self.fold.class_names()
+        return unheard(merges, lambda class_id: self.name(names, class_id), self.device)
 
     def names_of(self, head: Head) -> tuple[str, ...]:
         """Return a head's class names, in column order."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from device_agent.heads_and_updates import Outcome
 from sdk.adaptation import Harm
-from sdk.labels import Record
+from sdk.labels import Merge, Record
 from sdk.moments import Adaptation
 from sdk.reason import Reason
 from sdk.score import Score
-from sdk.sources import Hold
+from sdk.sources import MERGES, Hold
 from sdk.wire import HeadState
 
 
@@ -97,6 +97,7 @@ class LearnerStatus:
         withdrawn: So many labels that are not said any more still decide: withdrawn or corrected elsewhere, or
             held back by the fleet, and this station's trial has refused the head without them.
         quarantine: What the fleet holds back of the labels given on this device, and why; empty for none.
+        unheard: Which classes were merged on this device and are not one, since the fleet merges; empty for none.
     """
 
     state: HeadState
@@ -120,6 +121,7 @@ class LearnerStatus:
     prices: tuple[Reason, ...]
     withdrawn: int
     quarantine: str
+    unheard: str
 
     @property
     def taken_back(self) -> bool:
@@ -129,8 +131,20 @@ class LearnerStatus:
 
 def quarantine(holds: Sequence[Hold], device: str) -> str:
     """Return what is held back of this device's labels, in a sentence; empty for nothing."""
-    own = [hold for hold in holds if hold.device == device]
+    own = [hold for hold in holds if hold.device == device and hold.operator != MERGES]
     whose = ", ".join(f"those by {hold.operator}" for hold in own if hold.operator)
     if any(not hold.operator for hold in own):
         whose = "all"
     return f"labels given here do not count ({whose}): {own[0].reason}" if own else ""
+
+
+def unheard(merges: Sequence[Merge], names: Callable[[bytes], str], device: str) -> str:
+    """Return which classes were made one on this device and are not, in a sentence; empty for none."""
+    own = [merge for merge in merges if merge.device == device]
+    if not own:
+        return ""
+    more = f" (and {len(own) - 1} more)" if len(own) > 1 else ""
+    return (
+        f"{names(own[0].one)!r} and {names(own[0].other)!r} were merged here and are two classes{more}: in a "
+        "fleet its people merge (headway fleet classes)"
+    )

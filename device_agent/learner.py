@@ -294,6 +294,7 @@ class Learner:
                 else (),
                 withdrawn=self._still_deciding(),
                 quarantine=quarantine(self._base.fold.holds(), self._store.device),
+                unheard=self._folded.unheard(),
             )
 
     def _still_deciding(self) -> int:

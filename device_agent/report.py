@@ -481,6 +481,8 @@ def station_faults(
         yield (
             f"labels that change nothing here, their samples being in the release's sums only: {status.unapplied}"
         )
+    if status is not None and status.unheard:
+        yield status.unheard
     if status is not None and status.prices:
         yield sentences(status.prices)
     if status is not None and status.withdrawn:

@@ -40,7 +40,7 @@ from sdk.errors import FeatureSizeError, LabelError
 from sdk.liveset import ROW_BYTES, LiveRow, LiveSet, digest_of_rows, live_row_bytes
 from sdk.merges import Merges
 from sdk.shelf import Kept, MemoryShelf, Shelf
-from sdk.sources import ANYBODY, Hold, Holds, Order, Said, Sayings
+from sdk.sources import ANYBODY, MERGES, Hold, Holds, Order, Said, Sayings
 
 RELEASE_DEVICE = "release"
 """Device id of the samples that come with a release; their counter is 0."""
@@ -138,7 +138,7 @@ class Quarantine(msgspec.Struct, frozen=True, tag="quarantine", array_like=True,
 
     Attributes:
         device: Whose events.
-        source: The operator on it; empty for the whole device.
+        source: The operator on it; empty for the whole device, `sdk.sources.MERGES` for its merges.
         through: Events with a counter up to this: 0 releases it, `MAX_COUNTER` holds whatever will come.
         reason: Why, in words.
         operator: Who decided it.
@@ -305,6 +305,19 @@ class _Named(Said):
 
 @dataclass(frozen=True, slots=True)
 class _Paired(Said):
+    one: bytes
+    other: bytes
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        return (self.device, ANYBODY), (self.device, self.operator), (self.device, MERGES)
+
+
+class Merge(NamedTuple):
+    """Who said of which two classes that they are one."""
+
+    device: str
+    operator: str
     one: bytes
     other: bytes
 
@@ -566,9 +579,25 @@ class Fold:
         found = filter(None, map(self._apart.get, self._apart))
         return {(pair.one, pair.other) for pair in found}
 
+    def unheard_merges(self) -> list[Merge]:
+        """Return what devices said is one class, and no people of their fleet have said yet or denied."""
+        held = {hold.device for hold in self.holds() if hold.operator == MERGES}
+        settled = {frozenset(map(self.canonical, pair)) for pair in self.apart()} if held else set()
+        return [
+            Merge(each.device, each.operator, each.one, each.other)
+            for each in sorted(self._merges, key=attrgetter("order"))
+            if each.device in held
+            and len(pair := frozenset(map(self.canonical, (each.one, each.other)))) == 2
+            and pair not in settled
+        ]
+
     def canonical(self, class_id: bytes) -> bytes:
         """Return the id that stands for this class after merges: the smallest of those merged. Takes no lock."""
         return self._joined.canonical(class_id)
+
+    def merged(self) -> dict[bytes, bytes]:
+        """Return each class that another stands for after merges, and that one."""
+        return self._joined.merged()
 
     def live(self, sample: bytes) -> LiveRow | None:
         """Return the sample's row of the live set, its class before merges; None if it has no row or no code."""
@@ -658,7 +687,7 @@ class Fold:
             digest=self.digest(),
             summed=len(self._summed),
             unapplied=len(self.unapplied()),
-            merged=self._joined.merged(),
+            merged=self.merged(),
         )
 
     def digest(self) -> str:
@@ -678,6 +707,22 @@ class Fold:
         A class that others label with, and that only quarantined sources named, keeps the last name that any of
         these gave it.
         """
+        return {class_id: named.name for class_id, named in self._named().items()}
+
+    def named_by(self) -> dict[bytes, str]:
+        """Return of every class that stands for itself the device that gave it its name; `RELEASE_DEVICE` too."""
+        return {class_id: named.device for class_id, named in self._named().items()}
+
+    def names_by(self, device: str) -> dict[bytes, str]:
+        """Return the last name that a device, or `RELEASE_DEVICE`, gave each class, before merges."""
+        found: dict[bytes, str] = {}
+        for class_id in self._names.everybodys():
+            own = [named for named in self._names.all_of(class_id) if named.device == device]
+            if own:
+                found[class_id] = max(own, key=attrgetter("order")).name
+        return found
+
+    def _named(self) -> dict[bytes, _Named]:
         latest: dict[bytes, _Named] = {}
         for class_id in self._names:
             self._keep_later(latest, class_id, self._names.get(class_id))
@@ -687,7 +732,7 @@ class Fold:
                 if self.canonical(class_id) in used:
                     for named in self._names.all_of(class_id):
                         self._keep_later(latest, class_id, named)
-        return {class_id: named.name for class_id, named in latest.items()}
+        return latest
 
     def own_names(self) -> dict[bytes, str]:
         """Return the last name that each class itself was given, whatever it was made one with."""

@@ -15,6 +15,9 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 ANYBODY: Final = ""
 """Instead of an operator: the whole device."""
+MERGES: Final = "*merges"
+"""Instead of an operator: which classes are one, or are not, whoever says so on the device. In a fleet that is for
+its people to say (docs/labels.md, section 5)."""
 
 
 class Order(NamedTuple):
@@ -41,6 +44,11 @@ class Said:
     def source(self) -> tuple[str, str]:
         """The device, and the operator on it."""
         return self.device, self.operator
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Device and operator of each source that it is held back with."""
+        return (self.device, ANYBODY), self.source
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,7 @@ class Holds:
         """Return whether this word counts."""
         if not self._last:
             return True
-        return all(
-            key not in self._last or said.counter > self._last[key][1].through
-            for key in ((said.device, ANYBODY), (said.device, said.operator))
-        )
+        return all(key not in self._last or said.counter > self._last[key][1].through for key in said.sources)
 
     def standing(self) -> list[Hold]:
         """Return the quarantines that hold something back, by device and operator."""

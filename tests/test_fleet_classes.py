@@ -22,10 +22,12 @@ from sdk.bundle import Bundle
 from sdk.errors import FleetError
 from sdk.fleet.alike import ALIKE, MAX_PROPOSALS, names_alike, propose
 from sdk.fleet.cli import fleet as fleet_command
+from sdk.fleet.cli import fleet_overview
+from sdk.fleet.cli_devices import troubles_of
 from sdk.fleet.page.app import make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.store import FleetStore
-from sdk.labels import CodeRecord, DefineClass, Fold, KeepApart, Label, MergeClasses
+from sdk.labels import CodeRecord, DefineClass, Fold, KeepApart, Label, MergeClasses, RenameClass
 from sdk.liveset import LiveSet
 from sdk.wire import DeviceState
 from tests.builders import class_id_of, code_of, make_bundle, picture
@@ -240,21 +242,119 @@ def test_told_apart_they_are_not_proposed_again_and_the_page_says_who_said_so(
     assert page.get("/api/classes/default").json()["decided"][0]["kind"] == "apart"
 
 
-def test_a_device_may_say_both_too(fleet: FleetStore, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def joined(fleet: FleetStore, line: SimDevice) -> None:
+    """Let a device register and send its log."""
+    with fleet.write() as ledger:
+        ledger.note_state(DeviceState(device=line.device, channel="default", online=True), seen_utc=1.0)
+        ledger.take(line.device, line.log, {})
+
+
+def test_what_a_device_says_of_two_classes_is_taken_shown_and_does_not_count(
+    fleet: FleetStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one device would make defects pass on every line. For all lines the fleet's people say it."""
+    before = fleet.live_set("default")
     line = SimDevice("line-4")
     line.write(KeepApart(class_id_of("line-1"), class_id_of("line-2"), "ann"))
-    with fleet.write() as ledger:
-        ledger.note_state(DeviceState(device="line-4", channel="default", online=True), seen_utc=1.0)
-        ledger.take("line-4", line.log, {})
-    assert json.loads(classes(capsys, fleet).out)["proposed"] == []
+    line.write(MergeClasses(class_id_of("good"), class_id_of("scratch"), "ann"))
+    line.write(MergeClasses(class_id_of("scratch"), class_id_of("good"), "bob"))
+    joined(fleet, line)
+    found = json.loads(classes(capsys, fleet).out)
+    assert (len(found["proposed"]), len(found["classes"])) == (1, 5)
+    assert [(one["device"], one["operator"]) for one in found["unheard"]] == [("line-4", "ann")]
+    after = fleet.live_set("default")
+    assert before is not None
+    assert after is not None
+    assert after.digest == before.digest
+    said = found["unheard"][0]["words"]
+    assert "made one on line-4, which does not count here" in said
+    assert said in classes(capsys, fleet, as_json=False).out
+    page = TestClient(make_app(FleetView(fleet)), base_url="http://127.0.0.1")
+    assert "made one on line-4, which does not count here" in page.get("/part/learned/default").text
+    assert "Nobody is." in page.get("/suspects/default").text  # quarantined
+    (row,) = [each for each in fleet_overview(fleet)["devices"] if each["device"] == "line-4"]
+    merged = "it merged 2 pairs of classes, which does not count: see headway fleet classes"
+    assert (troubles_of(row), row["quarantine"]) == ([merged, "no release serves on it"], [])
+    with fleet.read() as ledger:
+        kinds = [type(record.entry.body).__name__ for record in ledger.records("default", 1)]
+    assert kinds[-4:] == ["Quarantine", "KeepApart", "MergeClasses", "MergeClasses"]  # no line ever goes by them
     line.write(MergeClasses(class_id_of("line-1"), class_id_of("line-2"), "ann"))
-    with fleet.write() as ledger:
-        ledger.take("line-4", line.log[1:], {})
-    assert len(json.loads(classes(capsys, fleet).out)["classes"]) == 4
+    joined(fleet, line)
+    with fleet.read() as ledger:
+        assert len(ledger.decisions("default")) == 1
+    said = [one["words"] for one in json.loads(classes(capsys, fleet).out)["unheard"]][1]
+    classes(capsys, fleet, *said.partition("--dir DIR ")[2].split(), "--yes")
+    found = json.loads(classes(capsys, fleet).out)
+    assert (len(found["unheard"]), len(found["classes"])) == (1, 4)
     # Labels of the class whose id does not stand for both go by the name of both.
-    said = {row["class"] for row in FleetView(fleet).learned("default")["labels"]}
-    assert len(said) == 2
-    assert not any(name.startswith("class ") for name in said)
+    names = {row["class"] for row in FleetView(fleet).learned("default")["labels"]}
+    assert len(names) == 2
+    assert not any(name.startswith("class ") for name in names)
+    classes(capsys, fleet, "apart", "good", "scratch")
+    assert json.loads(classes(capsys, fleet).out)["unheard"] == []
+
+
+def test_a_station_that_merged_alone_joins_with_its_labels_and_says_what_does_not_count(
+    fleet: FleetStore, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store.open(tmp_path / "data", "line-9", limits=StoreLimits()) as store:
+        learner = Learner(bundle, None, store)
+        mistyped = learner.define_class("scartch", "ann")
+        one = SimDevice("line-9")
+        for record in teach(bundle, "line-9", "pit", "scratch", 300).log[1:]:
+            body = record.entry.body
+            body = Label(body.sample, mistyped, "ann") if isinstance(body, Label) else body
+            one.write(body, record.code)
+        codes = {
+            record.entry.body.sample: np.frombuffer(record.code or b"", np.int8)
+            for record in one.log
+            if isinstance(record.entry.body, CodeRecord)
+        }
+        store.log.append([record.entry.body for record in one.log], codes)
+        learner.merge_classes(mistyped, class_id_of("scratch"), "ann", name="scratch")
+        learner.define_class("dent", "ann")
+        learner.run_until_idle()
+        assert sorted(each.name for each in learner.classes()) == ["dent", "good", "scratch"]
+        assert learner.status().unheard == ""
+        with fleet.write() as ledger:
+            ledger.note_state(DeviceState(device="line-9", channel="default", online=True), seen_utc=1.0)
+            taken = ledger.take("line-9", store.log.outbox(100), {})
+        assert (taken.verdict.refused, taken.verdict.standing.chain.seq) == (None, store.log.length())
+
+        def hears() -> None:
+            with fleet.read() as ledger:
+                union = ledger.records("default", 1)
+            store.log.receive(union, len(union), "default")
+            learner.received(union)
+            learner.run_until_idle()
+
+        hears()
+        live = fleet.live_set("default")
+        assert live is not None
+        assert learner.status().live_set_digest == live.digest
+        known = {each.name: each.own_labels for each in learner.classes()}
+        assert (known["scartch"], known["scratch"], "dent" in known) == (5, 0, True)
+        assert learner.status().quarantine == ""
+        assert "'scartch' and 'scratch' were merged here and are two classes" in learner.status().unheard
+        classes(capsys, fleet, "merge", "scartch", "scratch", "--yes")
+        hears()
+        assert {each.name: each.own_labels for each in learner.classes()}["scratch"] == 5
+        assert learner.status().unheard == ""
+        learner.stop()
+
+
+def test_a_name_that_a_device_gave_a_class_of_the_release_is_shown(
+    fleet: FleetStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = SimDevice("line-4")
+    line.write(RenameClass(class_id_of("scratch"), "Good.", "ann"))
+    joined(fleet, line)
+    (found,) = json.loads(classes(capsys, fleet).out)["renamed"]
+    assert (found["released"], found["name"], found["device"]) == ("scratch", "Good.", "line-4")
+    assert "'scratch' in the release, called 'Good.' by line-4" in classes(capsys, fleet, as_json=False).out
+    line.write(RenameClass(class_id_of("scratch"), "Scratch", "ann"))
+    joined(fleet, line)
+    assert json.loads(classes(capsys, fleet).out)["renamed"] == []
 
 
 def test_a_class_of_the_release_is_proposed_with_a_new_one_but_not_with_another_of_the_release(

@@ -28,7 +28,7 @@ from sdk.labels import (
     fleet_log_of,
 )
 from sdk.moments import Moments
-from sdk.sources import ANYBODY, Hold
+from sdk.sources import ANYBODY, MERGES, Hold
 
 SPACE = "11" * 32
 D = 3
@@ -92,7 +92,8 @@ def unions(draw: st.DrawFn) -> tuple[list[Record], list[Record]]:
         elif kind == 6:
             writer.write(RenameClass(one, f"n{Writer.clock}", operator))
         else:
-            hold(fleet, draw(st.sampled_from(["bad", "b"])), draw(st.sampled_from([0, 3, Writer.clock])))
+            whose, through = draw(st.sampled_from(["bad", "b"])), draw(st.sampled_from([0, 3, Writer.clock]))
+            hold(fleet, whose, through, draw(st.sampled_from([ANYBODY, MERGES])))
     return [record for writer in writers for record in writer.log], fleet.log
 
 
@@ -169,7 +170,8 @@ def test_released_is_as_if_nothing_had_happened(union: tuple[list[Record], list[
     fleet.chain = Chain(FLEET, len(decisions), b"\1" * 32)
     for device in ("bad", "b"):
         hold(fleet, device)
-        hold(fleet, device, through=0)
+        for source in (ANYBODY, MERGES):
+            hold(fleet, device, 0, source)
     everything = [*records, *decisions, *fleet.log]
     random.shuffle(everything)
     plain, released = folded(records), folded(everything)
@@ -235,6 +237,24 @@ def test_its_merge_comes_apart() -> None:
     assert len(set(folded([*good.log, *bad.log]).live_set().class_ids)) == 1
     hold(fleet, "bad")
     assert len(set(folded([*good.log, *bad.log, *fleet.log]).live_set().class_ids)) == 2
+
+
+def test_its_merges_alone_may_be_held_back() -> None:
+    """Whoever says them on it; its labels and names count, and so does the same merge by the fleet's people."""
+    bad, fleet = Writer("bad"), Writer(FLEET)
+    bad.label(SAMPLES[0], CLASSES[1])
+    bad.label(SAMPLES[1], CLASSES[2], "bob")
+    hold(fleet, "bad", operator=MERGES)
+    bad.write(MergeClasses(CLASSES[2], CLASSES[1], "bob"))
+    bad.write(KeepApart(CLASSES[2], CLASSES[3], "ann"))
+    bad.write(RenameClass(CLASSES[1], "pit", "bob"))
+    fold = folded([*bad.log, *fleet.log])
+    assert sorted(fold.live_set().class_ids) == CLASSES[1:3]
+    assert (fold.apart(), fold.class_names()[CLASSES[1]]) == (set(), "pit")
+    assert fold.unheard_merges() == [("bad", "bob", CLASSES[2], CLASSES[1])]
+    fleet.write(MergeClasses(CLASSES[1], CLASSES[2], "ann"))
+    fold = folded([*fleet.log, *bad.log])
+    assert (set(fold.live_set().class_ids), fold.unheard_merges()) == ({CLASSES[1]}, [])
 
 
 def test_a_class_that_others_use_keeps_the_name_that_it_was_given_there() -> None:

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError
-from sdk.fleet.cli_classes import classes
+from sdk.fleet.cli_classes import classes, merged_words
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
 from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, service_settings, tls, tls_folder
@@ -350,8 +350,7 @@ def publish(
         if precision is not None:
             opened = serving(opened, precision, Path(scratch) / "bundle")
         signed = has_trust(directory)
-        lost = losses(store, channel, opened, precision)
-        check_losses(lost, max_lost_labels)
+        check_losses(lost := losses(store, channel, opened, precision), max_lost_labels)
         merges = keep_classes(store, channel, opened, new_classes=new_classes)
         if unsigned:
             to_sign = publish_unsigned(store, opened, channel=channel, plan=plan)
@@ -389,8 +388,7 @@ def publish(
                 click.echo(
                     f"no fleet service runs on this directory; start one: headway fleet serve --dir {directory}"
                 )
-            elsewhere = _others_only(store, channel)
-            if elsewhere:
+            if elsewhere := _others_only(store, channel):
                 click.echo(
                     f"no device is on channel {channel} yet; those of this fleet are on: " + ", ".join(elsewhere)
                 )
@@ -479,6 +477,8 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
     learned = {name: store.learned(name) for name in channels}
     live = {name: None if found is None else found.live for name, found in learned.items()}
     holds = [hold_row(hold) for found in learned.values() if found is not None for hold in found.holds]
+    folded = [found for found in learned.values() if found is not None]
+    merged = {device: words for found in folded for device, words in merged_words(found).items()}
     now_utc = time.time()
     return {
         "broker_away": None if away is None else dataclasses.asdict(away),
@@ -490,6 +490,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
                 "codeless_labels": _codeless(learned.get(device.channel), device.device),
                 "presence": presence(device, heard=away is None),
                 "quarantine": [hold for hold in holds if hold["device"] == device.device],
+                "merged": merged.get(device.device),
             }
             for device in known
         ],

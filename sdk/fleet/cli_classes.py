@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ import msgspec
 from sdk.class_names import key_of
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
-from sdk.labels import Body, KeepApart, MergeClasses, RenameClass
+from sdk.labels import FLEET_LOG_PREFIX, RELEASE_DEVICE, Body, KeepApart, MergeClasses, RenameClass
 
 if TYPE_CHECKING:
     from sdk.fleet.alike import Pair, Side
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 MIN_DIGITS: Final = 4
 """Fewer digits of an id are a typing error, or a name that nothing has."""
+
+MAX_UNHEARD: Final = 20
+"""Merges of devices that are shown: more is no station that once worked alone, and nobody reads them."""
 
 
 @click.group(invoke_without_command=True)
@@ -30,7 +34,8 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
     """Show a channel's classes, and which of them may be one.
 
     Two lines that invent a class of the same name have two classes until somebody merges them. Pairs that are
-    named alike are proposed, with what their codes say; nothing is merged by itself.
+    named alike are proposed, with what their codes say; nothing is merged by itself. What a device merged, as one
+    did that worked alone before, is shown and does not count: for all lines it is said here.
 
     \b
       headway fleet classes --dir fleet
@@ -51,8 +56,8 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
         click.echo(f"{one['class_id'][:8]}  {one['name']}: {_labels(one['labels'])}")
     for pair in found["proposed"]:
         click.echo(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
-    for done in found["decided"]:
-        click.echo(f"\n{done['words']}")
+    for said in [*found["renamed"], *found["unheard"], *found["decided"]]:
+        click.echo(f"\n{said['words']}")
 
 
 @classes.command(short_help="Make two classes one on every device.")
@@ -214,10 +219,53 @@ def classes_of(store: FleetStore, channel: str) -> dict[str, Any]:
             for class_id, name in sorted(names.items(), key=lambda each: (each[1].casefold(), each[0]))
         ],
         "proposed": [_pair_row(pair) for pair in pairs],
+        "renamed": _renamed(learned),
+        "unheard": _unheard(learned),
         "decided": [
             row for entry in decisions if (row := _decision_row(entry.body, entry.wall_time_us / 1e6, learned))
         ],
     }
+
+
+def _renamed(learned: Learned) -> list[dict[str, Any]]:
+    """Return the release's classes that a device has given another name."""
+    found = []
+    for class_id, was in learned.released.items():
+        root = learned.live.merged.get(class_id, class_id)
+        name, by = learned.names.get(root, was), learned.named_by.get(root, RELEASE_DEVICE)
+        if by == RELEASE_DEVICE or by.startswith(FLEET_LOG_PREFIX) or key_of(name) == key_of(was):
+            continue
+        words = f"{class_id.hex()[:8]}: {was!r} in the release, called {name!r} by {by}"
+        found.append({"class_id": class_id.hex(), "released": was, "name": name, "device": by, "words": words})
+    return found
+
+
+def _unheard(learned: Learned) -> list[dict[str, Any]]:
+    """Return what devices have merged and nobody here: each pair once, the first `MAX_UNHEARD`."""
+    found: dict[frozenset[bytes], dict[str, Any]] = {}
+    for merge in learned.unheard:
+        ids = [learned.live.merged.get(each, each) for each in (merge.one, merge.other)]
+        called = " and ".join(f"{learned.names.get(each, '?')!r} ({each.hex()[:8]})" for each in ids)
+        command = f"headway fleet classes --dir DIR merge {ids[0].hex()[:8]} {ids[1].hex()[:8]}"
+        row = {
+            "device": merge.device,
+            "operator": merge.operator,
+            "class_ids": [each.hex() for each in ids],
+            "words": f"{called}: made one on {merge.device}, which does not count here; if they are: {command}",
+        }
+        found.setdefault(frozenset(ids), row)
+        if len(found) == MAX_UNHEARD:
+            break
+    return list(found.values())
+
+
+def merged_words(learned: Learned) -> dict[str, str]:
+    """Return by device that it has merged what is not one class for the fleet, in words."""
+    found = {}
+    for device, count in Counter(merge.device for merge in learned.unheard).items():
+        pairs = "two classes" if count == 1 else f"{count} pairs of classes"
+        found[device] = f"it merged {pairs}, which does not count: see headway fleet classes"
+    return found
 
 
 def _pair_row(pair: Pair) -> dict[str, Any]:

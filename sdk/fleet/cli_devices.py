@@ -25,6 +25,8 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
         device: As `sdk.fleet.cli.fleet_overview` says it.
     """
     found = [f"quarantined: {hold['words']}" for hold in device["quarantine"]]
+    if device["merged"]:
+        found.append(device["merged"])
     if device["revoked_utc"] is not None:
         return found
     if device["refused"]:

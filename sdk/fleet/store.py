@@ -36,11 +36,11 @@ from sdk.fleet.restoring import Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
 from sdk.fleet.union_ledger import UnionLedger
-from sdk.labels import REFUSALS, CodeRecord, Fold
+from sdk.labels import REFUSALS, RELEASE_DEVICE, CodeRecord, Fold, Merge
 from sdk.liveset import LiveSet
 from sdk.moments import Moments
 from sdk.release import Release, describe
-from sdk.sources import Hold
+from sdk.sources import MERGES, Hold
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 SCHEMA_REVISION: Final = "0006"
@@ -58,8 +58,11 @@ class Learned:
     Attributes:
         live: The live set.
         names: Class names by id, after merges; of each class that a label is of.
-        holds: The quarantines that stand.
+        holds: The quarantines that stand, of more than a device's merges.
         apart: Pairs of classes that somebody said are different, the smaller id first.
+        named_by: The device that gave each class its name.
+        released: The names that the release brought, before merges.
+        unheard: What devices said is one class and is not: that is for the fleet's people to say.
         refused: How many records contradict themselves, and count nowhere.
         codeless: Samples whose label counts nowhere, since no code in this space is there; with who labelled them.
     """
@@ -68,6 +71,9 @@ class Learned:
     names: dict[bytes, str]
     holds: list[Hold]
     apart: set[tuple[bytes, bytes]]
+    named_by: dict[bytes, str]
+    released: dict[bytes, str]
+    unheard: list[Merge]
     refused: int = 0
     codeless: dict[bytes, str] = field(default_factory=dict)
 
@@ -398,7 +404,17 @@ class FleetStore:
             if unnamed - found.nameless.keys():
                 found.nameless = self._once_named(ledger, channel, unnamed, live)
             names |= {class_id: found.nameless[class_id] for class_id in unnamed}
-            return Learned(live, names, fold.holds(), fold.apart(), found.refused, fold.codeless())
+            return Learned(
+                live,
+                names,
+                [hold for hold in fold.holds() if hold.operator != MERGES],
+                fold.apart(),
+                fold.named_by(),
+                fold.names_by(RELEASE_DEVICE),
+                fold.unheard_merges(),
+                found.refused,
+                fold.codeless(),
+            )
 
     def _once_named(self, ledger: Ledger, channel: str, unnamed: set[bytes], live: LiveSet) -> dict[bytes, str]:
         """Return a name for classes that neither the current release nor the log names.

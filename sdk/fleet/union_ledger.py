@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 from sqlalchemy import func, select
@@ -19,8 +20,23 @@ from sdk.fleet import fleetlog
 from sdk.fleet.channel_ledger import ChannelLedger
 from sdk.fleet.registry import Standing, Verdict, judge
 from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow, RestoreRow
-from sdk.labels import Body, Chain, CodeRecord, Entry, Record, entry_hash, fleet_log_of
+from sdk.labels import (
+    MAX_COUNTER,
+    Body,
+    Chain,
+    CodeRecord,
+    Entry,
+    KeepApart,
+    MergeClasses,
+    Quarantine,
+    Record,
+    entry_hash,
+    fleet_log_of,
+)
+from sdk.sources import MERGES
 from sdk.wire import MAX_BATCH_RECORDS, MAX_RESTORED, Restored, batches
+
+MERGES_REASON: Final = "in a fleet its people merge classes"
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,8 @@ class UnionLedger(ChannelLedger):
             feature_sizes=feature_sizes,
             class_entries=class_entries,
         )
+        if any(isinstance(record.entry.body, MergeClasses | KeepApart) for record in verdict.accepted):
+            self._hold_merges(channel.name, device)
         first = channel.log_length + 1
         now_utc = time.time()
         for i, record in enumerate(verdict.accepted):
@@ -90,6 +108,17 @@ class UnionLedger(ChannelLedger):
         row.last_seen_utc = now_utc
         self._session.flush()
         return Taken(device, channel.name, first, verdict)
+
+    def _hold_merges(self, channel: str, device: str) -> None:
+        """Let what a device says is one class, or is not, count nowhere: for all lines the fleet's people say so.
+
+        Before the first of these in the union, so that no line ever goes by it. It is taken all the same, as a
+        station that merged before it joined the fleet has it in the middle of its log.
+        """
+        for entry in self.decisions(channel):
+            if isinstance(entry.body, Quarantine) and (entry.body.device, entry.body.source) == (device, MERGES):
+                return
+        self.decide(channel, [Quarantine(device, MERGES, MAX_COUNTER, MERGES_REASON, "")])
 
     def decide(
         self, channel: str, bodies: Sequence[Body], codes: Mapping[bytes, bytes] | None = None
