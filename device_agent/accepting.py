@@ -9,16 +9,17 @@ confirmed head; a provisional one uses the threshold before. Unknown is always r
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final, Protocol
 
 import msgspec
 
+from device_agent.naming import Naming
 from sdk.class_names import key_of
 from sdk.errors import HeadError
 from sdk.head import Calibration
-from sdk.moments import Floats, same
+from sdk.moments import Floats
 from sdk.operating import OperatingPoint, operating_point
 from sdk.score import LeftOut
 
@@ -48,14 +49,16 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What people chose. `good` None goes by `GOOD_NAMES`.
 
     Attributes:
-        good: Ids of the classes without a defect, in hex.
+        good: Ids of the classes without a defect, in hex; those too that were one with these when people chose.
         escape_rate: Share of defects that may pass at most.
         by_threshold: Reject from a threshold on that keeps this rate; else whatever is decided as no good class.
+        whole: `good` has all that were one with these. An earlier version wrote down one id of each.
     """
 
     good: list[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]] | None = None
     escape_rate: Annotated[float, msgspec.Meta(ge=0, le=MAX_ESCAPE_RATE)] = 0.01
     by_threshold: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,22 +90,25 @@ class OperatingTarget:
 
     Args:
         target: What people chose.
-        canonical: Returns the id that stands for a class after merges; what was chosen as good is good under it.
+        naming: Returns what the classes are called, and by whose word; None where no release serves.
 
     Attributes:
         forgotten: The store came from a backup that does not say what people chose: they choose again, or what
             they rejected passes.
     """
 
-    def __init__(self, target: Target | None = None, *, canonical: Callable[[bytes], bytes] = same) -> None:
+    def __init__(
+        self, target: Target | None = None, *, naming: Callable[[], Naming | None] = lambda: None
+    ) -> None:
         self._lock = threading.Lock()
         self._target = target or Target()
         self._names = GOOD_NAMES
-        self._canonical = canonical
+        self._naming = naming
         self.forgotten = False
         self._found: tuple[object, OperatingPoint | None] = (None, None)
         self._found_of = ""  # a release: another's probabilities say something else
-        self._by_name: tuple[object, frozenset[bytes]] = (None, frozenset())  # asked for each frame
+        # Asked for each frame.
+        self._good: tuple[dict[bytes, str], Naming | None, object, frozenset[bytes]] = {}, None, None, frozenset()
 
     def default_names(self, good: Collection[str]) -> None:
         """Go by these names, however written, until people choose the good classes."""
@@ -119,21 +125,49 @@ class OperatingTarget:
             self._target, self._found, self.forgotten = target, (None, None), False
 
     def good(self, names: dict[bytes, str]) -> frozenset[bytes]:
-        """Return the good classes among those that exist, by what people chose or by their names."""
-        chosen = self._target.good
-        if chosen is not None:
-            wanted = {self._canonical(bytes.fromhex(c)) for c in chosen}
-            return frozenset(c for c in names if self._canonical(c) in wanted)
-        asked, found = self._by_name
-        if asked != (names, self._names):
-            found = frozenset(c for c, name in names.items() if key_of(name) in self._names)
-            self._by_name = ({**names}, self._names), found
+        """Return the good classes among those that exist: by what people here chose, else by their names.
+
+        No other station's name or merge makes a class good (`device_agent.naming`).
+        """
+        naming, rests_on = self._naming(), (self._target, self._names)
+        known = self._good
+        if known[0] == names and known[1] is naming and known[2] == rests_on:
+            return known[3]
+        wanted = self._wanted(naming, names)
+        found = frozenset(c for c in names if (c in wanted if naming is None else naming.good(wanted, c)))
+        self._good = {**names}, naming, rests_on, found
         return found
+
+    def _wanted(self, naming: Naming | None, names: dict[bytes, str]) -> frozenset[bytes]:
+        """Return the classes that are good by this station's word, before merges."""
+        if self._target.good is not None:
+            return frozenset(map(bytes.fromhex, self._target.good))
+        if naming is None:
+            return frozenset(c for c, name in names.items() if key_of(name) in self._names)
+        return naming.here_called(self._names)
+
+    def doubts(self) -> list[str]:
+        """Return what others' names and merges would change of what passes, and do not, in words."""
+        naming = self._naming()
+        if naming is None:
+            return []
+        wanted, keys = self._wanted(naming, {}), self._names
+        if self._target.good is not None:
+            keys = frozenset(key_of(naming.here[each]) for each in wanted if each in naming.here)
+        return naming.doubts(wanted, keys)
+
+    def whole(self, good: Iterable[str]) -> list[str]:
+        """Return these classes, in hex, with all that are one with them now."""
+        naming, chosen = self._naming(), [bytes.fromhex(each) for each in good]
+        return sorted({each.hex() for c in chosen for each in ([c] if naming is None else naming.members(c))})
 
     def lost(self, names: Collection[bytes]) -> list[str]:
         """Return what people chose as good and no class stands for, in hex, of the ids of all classes."""
-        there = set(map(self._canonical, names))
-        return sorted(c for c in self._target.good or [] if self._canonical(bytes.fromhex(c)) not in there)
+        naming = self._naming()
+        merged = {} if naming is None else naming.merged
+        there = {merged.get(c, c) for c in names}
+        chosen = {c: bytes.fromhex(c) for c in self._target.good or []}
+        return sorted(c for c, class_id in chosen.items() if merged.get(class_id, class_id) not in there)
 
     def accepting(self, names: dict[bytes, str], scored: Scored | None, release: str = "") -> Accepting | None:
         """Return how parts are judged now; None where nobody chose, and no class has a name of a good one.
@@ -147,7 +181,8 @@ class OperatingTarget:
         """
         good = self.good(names)
         if not good:
-            return None if self._target.good is None else Accepting(good, None)
+            called = any(key_of(name) in self._names for name in names.values())  # by somebody else
+            return Accepting(good, None) if called or self._target.good is not None else None
         if not self._target.by_threshold:
             return Accepting(good, None)
         point = self.point(good, scored, release)

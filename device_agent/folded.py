@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from device_agent.learned import ClassInfo, unheard
 from device_agent.moments import labelled_by
+from device_agent.naming import Naming
 from device_agent.provisional import Changes, joined
 from device_agent.store import Store
 from device_agent.turns import Turns
 from sdk.head import Head
-from sdk.labels import REFUSALS, Fold, Record
+from sdk.labels import REFUSALS, CodeRecord, Fold, Label, Record
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Folded:
         device: Whose log.
         fold: What it folds to.
         refused: Records that contradict themselves.
+        naming: What the classes are called, and by whose word: swapped whole. Needs no lock.
         is_own: Whether a row was labelled by this station's operators. Needs no lock.
     """
 
@@ -60,6 +62,7 @@ class Folded:
         self.refused = 0
         # Not a method: who keeps it must not keep this fold, and 70 MB with it, until garbage is collected.
         self.is_own = labelled_by(store.device)
+        self.naming = Naming.of(fold, store.device)
         self._store = store
         self._turns = turns
         self._through = 0  # arrival number of the last record folded
@@ -75,12 +78,19 @@ class Folded:
         Raises:
             StoreFull, StoreCorrupt: the log could not be read.
         """
+        renamed = False
         while batch := self._store.log.records_after(self._through):
             for arrival, record in batch:
                 if through is not None and arrival > through:
-                    return
+                    batch = []
+                    break
                 self._fold_one(record)
                 self._through = arrival
+                renamed |= not isinstance(record.entry.body, Label | CodeRecord)
+            if not batch:
+                break
+        if renamed:
+            self.naming = Naming.of(self.fold, self.device)
 
     def _fold_one(self, record: Record) -> None:
         try:

@@ -42,6 +42,7 @@ from device_agent.learning import Learning
 from device_agent.master_folder import Masters
 from device_agent.master_marks import MasterMarks
 from device_agent.masters import Best, Telling
+from device_agent.naming import Naming
 from device_agent.queue import QueuePolicy
 from device_agent.rhythm import Rhythm
 from device_agent.store import Store
@@ -148,6 +149,11 @@ class Learner:
     def canonical(self, class_id: bytes) -> bytes:
         """Return the id that stands for a class after merges. Takes no lock."""
         return self._base.fold.canonical(class_id)
+
+    @property
+    def naming(self) -> Naming:
+        """What the classes are called, and by whose word. Takes no lock: read it once per decision."""
+        return self._folded.naming
 
     def label(self, sample_id: bytes, class_id: bytes | None, operator: str) -> Saved:
         """Store an operator's label; it is on disk when this returns, and learned soon after. See `label_all`."""

@@ -483,6 +483,7 @@ def station_faults(
         )
     if status is not None and status.unheard:
         yield status.unheard
+    yield from station.operating.doubts()
     if status is not None and status.prices:
         yield sentences(status.prices)
     if status is not None and status.withdrawn:

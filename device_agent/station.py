@@ -30,6 +30,7 @@ from device_agent.heatmap import draw, heatmap
 from device_agent.learned import ClassInfo, Saved
 from device_agent.learner import Learner
 from device_agent.master_folder import check_folder
+from device_agent.naming import Naming
 from device_agent.pipeline import Pipeline
 from device_agent.queue import Question, QueuePolicy, ask
 from device_agent.runtime import Batch, Runtime
@@ -219,7 +220,7 @@ class Station:
         self.policy = policy or QueuePolicy()
         self.counts = Counts()
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
-        self.operating = OperatingTarget(canonical=self._canonical)
+        self.operating = OperatingTarget(naming=self._naming)
         self.courtesy = Courtesy()
         self._on_change = on_change or (lambda: None)
         self._on_saved = on_saved or (lambda: None)
@@ -542,9 +543,9 @@ class Station:
         serving = self._serving
         return [] if serving is None else serving.learner.classes()
 
-    def _canonical(self, class_id: bytes) -> bytes:
+    def _naming(self) -> Naming | None:
         serving = self._serving
-        return class_id if serving is None else serving.learner.canonical(class_id)
+        return None if serving is None else serving.learner.naming
 
     def class_named(self, name: str) -> bytes:
         """Return the id of the class that people call so, however it is written.

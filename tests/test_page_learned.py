@@ -16,7 +16,7 @@ from device_agent.page.asked import question_of
 from device_agent.parts import Ledger
 from sdk.bundle import Bundle
 from sdk.errors import LabelError
-from sdk.labels import Body, Chain, DefineClass, Label, MergeClasses, Record
+from sdk.labels import Chain, Label, Record
 from tests.pages import Device, chromium, hex_of, screen, serving, write_stream
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
@@ -304,44 +304,6 @@ def test_where_no_chosen_class_is_left_every_part_is_rejected(device: Device, ch
     assert Ledger(("good",)).bad(decision)
     answer = device.http.post("/api/inspect", content=picture("good", 700)).json()
     assert (answer["decision"], answer["rejected"]) == ("good", True)
-
-
-def merged_into(device: Device, name: str, other: bytes) -> None:
-    """Let another station define a class and say that it is the one called so."""
-    bodies: list[Body] = [DefineClass(other, "fine", "bo"), MergeClasses(class_id(name), other, "bo")]
-    chain, records = Chain("line-2"), list[Record]()
-    for counter, body in enumerate(bodies, 100):
-        chain, entry = chain.write(body, counter=counter, wall_time_us=0)
-        records.append(Record(entry))
-    device.station.store.log.receive(records, len(records))
-    device.station.require().learner.received(records)
-    device.settle()
-
-
-def test_a_good_class_stays_good_under_the_id_it_is_merged_into(
-    tmp_path: Path, bundle: Bundle, stream: Path
-) -> None:
-    smaller = bytes(15) + b"\1"
-    with serving(tmp_path / "data", stream, bundle) as device:
-        device.http.put("/api/operating", json={"good": [class_id("good").hex()]}).raise_for_status()
-        assert device.station.inspect(picture("good", 700)).decision.rejected is False
-        merged_into(device, "good", smaller)
-        wait_for(lambda: smaller in device.station.require().learner.head.head.class_ids)
-        assert device.station.inspect(picture("good", 701)).decision.rejected is False
-        assert device.station.inspect(picture("pit", 701)).decision.rejected is True
-    with serving(tmp_path / "data", stream, bundle) as device:
-        assert device.station.inspect(picture("good", 702)).decision.rejected is False
-        found = device.http.get("/api/operating").json()
-        assert (found["good"], found["lost"]) == ([smaller.hex()], [])
-
-
-def test_both_classes_of_a_merge_that_no_head_has_learned_are_good() -> None:
-    merged = {b"good" * 4: b"fine" * 4}
-    target = OperatingTarget(Target(good=[(b"good" * 4).hex()]), canonical=lambda c: merged.get(c, c))
-    assert target.good({b"good" * 4: "fine", b"fine" * 4: "fine", b"pits" * 4: "pit"}) == {
-        *merged,
-        *merged.values(),
-    }
 
 
 def test_a_good_class_that_is_gone_is_told(device: Device) -> None:

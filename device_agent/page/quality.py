@@ -140,15 +140,18 @@ class Quality:
             with contextlib.suppress(
                 msgspec.MsgspecError
             ):  # a backup says what whoever may write to it wrote there
-                self._station.operating.choose(msgspec.json.decode(stored, type=Target))
+                target = msgspec.json.decode(stored, type=Target)
+                if not target.whole and self._station.serving is not None:  # an earlier version's
+                    target = self._whole(target)
+                    with contextlib.suppress(StoreFull):  # at a later start, then
+                        self._keep(target)
+                self._station.operating.choose(target)
                 return
         if stored is not None or store.kept(LOST_AS):
             self._station.operating.forgotten = True
             return
         with contextlib.suppress(StoreFull):  # the next start tries again
-            self._target.set(
-                msgspec.json.encode(self._station.operating.target)
-            )  # nobody chose: that too is known
+            self._keep(self._station.operating.target)  # nobody chose: that too is known
 
     def router(self) -> APIRouter:
         """Return all routes."""
@@ -165,6 +168,14 @@ class Quality:
     def _reference(self) -> Reference | None:
         serving = self._station.serving
         return None if serving is None else serving.learner.reference
+
+    def _whole(self, target: Target) -> Target:
+        """Return what people chose with all that is one class with it now."""
+        good = None if target.good is None else self._station.operating.whole(target.good)
+        return msgspec.structs.replace(target, good=good, whole=True)
+
+    def _keep(self, target: Target) -> None:
+        self._target.set(msgspec.json.encode(target))
 
     def get_operating(self) -> OperatingOut:
         """Where the line rejects, and what other escape rates would cost in good parts."""
@@ -207,8 +218,8 @@ class Quality:
         for each in wanted.good or []:
             if bytes.fromhex(each) not in names:
                 raise UnknownClassError(f"there is no class {each[:12]}", hint="Look at the list of classes.")
-        target = Target(wanted.good, wanted.escape_rate, wanted.by_threshold)
-        self._target.set(msgspec.json.encode(target))
+        target = self._whole(Target(wanted.good, wanted.escape_rate, wanted.by_threshold))
+        self._keep(target)
         self._station.operating.choose(target)
         self._routes.note(
             request, "operating point", f"{wanted.escape_rate:g} {'threshold' if wanted.by_threshold else 'class'}"
