@@ -267,6 +267,12 @@ class Learner:
             self._folded.catch_up()
             return self._base.fold.label_of(sample_id)
 
+    def digest(self) -> str:
+        """Return the digest of all that is labelled now, learned yet or not."""
+        with self._turns.changed:
+            self._folded.catch_up()
+            return self._base.fold.digest()
+
     def received(self, _records: Sequence[Record]) -> None:
         """Records from the fleet are in the store: learn them."""
         with self._turns.changed:

@@ -15,8 +15,9 @@ from device_agent.heads import Reference
 from device_agent.page.asked import question_of
 from device_agent.parts import Ledger
 from sdk.bundle import Bundle
+from sdk.codes import code_digest
 from sdk.errors import LabelError
-from sdk.labels import Chain, Label, Record
+from sdk.labels import Body, Chain, CodeRecord, Label, Record, RenameClass
 from tests.pages import Device, chromium, hex_of, screen, serving, write_stream
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
@@ -259,11 +260,40 @@ def test_what_others_said_since_stays_when_a_head_is_restored(device: Device) ->
     start = device.station.require().learner.status().number
     label(device, "pit", 0, "scratch")
     theirs = Label(bytes.fromhex(hex_of("pit", 1)), class_id("pit"), "bo")
-    _, entry = Chain("line-2").write(theirs, counter=99, wall_time_us=0)
-    device.station.store.log.receive([Record(entry)], 1)
+    kept = device.station.store.samples.get(theirs.sample)
+    assert kept is not None
+    coded = CodeRecord(bytes.fromhex(kept.space), theirs.sample, kept.group, code_digest(kept.code))
+    chain, code = Chain("line-2").write(coded, counter=98, wall_time_us=0)
+    _, entry = chain.write(theirs, counter=99, wall_time_us=0)
+    device.station.store.log.receive([Record(code, kept.code.tobytes()), Record(entry)], 2)
     restored = device.http.post(f"/api/heads/{start}/restore", json={}).json()
     assert (restored["labels"], restored["exact"]) == (1, False)
     assert [each.class_id for each in device.labels() if each.sample == theirs.sample] == [class_id("pit")]
+
+
+def test_what_changed_no_label_leaves_a_restored_head_exact(device: Device) -> None:
+    """A class that was made part of another and has no labels left, and a name from elsewhere."""
+    learner = device.station.require().learner
+    row = learner.history()[0]
+    gone = learner.define_class("Krazter", "ann")
+    sample = bytes.fromhex(hex_of("pit", 0))
+    device.http.post("/api/labels", json={"sample": sample.hex(), "class_id": gone.hex()}).raise_for_status()
+    learner.wait_until_idle(60)
+    learner.merge_classes(gone, class_id("scratch"), "ann")
+    _, entry = Chain("line-2").write(RenameClass(class_id("pit"), "dent", "bo"), counter=99, wall_time_us=0)
+    device.station.store.log.receive([Record(entry)], 1)
+    answer = device.http.post(f"/api/heads/{row.number}/restore", json={"operator": "ines"})
+    restored = answer.raise_for_status().json()
+    assert (restored["labels"], restored["exact"], restored["digest"]) == (1, True, row.digest)
+    learner.wait_until_idle(60)
+    assert device.digest() == row.digest
+    assert device.labels()[-1].operator == "ines"
+
+
+@pytest.mark.parametrize("path", ["heads/1/restore", f"samples/{hex_of('pit', 0)}/unsure"])
+def test_a_member_that_nobody_knows_is_refused_and_none_is_needed(device: Device, path: str) -> None:
+    assert device.http.post(f"/api/{path}", json={"operater": "ines"}).status_code == 422
+    assert device.http.post(f"/api/{path}").is_success
 
 
 @pytest.mark.parametrize(

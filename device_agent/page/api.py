@@ -108,6 +108,12 @@ class UndoIn(_In):
     operator: OperatorName = ""
 
 
+class ByIn(_In):
+    """Who asks for it; counts only where the device has no accounts."""
+
+    operator: OperatorName = ""
+
+
 @dataclass(frozen=True)
 class SavedOut:
     """The labels are on this device's disk, as entries `first_seq` to `seq` of its log."""
@@ -231,7 +237,7 @@ class HeadOut:
 
 @dataclass(frozen=True)
 class RestoredOut:
-    """An earlier head's labels are back, on disk. `exact`: the live set is that head's, digest for digest."""
+    """An earlier head's labels are back, on disk. `exact`: the live set has that head's digest, `digest`."""
 
     saved: bool
     labels: int
@@ -560,11 +566,11 @@ class Routes:
         first = saved.records[0].entry.seq
         return SavedOut(True, first, saved.seq, None if only is None else only.hex(), len(plan))
 
-    def post_unsure(self, sample: HexSample, request: Request) -> dict[str, bool]:
+    def post_unsure(self, sample: HexSample, request: Request, by: ByIn | None = None) -> dict[str, bool]:
         """Somebody cannot tell: nothing is learned, and the sample is asked about again after all others."""
         if self.station.store.samples.get(bytes.fromhex(sample)) is None:
             raise _not_kept(sample)
-        self.unsure.mark(bytes.fromhex(sample), who_of(request).id)
+        self.unsure.mark(bytes.fromhex(sample), operator_of(request, "" if by is None else by.operator))
         return {"saved": True}
 
     def delete_sample(self, sample: HexSample, request: Request) -> ErasedOut:
@@ -589,7 +595,7 @@ class Routes:
         """The heads that served on this device, newest first."""
         return [head_out(row) for row in self.station.store.heads.newest(limit=limit)]
 
-    def post_restore(self, number: HeadNumber, request: Request) -> RestoredOut:
+    def post_restore(self, number: HeadNumber, request: Request, by: ByIn | None = None) -> RestoredOut:
         """Bring an earlier head back: this device's labels since it are taken back, all or none."""
         learner = self.station.require().learner
         row = next((r for r in learner.history(self.station.store.limits.keep_heads) if r.number == number), None)
@@ -601,11 +607,11 @@ class Routes:
             )
         plan = self.history.restoring(row)
         first = seq = None
-        if plan.labels:
-            saved = self.station.label_all(plan.labels, operator_of(request, ""))
+        if plan:
+            saved = self.station.label_all(plan, operator_of(request, "" if by is None else by.operator))
             first, seq = saved.records[0].entry.seq, saved.seq
         self.note(request, "head restored", str(number))
-        return RestoredOut(True, len(plan.labels), first, seq, plan.exact, row.digest)
+        return RestoredOut(True, len(plan), first, seq, learner.digest() == row.digest, row.digest)
 
     def get_suspects(self, limit: Limit = 20) -> list[SuspectOut]:
         """Labels that do not fit what all other parts say, the most suspicious first.

@@ -6,7 +6,7 @@ Nothing is kept here that is not in the log: undoing appends labels that say wha
   the release's own, or none. The live set, and so the head, is then as if the event had never been.
 - Only the newest event on a sample can be undone: an older one has no say any more.
 - Restoring a head takes back this device's labels since it, all at once or none. What other devices said since
-  stays, and the plan says whether the result is exactly that head's live set.
+  stays; whether the result is exactly that head's live set, its digest says.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from device_agent.heads_and_updates import HeadRow
 from device_agent.store import Store
 from device_agent.withdrawn import is_alone
 from sdk.errors import LabelError
-from sdk.labels import CodeRecord, DefineClass, Label, Record
-
-_CODED: Final = (CodeRecord, DefineClass)
-"""Entries that change no label by themselves."""
+from sdk.labels import Label, Record
 
 T = TypeVar("T")
 BaseClass = Callable[[bytes], bytes | None]
@@ -61,19 +58,6 @@ class LabelRow:
     before: bytes | None
     current: bool
     own: bool
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """The labels that bring an earlier head back.
-
-    Attributes:
-        labels: Samples with the class they had then; None withdraws.
-        exact: Nothing has come from elsewhere since, so the live set will be that head's.
-    """
-
-    labels: tuple[tuple[bytes, bytes | None], ...]
-    exact: bool
 
 
 class ClassUse(NamedTuple):
@@ -208,8 +192,6 @@ class LabelHistory:
         self._through = 0
         self._events = _Events()
         self._own = array("i")  # numbers of the events that this device's log has, in its order
-        self._others_arrived = 0  # arrival of the newest entry from elsewhere that can change a live set
-        self._merged_at = 0
         self._used: tuple[int, dict[bytes | None, ClassUse]] = (0, {})  # of so many events
 
     def _catch_up(self) -> None:
@@ -221,11 +203,7 @@ class LabelHistory:
     def _read(self, arrival: int, record: Record) -> None:
         entry, body = record.entry, record.entry.body
         own = entry.device == self._store.device
-        if not own and not isinstance(body, DefineClass):
-            self._others_arrived = arrival
         if not isinstance(body, Label):
-            if not isinstance(body, _CODED):
-                self._merged_at = arrival
             return
         number = self._events.append(
             LabelEvent(
@@ -309,8 +287,9 @@ class LabelHistory:
                 )
             return [(sample, self._before(number)) for sample, number in first.items()]
 
-    def restoring(self, row: HeadRow) -> Restoration:
-        """Return the labels that bring the live set of an earlier head back, as far as this device may.
+    def restoring(self, row: HeadRow) -> list[tuple[bytes, bytes | None]]:
+        """Return the labels that bring the live set of an earlier head back, as far as this device may: samples
+        with the class that they had then, None for none.
 
         Raises:
             LabelError: it is one that no reading of the log gives (`withdrawn.is_alone`).
@@ -331,5 +310,4 @@ class LabelHistory:
                 class_id = self._base_class(sample) if then is None else then.class_id
                 if class_id != last.class_id:
                     labels.append((sample, class_id))
-            exact = max(self._others_arrived, self._merged_at) <= row.through
-            return Restoration(tuple(labels), exact)
+            return labels

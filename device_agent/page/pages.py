@@ -316,7 +316,7 @@ class Pages:
             back = None
             same_space = serving is not None and row.space == serving.learner.space
             if same_space and row.number != number and row.outcome is Outcome.CONFIRMED and not is_alone(row):
-                back = len(self._routes.history.restoring(row).labels) or None
+                back = len(self._routes.history.restoring(row)) or None
             shown.append(
                 {
                     **head_out(row).__dict__,
