@@ -256,6 +256,28 @@ def test_a_head_that_never_was_is_not_restored(device: Device) -> None:
     assert device.labels() == []
 
 
+def test_a_class_that_is_not_recognised_yet_is_not_said_to_be_known(tmp_path: Path, stream: Path) -> None:
+    """Two parts that look like two other classes."""
+    bundle = tiny_bundle(tmp_path / "bundle", per_class=40)
+    with serving(tmp_path / "data", stream, bundle) as device:
+        label(device, "scratch", 0, "scratch")
+        device.settle()
+        device.station.define_class("odd", "ann")
+        label(device, "good", 0, "odd")
+        label(device, "pit", 0, "odd")
+        device.settle()
+        assert [each.code for each in device.station.require().learner.status().why] == ["as-good", "not-yet"]
+        for language, says in (
+            ("en", "Not recognised yet: odd ("),
+            ("de", "Noch nicht erkannt: odd ("),
+            ("zh", "尚不能识别：odd"),
+        ):
+            page = device.http.get("/learned/part", headers={"Accept-Language": language}).text
+            assert says in page
+            for known in ("now recognised", "wird jetzt", "识别率现为"):
+                assert known not in page
+
+
 def test_what_others_said_since_stays_when_a_head_is_restored(device: Device) -> None:
     start = device.station.require().learner.status().number
     label(device, "pit", 0, "scratch")

@@ -374,9 +374,10 @@ def _recalls(score: Score) -> dict[bytes, float]:
 
 def _effect(t: Texts, heads: list[HeadRow], class_id: bytes, name: str) -> str:
     """Return what the newest head made of a class, against the one before, in a sentence."""
-    scores = [score for row in heads if row.outcome is Outcome.CONFIRMED and (score := score_of(row)) is not None]
-    if not scores:
-        return ""
+    confirmed = [row for row in heads if row.outcome is Outcome.CONFIRMED]
+    scores = [score for row in confirmed if (score := score_of(row)) is not None]
+    if not scores or any(each.code == "not-yet" and name in dict(each.classes) for each in confirmed[0].why):
+        return ""  # nothing to say, or the reason says it
     now = _recalls(scores[0])
     before = _recalls(scores[1]) if len(scores) > 1 else {}
     if class_id not in now:
