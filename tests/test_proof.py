@@ -327,6 +327,17 @@ def test_a_log_that_was_written_anew_is_found_by_the_fleets(
         check_proof(forged, confused, log)
 
 
+def test_a_device_that_wrote_none_of_its_log_is_pointed_out(
+    station: Station, confused: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof_of(station, tmp_path)
+    assert (
+        "itself wrote none" not in headway(capsys, "proof", "check", tmp_path / "proof.jsonl", confused.path).out
+    )
+    forged = rewritten(tmp_path / "proof.jsonl", of_another_device)
+    assert "line-1 itself wrote none of them" in headway(capsys, "proof", "check", forged, confused.path).out
+
+
 def test_the_fleets_log_may_have_gone_on_but_not_be_behind(
     station: Station, confused: Bundle, tmp_path: Path
 ) -> None:
