@@ -17,6 +17,7 @@ import numpy as np
 
 from device_agent.master_folder import Masters
 from device_agent.masters import MasterSide, judge
+from device_agent.naming import Naming
 from device_agent.pipeline import BATCH_FRAMES, Pipeline
 from device_agent.sample import Sample
 from device_agent.store import Store
@@ -177,7 +178,7 @@ def _mastered(
 
     codes = Masters(masters, embed).codes(stop)
     base = _folded(store, bundle, pipeline.precision)
-    live, names = base.fold.live_set(), base.fold.class_names()
+    live, names = base.fold.live_set(), Naming.of(base.fold, store.device).words()
     if codes is None or not live.samples:
         return None
     if head is None:

@@ -119,7 +119,7 @@ class Learner:
             on_change=on_change,
         )
         self._heads = self._learning.heads
-        self._told: tuple[ActiveHead, dict[bytes, str], Telling] | None = None
+        self._told: tuple[ActiveHead, Naming, Telling] | None = None
         self._withdrawn = "", "", 0  # digests of the live set that serves and of the newest, and the count
         self._masters: Masters | None = None
         if masters is not None and embed is not None:
@@ -341,14 +341,18 @@ class Learner:
         if self._masters is None or (ready := self._masters.ready) is None or not ready.files:
             return None
         with self._turns.changed:
-            active, live, names = self._heads.active, self._heads.live, self._folded.fold.class_names()
+            active, live, naming = self._heads.active, self._heads.live, self._folded.naming
         told = self._told
-        if told is None or told[0] is not active or told[1] != names:
-            learned = frozenset(live.samples)
-            found = ready.told(active.head, lambda class_id: self._folded.name(names, class_id))
-            strange = ready.strange([*names.values(), *self._folded.names_of(active.head)])
+        if told is None or told[0] is not active or told[1] is not naming:
+            learned, names = frozenset(live.samples), naming.words()
+
+            def called(class_id: bytes) -> str:
+                return self._folded.name(names, class_id)
+
+            found = ready.told(active.head, called)
+            strange = ready.strange([*names.values(), *map(called, active.head.class_ids)])
             telling = Telling([each for each in found if each.sample not in learned], strange)
-            self._told = told = active, names, telling
+            self._told = told = active, naming, telling
         best, wrong = self._masters.best, [each.sample for each in told[2].told if not each.right]
         return told[2]._replace(undone=sum(map(best.is_undone, wrong)))
 

@@ -60,6 +60,17 @@ class Naming:
         """Return the classes that the release or people here call so."""
         return frozenset(class_id for class_id, name in self.here.items() if key_of(name) in keys)
 
+    def words(self) -> dict[bytes, str]:
+        """Return the name of each class after merges that master parts go by: no other device's takes them."""
+        found = {}
+        for root, name in self.called.items():
+            here = [self.here[each] for each in self.members(root) if each in self.here]
+            by = self.named_by[root]
+            own = by in (self.device, RELEASE_DEVICE) or by.startswith(FLEET_LOG_PREFIX)
+            kept = own or not here or key_of(name) in map(key_of, here)
+            found[root] = name if kept else here[0]
+        return found
+
     def good(self, wanted: Collection[bytes], class_id: bytes) -> bool:
         """Return whether a class passes where these are the good ones, before merges: with all that it is one."""
         return all(each in wanted for each in self.members(class_id))

@@ -120,7 +120,7 @@ class Trials:
             if newer or turns.solving:
                 return
             turns.trying = turns.scoring = True
-            names = self._folded.fold.class_names()
+            names = self._folded.naming.words()
 
         try:
             with turns.surviving():

@@ -31,6 +31,7 @@ from sdk.codes import Code
 from sdk.errors import ConfigError, InferenceFailed
 from sdk.head import Head, solve
 from sdk.images import decode, open_images, sample_id
+from sdk.labels import Chain, Record, RenameClass
 from sdk.moments import UNADAPTED, Moments
 from sdk.wire import HeadState
 from tests.simulators import wait_for
@@ -416,6 +417,32 @@ def test_a_folder_whose_class_was_renamed_is_told(store: Store, bundle: Bundle, 
         after = masters_report(learner.masters())
         assert after is not None
         assert (after.of, after.strange) == (20, ["pit"])
+    finally:
+        station.close()
+
+
+def test_no_other_device_s_name_takes_the_masters_from_their_class(
+    store: Store, bundle: Bundle, folder: Path
+) -> None:
+    """Else one `rename` would keep them from judging, or let them judge by another class."""
+    station = Station(store, masters=folder)
+    station.serve(bundle, None, open_runtime(bundle, None))
+    learner = station.require().learner
+    try:
+        wait_for(lambda: learner.masters() is not None, what="the master parts")
+        chain, log = Chain("evil"), list[Record]()
+        for counter, (name, said) in enumerate([("pit", "scratch"), ("scratch", "pit")], 1):
+            body = RenameClass(class_id(name), said, "eve")
+            chain, entry = chain.write(body, counter=counter, wall_time_us=0)
+            log.append(Record(entry))
+        store.log.receive(log, 2)
+        learner.received(log)
+        assert learner.wait_until_idle(60.0)
+        assert {each.class_id: each.name for each in learner.classes()}[class_id("pit")] == "scratch"
+        report = masters_report(learner.masters())
+        assert report is not None
+        assert (report.of, report.strange) == (30, [])
+        assert report.right >= 24
     finally:
         station.close()
 
