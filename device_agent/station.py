@@ -552,10 +552,14 @@ class Station:
 
         Raises:
             UnknownClassError: nobody does.
-            LabelError: two classes are called so (two devices invented them).
+            LabelError: two classes are called so (two devices invented them, or one gave this name to another
+                class than people here).
         """
-        wanted = key_of(name)
-        found = [c.class_id for c in self.classes() if key_of(c.name) == wanted]
+        wanted, naming = key_of(name), self._naming()
+        words = {} if naming is None else naming.words()
+        found = [
+            c.class_id for c in self.classes() if wanted in map(key_of, (c.name, words.get(c.class_id, c.name)))
+        ]
         if not found:
             raise UnknownClassError(f"there is no class {name[:64]!r}", hint="Define it first: POST /api/classes.")
         if len(found) > 1:

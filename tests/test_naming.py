@@ -15,7 +15,7 @@ from device_agent.parts import Ledger
 from device_agent.report import State
 from sdk.bundle import Bundle
 from sdk.labels import Body, Chain, DefineClass, MergeClasses, Record, RenameClass, fleet_log_of
-from tests.pages import Device, serving, write_stream
+from tests.pages import Device, hex_of, serving, write_stream
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
 
@@ -107,6 +107,16 @@ def test_a_class_that_another_device_invents_with_a_good_name_passes_once_people
     device.settle()
     assert not [each for each in faults(device) if "line-2" in each]
     assert other in device.station.operating.good({other: "ok"})
+
+
+def test_a_program_that_labels_by_name_does_not_label_another_class(device: Device) -> None:
+    """The good class under a defect's name would be taught that defect."""
+    says(device, "evil", [RenameClass(SCRATCH, "mark", "eve"), RenameClass(GOOD, "scratch", "eve")])
+    body = {"sample": hex_of("pit", 0), "class_name": "scratch"}
+    answer = device.http.post("/api/labels", json=body)
+    assert (answer.status_code, "2 classes are called 'scratch'" in answer.json()["error"]) == (409, True)
+    device.http.post("/api/labels", json={**body, "class_name": "mark"}).raise_for_status()
+    assert device.labels()[-1].class_id == SCRATCH
 
 
 def test_of_many_classes_called_good_those_that_are_known_here_are_told(device: Device) -> None:
