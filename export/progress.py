@@ -35,6 +35,27 @@ class Unheard:
         """Something to know now, before the end."""
 
 
+def duration(seconds: float) -> str:
+    """Return how long something takes, as people read it.
+
+    >>> duration(50), duration(100), duration(120), duration(1234)
+    ('50 s', '1.7 min', '2 min', '21 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes >= 10 else f"{minutes:.1f}".removesuffix(".0") + " min"
+
+
+def budget_words(seconds: float) -> str:
+    """Return a budget in the minutes that were typed.
+
+    >>> budget_words(90), budget_words(12.25 * 60), budget_words(600)
+    ('1.5 min', '12.25 min', '10 min')
+    """
+    return f"{seconds / 60:g} min"
+
+
 @dataclass
 class Log:
     """Times, warnings and progress of one export."""

@@ -31,7 +31,7 @@ from export.backbones import Backbone
 from export.checkpoint import Checkpoint, write_whole
 from export.embed import features, forward_s, step_s
 from export.finetune import Aids, Outcome, Schedule, finetune
-from export.progress import Log
+from export.progress import Log, budget_words, duration
 from export.recipes import Recipe, Strategy, recipe_for
 from export.report import DifferenceReport, ReadinessReport, TransferReport, TrialReport
 from export.tail import Memory
@@ -269,9 +269,9 @@ class _Auto:
     def _say_plan(self, plan: list[Trial], estimate: float) -> None:
         say = self.log.listener.say
         for trial in plan:
-            say(f"  {trial.name}: about {_minutes(trial.estimate_s)}")
-        limit = "" if self.q.budget_s is None else f", of which the budget allows {_minutes(self.q.budget_s)}"
-        say(f"Trying all of it and training in the end takes at most about {_minutes(estimate)}{limit}.")
+            say(f"  {trial.name}: about {duration(trial.estimate_s)}")
+        limit = "" if self.q.budget_s is None else f", of which the budget allows {budget_words(self.q.budget_s)}"
+        say(f"Trying all of it and training in the end takes at most about {duration(estimate)}{limit}.")
 
     def _within_budget(self, trial: Trial, pace: _Pace, done: list[Trial]) -> Trial:
         """Return the trial with as many epochs as fit, or left out."""
@@ -289,7 +289,7 @@ class _Auto:
                 return msgspec.structs.replace(tried, estimate_s=self.cost(tried, pace))
             epochs -= 1
         needed_s = self.cost(trial, pace)
-        why = f"the budget leaves {_minutes(max(0.0, self.left_s()))}, it needs {_minutes(needed_s)} and more"
+        why = f"the budget leaves {duration(max(0.0, self.left_s()))}, it needs {duration(needed_s)} and more"
         return msgspec.structs.replace(trial, skipped=why)
 
     def _tried(self, trial: Trial) -> Trial:
@@ -527,10 +527,6 @@ def negative_transfer(
                 f"{-against[name].points:.1f} +- {against[name].error:.1f} points of balanced accuracy."
             )
     return found
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def transfer_report(

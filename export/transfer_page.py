@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from export.progress import budget_words, duration
 from export.report import Report, TransferReport, TrialReport
 from sdk.errors import MissingExtra
 
@@ -97,7 +98,7 @@ def _row(trial: TrialReport) -> tuple[str, ...]:
         "" if gain is None else f"{gain.points:+.1f} ± {gain.error:.1f}",
         f"{sum(new) / len(new):.0%}" if new else "",
         str(trial.epochs or ""),
-        _duration(trial.seconds),
+        duration(trial.seconds),
     )
 
 
@@ -121,11 +122,11 @@ def _new_classes(transfer: TransferReport, run: Sequence[TrialReport]) -> list[s
 
 
 def _time(transfer: TransferReport, trials: Sequence[TrialReport]) -> str:
-    limit = "" if transfer.budget_s is None else f", budget {_duration(transfer.budget_s)}"
+    limit = "" if transfer.budget_s is None else f", budget {budget_words(transfer.budget_s)}"
     spent = sum(trial.seconds for trial in trials)
     return (
-        f'<p class="quiet">Estimated before: {_duration(transfer.estimate_s)} with the training that followed'
-        f"{limit}. The trials took {_duration(spent)}.</p>"
+        f'<p class="quiet">Estimated before: {duration(transfer.estimate_s)} with the training that followed'
+        f"{limit}. The trials took {duration(spent)}.</p>"
     )
 
 
@@ -200,7 +201,3 @@ def _page(name: str, body: str) -> str:
         f"<title>Transfer report: {escape(name)}</title><style>{_STYLE}</style>"
         f"<h1>Transfer report: {escape(name)}</h1>{body}</html>\n"
     )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from export.distributed import Ranks
 from export.finetune import Rows, Schedule, finetune
 from export.progress import Log
 from export.recipes import FROM_SCRATCH, Strategy
-from export.strategies import Question, Trial, choose, choose_strategy, negative_transfer
+from export.strategies import Question, Trial, choose, choose_strategy, negative_transfer, transfer_report
 from export.transfer import (
     Difference,
     Field,
@@ -37,6 +38,7 @@ from export.transfer import (
     ready,
     shift_from_source,
 )
+from export.transfer_page import _time
 from sdk.errors import ExportError
 from tests.tiny import write_pictures
 
@@ -269,6 +271,16 @@ def test_a_planted_negative_transfer_is_reported(shuffled: Backbone, tmp_path: P
     assert {t.name for t in choice.trials if t.skipped} == {"last", "head-then-full", "full", "from scratch"}
     assert any("not run, the budget leaves 0 s" in line for line in listener.said)
     assert any("at most about" in line for line in listener.said)
+
+
+def test_a_budget_is_said_as_it_was_typed(shuffled: Backbone, tmp_path: Path) -> None:
+    """1.5 minutes are not 2."""
+    listener = Listener()
+    clock = itertools.count(step=1000.0)  # it is over before anything is trained
+    choice = choose_strategy(question(shuffled, tmp_path, budget_s=90), Log(listener), clock.__next__)
+    _, report = transfer_report(choice, ["a", "b", "c", "d"], 90)
+    assert any("of which the budget allows 1.5 min" in line for line in listener.said)
+    assert "budget 1.5 min" in _time(report, [])
 
 
 def test_trials_that_are_done_are_not_done_again(tmp_path: Path) -> None:
