@@ -11,7 +11,7 @@ from rich.table import Table
 
 from device_agent.evaluate import Acceptance, Accuracy, Evaluation
 from device_agent.outlook import OutlookReport
-from device_agent.rehearse import Measure, PolicyResult, Rehearsal
+from device_agent.rehearse import Measure, PolicyResult, Rehearsal, counted
 from sdk.outlook import Expected
 
 
@@ -125,8 +125,8 @@ def show_rehearsal(result: Rehearsal, console: Console) -> None:
     """Print the curve of a rehearsal, and what it advises."""
     where = "" if result.station is None else escape(f", station {result.station}")
     console.print(
-        f"[bold]{escape(result.bundle)}[/] ({result.precision}){where}: {result.stream_images} images as a shift, "
-        f"judged on {result.test_images} others"
+        f"[bold]{escape(result.bundle)}[/] ({result.precision}){where}: "
+        f"{counted(result.stream_images, 'image')} as a shift, judged on {counted(result.test_images, 'other')}"
     )
     for each in result.policies:
         console.print(_rehearsal_table(result, each))
@@ -134,12 +134,11 @@ def show_rehearsal(result: Rehearsal, console: Console) -> None:
         asked: Counter[str] = Counter()
         for shift in shifts:
             asked.update(shift.labels_by_class)
-        given = ", ".join(f"{name} {n}" for name, n in asked.most_common())
-        back = sum(shift.taken_back for shift in shifts)
         in_all = f" in {len(shifts)} shifts" if len(shifts) > 1 else ""
-        console.print(
-            f"{each.policy.value}: {asked.total()} labels{in_all} ({given}); {back} heads taken back", markup=False
-        )
+        given = ", ".join(f"{name} {n}" for name, n in asked.most_common())
+        labels = f"{counted(asked.total(), 'label')}{in_all} ({given})" if asked else f"no labels{in_all}"
+        back = sum(shift.taken_back for shift in shifts)
+        console.print(f"{each.policy.value}: {labels}; {counted(back, 'head')} taken back", markup=False)
     if result.label_to_live_ms is not None:
         console.print(f"from label to live: {result.label_to_live_ms:.0f} ms (median)")
     for note in result.notes:

@@ -99,7 +99,7 @@ def _title(result: Rehearsal) -> str:
 
 def _panel(ax: Axes, result: Rehearsal, title: str, measure: Measure) -> None:
     for each in result.policies:
-        _curve(ax, each, measure, result.labels_wanted)
+        _curve(ax, each, measure, result)
     bound = measure(result.joint)
     if bound is not None:
         every = f"all {result.joint.labels} images of the shift labelled"
@@ -119,10 +119,11 @@ def _panel(ax: Axes, result: Rehearsal, title: str, measure: Measure) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _curve(ax: Axes, each: PolicyResult, measure: Measure, wanted: int) -> None:
+def _curve(ax: Axes, each: PolicyResult, measure: Measure, result: Rehearsal) -> None:
     name, colour, marker = _STYLES[each.policy]
-    if each.labels_given < wanted:
-        after = "it has no question" if each.policy is Policy.QUEUE else "there is no image"
+    if each.labels_given < result.labels_wanted:
+        asked_all = each.policy is Policy.QUEUE and each.labels_given < result.stream_images
+        after = "it has no question" if asked_all else "there is no image"
         name += f"; after {each.labels_given} {after} left"
     rows = [
         (mean.labels, *(100 * value for value in values if value is not None))

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from device_agent.evaluate import frames_of
+from device_agent.evaluate import frames_of, judge
 from device_agent.labelling import class_name
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime
@@ -39,6 +39,8 @@ NEAR: Final = 0.01
 """As good as: within a point of what all labels give."""
 WEAK_FEATURES: Final = 0.8
 """Below this even all labels do not make a head that people would trust: the features are the limit."""
+FEWEST_LABELS: Final = 10
+"""A head of fewer labels of a shift says little of what the features allow, however badly it does."""
 FORGOTTEN: Final = 0.02
 """A loss elsewhere of more than this is worth a note; it is what a trial allows."""
 _SHOWN: Final = 12
@@ -222,7 +224,7 @@ def rehearse(
         )
         for policy in plan.policies
     ]
-    joint = _joint(line)
+    joint, high = _joint(line)
     live = [s.label_to_live_ms for each in policies for s in each.shifts if s.label_to_live_ms is not None]
     return Rehearsal(
         bundle=bundle.manifest.name,
@@ -243,7 +245,7 @@ def rehearse(
         joint=joint,
         policies=policies,
         notes=_notes(bundle, plan, parts, len(withdrawn), policies, summed=len(base.summed)),
-        advice=advise(policies, joint, plan.labels),
+        advice=advise(policies, joint, plan.labels, Basis(high, len(here.images), len(set(here.groups)))),
         seconds=time.monotonic() - began_s,
     )
 
@@ -295,13 +297,14 @@ class _Progress:
 class _Parts:
     """The images of the shift, of the test, of other stations' test; how many were of groups it learned from.
 
-    `copies` are new files of pictures that it learned from (`device_agent.unseen`).
+    `learned` are files that it learned from, `copies` new files of such pictures (`device_agent.unseen`).
     """
 
     stream: list[LabelledImage]
     test: list[LabelledImage]
     elsewhere: list[LabelledImage]
     siblings: int
+    learned: int
     copies: int = 0
 
     def less(self, chosen: Sequence[LabelledImage], found: Copies) -> _Parts:
@@ -312,7 +315,7 @@ class _Parts:
             return [image for image in some if image.sample_id in left]
 
         siblings, copies = self.siblings + int(found.kin.sum()), int(found.copies.sum())
-        return _Parts(of(self.stream), of(self.test), of(self.elsewhere), siblings, copies)
+        return _Parts(of(self.stream), of(self.test), of(self.elsewhere), siblings, self.learned, copies)
 
 
 def _parts(bundle: Bundle, images: ImageSet, plan: Plan) -> _Parts:
@@ -333,6 +336,7 @@ def _parts(bundle: Bundle, images: ImageSet, plan: Plan) -> _Parts:
         test=of(Part.TEST, here=True),
         elsewhere=of(Part.TEST, here=False),
         siblings=sum(part_of[i.sample_id] in LEARNED and _here(plan, i) for i in fresh),
+        learned=sum(seen.get(i.sample_id) in LEARNED and _here(plan, i) for i in images.images),
     )
     _check_parts(found, images, plan)
     return found
@@ -347,9 +351,10 @@ def _check_parts(parts: _Parts, images: ImageSet, plan: Plan) -> None:
     for what, some in (("the shift", parts.stream), ("the test", parts.test)):
         where = "" if plan.station is None else f" at {plan.station}"
         if not some:
+            known = f"; the bundle learned from {parts.learned} of them" if parts.learned else ""
             anew = f"; {parts.copies} that the bundle learned from are saved anew here" if parts.copies else ""
             raise BadImages(
-                f"{images.folder}: no image{where} is left for {what}{anew}",
+                f"{images.folder}: no image{where} is left for {what}{known}{anew}",
                 hint="Use the images that the bundle was exported from, or ones that it has never seen.",
             )
         if plan.hold_back is not None and plan.hold_back not in {i.label for i in some}:
@@ -429,8 +434,12 @@ def _summed(points: Sequence[Point], labels: int, summary: Callable[[list[float]
     )
 
 
-def _joint(line: Line) -> Point:
-    """Return what the device would know if every image of the shift had been labelled."""
+def _joint(line: Line) -> tuple[Point, float]:
+    """Return what the device would know if every image of the shift had been labelled, and how good that may be.
+
+    The latter is the upper end of the balanced accuracy's interval, on the test part. Of a class that no image of
+    the shift taught, features may allow anything.
+    """
     precision, names, stream = line.pipeline.precision, line.bundle.class_names(), line.stream
     base, entry = line.bundle.base(precision), line.bundle.precision(precision).head
     kept = [i for i, sample in enumerate(base.samples[: len(base.codes)]) if sample not in line.withdrawn]
@@ -450,7 +459,12 @@ def _joint(line: Line) -> Point:
     calibration = calibrate(left_out, entry.false_alarm_rate)
     head = solve(moments, knobs=knobs, calibration=calibration)
     name_of = {class_id: name for name, class_id in id_of.items()}
-    return line.test.point(len(stream.images), head, name_of.__getitem__, None)
+    here = line.test.here
+    accuracy = judge(head, name_of.__getitem__, here.codes, here.labels, here.groups)
+    known, there = len(accuracy.classes), len(set(here.labels))
+    high = 1.0 if accuracy.balanced_accuracy is None else accuracy.balanced_accuracy.high
+    high = (known * high + there - known) / there
+    return line.test.point(len(stream.images), head, name_of.__getitem__, None), high
 
 
 # -- words -------------------------------------------------------------------------------------------------------
@@ -472,21 +486,23 @@ def _notes(
             f"The bundle was exported {' and '.join(what)}: {withdrawn} samples were withdrawn here. Scale and "
             "backbone had seen them; export without them for a stricter rehearsal."
         )
+    if parts.learned:
+        notes.append(f"{_images(parts.learned)} left out: the bundle learned from {_them(parts.learned)}.")
     if parts.copies:
         notes.append(
-            f"{parts.copies} images were left out: the bundle learned from them, they were only saved anew."
+            f"{_images(parts.copies)} left out: the bundle learned from {_them(parts.copies)}, here saved anew."
         )
     if parts.siblings:
         notes.append(
-            f"{parts.siblings} images were left out: the bundle learned from other pictures of the same groups."
+            f"{_images(parts.siblings)} left out: the bundle learned from other pictures of the same groups."
         )
     for each in policies:
-        if each.policy is Policy.QUEUE and each.labels_given < plan.labels:
-            notes.append(
-                f"The queue asked for {each.labels_given} labels only; everything else was clear to the head."
-            )
-        elif each.labels_given < plan.labels:
-            notes.append(f"The shift has {each.labels_given} images only; it had no more to label.")
+        given, there = each.labels_given, len(parts.stream)
+        if given >= min(plan.labels, there) < plan.labels:
+            notes.append(f"The shift has {counted(there, 'image')} only; it had no more to label.")
+        elif each.policy is Policy.QUEUE and given < plan.labels:
+            asked = f"{counted(given, 'label')} only; everything else" if given else "no label; everything"
+            notes.append(f"The queue asked for {asked} was clear to the head.")
     if plan.noise:
         shifts = [shift for each in policies for shift in each.shifts]
         wrong, given = sum(s.wrong_labels for s in shifts), sum(s.labels_given for s in shifts)
@@ -496,6 +512,37 @@ def _notes(
     if before is not None and after is not None and before - after > FORGOTTEN:
         notes.append(f"What is learned here costs elsewhere: {before:.1%} becomes {after:.1%} there.")
     return notes
+
+
+def counted(n: int, what: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "image"), counted(0, "image")
+    ('1 image', '0 images')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _images(n: int) -> str:
+    return f"{counted(n, 'image')} {'was' if n == 1 else 'were'}"
+
+
+def _them(n: int) -> str:
+    return "it" if n == 1 else "them"
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the score of the joint head rests on.
+
+    Attributes:
+        high: Upper end of its 95 % interval, for as many new groups.
+        images, groups: That it was judged on.
+    """
+
+    high: float
+    images: int
+    groups: int
 
 
 def enough(curve: Sequence[Point], joint: Point) -> Point | None:
@@ -508,31 +555,42 @@ def enough(curve: Sequence[Point], joint: Point) -> Point | None:
     return found
 
 
-def advise(policies: Sequence[PolicyResult], joint: Point, wanted: int) -> str:
-    """Return one sentence: how many labels, and what choosing them well is worth."""
+def advise(policies: Sequence[PolicyResult], joint: Point, wanted: int, basis: Basis) -> str:
+    """Return one sentence: how many labels, and what choosing them well is worth.
+
+    That the features are the limit is said only where chance and a lack of labels cannot explain it as well.
+    """
     own, others = policies[0], policies[1:]
     curve, given, goal = own.curve, own.labels_given, joint.balanced_accuracy
     first, last = curve[0].balanced_accuracy, curve[-1].balanced_accuracy
-    every = f"all {joint.labels} labels of the shift at once"
+    every = f"all {joint.labels} labels of the shift at once" if joint.labels != 1 else "the shift's one label"
+    give = "gives" if joint.labels == 1 else "give"
     if goal < WEAK_FEATURES and last < WEAK_FEATURES:
+        if basis.high >= WEAK_FEATURES or joint.labels < FEWEST_LABELS:
+            return (
+                f"{every[0].upper()}{every[1:]} {give} {goal:.1%}, judged on {counted(basis.images, 'image')} of "
+                f"{counted(basis.groups, 'group')}: too few to say whether the features are the limit. Rehearse "
+                "with more images that the bundle has not learned from."
+            )
         return (
             f"Even {every} reach {goal:.1%} only: the features are the limit, so try another backbone, a larger "
             "input or fine-tuning before labelling more."
         )
     if first >= goal - NEAR:
         return (
-            f"The line starts at {first:.1%}, and {every} give {goal:.1%}: label only what the queue asks about."
+            f"The line starts at {first:.1%}, and {every} {give} {goal:.1%}: label only what the queue asks about."
         )
     there = enough(curve, joint)
     beside = "".join(f"; {_beside(other, joint, there)}" for other in others)
     if there is not None:
         labels = "1 label is" if there.labels == 1 else f"{there.labels} labels are"
         return (
-            f"{labels} enough: {first:.1%} becomes {there.balanced_accuracy:.1%}, and {every} give "
+            f"{labels} enough: {first:.1%} becomes {there.balanced_accuracy:.1%}, and {every} {give} "
             f"{goal:.1%}{beside}."
         )
     more = "plan for more labels than that" if given == wanted else "more shifts will bring more questions"
-    return f"{given} labels turn {first:.1%} into {last:.1%}; {every} give {goal:.1%}, so {more}{beside}."
+    turns = f"{counted(given, 'label')} {'turns' if given == 1 else 'turn'}"
+    return f"{turns} {first:.1%} into {last:.1%}; {every} {give} {goal:.1%}, so {more}{beside}."
 
 
 def _beside(other: PolicyResult, joint: Point, there: Point | None) -> str:
@@ -546,4 +604,5 @@ def _beside(other: PolicyResult, joint: Point, there: Point | None) -> str:
     if there is not None and needed is not None:
         return f"with {which} it takes {needed.labels}"
     last = other.curve[-1]
-    return f"{last.labels} labels of {which} give {last.balanced_accuracy:.1%}"
+    give = "gives" if last.labels == 1 else "give"
+    return f"{counted(last.labels, 'label')} of {which} {give} {last.balanced_accuracy:.1%}"

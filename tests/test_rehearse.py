@@ -10,13 +10,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
+from device_agent.figures import show_rehearsal
 from device_agent.learner import Learner
 from device_agent.pipeline import Pipeline
 from device_agent.plot import draw
 from device_agent.rehearse import (
+    Basis,
     Plan,
     PolicyResult,
     Rehearsal,
@@ -33,12 +37,14 @@ from sdk.bundle import BaseSamples, Bundle
 from sdk.codes import Codes
 from sdk.errors import BadImages
 from sdk.images import ImageSet, open_images
+from sdk.splits import Part
 from sdk.wire import HeadState
 from tests.builders import with_exemplars
 from tests.commands import headway
 from tests.simulators import wait_for
 from tests.tiny import picture, tiny_bundle, write_pictures
 
+SURE = Basis(0.75, 100, 100)
 EVERY = ("good", "pit", "scratch", "rings")
 PER_CLASS = 40
 
@@ -124,7 +130,7 @@ def test_the_joint_bound_is_calibrated_on_what_did_not_train_the_backbone(full: 
     stream, test = coded(1), Test(coded(2), Coded([], np.zeros((0, 48), np.int8)), [])
     pipeline = Pipeline(full, None, open_runtime(full, None))
     flattered, fair = (
-        _joint(Line(Tuned(full, codes, fitted), pipeline, frozenset(), stream, test, 1)).balanced_accuracy
+        _joint(Line(Tuned(full, codes, fitted), pipeline, frozenset(), stream, test, 1))[0].balanced_accuracy
         for fitted in (False, True)
     )
     assert fair > flattered + 0.005
@@ -404,7 +410,52 @@ def test_a_shift_without_more_questions_stays_as_it_is_in_the_mean() -> None:
     ],
 )
 def test_the_advice_follows_the_curve(balanced: list[float], joint: float, advice: str) -> None:
-    assert advice in advise([shifts(Policy.QUEUE, balanced)], point(450, joint), wanted=100)
+    assert advice in advise([shifts(Policy.QUEUE, balanced)], point(450, joint), 100, SURE)
+
+
+@pytest.mark.parametrize(
+    ("labels", "high", "advice"),
+    [
+        (450, 0.7, "the features are the limit, so"),
+        (450, 0.9, "judged on 7 images of 5 groups: too few to say"),  # chance would explain it too
+        (3, 0.7, "All 3 labels of the shift at once give 60.0%, judged on 7 images of 5 groups: too few to say"),
+        (1, 0.7, "The shift's one label gives 60.0%"),
+    ],
+)
+def test_features_are_blamed_on_evidence_only(labels: int, high: float, advice: str) -> None:
+    said = advise([shifts(Policy.QUEUE, [0.5, 0.55])], point(labels, 0.6), 100, Basis(high, 7, 5))
+    assert advice in said
+
+
+def test_a_shift_of_three_images_is_not_called_clear(
+    held_back: Bundle, images: ImageSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that was there was labelled; what the bundle knows is counted, and nobody is told of "1 labels"."""
+    parts = held_back.parts()
+    rings = [i for i in images.images if i.label == "rings"]
+    few = [i for i in rings if parts[i.sample_id] is Part.STREAM][:1]
+    test = [i for i in images.images if parts[i.sample_id] is Part.TEST and i.label in ("good", "rings")][::9]
+    learned = [i for i in images.images if parts[i.sample_id] is Part.TRAIN and i.label == "good"][:1]
+    result = run(held_back, replace(images, images=(*few, *test, *learned)), Plan(20))
+    show_rehearsal(result, Console(width=200))
+    said = capsys.readouterr().out
+    assert "The shift has 1 image only; it had no more to label." in result.notes
+    assert "1 image was left out: the bundle learned from it." in result.notes
+    assert not [note for note in result.notes if "clear to the head" in note]
+    assert "1 image as a shift" in said
+    assert "queue: 1 label (rings 1); 0 heads taken back" in said
+
+
+def test_a_queue_without_a_question_is_said_so(
+    full: Bundle, images: ImageSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = full.parts()
+    good = [i for i in images.images if i.label == "good" and parts[i.sample_id] in (Part.STREAM, Part.TEST)]
+    result = run(full, replace(images, images=tuple(good)), Plan(1, policies=(Policy.QUEUE,)))
+    quiet = msgspec.structs.replace(result.policies[0].shifts[0], labels_by_class={}, labels_given=0)
+    policy = msgspec.structs.replace(result.policies[0], shifts=[quiet], labels_given=0)
+    show_rehearsal(msgspec.structs.replace(result, policies=[policy]), Console(width=200))
+    assert "queue: no labels; 0 heads taken back" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -416,7 +467,7 @@ def test_the_advice_follows_the_curve(balanced: list[float], joint: float, advic
 )
 def test_the_advice_says_what_the_queue_buys(other: list[float], advice: str) -> None:
     results = [shifts(Policy.QUEUE, [0.7, 0.9, 0.97]), shifts(Policy.RANDOM, other)]
-    said = advise(results, point(450, 0.975), wanted=100)
+    said = advise(results, point(450, 0.975), 100, SURE)
     assert said.startswith("2 labels are enough")
     assert said.endswith(advice)
 
