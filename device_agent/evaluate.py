@@ -417,5 +417,6 @@ def evaluate(
             false_alarm_rate=head.calibration.false_alarm_rate,
             only=~base.fitted[: len(base.codes)],
             budget_s=OUTLOOK_S,
+            as_given=True,
         ),
     )

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from device_agent.learner import Learner
 from sdk.errors import HeadError
-from sdk.grouping import derive_groups
+from sdk.grouping import derive_groups, groups_as_given
 from sdk.head import Knobs
+from sdk.layouts import names_picture
 from sdk.outlook import Expected, Outlook, outlook
 from sdk.shelf import CodeRows
 
@@ -91,6 +92,7 @@ def look_ahead(
     false_alarm_rate: float,
     only: npt.NDArray[np.bool_] | None = None,
     budget_s: float = BUDGET_S,
+    as_given: bool = False,
 ) -> OutlookReport:
     """Return what more labels would give.
 
@@ -103,8 +105,13 @@ def look_ahead(
         false_alarm_rate: Of its calibration.
         only: (n,) bool, which samples may judge.
         budget_s: See `sdk.outlook.outlook`.
+        as_given: Nothing is joined where somebody named groups, as in the release's own score (docs/export.md).
     """
-    grouping = derive_groups(codes, class_ids, groups, knobs=knobs)
+    paths = [names_picture(group) for group in groups]
+    if as_given and not all(paths):
+        grouping = groups_as_given(groups)
+    else:
+        grouping = derive_groups(codes, class_ids, groups, knobs=knobs)
     found: Outlook | None = None
     try:
         found = outlook(
@@ -145,7 +152,7 @@ def look_ahead(
         helps_most=None if found is None else names(found.helps_most().class_id),
         groups_given=grouping.given,
         groups_found=grouping.found,
-        groups_note=grouping.note(),
+        groups_note=grouping.note(none_given=all(paths)),
         heads=0 if found is None else found.heads,
     )
 

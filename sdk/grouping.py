@@ -70,8 +70,12 @@ class Grouping:
     threshold: float | None
     skipped: tuple[bytes, ...]
 
-    def note(self) -> str | None:
-        """Return what people should know of it, in a sentence; None where next to nothing was joined."""
+    def note(self, *, none_given: bool = True) -> str | None:
+        """Return what people should know of it, in a sentence; None where next to nothing was joined.
+
+        Args:
+            none_given: Whoever calls knows that groups of single samples are no groups that somebody gave.
+        """
         if self.joined_shared:
             return (
                 f"{self.joined_shared} of {self.shared_given} groups of several images look like the same part as "
@@ -79,9 +83,10 @@ class Grouping:
             )
         if self.given - self.found < MANY * self.given:
             return None
-        what = "single images look like parts that others show" if self.shared_given else "no groups were given"
+        alone = self.shared_given or not none_given
+        what = "Single images look like parts that others show" if alone else "No groups were given"
         return (
-            f"{what[0].upper()}{what[1:]}: {self.given} groups became {self.found}, by how alike their codes are. "
+            f"{what}: {self.given} groups became {self.found}, by how alike their codes are. "
             "Give a group id for each part, and the score needs no guess."
         )
 
@@ -120,12 +125,11 @@ def derive_groups(
     check_codes(codes)
     if not len(codes) == len(class_ids) == len(groups):
         raise ValueError(f"{len(class_ids)} classes and {len(groups)} groups for {len(codes)} codes")
-    given = len(set(groups))
-    shared = _shared(groups)
+    as_given = groups_as_given(groups)
+    given, shared = as_given.given, _shared(groups)
     names = tuple(str(group) for group in groups)
     column = {class_id: i for i, class_id in enumerate(sorted(set(class_ids)))}
     order = _in_one_order(codes, class_ids, names)
-    as_given = Grouping(names, given, given, len(shared), 0, None, ())
     if len(order) < _MIN_CLASS:
         return as_given
     y = np.array([column[class_ids[i]] for i in order], np.int64)
@@ -165,6 +169,12 @@ def derive_groups(
         threshold=threshold,
         skipped=tuple(skipped),
     )
+
+
+def groups_as_given(groups: Sequence[str]) -> Grouping:
+    """Return the groups as they are, nothing joined."""
+    given = len(set(groups))
+    return Grouping(tuple(map(str, groups)), given, given, len(_shared(groups)), 0, None, ())
 
 
 def _ask(stop: Callable[[], bool] | None) -> None:

@@ -27,7 +27,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 import msgspec
@@ -230,7 +230,18 @@ def _left_out(folder: Path, found: Listing) -> list[str]:
     ]
 
 
-def _is_image(path: Path) -> bool:
+def names_picture(group: str) -> bool:
+    """Return whether a group id is a picture's path: what stands for it where nobody named the picture's group.
+
+    A digest stands for an id that is too long for a bundle, and may be either's.
+
+    >>> names_picture("good/007.PNG"), names_picture("tile 7")
+    (True, False)
+    """
+    return _is_image(PurePath(group)) or group.startswith("sha256:")
+
+
+def _is_image(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 

@@ -19,12 +19,14 @@ import pytest
 from device_agent.decisions import JudgedImage
 from device_agent.evaluate import Evaluation, accept, evaluate, judge
 from device_agent.heatmap import _file_name
+from device_agent.outlook import look_ahead
 from device_agent.rehearse import Plan
 from device_agent.rehearse import _parts as rehearsed
 from device_agent.runtime import base_head, open_runtime
 from device_agent.unseen import not_learned
 from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, write_bundle
 from sdk.errors import BadImages, UnknownClassError
+from sdk.head import Knobs
 from sdk.images import ImageSet, LabelledImage, decode, open_images
 from sdk.splits import Part
 from tests.builders import with_exemplars
@@ -365,6 +367,24 @@ def test_the_outlook_is_of_the_bundles_own_samples(bundle: Bundle, folder: Path)
     assert {each.name for each in ahead.classes} == set(CLASSES)
     assert ahead.balanced_accuracy is not None
     assert [step.added for step in ahead.steps] == [5, 10, 20, None, None]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_named_groups_of_the_bundle_are_left_as_given(bundle: Bundle, named: bool) -> None:
+    """As in the release's own score. Who named a group for each part is not told to name them."""
+    base, names = bundle.base(), bundle.class_names()
+    twice = np.repeat(base.codes, 2, axis=0)  # two pictures of each part, which look alike
+    ids = [class_id for class_id in base.class_ids for _ in range(2)]
+    groups = [f"part {i}" if named else f"{i}.png" for i in range(len(ids))]
+    head = bundle.precision().head
+    ahead = look_ahead(
+        twice, ids, groups, names.__getitem__,
+        knobs=Knobs(head.rho, head.centre_damping, head.lift_floor, head.distance_weight),
+        false_alarm_rate=head.false_alarm_rate, budget_s=0, as_given=True,
+    )  # fmt: skip
+    assert (ahead.groups_found == ahead.groups_given) is named
+    assert (ahead.groups_note is None) is named
+    assert named or "No groups were given" in (ahead.groups_note or "")
 
 
 def test_where_no_curve_can_be_made_the_outlook_says_why(tmp_path: Path) -> None:

@@ -207,3 +207,10 @@ def test_people_are_told_when_much_was_joined(case: str, words: str | None) -> N
     }[case]
     note = derive_groups(codes, ids, names).note()
     assert note is None if words is None else note is not None and words in note
+
+
+def test_nobody_who_named_groups_is_told_that_there_are_none() -> None:
+    """A station's parts have ids, each of one picture."""
+    codes, ids, _ = parts(20, 4)
+    note = derive_groups(codes, ids, alone(160)).note(none_given=False) or ""
+    assert note.startswith("Single images look like parts that others show: 160 groups became")
