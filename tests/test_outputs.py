@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import functools
 import http.server
 import io
 import json
@@ -29,8 +30,11 @@ from device_agent.parts import Finding, Part
 from sdk.errors import ConfigError, OutputFailed, OutputRefused
 from sdk.wire import Verdict
 from tests.commands import headway
+from tests.disks import fill, small
 from tests.simulators import wait_for
 from tests.test_parts import found
+
+__all__ = ["small"]
 
 pymodbus = pytest.importorskip("pymodbus", reason="needs the extra modbus")
 DEADLINE_S = 60.0
@@ -771,6 +775,60 @@ def test_a_stop_says_what_it_leaves_and_lets_none_overtake(caplog: pytest.LogCap
     outputs.stop()
     assert "sim (2): 5 verdicts wait for the next start, parts p0 to p4" in caplog.text
     assert (gone.got, reached, outputs.report()[1][1].dropped) == ([], [], 0)
+
+
+def test_a_stop_says_what_waits_for_no_start_since_the_history_has_not_got_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a full disk and a dead service it said of all that they wait."""
+    history, gone = SimOutput(), SimOutput()
+    gone.failures = [away()] * 10_000
+    reached = list[Part]()
+    outputs = Outputs()
+    outputs.add(history)
+    outputs.add(gone, (), reached.append)
+    outputs.start()
+    for i in range(2):
+        outputs.put(part_of(i))
+    wait_for(lambda: history.got == [0, 1], DEADLINE_S)
+    history.failures = [OutputRefused("this one never", hint="-")]
+    outputs.put(part_of(2))
+    outputs.put(part_of(3))
+    wait_for(lambda: history.got == [0, 1, 3], DEADLINE_S)
+    history.failures = [away()] * 10_000  # the disk is full
+    for i in range(4, 7):
+        outputs.put(part_of(i))
+    outputs.stop()
+    lost = "since the history has not got them"
+    assert "sim (2): 3 verdicts wait for the next start, parts p0 to p3" in caplog.text
+    assert f"sim (2): 4 verdicts are not delivered and will not be, {lost}, parts p2 to p6" in caplog.text
+    assert "sim: 3 verdicts are not delivered and will not be, parts p4 to p6" in caplog.text
+    assert [tally.dropped for _, tally, _, _ in outputs.report()] == [4, 4]
+
+
+def test_what_waits_is_what_the_next_start_finds_though_the_disk_was_full(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    history, gone, outputs = History(small, 1000, "a"), SimOutput(), Outputs()
+    history.resume(["mes"], newest=WAITING_PARTS)
+    gone.failures = [away()] * 10_000
+    outputs.add(history)
+    outputs.add(gone, (), functools.partial(history.delivered, "mes"))
+    outputs.start()
+    for i in range(1, 3):
+        outputs.put(part_of(i))
+    wait_for(lambda: outputs.report()[0][1].sent == 2, DEADLINE_S)
+    others, number = fill(small), 500  # more than the file has room for as it is
+    for i in range(3, number + 1):
+        outputs.put(part_of(i))
+    wait_for(lambda: bool(outputs.report()[0][1].fault), DEADLINE_S)
+    outputs.stop()
+    others.unlink()
+    kept = len(lacked(small, "b", "mes")["mes"])
+    assert 2 <= kept < number
+    assert f"sim: {kept} verdicts wait for the next start, parts p1 to p{kept}\n" in caplog.text
+    lost = f"{number - kept} verdicts are not delivered and will not be"
+    assert f"sim: {lost}, since the history has not got them, parts p{kept + 1} to p{number}\n" in caplog.text
 
 
 def test_a_history_of_an_earlier_version_is_read_and_taken_over(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ Rules kept here:
 - What is not delivered is counted and told of in the state. It is a fault of the state until a verdict arrives;
   one alone only until a beat does, for after it a line may stand still. The device's own record is its history.
 - What waits when the agent stops, or is killed, goes first after the next start where the output lasts
-  (`LastingOutput`), read from the history. A stop says what it leaves.
+  (`LastingOutput`), read from the history. A stop says what it leaves, and what the history has not got either.
 - When the agent stops, open parts are rejected first (`parts`), and each output is left saying reject (`close`).
 """
 
@@ -25,6 +25,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
@@ -145,6 +146,8 @@ class _Worker:
         self._reached = reached
         self._newest: Part | None = None  # the last that is done with and not written down as such
         self._left = list[Part]()  # given up by a stop
+        self._last = -1  # number of the last verdict of this run that was delivered
+        self._lacking = deque[int](maxlen=2 * WAITING_PARTS)  # before it, of those that may still wait elsewhere
         self._in_hand = 0  # taken from the queue, and tried
         self._stopping = threading.Event()
         self._refused = False
@@ -159,7 +162,15 @@ class _Worker:
         if self._waiting.qsize() < WAITING_PARTS:
             self._waiting.put(part)
         else:
-            self.tally.dropped += 1
+            self._drop([part])
+
+    def _drop(self, parts: Sequence[Part]) -> None:
+        self.tally.dropped += len(parts)
+        self._lacking.extend(part.number for part in parts)
+
+    def has(self, part: Part) -> bool:
+        """Return whether a verdict that was put to all outputs, or of an earlier run, was delivered here."""
+        return isinstance(part, KeptPart) or (part.number <= self._last and part.number not in self._lacking)
 
     @property
     def depth(self) -> int:
@@ -187,7 +198,7 @@ class _Worker:
                     break
             else:
                 if self._has_passed(part):
-                    self.tally.dropped += 1
+                    self._drop([part])
                 else:
                     parts = self._with_those_behind(part)
                     self._in_hand = len(parts)
@@ -201,7 +212,8 @@ class _Worker:
                 self._write_down()
                 self._try(())
         self._write_down()
-        self._tell_what_is_left()
+        while not self._waiting.empty():
+            self._left.append(self._waiting.get())
         self.output.close()
 
     def _done_with(self, part: Part) -> None:
@@ -216,17 +228,23 @@ class _Worker:
             self._reached(self._newest)
             self._newest = None
 
-    def _tell_what_is_left(self) -> None:
-        while not self._waiting.empty():
-            self._left.append(self._waiting.get())
-        if not self._left:
-            return
-        fate = "wait for the next start"
-        if self._reached is None:
-            self.tally.dropped += len(self._left)
-            fate = "are not delivered and will not be"
-        first, last = (part.name or f"number {part.number}" for part in (self._left[0], self._left[-1]))
-        _log.warning("%s: %d verdicts %s, parts %s to %s", self.name, len(self._left), fate, first, last)
+    def tell_what_is_left(self, history: _Worker) -> None:
+        """Say what a stop has given up: what the next start reads from the history, and what is lost.
+
+        Args:
+            history: Stopped, too.
+        """
+        if self._thread.is_alive():
+            return  # it was said that it did not stop
+        waits = [part for part in self._left if self._reached is not None and history.has(part)]
+        kept = {id(part) for part in waits}
+        lost = [part for part in self._left if id(part) not in kept]
+        self._drop(lost)
+        why = "" if self._reached is None else ", since the history has not got them"
+        for parts, fate in ((waits, "wait for the next start"), (lost, f"are not delivered and will not be{why}")):
+            if parts:
+                first, last = (part.name or f"number {part.number}" for part in (parts[0], parts[-1]))
+                _log.warning("%s: %d verdicts %s, parts %s to %s", self.name, len(parts), fate, first, last)
 
     def _with_those_behind(self, part: Part) -> list[Part]:
         """Return a verdict with those that follow it closely, as many as the output takes at once."""
@@ -257,7 +275,7 @@ class _Worker:
                 self._deliver_each(parts, give_up_s)
                 return
             if self._refused or not self.output.replays:
-                self.tally.dropped += len(parts)
+                self._drop(parts)
                 self._done_with(parts[-1])
                 return
             self._write_down()  # what went before: this may be tried for long
@@ -269,6 +287,7 @@ class _Worker:
                 time.sleep(RETRY_S)
             wait_s = min(2 * wait_s, RETRY_MAX_S)
         self.tally.sent += len(parts)
+        self._last = max(self._last, *(part.number for part in parts if not isinstance(part, KeptPart)), -1)
         self._done_with(parts[-1])
         for part in parts:
             if isinstance(part, KeptPart):
@@ -373,6 +392,8 @@ class Outputs:
         is the history, in which the others write down how far they came."""
         for worker in (*self._workers[1:], *self._workers[:1]):
             worker.stop()
+        for worker in self._workers:
+            worker.tell_what_is_left(self._workers[0])
 
     def report(self) -> list[tuple[str, OutputTally, int, Histogram]]:
         """Return for each output its name, what it did, how many verdicts wait, and capture to delivery."""
