@@ -144,6 +144,7 @@ def status(site_file: Path, as_json: bool) -> None:
     """Say what the agent of this site.toml is doing."""
     from device_agent.agent import running_page, running_state
     from device_agent.config import load_site
+    from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, NONE_PASSES
 
     site = load_site(site_file)
     try:
@@ -193,10 +194,10 @@ def status(site_file: Path, as_json: bool) -> None:
         console.print("[yellow]fault[/]     ", end="")
         console.print(fault, markup=False)  # it may hold a file's name
     if state["none_passes"]:
-        console.print(
-            "[yellow]note[/]      every part is rejected: no class is a good one. Choose them on the page"
-        )
-        console.print("          (Quality), or name them in \\[part] good of site.toml")
+        console.print("[yellow]note[/]      ", end="")
+        # An agent that has not been started since an update does not say who chose.
+        advice = CHOOSE_AGAIN if state.get("good_chosen") else CHOOSE_GOOD
+        console.print(f"{NONE_PASSES}. {advice}", markup=False)
 
 
 @agent.command()

@@ -14,12 +14,13 @@ import platform
 import pwd
 import shutil
 import socket
+import sqlite3
 import stat
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any, Final, cast
 import cv2
 import msgspec
 
+from device_agent.accepting import KEPT_AS, Target
 from device_agent.agent import agent_version, running_page, running_state
 from device_agent.broker_check import check_broker
 from device_agent.camera import CameraState, open_camera
@@ -51,11 +53,11 @@ from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
 from device_agent.output_check import check_outputs, outputs_told
 from device_agent.private import open_to_all
-from device_agent.report import lost_words, unreadable_words
+from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, lost_words, unreadable_words
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
-from device_agent.store import STORE_NAME, check_store
+from device_agent.store import STORE_NAME, check_store, read_kept
 from sdk.bundle import Bundle
 from sdk.class_names import key_of
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
@@ -422,7 +424,7 @@ def _release(site: Site, running: bool) -> Iterator[Finding]:
         f"{bundle.manifest.name} ({name}) on {runtime.name}: golden scores off by {worst:.4f}",
     )
     if not running:
-        yield from _passing(site, [each.name for each in bundle.manifest.classes])
+        yield from _passing(site, {each.id: each.name for each in bundle.manifest.classes})
     with tempfile.TemporaryDirectory() as folder:
         choice = RuntimeChoice(Path(folder), site.runtime)
         for entry in bundle.manifest.precisions:
@@ -436,17 +438,38 @@ def _release(site: Site, running: bool) -> Iterator[Finding]:
                 yield Finding("runtime", Level.GOOD, f"{how}: {each.frame_ms:.1f} ms a frame")
 
 
-def _passing(site: Site, names: list[str]) -> Iterator[Finding]:
-    """Look whether a class of the release is one that passes by the settings."""
+def _passing(site: Site, names: Mapping[str, str]) -> Iterator[Finding]:
+    """Look whether a class of the release, name by id, is one that passes, by the settings until people chose."""
+    chosen = _chosen(site)
+    if chosen is not None:
+        if not chosen.intersection(names):
+            yield Finding(
+                "release",
+                Level.NOTE,
+                "none of its classes is one that people chose as good on the page: every part is rejected, unless "
+                "they mean one that was made or merged here",
+                CHOOSE_AGAIN,
+            )
+        return
     passing = set(map(key_of, site.part.good))
-    if not any(key_of(name) in passing for name in names):
+    if not any(key_of(name) in passing for name in names.values()):
         wanted = " or ".join(map(repr, site.part.good))
         yield Finding(
             "release",
             Level.NOTE,
             f"none of its classes is called {wanted}: every part is rejected, unless the page says otherwise",
-            f"Name the good ones in [part] good, or choose them on the page: {', '.join(names)}.",
+            f"Name the good ones in [part] good, or choose them on the page: {', '.join(names.values())}.",
         )
+
+
+def _chosen(site: Site) -> set[str] | None:
+    """Return the ids of the classes that people chose as good; None where nobody did, or no store says it."""
+    with contextlib.suppress(HeadwayError, OSError, sqlite3.Error, msgspec.MsgspecError):
+        if (site.data_dir / STORE_NAME).is_file():
+            kept = read_kept(site.data_dir / STORE_NAME, KEPT_AS)
+            good = None if kept is None else msgspec.json.decode(kept, type=Target).good
+            return None if good is None else set(good)
+    return None
 
 
 def _told(site: Site) -> Iterator[Finding]:
@@ -485,7 +508,7 @@ def _told(site: Site) -> Iterator[Finding]:
             "release",
             Level.NOTE,
             "no class counts as good: every part is rejected",
-            "Choose the good ones on the page (Quality), or name them in [part] good of site.toml.",
+            CHOOSE_AGAIN if state.get("good_chosen") else CHOOSE_GOOD,
         )
     for fault in state["faults"]:
         if fault in said:

@@ -27,6 +27,11 @@ from sdk.score import Score
 from sdk.wire import MAX_FAULTS, MAX_TEXT, Verdict
 
 NONE_PASSES: Final = "every part is rejected: no class is a good one"
+CHOOSE_GOOD: Final = "Choose the good ones on the page (Quality), or name them in [part] good of site.toml."
+CHOOSE_AGAIN: Final = (
+    "Choose the good ones again on the page (Quality): since somebody chose there, [part] good of site.toml does "
+    "not count."
+)
 OPERATING_LOST: Final = (
     "the backup that this device came from does not say what was to be rejected: choose it again, under Quality"
 )
@@ -348,6 +353,8 @@ class State:
     """What is wrong just now, in words."""
     none_passes: bool
     """No class that the head knows is a good one, so that every part is rejected."""
+    good_chosen: bool
+    """People chose the good classes on the page: `[part] good` of the settings does not count since."""
 
 
 def camera_report(camera: Camera) -> CameraReport:
@@ -462,6 +469,7 @@ def station_state(
         trust=trust,
         faults=wrong,
         none_passes=serving is not None and _none_passes(station, serving),
+        good_chosen=station.operating.target.good is not None,
     )
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Browser, ViewportSize, expect
 
+from device_agent.accepting import KEPT_AS, Target
 from device_agent.agent import Agent
 from device_agent.cli import agent as agent_command
 from device_agent.config import load_site
 from device_agent.doctor import examine
 from device_agent.finding import Level
+from device_agent.report import CHOOSE_AGAIN, NONE_PASSES
 from sdk.bundle import Bundle
 from tests.pages import Device, Screen, chromium, screen, serving, write_stream
 from tests.pages import running as running_page
@@ -120,6 +123,27 @@ def test_status_and_doctor_say_it_too(tmp_path: Path, bundle: Bundle, stream: Pa
         assert [each.level for each in examine(site) if each.what.endswith("every part is rejected")] == [
             Level.NOTE
         ]
+
+
+@pytest.mark.browser
+def test_where_somebody_has_chosen_nobody_is_sent_to_settings_that_do_not_count(
+    tmp_path: Path, bundle: Bundle, stream: Path, browser: Browser
+) -> None:
+    """The classes that were chosen are gone: another release serves, or they were undone."""
+    file = tmp_path / "site.toml"
+    with Agent(site_of(stream, bundle.path)) as agent, running_agent(agent):
+        agent.station.operating.choose(Target(good=[class_id("gone").hex()]))
+        # As it is kept, for the doctor who comes after the stop.
+        agent.station.store.keep(KEPT_AS, msgspec.json.encode(agent.station.operating.target))
+        data_dir = agent.site.data_dir
+        text = settings(bundle, stream).replace("[camera]", f'data_dir = "{data_dir}"\n[camera]')
+        file.write_text(f'{text}[part]\ngood = ["Scratches"]\n')  # what they were advised to do
+        told = CliRunner().invoke(agent_command, ["status", str(file)])
+        assert f"{NONE_PASSES}. {CHOOSE_AGAIN}" in told.output
+        assert [each.fix for each in examine(file) if "every part is rejected" in each.what] == [CHOOSE_AGAIN]
+        with screen(browser, agent.page_url, viewport=PANEL) as on:
+            expect(on.page.locator("#verdict")).to_contain_text("Choose again under Quality.")
+    assert [each.fix for each in examine(file) if "every part is rejected" in each.what] == [CHOOSE_AGAIN]
 
 
 def test_doctor_says_nothing_where_a_class_of_the_release_passes(

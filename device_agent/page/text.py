@@ -81,6 +81,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Noch gilt keine Klasse als gut. Unter Qualität auswählen, welche gut sind.",
         "尚未将任何类别设为合格。请在“质量”中选择合格类别。",
     ),
+    "state.none-passes-again": (
+        "None of the classes that were chosen as good is there any more. Choose again under Quality.",
+        "Von den Klassen, die als gut gewählt wurden, gibt es keine mehr. Unter Qualität neu auswählen.",
+        "所选的合格类别均已不存在。请在“质量”中重新选择。",
+    ),
     "state.away": ("No connection", "Keine Verbindung", "无连接"),
     "state.away-more": (
         "The device does not answer. Nothing is lost; this page tries again.",
