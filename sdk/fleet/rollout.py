@@ -298,7 +298,10 @@ def worse(plan: Plan, before: Doing, now: Doing) -> str | None:
     if had is not None and has is not None:
         allowed = max(plan.max_lost_labels, TAKEN_BACK_LABELS, int(TAKEN_BACK_SHARE * had))
         if had - has > allowed:
-            return f"counts {has} of the {had} own labels that it had: of the others it has no pictures, or codes"
+            return (
+                f"counts {has} of the {had} own labels that it had: of the others it has no pictures, or codes "
+                "(--max-lost-labels)"
+            )
     if before.recall is not None and now.recall is not None and min(before.samples, now.samples) >= MIN_SAMPLES:
         lost = before.recall - now.recall
         if lost > plan.max_recall_drop:
