@@ -17,6 +17,7 @@ from sdk.fleet.channel_ledger import Device
 from sdk.fleet.losing import Loss, check_losses, losses, lost
 from sdk.fleet.metrics import FleetMetrics
 from sdk.fleet.page.view import FleetView
+from sdk.fleet.retention import Policy, due, erase
 from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord, Fold, Label
 from sdk.wire import DeviceState, PrecisionTime
@@ -156,6 +157,19 @@ def test_labels_that_count_nowhere_are_shown(
     assert words in FleetView(fleet).fleet()["channels"][0]["without_effect"][0]
     metrics = generate_latest(FleetMetrics(fleet).registry).decode()
     assert 'headway_fleet_labels_without_code{channel="default"} 12.0' in metrics
+
+
+def test_what_a_policy_erased_for_good_is_not_told_as_lost(
+    fleet: FleetStore, releases: list[Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plant that forgets old codes every year would have a warning for ever, and not see the next."""
+    erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), 4e9))
+    fleet.publish(releases[1], channel="default")
+    line = SimDevice("line-e")
+    label(line, releases[0], 50)
+    tell(fleet, line, 0, releases[0].space())
+    told = json.loads(headway(capsys, "fleet", "devices", "--dir", fleet.directory, "--json").out)["channels"][0]
+    assert (told["codeless_labels"], told["erased_labels"]) == ({"line-e": 1}, 12)
 
 
 def test_a_fold_tells_which_labels_have_no_code(releases: list[Bundle]) -> None:

@@ -17,7 +17,7 @@ from device_agent.parts import Ledger
 from sdk.bundle import Bundle
 from sdk.codes import code_digest
 from sdk.errors import LabelError
-from sdk.labels import Body, Chain, CodeRecord, Label, Record, RenameClass
+from sdk.labels import Chain, CodeRecord, Label, Record, RenameClass
 from tests.pages import Device, chromium, hex_of, screen, serving, write_stream
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle

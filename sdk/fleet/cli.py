@@ -515,6 +515,7 @@ def _channel_row(
         "unapplied_labels": 0 if live_set is None else live_set.unapplied,
         "refused_records": 0 if learned is None else learned.refused,
         "codeless_labels": {} if learned is None else dict(Counter(learned.codeless.values())),
+        "erased_labels": 0 if learned is None else len(learned.erased),
         "log_length": log_length,
     }
 

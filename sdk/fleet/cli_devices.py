@@ -113,8 +113,8 @@ def without_effect(channel: dict[str, Any]) -> list[str]:
         named = ", ".join(f"{count} of {device}" for device, count in by[:NAMED])
         named += f" and {sum(count for _, count in by[NAMED:])} of others" if by[NAMED:] else ""
         found.append(
-            f"labels that count nowhere, without a code in this release's feature space: {named}. Devices say the "
-            "codes when they run the release and have the pictures; what was erased by a policy stays so"
+            f"labels that count nowhere, without a code in this release's feature space: {named}. A device "
+            "says their codes when it runs the release, and where it has the pictures"
         )
     if channel["refused_records"]:
         found.append(f"records that contradict themselves and count nowhere: {channel['refused_records']}")

@@ -62,7 +62,7 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
     """
     learned = store.learned(channel)
     live = frozenset(() if learned is None else learned.live.samples)
-    labelled = live.union(() if learned is None else learned.codeless)
+    labelled = live if learned is None else live.union(learned.codeless, learned.erased)
     held = frozenset(() if learned is None else (hold.device for hold in learned.holds))
     with store.read() as ledger:
         in_use, published = ledger.spaces_in_use(channel), ledger.published(channel)

@@ -35,7 +35,7 @@ from sdk.fleet.database import ServiceLock, database_errors, engine_of
 from sdk.fleet.restoring import Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
-from sdk.fleet.union_ledger import UnionLedger
+from sdk.fleet.union_ledger import LastCodes, UnionLedger
 from sdk.labels import REFUSALS, RELEASE_DEVICE, CodeRecord, Fold, Merge
 from sdk.liveset import LiveSet
 from sdk.moments import Moments
@@ -65,6 +65,7 @@ class Learned:
         unheard: What devices said is one class and is not: that is for the fleet's people to say.
         refused: How many records contradict themselves, and count nowhere.
         codeless: Samples whose label counts nowhere, since no code in this space is there; with who labelled them.
+        erased: Labelled samples whose codes were erased for good (docs/labels.md, section 7); none of `codeless`.
     """
 
     live: LiveSet
@@ -76,6 +77,7 @@ class Learned:
     unheard: list[Merge]
     refused: int = 0
     codeless: dict[bytes, str] = field(default_factory=dict)
+    erased: frozenset[bytes] = frozenset()
 
 
 @dataclass
@@ -87,11 +89,13 @@ class _Folding:
     position: int = 1  # of the next record
     refused: int = 0
     nameless: dict[bytes, str] = field(default_factory=dict)  # what their classes were called once
+    codes: LastCodes = field(default_factory=LastCodes)
 
     def catch_up(self, ledger: Ledger, channel: str) -> None:
         """Fold what is new of the union."""
         while records := ledger.records(channel, self.position):
             for record in records:
+                self.codes.add(record)
                 try:
                     self.fold.apply(record)
                 except REFUSALS:
@@ -404,6 +408,9 @@ class FleetStore:
             if unnamed - found.nameless.keys():
                 found.nameless = self._once_named(ledger, channel, unnamed, live)
             names |= {class_id: found.nameless[class_id] for class_id in unnamed}
+            codeless = fold.codeless()
+            erased = found.codes.erased_for_good(codeless)
+            left = {sample: device for sample, device in codeless.items() if sample not in erased}
             return Learned(
                 live,
                 names,
@@ -413,7 +420,8 @@ class FleetStore:
                 fold.names_by(RELEASE_DEVICE),
                 fold.unheard_merges(),
                 found.refused,
-                fold.codeless(),
+                left,
+                erased,
             )
 
     def _once_named(self, ledger: Ledger, channel: str, unnamed: set[bytes], live: LiveSet) -> dict[bytes, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +47,31 @@ class Taken:
     channel: str
     first_position: int
     verdict: Verdict
+
+
+class LastCodes:
+    """The last code record of each sample in each feature space: whether it has its code."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[bytes, bytes], tuple[int, str, bool]] = {}
+
+    def add(self, record: Record) -> None:
+        """Take in one record; order does not matter."""
+        entry, body = record.entry, record.entry.body
+        if isinstance(body, CodeRecord):
+            key, said = (body.space, body.sample), (entry.counter, entry.device, record.code is not None)
+            self._last[key] = max(said, self._last.get(key, said))
+
+    def left(self) -> dict[tuple[bytes, bytes], bool]:
+        """Return it by feature space and sample."""
+        return {key: left for key, (_, _, left) in self._last.items()}
+
+    def erased_for_good(self, samples: Collection[bytes]) -> frozenset[bytes]:
+        """Return those of some samples that had codes, and have none left in any space."""
+        if not samples:
+            return frozenset()
+        left = {sample for (_, sample), (_, _, code) in self._last.items() if code}
+        return frozenset({sample for _, sample in self._last}.intersection(samples) - left)
 
 
 class UnionLedger(ChannelLedger):
@@ -205,16 +230,12 @@ class UnionLedger(ChannelLedger):
 
         Cost: the channel's union is read once.
         """
-        last: dict[tuple[bytes, bytes], tuple[int, str, bool]] = {}
-        position = 1
+        codes, position = LastCodes(), 1
         while page := self.records(channel, position):
             for record in page:
-                entry, body = record.entry, record.entry.body
-                if isinstance(body, CodeRecord):
-                    key, said = (body.space, body.sample), (entry.counter, entry.device, record.code is not None)
-                    last[key] = max(said, last.get(key, said))
+                codes.add(record)
             position += len(page)
-        return {key: left for key, (_, _, left) in last.items()}
+        return codes.left()
 
     def erase_codes(self, channel: str, positions: Sequence[int]) -> int:
         """Take the codes out of these records of a channel's union; return how many there were."""
