@@ -36,7 +36,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from sdk.errors import BrokerError, ConfigError, LocalWireError
-from sdk.session_ends import MANY_SHORT, SessionEnds
+from sdk.session_ends import ANOTHER_MACHINE, MANY_SHORT, SessionEnds
 from sdk.wire import DEFAULT_PREFIX, MAX_MESSAGE_BYTES, Topics
 
 MAX_PENDING_MESSAGES: Final = 4096
@@ -217,6 +217,9 @@ class MqttSession:
         on_connect: Called on every connect, after our topics were subscribed again, with whether the broker
             remembered the session. Where it did not, it may have lost everything else too.
         last_will: What the broker publishes for us when we vanish.
+        namesake: Who it is that comes under our name, in words, should somebody.
+        yields_within_s: Leave the broker to another client of our name instead of fighting for it, as long as no
+            session of ours has lasted so long: then the other was there before. None: never.
     """
 
     def __init__(
@@ -227,6 +230,8 @@ class MqttSession:
         on_message: Callable[[Message], None],
         on_connect: Callable[[bool], None] | None = None,
         last_will: Publication | None = None,
+        namesake: str = ANOTHER_MACHINE,
+        yields_within_s: float | None = None,
     ) -> None:
         self.settings = settings
         self.client_id = client_id
@@ -243,7 +248,10 @@ class MqttSession:
         self._answered = False  # on the connection that is up, or was last
         self._unanswered = 0  # such connections in a row that the broker closed
         self._alert = ""  # of TLS, in OpenSSL's words
-        self._ends = SessionEnds(client_id)
+        self._namesake = namesake
+        self._ends = SessionEnds(client_id, namesake)
+        self._yields_within_s = 0.0 if yields_within_s is None else yields_within_s
+        self._gave_way = False
         self._started = False
         self._closed = False
         self._wanted: dict[str, int] = {}
@@ -350,6 +358,17 @@ class MqttSession:
                 None if self._refused_whole is None else f"{self._refused_whole} ({self._refused_whole.hint})"
             )
             return refused or self._ends.words(time.monotonic())
+
+    @property
+    def contested(self) -> bool:
+        """Whether another client comes under our name, again and again: each throws the other off."""
+        with self._changed:
+            return self._ends.contested(time.monotonic())
+
+    @property
+    def gave_way(self) -> bool:
+        """Whether we have left the broker for good to another client of our name, which was there before."""
+        return self._gave_way
 
     @property
     def offer(self) -> BrokerOffer:
@@ -516,6 +535,7 @@ class MqttSession:
         with self._changed:
             if failure is None:
                 self._unanswered = 0  # nobody there: a broker that is stopped closes what waits for it first
+                self._ends.nobody_there()
             self._refused_whole = failure
             self._failure = failure or BrokerError(
                 f"no MQTT broker at {self.settings.address}: "
@@ -532,6 +552,7 @@ class MqttSession:
         with self._changed:
             self._connected = False
             many_short = not self._closed and self._ends.ended(time.monotonic(), reason.value in _UNEXPLAINED)
+            self._gave_way |= many_short and self._ends.longest_s < self._yields_within_s
             refused = None
             if not (self._answered or self._closed):
                 self._unanswered += 1
@@ -542,15 +563,16 @@ class MqttSession:
             self._early.clear()
             closed = self._closed
             self._changed.notify_all()
+        if self._gave_way:
+            self._client.loop_stop()  # before it comes back; on its own thread this does not wait for the thread
         if reason.value == _TAKEN_OVER:
-            log.warning(
-                "another client connected as %r and took its session; are two devices named alike?", self.client_id
-            )
+            log.warning("another client connected as %r and took its session: %s", self.client_id, self._namesake)
         elif many_short:
             log.warning(
-                "the broker has ended %d sessions of %r within seconds; are two devices named alike?",
+                "the broker has ended %d sessions of %r within seconds: most likely %s",
                 MANY_SHORT,
                 self.client_id,
+                self._namesake,
             )
         elif refused is not None:
             log.warning("%s", refused)

@@ -15,6 +15,9 @@ SHORT_S: Final = 2.0
 `sdk.mqtt.RECONNECT_MIN_S` has it."""
 MANY_SHORT: Final = 5
 """So many in a row: a broker that is started anew a few times ends one each time, and not within seconds."""
+FEW_SHORT: Final = 3
+"""So many in a row are enough to trust nothing that came meanwhile, and too few to accuse anybody."""
+ANOTHER_MACHINE: Final = "another machine has this name"
 
 
 class SessionEnds:
@@ -22,6 +25,7 @@ class SessionEnds:
 
     Args:
         name: The client's, at the broker.
+        namesake: What ends its sessions then, in words.
 
     >>> ends = SessionEnds("line-2")
     >>> for second in range(5):
@@ -31,10 +35,14 @@ class SessionEnds:
     "the broker has ended 5 sessions of 'line-2' within seconds: most likely another machine has this name"
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, namesake: str = ANOTHER_MACHINE) -> None:
         self._name = name
+        self._namesake = namesake
         self._began: float | None = None
         self._short = 0
+        self.longest_s = 0.0
+        """Of the sessions that are over. Who had a long one was there first: who comes later never has one, the
+        first being back in half a second each time."""
 
     def began(self, now: float) -> None:
         """The broker has accepted a session."""
@@ -51,13 +59,25 @@ class SessionEnds:
         if began is None:
             return False
         self._short = self._short + 1 if unexplained and now - began < SHORT_S else 0
+        self.longest_s = max(self.longest_s, now - began)
         return self._short == MANY_SHORT
+
+    def nobody_there(self) -> None:
+        """No broker answered: it ended, which is why sessions did."""
+        self._short = 0
+
+    def contested(self, now: float) -> bool:
+        """Return whether sessions end as if another came under this name just now."""
+        return self._many(FEW_SHORT, now)
+
+    def _many(self, least: int, now: float) -> bool:
+        return self._short >= least and (self._began is None or now - self._began < SHORT_S)
 
     def words(self, now: float) -> str | None:
         """Return what is wrong; None where nothing is, or a session has lasted since."""
-        if self._short < MANY_SHORT or (self._began is not None and now - self._began >= SHORT_S):
+        if not self._many(MANY_SHORT, now):
             return None
         return (
-            f"the broker has ended {self._short} sessions of {self._name!r} within seconds: most likely another "
-            "machine has this name"
+            f"the broker has ended {self._short} sessions of {self._name!r} within seconds: most likely "
+            f"{self._namesake}"
         )

@@ -6,17 +6,23 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from prometheus_client import generate_latest
 
+from sdk.errors import FleetError
 from sdk.fleet.broker import REVIVE_EVERY_S, Mosquitto, Reviver
 from sdk.fleet.hearing import PATIENCE_S, Hearing
 from sdk.fleet.metrics import FleetMetrics
+from sdk.fleet.page.app import make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.rollout import Plan, RolloutState
+from sdk.fleet.service import FleetService
 from sdk.fleet.store import FleetStore
 from sdk.mqtt import MqttSession, MqttSettings
 from tests.builders import make_bundle
@@ -88,6 +94,49 @@ def test_a_broker_that_died_is_said_everywhere_and_so_is_its_return(
         wait_for(lambda: said() == ["away", "answers again"], what="the return")
         wait_for(lambda: "1 devices, 1 online" in shown(), what="the device again")
         assert "headway_fleet_broker_up 1.0" in generate_latest(FleetMetrics(store).registry).decode()
+
+
+@pytest.mark.broker
+def test_of_two_services_of_one_name_one_ends_and_the_other_serves(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """They took the session from each other each second, for ever, and spoke of devices."""
+    stop = threading.Event()
+
+    def serve(store: FleetStore) -> None:
+        FleetService(store, mosquitto.settings).run(stop, connect_timeout_s=60.0)
+
+    with FleetStore(tmp_path / "one") as one, FleetStore(tmp_path / "two") as two, ThreadPoolExecutor(2) as pool:
+        try:
+            services = [pool.submit(serve, store) for store in (one, two)]
+            wait_for(lambda: any(service.done() for service in services), what="one of them to end")
+            with LiveDevice(mosquitto.settings, "a") as device:
+                device.label(1)
+                wait_for(lambda: not device.outbox, what="a label at the other one")
+            (ended,) = [service for service in services if service.done()]
+            with pytest.raises(FleetError, match="another fleet service with this one's name is at this broker"):
+                ended.result()
+        finally:
+            stop.set()
+
+
+def test_two_services_of_one_name_are_told_to_whoever_looks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[Mapping[str, object]] = []
+    with FleetStore(tmp_path) as store, store.serving():
+        hearing = Hearing(store, "broker:1883", lambda _kind, more: events.append(more))
+        hearing.look(connected=False, contested=True)
+        hearing.look(connected=True, contested=True)
+        told = headway(capsys, "fleet", "devices", "--dir", tmp_path).out
+        assert "another fleet service with this one's name came to the broker at broker:1883" in told
+        assert "went away" not in told
+        away = json.loads(headway(capsys, "fleet", "devices", "--dir", tmp_path, "--json").out)["broker_away"]
+        assert away["contested"] is True
+        text = TestClient(make_app(FleetView(store)), base_url="http://127.0.0.1").get("/").text
+        assert "Another fleet service came to the broker at broker:1883" in text
+        assert "stop one of the two" in text
+        hearing.look(connected=True)
+        assert "another fleet service" not in headway(capsys, "fleet", "devices", "--dir", tmp_path).out
+    assert [one["state"] for one in events] == ["contested", "answers again"]
 
 
 def children_of(pid: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,7 @@ def test_two_machines_of_one_name_say_so_themselves(
             second.stop()
         wait_for(lambda: first.status().connected and first.status().fault is None, 60.0, "the first, left alone")
         first.stop()
-    assert any("named alike" in record.getMessage() for record in caplog.records)
+    assert any(f"within seconds: {said}" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +240,39 @@ def test_sessions_that_end_for_a_reason_tell_of_nobody() -> None:
         ends.began(second)
         ends.ended(second + 0.1, unexplained=False)
     assert ends.words(100.0) is None
+
+
+@pytest.mark.broker
+def test_who_was_there_first_stays_and_who_came_later_leaves(mosquitto: Mosquitto) -> None:
+    def session(yields_within_s: float) -> MqttSession:
+        return MqttSession(
+            mosquitto.settings, "same", on_message=lambda _message: None, yields_within_s=yields_within_s
+        )
+
+    with session(0.0) as first, session(math.inf) as second:  # the one lasted for long, the other never
+        first.connect(60.0)
+        second.start()
+        wait_for(lambda: second.gave_way, what="the one that came later to leave")
+        wait_for(lambda: first.connected and not first.contested, what="the first, left alone")
+        assert (first.gave_way, second.connected) == (False, False)
+
+
+def test_sessions_that_a_stopped_broker_ended_tell_of_nobody() -> None:
+    ends = SessionEnds("a")
+    for second in range(2 * MANY_SHORT):
+        ends.began(second)
+        assert not ends.ended(second + 0.1)
+        assert ends.contested(second + 0.1) is False
+        ends.nobody_there()
+
+
+def test_a_few_short_sessions_are_contested_before_anybody_is_accused() -> None:
+    ends, told = SessionEnds("a"), []
+    for second in range(MANY_SHORT):
+        ends.began(second)
+        ends.ended(second + 0.1)
+        told.append((ends.contested(second + 0.1), ends.words(second + 0.1) is not None))
+    assert told == [(False, False)] * 2 + [(True, False)] * 2 + [(True, True)]
 
 
 def test_a_connection_that_never_came_is_no_session() -> None:

@@ -66,10 +66,17 @@ class Assignment:
 
 @dataclass(frozen=True)
 class BrokerAway:
-    """The service does not hear its broker, nor any device."""
+    """The service does not hear its broker, nor any device; or not all of it.
+
+    Attributes:
+        address: The broker's.
+        since_utc: Since when.
+        contested: Another service comes under its name, and each takes the other's session again and again.
+    """
 
     address: str
     since_utc: float
+    contested: bool = False
 
 
 class ChannelLedger:
@@ -289,19 +296,27 @@ class ChannelLedger:
 
     # The broker
 
-    def note_broker(self, address: str, away_utc: float | None) -> None:
-        """Note since when the service does not hear its broker; None: it does."""
+    def note_broker(self, address: str, away_utc: float | None, *, contested: bool = False) -> None:
+        """Note since when the service does not hear its broker; None: it does.
+
+        Args:
+            address: The broker's.
+            away_utc: Since when.
+            contested: Another service takes its session again and again.
+        """
         row = self._session.get(BrokerRow, 1)
         if row is None:
             row = BrokerRow(number=1)
             self._session.add(row)
-        row.address, row.away_utc = address[:300], away_utc
+        row.address, row.away_utc, row.contested = address[:300], away_utc, contested
         self._session.flush()
 
     def broker_away(self) -> BrokerAway | None:
         """Return the broker that the service does not hear; None where it does."""
         row = self._session.get(BrokerRow, 1)
-        return None if row is None or row.away_utc is None else BrokerAway(row.address, row.away_utc)
+        if row is None or row.away_utc is None:
+            return None
+        return BrokerAway(row.address, row.away_utc, row.contested)
 
     # Assignments
 

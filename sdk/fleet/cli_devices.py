@@ -64,6 +64,12 @@ def away_words(away: dict[str, Any]) -> str:
     Args:
         away: As `sdk.fleet.cli.fleet_overview` says it.
     """
+    if away["contested"]:
+        return (
+            f"another fleet service with this one's name came to the broker at {away['address']} "
+            f"{_ago(away['since_utc'])}: each takes the other's session and labels; stop one of the two, which "
+            "may be of a copy of the fleet's directory"
+        )
     went = f"went away {_ago(away['since_utc'])}"
     return f"the broker at {away['address']} {went}: devices are shown as they were, and labels wait on them"
 

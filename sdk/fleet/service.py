@@ -29,13 +29,21 @@ from typing import Any, Final
 
 import msgspec
 
-from sdk.errors import BrokerError, DatabaseAway, KeyRefused, RemoteWireError, StoreCorrupt, UnknownDevice
+from sdk.errors import (
+    BrokerError,
+    DatabaseAway,
+    FleetError,
+    KeyRefused,
+    RemoteWireError,
+    StoreCorrupt,
+    UnknownDevice,
+)
 from sdk.fleet.ahead import Ahead
 from sdk.fleet.channel_ledger import Device
 from sdk.fleet.channel_ledger import Publication as Published
 from sdk.fleet.enrolment import Enrolled
 from sdk.fleet.garbage import WANTED_S, garbage, in_use
-from sdk.fleet.hearing import Hearing
+from sdk.fleet.hearing import NAMESAKE, Hearing
 from sdk.fleet.registry import CLASS_ENTRIES_BURST, CLASS_ENTRIES_PER_S, Budgets, LogReader, Seeder
 from sdk.fleet.rollout import Rollout
 from sdk.fleet.store import FleetStore, Ledger
@@ -75,6 +83,8 @@ that says of an idle one that it is there. Written down no more often than this.
 BUSY_TURN_S: Final = 0.01
 IDLE_S: Final = 0.25
 """The longest the service sleeps, so that it sees a request to stop."""
+SETTLED_S: Final = 60.0
+"""A service that was heard for so long does not leave the broker to another of its name: the other came later."""
 STAY_EVERY_S: Final = 1.0
 """A database's server that was started anew has let go of the one service's lock, maybe without failing a turn."""
 DATABASE_AGAIN_S: Final = 1.0
@@ -672,7 +682,14 @@ class FleetService:
         self._waiting: deque[Publication] = deque()  # for room on the way to the broker
         self._waiting_bytes = 0
         name = ".".join(["headway-fleet", *settings.prefix.split("/"), *sorted(channels)])
-        self._session = MqttSession(settings, name, on_message=self._arrive, on_connect=self._connected)
+        self._session = MqttSession(
+            settings,
+            name,
+            on_message=self._arrive,
+            on_connect=self._connected,
+            namesake=NAMESAKE,
+            yields_within_s=SETTLED_S,
+        )
         self._session.subscribe(self._core.subscriptions())
 
     @property
@@ -682,8 +699,8 @@ class FleetService:
 
     @property
     def hears_broker(self) -> bool:
-        """Whether the broker is there."""
-        return self._session.connected
+        """Whether the broker is there, and this service's alone."""
+        return self._session.connected and not self._session.contested
 
     def run(
         self,
@@ -701,7 +718,8 @@ class FleetService:
 
         Raises:
             BrokerError: there is none at the start.
-            FleetError: another service holds the directory, or the database is away at the start, or damaged.
+            FleetError: another service holds the directory, or was at the broker before this one under its name,
+                or the database is away at the start, or damaged.
         """
         with self._store.serving() as stay:
             self._session.connect(connect_timeout_s)
@@ -709,6 +727,13 @@ class FleetService:
             stay_due = 0.0
             try:
                 while not stop.is_set():
+                    if self._session.gave_way:
+                        raise FleetError(
+                            f"the broker at {self._session.settings.address} ends every session of this service "
+                            f"at once: most likely {NAMESAKE}, and was there before",
+                            hint="One service serves a fleet, and two take each other's labels: let the other one "
+                            "go on, or stop it and start this one. Is this directory a copy of the fleet's?",
+                        )
                     try:
                         if time.monotonic() >= stay_due:
                             stay()
@@ -756,7 +781,7 @@ class FleetService:
 
     def _take_turn(self) -> None:
         self.every_turn(time.time())
-        self._hearing.look(connected=self._session.connected)
+        self._hearing.look(connected=self._session.connected, contested=self._session.contested)
         idle_s = self._core.idle_s(time.monotonic()) if self._session.connected else IDLE_S
         idle_s = BUSY_TURN_S if self._waiting else idle_s
         self._turn = self._turn or list(self._next_messages(min(IDLE_S, idle_s)))

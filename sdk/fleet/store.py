@@ -43,7 +43,7 @@ from sdk.release import Release, describe
 from sdk.sources import MERGES, Hold
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-SCHEMA_REVISION: Final = "0006"
+SCHEMA_REVISION: Final = "0007"
 """The newest migration: a database that has it is opened without Alembic."""
 LOCK_PATIENCE_S: Final = 0.5
 """A command that only asks whether a service runs holds the lock for a moment."""

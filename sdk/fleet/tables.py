@@ -118,6 +118,8 @@ class BrokerRow(Base):
     address: Mapped[str] = mapped_column(Said(300))
     away_utc: Mapped[float | None]
     """Since when the service does not hear it; None where it does."""
+    contested: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """The reason is another service, which takes its session again and again."""
 
 
 class RestoreRow(Base):

@@ -65,8 +65,12 @@ class FleetView:
             device["runs"] = release_words(device)
             device["ago"] = ago(self._clock() - device["last_seen_utc"])
         away = found["broker_away"]
-        words = "" if away is None else f"The broker at {away['address']} went away "
-        away_words = words and words + ago(self._clock() - away["since_utc"])
+        away_words = ""
+        if away is not None:
+            went = ago(self._clock() - away["since_utc"])
+            away_words = f"The broker at {away['address']} went away {went}"
+            if away["contested"]:
+                away_words = f"Another fleet service came to the broker at {away['address']} {went}"
         return {**found, "away": away_words, "service": self._store.served(), "utc": self._clock()}
 
     def devices(self, find: str = "", only: str = "", page: int = 1) -> dict[str, Any]:
