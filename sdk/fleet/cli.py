@@ -22,6 +22,7 @@ from sdk.fleet.cli_doctor import doctor
 from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, service_settings, tls, tls_folder
 from sdk.fleet.cli_keep import keep_classes, lost_option, say_losses, say_merges
 from sdk.fleet.cli_labels import labels, retention
+from sdk.fleet.cli_move import move_store
 from sdk.fleet.cli_precision import precision as precision_commands
 from sdk.fleet.cli_progress import check_outcome, presence, wait_for_devices
 from sdk.fleet.cli_quarantine import hold_row, quarantine, release, suspects
@@ -67,7 +68,7 @@ fleet.add_command(rollout)
 fleet.add_command(precision_commands)
 fleet.add_command(keys)
 fleet.add_command(sign)
-for _command in (devices, doctor, tls, enroll, renew, revoke, forget):
+for _command in (devices, doctor, move_store, tls, enroll, renew, revoke, forget):
     fleet.add_command(_command)
 for _command in (suspects, quarantine, release, classes, labels, retention):
     fleet.add_command(_command)

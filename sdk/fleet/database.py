@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 
+from sdk.durable import write_whole
 from sdk.errors import DatabaseAway, FleetError
 
 DATABASE_NAME: Final = "fleet.db"
@@ -49,12 +50,13 @@ def holds_fleet(directory: Path) -> bool:
     return (directory / DATABASE_NAME).is_file() or (directory / URL_NAME).is_file()
 
 
-def name_database(directory: Path, url: str) -> None:
+def name_database(directory: Path, url: str, *, moved: bool = False) -> None:
     """Let a directory's fleet be kept in a PostgreSQL database from now on.
 
     Args:
         directory: Made if it is not there.
         url: As SQLAlchemy and libpq take it: `postgresql://user:password@host/name`.
+        moved: All of a fleet that the directory has in SQLite is there already (`sdk.fleet.moving`).
 
     Raises:
         FleetError: it is no such address, or the directory has a fleet of its own, or names another one.
@@ -63,15 +65,17 @@ def name_database(directory: Path, url: str) -> None:
     file = directory / URL_NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if (directory / DATABASE_NAME).is_file():
+        if file.is_file():
+            if file.read_text().strip() == url:
+                return
+            raise FleetError(f"{file} names another database", hint="Leave --database out, or name another --dir.")
+        if (directory / DATABASE_NAME).is_file() and not moved:
             raise FleetError(
                 f"{directory} has a fleet in {DATABASE_NAME}",
-                hint="Name another --dir for the fleet in PostgreSQL, or delete that file if it was only a try.",
+                hint=f"Move it: headway fleet move-store --dir {directory} --database URL. For a fleet of its own "
+                "in PostgreSQL name another --dir.",
             )
-        if file.is_file() and file.read_text().strip() != url:
-            raise FleetError(f"{file} names another database", hint="Leave --database out, or name another --dir.")
-        file.touch(mode=0o600)  # it may hold a password
-        file.write_text(url + "\n")
+        write_whole(file, f"{url}\n".encode(), mode=0o600)  # it may hold a password
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Name a directory you may write to.") from error
 
@@ -100,11 +104,20 @@ def engine_of(directory: Path) -> Engine:
     if not file.is_file():
         return _sqlite(directory / DATABASE_NAME)
     try:
-        url = _parsed(file.read_text().strip())
+        url = file.read_text().strip()
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
+    return engine_at(url)
+
+
+def engine_at(url: str) -> Engine:
+    """Return the engine of a PostgreSQL database.
+
+    Raises:
+        FleetError: that is no address of one, or its client is not installed.
+    """
     try:
-        return _postgres(url)
+        return _postgres(_parsed(url))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise FleetError(
             "the PostgreSQL client is not installed", hint="pip install 'headway-edge[postgres]'"

@@ -31,7 +31,7 @@ from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEn
 from sdk.errors import BadSignature, BundleError, FleetError, HeadwayError, LabelError, StoreCorrupt
 from sdk.fleet.blobs import blobs_of
 from sdk.fleet.channel_ledger import Publication
-from sdk.fleet.database import ServiceLock, database_errors, engine_of
+from sdk.fleet.database import URL_NAME, ServiceLock, database_errors, engine_of
 from sdk.fleet.restoring import Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
@@ -140,7 +140,7 @@ class FleetStore:
         self._engine = engine_of(directory)
         self._writer = self._engine.execution_options(headway_write=True)
         with database_errors(directory):
-            _migrate(self._engine, self._writer)
+            migrate(self._engine, self._writer)
         self.marks = Marks(directory)
         self._decisions = Decisions(directory)
         self._make_whole()
@@ -207,15 +207,28 @@ class FleetStore:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Ledger]:
-        """Open the one write transaction; leaving the block commits it to disk, an exception takes it back."""
+        """Open the one write transaction; leaving the block commits it to disk, an exception takes it back.
+
+        Raises:
+            DatabaseAway: the database cannot be used now.
+            FleetError: it is damaged, or the fleet was moved to another one since this was opened.
+        """
         with database_errors(self.directory), Session(self._writer) as session:
             with session.begin():
                 ledger = Ledger(session)
                 yield ledger
+                self._check_place()  # with the lock: whoever moves the fleet held it until this was decided
                 began = time.monotonic()
             self.on_commit(time.monotonic() - began)
         for channel, records in ledger.decided:
             self._decisions.keep(channel, records)
+
+    def _check_place(self) -> None:
+        if self._engine.dialect.name == "sqlite" and (self.directory / URL_NAME).exists():
+            raise FleetError(
+                f"the fleet in {self.directory} was moved to PostgreSQL meanwhile",
+                hint="Give the command again.",
+            )
 
     def _make_whole(self) -> None:
         """Notice a database that came back from an older copy, and take back what people have decided since."""
@@ -490,7 +503,16 @@ class Ledger(RolloutLedger, UnionLedger):
     """One transaction on the fleet's database."""
 
 
-def _migrate(engine: Engine, writer: Engine) -> None:
+def migrate(engine: Engine, writer: Engine) -> None:
+    """Bring a database's schema up to date; of an empty one, make it.
+
+    Args:
+        engine: The database.
+        writer: The same, for changes.
+
+    Raises:
+        FleetError: it was written by a newer Headway.
+    """
     with engine.connect() as connection:
         known = inspect(connection).has_table("alembic_version")
         if known and connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA_REVISION:

@@ -1,0 +1,204 @@
+"""A fleet that was begun in SQLite goes to PostgreSQL: all of it, compared, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from sdk.bundle import Bundle
+from sdk.errors import FleetError, LabelError
+from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_at, name_database
+from sdk.fleet.labellog import log_rows
+from sdk.fleet.moving import KEPT_NAME, move_store
+from sdk.fleet.store import FleetStore
+from sdk.fleet.tables import Base
+from sdk.labels import KeepApart
+from sdk.logrows import Checked
+from tests.builders import class_id_of, make_bundle
+from tests.commands import headway
+from tests.postgres import Postgres
+from tests.simulators import SimDevice
+from tests.test_fleet_rollout import PLAN, Floor
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return [make_bundle(folder / name, backbone=name) for name in ("first", "second")]
+
+
+@pytest.fixture
+def teacher() -> SimDevice:
+    return SimDevice("a")
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, bundles: list[Bundle], teacher: SimDevice) -> Path:
+    """A fleet in SQLite with something in every table: a rollout under way, a decision, an older copy's mark."""
+    floor = Floor(tmp_path / "fleet")
+    floor.store.publish(bundles[0], channel="default")
+    floor.turn()
+    floor.obey()
+    for number in range(700):  # more than a batch
+        teacher.label(number)
+    with floor.store.write() as ledger:
+        ledger.take("a", teacher.log, {})
+        ledger.decide("default", [KeepApart(class_id_of("a"), class_id_of("b"), "ann")])
+        ledger.note_broker("192.0.2.10:8883", None)
+        ledger.note_restored("default", 3, floor.now)
+    floor.store.publish(bundles[1], channel="default", plan=PLAN)
+    floor.turn()
+    floor.turn()
+    floor.store.close()
+    return floor.directory
+
+
+def told_of(directory: Path) -> tuple[object, ...]:
+    """Return what a fleet says of itself, with all of its log."""
+    with FleetStore(directory) as store:
+        rows = list(log_rows(store, "default", Checked()))
+        with store.read() as ledger:
+            live, found = store.live_set("default"), ledger.rollout("default")
+            assert live is not None
+            assert found is not None
+            return live.digest, rows, found, ledger.members(found[0].id), ledger.devices("default")
+
+
+def rows_at(url: str) -> int:
+    engine = engine_at(url)
+    try:
+        with engine.connect() as connection:
+            counts = [connection.scalar(select(func.count()).select_from(t)) for t in Base.metadata.sorted_tables]
+            return sum(count or 0 for count in counts)
+    finally:
+        engine.dispose()
+
+
+def test_a_fleet_that_was_moved_is_what_it_was_and_goes_on(
+    fleet: Path, teacher: SimDevice, bundles: list[Bundle], postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = told_of(fleet)
+    url = postgres.new_database()
+    refused = headway(capsys, "fleet", "serve", "--dir", fleet, "--database", url)
+    assert f"headway fleet move-store --dir {fleet} --database URL" in refused.err
+    moved = headway(capsys, "fleet", "move-store", "--dir", fleet, "--database", url, "--json")
+    assert moved.code == 0, moved
+    rows = json.loads(moved.out)["rows"]
+    assert rows["entries"] == len(before[1])  # type: ignore[arg-type]
+    assert [name for name, count in rows.items() if not count] == [], "the test leaves no table out"
+    assert told_of(fleet) == before
+    assert (fleet / URL_NAME).stat().st_mode & 0o077 == 0
+    assert [path.name for path in fleet.glob("fleet.db*")] == [KEPT_NAME]
+    name_database(fleet, url)  # as `serve --database` does again and again
+    for number in range(3):
+        teacher.label(9000 + number)
+    with FleetStore(fleet) as store, store.write() as ledger:
+        last = ledger.newest_publication()
+        ledger.halt("default", "enough")
+        assert ledger.take("a", teacher.log, {}).verdict.refused is None
+        ledger.note_restored("default", 5, 2000.0)
+        current = ledger.current("default")
+        assert current is not None
+        again = ledger.publish(
+            current.release, channel="default", space=current.space, feature_size=current.feature_size
+        )
+        assert again.id == last + 1, "numbers go on after those that came along"
+
+
+def test_a_move_that_was_cut_short_after_the_last_row_goes_on(fleet: Path, postgres: Postgres) -> None:
+    before, url = told_of(fleet), postgres.new_database()
+    move_store(fleet, url)
+    (fleet / URL_NAME).unlink()  # the power went before it was written
+    (fleet / KEPT_NAME).rename(fleet / DATABASE_NAME)
+    move_store(fleet, url)
+    assert told_of(fleet) == before
+
+
+def test_a_fleet_whose_file_could_not_be_put_away_is_in_postgresql(fleet: Path, postgres: Postgres) -> None:
+    before, url = told_of(fleet), postgres.new_database()
+    (fleet / KEPT_NAME).mkdir()
+    (fleet / KEPT_NAME / "other").touch()
+    with pytest.raises(FleetError, match="is in PostgreSQL now") as caught:
+        move_store(fleet, url)
+    assert caught.value.hint
+    name_database(fleet, url)
+    assert told_of(fleet) == before
+
+
+def damage(fleet: Path, _url: str) -> None:
+    connection = sqlite3.connect(fleet / DATABASE_NAME)
+    connection.execute("UPDATE entries SET hash = zeroblob(32), record = (SELECT record FROM entries LIMIT 1)")
+    connection.commit()
+    connection.close()
+
+
+def another_fleet(_fleet: Path, url: str) -> None:
+    directory = _fleet.parent / "another"
+    name_database(directory, url)
+    Floor(directory, ("x",)).store.close()
+
+
+def unwritable(fleet: Path, _url: str) -> None:
+    connection = sqlite3.connect(fleet / DATABASE_NAME)
+    connection.execute("UPDATE devices SET refused = 'a' || char(0) || 'b'")  # no text of PostgreSQL holds a zero
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(damage, "entry"), (another_fleet, "holds another fleet"), (unwritable, "nothing was moved")],
+    ids=["a damaged log", "another fleet there", "a value it does not take"],
+)
+def test_what_cannot_be_moved_stays_where_it_is(
+    fleet: Path, postgres: Postgres, spoil: Callable[[Path, str], None], says: str
+) -> None:
+    url = postgres.new_database()
+    spoil(fleet, url)
+    there = rows_at(url) if spoil is another_fleet else 0
+    with pytest.raises((FleetError, LabelError), match=says) as caught:
+        move_store(fleet, url)
+    assert caught.value.hint
+    assert ((fleet / DATABASE_NAME).is_file(), (fleet / URL_NAME).exists()) == (True, False)
+    if spoil is not damage:
+        assert rows_at(url) == there
+
+
+def test_a_fleet_that_is_served_is_not_moved(fleet: Path, postgres: Postgres) -> None:
+    with FleetStore(fleet) as store, store.serving(), pytest.raises(FleetError, match="a fleet service runs on"):
+        move_store(fleet, postgres.new_database())
+    assert not (fleet / URL_NAME).exists()
+
+
+def test_a_command_that_had_the_file_open_writes_nothing_into_it(fleet: Path, postgres: Postgres) -> None:
+    with FleetStore(fleet) as store:
+        move_store(fleet, postgres.new_database())
+        with pytest.raises(FleetError, match="was moved to PostgreSQL meanwhile"), store.write() as ledger:
+            ledger.halt("default", "enough")
+    with sqlite3.connect(fleet / KEPT_NAME) as kept:
+        assert kept.execute("SELECT count(*) FROM rollouts WHERE state = 'halted'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("directory", "url", "says"),
+    [
+        ("none", "postgresql://headway@127.0.0.1:1/fleet", "holds no fleet in fleet.db"),
+        ("fleet", "sqlite:///fleet.db", "sqlite is not supported"),
+        ("fleet", "postgresql://headway@127.0.0.1:1/fleet", "nothing was moved"),
+        ("named", "postgresql://headway@127.0.0.1:1/fleet", "names a database already"),
+    ],
+)
+def test_where_nothing_can_be_moved_is_one_line_with_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], directory: str, url: str, says: str
+) -> None:
+    FleetStore(tmp_path / "fleet").close()
+    name_database(tmp_path / "named", "postgresql://headway@127.0.0.1:1/fleet")
+    ended = headway(capsys, "fleet", "move-store", "--dir", tmp_path / directory, "--database", url)
+    assert (ended.code, says in ended.err, "hint: " in ended.err) == (2, True, True)
