@@ -8,8 +8,10 @@ No lock: every call needs the learner's.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
 
 from device_agent.learned import ClassInfo, unheard
 from device_agent.moments import labelled_by
@@ -19,6 +21,11 @@ from device_agent.store import Store
 from device_agent.turns import Turns
 from sdk.head import Head
 from sdk.labels import REFUSALS, CodeRecord, Fold, Label, Record
+
+TOLD_EVERY: Final = 5000
+"""Entries folded: some seconds on a small device, which inspects nothing at its start before its head is there."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Folded:
         self._store = store
         self._turns = turns
         self._through = 0  # arrival number of the last record folded
+        self._read = 0
         self._changes: Changes = {}  # folded, and taken by nobody to learn
         self._in_flight: Changes = {}  # being learned: not in the latest head
 
@@ -93,6 +101,9 @@ class Folded:
             self.naming = Naming.of(self.fold, self.device)
 
     def _fold_one(self, record: Record) -> None:
+        self._read += 1
+        if self._read % TOLD_EVERY == 0:
+            _log.info("reading the label log: %d of %d entries", self._read, self._store.log.count())
         try:
             changed = self.fold.changes(record)
         except REFUSALS as error:

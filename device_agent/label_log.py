@@ -301,6 +301,10 @@ class LabelLog:
         )
         return [(number, Record(decode_entry(entry), code)) for number, entry, code in rows]
 
+    def count(self) -> int:
+        """Return how many records there are, own and received."""
+        return int(self._db.value("SELECT count(*) FROM records"))
+
     def labelled_here(self, after: int) -> list[tuple[bytes, bytes | None]]:
         """Return samples with the class that people here gave them after this arrival number, in order.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from device_agent.folded import TOLD_EVERY
 from device_agent.heads import pack, score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learner import Learner
@@ -38,7 +40,7 @@ from sdk.score import Score
 from sdk.wire import HeadState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.processes import Doomed
-from tests.simulators import wait_for
+from tests.simulators import SimDevice, wait_for
 
 GOOD, SCRATCH, PIT = (class_id_of(name) for name in ("good", "scratch", "pit"))
 LIMITS = StoreLimits(reserve_bytes=0)
@@ -950,6 +952,17 @@ def test_a_sample_of_an_earlier_release_without_its_picture_is_refused(
     with pytest.raises(LabelError, match="its picture is gone"):
         learner.label(sample, SCRATCH, "anna")
     assert list(store.log.records()) == []
+
+
+def test_a_long_log_is_said_to_be_read(bundle: Bundle, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start, before the first head is there and the page answers: else the log is empty meanwhile."""
+    peer = SimDevice("line-2")
+    for number in range(TOLD_EVERY + 1):
+        peer.write(MergeClasses(number.to_bytes(16, "big"), PIT, "ben"))
+    store.log.receive(peer.log, position=len(peer.log))
+    with caplog.at_level(logging.INFO):
+        Learner(bundle, None, store)
+    assert f"reading the label log: {TOLD_EVERY} of {TOLD_EVERY + 1} entries" in caplog.messages
 
 
 def test_each_release_has_its_own_head_of_the_same_labels(
