@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from sdk.fleet.page.app import make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
-from sdk.fleet.suspicion import find_suspects
+from sdk.fleet.suspicion import MIN_LABELS, find_suspects
 from sdk.labels import (
     MAX_COUNTER,
     Chain,
@@ -38,6 +39,7 @@ from sdk.mqtt import Message
 from sdk.wire import DeviceState, LogSegment, decode_msgpack
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway
+from tests.cost import lines_run
 from tests.simulators import TOPICS, SimDevice, digest_of
 from tests.test_fleet_service import Fleet, fleet_of, only
 
@@ -141,6 +143,18 @@ def drawn(seed: int, flips: dict[tuple[str, str], float]) -> tuple[LiveSet, list
         digest="",
     )
     return live, [str(row[4]) for row in rows]
+
+
+def test_names_with_few_labels_each_cost_no_look_each() -> None:
+    """They could not be judged, and a device may write as many as it likes."""
+
+    def cost(per_name: int) -> int:
+        live, _ = drawn(0, {})
+        operators = tuple(f"op-{i // per_name}" for i in range(len(live.samples)))
+        return lines_run(lambda: find_suspects(replace(live, operators=operators)))
+
+    cost(300)  # what is made once is made now
+    assert cost(MIN_LABELS - 1) < 1.5 * cost(300)
 
 
 @pytest.mark.parametrize("seed", range(3))

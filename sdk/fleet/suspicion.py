@@ -14,6 +14,7 @@ No files, no clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -161,13 +162,16 @@ def _worst(
     devices = np.array([labelled.devices[int(row)] for row in rows], object)
     people = np.array([operators[int(row)] for row in rows], object)
     union = _Union(left_out, left_out.scores.argmax(1) == left_out.truth, quadratic_score(left_out))
-    everybody = sorted(set(zip(devices, people, strict=True)))
+    labels = Counter(zip(devices, people, strict=True))
+    everybody = sorted(labels)
     device_chance, operator_chance = MAX_CHANCE / len(set(devices)), MAX_CHANCE / len(everybody)
     candidates: list[tuple[str, str, Agreement, float]] = []
     for device in sorted(set(devices)):
         here = devices == device
         names = [name for each, name in everybody if each == device]
-        for operator in (*(names if len(names) > 1 else []), ANYBODY):
+        # A device may write as many names as it has labels: most could not be judged.
+        worth = [name for name in names if labels[device, name] >= MIN_LABELS] if len(names) > 1 else []
+        for operator in (*worth, ANYBODY):
             theirs = here & (people == operator) if operator != ANYBODY else here
             found = union.stands_out(theirs, device_chance if operator == ANYBODY else operator_chance)
             if found is None:
