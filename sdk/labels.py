@@ -545,13 +545,17 @@ class Fold:
         hold = Hold(body.device, body.source, body.through, body.reason, body.operator, entry.wall_time_us)
         if not self._holds.put(Order(entry.counter, entry.device), hold):
             return
-        for said in (self._labels, self._codes, self._names, self._apart):
-            said.recount()
-        merges = Merges()
-        for merge in filter(self._holds.counts, self._merges):
-            merges.join(merge.one, merge.other)
-        self._joined = merges  # as one: `canonical` is asked at any time
-        self._relive()
+        about_samples = [said.recount(body.device) for said in (self._labels, self._codes)]
+        self._names.recount(body.device)
+        self._apart.recount(body.device)
+        if any(merge.device == body.device for merge in self._merges):
+            merges = Merges()
+            for merge in filter(self._holds.counts, self._merges):
+                merges.join(merge.one, merge.other)
+            self._joined = merges  # as one: `canonical` is asked at any time
+            self._rows = self._digest = None
+        if any(about_samples):
+            self._relive()
 
     def changes(self, record: Record) -> dict[bytes, tuple[LiveRow | None, LiveRow | None]]:
         """Fold in one record; return the rows it may have changed, before and after, by sample.
@@ -560,8 +564,11 @@ class Fold:
             LabelError, FeatureSizeError: as `apply`.
         """
         if isinstance(record.entry.body, Quarantine):
-            old = {row.sample: row for row in self.rows()}
+            was = self._coded_rows
             self.apply(record)
+            if self._coded_rows is was:  # else made anew, whole
+                return {}
+            old = {row.sample: row for row in was}
             new = {row.sample: row for row in self.rows()}
             pairs = {sample: (old.get(sample), new.get(sample)) for sample in old.keys() | new.keys()}
             return {sample: (was, now) for sample, (was, now) in pairs.items() if was != now}

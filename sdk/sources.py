@@ -154,10 +154,16 @@ class Sayings(Generic[S]):
             self._winner[key] = winner
         self._keep_others(key, {each.source: each for each in kept if each is not winner})
 
-    def recount(self) -> None:
-        """Look again whose word counts."""
-        for key in [*self._winner.keys() | self._others.keys()]:
+    def recount(self, device: str) -> bool:
+        """Look again whose word counts where a device has said something; return whether another does now."""
+        keys = [key for key, winner in self._winner.items() if winner.device == device]
+        keys += [key for key, others in self._others.items() if any(source[0] == device for source in others)]
+        changed = False
+        for key in keys:
+            before = self._winner.get(key)
             self._settle(key, self.all_of(key))
+            changed |= self._winner.get(key) is not before
+        return changed
 
     def get(self, key: bytes) -> S | None:
         """Return the word that counts; None where nobody's does."""

@@ -29,6 +29,7 @@ from sdk.labels import (
 )
 from sdk.moments import Moments
 from sdk.sources import ANYBODY, MERGES, Hold
+from tests.cost import lines_run
 
 SPACE = "11" * 32
 D = 3
@@ -118,6 +119,23 @@ def test_a_quarantined_device_is_as_if_it_had_never_been(
     counting = {name_in(r) for r in records if not any(is_held(r, each) for each in never.holds())}
     names = {class_id: name for class_id, name in never.class_names().items() if name in counting}
     assert names.items() <= held.class_names().items()
+
+
+def test_holding_back_who_labelled_nothing_makes_no_live_set_anew() -> None:
+    """A start folds every decision that a fleet has ever made."""
+
+    def cost(device: str) -> int:
+        writer, fleet = Writer("a"), Writer(FLEET)
+        for number in range(200):
+            writer.label(number.to_bytes(32, "big"), CLASSES[0])
+        fold = folded(writer.log)
+        hold(fleet, device)
+        changed: list[int] = []
+        lines = lines_run(lambda: changed.append(len(fold.changes(fleet.log[0]))))
+        assert changed == [200 if device == "a" else 0]
+        return lines
+
+    assert cost("b") < cost("a") / 4
 
 
 def name_in(record: Record) -> str:
