@@ -31,6 +31,7 @@ from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway
 from tests.postgres import Postgres
 from tests.simulators import SimDevice
+from tests.test_restored import copied, put_back
 from tests.tiny import two_precisions
 
 
@@ -206,6 +207,38 @@ def test_counters_of_one_channel_move_none_of_another(fleet_dir: Path, tmp_path:
     with Store.open(tmp_path / "device", "c") as device:
         device.log.receive(union, len(union), "right")
         assert device.log.position("right") == len(mine) + 1
+
+
+def test_a_restored_union_counts_on_where_a_device_that_is_lost_had_let_it_jump(tmp_path: Path) -> None:
+    """Else what honest devices offer again would be many jumps ahead of the copy, and refused for good."""
+    wild, chain, mine = [], Chain("evil"), labelled("b", 1)
+    for jumps in range(1, 4):
+        chain, entry = chain.write(Label(bytes(32), None, "eve"), counter=jumps * MAX_COUNTER_JUMP, wall_time_us=0)
+        wild.append(Record(entry))
+    _, after = Chain("b", len(mine), entry_hash(mine[-1].entry)).write(
+        Label(bytes(32), None, "ann"), counter=3 * MAX_COUNTER_JUMP + 1, wall_time_us=0
+    )
+    with FleetStore(tmp_path / "fleet") as store:
+        with store.write() as ledger:
+            register(ledger, "evil", "default")
+            register(ledger, "b", "default")
+            ledger.take("b", mine, {})
+        copied(tmp_path / "fleet", tmp_path / "copy.db")
+        with store.write() as ledger:
+            assert len(ledger.take("evil", wild, {}).verdict.accepted) == 3
+            assert len(ledger.take("b", [Record(after)], {}).verdict.accepted) == 1
+        with store.read() as ledger:
+            store.mark(ledger, "default")
+    put_back(tmp_path / "fleet", tmp_path / "copy.db")
+    with FleetStore(tmp_path / "fleet") as store:
+        with store.write() as ledger:
+            verdict = ledger.take("b", [Record(after)], {}).verdict
+            assert (verdict.refused, len(verdict.accepted)) == (None, 1)
+        with store.read() as ledger:
+            union = ledger.records("default", 1)
+    with Store.open(tmp_path / "device", "c") as device:  # one that has seen nothing of it
+        device.log.receive(union, len(union), "default")
+        assert device.log.position("default") == len(mine) + 2
 
 
 def test_a_device_keeps_the_channel_it_registered_on(fleet_dir: Path) -> None:

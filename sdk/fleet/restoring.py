@@ -1,6 +1,6 @@
 """What a fleet keeps beside its database, so that one that came back from an older copy is noticed and made whole.
 
-    DIR/union.json                how long each channel's union was, and the hash of its last entry
+    DIR/union.json                how long each channel's union was, its last entry's hash, its highest counter
     DIR/decisions/CHANNEL.jsonl   what people decided (quarantines, merges): nobody else could say it again
 
 Neither is put back with a backup: what they say of today is what makes yesterday's copy known for one.
@@ -20,7 +20,7 @@ from typing import Annotated, Final
 import msgspec
 
 from sdk.durable import sync_path
-from sdk.labels import Record, entry_hash
+from sdk.labels import MAX_COUNTER, Record, entry_hash
 
 MARKS_NAME: Final = "union.json"
 DECISIONS_NAME: Final = "decisions"
@@ -31,10 +31,14 @@ log = logging.getLogger(__name__)
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a channel's union was, and SHA-256 of its last entry, in hex."""
+    """How long a channel's union was, SHA-256 of its last entry, in hex, and the highest counter in it.
+
+    An earlier version did not write down the counter.
+    """
 
     length: Annotated[int, msgspec.Meta(ge=1)]
     last: str
+    counter: Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNTER)] = 0
 
 
 class Marks:
@@ -61,9 +65,9 @@ class Marks:
         """Return the marks by channel."""
         return dict(self._known)
 
-    def put(self, channel: str, length: int, last: bytes) -> None:
+    def put(self, channel: str, length: int, last: bytes, counter: int) -> None:
         """Say how long a union is now; its database has that on disk already."""
-        mark = Mark(length=length, last=last.hex())
+        mark = Mark(length=length, last=last.hex(), counter=counter)
         if self._known.get(channel) == mark:
             return
         self._known = {**self._read(), channel: mark}

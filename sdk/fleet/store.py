@@ -255,6 +255,8 @@ class FleetStore:
                     )
                 for channel in apart:
                     self._take_back(ledger, channel)
+                for channel in lost:
+                    ledger.count_on(channel, self.marks.all()[channel].counter)
         self.came_back = frozenset(lost)
         for channel in lost:
             with self.read() as ledger:
@@ -281,7 +283,7 @@ class FleetStore:
         length = ledger.log_length(channel)
         last = ledger.hash_at(channel, length)
         if last is not None:
-            self.marks.put(channel, length, last)
+            self.marks.put(channel, length, last, ledger.highest_counter(channel))
 
     def publish(self, bundle: Bundle, *, channel: str, plan: Plan | None = None) -> Publication:
         """Store a verified bundle and assign it to the channel's devices, at once or in waves.

@@ -22,6 +22,7 @@ from sdk.fleet.registry import Standing, Verdict, judge
 from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow, RestoreRow
 from sdk.labels import (
     MAX_COUNTER,
+    MAX_COUNTER_JUMP,
     Body,
     Chain,
     CodeRecord,
@@ -164,6 +165,18 @@ class UnionLedger(ChannelLedger):
         records = fleetlog.append(self._session, row, bodies, self.highest_counter(channel), codes)
         self.decided.append((channel, records))
         return records
+
+    def count_on(self, channel: str, counter: int) -> None:
+        """Let a union that came back from an older copy count on from where it was, for what devices offer again.
+
+        Where a device that is lost had let the counters jump, again and again, the others' entries since would be
+        so many jumps ahead of the copy at once. An entry of the fleet's own, which says nothing, has the counter.
+        """
+        if counter > self.highest_counter(channel) + MAX_COUNTER_JUMP // 2:
+            said = [Quarantine("restored", "*restored", 0, "counts on from here after an older copy", "")]
+            self.decided.append(
+                (channel, fleetlog.append(self._session, self._channel(channel), said, counter - 1))
+            )
 
     def own(self, channel: str) -> list[Record]:
         """Return the records of a channel's own log, in order: what the fleet's people decided."""
