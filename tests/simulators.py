@@ -361,6 +361,11 @@ class LiveDevice(SimDevice):
         with self._lock:
             super().label(number, name)
 
+    def say(self, body: Body) -> None:
+        """Write an entry while it runs."""
+        with self._lock:
+            self.write(body)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             message: Message | None = None
