@@ -75,7 +75,8 @@ class Trial(msgspec.Struct, frozen=True):
         skipped: Why it was not run; empty if it was.
         balanced_accuracy, auroc: On judged groups; None if it was not run.
         right: Of each judged image.
-        readiness: One for each class held back; empty for what is no finalist.
+        readiness: One for each class held back; empty for what is no finalist. In the record of trials, as many as
+            were done when the export was stopped.
     """
 
     start: str
@@ -189,6 +190,7 @@ class _Auto:
         self.began = clock() - self.ledger.spent_s
         recipe = recipe_for(Strategy.LAST, pretrained=True)
         self.memory = Memory(len(question.frames), recipe.views, question.seed)
+        self.doing = ""
 
     # --- The plan
 
@@ -327,11 +329,10 @@ class _Auto:
         self, backbone: Backbone, strategy: Strategy, trial: Trial, rows: Rows, memory: Memory | None
     ) -> Outcome:
         checkpoint = Checkpoint(self.q.folder / TRAINING)
-        said = ""
 
         def on_step(done: int, total: int, epoch: object) -> None:
             del epoch
-            self.log.listener.step(done, total, said)
+            self.log.listener.step(done, total, self.doing)
 
         return finetune(
             backbone,
@@ -354,23 +355,41 @@ class _Auto:
             (t for t in mine if t not in frozen), key=lambda t: t.balanced_accuracy or 0.0, reverse=True
         )
         for finalist in [*frozen, *ranked[:FINALISTS]]:
-            fits = self.readiness_cost(finalist, pace) + self.final_cost(finalist, pace) <= self.left_s()
-            if finalist.readiness or not fits:
-                continue
-            began = self.clock()
-            found = []
-            with self.log.stage("readiness", f"Holding back each class ({finalist.name})"):
-                known = self._features(finalist, self.field.fit) if finalist in frozen else None
-                for held in self.field.classes:
-                    here = known if known is not None else self._features(finalist, self.field.without(held))
-                    found.append(ready(here, self.field, held, self.q.seed))
-            done = msgspec.structs.replace(
-                finalist, readiness=tuple(found), seconds=finalist.seconds + self.clock() - began
-            )
+            held = self.field.classes[len(finalist.readiness) :]
+            left = self.readiness_cost(finalist, pace) * len(held) / len(self.field.classes)
+            done = finalist
+            if held and left + self.final_cost(finalist, pace) <= self.left_s():
+                with self.log.stage("readiness", f"Holding back each class ({finalist.name})"):
+                    done = self._held_back(finalist, held, known=finalist in frozen)
+            elif held:  # some classes only would be no mean to compare
+                done = msgspec.structs.replace(finalist, readiness=())
             trials = [done if t is finalist else t for t in trials]
-            same = (done.start, done.strategy)
-            self._keep([done if (t.start, t.strategy) == same else t for t in self.ledger.trials])
         return trials
+
+    def _held_back(self, trial: Trial, classes: Sequence[int], *, known: bool) -> Trial:
+        """Return the trial with the readiness for these classes too; each is on disk when it is done.
+
+        Args:
+            trial: As far as it came.
+            classes: Still to be held back.
+            known: Nothing of the backbone is trained: one set of features does for all of them.
+        """
+        every = len(self.field.classes)
+        here: Features | None = None
+        for held in classes:
+            began = self.clock()
+            self.doing = f"without {self.q.names[held]}, {len(trial.readiness) + 1} of {every}"
+            self.log.listener.step(len(trial.readiness), every, self.doing)
+            if here is None or not known:
+                here = self._features(trial, self.field.fit if known else self.field.without(held))
+            found = ready(here, self.field, held, self.q.seed)
+            trial = msgspec.structs.replace(
+                trial, readiness=(*trial.readiness, found), seconds=trial.seconds + self.clock() - began
+            )
+            same = (trial.start, trial.strategy)
+            self._keep([trial if (t.start, t.strategy) == same else t for t in self.ledger.trials])
+        self.doing = ""
+        return trial
 
     # --- The choice
 

@@ -297,6 +297,34 @@ def test_trials_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     assert "frozen" in {t.strategy for t in finalists}
 
 
+def test_classes_held_back_are_told_and_kept_one_by_one(tmp_path: Path) -> None:
+    """A finalist takes minutes: who waits sees which class it is at, and what is done is not done again."""
+
+    @dataclass
+    class Stopping(Listener):
+        at: str = "never"
+
+        def step(self, done: int, total: int, note: str = "") -> None:
+            assert done <= total
+            if note and self.said[-1] != note:
+                self.said.append(note)
+            if note == self.at:
+                raise KeyboardInterrupt
+
+    backbone = replace(random_start(), origin=Origin("test", None, "mit", True))
+    stopped, again = Stopping(at="without c, 3 of 4"), Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        choose_strategy(question(backbone, tmp_path), Log(stopped))
+    choice = choose_strategy(question(backbone, tmp_path), Log(again))
+    (tmp_path / "whole").mkdir()
+    whole = choose_strategy(question(backbone, tmp_path / "whole"), Log(Stopping()))
+    told = [line for line in again.said if line.startswith(("Holding", "without"))]
+    assert told[:4] == ["Holding back each class (frozen)", "without c, 3 of 4", "without d, 4 of 4", told[3]]
+    assert told[3].startswith("Holding back each class (")
+    assert told[4:8] == ["without a, 1 of 4", "without b, 2 of 4", "without c, 3 of 4", "without d, 4 of 4"]
+    assert [t.readiness for t in choice.trials] == [t.readiness for t in whole.trials]
+
+
 @pytest.mark.parametrize("change", ["budget", "preprocess", "nothing"])
 def test_trials_of_another_command_are_not_taken_up(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
