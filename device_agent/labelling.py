@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from device_agent.folded import Folded
 from device_agent.sample import Sample, SampleStatus
 from device_agent.store import Store
-from sdk.class_names import is_reserved, key_of
+from sdk.class_names import composed, is_reserved, key_of
 from sdk.codes import Code, code_digest
 from sdk.errors import LabelError, LabelledMeanwhile, SummedSample, UnknownClassError
 from sdk.labels import Body, CodeRecord, Label
@@ -29,12 +29,12 @@ class Asked:
 
 
 def class_name(typed: str) -> str:
-    """Return what an operator typed as the name of a class, spaces put right.
+    """Return what an operator typed as the name of a class, spaces put right and letters composed.
 
     Raises:
         LabelError: it is empty or reserved.
     """
-    name = " ".join(typed.split())
+    name = " ".join(composed(typed).split())
     if not name or not name.isprintable() or is_reserved(name):
         raise LabelError(f"{name[:64]!r} is no name for a class", hint="Call it what people call the defect.")
     return name

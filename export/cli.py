@@ -11,6 +11,7 @@ from rich.console import Console
 
 from export.exemplars import MAX_BASE_CODES
 from export.terminal import Terminal, show, show_set
+from sdk.class_names import composed
 from sdk.codes import MAX_FEATURE_SIZE
 from sdk.durable import write_output
 from sdk.errors import ExportError
@@ -155,6 +156,7 @@ class WithPretrain(click.Command):
     "--hold-back",
     metavar="CLASS",
     multiple=True,
+    callback=lambda _context, _option, names: tuple(composed(name) for name in names),
     help="A class that nothing learns from, to see later how it is learned on a device. May be repeated.",
 )
 @click.option("--out", metavar="BUNDLE", type=click.Path(path_type=Path), help="Directory to make.")

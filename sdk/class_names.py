@@ -2,7 +2,8 @@
 
 A folder that came from a Mac has its umlauts as two letters each, a Japanese keyboard types wide letters, copied
 text brings characters that nobody sees. This is the caseless matching of compatibility forms that Unicode defines
-(The Unicode Standard, section 3.13, D147): names are kept as they were typed, and compared by their key.
+(The Unicode Standard, section 3.13, D147): names are kept as they were typed, their letters `composed`, and
+compared by their key.
 """
 
 from __future__ import annotations
@@ -33,6 +34,17 @@ def key_of(name: str) -> str:
     plain = unicodedata.normalize("NFD", _UNSEEN.sub("", name)).casefold()
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
     return " ".join(plain.split())
+
+
+def composed(name: str) -> str:
+    """Return a name with each letter and its accents as one character (Unicode's NFC), as most keyboards write it.
+
+    Names come in so: of image sets, from operators, and from whoever renames a class for a fleet.
+
+    >>> composed("O\u0308l") == "\u00d6l", composed("GUT")
+    (True, 'GUT')
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def spelled(name: str, known: Collection[str]) -> str:

@@ -32,6 +32,7 @@ from typing import Final
 
 import msgspec
 
+from sdk.class_names import composed
 from sdk.errors import BadImages
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -77,11 +78,12 @@ class Entry:
 
     Attributes:
         path: The file.
-        label: Class name.
+        label: Class name, its letters composed (`sdk.class_names`).
         group: As the set names it; empty where it does not.
         columns: What else is known of it, by name.
         mask: A picture of where the defect is.
         also: Further classes that it shows.
+        written: The class name as it is written there.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class Entry:
     columns: dict[str, str] = field(default_factory=dict)
     mask: Path | None = None
     also: tuple[str, ...] = ()
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | No
             if layout is Layout.FOLDERS:
                 _refuse_several_sets(folder)
         found = _listed(folder, layout, unannotated)
-        return replace(found, notes=[*found.notes, *_left_out(folder, found)])
+        return replace(found, notes=[*found.notes, *_written_twice(found.entries), *_left_out(folder, found)])
     except OSError as error:
         raise BadImages(
             f"{error.filename or folder}: {error.strerror}", hint="Check the folder's permissions."
@@ -230,6 +233,19 @@ def _left_out(folder: Path, found: Listing) -> list[str]:
     ]
 
 
+def _written_twice(entries: Iterable[Entry]) -> list[str]:
+    """Return a note on classes that are written in several ways which nobody can tell apart."""
+    ways: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        ways[entry.label].add(entry.written)
+    return [
+        f"The class {name!r} is written in {len(found)} ways that look the same, its letters composed or not: "
+        "taken as one."
+        for name, found in sorted(ways.items())
+        if len(found) > 1
+    ]
+
+
 def names_picture(group: str) -> bool:
     """Return whether a group id is a picture's path: what stands for it where nobody named the picture's group.
 
@@ -254,7 +270,7 @@ def _not_an_image(path: Path) -> Refused:
 def _class_folder(folder: Path, entries: list[Entry], refused: list[Refused], columns: dict[str, str]) -> None:
     for path in _files(folder):
         if _is_image(path):
-            entries.append(Entry(path, folder.name, columns=columns))
+            entries.append(Entry(path, composed(folder.name), columns=columns, written=folder.name))
         else:
             refused.append(_not_an_image(path))
 
@@ -288,8 +304,8 @@ def _from_folders(folder: Path) -> Listing:
         _class_folder(class_folder, entries, refused, {})
     used = sorted({entry.label for entry in entries})
     notes = []
-    if len(used) < len(classes):
-        notes.append(f"Folders without images: {_some(p.name for p in classes if p.name not in used)}.")
+    if empty := {p.name for p in classes} - {entry.written for entry in entries}:
+        notes.append(f"Folders without images: {_some(p.name for p in classes if p.name in empty)}.")
     only = classes[0]
     within = _within(classes, entries)
     if len(classes) == 1 and entries and all(entry.path.parent != only for entry in entries):
@@ -364,11 +380,11 @@ def _from_mvtec(folder: Path) -> Listing:
     for entry in found.entries:
         mask = None
         if entry.columns["folder"] == "test" and entry.label != "good":
-            kept = folder / _MASKS / entry.label
+            kept = folder / _MASKS / entry.written
             names = (f"{entry.path.stem}_mask.png", f"{entry.path.stem}.png")
             mask = next((kept / name for name in names if (kept / name).is_file()), None)
             masked, without = masked + (mask is not None), without + (mask is None)
-        entries.append(Entry(entry.path, entry.label, columns=entry.columns, mask=mask))
+        entries.append(replace(entry, mask=mask))
     notes = list(found.notes)
     if without:
         notes.append(f"{without} defect images have no mask in {_MASKS}.")
@@ -450,7 +466,7 @@ def _index_row(root: Path, folder: Path, line: int, row: dict[str, str]) -> Entr
     if mask and kept is None:
         return Refused(full, f"line {line}: its mask {mask[:80]!r} leads out of the folder")
     rest = {k: v.strip() for k, v in row.items() if k not in ("path", "label", "group", "mask")}
-    return Entry(full, label, (row.get("group") or "").strip(), rest, kept)
+    return Entry(full, composed(label), (row.get("group") or "").strip(), rest, kept, written=label)
 
 
 def _inside(root: Path, folder: Path, name: str) -> Path | None:
@@ -577,7 +593,9 @@ def _from_coco(folder: Path, unannotated: str | None) -> Listing:
     several = strays = bare = 0
     for file in files:
         coco = _read_coco(file)
-        names = {category.id: category.name.strip() for category in coco.categories}
+        written = {category.id: category.name.strip() for category in coco.categories}
+        names = {category: composed(name) for category, name in written.items()}
+        notes += _written_twice(Entry(file, names[each], written=written[each]) for each in names)
         of_image: dict[int | str, list[_Annotation]] = defaultdict(list)
         for annotation in coco.annotations:
             of_image[annotation.image_id].append(annotation)
@@ -593,10 +611,10 @@ def _from_coco(folder: Path, unannotated: str | None) -> Listing:
                 refused.append(Refused(path, label))
             elif label:
                 several += len(label) > 1
-                entries.append(Entry(path, label[0], also=tuple(label[1:])))
+                entries.append(Entry(path, label[0], also=tuple(label[1:]), written=label[0]))
             elif unannotated is not None:
                 bare += 1
-                entries.append(Entry(path, unannotated))
+                entries.append(Entry(path, composed(unannotated), written=unannotated))
             else:
                 refused.append(Refused(path, "no annotation: --unannotated good takes such images as good parts"))
         strays += sum(map(len, of_image.values()))

@@ -18,7 +18,10 @@ from device_agent.store import Store
 from export.selection import _check_name
 from sdk.class_names import is_reserved, key_of
 from sdk.errors import BadImages, LabelError
+from sdk.fleet.cli_classes import _checked
+from sdk.fleet.store import Learned
 from sdk.images import _alike_names
+from sdk.labels import Fold
 from tests.tiny import class_id, tiny_bundle
 
 ALIKE = [
@@ -85,6 +88,12 @@ def test_good_is_good_however_the_settings_write_it() -> None:
     assert target.good(names) == {b"a" * 16}
     ledger = Ledger(["GRO\u0308SSE I.O."])
     assert [ledger.bad(decision(name)) for name in names.values()] == [False, True]
+
+
+def test_a_name_comes_in_composed_from_whoever_types_it() -> None:
+    nothing = Learned(Fold("ab" * 32, 4).live_set(), {}, [], set(), 0)
+    assert class_name("O\u0308l  fleck") == "\u00d6l fleck"
+    assert _checked("O\u0308l", nothing, (b"a" * 16, b"b" * 16)) == "\u00d6l"
 
 
 def decision(shown: str) -> Decision:

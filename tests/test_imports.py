@@ -105,7 +105,7 @@ ABOVE = {
     "sdk/class_ids.py": set[str](),
     "sdk/class_names.py": set[str](),
     "sdk/images.py": {"errors", "class_names", "layouts", "preprocess"},
-    "sdk/layouts.py": {"errors"},
+    "sdk/layouts.py": {"errors", "class_names"},
     "sdk/onnxfile.py": {"errors"},
     "sdk/mqtt.py": {"errors", "session_ends", "wire"},
 }

@@ -386,3 +386,37 @@ def test_a_file_in_the_place_of_the_folder_is_answered_with_its_folder(tmp_path:
     with pytest.raises(BadImages, match="is not a folder") as caught:
         open_images(index)
     assert f"Name the folder that holds the images: {root}," in caught.value.hint
+
+
+APART, ONE = "O\u0308l", "\u00d6l"
+"""Oil, as a Mac writes folders and as a keyboard writes."""
+
+
+def test_a_class_written_in_two_ways_that_look_the_same_is_one(tmp_path: Path) -> None:
+    """Two rival classes with one name were made of it, and the note on them showed it twice alike."""
+    for i, name in enumerate((APART, ONE, "good")):
+        write(tmp_path / "folders" / name / f"{i}.png", encoded(value=i))
+        write(tmp_path / "index" / f"{i}.png", encoded(value=i))
+    lines = "".join(f"{i}.png,{name}\n" for i, name in enumerate((APART, ONE, "good")))
+    write(tmp_path / "index" / "index.csv", f"path,label\n{lines}".encode())
+
+    def rename(tree: Coco) -> None:
+        tree["categories"] = [{"id": 7, "name": APART}, {"id": 9, "name": ONE}]
+
+    sets = [tmp_path / "folders", tmp_path / "index", coco(tmp_path / "coco", rename)]
+    for images in (open_images(each, unannotated="good") for each in sets):
+        assert images.classes == ["good", ONE]
+        assert [n for n in images.notes if "written in 2 ways that look the same" in n]
+        assert not [n for n in images.notes if "different ones" in n or "without images" in n]
+
+
+def test_masks_are_found_where_the_class_folder_is_written_otherwise(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "good" / "0.png", encoded(value=0))
+    write(tmp_path / "test" / APART / "1.png", encoded(value=1))
+    write(tmp_path / "ground_truth" / APART / "1_mask.png", encoded(mode="L"))
+    images = open_images(tmp_path)
+    assert images.classes == ["good", ONE]
+    assert [image.mask for image in images.images if image.label == ONE] == [
+        tmp_path / "ground_truth" / APART / "1_mask.png"
+    ]
+    assert not [note for note in images.notes if "ways that look the same" in note]  # there is one way

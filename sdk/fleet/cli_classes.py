@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from sdk.class_names import key_of
+from sdk.class_names import composed, key_of
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
 from sdk.labels import FLEET_LOG_PREFIX, RELEASE_DEVICE, Body, KeepApart, MergeClasses, RenameClass
@@ -159,7 +159,7 @@ def _labels(count: int) -> str:
 
 
 def _checked(name: str, learned: Learned, pair: tuple[bytes, bytes]) -> str:
-    name = " ".join(name.split())
+    name = " ".join(composed(name).split())
     taken = {key_of(called) for class_id, called in learned.names.items() if class_id not in pair}
     if not 0 < len(name) <= 64 or not name.isprintable() or key_of(name) in taken:
         raise LabelError(f"{name[:64]!r} is no name for this class", hint="Choose one that no other class has.")
