@@ -223,6 +223,7 @@ class Agent:
         run = f"{self.started_utc:.3f}"
         history = History(self.site.data_dir, self.site.history.keep_parts, run)
         self.outputs.add(history)
+        self._shift.begin(run, history.behind)
         if self._sync is not None:
             self.outputs.add(ResultTopic(self._sync.publish_result))
         opened = [open_output(each, self.site.device, run) for each in self.site.output]

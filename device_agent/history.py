@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import logging
 import sqlite3
 import time
@@ -153,6 +154,16 @@ class History:
                 for name in found.keys() - names:
                     db.execute("INSERT INTO delivered VALUES (?, ?, '', 0)", (name, self._before))
         return found
+
+    def behind(self, run: str, number: int) -> list[PartRow]:
+        """Return a run's verdicts behind a number, newest first; none where another run has written since.
+
+        Raises:
+            StoreCorrupt: the file is damaged.
+        """
+        with self._db.transaction(durable=False) as db:  # from the end: what is asked for is little, and the last
+            newest = _select(db, "1 ORDER BY id DESC", [])
+            return list(itertools.takewhile(lambda row: row.run == run and (row.number or 0) > number, newest))
 
     def delivered(self, output: str, part: Part) -> None:
         """Write down that an output has all verdicts up to this one, or never will have them.

@@ -3,7 +3,9 @@ the agent takes nothing of what it has brought."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +20,9 @@ import pytest
 from msgspec.structs import replace
 
 from device_agent.agent import Agent
-from device_agent.config import FolderCamera, MetricsSettings, RecipeSettings
+from device_agent.config import FolderCamera, MetricsSettings, RecipeSettings, load_site
 from device_agent.database import Database
+from device_agent.history import History, read_history
 from device_agent.page import ShiftCounter, counts
 from device_agent.page.book import open_book
 from sdk.bundle import Bundle
@@ -28,8 +31,9 @@ from sdk.wire import Verdict
 from tests.line_sim import frame_of
 from tests.pages import serving, write_stream
 from tests.simulators import wait_for
-from tests.test_agent import COUNT, bundle, images, running, site_of
+from tests.test_agent import COUNT, bundle, call, images, process, running, site_file, site_of
 from tests.test_observe import scraped
+from tests.test_outputs import part_of
 
 __all__ = ["bundle", "images"]
 
@@ -251,3 +255,41 @@ def test_so_many_quarters_are_kept(book: Database, clock: Clock, monkeypatch: py
         count(book, clock, 1)
         clock.now += counts.SLOT_S
     assert book.value("SELECT count(DISTINCT slot) FROM counts") == 4
+
+
+def test_a_kill_takes_no_part_and_no_label_from_the_shift(images: Path, bundle: Bundle) -> None:
+    """Up to five seconds of them were lost."""
+    file = site_file(images, bundle)
+    data_dir, told = load_site(file).data_dir, list[dict[str, int]]()
+    for _ in range(3):
+        with process(file) as (child, ready):
+            wait_for(lambda: call(ready["page"], "api/shift")["parts"] == COUNT * (len(told) + 1), 60.0)
+            wait_for(lambda: len(list(read_history(data_dir))) == COUNT * (len(told) + 1), 60.0)
+            if not told:  # which writes all the others, too
+                sample = call(ready["page"], "api/samples?limit=1")[0]["sample"]
+                call(ready["page"], "api/labels", {"sample": sample, "class_name": "pit", "operator": "ann"})
+            told.append(call(ready["page"], "api/shift"))
+            child.send_signal(signal.SIGKILL)
+            child.wait(60)
+    rejects = sum(row.verdict == "reject" for row in read_history(data_dir))
+    assert [(each["parts"], each["labels"]) for each in told] == [(COUNT * n, 1) for n in (1, 2, 3)]
+    assert told[-1]["rejects"] == rejects
+
+
+def test_what_is_counted_from_the_history_is_counted_once(book: Database, clock: Clock, tmp_path: Path) -> None:
+    history = History(tmp_path, 100, "a")
+    counter = ShiftCounter(book, clock, is_right=lambda: None)
+    counter.begin("a", history.behind)
+    for number in range(1, 6):
+        part = dataclasses.replace(part_of(number, Verdict.REJECT), captured_utc=clock.now)
+        history.send(part)
+        counter.part(part)
+        if number == 2:
+            counter.flush()
+    history.close()  # killed: three of them are not written there
+    for run in ("b", "c"):
+        history = History(tmp_path, 100, run)
+        counter = ShiftCounter(book, clock, is_right=lambda: None)
+        counter.begin(run, history.behind)
+        history.close()
+        assert (counter.report().parts, counter.report().rejects) == (5, 5)

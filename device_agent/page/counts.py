@@ -1,7 +1,8 @@
 """What a shift has brought: counters in quarters of an hour, kept over a restart.
 
-They are for people, not for the books: they are written every few seconds and at a stop, and a crash loses what
-came since.
+They are for people, not for the books: they are written every few seconds, with each label, and at a stop. Parts
+that a kill has kept from being written are counted from the history at the next start (`begin`); frames that were
+under way then may be counted twice or not at all.
 
 A clock may be wrong, and set right later. What it counted while it was ahead is of no shift until its time comes;
 once the machine holds its clock to be right, that is dropped. So many quarters are kept, whatever their dates.
@@ -14,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Final
@@ -23,6 +24,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from device_agent.clock_state import clock_synchronised
 from device_agent.database import Database
+from device_agent.history import PartRow
 from device_agent.page.book import setting
 from device_agent.parts import Part
 from sdk.errors import StoreCorrupt, StoreFull
@@ -33,6 +35,8 @@ FLUSH_S: Final = 5.0
 """Between two writes."""
 KEEP_SLOTS: Final = 60 * 24 * 3600 // SLOT_S
 """Quarters of an hour in which something was counted: at least two months."""
+_COUNTED: Final = "counted"
+"""Setting: the run that counted last, and the number of its last verdict that is counted here."""
 SHIFTS: Final = "06:00 14:00 22:00"
 """When shifts begin, until somebody says otherwise."""
 
@@ -56,6 +60,10 @@ class ShiftReport:
     rejects: int
     unknown: int
     labels: int
+
+
+def _of_part(rejected: bool, unknown: bool) -> list[str]:
+    return ["parts"] + ["rejects"] * rejected + ["unknown"] * unknown
 
 
 def local(at_utc: float) -> datetime:
@@ -83,8 +91,28 @@ class ShiftCounter:
         self._clock = clock
         self._is_right = is_right
         self._tidied = -1  # in this quarter
+        self._written = ""
+        self._run, self._number = "", 0  # the run under way, and the last of its verdicts that was counted
         self._lock = threading.Lock()
         self._new: Counter[tuple[int, str]] = Counter()
+
+    def begin(self, run: str, behind: Callable[[str, int], Iterable[PartRow]]) -> None:
+        """Count what an earlier run decided and a kill kept from being written; call it once, before all parts.
+
+        Args:
+            run: Names the run under way.
+            behind: Returns the verdicts of a run that are behind a number, where it was the last run.
+        """
+        stored = setting(self._book, _COUNTED)
+        last, _, number = (stored or "").rpartition(" ")
+        with self._lock:
+            for row in behind(last, int(number)) if last else ():
+                unknown = row.unknown and bool(row.sample)
+                slot = int((row.captured_utc + row.latency_ms / 1000) // SLOT_S)
+                self._new.update({(slot, "frames"): row.frames})
+                self._new.update((slot, each) for each in _of_part(row.verdict == Verdict.REJECT.value, unknown))
+            self._run = run
+        self.flush()
 
     def frame(self) -> None:
         """Count a frame that was inspected."""
@@ -95,12 +123,14 @@ class ShiftCounter:
         """Count a part by its verdict: late and refused ones are rejects too."""
         unknown = part.finding is not None and part.finding.decision.unknown
         with self._lock:
-            self._count(["parts"] + ["rejects"] * (part.verdict is Verdict.REJECT) + ["unknown"] * unknown)
+            self._count(_of_part(part.verdict is Verdict.REJECT, unknown))
+            self._number = max(self._number, part.number)
 
     def labelled(self, count: int) -> None:
-        """Count labels."""
+        """Count labels, and write them: no history has them."""
         with self._lock:
             self._count(["labels"] * count)
+        self.flush()
 
     def _count(self, what: list[str]) -> None:
         slot = self._slot()
@@ -118,7 +148,8 @@ class ShiftCounter:
     def flush(self) -> None:
         """Write what is new; where that cannot be, it is tried again next time."""
         with self._lock:
-            if not self._new:
+            counted = f"{self._run} {self._number}"
+            if not self._new and (not self._run or counted == self._written):
                 return
             new, self._new = self._new, Counter()
         try:
@@ -128,7 +159,10 @@ class ShiftCounter:
                     " ON CONFLICT (slot, what) DO UPDATE SET count = count + excluded.count",
                     [(slot, what, count) for (slot, what), count in new.items()],
                 )
+                if self._run:
+                    db.execute("REPLACE INTO settings VALUES (?, ?)", (_COUNTED, counted))
                 self._tidy(db)
+            self._written = counted
         except (StoreFull, StoreCorrupt):
             with self._lock:
                 self._new.update(new)
