@@ -629,6 +629,12 @@ class Fold:
                 found[sample] = label.device
         return found
 
+    def withdrawn(self) -> frozenset[bytes]:
+        """Return the samples whose label was taken back: they count in no space, and under no release."""
+        return frozenset(
+            sample for sample in self._labels if (said := self._labels.get(sample)) and said.class_id is None
+        )
+
     def label_of(self, sample: bytes) -> bytes | None:
         """Return the sample's class after merges; None if it is not labelled."""
         summed = self._summed.get(sample)

@@ -165,6 +165,19 @@ def test_what_going_back_would_lack_is_said(
     assert told["going_back"] == [{"release": "r0", "precision": "fp32", "samples": 3}]
 
 
+def test_a_label_that_was_taken_back_keeps_a_code_in_no_space(
+    fleet: FleetStore, line: SimDevice, releases: list[Bundle]
+) -> None:
+    """A picture that shows a person was deleted: its code is not kept for going back to a release."""
+    fleet.publish(releases[1], channel="default")
+    follow(fleet, line, releases[1])
+    line.write(Label(sample_of(0), None, "ann"))
+    with fleet.write() as ledger:
+        ledger.take("line-1", line.log, {})
+    gone = {(each.body.space.hex(), each.body.sample) for each in due(fleet, "default", ALL, LATER)}
+    assert gone == {(release.space(), sample_of(0)) for release in releases[:2]}
+
+
 # -- what the fleet says again itself
 
 

@@ -63,6 +63,7 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
     learned = store.learned(channel)
     live = frozenset(() if learned is None else learned.live.samples)
     labelled = live if learned is None else live.union(learned.codeless, learned.erased)
+    withdrawn = frozenset(() if learned is None else learned.withdrawn)
     held = frozenset(() if learned is None else (hold.device for hold in learned.holds))
     with store.read() as ledger:
         in_use, published = ledger.spaces_in_use(channel), ledger.published(channel)
@@ -85,8 +86,10 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
     for (space, sample), (body, positions, size, received_utc) in found.items():
         counts = space == current and sample in live
         retired = space not in in_use
-        # In a space that is in use but not the current one, nobody here can say whether the code counts.
-        idle = retired or (space == current and not counts and (space, sample) not in may_return)
+        # In a space that is in use but not the current one, nobody here can say whether the code counts; but that
+        # of a sample whose label was taken back does not, such as of a picture that was deleted.
+        nowhere = sample in withdrawn or (space == current and not counts)
+        idle = retired or (nowhere and (space, sample) not in may_return)
         old = bool(positions) and received_utc < now_utc - policy.older_than_s
         if old and (idle or policy.live_too) and sample not in released.get(space, ()):
             out.append(Due(body, tuple(positions), size, counts, sample in labelled))

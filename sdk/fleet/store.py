@@ -66,6 +66,7 @@ class Learned:
         refused: How many records contradict themselves, and count nowhere.
         codeless: Samples whose label counts nowhere, since no code in this space is there; with who labelled them.
         erased: Labelled samples whose codes were erased for good (docs/labels.md, section 7); none of `codeless`.
+        withdrawn: Samples whose label was taken back.
     """
 
     live: LiveSet
@@ -78,6 +79,7 @@ class Learned:
     refused: int = 0
     codeless: dict[bytes, str] = field(default_factory=dict)
     erased: frozenset[bytes] = frozenset()
+    withdrawn: frozenset[bytes] = frozenset()
 
 
 @dataclass
@@ -437,6 +439,7 @@ class FleetStore:
                 found.refused,
                 left,
                 erased,
+                fold.withdrawn(),
             )
 
     def _once_named(self, ledger: Ledger, channel: str, unnamed: set[bytes], live: LiveSet) -> dict[bytes, str]:
