@@ -91,7 +91,7 @@ def test_good_is_good_however_the_settings_write_it() -> None:
 
 
 def test_a_name_comes_in_composed_from_whoever_types_it() -> None:
-    nothing = Learned(Fold("ab" * 32, 4).live_set(), {}, [], set(), 0)
+    nothing = Learned(Fold("ab" * 32, 4).live_set(), {}, [], set(), {}, {}, [])
     assert class_name("O\u0308l  fleck") == "\u00d6l fleck"
     assert _checked("O\u0308l", nothing, (b"a" * 16, b"b" * 16)) == "\u00d6l"
 
