@@ -267,10 +267,10 @@ def test_what_a_device_says_of_two_classes_is_taken_shown_and_does_not_count(
     assert after is not None
     assert after.digest == before.digest
     said = found["unheard"][0]["words"]
-    assert "made one on line-4, which does not count here" in said
+    assert "made one on line-4, which does not count" in said
     assert said in classes(capsys, fleet, as_json=False).out
     page = TestClient(make_app(FleetView(fleet)), base_url="http://127.0.0.1")
-    assert "made one on line-4, which does not count here" in page.get("/part/learned/default").text
+    assert "made one on line-4, which does not count" in page.get("/part/learned/default").text
     assert "Nobody is." in page.get("/suspects/default").text  # quarantined
     (row,) = [each for each in fleet_overview(fleet)["devices"] if each["device"] == "line-4"]
     merged = "it merged 2 pairs of classes, which does not count: see headway fleet classes"
@@ -282,7 +282,7 @@ def test_what_a_device_says_of_two_classes_is_taken_shown_and_does_not_count(
     joined(fleet, line)
     with fleet.read() as ledger:
         assert len(ledger.decisions("default")) == 1
-    said = [one["words"] for one in json.loads(classes(capsys, fleet).out)["unheard"]][1]
+    said = [one["merge"] for one in json.loads(classes(capsys, fleet).out)["unheard"]][1]
     classes(capsys, fleet, *said.partition("--dir DIR ")[2].split(), "--yes")
     found = json.loads(classes(capsys, fleet).out)
     assert (len(found["unheard"]), len(found["classes"])) == (1, 4)
@@ -352,6 +352,10 @@ def test_a_name_that_a_device_gave_a_class_of_the_release_is_shown(
     (found,) = json.loads(classes(capsys, fleet).out)["renamed"]
     assert (found["released"], found["name"], found["device"]) == ("scratch", "Good.", "line-4")
     assert "'scratch' in the release, called 'Good.' by line-4" in classes(capsys, fleet, as_json=False).out
+    # Who is asked whether it is one with the good class hears what it is.
+    asked = ["classes", "--dir", str(fleet.directory), "merge", "good", names("scratch")[0]]
+    assert "'Good.' (" in CliRunner().invoke(fleet_command, asked, input="n\n").stderr
+    assert ", 'scratch' in the release) become one" in CliRunner().invoke(fleet_command, asked, input="n\n").stderr
     line.write(RenameClass(class_id_of("scratch"), "Scratch", "ann"))
     joined(fleet, line)
     assert json.loads(classes(capsys, fleet).out)["renamed"] == []

@@ -56,7 +56,9 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
         click.echo(f"{one['class_id'][:8]}  {one['name']}: {_labels(one['labels'])}")
     for pair in found["proposed"]:
         click.echo(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
-    for said in [*found["renamed"], *found["unheard"], *found["decided"]]:
+    for said in found["unheard"]:
+        click.echo(f"\n{said['words']}\n  {said['merge']}\n  {said['apart']}")
+    for said in [*found["renamed"], *found["decided"]]:
         click.echo(f"\n{said['words']}")
 
 
@@ -88,7 +90,7 @@ def merge(
         called = [learned.names.get(class_id, class_id.hex()[:8]) for class_id in pair]
         name = called[count[1] > count[0]] if name is None else _checked(name, learned, pair)
         sides = [
-            f"{name!r} ({class_id.hex()[:8]}, {_labels(labels)})"
+            f"{name!r} ({class_id.hex()[:8]}, {_labels(labels)}{_released(learned, class_id)})"
             for name, class_id, labels in zip(called, pair, count, strict=True)
         ]
         words = f"{sides[0]} and {sides[1]}"
@@ -240,18 +242,26 @@ def _renamed(learned: Learned) -> list[dict[str, Any]]:
     return found
 
 
+def _released(learned: Learned, class_id: bytes) -> str:
+    """Return what the release calls a class, where that is another: anybody may have named it since."""
+    now, was = learned.names.get(class_id, ""), learned.released.get(class_id, "")
+    return f", {was!r} in the release" if was and key_of(was) != key_of(now) else ""
+
+
 def _unheard(learned: Learned) -> list[dict[str, Any]]:
     """Return what devices have merged and nobody here: each pair once, the first `MAX_UNHEARD`."""
     found: dict[frozenset[bytes], dict[str, Any]] = {}
     for merge in learned.unheard:
         ids = [learned.live.merged.get(each, each) for each in (merge.one, merge.other)]
-        called = " and ".join(f"{learned.names.get(each, '?')!r} ({each.hex()[:8]})" for each in ids)
-        command = f"headway fleet classes --dir DIR merge {ids[0].hex()[:8]} {ids[1].hex()[:8]}"
+        called = " and ".join(
+            f"{learned.names.get(each, '?')!r} ({each.hex()[:8]}{_released(learned, each)})" for each in ids
+        )
         row = {
             "device": merge.device,
             "operator": merge.operator,
             "class_ids": [each.hex() for each in ids],
-            "words": f"{called}: made one on {merge.device}, which does not count here; if they are: {command}",
+            "words": f"{called}: made one on {merge.device}, which does not count",
+            **_commands(*ids),
         }
         found.setdefault(frozenset(ids), row)
         if len(found) == MAX_UNHEARD:
@@ -269,15 +279,19 @@ def merged_words(learned: Learned) -> dict[str, str]:
 
 
 def _pair_row(pair: Pair) -> dict[str, Any]:
-    ids = f"{pair.one.class_id.hex()[:8]} {pair.other.class_id.hex()[:8]}"
     return {
         "one": _side_row(pair.one),
         "other": _side_row(pair.other),
         "names_alike": pair.names_alike,
         "words": f"{_side_words(pair.one, pair.other)}; {_side_words(pair.other, pair.one)}",
-        "merge": f"headway fleet classes --dir DIR merge {ids}",
-        "apart": f"headway fleet classes --dir DIR apart {ids}",
+        **_commands(pair.one.class_id, pair.other.class_id),
     }
+
+
+def _commands(one: bytes, other: bytes) -> dict[str, str]:
+    """Return how to say that two classes are one, or are not."""
+    ids = f"{one.hex()[:8]} {other.hex()[:8]}"
+    return {which: f"headway fleet classes --dir DIR {which} {ids}" for which in ("merge", "apart")}
 
 
 def _side_row(side: Side) -> dict[str, Any]:
