@@ -60,7 +60,8 @@ function drawLive() {
 // Which probability of a defect decided, where the threshold says otherwise than the class that is shown.
 function byThreshold(sample) {
   const defect = sample.defect, near = Math.min(defect, 1 - defect); // thresholds lie near either end
-  return t(sample.rejected ? "now.rejected-by" : "now.passed-by", { defect: percent(defect, near < 0.01 ? 2 : 0) });
+  const said = { defect: percent(defect, near < 0.01 ? 2 : 0) };
+  return sample.rejected ? t("now.rejected-by", said) : t("now.passed-by", said);
 }
 
 // How sure the device is of its own decision, which is another than what people said.
