@@ -62,7 +62,7 @@ class Database:
         overwrite: bool = False,
     ) -> None:
         self.lock = threading.RLock()
-        self._folder = path.parent
+        self._path, self._folder = path, path.parent
         self._durable: bool | None = None  # what `synchronous` was last set to; None where nobody can know
         with disk(path.parent):
             self._lock_file = _take_lock(path.parent, shared)
@@ -131,6 +131,12 @@ class Database:
         """Return the first row of a query; None where there is none."""
         rows = self.rows(sql, *values)
         return rows[0] if rows else None
+
+    def committed(self, sql: str, *values: object) -> tuple[Any, ...] | None:
+        """Return the first row of a query, as last committed: it does not wait for a write that the disk keeps."""
+        with disk(self._folder), contextlib.closing(sqlite3.connect(read_uri(self._path), uri=True)) as db:
+            found: tuple[Any, ...] | None = db.execute(sql, values).fetchone()
+            return found
 
     def value(self, sql: str, *values: object) -> Any:
         """Return the first column of the first row; None where there is none."""

@@ -346,8 +346,8 @@ class Samples:
         return row is not None
 
     def image(self, sample_id: bytes) -> bytes | None:
-        """Return a sample's picture; None where it is not, or no longer, kept."""
-        if self._db.row("SELECT 1 FROM samples WHERE sample = ?", sample_id) is None:
+        """Return a sample's picture; None where it is not, or no longer, kept. Waits for no write."""
+        if self._db.committed("SELECT 1 FROM samples WHERE sample = ?", sample_id) is None:
             return None
         with disk(self._folder):
             return self._images.get(sample_id)
