@@ -30,6 +30,7 @@ from device_agent.page.access import (
     IDLE_OPERATOR_S,
     IDLE_S,
     LONGEST_S,
+    MAX_COUNTED,
     MAX_TRIES,
     MAX_WAIT_S,
     WAITING,
@@ -182,6 +183,66 @@ def test_after_however_many_wrong_tries_the_next_one_waits(access: Access, clock
     clock.now += MAX_WAIT_S - 1
     with pytest.raises(TooManyTries):
         access.log_in("Ben", "000001", "10.0.0.1")
+
+
+def crowd(book: Database, until_utc: float) -> None:
+    """As many wrong tries under invented names, and from as many addresses, as are counted; sorted before others."""
+    rows = [
+        (f"{kind} 0{n:05x}", 4 * MAX_TRIES, until_utc)
+        for kind in ("account", "address")
+        for n in range(MAX_COUNTED)
+    ]
+    with book.transaction() as db:
+        db.executemany("INSERT INTO tries VALUES (?, ?, ?)", rows)
+
+
+@pytest.mark.parametrize("ends_in_s", [-1.0, MAX_WAIT_S, 1e9], ids=["over", "waiting", "of a clock ahead"])
+def test_however_many_names_are_invented_an_account_and_an_address_wait(
+    access: Access, clock: Clock, book: Database, ends_in_s: float
+) -> None:
+    crowd(book, clock.now + ends_in_s)
+    for i in range(MAX_TRIES):
+        with pytest.raises(LoginFailed):
+            access.log_in("Ben", "000001", f"10.0.1.{i}")
+        with pytest.raises(LoginFailed):  # somebody else is counted meanwhile
+            access.log_in(f"00 nobody {i}", "000001", f"0.0.0.{i}")
+    with pytest.raises(TooManyTries):
+        access.log_in("Ben", PIN, "10.0.2.1")
+    with pytest.raises(LoginFailed):
+        access.log_in("nobody", "000001", "10.0.0.1")
+    names, addresses = (
+        book.value(f"SELECT count(*) FROM tries WHERE who LIKE '{kind} %'") for kind in ("account", "address")
+    )
+    assert (names, addresses) == (MAX_COUNTED + 2, MAX_COUNTED + 1), "Ben's, and each the one counted last"
+
+
+def test_what_ended_longest_ago_is_forgotten_first(access: Access, clock: Clock, book: Database) -> None:
+    crowd(book, clock.now - 1)
+    for i in range(4 * MAX_TRIES):  # ends later than the crowd's, again and again
+        clock.now += 0.01
+        with pytest.raises(LoginFailed):
+            access.log_in(f"0 nobody {i}", "000001", "10.0.0.1")
+    with pytest.raises(TooManyTries):
+        access.log_in("Ann", PASSWORD, "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "same"),
+    [
+        ("2001:db8:0:7::1", "2001:db8:0:7:ffff::9", True),
+        ("2001:db8:0:7::1", "2001:db8:0:8::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("::ffff:10.0.0.1", "10.0.0.1", True),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", False),
+        ("10.0.0.1", "10.0.0.2", False),
+    ],
+)
+def test_one_machines_many_addresses_count_as_one(access: Access, first: str, other: str, same: bool) -> None:
+    for i in range(4 * MAX_TRIES):
+        with pytest.raises(LoginFailed):
+            access.log_in(f"somebody {i}", "000001", first)
+    with pytest.raises(TooManyTries if same else LoginFailed):
+        access.log_in("somebody else", "000001", other)
 
 
 def test_a_terminal_where_many_mistype_over_the_months_locks_nobody_out(access: Access, clock: Clock) -> None:

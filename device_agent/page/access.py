@@ -11,6 +11,8 @@ Rules this module keeps:
 - Secrets, session and token values are not stored: argon2id of what people choose, SHA-256 of what we drew.
 - Trying is limited per account and per address; `MAX_TRIES` and what follows say how much. A try is counted before
   it is checked, and taken back where it was right: else as many as come at the same moment would all be checked.
+  What was counted of an account is kept however many names are invented; names that nobody has count like others,
+  or the difference would tell who has an account.
 
 Cookies, headers and routes are `guard`'s.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
 import sqlite3
 import threading
@@ -48,6 +51,8 @@ FORGIVEN_S: Final = 60 * 60.0
 """One wrong try of an address is forgotten each hour that it makes none: a line's one terminal, behind which many
 people mistype over the months, must not come to wait at each of them. Of a stranger's four tries an hour it takes
 none."""
+MAX_COUNTED: Final = 10_000
+"""Invented names whose wrong tries are counted, and addresses: a megabyte of each."""
 IDLE_S: Final = 60 * 60.0
 """An unused session of an engineer or admin ends after this."""
 IDLE_OPERATOR_S: Final = 10 * 60 * 60.0
@@ -332,7 +337,7 @@ class Access:
             self._queue.release()
 
     def _log_in(self, name: str, secret: str, address: str) -> str:
-        account_key, address_key = keys = (_tries_of(name), f"address {address}")
+        account_key, address_key = keys = (_tries_of(name), _tries_from(address))
         before, counted = self._count_try(keys)
         found = self._find(name)
         right = self._verify(self._nobody if found is None else found[1], secret[: MAX_SECRET_CHARS + 1])
@@ -416,7 +421,7 @@ class Access:
                 wait_s = min(FIRST_WAIT_S * 2 ** (failed - allowed), MAX_WAIT_S) if failed >= allowed else 0.0
                 are[key] = failed, now + wait_s
                 db.execute("REPLACE INTO tries VALUES (?, ?, ?)", (key, *are[key]))
-            db.execute("DELETE FROM tries WHERE who IN (SELECT who FROM tries LIMIT -1 OFFSET 10000)")
+            _bound_tries(db, keys, now)
         return was, are
 
     # -- machines ------------------------------------------------------------------------------------------------
@@ -509,6 +514,23 @@ def _allowed(key: str) -> int:
     return MAX_TRIES if key.startswith("account") else 4 * MAX_TRIES
 
 
+def _bound_tries(db: sqlite3.Connection, kept: tuple[str, ...], now: float) -> None:
+    """Forget what was counted beyond `MAX_COUNTED` names that nobody has, and as many addresses.
+
+    Never what was counted just now or of an account: whoever invents names or has many addresses would else free
+    it. Of the rest goes first what a clock that was ahead has written, then what ended longest ago.
+    """
+    named = db.execute("SELECT name FROM accounts WHERE name IS NOT NULL").fetchall()
+    stays = {*kept, *(_tries_of(name) for (name,) in named)}
+    for kind in ("account", "address"):
+        rows = db.execute(
+            "SELECT who FROM tries WHERE who >= ? AND who < ? ORDER BY until_utc > ?, until_utc DESC",
+            (f"{kind} ", f"{kind}!", now + MAX_WAIT_S),
+        )
+        others = [who for (who,) in rows if who not in stays]
+        db.executemany("DELETE FROM tries WHERE who = ?", [(who,) for who in others[MAX_COUNTED:]])
+
+
 def _take_back(db: sqlite3.Connection, key: str, before: _Tries | None, counted: _Tries, now: float) -> None:
     """Let a try that was right count for nothing; those that came meanwhile stay."""
     row = db.execute("SELECT failed, until_utc FROM tries WHERE who = ?", (key,)).fetchone()
@@ -546,6 +568,19 @@ def _folded(name: str) -> str:
 
 def _tries_of(name: str) -> str:
     return f"account {_folded(name)[:64]}"
+
+
+def _tries_from(address: str) -> str:
+    """Return what tries from an address are counted as: one machine has 2^64 addresses of IPv6, a network's."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return f"address {address}"
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return f"address {found.ipv4_mapped}"
+        return f"address {ipaddress.ip_network((found, 64), strict=False)}"
+    return f"address {found}"
 
 
 def same(one: str, other: str) -> bool:
