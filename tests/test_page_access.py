@@ -186,7 +186,7 @@ def test_after_however_many_wrong_tries_the_next_one_waits(access: Access, clock
 
 
 def crowd(book: Database, until_utc: float) -> None:
-    """As many wrong tries under invented names, and from as many addresses, as are counted; sorted before others."""
+    """As many wrong tries under invented names, and from as many addresses, as are counted; before all others."""
     rows = [
         (f"{kind} 0{n:05x}", 4 * MAX_TRIES, until_utc)
         for kind in ("account", "address")
