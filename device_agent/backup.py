@@ -5,7 +5,9 @@ A backup is a directory: `store.sqlite3`, the labelled pictures under `images/`,
 
 A backup lies on shares and media that others write to, so a restore takes from it what a backup is and nothing
 else: no accounts, no links, no file that is not named by the store or the release. What else lies there is left
-out and told. That does not make labels true: whoever may write to a backup may give it another store.
+out and told. That does not make labels true: whoever may write to a backup may give it another store. Nor does a
+backup say what is signed: its release's files must be those that the release's id vouches for, and of what the
+store has accepted from the fleet only the highest versions count (`trust.Gate`).
 
 What people chose to be rejected, and which classes they put away, is in the store (`page.book.StationSetting`). A
 backup of before that does not say it: then the restored device does, until somebody chooses.
@@ -37,9 +39,13 @@ from device_agent.label_log import AWAIT_FLEET
 from device_agent.sample import SampleStatus
 from device_agent.samples import IMAGES_NAME
 from device_agent.store import STORE_NAME, StoreFacts, check_store
+from device_agent.trust import COPY_KEY as TRUST_COPY
+from device_agent.trust import KEY as TRUST_KEY
 from sdk.bundle import Bundle
 from sdk.durable import sync_path
 from sdk.errors import BundleError, ConfigError, StoreCorrupt
+from sdk.release import describe
+from sdk.wire import UpdateState
 
 BACKUP_NAME: Final = "backup.json"
 FORMAT: Final = 1
@@ -125,6 +131,7 @@ def restore_backup(
     *,
     in_fleet: bool,
     on_left_out: Callable[[str], None] = lambda _name: None,
+    on_no_release: Callable[[str], None] = lambda _why: None,
 ) -> BackupFacts:
     """Make a data folder from a backup; return what is in it.
 
@@ -134,6 +141,7 @@ def restore_backup(
         device: The device's id by its settings.
         in_fleet: It has a broker: it must hear from its fleet before it takes labels.
         on_left_out: Told of each file or folder that is no part of a backup, and of a release that is not whole.
+        on_no_release: Told why the backup's release was left out.
 
     Raises:
         ConfigError: the data folder holds something, or the backup is another device's.
@@ -156,7 +164,7 @@ def restore_backup(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         try:
-            taken = _take(backup, facts, draft)
+            taken, no_release = _take(backup, facts, draft)
             found = check_store(draft / STORE_NAME, whole=True)
             _check_whole(backup, facts, found)
             _settle(draft / STORE_NAME, in_fleet=in_fleet)
@@ -172,6 +180,8 @@ def restore_backup(
     with contextlib.suppress(OSError):  # the share went away: what was to be taken is here
         for name in _left_out(backup, {*taken, BACKUP_NAME}):
             on_left_out(name)
+    if no_release:
+        on_no_release(no_release)
     return facts
 
 
@@ -201,8 +211,12 @@ def _no_backup(what: str) -> StoreCorrupt:
     )
 
 
-def _take(backup: Path, facts: BackupFacts, draft: Path) -> set[str]:
-    """Copy a backup's store, the pictures that are labelled in it, and its release; return their names."""
+def _take(backup: Path, facts: BackupFacts, draft: Path) -> tuple[set[str], str]:
+    """Copy a backup's store, the pictures that are labelled in it, and its release.
+
+    Returns:
+        Their names; and why the release was left out, empty where it was not.
+    """
     if _copy_plain(backup, (STORE_NAME,), draft) != facts.store_sha256:
         raise _no_backup(f"{backup / STORE_NAME} changes while it is read")
     taken = {STORE_NAME}
@@ -214,16 +228,23 @@ def _take(backup: Path, facts: BackupFacts, draft: Path) -> set[str]:
             taken.add("/".join(parts))
     if facts.release:
         slot = f"{SLOTS_NAME}/{facts.release}"
-        with contextlib.suppress(FileNotFoundError, StoreCorrupt, BundleError):  # then it is told as left out
+        try:
             taken |= {f"{slot}/{name}" for name in _take_release(backup, facts.release, draft)}
-    return taken
+        except FileNotFoundError:
+            return taken, f"release {facts.release[:12]} is not in {backup}"
+        except (StoreCorrupt, BundleError) as error:
+            return taken, str(error)
+    return taken, ""
 
 
 def _take_release(backup: Path, release: str, draft: Path) -> list[str]:
     """Copy a backup's release, whole or not at all; return its files' names.
 
+    The id is what was signed, and vouches for every byte. A bundle alone vouches for itself: with two of its
+    classes' names swapped it is as good a bundle.
+
     Raises:
-        StoreCorrupt, BundleError: it is not whole, or has links where files belong.
+        StoreCorrupt, BundleError: it is not whole, is another one, or has links where files belong.
         FileNotFoundError: it is not there.
     """
     if re.fullmatch("[0-9a-f]{64}", release) is None:  # it becomes a folder's name
@@ -236,7 +257,14 @@ def _take_release(backup: Path, release: str, draft: Path) -> list[str]:
             os.close(handle)
         for name in names:
             _copy_plain(backup, (SLOTS_NAME, release, name), draft)
-        return Bundle.open(draft / SLOTS_NAME / release).file_names()
+        bundle = Bundle.open(draft / SLOTS_NAME / release)
+        made = describe(bundle.path, bundle.manifest.name, bundle.file_names()).ref.release_id
+        if made != release:
+            raise _no_backup(
+                f"{backup / SLOTS_NAME} has files of release {made[:12]} in the place of {release[:12]}: "
+                "somebody has changed them, or a Headway that cuts releases otherwise made this one"
+            )
+        return bundle.file_names()
     except BaseException:
         shutil.rmtree(draft / SLOTS_NAME, ignore_errors=True)
         raise
@@ -375,13 +403,24 @@ def _copy_release(data_dir: Path, draft: Path) -> str:
 
 
 def _settle(store: Path, *, in_fleet: bool) -> None:
-    """Take out the samples whose pictures no backup has; note that the fleet is to be heard first, and whether the
-    backup does not say what is to be rejected."""
+    """Take out of a store what no backup vouches for, and note what is to be asked first.
+
+    The samples whose pictures no backup has; updates under way, whose files none has either, and what is no id of
+    a release: it would become a folder's name. What was accepted from the fleet is put where it counts as a copy.
+    Noted: that the fleet is to be heard first, and whether the backup does not say what is to be rejected.
+    """
     db = sqlite3.connect(store)
     try:
         said = db.execute("SELECT 1 FROM meta WHERE key = ?", (f"kept/{KEPT_AS}",)).fetchone()
         db.execute("REPLACE INTO meta VALUES (?, ?)", (f"kept/{LOST_AS}", b"" if said else b"1"))
         db.execute("DELETE FROM samples WHERE status != ?", (SampleStatus.LABELLED.value,))
+        db.execute(
+            "DELETE FROM updates WHERE length(release_id) != 64 OR release_id GLOB '*[^0-9a-f]*'"
+            " OR state NOT IN (?, ?, ?)",
+            [each.value for each in (UpdateState.PROVISIONAL, UpdateState.COMMITTED, UpdateState.ROLLED_BACK)],
+        )
+        db.execute("DELETE FROM meta WHERE key = ?", (f"kept/{TRUST_COPY}",))
+        db.execute("UPDATE meta SET key = ? WHERE key = ?", (f"kept/{TRUST_COPY}", f"kept/{TRUST_KEY}"))
         if in_fleet:
             db.execute("REPLACE INTO meta VALUES (?, 1)", (AWAIT_FLEET,))
         db.commit()

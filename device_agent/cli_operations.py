@@ -100,15 +100,23 @@ def restore(site_file: Path, source: Path) -> None:
 
     site = load_site(site_file)
     left_out: list[str] = []
+    no_release: list[str] = []
     with private_files():
         facts = restore_backup(
-            source, site.data_dir, site.device, in_fleet=site.mqtt is not None, on_left_out=left_out.append
+            source,
+            site.data_dir,
+            site.device,
+            in_fleet=site.mqtt is not None,
+            on_left_out=left_out.append,
+            on_no_release=no_release.append,
         )
     click.echo(f"{site.data_dir}: {facts.entries} log entries, {facts.labelled} labelled samples")
     for name in left_out[:_LEFT_OUT_SHOWN]:
         click.echo(f"left out, no part of a backup or not whole: {name!r}", err=True)
     if len(left_out) > _LEFT_OUT_SHOWN:
         click.echo(f"left out also: {len(left_out) - _LEFT_OUT_SHOWN} more", err=True)
+    for why in no_release:
+        click.echo(f"the release is not taken: {why}", err=True)
     if read_kept(site.data_dir / STORE_NAME, LOST_AS):
         click.echo(
             "it does not say what people chose to be rejected: choose it again on the page (Quality)", err=True

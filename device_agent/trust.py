@@ -6,6 +6,8 @@ Rules this module keeps (docs/trust.md, section 4):
   outbox unless it was signed that they may. A refused assignment is kept: metadata may come after it, and then it
   is looked at again.
 - What was accepted is in the store before it counts.
+- Of what a backup says was accepted only the highest versions count, as what may not be undercut: whoever may
+  write to one could else say what is signed. The fleet, or a stick, says it anew.
 - Nothing here ever stops the release that serves.
 - Without a root everything is taken as it comes, and the device says so.
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 KEY: Final = "trust"
 """Where the store keeps what was seen."""
+COPY_KEY: Final = "trust-copy"
+"""Where a store that came back from a backup keeps what it had seen when that was made, as its writer says."""
 MAX_ROOT_BYTES: Final = 1024 * 1024
 
 log = logging.getLogger(__name__)
@@ -87,7 +91,8 @@ class Gate:
         seen = None if kept is None else msgspec.msgpack.decode(kept, type=verify.Seen)
         if seen is None or seen.anchor != first.anchor:
             # The settings name another root: another fleet, or one begun anew. What the old one said is void.
-            seen = first
+            copy = _copied(self._store)
+            seen = first if copy is None or copy.anchor != first.anchor else first.not_behind(copy)
             self._keep(seen)
         self._seen, self._keys = seen, verify.heads_keys(seen)
 
@@ -254,6 +259,18 @@ def accepted(store_file: Path, first: Seen) -> Seen:
     kept = read_kept(store_file, KEY) if store_file.is_file() else None
     seen = None if kept is None else msgspec.msgpack.decode(kept, type=verify.Seen)
     return first if seen is None or seen.anchor != first.anchor else seen
+
+
+def _copied(store: Store) -> Seen | None:
+    """Return what a backup says was accepted; None where there is none, or it cannot be read."""
+    from sdk.trust import verify
+
+    copy = store.kept(COPY_KEY)
+    try:
+        return None if copy is None else msgspec.msgpack.decode(copy, type=verify.Seen)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("what the backup says was accepted from the fleet cannot be read: %s", error)
+        return None
 
 
 def read_root(root_file: Path) -> Seen:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from device_agent.backup import BACKUP_NAME, make_backup, read_backup, restore_backup
 from device_agent.learner import Learner
 from device_agent.page.access import Access, Role
 from device_agent.page.book import open_book
 from device_agent.sample import SampleStatus
-from device_agent.store import Store, check_store
+from device_agent.store import STORE_NAME, Store, check_store, read_kept
 from device_agent.sync import SyncCore
-from sdk.bundle import Bundle
+from device_agent.trust import KEY
+from sdk.bundle import Bundle, decode_manifest, encode_manifest
 from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
 from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import DefineClass, new_class_id
 from sdk.mqtt import Message
-from sdk.wire import DeviceState, Topics, encode_json
+from sdk.trust import verify
+from sdk.wire import Desired, DeviceState, Topics, encode_json
 from tests.commands import headway
 from tests.processes import Doomed
 from tests.test_store import LIMITS, image_of, label, label_for_ever, sample_of
-from tests.test_update import Rig, bundles, label_some, rig, rig_on
+from tests.test_update import Rig, bundles, desired, id_of, label_some, rig, rig_on
+from tests.trust_builders import GuardedDevice, TrustedFleet, files_of
 
 __all__ = ["bundles", "rig"]
 
@@ -280,7 +288,16 @@ def test_what_somebody_laid_into_a_backup_is_left_out_and_named(
     assert "Mallory" not in headway(capsys, "agent", "user", "list", site).out
 
 
-@pytest.mark.parametrize("harm", ["damaged", "link", "climbs"])
+def swap_two_names(slot: Path) -> None:
+    """What the head says stays; what people read is the other class. The bundle vouches for itself."""
+    manifest = decode_manifest((slot / "manifest.json").read_bytes())
+    (first, second, *others) = manifest.classes
+    swapped = [replace_struct(first, name=second.name), replace_struct(second, name=first.name), *others]
+    (slot / "manifest.json").write_bytes(encode_manifest(replace_struct(manifest, classes=swapped)))
+    Bundle.open(slot)
+
+
+@pytest.mark.parametrize("harm", ["damaged", "link", "climbs", "names", "another", "gone"])
 def test_labels_come_back_without_a_release_that_is_not_whole(
     rig: Rig, bundles: dict[str, Bundle], tmp_path: Path, harm: str
 ) -> None:
@@ -292,17 +309,153 @@ def test_labels_come_back_without_a_release_that_is_not_whole(
     elif harm == "link":
         slot.rename(tmp_path / "slot")
         slot.symlink_to(tmp_path / "slot")
+    elif harm == "names":
+        swap_two_names(slot)
+    elif harm == "another":
+        shutil.rmtree(slot)
+        shutil.copytree(bundles["new"].path, slot)
+    elif harm == "gone":
+        shutil.rmtree(slot.parent)
     else:
         shutil.copytree(slot, tmp_path / "slot")
         path = tmp_path / "backup" / BACKUP_NAME
         path.write_text(path.read_text().replace(facts.release, "../../slot"))
     left_out: list[str] = []
+    why: list[str] = []
     restored = restore_backup(
-        tmp_path / "backup", tmp_path / "new", "line-1", in_fleet=True, on_left_out=left_out.append
+        tmp_path / "backup",
+        tmp_path / "new",
+        "line-1",
+        in_fleet=True,
+        on_left_out=left_out.append,
+        on_no_release=why.append,
     )
     assert restored.labelled == len(ids)
-    assert [name for name in left_out if name.startswith("slots")] == ["slots"]
+    assert [name for name in left_out if name.startswith("slots")] == ([] if harm == "gone" else ["slots"])
     assert not (tmp_path / "new" / "slots").exists()
+    assert len(why) == 1
+    if harm in ("names", "another"):
+        assert f"in the place of {facts.release[:12]}" in why[0]
+
+
+def in_store(backup: Path, change: Callable[[sqlite3.Connection], object]) -> None:
+    """Let somebody who may write to a backup change its store."""
+    with contextlib.closing(sqlite3.connect(backup / STORE_NAME)) as db, db:
+        change(db)
+    facts = msgspec.json.decode((backup / BACKUP_NAME).read_bytes())
+    facts["store_sha256"] = hashlib.sha256((backup / STORE_NAME).read_bytes()).hexdigest()
+    (backup / BACKUP_NAME).write_bytes(msgspec.json.encode(facts))
+
+
+def kept_there(backup: Path) -> verify.Seen:
+    found = read_kept(backup / STORE_NAME, KEY)
+    assert found is not None
+    return msgspec.msgpack.decode(found, type=verify.Seen)
+
+
+def keep_there(backup: Path, content: bytes) -> None:
+    in_store(backup, lambda db: db.execute("UPDATE meta SET value = ? WHERE key = ?", (content, f"kept/{KEY}")))
+
+
+@contextlib.contextmanager
+def restored_behind_a_gate(backup: Path, data_dir: Path, fleet: TrustedFleet) -> Iterator[GuardedDevice]:
+    restore_backup(backup, data_dir, "line-1", in_fleet=True)
+    device = GuardedDevice(data_dir, fleet.repository.root_file())
+    yield device
+    device.store.close()
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> TrustedFleet:
+    return TrustedFleet(tmp_path)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, trusted: TrustedFleet) -> Desired:
+    """A backup of a device that has taken a signed release of the fleet; what was taken."""
+    device = GuardedDevice(tmp_path / "data", trusted.repository.root_file())
+    first = trusted.release("first")
+    assert device.takes(trusted.message(), first)
+    assert device.gate.standing(first.release.release_id) == "signed"
+    device.store.close()
+    make_backup(tmp_path / "data", tmp_path / "backup")
+    return first
+
+
+def test_a_backup_does_not_say_what_is_signed(guarded: Desired, trusted: TrustedFleet, tmp_path: Path) -> None:
+    thief = TrustedFleet(tmp_path / "thief")
+    evil = thief.release("evil")
+    theirs, backup = files_of(thief.message()), tmp_path / "backup"
+    forged = msgspec.structs.replace(
+        kept_there(backup),
+        root=theirs["1.root.json"],
+        files={role: theirs[f"{role}.json"] for role in ("timestamp", "snapshot", "targets")},
+        versions={"root": 1},
+        taken={},
+        floor_utc=0.0,
+    )
+    keep_there(backup, msgspec.msgpack.encode(forged))
+    with restored_behind_a_gate(backup, tmp_path / "new", trusted) as device:
+        assert not device.takes(b"", evil)
+        assert not device.takes(thief.message(), evil)
+        assert "no signed metadata seen yet" in device.gate.standing(evil.release.release_id)
+        assert device.takes(trusted.message(), guarded)
+        assert device.gate.standing(guarded.release.release_id) == "signed"
+        assert "not signed" in device.gate.standing(evil.release.release_id)
+
+
+def test_a_restored_device_takes_nothing_older_than_the_backup_has_seen(
+    guarded: Desired, trusted: TrustedFleet, tmp_path: Path
+) -> None:
+    old = trusted.message()
+    device = GuardedDevice(tmp_path / "data", trusted.repository.root_file())
+    second = trusted.release("second")
+    assert device.takes(trusted.message(), second)
+    device.store.close()
+    make_backup(tmp_path / "data", tmp_path / "later")
+    with restored_behind_a_gate(tmp_path / "later", tmp_path / "new", trusted) as restored:
+        for _ in range(2):
+            restored.gate.receive(old)
+            assert "older" in (restored.gate.fault or "")
+            restored.restart()
+        assert not restored.takes(old, guarded)
+        assert restored.takes(trusted.message(), second)
+        assert restored.gate.standing(second.release.release_id) == "signed"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xc1", msgspec.msgpack.encode({"anchor": 5})])
+def test_what_a_backup_says_of_trust_in_no_words_stops_no_start(
+    guarded: Desired, trusted: TrustedFleet, tmp_path: Path, content: bytes
+) -> None:
+    keep_there(tmp_path / "backup", content)
+    with restored_behind_a_gate(tmp_path / "backup", tmp_path / "new", trusted) as device:
+        assert device.takes(trusted.message(), guarded)
+
+
+def test_a_backups_updates_name_no_folder_and_none_is_under_way(
+    rig: Rig, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    label_some(rig.store, bundles["old"])
+    rig.install(bundles["old"])
+    make_backup(rig.folder, tmp_path / "backup")
+    (tmp_path / "victim").mkdir()
+
+    def change(db: sqlite3.Connection) -> None:
+        rows = ("../../victim", "committed"), (id_of(bundles["new"]), "candidate"), ("x" * 64, "downloading")
+        for release_id, state in rows:
+            db.execute(
+                "INSERT INTO updates (at_utc, release_id, job, state, reason, starts) VALUES (1, ?, ?, ?, '', 0)",
+                (release_id, encode_json(desired(bundles["new"])), state),
+            )
+
+    in_store(tmp_path / "backup", change)
+    restore_backup(tmp_path / "backup", tmp_path / "new", "line-1", in_fleet=False)
+    with rig_on(tmp_path / "new", bundles) as restored:
+        assert restored.updater.boot()
+        assert restored.served == ["old"]
+        assert restored.events == []
+        restored.install(bundles["new"])
+    assert (tmp_path / "victim").is_dir()
 
 
 def test_another_devices_backup_is_refused(backup: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from sdk.fleet.broker import Mosquitto
 from sdk.fleet.store import FleetStore
 from sdk.labels import CodeRecord
 from sdk.mqtt import MqttSession, MqttSettings
+from sdk.release import describe
 from sdk.verdict import Verdict
 from sdk.wire import Desired, DeviceState, ReleaseRef, Topics, UpdateEvent, UpdateState, decode_json, encode_json
 from tests import tiny
@@ -66,8 +67,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     return made
 
 
+def id_of(bundle: Bundle) -> str:
+    """Return the id of the release that a bundle is published as."""
+    return describe(bundle.path, bundle.manifest.name, bundle.file_names()).ref.release_id
+
+
 def desired(bundle: Bundle, *, channel: str = "default", deadline_utc: float | None = None) -> Desired:
-    ref = ReleaseRef(release_id=bundle.digest(), name=bundle.path.name, size_bytes=1)
+    ref = ReleaseRef(release_id=id_of(bundle), name=bundle.path.name, size_bytes=1)
     return Desired(release=ref, channel=channel, deadline_utc=deadline_utc)
 
 
@@ -104,7 +110,7 @@ class Rig:
     masters: Path | None = None
 
     def __post_init__(self) -> None:
-        self.names |= {Bundle.open(path).digest(): path.name for path in self.sources}
+        self.names |= {id_of(Bundle.open(path)): path.name for path in self.sources}
         self.updater = Updater(
             self.store,
             self.folder,
@@ -170,7 +176,7 @@ class Rig:
         self.reaches(bundle, S.COMMITTED)
 
     def reaches(self, bundle: Bundle, state: UpdateState) -> None:
-        assert self.updater.wait_until(bundle.digest(), state, DEADLINE_S), self.updater.status()
+        assert self.updater.wait_until(id_of(bundle), state, DEADLINE_S), self.updater.status()
 
     def ends(self, bundle: Bundle) -> str:
         """Start an update that is rolled back; return the reason."""
@@ -361,7 +367,7 @@ def test_a_provisional_release_is_committed_by_the_agents_word(tmp_path: Path, b
     with rig_on(tmp_path, bundles, watch_s=600.0) as rig:
         rig.updater.boot()
         rig.updater.start(desired(bundles["old"]))
-        wait_for(lambda: rig.updater.confirm(bundles["old"].digest()), DEADLINE_S)
+        wait_for(lambda: rig.updater.confirm(id_of(bundles["old"])), DEADLINE_S)
         assert not rig.updater.confirm("f" * 64), "another release"
         rig.reaches(bundles["old"], S.COMMITTED)
 
@@ -521,7 +527,7 @@ def test_a_deadline_that_still_counts_when_it_is_heard_again_ends_the_download(
 ) -> None:
     rig.updater.stop()
     again = Rig(rig.folder, rig.sources, rig.store)
-    again.store.updates.begin(bundles["new"].digest(), encode_json(desired(bundles["new"], deadline_utc=999.0)))
+    again.store.updates.begin(id_of(bundles["new"]), encode_json(desired(bundles["new"], deadline_utc=999.0)))
     try:
         assert again.updater.boot()
         again.updater.start(desired(bundles["new"], deadline_utc=999.0))
@@ -550,7 +556,7 @@ def test_a_deadline_that_is_lifted_during_a_download_ends_nothing(rig: Rig, bund
 
 def test_a_release_that_cannot_serve_gives_way_to_the_old_one(rig: Rig, bundles: dict[str, Bundle]) -> None:
     def fail_new(release: Release | None) -> None:
-        if release is not None and release.bundle.path.name == bundles["new"].digest():
+        if release is not None and release.bundle.path.name == id_of(bundles["new"]):
             raise RuntimeError("no memory for its head")
 
     rig.on_serve = fail_new
@@ -566,9 +572,9 @@ def test_a_provisional_release_that_fails_gives_way_to_the_old_one(
         for name in ("old", "new"):
             rig.updater.start(desired(bundles[name]))
             if name == "old":
-                wait_for(lambda: rig.updater.confirm(bundles["old"].digest()), DEADLINE_S)
+                wait_for(lambda: rig.updater.confirm(id_of(bundles["old"])), DEADLINE_S)
                 rig.reaches(bundles["old"], S.COMMITTED)
-        wait_for(lambda: rig.updater.fail(bundles["new"].digest(), "3 frames in a row failed"), DEADLINE_S)
+        wait_for(lambda: rig.updater.fail(id_of(bundles["new"]), "3 frames in a row failed"), DEADLINE_S)
         rig.reaches(bundles["new"], S.ROLLED_BACK)
         assert rig.updater.status().reason == "3 frames in a row failed"
         wait_for(lambda: rig.served == ["old", "new", "old"], DEADLINE_S)
@@ -581,7 +587,7 @@ def test_without_an_earlier_release_the_settings_bundle_serves_again(
     with rig_on(tmp_path, bundles, watch_s=600.0) as rig:
         rig.updater.boot()
         rig.updater.start(desired(bundles["new"]))
-        wait_for(lambda: rig.updater.fail(bundles["new"].digest(), "it crashed"), DEADLINE_S)
+        wait_for(lambda: rig.updater.fail(id_of(bundles["new"]), "it crashed"), DEADLINE_S)
         wait_for(lambda: rig.served == ["new", None], DEADLINE_S)
         assert rig.current() is None
 
@@ -724,7 +730,7 @@ def test_a_release_damaged_on_disk_gives_way_and_is_fetched_anew(
         rig.updater.boot()
         rig.install(bundles["old"])
         rig.install(bundles["new"])
-    flip_a_byte(tmp_path / "slots" / bundles["new"].digest())
+    flip_a_byte(tmp_path / "slots" / id_of(bundles["new"]))
     with rig_on(tmp_path, bundles) as rig:
         assert rig.updater.boot()
         assert rig.served == ["old"]

@@ -104,6 +104,14 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
             floor_utc=signed_utc(root.signed),
         )
 
+    def not_behind(self, copy: Seen) -> Seen:
+        """Return the same, not to fall behind the versions of a copy that nobody vouches for.
+
+        Its root, its files and its time are left: they would say who may sign, and what is signed.
+        """
+        versions = {role: max(version, copy.versions.get(role, 0)) for role, version in self.versions.items()}
+        return msgspec.structs.replace(self, versions={**copy.versions, **versions}, taken=copy.taken)
+
     def believes(self, now_utc: float) -> bool:
         """Return whether a clock that says this may be right."""
         return self.floor_utc - CLOCK_SLACK_S <= now_utc <= self.floor_utc + CLOCK_AHEAD_S
