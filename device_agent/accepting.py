@@ -3,15 +3,17 @@ learns.
 
 People choose which classes are good and which share of defects may pass at most. The threshold on the probability
 of a defect follows from left-out samples of the head that serves (`sdk.operating`), and is found anew for each
-confirmed head; a provisional one uses the threshold before. Unknown is always rejected.
+confirmed head; a provisional one uses the threshold before, and so does a release that starts again. Until the
+first head of a release is scored, which takes a second or so, every part is rejected. Unknown always is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -20,7 +22,7 @@ from sdk.class_names import key_of
 from sdk.errors import HeadError
 from sdk.head import Calibration
 from sdk.moments import Floats
-from sdk.operating import OperatingPoint, operating_point
+from sdk.operating import operating_point
 from sdk.score import LeftOut
 
 MAX_ESCAPE_RATE: Final = 0.5
@@ -28,6 +30,8 @@ KEPT_AS: Final = "operating"
 """Name under which a station keeps what people chose, in its store too."""
 LOST_AS: Final = "operating-lost"
 """Name under which a restored store keeps that its backup did not say what people chose; else empty."""
+THRESHOLD_KEPT_AS: Final = "operating-threshold"
+"""Name under which a station's store keeps the threshold last found."""
 GOOD_NAMES: Final = frozenset(
     {"good", "ok", "okay", "pass", "free", "fine", "normal", "gut", "i.o.", "io", "合格", "良品", "正常"}
 )
@@ -68,10 +72,12 @@ class Accepting:
     Attributes:
         good: Ids of the classes without a defect.
         threshold: Reject from this probability of a defect on; None rejects every decision that is no good class.
+        scored: Whether left-out scores could be asked for the threshold. If not, every part is rejected.
     """
 
     good: frozenset[bytes]
     threshold: float | None
+    scored: bool = True
 
     def defect(self, class_ids: Collection[bytes], probabilities: Floats) -> float:
         """Return the probability (k,) of any class but the good ones."""
@@ -80,9 +86,35 @@ class Accepting:
 
     def rejects(self, class_id: bytes, defect: float, unknown: bool) -> bool:
         """Return whether a part goes out: it is unknown, or too likely a defect."""
-        if unknown:
+        if unknown or not self.scored:
             return True
         return class_id not in self.good if self.threshold is None else defect >= self.threshold
+
+
+class _Found(NamedTuple):
+    """A threshold, and what it was found for; None where left-out scores cannot tell one."""
+
+    release: str  # another's probabilities say something else
+    number: int  # of the head
+    good: frozenset[bytes]
+    target: Target
+    threshold: float | None
+
+
+class KeptThreshold(msgspec.Struct, frozen=True):
+    """A threshold as a store keeps it, for the next start.
+
+    Attributes:
+        release: Which one's, by its digest.
+        target: What people had chosen.
+        good: Ids of the good classes of then, in hex, sorted.
+        threshold: Reject from this probability of a defect on.
+    """
+
+    release: str
+    target: Target
+    good: list[str]
+    threshold: float
 
 
 class OperatingTarget:
@@ -91,6 +123,7 @@ class OperatingTarget:
     Args:
         target: What people chose.
         naming: Returns what the classes are called, and by whose word; None where no release serves.
+        kept: The threshold that was found before this start, as `to_keep` gave it; None where there is none.
 
     Attributes:
         forgotten: The store came from a backup that does not say what people chose: they choose again, or what
@@ -98,15 +131,24 @@ class OperatingTarget:
     """
 
     def __init__(
-        self, target: Target | None = None, *, naming: Callable[[], Naming | None] = lambda: None
+        self,
+        target: Target | None = None,
+        *,
+        naming: Callable[[], Naming | None] = lambda: None,
+        kept: bytes | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._target = target or Target()
         self._names = GOOD_NAMES
         self._naming = naming
         self.forgotten = False
-        self._found: tuple[object, OperatingPoint | None] = (None, None)
-        self._found_of = ""  # a release: another's probabilities say something else
+        self._found: _Found | None = None
+        self._kept: KeptThreshold | None = None
+        if kept is not None:
+            with contextlib.suppress(
+                msgspec.MsgspecError
+            ):  # a backup says what whoever may write to it wrote there
+                self._kept = msgspec.json.decode(kept, type=KeptThreshold)
         # Asked for each frame.
         self._good: tuple[dict[bytes, str], Naming | None, object, frozenset[bytes]] = {}, None, None, frozenset()
 
@@ -122,7 +164,7 @@ class OperatingTarget:
     def choose(self, target: Target) -> None:
         """Go by another target from the next frame on."""
         with self._lock:
-            self._target, self._found, self.forgotten = target, (None, None), False
+            self._target, self._found, self.forgotten = target, None, False
 
     def good(self, names: dict[bytes, str]) -> frozenset[bytes]:
         """Return the good classes among those that exist: by what people here chose, else by their names.
@@ -169,7 +211,9 @@ class OperatingTarget:
         chosen = {c: bytes.fromhex(c) for c in self._target.good or []}
         return sorted(c for c, class_id in chosen.items() if merged.get(class_id, class_id) not in there)
 
-    def accepting(self, names: dict[bytes, str], scored: Scored | None, release: str = "") -> Accepting | None:
+    def accepting(
+        self, names: dict[bytes, str], scored: Scored | None, release: str = "", *, scorable: bool = True
+    ) -> Accepting | None:
         """Return how parts are judged now; None where nobody chose, and no class has a name of a good one.
 
         Where people chose, and none of these classes is left, every part goes out, whatever it is called.
@@ -178,6 +222,7 @@ class OperatingTarget:
             names: Class id to name.
             scored: The head whose left-out scores are known; None where no head of this release has been scored.
             release: Which one judges: its digest.
+            scorable: Where no head has been scored: whether it will be. One of too few groups never is.
         """
         good = self.good(names)
         if not good:
@@ -185,21 +230,42 @@ class OperatingTarget:
             return Accepting(good, None) if called or self._target.good is not None else None
         if not self._target.by_threshold:
             return Accepting(good, None)
-        point = self.point(good, scored, release)
-        return Accepting(good, None if point is None else point.threshold)
+        found = self._threshold(good, scored, release)
+        if found is None:
+            return Accepting(good, None, scored=not scorable)
+        return Accepting(good, found.threshold)
 
-    def point(self, good: frozenset[bytes], scored: Scored | None, release: str = "") -> OperatingPoint | None:
-        """Return the operating point for the target; None where no left-out scores of this release can tell it."""
+    def to_keep(self) -> bytes | None:
+        """Return the threshold, for `kept` of the next start; None where that is what it was told last."""
         with self._lock:
+            found = self._found
+            if found is None or found.threshold is None or not found.target.by_threshold:
+                return None
+            good = sorted(c.hex() for c in found.good)
+            kept = KeptThreshold(found.release, found.target, good, found.threshold)
+            if kept == self._kept:
+                return None
+            self._kept = kept
+        return msgspec.json.encode(kept)
+
+    def _threshold(self, good: frozenset[bytes], scored: Scored | None, release: str) -> _Found | None:
+        """Return the threshold for the target; None where no head of this release has been scored for it."""
+        with self._lock:
+            target, found, kept = self._target, self._found, self._kept
             if scored is None:  # a provisional head, or one not scored yet: as before
-                return self._found[1] if self._found_of == release else None
-            key = (release, scored.number, good, self._target)
-            if self._found[0] != key:
-                try:
-                    found = operating_point(
-                        scored.left_out, scored.calibration, good, escape_rate=self._target.escape_rate
-                    )
-                except HeadError:
-                    found = None
-                self._found, self._found_of = (key, found), release
-            return self._found[1]
+                if found is not None and found.release == release:
+                    return found
+                if kept is None or (kept.release, kept.target) != (release, target):
+                    return None
+                if kept.good != sorted(c.hex() for c in good):
+                    return None
+                return _Found(release, 0, good, target, kept.threshold)
+            key = (release, scored.number, good, target)
+            if found is None or found[:4] != key:
+                threshold: float | None = None
+                with contextlib.suppress(HeadError):
+                    threshold = operating_point(
+                        scored.left_out, scored.calibration, good, escape_rate=target.escape_rate
+                    ).threshold
+                found = self._found = _Found(*key, threshold)
+            return found

@@ -331,6 +331,11 @@ class Learner:
             return None
         return Reference(confirmed.row.number, confirmed.left_out, confirmed.head.calibration)
 
+    @property
+    def unscorable(self) -> bool:
+        """Whether the confirmed head has no left-out scores and gets none: of too few groups. Takes no lock."""
+        return self._heads.unscorable
+
     def suspects(self, limit: int = 50) -> list[Suspect]:
         """Return labels that do not fit what all other groups say, most suspicious first; empty before a score."""
         reference = self.reference

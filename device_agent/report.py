@@ -35,6 +35,10 @@ CHOOSE_AGAIN: Final = (
 OPERATING_LOST: Final = (
     "the backup that this device came from does not say what was to be rejected: choose it again, under Quality"
 )
+UNSCORED: Final = "every part is rejected until the head is scored, which the threshold is found from"
+NO_THRESHOLD: Final = (
+    "no threshold keeps the escape rate: left-out samples cannot tell one, so parts are judged by their class"
+)
 
 UNREADABLE_S: Final = 180.0
 """A picture that could not be read is told of for so long: whoever comes to the page sees it, and one alone does
@@ -501,6 +505,12 @@ def station_faults(
         )
     if station.operating.forgotten:
         yield OPERATING_LOST
+    if station.operating.target.by_threshold:
+        accepting = station.accepting()
+        if accepting is not None and not accepting.scored:
+            yield UNSCORED
+        elif accepting is not None and accepting.good and accepting.threshold is None:
+            yield NO_THRESHOLD
     if station.counts.unstored:
         yield f"{station.counts.unstored} samples could not be stored: the disk is full or was"
 

@@ -10,6 +10,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from device_agent.accepting import Accepting, OperatingTarget
+from device_agent.accepting import THRESHOLD_KEPT_AS, Accepting, OperatingTarget, Target
 from device_agent.camera import Shot
 from device_agent.courtesy import Courtesy
 from device_agent.decider import Decider
@@ -91,6 +92,7 @@ class Decision:
         defect: Probability of a defect; None where no class is known to be good.
         rejected: Whether the part goes out by the station's operating point; None like `defect`.
         good: Whether the class shown is a good one; None like `defect`, and unknown never is.
+        scored: Whether the head was, where a threshold is asked for; if not, every part goes out.
     """
 
     shown: str
@@ -107,10 +109,13 @@ class Decision:
     defect: float | None = None
     rejected: bool | None = None
     good: bool | None = None
+    scored: bool = True
 
     @property
     def words(self) -> str:
         """What is shown; where the threshold says otherwise than that, the probability of a defect with it."""
+        if not self.scored:
+            return f"head not scored yet, shown {self.shown}"
         if self.defect is None or self.rejected is None or self.rejected != self.good:
             return self.shown
         return f"defect {percent(self.defect)}, shown {self.shown}"
@@ -220,9 +225,9 @@ class Station:
         self.policy = policy or QueuePolicy()
         self.counts = Counts()
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
-        self.operating = OperatingTarget(naming=self._naming)
+        self.operating = OperatingTarget(naming=self._naming, kept=store.kept(THRESHOLD_KEPT_AS))
         self.courtesy = Courtesy()
-        self._on_change = on_change or (lambda: None)
+        self._tell_change = on_change or (lambda: None)
         self._on_saved = on_saved or (lambda: None)
         check_folder(masters)
         self._masters = masters
@@ -421,7 +426,31 @@ class Station:
 
     def _accepting(self, serving: Serving, active: ActiveHead) -> Accepting | None:
         names = dict(zip(active.head.class_ids, active.names, strict=True))
-        return self.operating.accepting(names, serving.learner.reference, serving.digest)
+        learner = serving.learner
+        scorable = not learner.unscorable
+        return self.operating.accepting(names, learner.reference, serving.digest, scorable=scorable)
+
+    def accepting(self) -> Accepting | None:
+        """Return how parts are judged now; None where nobody chose, or no release serves."""
+        serving = self._serving
+        return None if serving is None else self._accepting(serving, serving.learner.head)
+
+    def choose(self, target: Target) -> None:
+        """Judge parts by another target from the next frame on."""
+        self.operating.choose(target)
+        self._keep_threshold()
+
+    def _on_change(self) -> None:
+        self._keep_threshold()
+        self._tell_change()
+
+    def _keep_threshold(self) -> None:
+        """Find the threshold before a frame needs it, and keep it for the next start."""
+        self.accepting()
+        found = self.operating.to_keep()
+        if found is not None:
+            with contextlib.suppress(StoreFull):  # the next start rejects every part until its head is scored
+                self.store.keep(THRESHOLD_KEPT_AS, found)
 
     def _watch_drift(self, look: Look) -> None:
         """Count one tile of each part, each in turn, against the left-out scores of the confirmed head."""
@@ -591,6 +620,7 @@ def _decision(active: ActiveHead, decided: Decisions, row: int, accepting: Accep
         defect=defect,
         rejected=None if accepting is None or defect is None else accepting.rejects(ids[best], defect, unknown),
         good=good,
+        scored=accepting is None or accepting.scored,
     )
 
 

@@ -218,15 +218,18 @@ class Trials:
             turns = self._turns
             return turns.stopping or turns.dirty or turns.solving or self._heads.candidate is not None
 
+        scored = confirmed
         try:
             if not self._heads.unscorable:
-                self._with_left_out(confirmed, obsolete)
+                scored = self._with_left_out(confirmed, obsolete)
             self._master_codes(obsolete)
         except InterruptedError:
             pass  # a label came first
         except BaseException:
             self._heads.unscorable = self._unreadable = True  # told once, not tried for ever
             raise
+        if scored.left_out is not confirmed.left_out:
+            self._on_change()
 
     def _with_left_out(self, confirmed: Solved, obsolete: Callable[[], bool]) -> Solved:
         """Return a confirmed head with its left-out scores, and remember them for the next trial.

@@ -17,12 +17,16 @@ from playwright.sync_api import Browser, expect
 
 from device_agent.camera import open_camera
 from device_agent.config import FolderCamera
+from device_agent.heads import Solved
 from device_agent.history import History, read_history, write_csv
 from device_agent.parts import Finding, Ledger, Part
+from device_agent.report import NO_THRESHOLD, UNSCORED
+from device_agent.runtime import open_runtime
+from device_agent.trials import Trials
 from sdk.bundle import Bundle
 from sdk.wire import Verdict
-from tests.pages import Device, chromium, running, screen, serving, write_stream
-from tests.tiny import class_id, tiny_bundle
+from tests.pages import Device, chromium, running, screen, serving, wait_for, write_stream
+from tests.tiny import class_id, picture, tiny_bundle
 
 GOOD = ["good", "pit"]
 
@@ -106,6 +110,71 @@ def test_a_sample_says_that_it_was_rejected_also_after_a_restart(
         names = ("sample", "good", "defect", "rejected")
         still = again.http.get("/api/samples?limit=200").raise_for_status().json()
         assert [[each[n] for n in names] for each in still] == [[each[n] for n in names] for each in said]
+
+
+@contextlib.contextmanager
+def unscored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Heads that begin to serve are not scored until this ends."""
+    prepare, may = Trials._prepare, threading.Event()
+
+    def held(self: Trials, confirmed: Solved) -> None:
+        may.wait()
+        prepare(self, confirmed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "_prepare", held)
+        try:
+            yield
+        finally:
+            may.set()
+
+
+def threshold(device: Device) -> float | None:
+    accepting = device.station.accepting()
+    assert accepting is not None
+    return accepting.threshold
+
+
+def test_a_start_goes_by_the_threshold_of_before_until_its_head_is_scored(
+    stream: Path, tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with station(tmp_path / "data", stream, bundle) as device:
+        wait_for(lambda: device.station.require().learner.reference is not None)
+        found = threshold(device)
+        rejected = {part.result().sample for part in odd(decided(device, stream))}
+        assert found is not None
+        assert rejected
+    with running(tmp_path / "data", stream) as again, unscored(monkeypatch):
+        again.station.serve(bundle, None, open_runtime(bundle, None))
+        assert again.station.require().learner.reference is None
+        assert threshold(again) == found
+        assert {part.result().sample for part in odd(decided(again, stream))} == rejected
+        assert again.state()["faults"] == []
+
+
+def test_a_new_release_passes_nothing_until_its_head_is_scored(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tiny_bundle(tmp_path / "other", per_class=14)
+    wait_for(lambda: device.station.require().learner.reference is not None)
+    assert other.digest() != device.station.require().digest
+    with unscored(monkeypatch):
+        device.station.serve(other, None, open_runtime(other, None))
+        decision = device.station.inspect(picture("good", 700)).decision
+        assert (decision.shown, decision.rejected) == ("good", True)
+        assert decision.words == "head not scored yet, shown good"
+        assert UNSCORED in device.state()["faults"]
+    wait_for(lambda: UNSCORED not in device.state()["faults"])
+    decision = device.station.inspect(picture("good", 700)).decision
+    assert (decision.shown, decision.rejected, decision.words) == ("good", False, "good")
+
+
+def test_a_release_of_too_few_parts_goes_by_the_class_and_says_so(device: Device, tmp_path: Path) -> None:
+    few = tiny_bundle(tmp_path / "few", classes=("good", "scratch"), per_class=2)
+    device.station.serve(few, None, open_runtime(few, None))
+    wait_for(lambda: NO_THRESHOLD in device.state()["faults"])
+    decision = device.station.inspect(picture("good", 700)).decision
+    assert (decision.shown, decision.rejected) == ("good", False)
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["wide", "phone"])

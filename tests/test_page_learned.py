@@ -376,27 +376,32 @@ def test_unknown_is_rejected_whatever_the_threshold() -> None:
 
 
 def test_no_release_judges_by_the_threshold_of_another(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its probabilities are of other features; until its own scores are known, what is no good class goes out."""
+    """Its probabilities are of other features; until its own scores are known, every part goes out."""
     label(device, "pit", 0, "pit")
     station = device.station
     station.operating.choose(Target(good=[class_id("good").hex()], escape_rate=0.2, by_threshold=True))
     serving = station.require()
     names = dict(zip(serving.learner.head.head.class_ids, serving.learner.head.names, strict=True))
 
-    def threshold(scored: Reference | None, release: str) -> float | None:
-        accepting = station.operating.accepting(names, scored, release)
+    def judged(scored: Reference | None, release: str, *, scorable: bool = True) -> Accepting:
+        accepting = station.operating.accepting(names, scored, release, scorable=scorable)
         assert accepting is not None
-        return accepting.threshold
+        return accepting
+
+    def threshold(scored: Reference | None, release: str) -> float | None:
+        return judged(scored, release).threshold
 
     wait_for(lambda: serving.learner.reference is not None)
     found = threshold(serving.learner.reference, serving.digest)
     assert found is not None
     assert threshold(None, serving.digest) == found  # a provisional head of the same release
-    assert threshold(None, "another") is None
+    assert judged(None, "another").rejects(class_id("good"), 0.0, unknown=False)
+    hopeless = judged(None, "another", scorable=False)  # too few groups: it would stand still for good
+    assert (hopeless.threshold, hopeless.scored) == (None, True)
     assert threshold(None, serving.digest) == found  # a frame of before, still under way
     asked: list[str] = []
 
-    def accepting(_names: object, _scored: object, release: str) -> None:
+    def accepting(_names: object, _scored: object, release: str, **_more: object) -> None:
         asked.append(release)
 
     monkeypatch.setattr(station.operating, "accepting", accepting)

@@ -220,7 +220,7 @@ class Quality:
                 raise UnknownClassError(f"there is no class {each[:12]}", hint="Look at the list of classes.")
         target = self._whole(Target(wanted.good, wanted.escape_rate, wanted.by_threshold))
         self._keep(target)
-        self._station.operating.choose(target)
+        self._station.choose(target)
         self._routes.note(
             request, "operating point", f"{wanted.escape_rate:g} {'threshold' if wanted.by_threshold else 'class'}"
         )
