@@ -183,6 +183,33 @@ def test_the_operating_point_decides_what_the_next_frame_is(device: Device, brow
 
 
 @pytest.mark.browser
+def test_choosing_the_good_classes_again_leaves_the_rate_and_the_threshold_as_they_were(
+    device: Device, browser: Browser
+) -> None:
+    """Also where the rates cannot be told, as after a release with other classes, and at a rate between two stops."""
+    device.settle()
+    gone = {"good": [], "escape_rate": 0.0, "by_threshold": True}
+    device.http.put("/api/operating", json=gone).raise_for_status()
+    with screen(browser, device.url + "quality") as on:
+        on.ready()
+        expect(on.page.locator("#stays")).to_contain_text("by a threshold, 0.0 % of the defects")
+        on.page.get_by_label("good", exact=True).check()
+        on.page.get_by_role("button", name="Use this from now on").click()
+        expect(on.page.locator("#operating-saved")).to_have_text("✓ done")
+        chosen = device.http.get("/api/operating").json()
+        assert (chosen["good"], chosen["escape_rate"]) == ([class_id("good").hex()], 0.0)
+        assert chosen["by_threshold"]
+        expect(on.page.locator("#by-threshold")).to_be_checked()
+        between = {"good": chosen["good"], "escape_rate": 0.03, "by_threshold": True}
+        device.http.put("/api/operating", json=between).raise_for_status()
+        on.page.reload()
+        on.ready()
+        on.page.get_by_role("button", name="Use this from now on").click()
+        expect(on.page.locator("#operating-saved")).to_have_text("✓ done")
+    assert device.http.get("/api/operating").json()["escape_rate"] == 0.03
+
+
+@pytest.mark.browser
 def test_the_page_says_what_became_of_the_last_label(device: Device, browser: Browser) -> None:
     device.station.define_class("rings", "ann")
     with screen(browser, device.url + "learned") as on:

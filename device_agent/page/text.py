@@ -656,6 +656,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Eine gute Klasse wählen und Fehler an zwei oder mehr Teilen zuordnen: Dann lassen sich die Raten angeben.",
         "请指定合格类别，并标注至少两个工件的缺陷，之后才能给出漏检率和过杀率。",
     ),
+    "quality.stays": (
+        "Stays as chosen: by a threshold, {rate} of the defects may pass.",
+        "Bleibt wie gewählt: nach einer Schwelle, {rate} der Fehler dürfen durchgehen.",
+        "保持所选：按阈值剔除，允许漏检率 {rate}。",
+    ),
     "quality.save": ("Use this from now on", "Ab jetzt anwenden", "从现在起使用"),
     "quality.engineers-only": (
         "An engineer or admin may change this.",

@@ -1,4 +1,5 @@
-// The operating point: the slider shows what each escape rate would cost before anybody chooses it.
+// The operating point: the slider shows what each escape rate would cost before anybody chooses it. The form keeps
+// what is in force, to be sent as it was where nobody moved the slider or there is none.
 "use strict";
 
 const one = (x) => percent(x, 1);
@@ -7,12 +8,13 @@ const range = (rate) => `${one(rate.low)}–${one(rate.high)}`;
 function chosen() {
   const form = $("operating");
   const points = JSON.parse(form.dataset.points);
-  return { form, point: $("rate") ? points[Number($("rate").value)] : null };
+  return { form, point: points[Number($("rate").value)] };
 }
 
 document.addEventListener("input", (event) => {
   if (event.target.id !== "rate") return;
-  const { point } = chosen();
+  const { form, point } = chosen();
+  form.dataset.rate = point.target;
   $("rate-out").textContent = one(point.target);
   $("escapes").textContent = one(point.escapes.share);
   $("escapes-range").textContent = range(point.escapes);
@@ -26,13 +28,13 @@ document.addEventListener("input", (event) => {
 document.addEventListener("submit", async (event) => {
   if (event.target.id !== "operating") return;
   event.preventDefault();
-  const { form, point } = chosen();
+  const form = $("operating");
   const good = [...form.querySelectorAll("input[name=good]:checked")].map((each) => each.value);
   try {
     await send("PUT", "/api/operating", {
       good,
-      escape_rate: point ? point.target : 0.01,
-      by_threshold: Boolean(point && $("by-threshold").checked),
+      escape_rate: Number(form.dataset.rate),
+      by_threshold: $("by-threshold") ? $("by-threshold").checked : Boolean(form.dataset.byThreshold),
     });
     document.body.dispatchEvent(new CustomEvent("chosen"));
     notice("");
