@@ -48,6 +48,19 @@ class OperatingPoint:
     reachable: bool
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What accepting by the class that is decided costs.
+
+    Attributes:
+        escapes: As of an `OperatingPoint`.
+        overkill: As of an `OperatingPoint`.
+    """
+
+    escapes: Rate
+    overkill: Rate
+
+
 def defect_probability(scores: Floats, good: npt.NDArray[np.bool_], temperature: float) -> Floats:
     """Return the probability (n,) of any class but the good ones, from scores (n, k).
 
@@ -75,14 +88,8 @@ def operating_point(
     """
     if not 0 <= escape_rate < 1:
         raise ValueError("escape_rate is a share in [0, 1)")
-    left_out = left_out.chosen(left_out.tells)  # a head of one class says nothing of accepting
-    is_good = np.array([class_id in good for class_id in left_out.class_ids])
+    left_out, is_good = _told(left_out, good)
     truly_good = is_good[left_out.truth]
-    if not truly_good.any() or truly_good.all():
-        raise HeadError(
-            "an operating point needs good parts and defects of more than one group",
-            hint="Name the good class, and label defects of two parts or more.",
-        )
     # A class in no other group cannot be recognised: where its sample passes as good, that is an honest escape.
     scores = np.where(np.isfinite(left_out.scores), left_out.scores, -np.inf)
     p = defect_probability(scores, is_good, calibration.temperature)
@@ -100,11 +107,46 @@ def operating_point(
         finite = p[np.isfinite(p)]
         threshold = float(np.nextafter(finite.max(), np.inf)) if finite.size else 1.0
     rejected = p >= threshold
-    passed, groups = ~rejected[defect], left_out.groups[defect]
-    escapes = _rate(balanced_share(passed, left_out.truth[defect], groups), groups)
-    stopped, groups = rejected[truly_good], left_out.groups[truly_good]
-    overkill = _rate(share(stopped, groups), groups)
-    return OperatingPoint(threshold, escape_rate, escapes, overkill, escapes.share <= escape_rate + 1e-9)
+    costs = _costs(rejected, truly_good, left_out)
+    reachable = costs.escapes.share <= escape_rate + 1e-9
+    return OperatingPoint(threshold, escape_rate, costs.escapes, costs.overkill, reachable)
+
+
+def by_class(left_out: LeftOut, calibration: Calibration, good: Collection[bytes]) -> Costs:
+    """Return what it costs to reject every part that is decided as no good class, or as unknown.
+
+    Args:
+        left_out: Of the head.
+        calibration: Its novelty threshold.
+        good: Ids of the classes that are not defects.
+
+    Raises:
+        HeadError: as `operating_point`.
+    """
+    left_out, is_good = _told(left_out, good)
+    rejected = ~is_good[left_out.scores.argmax(1)] | left_out.unknown(calibration)
+    return _costs(rejected, is_good[left_out.truth], left_out)
+
+
+def _told(left_out: LeftOut, good: Collection[bytes]) -> tuple[LeftOut, npt.NDArray[np.bool_]]:
+    """Return those left-out samples that tell of accepting, and which of their classes are good (k,)."""
+    left_out = left_out.chosen(left_out.tells)  # a head of one class says nothing of accepting
+    is_good = np.array([class_id in good for class_id in left_out.class_ids])
+    truly_good = is_good[left_out.truth]
+    if not truly_good.any() or truly_good.all():
+        raise HeadError(
+            "an operating point needs good parts and defects of more than one group",
+            hint="Name the good class, and label defects of two parts or more.",
+        )
+    return left_out, is_good
+
+
+def _costs(rejected: npt.NDArray[np.bool_], truly_good: npt.NDArray[np.bool_], left_out: LeftOut) -> Costs:
+    defect = ~truly_good
+    groups = left_out.groups[defect]
+    escapes = _rate(balanced_share(~rejected[defect], left_out.truth[defect], groups), groups)
+    groups = left_out.groups[truly_good]
+    return Costs(escapes, _rate(share(rejected[truly_good], groups), groups))
 
 
 def _rate(found: tuple[float, float, float], groups: Ints) -> Rate:

@@ -8,7 +8,7 @@ import pytest
 from sdk.errors import HeadError
 from sdk.head import Calibration, solve
 from sdk.moments import Moments
-from sdk.operating import defect_probability, operating_point
+from sdk.operating import by_class, defect_probability, operating_point
 from sdk.score import LeftOut, balanced_share, calibrate, leave_one_group_out
 from tests.test_head import A, B, C, clusters
 
@@ -81,3 +81,21 @@ def test_without_good_parts_or_defects_there_is_no_operating_point() -> None:
     for good in ([], [A, B], [C]):
         with pytest.raises(HeadError, match="operating point"):
             operating_point(left_out, OPEN, good)
+
+
+def test_deciding_by_class_costs_what_decisions_say_each_defect_class_weighing_the_same() -> None:
+    truth = np.repeat([0, 1, 2], [10, 4, 20])
+    said = truth.copy()
+    said[:3] = 1  # good parts that look like a defect
+    said[10] = 0  # of four defects one looks good
+    said[14] = 1  # a defect taken for another goes out all the same
+    scores = np.where(np.arange(3) == said[:, None], 0.9, -0.5)
+    novelty = np.zeros(len(truth))
+    novelty[9] = 2.0  # a good part that nobody knows goes out too
+    found = LeftOut((A, B, C), truth, np.arange(len(truth)), scores, novelty, np.zeros(len(truth), bool))
+    costs = by_class(found, Calibration(temperature=10.0, novelty_threshold=1.0), [A])
+    assert (costs.escapes.share, costs.overkill.share) == pytest.approx(((1 / 4 + 0) / 2, 4 / 10))
+    assert (costs.escapes.samples, costs.escapes.groups, costs.overkill.groups) == (24, 24, 10)
+    assert costs.escapes.low < costs.escapes.share < costs.escapes.high
+    with pytest.raises(HeadError, match="operating point"):
+        by_class(found, OPEN, [C, B, A])

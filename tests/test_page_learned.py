@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ from device_agent.parts import Ledger
 from sdk.bundle import Bundle
 from sdk.codes import code_digest
 from sdk.errors import LabelError
+from sdk.head import Calibration
 from sdk.labels import Chain, CodeRecord, Label, Record, RenameClass
+from sdk.operating import Costs, Rate, by_class
+from sdk.score import LeftOut
 from tests.pages import Device, chromium, hex_of, screen, serving, write_stream
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
@@ -183,10 +187,49 @@ def test_the_operating_point_decides_what_the_next_frame_is(device: Device, brow
 
 
 @pytest.mark.browser
+def test_the_costs_shown_are_of_the_rule_that_is_chosen(
+    device: Device, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def share_of(rate: Rate, share: float) -> Rate:
+        return replace(rate, share=share, low=share / 2, high=min(1.0, 2 * share))
+
+    def costs(left_out: LeftOut, calibration: Calibration, good: Collection[bytes]) -> Costs:
+        found = by_class(left_out, calibration, good)
+        return Costs(share_of(found.escapes, 0.432), share_of(found.overkill, 0.123))
+
+    monkeypatch.setattr("device_agent.page.quality.by_class", costs)  # this release decides all too well
+    device.settle()
+    answer = device.http.get("/api/operating").json()
+    assert not answer["by_threshold"]
+    assert [answer["by_class"][each]["share"] for each in ("escapes", "overkill")] == [0.432, 0.123]
+    escapes, overkill = (f"{100 * answer['point'][each]['share']:.1f} %" for each in ("escapes", "overkill"))
+    with screen(browser, device.url + "quality") as on:
+        on.ready()
+
+        def shows(first: str, second: str, *, off: bool) -> None:
+            expect(on.page.locator("#escapes")).to_have_text(first)
+            expect(on.page.locator("#overkill")).to_have_text(second)
+            expect(on.page.locator("#of-threshold.off")).to_have_count(int(off))
+
+        shows("43.2 %", "12.3 %", off=True)
+        on.page.locator("#by-threshold").check()
+        shows(escapes, overkill, off=False)
+        on.page.locator("#by-threshold").uncheck()
+        shows("43.2 %", "12.3 %", off=True)
+        on.page.locator("#rate").fill("0")
+        shows("0.0 %", f"{100 * answer['points'][0]['overkill']['share']:.1f} %", off=False)
+        on.page.get_by_role("button", name="Use this from now on").click()
+        expect(on.page.locator("#operating-saved")).to_have_text("✓ done")
+        shows("0.0 %", f"{100 * answer['points'][0]['overkill']['share']:.1f} %", off=False)
+    rows = list(csv.reader(io.StringIO(device.http.get("/api/quality.csv").text)))
+    assert [row[3] for row in rows if row[:2] == ["operating", "by class"]] == ["0.432", "0.123"]
+
+
+@pytest.mark.browser
 def test_choosing_the_good_classes_again_leaves_the_rate_and_the_threshold_as_they_were(
     device: Device, browser: Browser
 ) -> None:
-    """Also where the rates cannot be told, as after a release with other classes, and at a rate between two stops."""
+    """Also where the rates cannot be told, as after a release with other classes, and between two stops."""
     device.settle()
     gone = {"good": [], "escape_rate": 0.0, "by_threshold": True}
     device.http.put("/api/operating", json=gone).raise_for_status()

@@ -332,7 +332,7 @@ class Pages:
 
     def _qualities(self, request: Request) -> dict[str, Any]:
         report = self._quality.report(_now(self._texts(request)))
-        points = report.operating.points
+        points, point, costs = report.operating.points, report.operating.point, report.operating.by_class
         rate = report.operating.escape_rate
         place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
         known = [c for c in self._classes.get_classes() if not c.put_away or c.id in report.operating.good]
@@ -340,7 +340,9 @@ class Pages:
             "report": report,
             "classes": known,
             "place": place,
-            "points": [asdict(point) for point in points],
+            "points": [asdict(each) for each in points],
+            "point": None if point is None else asdict(point),
+            "by_class": None if costs is None else asdict(costs),
             "confusion": [_shaded(row, i) for i, row in enumerate(report.confusion)],
             "curve": _curve(
                 self._texts(request),

@@ -31,7 +31,7 @@ from device_agent.page.guard import needs
 from device_agent.report import DriftReport
 from device_agent.sample import SampleStatus
 from sdk.errors import HeadError, StoreFull, UnknownClassError
-from sdk.operating import OperatingPoint, Rate, operating_point
+from sdk.operating import Costs, OperatingPoint, Rate, by_class, operating_point
 from sdk.score import LeftOut, decisions_right, share
 from sdk.spreadsheet import harmless
 
@@ -77,9 +77,17 @@ class PointOut:
 
 
 @dataclass(frozen=True)
+class CostsOut:
+    """Escapes and overkill where the class that is decided says what is rejected."""
+
+    escapes: RateOut
+    overkill: RateOut
+
+
+@dataclass(frozen=True)
 class OperatingOut:
-    """Where the line rejects. `good` are ids, `lost` such as people chose and no class has; `point` is None where
-    left-out samples cannot tell it yet."""
+    """Where the line rejects. `good` are ids, `lost` such as people chose and no class has. `by_threshold` says
+    which of `point` and `by_class` is in force; both are None where left-out samples cannot tell it yet."""
 
     good: list[str]
     lost: list[str]
@@ -87,6 +95,7 @@ class OperatingOut:
     escape_rate: float
     by_threshold: bool
     point: PointOut | None
+    by_class: CostsOut | None
     points: list[PointOut]
     missing: str | None
 
@@ -195,11 +204,11 @@ class Quality:
                 ]
             except HeadError as error:
                 missing = str(error)
-        now = None
+        now = costs = None
         if points and reference is not None:
-            now = _point(
-                operating_point(reference.left_out, reference.calibration, good, escape_rate=target.escape_rate)
-            )
+            left_out, calibration = reference.left_out, reference.calibration
+            now = _point(operating_point(left_out, calibration, good, escape_rate=target.escape_rate))
+            costs = _costs(by_class(left_out, calibration, good))
         return OperatingOut(
             good=sorted(c.hex() for c in good),
             lost=operating.lost(names),
@@ -207,6 +216,7 @@ class Quality:
             escape_rate=target.escape_rate,
             by_threshold=target.by_threshold,
             point=now,
+            by_class=costs,
             points=points,
             missing=missing,
         )
@@ -282,10 +292,14 @@ class Quality:
         for row in report.confusion:
             for name, count in zip([*report.classes, "unknown"], [*row.counts, row.unknown], strict=True):
                 write.writerow(["confusion", harmless(row.name), harmless(name), count, "", "", "", ""])
-        for each in report.operating.points:
-            for what, rate in (("escapes", each.escapes), ("overkill", each.overkill)):
+        operating = report.operating
+        costs: list[tuple[float | str, PointOut | CostsOut]] = [(each.target, each) for each in operating.points]
+        if operating.by_class is not None:
+            costs.append(("by class", operating.by_class))
+        for row_name, cost in costs:
+            for what, rate in (("escapes", cost.escapes), ("overkill", cost.overkill)):
                 values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
-                write.writerow(["operating", each.target, what, *values])
+                write.writerow(["operating", row_name, what, *values])
         for each_slice in report.slices:
             rate = each_slice.right
             values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
@@ -312,6 +326,10 @@ def _rate(rate: Rate) -> RateOut:
 def _point(point: OperatingPoint) -> PointOut:
     threshold = min(max(point.threshold, 0.0), 1.0)
     return PointOut(point.target, threshold, _rate(point.escapes), _rate(point.overkill), point.reachable)
+
+
+def _costs(costs: Costs) -> CostsOut:
+    return CostsOut(_rate(costs.escapes), _rate(costs.overkill))
 
 
 def _confusion(reference: Reference, names: list[str], order: list[int]) -> list[ConfusionRow]:

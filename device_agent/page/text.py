@@ -626,6 +626,12 @@ TEXTS: Final[dict[str, Text]] = {
         "按阈值剔除，使漏检率不超过下列值",
     ),
     "quality.rate": ("Defects that may pass:", "Fehler, die durchgehen dürfen:", "允许的漏检率："),
+    "js.by-class": (
+        "Decided by class, without a threshold:",
+        "Nach der erkannten Klasse, ohne Schwelle:",
+        "按识别出的类别判定，不用阈值：",
+    ),
+    "js.by-threshold": ("With this threshold:", "Mit dieser Schwelle:", "使用该阈值："),
     "quality.escapes": (
         "defects would pass (escapes)",
         "der Fehler gingen durch (Durchschlupf)",

@@ -5,24 +5,31 @@
 const one = (x) => percent(x, 1);
 const range = (rate) => `${one(rate.low)}–${one(rate.high)}`;
 
-function chosen() {
-  const form = $("operating");
-  const points = JSON.parse(form.dataset.points);
-  return { form, point: points[Number($("rate").value)] };
+// The figures are of the rule that the checkbox says.
+function drawCosts(form) {
+  const byThreshold = $("by-threshold").checked;
+  const point = JSON.parse(form.dataset.point);
+  const costs = byThreshold ? point : JSON.parse(form.dataset.byClass);
+  $("rule").textContent = byThreshold ? t("js.by-threshold") : t("js.by-class");
+  $("of-threshold").classList.toggle("off", !byThreshold);
+  $("rate-out").textContent = one(point.target);
+  $("threshold").textContent = number(point.threshold, 3);
+  $("escapes").textContent = one(costs.escapes.share);
+  $("escapes-range").textContent = range(costs.escapes);
+  $("overkill").textContent = one(costs.overkill.share);
+  $("overkill-range").textContent = range(costs.overkill);
+  $("unreachable").hidden = !byThreshold || point.reachable;
 }
 
 document.addEventListener("input", (event) => {
-  if (event.target.id !== "rate") return;
-  const { form, point } = chosen();
-  form.dataset.rate = point.target;
-  $("rate-out").textContent = one(point.target);
-  $("escapes").textContent = one(point.escapes.share);
-  $("escapes-range").textContent = range(point.escapes);
-  $("overkill").textContent = one(point.overkill.share);
-  $("overkill-range").textContent = range(point.overkill);
-  $("threshold").textContent = number(point.threshold, 3);
-  $("unreachable").hidden = point.reachable;
-  $("by-threshold").checked = true;
+  const form = $("operating");
+  if (event.target.id === "rate") {
+    const point = JSON.parse(form.dataset.points)[Number(event.target.value)];
+    form.dataset.rate = point.target;
+    form.dataset.point = JSON.stringify(point);
+    $("by-threshold").checked = true;
+  } else if (event.target.id !== "by-threshold") return;
+  drawCosts(form);
 });
 
 document.addEventListener("submit", async (event) => {
