@@ -188,6 +188,15 @@ class OperatingTarget:
             return frozenset(c for c, name in names.items() if key_of(name) in self._names)
         return naming.here_called(self._names)
 
+    def renamed(self, class_id: bytes, name: str) -> bool | None:
+        """Return whether a class passes once people here call it so; None where that is as it was."""
+        naming = self._naming()
+        if naming is None or self._target.good is not None:
+            return None
+        wanted = self._wanted(naming, {})
+        after = naming.good(wanted - {class_id} | ({class_id} if key_of(name) in self._names else set()), class_id)
+        return None if after == naming.good(wanted, class_id) else after
+
     def doubts(self) -> list[str]:
         """Return what others' names and merges would change of what passes, and do not, in words."""
         naming = self._naming()

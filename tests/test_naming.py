@@ -103,6 +103,8 @@ def test_a_class_that_another_device_invents_with_a_good_name_passes_once_people
     other = b"\1" * 16
     says(device, "line-2", [DefineClass(other, "i.O.", "bo")])
     assert "line-2 named a class 'i.O.': it does not pass until somebody here says so" in faults(device)
+    chosen = {"good": [GOOD.hex(), other.hex()]}
+    device.http.put("/api/operating", json=chosen).raise_for_status()
     device.http.put(f"/api/classes/{other.hex()}", json={"name": "ok"}).raise_for_status()
     device.settle()
     assert not [each for each in faults(device) if "line-2" in each]
@@ -129,13 +131,35 @@ def test_of_many_classes_called_good_those_that_are_known_here_are_told(device: 
 
 
 def test_what_people_here_call_good_passes_and_what_they_call_a_defect_does_not(device: Device) -> None:
-    device.http.put(f"/api/classes/{GOOD.hex()}", json={"name": "dull"}).raise_for_status()
-    device.http.put(f"/api/classes/{SCRATCH.hex()}", json={"name": "OK"}).raise_for_status()
+    """As an earlier version's page let them do, before they had chosen the good classes."""
+    device.station.rename_class(GOOD, "dull", "ann")
+    device.station.rename_class(SCRATCH, "OK", "ann")
     device.settle()
     assert (passes(device, "good"), passes(device, "scratch")) == (False, True)
     says(device, FLEET, [RenameClass(SCRATCH, "fein", "ann")])  # another word for it
     assert passes(device, "scratch")
     assert faults(device) == []
+
+
+def test_a_name_typed_here_changes_what_passes_only_once_people_have_chosen(device: Device) -> None:
+    def renamed(class_id: bytes, name: str) -> tuple[int, str]:
+        answer = device.http.put(f"/api/classes/{class_id.hex()}", json={"name": name})
+        device.settle()
+        return answer.status_code, answer.json().get("error", "")
+
+    taken_out = (409, "'good' passes by its name, and would not as 'dull'")
+    assert renamed(GOOD, "dull") == taken_out
+    assert renamed(SCRATCH, "i.O.") == (409, "'scratch' does not pass, and would by the name 'i.O.'")
+    assert (passes(device, "good"), passes(device, "scratch")) == (True, False)
+    assert renamed(SCRATCH, "Good") == (409, "there is a class 'good' already")
+    assert renamed(b"\1" * 16, "ok")[0] == 404
+    assert [renamed(GOOD, "OK")[0], renamed(SCRATCH, "groove")[0]] == [200, 200]
+    assert (passes(device, "good"), passes(device, "scratch")) == (True, False)
+    assert "their names say what passes" in device.http.get("/settings").text
+    device.http.put("/api/operating", json={"good": [GOOD.hex()]}).raise_for_status()
+    assert [renamed(GOOD, "dull")[0], renamed(SCRATCH, "i.O.")[0]] == [200, 200]
+    assert (passes(device, "good"), passes(device, "scratch")) == (True, False)
+    assert "their names say what passes" not in device.http.get("/settings").text
 
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["by name", "chosen"])

@@ -248,10 +248,27 @@ class Classes:
         return ClassOut(True, class_id.hex(), " ".join(new.name.split()))
 
     def put_class(self, class_id: ClassPath, new: ClassIn, request: Request) -> ClassOut:
-        """Give a class another name; its labels stay."""
+        """Give a class another name; its labels stay.
+
+        409 where nobody has chosen the good classes and by this name it would pass that did not, or the reverse.
+        """
+        self._check_passes_as_before(bytes.fromhex(class_id), new.name)
         self._station.rename_class(bytes.fromhex(class_id), new.name, operator_of(request, new.operator))
         self._routes.note(request, "class renamed", class_id)
         return ClassOut(True, class_id, " ".join(new.name.split()))
+
+    def _check_passes_as_before(self, class_id: bytes, name: str) -> None:
+        names, root = self._routes.names(), self._station.require().learner.canonical(class_id)
+        passes = self._station.operating.renamed(class_id, name)
+        taken = any(key_of(other) == key_of(name) for each, other in names.items() if each != root)
+        if passes is None or root not in names or taken:  # there is nothing to say, or something else is wrong
+            return
+        raise LabelError(
+            f"{names[root]!r} does not pass, and would by the name {name!r}"
+            if passes
+            else f"{names[root]!r} passes by its name, and would not as {name!r}",
+            hint="Choose the good classes under Quality first; from then on they pass whatever they are called.",
+        )
 
     def put_put_away(self, class_id: ClassPath, new: PutAwayIn, request: Request) -> ClassRow:
         """Put a class without labels away, or bring it back."""

@@ -190,6 +190,7 @@ class Pages:
             tokens=access.tokens() if admin else [],
             audit=self._people.get_audit(30) if admin else [],
             classes=self._classes.get_classes(),
+            by_name=self._station.operating.target.good is None,
             in_fleet=self._classes.in_fleet,
             version=_version(),
         )

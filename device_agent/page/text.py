@@ -834,6 +834,13 @@ TEXTS: Final[dict[str, Text]] = {
         "Die Zuordnungen bleiben. Ein Ordner mit Musterteilen muss ebenfalls umbenannt werden.",
         "标注保持不变。使用旧名称的标准样件文件夹也需重命名。",
     ),
+    "settings.rename-by-name": (
+        "Until somebody chooses the good classes under Quality, their names say what passes: a name that changes that "
+        "is refused.",
+        "Solange unter Qualität niemand die guten Klassen gewählt hat, entscheiden die Namen, was durchgeht: Ein Name, "
+        "der das ändert, wird abgelehnt.",
+        "在“质量”页选定合格类别之前，由类别名称决定哪些工件放行：会改变放行结果的名称将被拒绝。",
+    ),
     "settings.merge": ("Merge…", "Zusammenlegen…", "合并…"),
     "settings.merge-title": ("Make two classes one", "Zwei Klassen zusammenlegen", "合并两个类别"),
     "settings.merge-into": ("Becomes part of", "Geht auf in", "并入"),
