@@ -182,6 +182,41 @@ def test_a_defect_whose_dialog_was_closed_labels_nothing(device: Device, browser
 
 
 @pytest.mark.browser
+def test_a_defect_typed_after_its_key_is_what_was_typed(device: Device, browser: Browser) -> None:
+    """A usual name had the focus: the space in "oil x", or Enter, labelled the part as that."""
+    with screen(browser, device.url + "label") as on:
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.keyboard.press("n")
+        on.page.keyboard.type("oil x")
+        on.page.keyboard.press("Enter")
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: oil x")
+        on.settled()
+        on.page.locator("#new-defect").click()
+        expect(on.page.locator("#suggestions button").first).to_be_focused()
+        on.page.keyboard.type("oil z")
+        expect(on.page.locator("#defect-name")).to_have_value("oil z")
+        on.page.keyboard.press("Escape")
+        on.page.keyboard.press("n")
+        on.page.keyboard.press("Enter")
+        expect(on.page.locator("#defect-wrong")).to_have_text("Give it a name.")
+    (label,) = device.labels()
+    names = {each.class_id: each.name for each in device.station.classes()}
+    assert (label.sample.hex(), names[label.class_id or b""]) == (sample, "oil x")
+
+
+@pytest.mark.browser
+def test_a_new_defect_by_touch_brings_up_no_keyboard(device: Device, browser: Browser) -> None:
+    with screen(browser, device.url + "label", has_touch=True) as on:
+        on.ready()
+        on.asked()
+        on.settled()
+        on.page.locator("#new-defect").tap()
+        expect(on.page.locator("#suggestions button").first).to_be_focused()
+
+
+@pytest.mark.browser
 def test_a_script_in_a_class_name_is_text(device: Device, browser: Browser) -> None:
     name = "<img src=x onerror=alert(1)>"
     with screen(browser, device.url + "label") as on:

@@ -404,7 +404,7 @@ $("alike-pictures").addEventListener("click", (event) => {
 // While the dialog is open, a save that fails or an undo may bring another picture to the front behind it. The answer
 // is for the picture in the dialog, once, and for none where the dialog was closed.
 
-function openDefect() {
+function openDefect(event) {
   if (!current || bounced()) return;
   const names = latest ? latest.state.classes.map((each) => each.name.toLowerCase()) : [];
   const usual = t("js.defects").split("|").filter((name) => !names.includes(name.toLowerCase()));
@@ -414,6 +414,13 @@ function openDefect() {
   $("defect-name").value = "";
   $("defect-wrong").textContent = "";
   $("defect").showModal();
+  if (!event.detail) $("defect-name").focus();  // by a key; a touch would bring up the keyboard over the usual names
+}
+
+// Whoever types means the name, wherever the focus is; space and Enter press what has it.
+function typeName(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.key.length !== 1 || event.key === " ") return;
+  $("defect-name").focus();
 }
 
 async function nameDefect(typed) {
@@ -442,6 +449,7 @@ async function nameDefect(typed) {
 }
 
 $("new-defect").addEventListener("click", openDefect);
+$("defect").addEventListener("keydown", typeName);
 $("suggestions").addEventListener("click", (event) => { if (event.target.dataset.name) nameDefect(event.target.dataset.name); });
 $("defect-form").addEventListener("submit", (event) => { event.preventDefault(); nameDefect($("defect-name").value); });
 $("defect-cancel").addEventListener("click", () => $("defect").close());
