@@ -175,10 +175,11 @@ def test_a_defect_whose_dialog_was_closed_labels_nothing(device: Device, browser
         on.page.locator("#defect-cancel").click()
         with on.page.expect_response("**/api/classes"):
             held[0].continue_()
-        expect(on.page.locator('#classes button[data-class="crack"]')).to_have_count(1)
         on.quiet()
         assert on.asked() == sample
+        expect(on.page.locator('#classes button[data-class="crack"]')).to_have_count(0)
     assert device.labels() == []
+    assert "crack" not in {each["name"] for each in device.state()["classes"]}
 
 
 @pytest.mark.browser
@@ -214,6 +215,30 @@ def test_a_new_defect_by_touch_brings_up_no_keyboard(device: Device, browser: Br
         on.settled()
         on.page.locator("#new-defect").tap()
         expect(on.page.locator("#suggestions button").first).to_be_focused()
+
+
+@pytest.mark.browser
+def test_a_new_defect_whose_label_is_refused_leaves_no_button(device: Device, browser: Browser) -> None:
+    with opened(browser) as (_, on):
+        on.page.goto(device.url + "label")
+        on.ready()
+        sample = on.asked()
+        on.settled()
+        on.page.route("**/api/queue*", lambda route: route.abort())  # it has not heard of the other answer yet
+        answer_elsewhere(device, sample, "pit", "Anna")
+        on.page.keyboard.press("n")
+        on.page.keyboard.type("oil")
+        on.page.keyboard.press("Enter")
+        expect(on.page.locator("#saved")).to_have_text("Not saved: Labelled pit meanwhile, by Anna")
+        expect(on.page.locator('#classes button[data-class="oil"]')).to_have_count(0)
+        assert "oil" not in {each["name"] for each in device.state()["classes"]}
+        on.settled()
+        on.page.keyboard.press("n")
+        on.page.keyboard.type("oil")
+        on.page.keyboard.press("Enter")
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: oil")
+        expect(on.page.locator('#classes button[data-class="oil"]')).to_have_count(1)
+    assert [each["name"] for each in device.state()["classes"]].count("oil") == 1
 
 
 @pytest.mark.browser

@@ -3,8 +3,9 @@
 Nothing can be taken out of the label log, and a class without labels teaches nothing; but it takes a button, and a
 key, from whoever labels. So a class that has no label now is put away
 
-- when somebody who may says so, or
-- when labels have been given with it and all of them taken back or corrected: a mistyped name goes with its undo.
+- when somebody who may says so,
+- when labels have been given with it and all of them taken back or corrected: a mistyped name goes with its undo,
+- or when it was defined for a label that has not come: somebody cancelled, or another had answered meanwhile.
 
 Never one that the release brought, nor one that has labels. It is back as soon as one is labelled with it, or
 somebody defines it again. That somebody put it away, or asked for it, is this station's, and stands in its book.
@@ -45,11 +46,17 @@ ClassPath = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 
 
 class ClassIn(BaseModel):
-    """A new class, or another name for one."""
+    """A name for a class."""
 
     model_config = ConfigDict(extra="forbid")
     name: ClassName
     operator: OperatorName = ""
+
+
+class NewClassIn(ClassIn):
+    """A new class. `put_away`: nobody is offered it before somebody has labelled with it."""
+
+    put_away: bool = False
 
 
 class MergeIn(BaseModel):
@@ -163,6 +170,10 @@ class PutAway:
         self._known(class_id)
         self._mark(class_id, self._uses(self._station.require().learner.canonical)[class_id].given)
 
+    def until_labelled(self, class_id: bytes) -> None:
+        """Put a class away that is new: it is defined for a label, which may be refused."""
+        self._mark(class_id, _AWAY)
+
     def _known(self, class_id: bytes) -> ClassInfo:
         known = next((each for each in self._station.classes() if each.class_id == class_id), None)
         if known is None:
@@ -236,14 +247,20 @@ class Classes:
             for each in found
         ]
 
-    def post_class(self, new: ClassIn, request: Request) -> ClassOut:
-        """Define a class, or bring one of this name back that was put away; it is on disk when this answers."""
+    def post_class(self, new: NewClassIn, request: Request) -> ClassOut:
+        """Define a class, or bring one of this name back that was put away; it is on disk when this answers.
+
+        With `put_away` the label that it is for brings it, so that nothing is left of one that is refused.
+        """
         known = next((c for c in self.get_classes() if c.put_away and key_of(c.name) == key_of(new.name)), None)
         if known is not None:
-            self._put_away.ask_for(bytes.fromhex(known.id))
-            self._routes.note(request, "class brought back", known.id)
+            if not new.put_away:
+                self._put_away.ask_for(bytes.fromhex(known.id))
+                self._routes.note(request, "class brought back", known.id)
             return ClassOut(True, known.id, known.name)
         class_id = self._station.define_class(new.name, operator_of(request, new.operator))
+        if new.put_away:
+            self._put_away.until_labelled(class_id)
         self._routes.note(request, "class defined", class_id.hex())
         return ClassOut(True, class_id.hex(), " ".join(new.name.split()))
 

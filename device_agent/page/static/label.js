@@ -233,7 +233,7 @@ function answered() {
   return items;
 }
 
-function answer(said, name) {
+function answer(said, name, made = false) {
   if (!current || bounced()) return;
   const sample = current, items = answered();
   // What was shown of each: where somebody else has answered since, the device refuses.
@@ -247,6 +247,7 @@ function answer(said, name) {
       last.saved = await deliver(entry);
     } catch (error) {
       undoable = undoable.filter((each) => each !== last);
+      if (made && !leaving) forgetClass(said.class_id);
       throw error;
     }
     return items.length > 1 ? t("js.saved-n", { n: items.length, name }) : t("js.saved", { name });
@@ -423,6 +424,12 @@ function typeName(event) {
   $("defect-name").focus();
 }
 
+// A class that was to come with a label that was refused: it has none, and the device offers it to nobody.
+function forgetClass(id) {
+  if (latest) latest.state.classes = latest.state.classes.filter((each) => each.id !== id || each.labels);
+  drawClasses();
+}
+
 async function nameDefect(typed) {
   const asked = defectOf;
   if (!asked || asked.named) return;
@@ -431,9 +438,9 @@ async function nameDefect(typed) {
   asked.named = true;
   const known = latest && latest.state.classes.find((each) => each.name.toLowerCase() === name.toLowerCase());
   try {
-    const id = known ? known.id : (await post("/api/classes", { name, ...named() })).class_id;
+    const id = known ? known.id : (await post("/api/classes", { name, put_away: true, ...named() })).class_id;
+    if (defectOf !== asked || !$("defect").open) return;
     if (!known && latest) latest.state.classes.push({ id, name, labels: 0, own_labels: 0 });
-    if (defectOf !== asked || !$("defect").open) { drawClasses(); return; }
     $("defect").close();
     defectOf = null;
     if (!current || current.sample !== asked.sample.sample) {
@@ -441,7 +448,7 @@ async function nameDefect(typed) {
       ({ together, out } = asked);
     }
     changedAt = -BOUNCE_MS;  // two taps have been for this picture: none of them bounced
-    answer({ class_id: id }, name);
+    answer({ class_id: id }, name, !known);
   } catch (error) {
     asked.named = false;
     if (defectOf === asked) $("defect-wrong").textContent = t("js.not-saved", { why: error.message });
