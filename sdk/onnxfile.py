@@ -4,7 +4,10 @@ ONNX Runtime reads weights that a model keeps in another file, from the working 
 itself came as bytes. Filtering the paths failed three times elsewhere (CVE-2022-25882, CVE-2024-27318,
 CVE-2026-34446 and -34447), so such files are refused whatever the path, and with them what can run for ever.
 
-Only the structure is walked (onnx.proto of ONNX 1.17; Protocol Buffers' encoding page); no tensor is read.
+Only the structure is walked (onnx.proto of ONNX 1.23; Protocol Buffers' encoding page); no tensor is read. What is
+walked must be what a runtime reads, and parsers differ in what no exporter writes: of a field's key ONNX Runtime
+keeps the lowest 32 bits, and what it does not know it passes over. So a number in more bytes than it takes is
+refused, and a field that ONNX does not have, and what ONNX Runtime would take for its own format.
 """
 
 from __future__ import annotations
@@ -29,8 +32,19 @@ _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
 _SPARSE_PARTS: Final = (1, 2)
 
+MODEL: Final = frozenset({*range(1, 9), 14, 20, 25, 26})
+GRAPH: Final = frozenset({1, 2, 5, *range(10, 17)})
+NODE: Final = frozenset(range(1, 11))
+ATTRIBUTE: Final = frozenset({*range(1, 12), 13, 14, 15, *range(20, 24)})
+TENSOR: Final = frozenset({*range(1, 15), 16})
+SPARSE: Final = frozenset({1, 2, 3})
+"""The fields that ONNX has in each message that is walked."""
+_ORT_FORMAT: Final = b"ORTM"
+"""At the fifth byte: for ONNX Runtime that is no protobuf, whatever else the bytes are."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES: Final = 10
+_MAX_VARINT: Final = 2**64 - 1
 _Value = int | memoryview
 
 
@@ -45,8 +59,10 @@ def check_onnx_file(data: bytes, what: str) -> None:
         BadFormat: it is no ONNX, keeps data in other files, has a loop, or an operator of a stranger.
     """
     try:
+        if data[4:8] == _ORT_FORMAT:
+            raise ValueError("it is in ONNX Runtime's own format")
         graphs = 0
-        for field, value in _fields(memoryview(data)):
+        for field, value in _fields(memoryview(data), MODEL):
             if field == _MODEL_FUNCTIONS:
                 raise _refusal(what, "defines operators of its own")
             if field == _MODEL_GRAPH:
@@ -65,7 +81,7 @@ def _refusal(what: str, why: str) -> BadFormat:
 def _check_graph(graph: memoryview, what: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _refusal(what, "has graphs within graphs without end")
-    for field, value in _fields(graph):
+    for field, value in _fields(graph, GRAPH):
         if field == _GRAPH_NODE:
             _check_node(_message(value), what, depth)
         elif field == _GRAPH_INITIALIZER:
@@ -75,13 +91,13 @@ def _check_graph(graph: memoryview, what: str, depth: int) -> None:
 
 
 def _check_node(node: memoryview, what: str, depth: int) -> None:
-    for field, value in _fields(node):
+    for field, value in _fields(node, NODE):
         if field == _NODE_OP_TYPE and (name := _text(value)) in ENDLESS:
             raise _refusal(what, f"has a loop ({name})")
         if field == _NODE_DOMAIN and (name := _text(value)) not in DOMAINS:
             raise _refusal(what, f"needs operators of {name[:60]!r}")
         if field == _NODE_ATTRIBUTE:
-            for inner, content in _fields(_message(value)):
+            for inner, content in _fields(_message(value), ATTRIBUTE):
                 if inner in _ATTRIBUTE_TENSORS:
                     _check_tensor(_message(content), what)
                 elif inner in _ATTRIBUTE_GRAPHS:
@@ -91,26 +107,33 @@ def _check_node(node: memoryview, what: str, depth: int) -> None:
 
 
 def _check_sparse(sparse: memoryview, what: str) -> None:
-    for field, value in _fields(sparse):
+    for field, value in _fields(sparse, SPARSE):
         if field in _SPARSE_PARTS:
             _check_tensor(_message(value), what)
 
 
 def _check_tensor(tensor: memoryview, what: str) -> None:
-    for field, value in _fields(tensor):
+    for field, value in _fields(tensor, TENSOR):
         if field == _TENSOR_EXTERNAL or (field == _TENSOR_LOCATION and value != 0):
             raise _refusal(what, "keeps weights in another file")
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, _Value]]:
-    """Yield number and value of each field; raise ValueError or IndexError for what is no message."""
+def _fields(message: memoryview, known: frozenset[int]) -> Iterator[tuple[int, _Value]]:
+    """Yield number and value of each field; raise ValueError or IndexError for what is no message.
+
+    Args:
+        message: Its bytes.
+        known: Numbers of the fields that it may have.
+    """
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        kind = key & 7
+        number, kind = key >> 3, key & 7
+        if number not in known:
+            raise ValueError(f"a field {number}, which it does not have there")
         if kind == _VARINT:
             value, at = _varint(message, at)
-            yield key >> 3, value
+            yield number, value
             continue
         if kind == _BYTES:
             size, at = _varint(message, at)
@@ -120,7 +143,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, _Value]]:
             raise ValueError(f"a field of kind {kind}")
         if at + size > len(message):
             raise ValueError("it ends too early")
-        yield key >> 3, message[at : at + size]
+        yield number, message[at : at + size]
         at += size
 
 
@@ -130,6 +153,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         byte = message[at + i]
         value |= (byte & 0x7F) << (7 * i)
         if byte < 0x80:
+            if (i and not byte) or value > _MAX_VARINT:
+                raise ValueError("a number in more bytes than it takes")
             return value, at + i + 1
     raise ValueError("a number without an end")
 

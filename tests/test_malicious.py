@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from sdk import onnxfile
 from sdk.bundle import Bundle
 from sdk.errors import BadFormat, BadSignature, InferenceFailed
 from sdk.onnxfile import check_onnx_file
@@ -24,6 +27,14 @@ from tests.tiny import backbone
 BACKBONE = backbone()
 
 Harm = Callable[[onnx.ModelProto], object]
+Walked = (
+    onnx.ModelProto
+    | onnx.GraphProto
+    | onnx.NodeProto
+    | onnx.AttributeProto
+    | onnx.TensorProto
+    | onnx.SparseTensorProto
+)
 
 
 def kept_elsewhere(location: str, **more: str) -> Harm:
@@ -166,14 +177,140 @@ def test_a_changed_byte_of_a_backbone_is_refused_or_passes(place: int, byte: int
         check_onnx_file(bytes(data), "x")
 
 
-def test_graphs_within_graphs_end() -> None:
-    def field(number: int, content: bytes) -> bytes:
-        size, out = len(content), bytearray([number << 3 | 2])
-        while size > 127:
-            out.append(size & 127 | 128)
-            size >>= 7
-        return bytes([*out, size]) + content
+def varint(number: int, size: int = 0) -> bytes:
+    """Return a number as Protocol Buffers write it, or in more bytes than it takes."""
+    out = bytearray()
+    while number > 127 or len(out) + 1 < size:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
 
+
+def field(number: int, content: bytes, key: bytes = b"") -> bytes:
+    return (key or varint(number << 3 | 2)) + varint(len(content)) + content
+
+
+def in_disguise(message: Walked, numbers: Mapping[str, int], key_of: Callable[[int], bytes]) -> bytes:
+    """Write a message, the named fields with keys of one's own; these are of messages, text or small numbers."""
+    plain = type(message)()
+    plain.CopyFrom(message)
+    for name in numbers:
+        plain.ClearField(name)
+    out = plain.SerializeToString()
+    for name, number in numbers.items():
+        value = getattr(message, name)
+        for each in value if isinstance(value, Iterable) and not isinstance(value, str) else [value]:
+            if isinstance(each, int):
+                out += key_of(number << 3) + varint(each)
+            else:
+                content = each.encode() if isinstance(each, str) else each.SerializeToString()
+                out += field(number, content, key_of(number << 3 | 2))
+    return bytes(out)
+
+
+def disguised(model: onnx.ModelProto, what: str, key_of: Callable[[int], bytes]) -> bytes:
+    """Return a harmful model in which only what gives it away is written otherwise."""
+    graph = model.graph
+    if what == "functions":
+        return in_disguise(model, {"functions": 25}, key_of)
+    nodes, tensors = list(graph.node), list(graph.initializer)
+    if what == "external":
+        held = [in_disguise(each, {"external_data": 13, "data_location": 14}, key_of) for each in tensors[:1]]
+        held += [each.SerializeToString() for each in tensors[1:]]
+        written = [each.SerializeToString() for each in nodes]
+    else:
+        number = {"op_type": 4, "domain": 7}[what]
+        held = [each.SerializeToString() for each in tensors]
+        written = [in_disguise(each, {what: number} if getattr(each, what) else {}, key_of) for each in nodes]
+    rest = onnx.GraphProto()
+    rest.CopyFrom(graph)
+    rest.ClearField("node")
+    rest.ClearField("initializer")
+    content = rest.SerializeToString()
+    content += b"".join(field(1, each) for each in written) + b"".join(field(5, each) for each in held)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    plain.ClearField("graph")
+    return bytes(plain.SerializeToString() + field(7, content))
+
+
+KEYS: dict[str, Callable[[int], bytes]] = {
+    "a 33rd bit": lambda key: varint(key | 1 << 32),
+    "a 34th bit": lambda key: varint(key | 1 << 33),
+    "bits up to the 35th": lambda key: varint(key | 7 << 32),
+    "the 64th bit": lambda key: varint(key | 1 << 63),
+    "a 65th bit": lambda key: varint(key | 1 << 64),
+    **{f"{n} bytes": functools.partial(varint, size=n) for n in range(2, 12)},
+}
+GIVEN_AWAY: dict[str, Harm] = {
+    "external": kept_elsewhere("weights.bin"),
+    "op_type": without_end,
+    "domain": of_a_strangers_domain,
+    "functions": own_operators,
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("what", GIVEN_AWAY)
+def test_no_other_spelling_of_a_field_hides_what_it_is(what: str, key: str) -> None:
+    model = onnx.load_from_string(BACKBONE)
+    GIVEN_AWAY[what](model)
+    plain = disguised(model, what, varint)
+    assert onnx.load_from_string(plain) == model
+    with pytest.raises(BadFormat):
+        check_onnx_file(plain, "x")
+    with pytest.raises(BadFormat):
+        check_onnx_file(disguised(model, what, KEYS[key]), "x")
+
+
+def test_weights_behind_a_33rd_bit_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: ONNX Runtime itself reads them."""
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load_from_string(BACKBONE)
+    weights = np.ascontiguousarray(numpy_helper.to_array(model.graph.initializer[0]))
+    (tmp_path / "weights.bin").write_bytes(weights.tobytes())
+    kept_elsewhere("weights.bin", offset="0", length=str(weights.nbytes))(model)
+    data = disguised(model, "external", KEYS["a 33rd bit"])
+    assert onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).get_outputs()
+    with pytest.raises(InferenceFailed, match="which it does not have"):
+        run(data)
+
+
+@pytest.mark.parametrize(
+    ("message", "known"),
+    [
+        (onnx.ModelProto, onnxfile.MODEL),
+        (onnx.GraphProto, onnxfile.GRAPH),
+        (onnx.NodeProto, onnxfile.NODE),
+        (onnx.AttributeProto, onnxfile.ATTRIBUTE),
+        (onnx.TensorProto, onnxfile.TENSOR),
+        (onnx.SparseTensorProto, onnxfile.SPARSE),
+    ],
+)
+def test_every_field_of_onnx_is_known(message: type[Walked], known: frozenset[int]) -> None:
+    """A newer onnx may have more. Look what they say before they are let in."""
+    assert {each.number for each in message.DESCRIPTOR.fields} <= known
+
+
+def test_what_onnx_runtime_takes_for_its_own_format_is_refused() -> None:
+    """Both at once: the producer's name of an ONNX model, and the mark of the other format."""
+    data = varint(1 << 3) + varint(8) + field(2, b"ORTM") + BACKBONE
+    assert data[4:8] == b"ORTM"
+    assert onnx.load_from_string(data).graph.node
+    with pytest.raises(BadFormat, match="own format"):
+        check_onnx_file(data, "x")
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail):
+        onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+
+def test_numbers_below_zero_take_ten_bytes_and_pass() -> None:
+    model = onnx.load_from_string(BACKBONE)
+    model.graph.node.append(helper.make_node("Flatten", ["features"], ["flat"], axis=-1))
+    model.model_version = -1
+    check_onnx_file(bytes(model.SerializeToString()), "x")
+
+
+def test_graphs_within_graphs_end() -> None:
     graph = b""
     for _ in range(3000):
         graph = field(1, field(5, field(6, graph)))

@@ -94,6 +94,8 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.log_severity_level = _FATAL_ONLY  # what goes wrong is raised; the rest is not for operators
+        # What was checked is ONNX. ONNX Runtime would look for its own format first.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         # Between frames the processor belongs to the learner and the page, not to a spinning thread pool.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         ort_provider, provider_options = _PROVIDERS[provider]
