@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Dialog, expect
 
 from device_agent.accepting import Accepting, OperatingTarget, Target
-from device_agent.heads import Reference
+from device_agent.heads import Reference, pack, score_of
+from device_agent.heads_and_updates import Outcome
 from device_agent.page.asked import question_of
 from device_agent.parts import Ledger
 from sdk.bundle import Bundle
@@ -479,6 +481,44 @@ def test_no_release_judges_by_the_threshold_of_another(device: Device, monkeypat
     assert asked == [serving.digest]
 
 
+def test_scores_are_compared_with_confirmed_heads_of_the_release_that_serves(device: Device) -> None:
+    """Not with those of refused heads, nor of an earlier release; and a head with fewer pictures is not older."""
+    label(device, "pit", 0, "pit")
+    heads = device.station.store.heads
+    kept = next(row for row in heads.newest(limit=9) if row.outcome is Outcome.CONFIRMED)
+    score = score_of(kept)
+    assert score is not None
+
+    def head(by: float, outcome: Outcome, space: str, samples: int) -> None:
+        """Store a head whose recalls are lower by so much."""
+        worse = [replace(c, recall=c.recall - by) for c in score.classes]
+        found = pack(replace(score, balanced_accuracy=0.95 - by, classes=tuple(worse)))
+        row = replace(kept, number=heads.next_number(), outcome=outcome, score=found, space=space, samples=samples)
+        heads.put(row)
+
+    before = device.http.get("/quality").text
+    points = len(re.findall('class="dot"', before))
+    confirmed = len([r for r in heads.newest(limit=99) if r.outcome is Outcome.CONFIRMED and r.score])
+    assert points in (0, confirmed)
+    head(0.0, Outcome.CONFIRMED, kept.space, 50)
+    head(0.5, Outcome.TAKEN_BACK, kept.space, 51)
+    head(0.4, Outcome.CONFIRMED, "another release's", 52)
+    head(0.0, Outcome.CONFIRMED, kept.space, 20)
+    page = device.http.get("/quality", headers={"accept-language": "en"}).text
+    assert f"Balanced accuracy of {confirmed + 2} heads," in page
+    assert 'to 95\u00a0%."' in page
+    assert '<text x="296" y="127" text-anchor="end">20</text>' in page
+    rows = re.findall("<tr>.*?</tr>", device.http.get("/learned/heads").text, re.DOTALL)[1:]
+    assert "no class changed" in rows[0]
+    table = list(csv.reader(io.StringIO(device.http.get("/api/quality.csv").text)))
+    assert [(row[2], row[-1]) for row in table if row[0] == "heads"][:4] == [
+        ("confirmed", kept.space),
+        ("confirmed", "another release's"),
+        ("taken_back", kept.space),
+        ("confirmed", kept.space),
+    ]
+
+
 def test_the_quality_report_is_a_table_that_no_spreadsheet_runs(device: Device) -> None:
     label(device, "pit", 0, "pit")
     device.http.post("/api/classes", json={"name": "=1+1"}).raise_for_status()
@@ -486,7 +526,7 @@ def test_the_quality_report_is_a_table_that_no_spreadsheet_runs(device: Device) 
     answer = device.http.get("/api/quality.csv")
     assert answer.headers["content-type"].startswith("text/csv")
     rows = list(csv.reader(io.StringIO(answer.text)))
-    assert {len(row) for row in rows} == {8}
+    assert {len(row) for row in rows} == {9}
     assert {row[0] for row in rows} >= {"confusion", "operating", "heads"}
     assert not [cell for row in rows for cell in row if cell.startswith("=")]
     report = device.http.get("/api/quality").json()

@@ -218,7 +218,7 @@ class InspectOut:
 
 @dataclass(frozen=True)
 class HeadOut:
-    """A head that served on this device.
+    """A head that served on this device, with the id of the feature space that it decides in: its release's.
 
     `balanced_accuracy`, `low` and `high` are None before a score, and where none of its classes has two groups.
     """
@@ -233,6 +233,7 @@ class HeadOut:
     balanced_accuracy: float | None
     low: float | None
     high: float | None
+    space: str
 
 
 @dataclass(frozen=True)
@@ -720,6 +721,7 @@ def head_out(row: HeadRow) -> HeadOut:
         balanced_accuracy=None if judged is None else judged.balanced_accuracy,
         low=None if judged is None else float(judged.low),
         high=None if judged is None else float(judged.high),
+        space=row.space,
     )
 
 

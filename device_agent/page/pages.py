@@ -226,7 +226,7 @@ class Pages:
         serving = self._station.serving
         told = None if serving is None else serving.learner.masters()
         return {
-            "news": self._news(t, heads),
+            "news": self._news(t, [row for row in heads if row.space == space]),
             "score": score,
             "earlier": earlier,
             "rows": rows,
@@ -311,9 +311,8 @@ class Pages:
             if row.outcome is Outcome.SUPERSEDED and row.number != number:
                 continue
             score = score_of(row)
-            before = next(
-                (s for r in rows[i + 1 :] if r.space == row.space and (s := score_of(r)) is not None), None
-            )
+            older = (r for r in rows[i + 1 :] if r.space == row.space and r.outcome is Outcome.CONFIRMED)
+            before = next((s for r in older if (s := score_of(r)) is not None), None)
             back = None
             same_space = serving is not None and row.space == serving.learner.space
             if same_space and row.number != number and row.outcome is Outcome.CONFIRMED and not is_alone(row):
@@ -332,7 +331,8 @@ class Pages:
     # -- quality --------------------------------------------------------------------------------------------------
 
     def _qualities(self, request: Request) -> dict[str, Any]:
-        report = self._quality.report(_now(self._texts(request)))
+        report, serving = self._quality.report(_now(self._texts(request))), self._station.serving
+        space = None if serving is None else serving.learner.space
         points, point, costs = report.operating.points, report.operating.point, report.operating.by_class
         rate = report.operating.escape_rate
         place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
@@ -347,7 +347,11 @@ class Pages:
             "confusion": [_shaded(row, i) for i, row in enumerate(report.confusion)],
             "curve": _curve(
                 self._texts(request),
-                [(h.samples, h.balanced_accuracy or 0.0, h.low or 0.0, h.high or 0.0) for h in report.heads],
+                [
+                    (h.samples, h.balanced_accuracy or 0.0, h.low or 0.0, h.high or 0.0)
+                    for h in reversed(report.heads)
+                    if h.outcome == Outcome.CONFIRMED.value and h.space == space
+                ],
             ),
         }
 
@@ -439,27 +443,30 @@ def _shaded(row: ConfusionRow, place: int) -> dict[str, Any]:
 
 
 def _curve(t: Texts, heads: list[tuple[int, float, float, float]]) -> dict[str, Any]:
-    """Return the learning curve's points, line and band in the drawing's units, oldest first."""
+    """Return the points of heads, oldest first, and their line and band in the drawing's units.
+
+    One after the other: what was undone leaves fewer samples, and later heads are not earlier for that.
+    """
     if len(heads) < 2:
         return {"points": []}
-    heads = sorted(heads)
-    fewest, most = heads[0][0], max(heads[-1][0], heads[0][0] + 1)
     bottom = min(0.9, int(10 * min(low for _, _, low, _ in heads)) / 10)
 
-    def x(samples: int) -> float:
-        return round(34 + 262 * (samples - fewest) / (most - fewest), 1)
+    def x(place: int) -> float:
+        return round(34 + 262 * place / (len(heads) - 1), 1)
 
     def y(share: float) -> float:
         return round(112 - 104 * (share - bottom) / (1 - bottom), 1)
 
-    band = [(x(n), y(high)) for n, _, _, high in heads] + [(x(n), y(low)) for n, _, low, _ in reversed(heads)]
-    line = [(x(n), y(share)) for n, share, _, _ in heads]
+    upper = [(x(i), y(high)) for i, (_, _, _, high) in enumerate(heads)]
+    lower = [(x(i), y(low)) for i, (_, _, low, _) in enumerate(heads)]
+    band = [*upper, *reversed(lower)]
+    line = [(x(i), y(share)) for i, (_, share, _, _) in enumerate(heads)]
     return {
         "points": line,
         "line": " ".join(f"{a},{b}" for a, b in line),
         "band": " ".join(f"{a},{b}" for a, b in band),
         "grid": [(y(s), t.percent(s)) for s in (bottom, (1 + bottom) / 2, 1.0)],
-        "from": fewest,
+        "from": heads[0][0],
         "to": heads[-1][0],
         "first": heads[0][1],
         "last": heads[-1][1],

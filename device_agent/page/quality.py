@@ -288,10 +288,10 @@ class Quality:
         """The quality report as CSV: one line per figure."""
         report, out = self.get_quality(), io.StringIO()
         write = csv.writer(out)
-        write.writerow(["table", "row", "column", "value", "low", "high", "samples", "groups"])
+        write.writerow(["table", "row", "column", "value", "low", "high", "samples", "groups", "space"])
         for row in report.confusion:
             for name, count in zip([*report.classes, "unknown"], [*row.counts, row.unknown], strict=True):
-                write.writerow(["confusion", harmless(row.name), harmless(name), count, "", "", "", ""])
+                write.writerow(["confusion", harmless(row.name), harmless(name), count, "", "", "", "", ""])
         operating = report.operating
         costs: list[tuple[float | str, PointOut | CostsOut]] = [(each.target, each) for each in operating.points]
         if operating.by_class is not None:
@@ -299,14 +299,14 @@ class Quality:
         for row_name, cost in costs:
             for what, rate in (("escapes", cost.escapes), ("overkill", cost.overkill)):
                 values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
-                write.writerow(["operating", row_name, what, *values])
+                write.writerow(["operating", row_name, what, *values, ""])
         for each_slice in report.slices:
             rate = each_slice.right
             values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
-            write.writerow([each_slice.kind, harmless(each_slice.name), "right", *values])
+            write.writerow([each_slice.kind, harmless(each_slice.name), "right", *values, ""])
         for head in report.heads:
             figures = (head.balanced_accuracy, head.low, head.high, head.samples)
-            write.writerow(["heads", head.number, head.outcome, *figures, ""])
+            write.writerow(["heads", head.number, head.outcome, *figures, "", head.space])
         return Response(
             out.getvalue(),
             media_type="text/csv; charset=utf-8",

@@ -705,9 +705,11 @@ TEXTS: Final[dict[str, Text]] = {
         "{n} 个分类器的平均识别率，从 {first} 到 {last}。",
     ),
     "quality.curve-caption": (
-        "Against the number of labelled pictures; the band is where it likely lies.",
-        "Über der Zahl der zugeordneten Bilder; das Band zeigt, wo sie wahrscheinlich liegt.",
-        "横轴为标注图像数；色带为可能范围。",
+        "Every confirmed head of this release, oldest first; below, the labelled pictures of the first and the last. "
+        "The band is where it likely lies.",
+        "Jeder bestätigte Lernstand dieses Releases, der älteste zuerst; darunter, wie viele zugeordnete Bilder der erste "
+        "und der letzte hatten. Das Band zeigt, wo sie wahrscheinlich liegt.",
+        "本发布版本中每个已确认的分类器，由旧到新；下方为首尾两个所用的标注图像数。色带为可能范围。",
     ),
     "quality.no-curve": (
         "It begins with the second scored head.",
