@@ -481,6 +481,24 @@ def test_no_release_judges_by_the_threshold_of_another(device: Device, monkeypat
     assert asked == [serving.digest]
 
 
+@pytest.mark.browser
+def test_on_a_phone_what_was_labelled_is_read_in_whole_words(device: Device, browser: Browser) -> None:
+    device.station.define_class("Kratzer", "ann")
+    label(device, "rings", 0, "Kratzer")
+    label(device, "rings", 0, "pit")
+    label(device, "rings", 1, "Kratzer")
+    with screen(browser, device.url + "learned", viewport={"width": 390, "height": 844}, locale="de") as on:
+        on.ready()
+        said = on.page.locator("#labels tbody tr td:nth-child(2)")
+        expect(said.first).to_have_text("Kratzer")
+        expect(on.page.locator("#heads tbody tr").first).to_be_visible()
+        cells = "#labels tbody tr td:nth-child(2), #heads tbody tr td:nth-child(3)"
+        widths = on.page.evaluate(f"[...document.querySelectorAll('{cells}')].map((cell) => cell.clientWidth)")
+        assert widths
+        assert min(widths) > 200
+        assert on.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_scores_are_compared_with_confirmed_heads_of_the_release_that_serves(device: Device) -> None:
     """Not with those of refused heads, nor of an earlier release; and a head with fewer pictures is not older."""
     label(device, "pit", 0, "pit")
