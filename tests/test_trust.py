@@ -12,7 +12,16 @@ import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from sdk.errors import BundleError, ConfigError, Expired, KeyRefused, OlderVersion, RemoteWireError, Unsigned
+from sdk.errors import (
+    BadSignature,
+    BundleError,
+    ConfigError,
+    Expired,
+    KeyRefused,
+    OlderVersion,
+    RemoteWireError,
+    Unsigned,
+)
 from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import Chain, DefineClass, Record
@@ -291,6 +300,21 @@ def test_what_a_stolen_online_key_signed_is_void_once_it_is_replaced(
     fleet.repository.rotate_online(fleet.root_keys(), fleet.key("targets"))
     device.gate.receive(fleet.message())
     assert device.begun == ["two"]
+
+
+@pytest.mark.parametrize("version", [2**63, 2**70])
+def test_a_version_that_no_device_can_keep_is_refused(
+    fleet: TrustedFleet, device: GuardedDevice, version: int
+) -> None:
+    one = fleet.release("one")
+    thief = Thief(fleet.message())
+    thief.sign_online(fleet.online, version=version)
+    device.gate.receive(thief.message())
+    assert "a version that nobody counts to" in (device.gate.fault or "")
+    with pytest.raises(BadSignature):
+        device.gate.bring(thief.message(), one)
+    device.restart()
+    assert device.takes(fleet.message(), one)
 
 
 # Replays

@@ -62,6 +62,8 @@ _LIMITS: Final = UpdaterConfig(
     snapshot_max_length=MAX_MESSAGE_BYTES,
     targets_max_length=MAX_MESSAGE_BYTES,
 )
+MAX_VERSION: Final = 2**63 - 1
+"""Of any role. JSON has no largest number, and the device's database does."""
 _RESIGN: Final = "Look at the fleet's server: `headway fleet keys show`."
 
 
@@ -122,7 +124,8 @@ def accept(payload: bytes, seen: Seen, now_utc: float) -> Seen:
 
     Raises:
         RemoteWireError: not a metadata message.
-        BadSignature: a file is missing, damaged or not signed as its delegator says.
+        BadSignature: a file is missing, damaged or not signed as its delegator says, or its version is over
+            `MAX_VERSION`.
         OlderVersion: a role's version is lower than one seen.
         Expired: not fresh any more, by a clock that may be believed.
     """
@@ -142,6 +145,8 @@ def accept(payload: bytes, seen: Seen, now_utc: float) -> Seen:
     }
     least = _still_binding(seen, root)
     for role, version in versions.items():
+        if version > MAX_VERSION:
+            raise BadSignature(f"{role} metadata has a version that nobody counts to", hint=_RESIGN)
         if version < least.get(role, 0):
             raise OlderVersion(
                 f"{role} metadata {version} is older than {least[role]}, which was seen", hint=_RESIGN
