@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import logging
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ import msgspec
 from device_agent.database import disk
 from sdk.chunks import ChunkStore, assemble
 from sdk.durable import sync_path, write_whole
-from sdk.errors import BundleError, ConfigError, HeadwayError, Incompatible, RemoteWireError, Unreadable
+from sdk.errors import BadFormat, BundleError, ConfigError, HeadwayError, Incompatible, RemoteWireError, Unreadable
 from sdk.release import Release
 from sdk.stick import CHUNKS_NAME, TRUST_NAME, Stick, StickIndex, copy_chunks
 from sdk.wire import MAX_MESSAGE_BYTES, Desired, ReleaseRef, decode_json, encode_json
@@ -41,6 +42,7 @@ OFFERED_NAME: Final = "offered.json"
 LOCK_NAME: Final = "inbox.lock"
 HOLD_S: Final = 10.0
 """An agent that empties the inbox is done long before; who copies another stick is not."""
+_MAX_REASON: Final = 500
 LOOK_EVERY_S: Final = 0.5
 """How soon the agent notices: a stat of one file."""
 
@@ -128,6 +130,13 @@ def _hold(data_dir: Path, patience_s: float = 0.0) -> Iterator[bool]:
                     return
             time.sleep(0.02)
         yield True
+
+
+def _unforeseen(error: Exception) -> BadFormat:
+    return BadFormat(
+        f"the stick cannot be looked at: {type(error).__name__}: {error}"[:_MAX_REASON],
+        hint="Pack it again; if it stays so, look at the agent's log.",
+    )
 
 
 class _Order(NamedTuple):
@@ -220,6 +229,12 @@ class Inbox:
             except (BundleError, RemoteWireError) as error:
                 log.warning("what was brought on a stick is refused: %s (%s)", error, error.hint)
                 self._refuse(desired.release.release_id, error)
+                return
+            except (HeadwayError, OSError, sqlite3.DatabaseError):
+                raise  # the disk: it may help to look again
+            except Exception as error:  # else it would fail at each look, and at each start, and nobody be told
+                log.exception("what was brought on a stick cannot be looked at")
+                self._refuse(desired.release.release_id, _unforeseen(error))
                 return
             self._offered = order.stamp
         elif not self._pending(desired):

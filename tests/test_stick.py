@@ -417,6 +417,42 @@ def test_a_signed_stick_is_unpacked_with_its_version(
     assert "signed, version 2" in ended.out
 
 
+@pytest.mark.parametrize("error", [OverflowError("too large"), ValueError("x" * 900)], ids=["overflow", "long"])
+def test_what_nobody_foresaw_on_a_stick_is_refused_once_and_told(
+    tmp_path: Path, stick: Path, error: Exception
+) -> None:
+    """Else the agent would fail on it at each look and at each start, and whoever brought it wait."""
+    offered: list[str] = []
+
+    def offer(_trust: bytes | None, desired: Desired) -> None:
+        offered.append(desired.release.release_id)
+        raise error
+
+    with Stick(stick) as opened:
+        release = bring(opened, tmp_path / "data", "default")
+    for _ in range(2):  # and after a restart
+        inbox = Inbox(tmp_path / "data", offer=offer, pending=lambda _desired: True)
+        inbox.look()
+    assert offered == [release.release_id]
+    told = refusal(tmp_path / "data")
+    assert told is not None
+    assert told.reason.startswith(f"the stick cannot be looked at: {type(error).__name__}: ")
+    assert (told.release_id, bool(told.hint), len(told.reason) <= 500) == (release.release_id, True, True)
+    assert not is_ordered(tmp_path / "data")
+
+
+@pytest.mark.parametrize("error", [StoreFull("full", hint="Free some."), OSError(28, "No space left on device")])
+def test_a_full_disk_refuses_no_stick(tmp_path: Path, stick: Path, error: Exception) -> None:
+    def offer(_trust: bytes | None, _desired: Desired) -> None:
+        raise error
+
+    with Stick(stick) as opened:
+        bring(opened, tmp_path / "data", "default")
+    with pytest.raises(StoreFull):
+        Inbox(tmp_path / "data", offer=offer, pending=lambda _desired: True).look()
+    assert is_ordered(tmp_path / "data")
+
+
 def wait_until_tried(store: Store, times: int) -> None:
     wait_for(lambda: [row.state for row in store.updates.newest()] == times * [UpdateState.ROLLED_BACK])
 
