@@ -96,7 +96,17 @@ def test_without_a_trigger_table_a_trigger_is_refused(site: Site) -> None:
         assert "runs free" in answer["error"]
 
 
-@pytest.mark.parametrize("body", [{"part": "x" * (MAX_PART_CHARS + 1)}, {"prt": "1"}, {"part": 4711}, []])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"part": "x" * (MAX_PART_CHARS + 1)},
+        {"prt": "1"},
+        {"part": 4711},
+        [],
+        {"part": "\x1b[1A4711"},
+        {"part": "4711", "lot": "a\u202eb"},
+    ],
+)
 def test_a_trigger_that_is_none_is_refused(site: Site, body: object) -> None:
     with running(site) as agent:
         assert post(agent, body)[0] == 422

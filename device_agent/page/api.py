@@ -18,7 +18,7 @@ import numpy as np
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from device_agent.camera import encode_png
 from device_agent.heads import score_of
@@ -77,6 +77,16 @@ class _In(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a part id or lot is of printable characters")
+    return text
+
+
+Printable: Final = AfterValidator(_printable)
+"""As a trigger over MQTT (`device_agent.trigger.part_of`)."""
+
+
 class LabelIn(_In):
     """A label for `sample`, or the same label for all of `samples` at once.
 
@@ -96,8 +106,8 @@ class LabelIn(_In):
 class TriggerIn(_In):
     """A part that stands before the cameras now. Without a part id one is made."""
 
-    part: Annotated[str, Field(max_length=MAX_PART_CHARS)] = ""
-    lot: Annotated[str, Field(max_length=MAX_LOT_CHARS)] = ""
+    part: Annotated[str, Field(max_length=MAX_PART_CHARS), Printable] = ""
+    lot: Annotated[str, Field(max_length=MAX_LOT_CHARS), Printable] = ""
 
 
 class UndoIn(_In):
@@ -655,8 +665,8 @@ class Routes:
         self,
         request: Request,
         keep: bool = False,
-        part: Annotated[str, Query(max_length=MAX_PART_CHARS)] = "",
-        lot: Annotated[str, Query(max_length=MAX_LOT_CHARS)] = "",
+        part: Annotated[str, Query(max_length=MAX_PART_CHARS), Printable] = "",
+        lot: Annotated[str, Query(max_length=MAX_LOT_CHARS), Printable] = "",
     ) -> InspectOut:
         """Decide about the image in the body; `keep` stores it as a sample, `part` says which part it shows, `lot`
         the lot that this is of."""
