@@ -21,6 +21,7 @@ from device_agent.private import private_files
 from sdk.durable import write_output
 from sdk.errors import ConfigError
 from sdk.layouts import Layout
+from sdk.shown import say
 from sdk.stopping import stop_on_signals
 
 if TYPE_CHECKING:
@@ -156,15 +157,20 @@ def status(site_file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(state, indent=1))
         return
-    from rich.console import Console
+    from sdk.console import Console, plain
 
     console = Console(soft_wrap=True, highlight=False)
-    release, head, score = state["release"], state["head"], state["score"]
-    console.print(f"[bold]{state['device']}[/]  {running_page(site.data_dir)}")
-    console.print("release   " + (f"{release['name']} ({release['precision']})" if release else "none yet"))
+    serves = (
+        plain(f"{state['release']['name']} ({state['release']['precision']})") if state["release"] else "none yet"
+    )
+    head, score = state["head"], state["score"]
+    console.print(f"[bold]{plain(state['device'])}[/]  {plain(str(running_page(site.data_dir)))}")
+    console.print(f"release   {serves}")
     console.print(f"trust     {state['trust']}")
     if head:
-        console.print(f"head      {head['number']}, {head['state']}, {head['samples']} samples. {head['reason']}")
+        console.print(
+            f"head      {head['number']}, {head['state']}, {head['samples']} samples. {plain(head['reason'])}"
+        )
     if score and score["balanced_accuracy"] is None:
         console.print("score     not known: no class has parts of two groups yet")
     elif score:
@@ -175,7 +181,7 @@ def status(site_file: Path, as_json: bool) -> None:
     console.print(f"frames    {counts}")
     for camera in state["cameras"]:
         wrong = f", {camera['picture']}" if camera["picture"] else ""
-        console.print(f"camera    {camera['state']}: {camera['name']}{wrong}", markup=False)
+        console.print(plain(f"camera    {camera['state']}: {camera['name']}{wrong}"))
     if state["line"]:
         line = state["line"]
         verdict = next(stage for stage in line["stages"] if stage["stage"] == "verdict")
@@ -185,14 +191,14 @@ def status(site_file: Path, as_json: bool) -> None:
             if output["fault"] or output["dropped"] or output["waiting"]:
                 told = f"{output['sent']} delivered, {output['dropped']} not delivered, {output['waiting']} wait"
                 console.print("[yellow]output[/]    ", end="")
-                console.print(f"{output['name']}: {told}", markup=False)  # why is among the faults
+                console.print(plain(f"{output['name']}: {told}"))  # why is among the faults
     if state["mqtt"] and not state["mqtt"]["connected"]:
         console.print("[yellow]broker[/]    ", end="")
         console.print(f"{state['mqtt']['address']} does not answer: labels wait here", markup=False)
     console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
     for fault in state["faults"]:
         console.print("[yellow]fault[/]     ", end="")
-        console.print(fault, markup=False)  # it may hold a file's name
+        console.print(plain(fault))  # it may hold a file's name
     if state["none_passes"]:
         console.print("[yellow]note[/]      ", end="")
         # An agent that has not been started since an update does not say who chose.
@@ -249,9 +255,9 @@ def history(
             raise ConfigError(f"{csv_file}: {error.strerror}", hint="Name a file that can be written.") from error
         click.echo(f"wrote {count} parts to {csv_file}")
         return
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from sdk.console import Console, plain
 
     table = Table()
     table.add_column("captured (UTC)", no_wrap=True)
@@ -260,7 +266,7 @@ def history(
     for row in rows:
         at = f"{datetime.fromtimestamp(row.captured_utc, timezone.utc):%Y-%m-%d %H:%M:%S}"
         tiles = f"{row.rejected_tiles} of {row.tiles}" if row.tiles > 1 else ""
-        table.add_row(at, escape(row.part), row.verdict, escape(row.reason), tiles, f"{row.latency_ms:.0f} ms")
+        table.add_row(at, plain(row.part), row.verdict, plain(row.reason), tiles, f"{row.latency_ms:.0f} ms")
     Console().print(table)
 
 
@@ -335,8 +341,6 @@ def evaluate(
     if decisions_file == json_file == _STDOUT:
         raise click.UsageError("--json - and --decisions - cannot both be printed: name a file for one of them")
     _learn_on_one_core()
-    from rich.console import Console
-
     from device_agent.config import RuntimeSettings
     from device_agent.decisions import as_csv, by_name
     from device_agent.evaluate import evaluate as measure
@@ -345,6 +349,7 @@ def evaluate(
     from device_agent.pipeline import Pipeline
     from device_agent.runtime import base_head, check_golden, open_runtime
     from sdk.bundle import Bundle
+    from sdk.console import Console
     from sdk.images import open_images
 
     _check_file(json_file)
@@ -490,8 +495,6 @@ def rehearse(
       headway rehearse bundle --data parts/ --labels 40 --noise 0.05
     """
     _learn_on_one_core()
-    from rich.console import Console
-
     from device_agent.config import RuntimeSettings
     from device_agent.figures import show_rehearsal
     from device_agent.plot import check_plot, draw
@@ -500,6 +503,7 @@ def rehearse(
     from device_agent.runtime import check_golden, open_runtime
     from device_agent.shift import Policy
     from sdk.bundle import Bundle
+    from sdk.console import Console
     from sdk.images import open_images
 
     chosen = ("queue", "random", "all") if compare else dict.fromkeys(policies or ("queue",))
@@ -546,9 +550,10 @@ class _Step(Protocol):
 @contextmanager
 def _progress(what: str) -> Iterator[_Step]:
     """Give a function (done, in all, what is done now) that draws a bar on stderr, where that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+
+    from sdk.console import Console
 
     console = Console(stderr=True)
     text = TextColumn("{task.description}", markup=False)
@@ -596,9 +601,9 @@ def _write(option: str, file: Path, encoded: bytes) -> None:
 def _say_left_out(images: ImageSet) -> None:
     """Say on stderr what of a set is not used, and what somebody should know of the rest."""
     for refused in images.refused[:_REFUSED_SHOWN]:
-        click.echo(f"refused: {refused.path}: {refused.reason}", err=True)
+        say(f"refused: {refused.path}: {refused.reason}", err=True)
     if len(images.refused) > _REFUSED_SHOWN:
         more = len(images.refused) - _REFUSED_SHOWN
         click.echo(f"and {more} more files; `headway export --check` names all", err=True)
     for note in images.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)

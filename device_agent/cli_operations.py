@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from device_agent.private import private_files
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from device_agent.finding import Finding
@@ -48,9 +49,9 @@ def doctor(site_file: Path | None, as_json: bool) -> None:
 
 def _print(finding: Finding) -> None:
     level = click.style(f"{finding.level.value:5}", fg=_COLOURS[finding.level.value])
-    click.echo(f"{level} {finding.area:11} {finding.what}")
+    say(f"{level} {finding.area:11} {finding.what}")
     if finding.fix:
-        click.echo(f"{'':17} -> {finding.fix}")
+        say(f"{'':17} -> {finding.fix}")
 
 
 @click.command(short_help="Print a hardened systemd unit.")

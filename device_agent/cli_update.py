@@ -10,6 +10,7 @@ import click
 
 from device_agent.private import private_files
 from sdk.errors import ConfigError, Incompatible
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from device_agent.config import Site
@@ -61,7 +62,7 @@ def update(site_file: Path, folder: Path, wait_s: float) -> None:
             bar.update(done - bar.pos)
 
         ref = bring(stick, site.data_dir, site.channel, progress)
-    click.echo(f"{ref.name} is copied; the stick may be taken out")
+    say(f"{ref.name} is copied; the stick may be taken out")
     if not _runs(site):
         click.echo(f"no agent runs here: it takes it when it starts, headway agent run {site_file}")
     elif wait_s:
@@ -113,7 +114,7 @@ def _watch(site: Site, ref: ReleaseRef, wait_s: float) -> None:
         if update and update["release_id"] == ref.release_id and not earlier:
             if update["state"] != told:
                 told = update["state"]
-                click.echo(told)
+                say(told)
             if told == "rolled_back":
                 raise Incompatible(f"{ref.name} was rolled back: {update['reason']}", hint="Look at its reason.")
             if told == "committed":

@@ -14,6 +14,7 @@ import click
 
 from device_agent.private import private_files
 from sdk.errors import ConfigError
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from device_agent.page.access import Access
@@ -115,7 +116,7 @@ def list_(site_file: Path, as_json: bool) -> None:
         click.echo(json.dumps([{"id": a.id, "name": a.name, "role": a.role.value} for a in accounts]))
         return
     for each in accounts:
-        click.echo(f"{each.name}  {each.role.value}  {each.id}")
+        say(f"{each.name}  {each.role.value}  {each.id}")
     if not accounts:
         click.echo("no accounts: whoever sits at the device may do everything")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from device_agent.evaluate import Acceptance, Accuracy, Evaluation
 from device_agent.outlook import OutlookReport
 from device_agent.rehearse import Measure, PolicyResult, Rehearsal, counted
+from sdk.console import Console
 from sdk.outlook import Expected
 
 

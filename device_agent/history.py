@@ -22,6 +22,7 @@ from typing import IO, Any, Final
 from device_agent.database import Database, disk, read_uri
 from device_agent.parts import KeptPart, Part
 from sdk.errors import ConfigError, HeadwayError, OutputFailed, StoreFull
+from sdk.shown import shown
 from sdk.spreadsheet import harmless
 from sdk.wire import Result, Verdict
 
@@ -348,7 +349,8 @@ def newest_of(data_dir: Path, part: str) -> PartRow | None:
 def write_csv(rows: Iterator[PartRow], file: IO[str]) -> int:
     """Write rows as CSV, with a first line of names and times in UTC (ISO 8601); return how many there were.
 
-    A text that a spreadsheet would compute gets an apostrophe before it: part ids come from outside.
+    A text that a spreadsheet would compute gets an apostrophe before it, and what a terminal would obey is
+    shown as `sdk.shown` does: part ids come from outside.
     """
     out = csv.writer(file, lineterminator="\n")
     out.writerow(COLUMNS)
@@ -364,5 +366,5 @@ def _cell(name: str, value: object) -> object:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, str):
-        return harmless(value)
+        return harmless(shown(value))
     return "" if value is None else value

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import msgspec
 
 from device_agent.config import LogSettings
+from sdk.shown import shown, shown_lines
 
 _encoder = msgspec.json.Encoder()
 
@@ -46,12 +47,24 @@ class JsonLines(logging.Formatter):
         return _encoder.encode(line).decode()
 
 
+class PlainLines(logging.Formatter):
+    """One record as text for people, in which nobody's name has a terminal obeyed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, with the error's below it."""
+        return shown_lines(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line itself: a message with another's line end in it stays one."""
+        return shown(super().formatMessage(record))
+
+
 def set_up_logs(settings: LogSettings, device: str, *, verbose: bool = False, to: TextIO | None = None) -> None:
     """Send all of this process's logs to stderr, in the form that the settings name."""
     handler = logging.StreamHandler(sys.stderr if to is None else to)
     if settings.format == "json":
         handler.setFormatter(JsonLines(device))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(PlainLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = logging.DEBUG if verbose else getattr(logging, settings.level.upper())
     logging.basicConfig(handlers=[handler], level=level, force=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from rich.console import Console
 
 from export.exemplars import MAX_BASE_CODES
 from export.terminal import Terminal, show, show_set
 from sdk.class_names import composed
 from sdk.codes import MAX_FEATURE_SIZE
+from sdk.console import Console
 from sdk.durable import write_output
 from sdk.errors import ExportError
 from sdk.layouts import Layout

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
+
+from sdk.console import Console
 
 STDOUT: Final = "-"
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -16,6 +15,7 @@ from rich.table import Table
 from export.papers import ONE_CLASS
 from export.report import NO_TWO_GROUPS, percents
 from export.set_report import kept_apart
+from sdk.console import Console
 
 if TYPE_CHECKING:
     from export.report import Report

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, NoReturn
 import click
 
 from sdk.errors import HeadwayError, MissingExtra
+from sdk.shown import say
 from sdk.stopping import Terminated, terminable
 
 GROUP: Final = "headway.commands"
@@ -172,8 +173,8 @@ def _give_up_stdout() -> None:
 
 
 def _say(error: HeadwayError) -> int:
-    click.echo(f"error: {error}", err=True)
-    click.echo(f"hint: {error.hint}", err=True)
+    say(f"error: {error}", err=True)
+    say(f"hint: {error.hint}", err=True)
     return USAGE_EXIT
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sdk.cli_stick import pack, unpack
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from sdk.bundle import Bundle
@@ -42,18 +43,20 @@ def show(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from sdk.console import Console, plain
 
     console = Console(soft_wrap=True)
     lineage = facts["lineage"]
-    console.print(f"[bold]{facts['name']}[/]  digest {facts['digest']}")
-    console.print(f"{lineage['backbone']} ({lineage['strategy']}), made {lineage['created_utc']}", highlight=False)
+    made = f"{lineage['backbone']} ({lineage['strategy']}), made {lineage['created_utc']}"
+    console.print(f"[bold]{plain(facts['name'])}[/]  digest {facts['digest']}")
+    console.print(f"{plain(made)}", highlight=False)
     console.print(f"{facts['size_bytes'] / 1e6:.1f} MB in {len(facts['files'])} files", highlight=False)
     classes = Table("class", "samples", "with code", "groups", "id")
     for entry in facts["classes"]:
         counts = (str(entry[what]) for what in ("samples", "codes", "groups"))
-        classes.add_row(entry["name"], *counts, entry["id"])
+        classes.add_row(plain(entry["name"]), *counts, entry["id"])
     console.print(classes)
     summed = sum(entry["samples"] - entry["codes"] for entry in facts["classes"])
     if summed:
@@ -64,13 +67,13 @@ def show(path: Path, as_json: bool) -> None:
     forms = Table("precision", "d", "backbone MB", "feature space")
     for entry in facts["precisions"]:
         size = f"{entry['backbone_bytes'] / 1e6:.1f}"
-        forms.add_row(entry["precision"], str(entry["feature_size"]), size, entry["space"][:16])
+        forms.add_row(plain(entry["precision"]), str(entry["feature_size"]), size, entry["space"][:16])
     console.print(forms)
     split = facts["split"]
     images = ", ".join(f"{part} {count}" for part, count in split["parts"].items())
     console.print(f"split (seed {split['seed']}), images: {images}", highlight=False)
     if split["held_back"]:
-        console.print(f"held back: {', '.join(split['held_back'])}", highlight=False)
+        console.print(f"held back: {plain(', '.join(split['held_back']))}", highlight=False)
 
 
 @bundle.command(short_help="Check every file of a bundle.")
@@ -150,7 +153,7 @@ def lineage(path: Path, search: tuple[Path, ...], fleet: Path | None, as_json: b
         click.echo(json.dumps(told, indent=1))
         return
     for line in _lineage_lines(link):
-        click.echo(line)
+        say(line)
     for head in heads:
         click.echo(
             f"  head {head['precision']}: live set {head['live_set_digest'][:16]}, {head['samples']} samples, "
@@ -162,7 +165,7 @@ def lineage(path: Path, search: tuple[Path, ...], fleet: Path | None, as_json: b
             f"{channel['samples']} samples, {channel['log_length']} log records"
         )
     for line in _parent_lines(link):
-        click.echo(line)
+        say(line)
 
 
 def _lineage_lines(link: Link) -> list[str]:

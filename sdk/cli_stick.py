@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from sdk.errors import ConfigError, MissingExtra, Unsigned
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from sdk.bundle import Bundle
@@ -61,7 +62,7 @@ def pack(path: Path, stick: Path, channel: str, fleet: Path | None, as_json: boo
     if as_json:
         click.echo(msgspec.json.encode(facts))
         return
-    click.echo(f"{stick}: release {packed.ref.name} ({packed.ref.release_id[:12]}) for channel {channel}")
+    say(f"{stick}: release {packed.ref.name} ({packed.ref.release_id[:12]}) for channel {channel}")
     if trust is None:
         click.echo("unsigned: devices whose settings name a root refuse it; see --fleet")
 
@@ -103,9 +104,9 @@ def unpack(stick: Path, out: Path, root: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(facts))
         return
-    click.echo(f"{out}: release {release.ref.name} ({release.ref.release_id[:12]}), whole")
+    say(f"{out}: release {release.ref.name} ({release.ref.release_id[:12]}), whole")
     told = "who signed it was not checked: --root" if version is None else f"signed, version {version}"
-    click.echo(f"channel {opened.index.channel}: {told}")
+    say(f"channel {opened.index.channel}: {told}")
 
 
 def _needs_extra() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from sdk.console import Console
 from sdk.demo import report as reports
 from sdk.demo.plant import DemoFailed, http_client
 from sdk.demo.story import Plan, Shown, play

@@ -11,10 +11,10 @@ from typing import Any, Final
 import cv2
 import jinja2
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sdk.console import Console
 from sdk.demo.story import UNKNOWN, Shown
 from sdk.images import decode
 from sdk.preprocess import resize

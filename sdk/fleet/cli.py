@@ -38,6 +38,7 @@ from sdk.fleet.cli_trust import (
     publish_unsigned,
     sign,
 )
+from sdk.shown import say
 from sdk.stopping import stop_on_signals
 from sdk.wire import DEFAULT_PREFIX
 
@@ -373,7 +374,7 @@ def publish(
             licences.record(directory, opened, ruling)
         ref, served = publication.ref, store.served()
         if not as_json:
-            click.echo(f"published {ref.name} as release {ref.release_id[:12]} on channel {channel}")
+            say(f"published {ref.name} as release {ref.release_id[:12]} on channel {channel}")
             click.echo(
                 f"weights: {opened.manifest.lineage.weights_source}; licence: {ruling.spdx or ruling.stated}"
             )
@@ -435,9 +436,7 @@ def log(directory: Path, channel: str, last: int, as_json: bool) -> None:
                 else:
                     said = " ".join(f"{name}={str(value)[:12]}" for name, value in line["body"].items())
                     who = f"{line['device']} #{line['seq']}"
-                    click.echo(
-                        f"{line['position']:>8}  {_utc(line['wall_time_utc'])}  {who}  {line['kind']}  {said}"
-                    )
+                    say(f"{line['position']:>8}  {_utc(line['wall_time_utc'])}  {who}  {line['kind']}  {said}")
             position += len(records)
 
 
@@ -602,7 +601,7 @@ def _report_text(kind: str, more: dict[str, Any]) -> None:
         click.echo(f"the fleet's page is at {more['address']}")
     elif kind not in ("connected", "reseeding"):
         words = ", ".join(f"{key} {str(value)[:80]}" for key, value in more.items() if value not in ("", None))
-        click.echo(f"{_utc(time.time())}  {kind}: {words}")
+        say(f"{_utc(time.time())}  {kind}: {words}")
 
 
 def _echo_json(value: dict[str, Any]) -> None:

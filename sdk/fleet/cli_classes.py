@@ -13,6 +13,7 @@ from sdk.class_names import composed, key_of
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
 from sdk.labels import FLEET_LOG_PREFIX, RELEASE_DEVICE, Body, KeepApart, MergeClasses, RenameClass
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from sdk.fleet.alike import Pair, Side
@@ -53,13 +54,13 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
         click.echo(msgspec.json.encode(found))
         return
     for one in found["classes"]:
-        click.echo(f"{one['class_id'][:8]}  {one['name']}: {_labels(one['labels'])}")
+        say(f"{one['class_id'][:8]}  {one['name']}: {_labels(one['labels'])}")
     for pair in found["proposed"]:
-        click.echo(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
+        say(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
     for said in found["unheard"]:
-        click.echo(f"\n{said['words']}\n  {said['merge']}\n  {said['apart']}")
+        say(f"\n{said['words']}\n  {said['merge']}\n  {said['apart']}")
     for said in [*found["renamed"], *found["decided"]]:
-        click.echo(f"\n{said['words']}")
+        say(f"\n{said['words']}")
 
 
 @classes.command(short_help="Make two classes one on every device.")
@@ -151,7 +152,7 @@ def _say(store: FleetStore, settings: tuple[Path, str, bool], bodies: list[Body]
     if as_json:
         click.echo(msgspec.json.encode({**done, "served": served, "live_set_digest": found["live_set_digest"]}))
         return
-    click.echo(done["words"])
+    say(done["words"])
     if not served:
         click.echo("no fleet service runs on this directory: devices hear of it when one does")
 

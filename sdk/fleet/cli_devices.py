@@ -156,7 +156,7 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
     if as_json:
         click.echo(msgspec.json.encode({**overview, "devices": shown}))
         return
-    from rich.console import Console
+    from sdk.console import Console, plain
 
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_COLUMNS)
     if not served:
@@ -168,8 +168,8 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
         own = [device for device in everybody if device["channel"] == one["channel"]]
         revoked = sum(device["revoked_utc"] is not None for device in own)
         console.print(
-            f"channel {one['channel']}: release {one['release'] or '-'}, {one['log_length']} log records, "
-            f"live set {digest} ({one['live_samples']} samples)",
+            f"channel {plain(one['channel'])}: release {plain(one['release'] or '-')}, "
+            f"{one['log_length']} log records, live set {digest} ({one['live_samples']} samples)",
             highlight=False,
         )
         console.print(
@@ -178,19 +178,21 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
             highlight=False,
         )
         for note in without_effect(one):
-            console.print(note, highlight=False)
+            console.print(plain(note), highlight=False)
     console.print(_table(shown))
     if len(shown) < len(everybody):
         console.print(f"{len(shown)} of {len(everybody)} devices", highlight=False)
     for one in shown:
         for trouble in troubles_of(one):
-            console.print(f"{one['device']}: {trouble}", highlight=False, markup=False)
+            console.print(plain(f"{one['device']}: {trouble}"), highlight=False)
     for one in overview["ends"]:
-        console.print(f"{one['words']}\n  -> {one['renew']}", highlight=False)
+        console.print(f"{plain(one['words'])}\n  -> {plain(one['renew'])}", highlight=False)
 
 
 def _table(shown: list[dict[str, Any]]) -> Any:
     from rich.table import Table
+
+    from sdk.console import plain
 
     table = Table()
     # Whatever else a narrow terminal folds: who a row is of must be readable.
@@ -199,11 +201,11 @@ def _table(shown: list[dict[str, Any]]) -> Any:
         table.add_column(name)
     for one in shown:
         table.add_row(
-            one["device"],
+            plain(one["device"]),
             one["presence"],
-            one["channel"],
-            release_words(one) or "-",
-            one["head_state"],
+            plain(one["channel"]),
+            plain(release_words(one) or "-"),
+            plain(one["head_state"]),
             f"{(one['live_set_digest'] or '-')[:12]} {learned_words(one)}".rstrip(),
             str(one["outbox"]),
             str(one["log_position"]),

@@ -9,6 +9,7 @@ import click
 from sdk.errors import FleetError
 from sdk.fleet.cli_quarantine import who
 from sdk.labels import DefineClass
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,10 +79,10 @@ def say_merges(merges: list[str]) -> None:
     """Print the commands of `keep_classes`, where there are any."""
     if merges:
         click.echo("it has other ids for classes of the same names; once it is published, to make each pair one:")
-        click.echo("\n".join(f"  {merge}" for merge in merges))
+        say("\n".join(f"  {merge}" for merge in merges))
 
 
 def say_losses(found: Iterable[Loss]) -> None:
     """Print which labels count no more, where there are any."""
     for loss in found:
-        click.echo(f"will not count: {loss.words}")
+        say(f"will not count: {loss.words}")

@@ -65,26 +65,28 @@ def show(directory: Path, channel: str, as_json: bool) -> None:
         }
         click.echo(msgspec.json.encode(told))
         return
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from sdk.console import Console, plain
+
     console = Console(soft_wrap=True)
-    table = Table("device", "", "serves", *(f"{name}, ms" for name in names), title=publication.ref.name)
+    table = Table(
+        "device", "", "serves", *(f"{plain(name)}, ms" for name in names), title=plain(publication.ref.name)
+    )
     for row in rows:
         cells = ["no" if name in row.refused else _ms(row.frame_ms.get(name)) for name in names]
         serves = f"{row.serves or '-'}{' (site.toml)' if row.fixed else ''}"
         there = "unknown" if row.online and not heard else ONLINE_WORD[row.online]
-        table.add_row(row.device, there, serves, *cells)
+        table.add_row(plain(row.device), there, plain(serves), *cells)
     console.print(table)
     for name in names:
         share = faster(name, rows)
         can = sum(name in row.frame_ms for row in rows)
         speed = "" if share is None else f"; takes {share:.2f} times as long as what serves (median)"
-        console.print(f"{name}: {can} of {len(rows)} devices can run it{speed}", highlight=False)
+        console.print(f"{plain(name)}: {can} of {len(rows)} devices can run it{speed}", highlight=False)
     for row in rows:
         for name, why in row.refused.items():
-            console.print(escape(f"{row.device} cannot run {name}: {why}"), highlight=False)
+            console.print(plain(f"{row.device} cannot run {name}: {why}"), highlight=False)
 
 
 def _ms(value: float | None) -> str:

@@ -33,8 +33,9 @@ def wait_for_devices(
     store: FleetStore, publication: Publication, wait_s: float, *, quiet: bool
 ) -> list[dict[str, Any]]:
     """Wait until every device took a publication or gave up, or the time is up; return how far each is."""
-    from rich.console import Console
     from rich.live import Live
+
+    from sdk.console import Console
 
     console = Console(stderr=True, quiet=quiet)
     deadline = time.monotonic() + wait_s
@@ -77,16 +78,17 @@ def _progress_rows(store: FleetStore, publication: Publication) -> list[dict[str
 
 
 def _progress_table(rows: list[dict[str, Any]]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+
+    from sdk.console import plain
 
     table = Table("device", "", "update", "reason")
     for row in rows:
         table.add_row(
-            row["device"],
+            plain(row["device"]),
             row["presence"],
             row["settled"] or row["state"],
-            escape(row["reason"] or _what_keeps(row)),
+            plain(row["reason"] or _what_keeps(row)),
         )
     return table
 

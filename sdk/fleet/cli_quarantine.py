@@ -12,6 +12,7 @@ import msgspec
 
 from sdk.errors import FleetError, UnknownDevice
 from sdk.labels import MAX_COUNTER, Quarantine
+from sdk.shown import say
 from sdk.sources import ANYBODY, Hold
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ def suspects(directory: Path, channel: str, as_json: bool) -> None:
         click.echo(msgspec.json.encode(found))
         return
     for one in found["quarantined"]:
-        click.echo(f"quarantined: {one['words']}")
+        say(f"quarantined: {one['words']}")
     for one in found["suspects"]:
-        click.echo(f"{one['words']}\n  {one['command']}")
+        say(f"{one['words']}\n  {one['command']}")
     if not found["suspects"]:
         click.echo(f"no source of channel {channel} labels against all others")
 
@@ -169,7 +170,7 @@ def _decide(
         click.echo(msgspec.json.encode(answer))
         return
     state = {0: "counts again", MAX_COUNTER: "is quarantined"}.get(upto, "counts again from now on")
-    click.echo(f"{_source(device, operator)} {state}; the fleet's live set is {live.digest[:12] if live else '-'}")
+    say(f"{_source(device, operator)} {state}; the fleet's live set is {live.digest[:12] if live else '-'}")
     if not served:
         click.echo("no fleet service runs on this directory: devices hear of it when one does")
 

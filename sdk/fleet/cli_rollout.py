@@ -12,6 +12,7 @@ import msgspec
 
 from sdk.errors import FleetError
 from sdk.fleet.cli_progress import ONLINE_WORD
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,8 +96,9 @@ def show(directory: Path, channel: str, watch: bool, as_json: bool) -> None:
     from sdk.fleet.cli import open_fleet
 
     with open_fleet(directory) as store:
-        from rich.console import Console
         from rich.live import Live
+
+        from sdk.console import Console
 
         console = Console()
         if as_json or not watch or not console.is_terminal:
@@ -151,7 +153,7 @@ def _act(directory: Path, channel: str, as_json: bool, words: str, what: Any) ->
         if as_json:
             click.echo(msgspec.json.encode(overview(store, channel)))
         else:
-            click.echo(f"{channel}: {words}")
+            say(f"{channel}: {words}")
             if not store.served():
                 click.echo("no fleet service runs on this directory; it is carried out when one starts")
 
@@ -257,31 +259,32 @@ def _stands(state: str, rollout: Rollout, runs_it: bool, after: Publication | No
 
 
 def _table(report: dict[str, Any]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+
+    from sdk.console import plain
 
     title = (
         f"{report['release']} on {report['channel']}: {report['state']}, wave {report['wave']} of "
         f"{len(report['waves'])} ({', '.join(report['waves'])})"
     )
-    table = Table("device", "wave", "", "update", "own labels", "unknown", "ms", "trouble", title=escape(title))
+    table = Table("device", "wave", "", "update", "own labels", "unknown", "ms", "trouble", title=plain(title))
     for one in report["devices"]:
         before, now = one["before"] or {}, one["now"] or {}
         table.add_row(
-            one["device"],
+            plain(one["device"]),
             str(one["wave"]),
             one["presence"],
-            one["stands"],
+            plain(one["stands"]),
             _change(_known(before), _known(now), "{}"),
             _change(before.get("unknown"), now.get("unknown"), "{:.0%}"),
             _change(before.get("latency_ms"), now.get("latency_ms"), "{:.0f}"),
-            escape(one["trouble"] or "; ".join(one["faults"])),
+            plain(one["trouble"] or "; ".join(one["faults"])),
         )
     left = report["not_reached"]
     under = [f"{left} device{'s' if left != 1 else ''} not reached yet"] if left else []
     if report["reason"]:
         under.insert(0, report["reason"])
-    table.caption = escape("; ".join(under))
+    table.caption = plain("; ".join(under))
     return table
 
 

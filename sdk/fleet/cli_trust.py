@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from sdk.errors import FleetError, KeyRefused
+from sdk.shown import say
 
 if TYPE_CHECKING:
     from sdk.bundle import Bundle
@@ -119,7 +120,7 @@ def keys_show(directory: Path, as_json: bool) -> None:
             f"{role['role']:<10} version {role['version']:<4} until {role['expires'][:10]}  {needed}: {names}"
         )
     for release in rows["releases"]:
-        click.echo(f"signed     {release['channel']} version {release['version']}: {release['name']}")
+        say(f"signed     {release['channel']} version {release['version']}: {release['name']}")
 
 
 def _overview(repository: Repository) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def sign(file: Path, keys_dir: Path | None, passphrase_file: Path | None, direct
     before = {} if directory is None else open_trust(directory).targets().signed.targets
     after = getattr(staged.signed, "targets", {})
     for line in describe_change(before, after):
-        click.echo(line)
+        say(line)
     if keys_dir is not None:
         signer = load_key(keys_dir / "targets.pem", passphrase_for(keys_dir, passphrase_file))
         add_signatures(staged, [signer])
@@ -258,7 +259,7 @@ def sign(file: Path, keys_dir: Path | None, passphrase_file: Path | None, direct
 
     with FleetStore(directory) as store:
         for one in put_into_force(store, open_trust(directory), staged):
-            click.echo(f"published {one.ref.name} on channel {one.channel}")
+            say(f"published {one.ref.name} on channel {one.channel}")
 
 
 # -- what `publish` and `serve` use -------------------------------------------------------------------------------
