@@ -52,6 +52,8 @@ _PARTS: Final = tuple(Part)
 
 Sha256Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ClassIdHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+_NO_CONTROL: Final = r"^[^\x00-\x1f\x7f-\x9f]*\Z"
+"""Names are shown on terminals, which obey control characters."""
 FileName = Annotated[str, msgspec.Meta(pattern=_NAME)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0)]
@@ -75,7 +77,7 @@ class ClassEntry(_Part, frozen=True, kw_only=True):
     """A class of the release's own samples."""
 
     id: ClassIdHex
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=_NO_CONTROL)]
 
 
 class HeadEntry(_Part, frozen=True, kw_only=True):
@@ -187,7 +189,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     """`manifest.json`, in canonical form: sorted members, no white space, UTF-8."""
 
     format: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=_NO_CONTROL)]
     classes: Annotated[list[ClassEntry], msgspec.Meta(min_length=1, max_length=MAX_CLASSES)]
     preprocess: Preprocess
     pictures: PicturesEntry | msgspec.UnsetType = msgspec.UNSET

@@ -7,13 +7,15 @@ import logging
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from device_agent.agent import Agent
 from device_agent.config import LogSettings, load_site
 from device_agent.history import read_history
 from device_agent.logs import set_up_logs
-from sdk.bundle import Bundle
+from sdk.bundle import MANIFEST_NAME, Bundle, decode_manifest, encode_manifest
+from sdk.errors import HeadwayError
 from sdk.fleet.store import FleetStore
 from sdk.wire import DeviceState
 from tests.commands import headway
@@ -63,6 +65,21 @@ def test_a_bundle_is_shown_under_the_names_that_it_has(bundle: Bundle, capsys: p
     assert "Riss [gross]" in told.out
     assert "[/x]" in told.out
     assert headway(capsys, "bundle", "lineage", bundle.path).out.startswith(NAME)
+
+
+@pytest.mark.parametrize("what", ["name", "class"])
+def test_a_bundle_with_control_characters_in_a_name_is_refused(tmp_path: Path, what: str) -> None:
+    made = tiny_bundle(tmp_path / "bundle", per_class=6)
+    file = made.path / MANIFEST_NAME
+    manifest = decode_manifest(file.read_bytes())
+    if what == "name":
+        manifest = msgspec.structs.replace(manifest, name="a\x1b[2J")
+    else:
+        first = msgspec.structs.replace(manifest.classes[0], name="good\n")
+        manifest = msgspec.structs.replace(manifest, classes=[first, *manifest.classes[1:]])
+    file.write_bytes(encode_manifest(manifest))
+    with pytest.raises(HeadwayError):
+        Bundle.open(made.path)
 
 
 def test_an_agent_shows_names_as_they_are(
