@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from rich.console import Console
 
 from export.card import card
 from export.mlbom import CARD_NAME, mlbom
@@ -34,6 +33,7 @@ from export.report import (
 )
 from export.terminal import show
 from sdk.bundle import Bundle, write_bundle
+from sdk.console import Console
 from sdk.errors import BadFormat
 from sdk.lineage import FINETUNED, MAX_MLBOM_BYTES, MLBOM_NAME, Link, Weights, lineage, properties_of
 from tests.builders import set_report_on

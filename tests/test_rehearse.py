@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
 from device_agent.figures import show_rehearsal
 from device_agent.learner import Learner
@@ -35,6 +34,7 @@ from device_agent.shift import DEVICE, WITHDRAWN, Coded, Line, Point, Policy, Sh
 from device_agent.store import Store
 from sdk.bundle import BaseSamples, Bundle
 from sdk.codes import Codes
+from sdk.console import Console
 from sdk.errors import BadImages
 from sdk.images import ImageSet, open_images
 from sdk.splits import Part
