@@ -28,7 +28,7 @@ from device_agent.database import Database
 from device_agent.learned import ClassInfo
 from device_agent.page.access import Role
 from device_agent.page.api import ClassField, ClassName, OperatorName, Routes, operator_of
-from device_agent.page.book import StationSetting
+from device_agent.page.book import DAMAGED, StationSetting
 from device_agent.page.guard import needs
 from device_agent.page.history import ClassUse, LabelHistory
 from device_agent.page.refusal import Refusal
@@ -195,7 +195,7 @@ class PutAway:
         """Return up to how many labels given each class is asked for; below none, a class that was put away."""
         stored = self._stored.get()
         marks: _Marks = {}
-        with contextlib.suppress(msgspec.MsgspecError):  # a backup says what whoever may write to it wrote there
+        with contextlib.suppress(*DAMAGED):  # a backup says what whoever may write to it wrote there
             marks = {} if stored is None else msgspec.json.decode(stored, type=_Marks)
         return {canonical(bytes.fromhex(class_id)): upto for class_id, upto in marks.items()}
 

@@ -25,7 +25,7 @@ from device_agent.heads import Reference
 from device_agent.learned import Now, in_english
 from device_agent.page.access import Role
 from device_agent.page.api import HeadOut, Routes, head_out
-from device_agent.page.book import StationSetting, setting
+from device_agent.page.book import DAMAGED, StationSetting, setting
 from device_agent.page.counts import SHIFTS, local
 from device_agent.page.guard import needs
 from device_agent.report import DriftReport
@@ -146,9 +146,7 @@ class Quality:
         """Go by what people chose, or say that nobody knows it here."""
         store, stored = self._station.store, self._target.get()
         if stored is not None:
-            with contextlib.suppress(
-                msgspec.MsgspecError
-            ):  # a backup says what whoever may write to it wrote there
+            with contextlib.suppress(*DAMAGED):  # a backup says what whoever may write to it wrote there
                 target = msgspec.json.decode(stored, type=Target)
                 if not target.whole and self._station.serving is not None:  # an earlier version's
                     target = self._whole(target)
