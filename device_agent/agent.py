@@ -340,7 +340,7 @@ class Agent:
             head_digest=None if status is None else status.digest,
             head_samples=0 if status is None else status.samples,
             taken_back=status is not None and status.taken_back,
-            own_labels=None if status is None else status.own_labels,
+            own_labels=None if status is None else status.kept_labels,
             labelled_pictures=self.store.samples.labelled_pictures(),
             outbox=self.store.log.outbox_depth(),
             log_position=self.store.log.position(self.site.channel),

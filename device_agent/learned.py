@@ -84,6 +84,8 @@ class LearnerStatus:
         live_set_digest: Digest of all that is labelled now; the head that serves may be of an earlier set.
         live_samples: Size of that set.
         own_labels: Samples in it that operators labelled on this device.
+        kept_labels: The same for the fleet, which takes fewer of them for lost ones; None while it holds some
+            back, and until the newest head has learned all that is labelled.
         label_to_live_ms: From the last label being durable to its head serving; None before the first.
         outcome: How the newest head's trial ended.
         reason: Why, in English.
@@ -109,6 +111,7 @@ class LearnerStatus:
     live_set_digest: str
     live_samples: int
     own_labels: int
+    kept_labels: int | None
     label_to_live_ms: float | None
     outcome: Outcome
     reason: str

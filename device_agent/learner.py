@@ -282,6 +282,9 @@ class Learner:
         """Return how the learning stands."""
         with self._turns.changed:
             active, last, live = self._heads.active, self._heads.last, self._heads.live
+            own_labels = live.devices.count(self._store.device)
+            held = quarantine(self._base.fold.holds(), self._store.device)
+            whole = not held and live.digest == self._base.fold.digest()
             return LearnerStatus(
                 state=active.state,
                 number=active.number,
@@ -291,7 +294,8 @@ class Learner:
                 harm=self._heads.harm,
                 live_set_digest=live.digest,
                 live_samples=len(live),
-                own_labels=live.devices.count(self._store.device),
+                own_labels=own_labels,
+                kept_labels=own_labels if whole else None,
                 label_to_live_ms=self._learning.label_to_live_ms,
                 outcome=last.outcome,
                 reason=last.reason,
@@ -305,7 +309,7 @@ class Learner:
                 if active.state is HeadState.CONFIRMED
                 else (),
                 withdrawn=self._still_deciding(),
-                quarantine=quarantine(self._base.fold.holds(), self._store.device),
+                quarantine=held,
                 unheard=self._folded.unheard(),
             )
 

@@ -364,7 +364,8 @@ class DeviceState(_Message, frozen=True, kw_only=True, forbid_unknown_fields=Fal
     run: Text = ""
     """Which start of its agent says so: drawn anew at each. In the last will too."""
     own_labels: Count | None = None
-    """Labels given on it that count with the release that serves; None where an older device does not say."""
+    """Labels given on it that count with the release that serves; None where an older device does not say, while
+    the fleet holds some of them back, and until all that is labelled is learned."""
     labelled_pictures: Count | None = None
     """Pictures with a label from there that it has: these labels follow into another feature space."""
 

@@ -236,6 +236,37 @@ def test_devices_follow_and_are_told_why(fleet: FleetStore, bundle: Bundle, tmp_
         learner.stop()
 
 
+def test_labels_that_the_fleet_holds_back_are_not_told_as_lost(
+    fleet: FleetStore, bundle: Bundle, tmp_path: Path
+) -> None:
+    """A rollout would halt for them, though no release did it."""
+    with Store.open(tmp_path / "data", "line-3", limits=StoreLimits()) as store:
+        learner = Learner(bundle, None, store)
+
+        def hears() -> None:
+            union = records_of(fleet)
+            store.log.receive(union, len(union), "default")
+            learner.received(union)
+
+        def decides(through: int) -> None:
+            with fleet.write() as ledger:
+                ledger.decide("default", [Quarantine("line-3", "", through, "camera upside down", "ann")])
+            hears()
+
+        hears()
+        learner.run_until_idle()
+        assert learner.status().kept_labels == 15
+        decides(MAX_COUNTER)
+        learner.run_until_idle()
+        assert learner.status().kept_labels is None
+        decides(0)
+        learner.digest()  # folded, and not learned
+        assert (learner.status().quarantine, learner.status().kept_labels) == ("", None)
+        learner.run_until_idle()
+        assert learner.status().kept_labels == 15
+        learner.stop()
+
+
 def test_a_running_service_shares_what_a_command_decided(fleet_dir: Path, bundle: Bundle) -> None:
     fleet = fleet_of(fleet_dir, "a", "b")
     fleet.store.publish(bundle, channel="default")
