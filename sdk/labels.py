@@ -587,13 +587,17 @@ class Fold:
         return {(pair.one, pair.other) for pair in found}
 
     def unheard_merges(self) -> list[Merge]:
-        """Return what devices said is one class, and no people of their fleet have said yet or denied."""
+        """Return what devices said is one class, and no people of their fleet have said yet or denied.
+
+        Not what counts no more whatever it says: of a device, or an operator, that is quarantined.
+        """
         held = {hold.device for hold in self.holds() if hold.operator == MERGES}
         settled = {frozenset(map(self.canonical, pair)) for pair in self.apart()} if held else set()
         return [
             Merge(each.device, each.operator, each.one, each.other)
             for each in sorted(self._merges, key=attrgetter("order"))
             if each.device in held
+            and self._holds.counts(Said(each.counter, each.device, each.operator))
             and len(pair := frozenset(map(self.canonical, (each.one, each.other)))) == 2
             and pair not in settled
         ]

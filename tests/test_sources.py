@@ -270,6 +270,10 @@ def test_its_merges_alone_may_be_held_back() -> None:
     assert sorted(fold.live_set().class_ids) == CLASSES[1:3]
     assert (fold.apart(), fold.class_names()[CLASSES[1]]) == (set(), "pit")
     assert fold.unheard_merges() == [("bad", "bob", CLASSES[2], CLASSES[1])]
+    for operator in ("", "bob"):  # what is held back anyway is nothing to say for all
+        hold(fleet, "bad", MAX_COUNTER, operator)
+        assert folded([*bad.log, *fleet.log]).unheard_merges() == []
+        hold(fleet, "bad", 0, operator)
     fleet.write(MergeClasses(CLASSES[1], CLASSES[2], "ann"))
     fold = folded([*fleet.log, *bad.log])
     assert (set(fold.live_set().class_ids), fold.unheard_merges()) == ({CLASSES[1]}, [])
