@@ -145,9 +145,8 @@ class OperatingTarget:
         self._found: _Found | None = None
         self._kept: KeptThreshold | None = None
         if kept is not None:
-            with contextlib.suppress(
-                msgspec.MsgspecError
-            ):  # a backup says what whoever may write to it wrote there
+            # A backup says what whoever may write to it wrote there.
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 self._kept = msgspec.json.decode(kept, type=KeptThreshold)
         # Asked for each frame.
         self._good: tuple[dict[bytes, str], Naming | None, object, frozenset[bytes]] = {}, None, None, frozenset()

@@ -464,7 +464,7 @@ def _passing(site: Site, names: Mapping[str, str]) -> Iterator[Finding]:
 
 def _chosen(site: Site) -> set[str] | None:
     """Return the ids of the classes that people chose as good; None where nobody did, or no store says it."""
-    with contextlib.suppress(HeadwayError, OSError, sqlite3.Error, msgspec.MsgspecError):
+    with contextlib.suppress(HeadwayError, OSError, sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError):
         if (site.data_dir / STORE_NAME).is_file():
             kept = read_kept(site.data_dir / STORE_NAME, KEPT_AS)
             good = None if kept is None else msgspec.json.decode(kept, type=Target).good

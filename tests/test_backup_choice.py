@@ -145,7 +145,10 @@ def test_the_choice_outlasts_the_pages_own_file(tmp_path: Path, bundle: Bundle, 
         assert operating(device) == CHOSEN
 
 
-@pytest.mark.parametrize("value", [b'{"\xff": 1}', b"\xff", b"{}x", b'{"good": ["rings"]}', b'{"escape_rate": 2}'])
+@pytest.mark.parametrize(
+    "value",
+    [b'{"\xff": 1}', b"\xff", b"{}x", b'{"good": ["rings"]}', b'{"escape_rate": 2}', b'{"release": "\xff", "": 1}'],
+)
 @pytest.mark.usefixtures("chosen")
 def test_a_choice_that_cannot_be_one_is_told_and_nothing_falls(
     tmp_path: Path, bundle: Bundle, stream: Path, value: bytes
@@ -154,7 +157,8 @@ def test_a_choice_that_cannot_be_one_is_told_and_nothing_falls(
     make_backup(tmp_path / "data", tmp_path / "backup")
     restore_backup(tmp_path / "backup", tmp_path / "new", "line-1", in_fleet=False)
     with contextlib.closing(sqlite3.connect(tmp_path / "new" / STORE_NAME)) as db:
-        db.execute("UPDATE meta SET value = ? WHERE key IN ('kept/operating', 'kept/classes')", (value,))
+        for name in ("operating", "operating-threshold", "classes"):
+            db.execute("REPLACE INTO meta VALUES (?, ?)", (f"kept/{name}", value))
         db.commit()
     with serving(tmp_path / "new", stream, bundle) as device:
         assert told(device)
