@@ -34,6 +34,7 @@ from typing import Final
 from device_agent.afterwards import Afterwards
 from device_agent.courtesy import Courtesy
 from device_agent.folded import Folded
+from device_agent.former_names import FormerNames
 from device_agent.heads import ActiveHead, Reference, score_of
 from device_agent.heads_and_updates import HeadRow
 from device_agent.labelling import Labelling, class_name
@@ -54,7 +55,7 @@ from sdk.audit import Suspect, suspects
 from sdk.bundle import Bundle
 from sdk.codes import Code
 from sdk.head import Head
-from sdk.labels import Body, DefineClass, MergeClasses, Record, RenameClass, new_class_id
+from sdk.labels import RELEASE_DEVICE, Body, DefineClass, MergeClasses, Record, RenameClass, new_class_id
 from sdk.liveset import LiveSet
 from sdk.reason import PRICES
 from sdk.wire import HeadState
@@ -102,6 +103,8 @@ class Learner:
         self._store = store
         self._base = Base.of(bundle, precision, store.log.shelf)
         self.space = self._base.fold.space
+        self._former = FormerNames(store)
+        self._former.note(self._base.fold.names_by(RELEASE_DEVICE))
         self._turns = Turns()
         self._folded = Folded(store, self._base.fold, self._turns)
         self._labelling = Labelling(store, self._folded, embed)
@@ -250,7 +253,8 @@ class Learner:
             return self._folded.classes()
 
     def called(self, now: Now = in_english) -> Callable[[bytes], str]:
-        """Return what gives a class's name, also of one that was made part of another since.
+        """Return what gives a class's name, also of one that was made part of another since, or that only a
+        release of before had.
 
         Args:
             now: Joins the last name of such a class and what it is called by now.
@@ -258,7 +262,7 @@ class Learner:
         with self._turns.changed:
             self._folded.catch_up()
             names = {each.class_id: each.name for each in self._folded.classes()}
-            own = self._base.fold.own_names()
+            own = {**self._former.names, **self._base.fold.own_names()}
         return partial(called, names, own, self.canonical, now)
 
     def label_of(self, sample_id: bytes) -> bytes | None:
