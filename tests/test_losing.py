@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -105,6 +106,18 @@ def device(name: str, pictures: int | None) -> Device:
 def test_so_many_labels_would_be_lost(own: int, to_say: int, pictures: int | None, labels: int) -> None:
     found = lost(Counter({"a": own}), Counter({"a": to_say} if to_say else {}), [device("a", pictures)])
     assert sum(loss.labels for loss in found) == labels
+
+
+def test_a_state_of_before_the_last_labels_tells_of_no_loss() -> None:
+    """Labels reach the fleet with the log, and its pictures are counted when a device tells its state again."""
+    state = DeviceState(device="a", channel="default", online=True, labelled_pictures=1, own_labels=2)
+    before = dataclasses.replace(device("a", None), state=state)
+    assert lost(Counter({"a": 2}), Counter({"a": 2}), [before]) == [Loss("a", 1, gone=False)]
+    assert lost(Counter({"a": 9}), Counter({"a": 9}), [before]) == [Loss("a", 1, gone=False)]
+    state = DeviceState(device="a", channel="default", online=True, labelled_pictures=1, live_set_digest="ab" * 32)
+    learning = dataclasses.replace(before, state=state)
+    assert lost(Counter({"a": 9}), Counter({"a": 9}), [learning], "ab" * 32) == [Loss("a", 8, gone=False)]
+    assert lost(Counter({"a": 9}), Counter({"a": 9}), [learning], "cd" * 32) == []
 
 
 def test_what_is_not_agreed_to_is_refused_by_name() -> None:

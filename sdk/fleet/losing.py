@@ -44,7 +44,8 @@ def losses(store: FleetStore, channel: str, bundle: Bundle, precision: str | Non
     """Return which labels that count now would not with a bundle, most first.
 
     Those whose code in its feature space the log has, and those that it brings itself, count. A device that was
-    not brought up to date yet does not say how many pictures it has: it is believed to have them.
+    not brought up to date yet does not say how many pictures it has: it is believed to have them, and so is one
+    whose state is older than its last labels.
 
     Args:
         store: The fleet's.
@@ -64,25 +65,31 @@ def losses(store: FleetStore, channel: str, bundle: Bundle, precision: str | Non
         for sample, device in zip(learned.live.samples, learned.live.devices, strict=True)
         if device != RELEASE_DEVICE and sample not in brought and not left.get((at, sample), False)
     )
-    return lost(own, to_say, devices)
+    return lost(own, to_say, devices, learned.live.digest)
 
 
-def lost(own: Counter[str], to_say: Counter[str], devices: Collection[Device]) -> list[Loss]:
+def lost(
+    own: Counter[str], to_say: Counter[str], devices: Collection[Device], digest: str | None = None
+) -> list[Loss]:
     """Return how many labels of each device nobody can say the codes of.
 
     Args:
         own: Labels that count, by the device that they were given on.
         to_say: Of these, those without a code in the other feature space.
         devices: Those that are in the fleet.
+        digest: Of the live set, to tell a state of before; None takes each for one of now.
     """
-    kept = {device.device: device.state.labelled_pictures for device in devices}
+    said = {device.device: device.state for device in devices}
     found = []
     for device, labels in to_say.items():
-        pictures = kept.get(device)
-        if device not in kept:
+        if (state := said.get(device)) is None:
             found.append(Loss(device, labels, gone=True))
-        elif pictures is not None and pictures < own[device]:
-            found.append(Loss(device, min(labels, own[device] - pictures), gone=False))
+            continue
+        # Labels come with the log, pictures are counted in the state: it may be of before the last labels.
+        now = digest is None or state.live_set_digest in (None, digest)
+        known = (own[device] if now else 0) if state.own_labels is None else min(own[device], state.own_labels)
+        if state.labelled_pictures is not None and state.labelled_pictures < known:
+            found.append(Loss(device, min(labels, known - state.labelled_pictures), gone=False))
     return sorted(found, key=lambda loss: (-loss.labels, loss.device))
 
 
