@@ -19,6 +19,7 @@ import msgspec
 
 from device_agent.naming import Naming
 from sdk.class_names import key_of
+from sdk.damaged import DAMAGED
 from sdk.errors import HeadError
 from sdk.head import Calibration
 from sdk.moments import Floats
@@ -146,7 +147,7 @@ class OperatingTarget:
         self._kept: KeptThreshold | None = None
         if kept is not None:
             # A backup says what whoever may write to it wrote there.
-            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            with contextlib.suppress(*DAMAGED):
                 self._kept = msgspec.json.decode(kept, type=KeptThreshold)
         # Asked for each frame.
         self._good: tuple[dict[bytes, str], Naming | None, object, frozenset[bytes]] = {}, None, None, frozenset()

@@ -42,6 +42,7 @@ from device_agent.store import STORE_NAME, StoreFacts, check_store
 from device_agent.trust import COPY_KEY as TRUST_COPY
 from device_agent.trust import KEY as TRUST_KEY
 from sdk.bundle import Bundle
+from sdk.damaged import DAMAGED
 from sdk.durable import sync_path
 from sdk.errors import BundleError, ConfigError, StoreCorrupt
 from sdk.release import describe
@@ -196,7 +197,7 @@ def read_backup(backup: Path) -> BackupFacts:
             facts = msgspec.json.decode(stream.read(_MAX_FACTS_BYTES), type=BackupFacts)
         with _open_plain(backup, STORE_NAME) as stream:
             digest = _digest_of(stream)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, *DAMAGED) as error:
         raise _no_backup(f"{backup} is no backup: {str(error)[:120]}") from error
     if facts.format != FORMAT:
         raise _no_backup(f"{backup} has format {facts.format}, this Headway knows {FORMAT}")

@@ -60,6 +60,7 @@ from device_agent.runtime.onnx import installed_providers
 from device_agent.store import STORE_NAME, check_store, read_kept
 from sdk.bundle import Bundle
 from sdk.class_names import key_of
+from sdk.damaged import DAMAGED
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
 from sdk.expiry import Expiry, Standing
 from sdk.layouts import IMAGE_SUFFIXES
@@ -464,7 +465,7 @@ def _passing(site: Site, names: Mapping[str, str]) -> Iterator[Finding]:
 
 def _chosen(site: Site) -> set[str] | None:
     """Return the ids of the classes that people chose as good; None where nobody did, or no store says it."""
-    with contextlib.suppress(HeadwayError, OSError, sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError):
+    with contextlib.suppress(HeadwayError, OSError, sqlite3.Error, *DAMAGED):
         if (site.data_dir / STORE_NAME).is_file():
             kept = read_kept(site.data_dir / STORE_NAME, KEPT_AS)
             good = None if kept is None else msgspec.json.decode(kept, type=Target).good

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from device_agent.store import Store
+from sdk.damaged import DAMAGED
 from sdk.errors import StoreFull
 
 KEPT_AS: Final = "class-names"
@@ -32,7 +33,7 @@ class FormerNames:
         self._store = store
         self._names: dict[bytes, str] = {}
         # A store may come from a backup, which says what whoever may write to it wrote there.
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        with contextlib.suppress(*DAMAGED):
             kept = store.kept(KEPT_AS)
             self._names = {} if kept is None else msgspec.msgpack.decode(kept, type=dict[bytes, str])
 

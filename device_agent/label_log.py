@@ -29,6 +29,7 @@ from device_agent.database import Database, damaged
 from device_agent.meta import Meta
 from device_agent.stored_codes import StoredCodes
 from sdk.codes import Code
+from sdk.damaged import DAMAGED
 from sdk.errors import LabelError, StoreFull
 from sdk.labels import (
     FLEET_LOG_PREFIX,
@@ -434,14 +435,14 @@ def decode_entry(raw: bytes) -> Entry:
     """Return a stored entry; StoreCorrupt where it is none."""
     try:
         return _entry_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise damaged(f"a stored entry is damaged: {str(error)[:100]}") from error
 
 
 def _decode_aside(value: bytes) -> _Said:
     try:
         raw, code = _aside_decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise damaged(f"an entry that was set aside is damaged: {str(error)[:100]}") from error
     entry = decode_entry(raw)
     return _Said(entry.body, code, entry.wall_time_us)

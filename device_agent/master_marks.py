@@ -14,6 +14,7 @@ import msgspec
 
 from device_agent.masters import Mark
 from device_agent.store import Store
+from sdk.damaged import DAMAGED
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,6 @@ class MasterMarks:
         raw = self._store.kept(KEPT_AS)
         try:
             return {} if raw is None else msgspec.msgpack.decode(raw, type=_Marks)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except DAMAGED as error:
             _log.error("what heads said of master parts is damaged and begins anew: %s", error)
             return {}

@@ -29,6 +29,7 @@ import msgspec
 
 from device_agent.database import disk
 from sdk.chunks import ChunkStore, assemble
+from sdk.damaged import DAMAGED
 from sdk.durable import sync_path, write_whole
 from sdk.errors import BadFormat, BundleError, ConfigError, HeadwayError, Incompatible, RemoteWireError, Unreadable
 from sdk.release import Release
@@ -106,7 +107,7 @@ def refusal(data_dir: Path) -> Refused | None:
     """Return why what was put into the inbox last was refused; None where it was not."""
     try:
         return msgspec.json.decode((data_dir / INBOX_NAME / REFUSED_NAME).read_bytes(), type=Refused)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, *DAMAGED):
         return None
 
 

@@ -29,6 +29,7 @@ import msgspec
 from device_agent.config import MqttTable
 from device_agent.expiry import ending_words
 from device_agent.store import Store, read_kept
+from sdk.damaged import DAMAGED
 from sdk.errors import BundleError, ConfigError, OlderVersion, RemoteWireError, Unsigned
 from sdk.wire import Ack, Desired, LogSegment
 
@@ -268,7 +269,7 @@ def _copied(store: Store) -> Seen | None:
     copy = store.kept(COPY_KEY)
     try:
         return None if copy is None else msgspec.msgpack.decode(copy, type=verify.Seen)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         log.warning("what the backup says was accepted from the fleet cannot be read: %s", error)
         return None
 

@@ -35,6 +35,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from export.maps import layout_of
 from sdk.bundle import MapEntry
 from sdk.codes import MAX_FEATURE_SIZE
+from sdk.damaged import DAMAGED
 from sdk.errors import ExportError, UnknownBackbone
 from sdk.preprocess import Preprocess
 
@@ -367,7 +368,7 @@ def _described(folder: Path) -> _FolderConfig:
         return msgspec.json.decode(file.read_bytes(), type=_FolderConfig)
     except OSError as error:
         raise UnknownBackbone(f"{file}: {error.strerror}", hint=_AGAIN) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except DAMAGED as error:
         raise UnknownBackbone(f"{file}: {_one_line(error)}", hint=_AGAIN) from error
 
 

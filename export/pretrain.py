@@ -39,6 +39,7 @@ from export.looks import Batch, Looks, looks
 from export.precision import finished
 from export.recipes import batch_norms, share_of_peak
 from export.sheet_source import Source
+from sdk.damaged import DAMAGED
 from sdk.errors import ExportError
 from sdk.surfaces import PRODUCT
 from sdk.surfaces.sheets import DEFECT_NAMES, KIND_NAMES, Combination
@@ -137,7 +138,7 @@ def recipe_of(text: bytes, source: str) -> Recipe:
                 f"{source}: a recipe has no {unknown[0]!r}", hint=f"Did you mean {near[0]!r}?" if near else hint
             )
         return msgspec.convert({**asdict(Recipe()), **given}, Recipe)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+    except DAMAGED as error:
         raise ExportError(f"{source}: {error}", hint=hint) from error
 
 

@@ -51,6 +51,7 @@ from export.transfer import (
     shift_from_source,
 )
 from sdk.codes import Features
+from sdk.damaged import DAMAGED
 from sdk.errors import ExportError
 from sdk.verdict import MIN_LOST_GROUPS
 
@@ -440,7 +441,7 @@ class _Auto:
             return _Ledger(fingerprint)
         try:
             found = msgspec.json.decode(file.read_bytes(), type=_Ledger)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, *DAMAGED) as error:
             raise ExportError(
                 f"{file} is no record of trials: {' '.join(str(error).split())[:200]}",
                 hint="Delete it; the trials then start from the beginning.",

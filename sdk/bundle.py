@@ -24,6 +24,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from sdk.codes import MAX_FEATURE_SIZE, Codes, Features, code_digest, feature_space_id
+from sdk.damaged import DAMAGED
 from sdk.durable import sync_path
 from sdk.errors import BadFormat, BadSignature, HeadError, Incompatible
 from sdk.exchange import draft_of, put_back, take_place
@@ -457,7 +458,7 @@ def decode_manifest(data: bytes) -> Manifest:
                 hint="Update Headway on this machine, or export the bundle with this version.",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except DAMAGED as error:
         raise BadFormat(f"{MANIFEST_NAME}: {str(error)[:200]}", hint=again) from error
     if encode_manifest(manifest) != data:
         raise BadFormat(f"{MANIFEST_NAME} is not in canonical form", hint=again)

@@ -33,6 +33,7 @@ from typing import Final
 import msgspec
 
 from sdk.class_names import composed
+from sdk.damaged import DAMAGED
 from sdk.errors import BadImages
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -557,7 +558,7 @@ def _looks_like_coco(path: Path) -> bool:
         return False
     try:
         msgspec.json.decode(path.read_bytes(), type=_Head)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except DAMAGED:
         return False
     return True
 
@@ -567,7 +568,7 @@ def _read_coco(path: Path) -> _Coco:
         raise BadImages(f"{path} is larger than {MAX_INDEX_BYTES // 2**20} MiB", hint="Divide the set.")
     try:
         coco = msgspec.json.decode(path.read_bytes(), type=_Coco)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DAMAGED as error:
         words = " ".join(str(error).split())[:160]
         raise BadImages(
             f"{path} is no COCO file of boxes or masks: {words}",

@@ -16,6 +16,7 @@ from typing import Annotated, Final
 import msgspec
 
 from sdk.bundle import MANIFEST_NAME, MAX_MANIFEST_BYTES, Bundle, Manifest, decode_manifest
+from sdk.damaged import DAMAGED
 from sdk.errors import BadFormat, BundleError
 
 MLBOM_NAME: Final = "mlbom.cdx.json"
@@ -195,7 +196,7 @@ def _paper_of(bundle: Bundle) -> _Component | None:
         raise BadFormat(f"{MLBOM_NAME} has {len(data)} bytes", hint=f"At most {MAX_MLBOM_BYTES} are read.")
     try:
         component = msgspec.json.decode(data, type=_Mlbom).metadata.component
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except DAMAGED as error:
         raise BadFormat(f"{MLBOM_NAME}: {str(error)[:200]}", hint=_AGAIN) from error
     said = _values(component)
     for name, value in properties_of(own_link(bundle.manifest, "")).items():

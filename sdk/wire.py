@@ -15,6 +15,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
+from sdk.damaged import DAMAGED
 from sdk.errors import LocalWireError, RemoteWireError
 from sdk.labels import DEVICE_ID_PATTERN, DeviceId, Record
 from sdk.structs import prepare
@@ -568,7 +569,7 @@ def _decode(payload: bytes, kind: type[_M], decode: object) -> _M:
         )
     try:
         return decode(payload, type=kind)  # type: ignore[no-any-return, operator]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except DAMAGED as error:
         raise RemoteWireError(
             f"not a {kind.__name__}: {str(error)[:200]}",
             hint=_ANOTHER_VERSION,

@@ -13,8 +13,6 @@ import contextlib
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from device_agent.database import Database, disk
 from device_agent.store import Store
 from sdk.errors import StoreFull
@@ -23,9 +21,6 @@ FOLDER: Final = "page"
 BOOK_NAME: Final = "page.sqlite3"
 MAX_BYTES: Final = 64 * 1024**2
 """`access.KEEP_AUDIT` lines take a third of it."""
-
-DAMAGED: Final = (msgspec.MsgspecError, UnicodeDecodeError)
-"""Raised for JSON that is none, or not what is expected; the last one by bytes in it that are no text."""
 
 MIGRATIONS: Final = (
     (

@@ -28,13 +28,14 @@ from device_agent.database import Database
 from device_agent.learned import ClassInfo
 from device_agent.page.access import Role
 from device_agent.page.api import ClassField, ClassName, OperatorName, Routes, operator_of
-from device_agent.page.book import DAMAGED, StationSetting
+from device_agent.page.book import StationSetting
 from device_agent.page.guard import needs
 from device_agent.page.history import ClassUse, LabelHistory
 from device_agent.page.refusal import Refusal
 from device_agent.report import State
 from device_agent.station import Station
 from sdk.class_names import key_of
+from sdk.damaged import DAMAGED
 from sdk.errors import LabelError, UnknownClassError
 
 _MARKS: Final = "classes"

@@ -25,11 +25,12 @@ from device_agent.heads import Reference
 from device_agent.learned import Now, in_english
 from device_agent.page.access import Role
 from device_agent.page.api import HeadOut, Routes, head_out
-from device_agent.page.book import DAMAGED, StationSetting, setting
+from device_agent.page.book import StationSetting, setting
 from device_agent.page.counts import SHIFTS, local
 from device_agent.page.guard import needs
 from device_agent.report import DriftReport
 from device_agent.sample import SampleStatus
+from sdk.damaged import DAMAGED
 from sdk.errors import HeadError, StoreFull, UnknownClassError
 from sdk.operating import Costs, OperatingPoint, Rate, by_class, operating_point
 from sdk.score import LeftOut, decisions_right, share

@@ -28,6 +28,7 @@ from device_agent.config import RuntimeSettings
 from device_agent.runtime import Runtime, check_golden, open_runtime
 from device_agent.runtime.onnx import installed_providers, usable_providers
 from sdk.bundle import Bundle
+from sdk.damaged import DAMAGED
 from sdk.errors import HeadwayError, InferenceFailed
 from sdk.wire import MAX_TEXT, PrecisionTime
 
@@ -300,7 +301,7 @@ class RuntimeChoice:
         empty = _Table(machine=self._machine, backbones={})
         try:
             table = msgspec.json.decode(self._file.read_bytes(), type=_Table)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        except (OSError, *DAMAGED):
             return empty
         return table if table.machine == self._machine else empty
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from sdk.damaged import DAMAGED
 from sdk.errors import KeyRefused
 from sdk.wire import DEFAULT_PREFIX, ChannelName
 
@@ -52,7 +53,7 @@ def read_place(folder: Path) -> Place:
         raise no_broker(folder) from error
     except OSError as error:
         raise KeyRefused(f"{file}: {error.strerror}", hint="Let this command's user read it.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise KeyRefused(f"{file} is damaged: {error}", hint="Put it back from a backup.") from error
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from sdk.damaged import DAMAGED
 from sdk.durable import sync_path
 from sdk.labels import MAX_COUNTER, Record, entry_hash
 
@@ -57,7 +58,7 @@ class Marks:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Mark])
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, *DAMAGED) as error:
             log.warning("%s says nothing: %s", self._file, error)
             return {}
 
