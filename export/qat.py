@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from export.augment import Augmentation, Frames, augmented, normalised, to_pixels
 from export.backbones import Backbone
-from export.profiles import Profile
+from export.profiles import Profile, is_narrow
 from sdk.errors import ExportError
 
 STEPS: Final = 60
@@ -168,6 +168,7 @@ def _insert_quantizers(module: nn.Module, pixels: torch.Tensor, profile: Profile
     for kind in {type(part) for part in module.modules() if isinstance(part, nn.Conv2d)}:
         if QuantModuleRegistry.get(kind) is None:
             QuantModuleRegistry.register({kind: kind.__name__})(_QuantConv2d)
+    left = left_float(module, profile)
     lowest: dict[str, float] = {}
 
     def run(model: Any) -> None:
@@ -197,11 +198,28 @@ def _insert_quantizers(module: nn.Module, pixels: torch.Tensor, profile: Profile
                     quantizer.amax = quantizer.amax * _REACH[profile]
                 elif name.endswith(_INPUT) and profile is Profile.CPU and lowest.get(name, -1.0) >= 0:
                     quantizer.unsigned = True  # as behind a ReLU: the `cpu` profile's offset is then 0
+                if name.rpartition(".")[0] in left:
+                    quantizer.disable()
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, NotImplementedError) as error:
         raise ExportError(
             f"ModelOpt does not take this network: {' '.join(str(error).split())[:200]}",
             hint="Export with --no-qat.",
         ) from error
+
+
+def left_float(module: nn.Module, profile: Profile) -> set[str]:
+    """Return the first convolutions that the profile leaves in fp32: see `export.profiles.kept_float`."""
+    if profile is not Profile.CPU or any(isinstance(part, nn.LayerNorm) for part in module.modules()):
+        return set()
+    found: set[str] = set()
+    for name, part in module.named_modules():
+        if isinstance(part, nn.MaxPool2d):
+            return set()
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            if isinstance(part, nn.Linear) or not is_narrow(part.out_channels, part.in_channels, part.groups):
+                break
+            found.add(name)
+    return found
 
 
 @contextlib.contextmanager

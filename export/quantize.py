@@ -49,6 +49,7 @@ from export.profiles import (
     WEIGHTED,
     Profile,
     check_placement,
+    kept_float,
     normalises,
     residual_sides,
     weighted,
@@ -175,6 +176,8 @@ def prepare(fp32: bytes) -> Prepared:
         source.write_bytes(fp32)
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
         model = onnx.load(str(target))
+    for place, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{place}_{node.op_type}"  # what is left out is left out by name
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     layers = weighted(model.graph)
     if not layers:
@@ -257,23 +260,24 @@ def to_int8(
         ranges: From `calibrate`.
         profile: What it is made for.
         feature_size: d, for the check of the result.
-        without: Layers, of `prepared.layers`, that stay fp32.
+        without: Layers, of `prepared.layers`, that stay fp32, beside those that the profile leaves.
 
     Raises:
         CalibrationFailed: the quantizer cannot, a range is unusable, or the result breaks the profile's rules.
     """
     placement = PLACEMENTS[profile]
+    left = {*without, *kept_float(prepared.model.graph, profile)}
     everything = placement.everything and not prepared.normalises
     options = dict(placement.options)
     # By name: the quantizer's own MatMulConstBOnly is not heeded where nodes are placed, and attention, a product
     # of two activations, would be quantized too.
-    layers = [] if everything else [name for name in prepared.layers if name not in without]
+    layers = [] if everything else [name for name in prepared.layers if name not in left]
     if prepared.normalises:
         # Behind a product comes a float sum: writing 8 bits between would cost accuracy and gain no time.
         options["OpTypesToExcludeOutputQuantization"] = list(WEIGHTED)
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
-    correct_biases(model.graph, ranges.means, [name for name in prepared.layers if name not in without], profile)
+    correct_biases(model.graph, ranges.means, [name for name in prepared.layers if name not in left], profile)
     with _translated(), _quiet():
         quantizer = QDQQuantizer(
             model,
@@ -283,7 +287,7 @@ def to_int8(
             placement.activation,
             ranges.of_tensor,
             layers,
-            list(without),
+            sorted(left),
             _all_kinds() if everything else list(WEIGHTED),
             options,
         )

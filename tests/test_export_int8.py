@@ -20,8 +20,8 @@ from export.int8 import Tried, nearest, worth_training
 from export.judged import Form
 from export.paired import Paired, paired
 from export.parity import TOLERANCES, check_form, code_difference, difference, feature_cosine
-from export.profiles import DEQUANTIZE, QUANTIZE, Profile, check_placement, faults
-from export.qat import MIN_STEPS, finetune_for_int8
+from export.profiles import DEQUANTIZE, QUANTIZE, Profile, check_placement, faults, kept_float
+from export.qat import MIN_STEPS, finetune_for_int8, left_float
 from export.quantize import Method, Prepared, Ranges, calibrate, prepare, stratified, to_fp16, to_int8
 from export.sensitivity import GROWTH, find_sensitive, growth, units_of
 from export.tensorrt import check_tensorrt
@@ -246,7 +246,62 @@ def test_transformers_keep_attention_in_float_and_write_no_8_bit_outputs() -> No
         assert not any(n.output[0] in written for n in graph.node if n.op_type == "MatMul")
 
 
-# --- Layers left out
+# --- The ends of a network, and layers left out
+
+
+def weight_kinds(graph: onnx.GraphProto) -> list[bool]:
+    """Return, for each convolution in the order they run, whether its weights are stored in 8 bits."""
+    maker = {name: node.op_type for node in graph.node for name in node.output}
+    return [maker.get(node.input[1]) == DEQUANTIZE for node in graph.node if node.op_type == "Conv"]
+
+
+def graph_of(name: str, profile: Profile) -> onnx.GraphProto:
+    """Return the int8 form of a network with random weights and features of four levels."""
+    network = load_backbone(name, "none", input_size_px=SIDE, levels=4)
+    pixels = np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
+    prepared = prepare(to_onnx(network))
+    ranges = calibrate(prepared, np.split(pixels, 2), Method.MINMAX)
+    return onnx.load_from_string(to_int8(prepared, ranges, profile, network.feature_size)).graph
+
+
+@pytest.mark.parametrize(
+    ("name", "narrow"),
+    [
+        ("builtin", 2),  # 3 to 8 and 8 to 8 channels; 8 to 16 fill the kernels
+        ("mobilenetv2_100", 1),  # what comes next is depthwise
+        ("resnet18", 0),  # pooled at once
+    ],
+)
+def test_first_layers_of_few_channels_and_what_is_pooled_stay_float_on_a_processor(name: str, narrow: int) -> None:
+    graph = graph_of(name, Profile.CPU)
+    in_8_bits = weight_kinds(graph)
+    assert in_8_bits == [False] * narrow + [True] * (len(in_8_bits) - narrow)
+    written = {node.input[0] for node in graph.node if node.op_type == QUANTIZE}
+    pooled = [n for n in graph.node if n.op_type in ("ReduceMean", "ReduceMax", "GlobalAveragePool", "Concat")]
+    assert len(pooled) > 4
+    assert not any(node.output[0] in written for node in pooled)
+    assert all(weight_kinds(graph_of(name, Profile.TENSORRT)))
+
+
+def test_what_has_narrow_layers_only_is_quantized_all_the_same() -> None:
+    x, y = (onnx.helper.make_tensor_value_info(n, 1, ["n", c, 8, 8]) for n, c in (("pixels", 3), ("features", 4)))
+    weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")
+    layer = onnx.helper.make_node("Conv", ["pixels", "w"], ["features"], name="layer")
+    graph = onnx.helper.make_graph([layer], "g", [x], [y], [weight])
+    assert kept_float(graph, Profile.CPU) == []
+    graph.node.add().CopyFrom(onnx.helper.make_node("Conv", ["features", "v"], ["more"], name="wide"))
+    graph.initializer.add().CopyFrom(numpy_helper.from_array(np.ones((16, 8, 1, 1), np.float32), "v"))
+    assert kept_float(graph, Profile.CPU) == ["layer"]
+    assert kept_float(graph, Profile.TENSORRT) == []
+
+
+@pytest.mark.parametrize(("name", "narrow"), [("builtin", 2), ("resnet18", 0), ("test_vit", 0)])
+def test_training_for_int8_leaves_the_same_layers_float(name: str, narrow: int) -> None:
+    network = load_backbone(name, "none", input_size_px=SIDE)
+    left = left_float(network.module, Profile.CPU)
+    kept = kept_float(prepare(to_onnx(network)).model.graph, Profile.CPU)
+    assert len(left) == sum(node.startswith("node_Conv") for node in kept) == narrow
+    assert left_float(network.module, Profile.TENSORRT) == set()
 
 
 def test_the_layer_that_int8_harms_is_found_and_left_out(
