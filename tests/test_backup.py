@@ -25,7 +25,7 @@ from device_agent.sync import SyncCore
 from device_agent.trust import KEY
 from sdk.bundle import Bundle, decode_manifest, encode_manifest
 from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
-from sdk.fleet.service import FleetCore
+from sdk.fleet.core import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import DefineClass, new_class_id
 from sdk.mqtt import Message

@@ -24,7 +24,7 @@ from sdk.fleet.access import access_list, secure_config, trigger_topic
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.certificates import CERTIFICATE_LIFE, Authority
 from sdk.fleet.cli_enroll import secure_broker, service_settings, tls_folder
-from sdk.fleet.service import FleetCore
+from sdk.fleet.core import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.mqtt import Message, MqttSession, MqttSettings
 from sdk.wire import Ack, DeviceState, Topics, UpdateEvent, UpdateState, encode_json

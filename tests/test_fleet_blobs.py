@@ -18,7 +18,7 @@ from sdk.bundle import Bundle
 from sdk.chunks import ChunkStore
 from sdk.errors import BadSignature, FleetError, StoreCorrupt, StoreFull
 from sdk.fleet.blobs import URL_NAME, UrlChunks, name_place, place_at
-from sdk.fleet.service import FleetCore
+from sdk.fleet.core import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.mqtt import Message
 from sdk.wire import Want, encode_json

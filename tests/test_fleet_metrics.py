@@ -10,9 +10,9 @@ import pytest
 
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
+from sdk.fleet.core import FleetCore
 from sdk.fleet.metrics import DEAD_LETTERS, HOST, FleetMetrics
 from sdk.fleet.rollout import Plan
-from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import MAX_COUNTER_JUMP
 from sdk.mqtt import Message

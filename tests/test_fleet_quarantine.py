@@ -17,9 +17,9 @@ from device_agent.limits import StoreLimits
 from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import LabelError
+from sdk.fleet.core import FleetCore
 from sdk.fleet.page.app import make_app
 from sdk.fleet.page.view import FleetView
-from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.fleet.suspicion import MIN_LABELS, find_suspects
 from sdk.labels import (

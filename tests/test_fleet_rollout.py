@@ -12,8 +12,8 @@ from msgspec import structs
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
 from sdk.fleet.cli_rollout import changes, overview
+from sdk.fleet.core import POLL_S, FleetCore
 from sdk.fleet.rollout import Plan, RolloutState
-from sdk.fleet.service import POLL_S, FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.mqtt import Message, Publication
 from sdk.wire import (

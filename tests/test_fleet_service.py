@@ -13,10 +13,10 @@ import pytest
 
 from sdk.bundle import Bundle
 from sdk.errors import FleetError
+from sdk.fleet.core import POLL_S, FleetCore
 from sdk.fleet.database import DATABASE_NAME
 from sdk.fleet.garbage import WANTED_S
 from sdk.fleet.registry import CLASS_ENTRIES_BURST
-from sdk.fleet.service import POLL_S, FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import MAX_COUNTER_JUMP, DefineClass, Record
 from sdk.mqtt import Message, Publication

@@ -15,8 +15,8 @@ from device_agent.limits import StoreLimits
 from device_agent.store import Store
 from device_agent.sync import SyncCore
 from sdk.bundle import Bundle
+from sdk.fleet.core import SEEN_EVERY_S, FleetCore
 from sdk.fleet.garbage import GONE_S
-from sdk.fleet.service import SEEN_EVERY_S, FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.mqtt import Publication
 from sdk.wire import DeviceState, UpdateEvent, UpdateState, Want, encode_json

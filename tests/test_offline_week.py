@@ -20,7 +20,7 @@ from device_agent.sample import Sample
 from device_agent.store import Store
 from device_agent.sync import SyncCore
 from sdk.bundle import Bundle
-from sdk.fleet.service import FleetCore
+from sdk.fleet.core import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import Fold
 from sdk.wire import DeviceState

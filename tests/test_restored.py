@@ -21,9 +21,9 @@ import pytest
 from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.fleet.broker import Mosquitto
+from sdk.fleet.core import FleetCore
 from sdk.fleet.database import DATABASE_NAME
 from sdk.fleet.restoring import DECISIONS_NAME, MARKS_NAME
-from sdk.fleet.service import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import MAX_COUNTER, Quarantine, entry_hash
 from sdk.mqtt import Message, MqttSettings, Publication

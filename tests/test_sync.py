@@ -22,7 +22,8 @@ from device_agent.sync import Sync, SyncCore, SyncLimits
 from sdk.codes import code_digest
 from sdk.errors import LabelError, RemoteWireError, StoreFull
 from sdk.fleet.broker import Mosquitto
-from sdk.fleet.service import FleetCore, FleetService
+from sdk.fleet.core import FleetCore
+from sdk.fleet.service import FleetService
 from sdk.fleet.store import FleetStore
 from sdk.labels import Body, Chain, CodeRecord, DefineClass, Label, Record
 from sdk.mqtt import Message, MqttSession, MqttSettings, Publication

@@ -22,7 +22,7 @@ from sdk.errors import (
     RemoteWireError,
     Unsigned,
 )
-from sdk.fleet.service import FleetCore
+from sdk.fleet.core import FleetCore
 from sdk.fleet.store import FleetStore
 from sdk.labels import Chain, DefineClass, Record
 from sdk.trust import verify

@@ -7,8 +7,8 @@ directory came back, as with a machine's snapshot. Then the first device that is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
+from sdk.fleet.reports import Happened
 from sdk.fleet.store import Ledger
 
 
@@ -34,9 +34,7 @@ class Ahead:
         """Return whether it was not said yet."""
         return channel not in self._said
 
-    def look(
-        self, ledger: Ledger, device: str, channel: str, position: int, now_utc: float
-    ) -> tuple[str, dict[str, Any]] | None:
+    def look(self, ledger: Ledger, device: str, channel: str, position: int, now_utc: float) -> Happened | None:
         """Note it in the database where a device is ahead; return what to report.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 from sdk.errors import KeyRefused
 from sdk.expiry import DAY_S, NOTICE_DAYS, Expiry, Standing
 from sdk.fleet.enrolment import TLS_FOLDER
+from sdk.fleet.reports import Report
 from sdk.pem import ends_utc
 
 TIMESTAMP_NOTICE_DAYS: Final = 7.0
@@ -72,7 +73,7 @@ class Watch:
         report: Told of each.
     """
 
-    def __init__(self, directory: Path, report: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(self, directory: Path, report: Report) -> None:
         self._directory = directory
         self._report = report
         self._due_utc = 0.0

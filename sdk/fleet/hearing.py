@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
+from sdk.fleet.reports import Report
 from sdk.fleet.store import FleetStore
 
 PATIENCE_S: Final = 2.0
@@ -35,7 +36,7 @@ class Hearing:
         self,
         store: FleetStore,
         address: str,
-        report: Callable[[str, dict[str, Any]], None],
+        report: Report,
         clock: Callable[[], float] = time.monotonic,
         clock_utc: Callable[[], float] = time.time,
     ) -> None:

@@ -28,11 +28,10 @@ from prometheus_client.registry import Collector
 from sdk.errors import FleetError, HeadwayError
 from sdk.fleet.cli_progress import presence
 from sdk.fleet.expiry import expiries
+from sdk.fleet.reports import Report
 from sdk.fleet.rollout import RolloutState
 from sdk.fleet.store import FleetStore
 from sdk.wire import HeadState
-
-Report = Callable[[str, dict[str, Any]], None]
 
 HOST: Final = "127.0.0.1"
 """It asks nobody who they are; a scraper elsewhere comes by the plant's own proxy or tunnel."""
@@ -44,7 +43,7 @@ DEAD_LETTERS: Final = {
     "unknown_device": "labels of a device that never told of itself",
     "stranger": "a device of a channel that is not served here, or on which it was not enrolled",
 }
-"""What a service says of messages it did not take (`sdk.fleet.service`), by the label `reason`."""
+"""What a service says of messages it did not take (`sdk.fleet.core`), by the label `reason`."""
 
 
 class FleetMetrics:

@@ -1,7 +1,7 @@
 """The fleet's decisions: which label entries are taken, which chunks are published again, who is up to date.
 
 Values in, values out; no database, socket or clock. `sdk.fleet.store` keeps what is decided here,
-`sdk.fleet.service` carries it to and from the broker.
+`sdk.fleet.core` asks for it turn by turn.
 """
 
 from __future__ import annotations
