@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from device_agent.page.access import Role
-from device_agent.page.api import MAX_IMAGE_BYTES
+from device_agent.page.inspection import MAX_IMAGE_BYTES
 from sdk.web.bodies import MAX_BODY_BYTES
 from tests.pages import DEADLINE_S, Device, running, write_stream
 

@@ -2,12 +2,14 @@
 
 `create_app` gives the ASGI application, `sdk.web.server` runs it on a thread beside the inspection loop.
 
-    api, classes           the HTTP interface: labels and samples; what classes there are
-    quality, people        and what is rejected; accounts
-    pages, text            HTML for people, and every word of it in every language
-    guard, access          who asks, and what they may
-    history, alike, asked  what the label log says, what waits for one answer, why it is asked
-    book, counts           the page's own file, and the shift's counters in it
+    state, samples, labels       the HTTP interface by subject: what the device says, pictures, their labels,
+    learned, classes, quality    what came of it, which classes there are, what is rejected,
+    people, inspection           accounts, and inspection on demand
+    desk, fields                 what these share
+    pages, text                  HTML for people, and every word of it in every language
+    guard, access                who asks, and what they may
+    history, alike, asked        what the label log says, what waits for one answer, why it is asked
+    book, counts                 the page's own file, and the shift's counters in it
 """
 
 from device_agent.page.access import Access

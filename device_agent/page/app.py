@@ -21,18 +21,23 @@ from device_agent.config import LOOPBACK
 from device_agent.courtesy import Courtesy
 from device_agent.outlook import BUDGET_S, LookAhead
 from device_agent.page.access import Access
-from device_agent.page.api import MAX_IMAGE_BYTES, Routes
 from device_agent.page.asked import Unsure
 from device_agent.page.book import open_book
 from device_agent.page.classes import Classes, PutAway
 from device_agent.page.counts import ShiftCounter
+from device_agent.page.desk import Desk
 from device_agent.page.guard import Guard
 from device_agent.page.history import LabelHistory
-from device_agent.page.pages import Pages
+from device_agent.page.inspection import MAX_IMAGE_BYTES, Inspection
+from device_agent.page.labels import Labels
+from device_agent.page.learned import Learned
+from device_agent.page.pages import Pages, Subjects
 from device_agent.page.people import People
 from device_agent.page.proxy import Proxy
 from device_agent.page.quality import Quality
 from device_agent.page.refusal import ErrorOut, Refusal
+from device_agent.page.samples import Samples
+from device_agent.page.state import States
 from device_agent.report import State
 from device_agent.station import Serving, Station
 from sdk.errors import (
@@ -122,23 +127,27 @@ def create_app(
     app.middleware("http")(Guard(access, only_loopback=host in LOOPBACK, secure=secure, proxy=proxy))
     history = LabelHistory(station.store, _ReleaseClasses(station))
     put_away = PutAway(station, book, history)
-    routes = Routes(
-        station,
-        lambda: put_away.offered(state()),
-        access=access,
-        unsure=Unsure(book),
-        counter=counter,
-        history=history,
-        ahead=LookAhead(outlook_s),
-        trigger=trigger,
+    unsure = Unsure(book)
+    desk = Desk(station, lambda: put_away.offered(state()), access)
+    subjects = Subjects(
+        labels=Labels(desk, history, unsure, counter),
+        learned=Learned(desk, history, LookAhead(outlook_s)),
+        classes=Classes(desk, put_away),
+        quality=Quality(desk, book),
+        people=People(access, secure=secure),
     )
-    quality, classes = Quality(routes, book), Classes(routes, put_away)
-    people = People(access, secure=secure)
-    app.include_router(routes.router())
-    app.include_router(classes.router())
-    app.include_router(quality.router())
-    app.include_router(people.router())
-    app.include_router(Pages(routes, quality, people, classes).router())
+    for router in (
+        States(desk.state, counter).router(),
+        Samples(desk, history, unsure).router(),
+        subjects.labels.router(),
+        subjects.learned.router(),
+        Inspection(station, trigger).router(),
+        subjects.classes.router(),
+        subjects.quality.router(),
+        subjects.people.router(),
+        Pages(desk, history, subjects).router(),
+    ):
+        app.include_router(router)
     return app
 
 

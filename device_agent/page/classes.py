@@ -21,15 +21,15 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Request
-from pydantic import BaseModel, ConfigDict
+from fastapi import APIRouter, Depends, Request
 
 from device_agent.database import Database
 from device_agent.learned import ClassInfo
 from device_agent.page.access import Role
-from device_agent.page.api import ClassField, ClassName, OperatorName, Routes, operator_of
 from device_agent.page.book import StationSetting
-from device_agent.page.guard import needs
+from device_agent.page.desk import Desk
+from device_agent.page.fields import ClassField, ClassName, ClassPath, OperatorName, RequestBody
+from device_agent.page.guard import needs, operator_of
 from device_agent.page.history import ClassUse, LabelHistory
 from device_agent.page.refusal import Refusal
 from device_agent.report import State
@@ -43,13 +43,10 @@ _AWAY: Final = -1
 _Marks = dict[Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")], int]
 Canonical = Callable[[bytes], bytes]
 
-ClassPath = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$")]
 
-
-class ClassIn(BaseModel):
+class ClassIn(RequestBody):
     """A name for a class."""
 
-    model_config = ConfigDict(extra="forbid")
     name: ClassName
     operator: OperatorName = ""
 
@@ -60,18 +57,16 @@ class NewClassIn(ClassIn):
     put_away: bool = False
 
 
-class MergeIn(BaseModel):
+class MergeIn(RequestBody):
     """The class of which another is to be a part."""
 
-    model_config = ConfigDict(extra="forbid")
     into: ClassField
     operator: OperatorName = ""
 
 
-class PutAwayIn(BaseModel):
+class PutAwayIn(RequestBody):
     """Whether a class without labels is to be put away."""
 
-    model_config = ConfigDict(extra="forbid")
     put_away: bool
 
 
@@ -210,13 +205,13 @@ class PutAway:
 class Classes:
     """The routes for classes."""
 
-    def __init__(self, routes: Routes, put_away: PutAway) -> None:
-        self._routes, self._station, self._put_away = routes, routes.station, put_away
+    def __init__(self, desk: Desk, put_away: PutAway) -> None:
+        self._desk, self._station, self._put_away = desk, desk.station, put_away
 
     @property
     def in_fleet(self) -> bool:
         """Whether the station belongs to a fleet, which then merges: a device's word would be for all of it."""
-        return self._routes.state().mqtt is not None
+        return self._desk.state().mqtt is not None
 
     def router(self) -> APIRouter:
         """Return all routes."""
@@ -257,12 +252,12 @@ class Classes:
         if known is not None:
             if not new.put_away:
                 self._put_away.ask_for(bytes.fromhex(known.id))
-                self._routes.note(request, "class brought back", known.id)
+                self._desk.note(request, "class brought back", known.id)
             return ClassOut(True, known.id, known.name)
         class_id = self._station.define_class(new.name, operator_of(request, new.operator))
         if new.put_away:
             self._put_away.until_labelled(class_id)
-        self._routes.note(request, "class defined", class_id.hex())
+        self._desk.note(request, "class defined", class_id.hex())
         return ClassOut(True, class_id.hex(), " ".join(new.name.split()))
 
     def put_class(self, class_id: ClassPath, new: ClassIn, request: Request) -> ClassOut:
@@ -272,11 +267,11 @@ class Classes:
         """
         self._check_passes_as_before(bytes.fromhex(class_id), new.name)
         self._station.rename_class(bytes.fromhex(class_id), new.name, operator_of(request, new.operator))
-        self._routes.note(request, "class renamed", class_id)
+        self._desk.note(request, "class renamed", class_id)
         return ClassOut(True, class_id, " ".join(new.name.split()))
 
     def _check_passes_as_before(self, class_id: bytes, name: str) -> None:
-        names, root = self._routes.names(), self._station.require().learner.canonical(class_id)
+        names, root = self._desk.names(), self._station.require().learner.canonical(class_id)
         passes = self._station.operating.renamed(class_id, name)
         taken = any(key_of(other) == key_of(name) for each, other in names.items() if each != root)
         if passes is None or root not in names or taken:  # there is nothing to say, or something else is wrong
@@ -292,7 +287,7 @@ class Classes:
         """Put a class without labels away, or bring it back."""
         change = self._put_away.put if new.put_away else self._put_away.ask_for
         change(bytes.fromhex(class_id))
-        self._routes.note(request, "class put away" if new.put_away else "class brought back", class_id)
+        self._desk.note(request, "class put away" if new.put_away else "class brought back", class_id)
         return next(each for each in self.get_classes() if each.id == class_id)
 
     def post_merge(self, class_id: ClassPath, merge: MergeIn, request: Request) -> ClassOut:
@@ -308,7 +303,7 @@ class Classes:
             )
         canonical = self._station.require().learner.canonical
         one, into = canonical(bytes.fromhex(class_id)), canonical(bytes.fromhex(merge.into))
-        names = self._routes.names()
+        names = self._desk.names()
         good = self._station.operating.good(names)
         if {one, into} <= names.keys() and (one in good) != (into in good):
             raise LabelError(
@@ -317,5 +312,5 @@ class Classes:
             )
         name = names.get(into)
         self._station.merge_classes(one, into, operator_of(request, merge.operator), name=name)
-        self._routes.note(request, "classes merged", f"{class_id} {merge.into}")
+        self._desk.note(request, "classes merged", f"{class_id} {merge.into}")
         return ClassOut(True, min(one, into).hex(), name or "")

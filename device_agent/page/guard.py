@@ -158,6 +158,11 @@ def who_of(request: Request) -> Who:
     return who
 
 
+def operator_of(request: Request, typed: str) -> str:
+    """Return who the label log shall name: whoever is logged in, else what the page's user typed."""
+    return who_of(request).id or typed
+
+
 def may_stay(request: Request) -> bool:
     """Return whether who sent a request is still who they were, with what they might do: for answers that go on.
 

@@ -1,4 +1,4 @@
-"""The HTML pages. They show what `api` and `quality` tell, in sentences; nothing is decided here."""
+"""The HTML pages. They show what the interface's subjects tell, in sentences; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learned import LearnerStatus, Now
 from device_agent.page.access import Access, Role, Who
-from device_agent.page.api import Routes, head_out
 from device_agent.page.classes import Classes
 from device_agent.page.counts import local
+from device_agent.page.desk import Desk
 from device_agent.page.guard import needs, who_of
+from device_agent.page.history import LabelHistory
+from device_agent.page.labels import Labels
+from device_agent.page.learned import Learned, head_out
 from device_agent.page.people import People
 from device_agent.page.quality import ConfusionRow, Quality
 from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
@@ -79,15 +82,24 @@ def _breakable(name: str) -> Markup:
     return Markup("_<wbr>").join(name.split("_"))
 
 
+@dataclass(frozen=True)
+class Subjects:
+    """What of the interface the pages show."""
+
+    labels: Labels
+    learned: Learned
+    classes: Classes
+    quality: Quality
+    people: People
+
+
 class Pages:
     """The pages of one station."""
 
-    def __init__(self, routes: Routes, quality: Quality, people: People, classes: Classes) -> None:
-        self._routes = routes
-        self._classes = classes
-        self._quality = quality
-        self._people = people
-        self._station = routes.station
+    def __init__(self, desk: Desk, history: LabelHistory, subjects: Subjects) -> None:
+        self._desk, self._station = desk, desk.station
+        self._history = history
+        self._subjects = subjects
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("device_agent.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
@@ -124,7 +136,7 @@ class Pages:
             "csrf": "" if who is None else who.csrf,
             "page": page,
             "loggedIn": who is not None,
-            "accounts": self._people.access.in_use,
+            "accounts": self._desk.access.in_use,
             "who": "" if who is None else who.id,
         }
         return self._templates.get_template(template).render(
@@ -177,7 +189,7 @@ class Pages:
 
     def settings(self, request: Request) -> str:
         """Looks, accounts, machines."""
-        who, access = who_of(request), self._people.access
+        who, access = who_of(request), self._desk.access
         admin = who.role is Role.ADMIN
         return self._render(
             request,
@@ -188,10 +200,10 @@ class Pages:
             accounts=access.accounts() if admin else [],
             former=_former(access) if admin else [],
             tokens=access.tokens() if admin else [],
-            audit=self._people.get_audit(30) if admin else [],
-            classes=self._classes.get_classes(),
+            audit=self._subjects.people.get_audit(30) if admin else [],
+            classes=self._subjects.classes.get_classes(),
             by_name=self._station.operating.target.good is None,
-            in_fleet=self._classes.in_fleet,
+            in_fleet=self._subjects.classes.in_fleet,
             version=_version(),
         )
 
@@ -202,10 +214,10 @@ class Pages:
         space = None if self._station.serving is None else self._station.serving.learner.space
         scored = [(row, score) for row in heads if row.space == space and (score := score_of(row)) is not None]
         confirmed = [(row, score) for row, score in scored if row.outcome is Outcome.CONFIRMED]
-        score = confirmed[0][1] if confirmed else self._routes.score()
+        score = confirmed[0][1] if confirmed else self._subjects.learned.score()
         earlier = _earlier(confirmed)
         t = self._texts(request)
-        called = self._routes.called(_now(t))
+        called = self._desk.called(_now(t))
         rows: list[ScoreRow] = []
         if score is not None:
             before = {} if earlier is None else _recalls(earlier.score)
@@ -237,7 +249,7 @@ class Pages:
         serving = self._station.serving
         if serving is None:
             return News("wait", "…", t("learned.no-release"))
-        last = self._routes.history.last_own()
+        last = self._history.last_own()
         if last is None:
             return News("wait", "…", t("learned.nothing"))
         event, status = last.event, serving.learner.status()
@@ -245,7 +257,7 @@ class Pages:
         sample = event.sample.hex() if kept else None
         if event.class_id is None:
             return undone_news(t, status, sample)
-        name, class_id = self._routes.called(_now(t))(event.class_id), serving.learner.canonical(event.class_id)
+        name, class_id = self._desk.called(_now(t))(event.class_id), serving.learner.canonical(event.class_id)
         if status.outcome is Outcome.PROVISIONAL or status.busy:
             return News("wait", "…", t("learned.on-trial", name=name), sample=sample, label=name)
         if status.outcome is Outcome.TAKEN_BACK:
@@ -257,7 +269,7 @@ class Pages:
 
     def outlook(self, request: Request) -> str:
         """How many more labels, and of what."""
-        t, ahead = self._texts(request), self._routes.get_outlook()
+        t, ahead = self._texts(request), self._subjects.learned.get_outlook()
         if ahead.balanced_accuracy is None or not ahead.classes:
             sentence = t("learned.outlook-none")
         else:
@@ -285,7 +297,8 @@ class Pages:
 
     def suspects(self, request: Request) -> str:
         """Labels to confirm or correct."""
-        found = [] if self._station.serving is None else self._routes.suspects_out(200, _now(self._texts(request)))
+        now, learned = _now(self._texts(request)), self._subjects.learned
+        found = [] if self._station.serving is None else learned.suspects_out(200, now)
         here = [each for each in found if each.kept]
         return self._render(
             request,
@@ -297,13 +310,13 @@ class Pages:
 
     def labels(self, request: Request, limit: Annotated[int, Query(ge=1, le=200)] = SHOWN_LABELS) -> str:
         """Who labelled what."""
-        found = self._routes.labels_out(self._routes.history.rows(limit), _now(self._texts(request)))
+        found = self._subjects.labels.labels_out(self._history.rows(limit), _now(self._texts(request)))
         more = min(2 * limit, 200) if len(found) == limit < 200 else None
         return self._render(request, "learned_labels.html", "learned", labels=found, more=more)
 
     def heads(self, request: Request) -> str:
         """Heads that served here."""
-        serving, called = self._station.serving, self._routes.called(_now(self._texts(request)))
+        serving, called = self._station.serving, self._desk.called(_now(self._texts(request)))
         rows = self._station.store.heads.newest(limit=200)
         shown = []
         number = None if serving is None else serving.learner.head.number
@@ -316,7 +329,7 @@ class Pages:
             back = None
             same_space = serving is not None and row.space == serving.learner.space
             if same_space and row.number != number and row.outcome is Outcome.CONFIRMED and not is_alone(row):
-                back = len(self._routes.history.restoring(row)) or None
+                back = len(self._history.restoring(row)) or None
             shown.append(
                 {
                     **head_out(row).__dict__,
@@ -331,12 +344,13 @@ class Pages:
     # -- quality --------------------------------------------------------------------------------------------------
 
     def _qualities(self, request: Request) -> dict[str, Any]:
-        report, serving = self._quality.report(_now(self._texts(request))), self._station.serving
+        report, serving = self._subjects.quality.report(_now(self._texts(request))), self._station.serving
         space = None if serving is None else serving.learner.space
         points, point, costs = report.operating.points, report.operating.point, report.operating.by_class
         rate = report.operating.escape_rate
         place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
-        known = [c for c in self._classes.get_classes() if not c.put_away or c.id in report.operating.good]
+        classes = self._subjects.classes.get_classes()
+        known = [c for c in classes if not c.put_away or c.id in report.operating.good]
         return {
             "report": report,
             "classes": known,

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from device_agent.page.access import MAX_SECRET_CHARS, Access, Account, AuditRow, Role, Token
+from device_agent.page.fields import RequestBody
 from device_agent.page.guard import SESSION_COOKIE, address_of, needs, who_of
 
 AUDIT_DAYS: Final = 365
@@ -18,18 +19,14 @@ Secret = Annotated[str, Field(min_length=1, max_length=MAX_SECRET_CHARS)]
 NamePath = Annotated[str, Path(min_length=1, max_length=48)]
 
 
-class _In(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class LoginIn(_In):
+class LoginIn(RequestBody):
     """Who somebody says they are."""
 
     name: Name
     secret: Secret
 
 
-class AccountIn(_In):
+class AccountIn(RequestBody):
     """A new account. Operators may have a PIN of six digits or more."""
 
     name: Name
@@ -37,13 +34,13 @@ class AccountIn(_In):
     secret: Secret
 
 
-class SecretIn(_In):
+class SecretIn(RequestBody):
     """Another PIN or password."""
 
     secret: Secret
 
 
-class TokenIn(_In):
+class TokenIn(RequestBody):
     """A machine's way in."""
 
     name: Name

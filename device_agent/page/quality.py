@@ -17,17 +17,19 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from device_agent.accepting import KEPT_AS, LOST_AS, MAX_ESCAPE_RATE, Target
 from device_agent.database import Database
 from device_agent.heads import Reference
 from device_agent.learned import Now, in_english
 from device_agent.page.access import Role
-from device_agent.page.api import HeadOut, Routes, head_out
 from device_agent.page.book import StationSetting, setting
 from device_agent.page.counts import SHIFTS, local
+from device_agent.page.desk import Desk
+from device_agent.page.fields import ClassField, RequestBody
 from device_agent.page.guard import needs
+from device_agent.page.learned import HeadOut, head_out
 from device_agent.report import DriftReport
 from device_agent.sample import SampleStatus
 from sdk.damaged import DAMAGED
@@ -45,12 +47,11 @@ MAX_SLICES: Final = 24
 Bools = npt.NDArray[np.bool_]
 
 
-class TargetIn(BaseModel):
+class TargetIn(RequestBody):
     """The operating point to keep. `good` null goes by the classes' names; without `by_threshold` the decision
     rules."""
 
-    model_config = ConfigDict(extra="forbid")
-    good: Annotated[list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]], Field(max_length=1000)] | None = None
+    good: Annotated[list[ClassField], Field(max_length=1000)] | None = None
     escape_rate: Annotated[float, Field(ge=0, le=MAX_ESCAPE_RATE)] = 0.01
     by_threshold: bool = False
 
@@ -136,9 +137,9 @@ class QualityOut:
 class Quality:
     """The routes for the quality engineer."""
 
-    def __init__(self, routes: Routes, book: Database) -> None:
-        self._routes = routes
-        self._station = routes.station
+    def __init__(self, desk: Desk, book: Database) -> None:
+        self._desk = desk
+        self._station = desk.station
         self._book = book
         self._target = StationSetting(book, self._station.store, KEPT_AS)
         self._begin()
@@ -187,7 +188,7 @@ class Quality:
 
     def get_operating(self) -> OperatingOut:
         """Where the line rejects, and what other escape rates would cost in good parts."""
-        operating, names, reference = self._station.operating, self._routes.names(), self._reference()
+        operating, names, reference = self._station.operating, self._desk.names(), self._reference()
         target, good = operating.target, operating.good(names)
         points: list[PointOut] = []
         missing: str | None = None
@@ -223,14 +224,14 @@ class Quality:
     def put_operating(self, wanted: TargetIn, request: Request) -> OperatingOut:
         """Choose the good classes and the escape rate; on disk when this answers, and in force from the next
         frame."""
-        names = self._routes.names()
+        names = self._desk.names()
         for each in wanted.good or []:
             if bytes.fromhex(each) not in names:
                 raise UnknownClassError(f"there is no class {each[:12]}", hint="Look at the list of classes.")
         target = self._whole(Target(wanted.good, wanted.escape_rate, wanted.by_threshold))
         self._keep(target)
         self._station.choose(target)
-        self._routes.note(
+        self._desk.note(
             request, "operating point", f"{wanted.escape_rate:g} {'threshold' if wanted.by_threshold else 'class'}"
         )
         return self.get_operating()
@@ -240,11 +241,11 @@ class Quality:
         return self.report()
 
     def report(self, now: Now = in_english) -> QualityOut:
-        """Return `get_quality` with names as `Routes.called` gives them."""
-        reference, called = self._reference(), self._routes.called(now)
+        """Return `get_quality` with names as `Desk.called` gives them."""
+        reference, called = self._reference(), self._desk.called(now)
         heads = [head_out(row) for row in self._station.store.heads.newest(limit=200)]
         number = None if reference is None else reference.number
-        drift = self._routes.state().drift
+        drift = self._desk.state().drift
         confusion: list[ConfusionRow] = []
         slices: list[SliceOut] = []
         classes: list[str] = []
