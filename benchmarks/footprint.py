@@ -33,11 +33,11 @@ import cv2
 import numpy as np
 
 from benchmarks.process import MB, Watch, cpu_s, taken
-from device_agent.config import SITE_NAME
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.memory import give_back_memory
 from device_agent.sample import Sample
+from device_agent.site_file import SITE_NAME
 from device_agent.store import Store
 from sdk.adaptation import Labelled, choose, harmful_source
 from sdk.bundle import Bundle

@@ -95,7 +95,7 @@ agent.add_command(user)
 @click.option("--force", is_flag=True, help="Replace the file.")
 def init(file: Path, force: bool) -> None:
     """Write a commented site.toml to start from."""
-    from device_agent.config import TEMPLATE
+    from device_agent.site_template import TEMPLATE
 
     try:
         with file.open("w" if force else "x", encoding="utf-8") as out:
@@ -121,8 +121,8 @@ def run(site_file: Path, verbose: bool) -> None:
     give_back_memory()
     import_module("device_agent.page")  # most of what is loaded comes with it
     from device_agent.agent import Agent
-    from device_agent.config import load_site
     from device_agent.logs import set_up_logs
+    from device_agent.site_file import load_site
 
     site = load_site(site_file)
     set_up_logs(site.log, site.device, verbose=verbose)
@@ -144,8 +144,8 @@ for _each in (unit, backup, restore, update):
 def status(site_file: Path, as_json: bool) -> None:
     """Say what the agent of this site.toml is doing."""
     from device_agent.agent import running_page, running_state
-    from device_agent.config import load_site
     from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, NONE_PASSES
+    from device_agent.site_file import load_site
 
     site = load_site(site_file)
     try:
@@ -233,8 +233,8 @@ def history(
     A day for the quality department:
       headway agent history site.toml --since 2026-03-01 --until 2026-03-02 --csv parts.csv
     """
-    from device_agent.config import load_site
     from device_agent.history import read_history, write_csv
+    from device_agent.site_file import load_site
 
     _check_file(csv_file)
     rows = read_history(

@@ -63,7 +63,7 @@ def unit(site_file: Path, user: str | None) -> None:
     \b
       headway agent unit site.toml | sudo tee /etc/systemd/system/headway.service
     """
-    from device_agent.config import load_site
+    from device_agent.site_file import load_site
     from device_agent.systemd import UnitPlan, default_user, headway_command, unit_text
 
     plan = UnitPlan(site_file, load_site(site_file), user or default_user(), headway_command())
@@ -79,7 +79,7 @@ def unit(site_file: Path, user: str | None) -> None:
 def backup(site_file: Path, target: Path) -> None:
     """Copy the labels, their pictures and the release in service to a new folder; the agent may run."""
     from device_agent.backup import make_backup
-    from device_agent.config import load_site
+    from device_agent.site_file import load_site
 
     with private_files():
         made = make_backup(load_site(site_file).data_dir, target)
@@ -96,7 +96,7 @@ def restore(site_file: Path, source: Path) -> None:
     """
     from device_agent.accepting import LOST_AS
     from device_agent.backup import restore_backup
-    from device_agent.config import load_site
+    from device_agent.site_file import load_site
     from device_agent.store import STORE_NAME, read_kept
 
     site = load_site(site_file)

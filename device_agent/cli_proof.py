@@ -47,8 +47,8 @@ def make(site_file: Path, out: Path, part: str | None, head: int | None, as_json
     """
     import msgspec
 
-    from device_agent.config import load_site
     from device_agent.proof import make_proof
+    from device_agent.site_file import load_site
     from sdk.logrows import Checked
 
     checked = Checked()

@@ -46,7 +46,7 @@ def update(site_file: Path, folder: Path, wait_s: float) -> None:
     from there at once, one that does not at its next start; the device needs no network for it, and never needs to
     have had one. Ends with exit code 2 when the release was refused or rolled back.
     """
-    from device_agent.config import load_site
+    from device_agent.site_file import load_site
     from device_agent.stick import bring
     from sdk.stick import Stick
 

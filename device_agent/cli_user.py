@@ -43,9 +43,9 @@ def user() -> None:
 
 @contextmanager
 def _access(site_file: Path) -> Iterator[Access]:
-    from device_agent.config import load_site
     from device_agent.page.access import Access
     from device_agent.page.book import open_book
+    from device_agent.site_file import load_site
 
     with private_files():
         book = open_book(load_site(site_file).data_dir)
@@ -146,7 +146,7 @@ def remove(site_file: Path, name: str, erase: bool, open_again: bool) -> None:
     only with --open-again: on loopback whoever reaches the page may do everything then; beyond it, and behind a
     proxy, nobody may do anything, and the agent does not start again before there is an account.
     """
-    from device_agent.config import load_site
+    from device_agent.site_file import load_site
 
     with _access(site_file) as access:
         for account_id in access.remove(name, erase=erase, open_again=open_again):

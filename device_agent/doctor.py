@@ -44,7 +44,6 @@ from device_agent.config import (
     PluginCamera,
     Site,
     WatchCamera,
-    load_site,
 )
 from device_agent.database import LOCK_NAME
 from device_agent.expiry import certificates, of_certificate, of_signatures
@@ -57,6 +56,7 @@ from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, lost_words, unreadabl
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
+from device_agent.site_file import load_site
 from device_agent.store import STORE_NAME, check_store, read_kept
 from sdk.bundle import Bundle
 from sdk.class_names import key_of

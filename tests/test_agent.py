@@ -33,12 +33,12 @@ from device_agent.config import (
     RecipeSettings,
     RuntimeSettings,
     Site,
-    load_site,
 )
 from device_agent.flow import FAILURES_IN_A_ROW
 from device_agent.history import read_history
 from device_agent.report import UNREADABLE_S, unreadable_words
 from device_agent.runtime import open_runtime
+from device_agent.site_file import load_site
 from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.codes import Features

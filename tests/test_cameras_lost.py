@@ -9,9 +9,9 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from device_agent.agent import Agent
-from device_agent.config import load_site
 from device_agent.doctor import examine
 from device_agent.finding import Level
+from device_agent.site_file import load_site
 from sdk.bundle import Bundle
 from tests.pages import chromium, screen
 from tests.simulators import wait_for

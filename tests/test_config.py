@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.config import TEMPLATE, FolderCamera, OpenCvCamera, Site, load_site, parse_site
+from device_agent.config import FolderCamera, OpenCvCamera, Site
+from device_agent.site_file import load_site, parse_site
+from device_agent.site_template import TEMPLATE
 from sdk.errors import ConfigError
 
 VIDEO = 'device = "line-1"\n[camera]\nkind = "video"\npath = "v.mp4"\n'

@@ -218,10 +218,10 @@ def test_every_command_that_a_message_names_is_one(file: Path) -> None:
     assert wrong == {}
 
 
-@pytest.mark.parametrize("name", sorted([*config._CAMERAS, *config._OUTPUTS, *config._SECTIONS, "site"]))
+@pytest.mark.parametrize("name", sorted([*config.CAMERA_KINDS, *config.OUTPUT_KINDS, *config.TABLES, "site"]))
 def test_the_agents_guide_explains_every_key(name: str) -> None:
     """As `headway agent run` says where it refuses one."""
-    tables: dict[str, type[msgspec.Struct]] = {**config._CAMERAS, **config._OUTPUTS, **config._SECTIONS}
+    tables: dict[str, type[msgspec.Struct]] = {**config.CAMERA_KINDS, **config.OUTPUT_KINDS, **config.TABLES}
     guide = (ROOT / "docs" / "agent.md").read_text(encoding="utf-8")
     keys = [field.encode_name for field in msgspec.structs.fields(tables.get(name, config.Site))]
     assert [key for key in keys if not re.search(rf"[`\n.\[ ]{key}(`| =|\]|\.)", guide)] == []

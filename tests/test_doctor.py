@@ -17,11 +17,12 @@ from click.testing import CliRunner
 from device_agent import doctor as doctor_module
 from device_agent.agent import Agent
 from device_agent.cli_operations import FAULT_EXIT, doctor
-from device_agent.config import WatchCamera, load_site
+from device_agent.config import WatchCamera
 from device_agent.doctor import Machine, examine
 from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.report import UNREADABLE_S
+from device_agent.site_file import load_site
 from device_agent.store import Store
 from device_agent.trust import Gate
 from sdk.bundle import Bundle

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from device_agent.config import load_site
+from device_agent.site_file import load_site
 from device_agent.store import Store
 from device_agent.sync import Sync, SyncCore
 from device_agent.trigger import MqttTrigger, PartLot

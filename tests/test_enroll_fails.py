@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from device_agent.config import load_site
+from device_agent.site_file import load_site
 from sdk.fleet.certificates import Authority
 from sdk.fleet.cli_enroll import tls_folder
 from sdk.fleet.enrolment import read_place

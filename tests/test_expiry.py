@@ -19,8 +19,8 @@ from cryptography import x509
 from fastapi.testclient import TestClient
 from prometheus_client import generate_latest
 
-from device_agent.config import load_site
 from device_agent.expiry import ending_words
+from device_agent.site_file import load_site
 from sdk.errors import BrokerError, KeyRefused
 from sdk.expiry import DAY_S, NOTICE_DAYS, Expiry, Standing
 from sdk.fleet.broker import Mosquitto, find_mosquitto

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.config import load_site
+from device_agent.site_file import load_site
 from sdk.bundle import Bundle
 from sdk.fleet.cli_enroll import site_text
 from sdk.fleet.enrolment import Place

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.config import parse_site
+from device_agent.site_file import parse_site
 from sdk.chunks import ChunkStore
 from sdk.errors import ConfigError
 from sdk.fetch import ChunkFetcher, Fetched

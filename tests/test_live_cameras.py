@@ -22,14 +22,8 @@ from device_agent.camera.files import Watch
 from device_agent.camera.gstreamer import LAUNCH, LaunchGrabber, check_pipeline, has_gstreamer
 from device_agent.camera.live import Live
 from device_agent.camera.picture import BLACK, FIRST, GRID, WHITE, PictureWatch
-from device_agent.config import (
-    GStreamerCamera,
-    OpenCvCamera,
-    PictureSettings,
-    PluginCamera,
-    WatchCamera,
-    parse_site,
-)
+from device_agent.config import GStreamerCamera, OpenCvCamera, PictureSettings, PluginCamera, WatchCamera
+from device_agent.site_file import parse_site
 from sdk.errors import CameraLost, ConfigError
 from sdk.images import read
 from sdk.preprocess import Frame

@@ -14,7 +14,6 @@ import pytest
 
 from device_agent.camera import Shot
 from device_agent.candidate import compare_masters
-from device_agent.config import parse_site
 from device_agent.finding import Level
 from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
@@ -24,6 +23,7 @@ from device_agent.page.text import Texts
 from device_agent.pipeline import Pipeline
 from device_agent.report import masters_report
 from device_agent.runtime import open_runtime
+from device_agent.site_file import parse_site
 from device_agent.station import Station
 from device_agent.store import Store
 from sdk.bundle import Bundle

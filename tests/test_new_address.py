@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from cryptography import x509
 
-from device_agent.config import load_site
+from device_agent.site_file import load_site
 from sdk.errors import BrokerError
 from sdk.fleet.access import adjusted, elsewhere
 from sdk.fleet.broker import find_mosquitto

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from device_agent.agent import RUNNING_NAME, running_state
-from device_agent.config import HttpOutput, parse_site
+from device_agent.config import HttpOutput
 from device_agent.outputs.http import HttpPosts
+from device_agent.site_file import parse_site
 from sdk.demo.plant import http_client
 from sdk.wire import Verdict
 from tests.test_outputs import part_of

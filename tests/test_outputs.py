@@ -22,11 +22,12 @@ from typing import Any
 import pytest
 
 from device_agent.camera import Box
-from device_agent.config import HttpOutput, ModbusOutput, PluginOutput, parse_site
+from device_agent.config import HttpOutput, ModbusOutput, PluginOutput
 from device_agent.history import COLUMNS, History, read_history, write_csv
 from device_agent.outputs import GROUP_PARTS, LATE_S, WAITING_PARTS, Outputs, OutputTally, open_output
 from device_agent.outputs.http import HttpPosts
 from device_agent.parts import Finding, Part
+from device_agent.site_file import parse_site
 from sdk.errors import ConfigError, OutputFailed, OutputRefused
 from sdk.wire import Verdict
 from tests.commands import headway

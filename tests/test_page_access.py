@@ -22,7 +22,7 @@ from playwright.sync_api import expect
 
 from device_agent.agent import Agent, running_state
 from device_agent.cli_user import user
-from device_agent.config import PageSettings, load_site
+from device_agent.config import PageSettings
 from device_agent.database import Database
 from device_agent.page import open_page
 from device_agent.page.access import (
@@ -39,6 +39,7 @@ from device_agent.page.access import (
 )
 from device_agent.page.book import open_book
 from device_agent.page.guard import SESSION_COOKIE
+from device_agent.site_file import load_site
 from sdk.bundle import Bundle
 from sdk.errors import AccessError, ConfigError, LoginFailed, NameTaken, TooManyTries
 from sdk.web.server import PageServer

@@ -20,11 +20,12 @@ import pytest
 from msgspec.structs import replace
 
 from device_agent.agent import Agent
-from device_agent.config import FolderCamera, MetricsSettings, RecipeSettings, load_site
+from device_agent.config import FolderCamera, MetricsSettings, RecipeSettings
 from device_agent.database import Database
 from device_agent.history import History, read_history
 from device_agent.page import ShiftCounter, counts
 from device_agent.page.book import open_book
+from device_agent.site_file import load_site
 from sdk.bundle import Bundle
 from sdk.errors import TriggerRefused
 from sdk.wire import Verdict

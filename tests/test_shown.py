@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from device_agent.agent import Agent
-from device_agent.config import LogSettings, load_site
+from device_agent.config import LogSettings
 from device_agent.history import read_history
 from device_agent.logs import set_up_logs
+from device_agent.site_file import load_site
 from sdk.bundle import MANIFEST_NAME, Bundle, decode_manifest, encode_manifest
 from sdk.errors import HeadwayError
 from sdk.fleet.store import FleetStore

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.config import parse_site
+from device_agent.site_file import parse_site
 from device_agent.systemd import Notifier, UnitPlan, Watchdog, unit_text
 from sdk.errors import ConfigError
 from tests.commands import headway

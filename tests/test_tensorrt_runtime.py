@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pytest
 
 from device_agent.agent import Agent
-from device_agent.config import RuntimeSettings, parse_site
+from device_agent.config import RuntimeSettings
 from device_agent.pipeline import BATCH_FRAMES
 from device_agent.runtime import Runtime, check_golden, open_runtime
 from device_agent.runtime import engines as engines_module
 from device_agent.runtime.engines import Engines, Upgrading
 from device_agent.runtime.tensorrt import TensorRtRuntime
+from device_agent.site_file import parse_site
 from sdk.bundle import Bundle
 from sdk.engine import MAX_BATCH, MAX_TRIES, EngineCache, prepare_engine
 from sdk.errors import ConfigError, InferenceFailed, TensorRtMissing
