@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ LOCKING = "scipy"
 (docs/decisions/0035)."""
 
 
-def imported(file: Path, root: Path = ROOT) -> Iterator[str]:
-    """Yield every module that a file imports, at its top or late, `TYPE_CHECKING` included."""
+def imported(file: Path, root: Path = ROOT, *, late: bool = True) -> Iterator[str]:
+    """Yield every module that a file imports, at its top or, with `late`, anywhere, `TYPE_CHECKING` included."""
     package = file.relative_to(root).with_suffix("").parts[:-1]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -119,6 +121,47 @@ errors."""
 def test_sdk_modules_import_only_what_lies_below_them(file: str) -> None:
     below = {m.split(".")[1] for m in imported(ROOT / file) if m.startswith("sdk.")}
     assert below <= ABOVE[file]
+
+
+def circle(files: Sequence[Path], root: Path = ROOT) -> list[str]:
+    """Return modules of which each imports the next at its top, and the last the first; none without such."""
+    modules = {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file for file in files
+    }
+    above = {
+        name: set(imported(file, root, late=False)) & modules.keys() - {name} for name, file in modules.items()
+    }
+    try:
+        TopologicalSorter(above).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circle(MODULES) == []
+
+
+TURN = ("core", "arrivals", "admission", "saying", "notices", "sharing", "seeding", "waves", "registry", "rollout")
+"""What a turn of the fleet service consists of."""
+
+
+@pytest.mark.parametrize("part", TURN)
+def test_the_fleet_services_turn_asks_no_clock_and_does_not_wait(part: str) -> None:
+    waiting = {"time", "datetime", "queue", "threading", "asyncio", "socket", "sdk.fleet.service"}
+    assert waiting & set(imported(ROOT / "sdk" / "fleet" / f"{part}.py")) == set()
+
+
+def test_a_circle_would_be_found(tmp_path: Path) -> None:
+    """The control: over a third module, and not where one of them is imported late."""
+    sources = {"a": "import b", "b": "from c import x", "c": "import a"}
+    files = [tmp_path / f"{name}.py" for name in sources]
+    for file, source in zip(files, sources.values(), strict=True):
+        file.write_text(source)
+    assert set(circle(files, tmp_path)) == {"a", "b", "c"}
+    files[2].write_text("def late():\n    import a\n")
+    assert circle(files, tmp_path) == []
 
 
 def test_a_wrong_arrow_would_be_found(tmp_path: Path) -> None:

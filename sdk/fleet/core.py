@@ -15,7 +15,6 @@ what is said of a channel (`notices`), of its union (`sharing`) and of its relea
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -165,7 +164,7 @@ class FleetCore:
         taken: list[Taken] = []
         with self._store.write() as ledger:
             for state, retained in arrived.states:
-                out += self._note_state(ledger, state, None if retained else now_utc, happened)
+                out += self._note_state(ledger, state, happened, now_utc, retained=retained)
             for device, batch in arrived.labels:
                 if self._admission.may_speak(ledger.device(device)):
                     try:
@@ -183,8 +182,9 @@ class FleetCore:
         return out
 
     def _note_state(
-        self, ledger: Ledger, state: DeviceState, seen_utc: float | None, happened: list[Happened]
+        self, ledger: Ledger, state: DeviceState, happened: list[Happened], now_utc: float, *, retained: bool
     ) -> list[Publication]:
+        seen_utc = None if retained else now_utc
         known = ledger.device(state.device)
         channel = state.channel if known is None else known.channel
         if wrong := self._admission.elsewhere(state.device, channel):
@@ -205,7 +205,7 @@ class FleetCore:
         if device.channel != state.channel:
             wrong = f"was on channel {device.channel} and stays there"
             happened += self._admission.complaint(state.device, wrong)
-        elif found := self._ahead.look(ledger, device.device, device.channel, state.log_position, time.time()):
+        elif found := self._ahead.look(ledger, device.device, device.channel, state.log_position, now_utc):
             happened.append(found)
             self._notices.restored(device.channel)
         self._seeding.look_again()
