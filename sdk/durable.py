@@ -101,6 +101,17 @@ def write_output(file: Path, content: bytes) -> None:
         write_whole(target, content)
 
 
+def give_to_owner(path: Path, of: Path) -> None:
+    """Let what root made belong to whom a file or folder beside or above it belongs; others change nothing.
+
+    Raises:
+        OSError: one of them is not there, or the file system has no owners.
+    """
+    if os.geteuid() == 0:
+        owner = of.stat()
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
 def sync_path(path: Path) -> None:
     """Return when a file's contents, or a folder's names, are on disk.
 

@@ -22,7 +22,8 @@ from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import BadSignature, FleetError, StoreCorrupt, UnknownDevice
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_of, name_database
-from sdk.fleet.store import MIGRATIONS, SCHEMA_REVISION, FleetStore, Ledger
+from sdk.fleet.schema import MIGRATIONS, SCHEMA_REVISION
+from sdk.fleet.store import FleetStore, Ledger
 from sdk.fleet.tables import Base
 from sdk.fleet.union_ledger import Taken
 from sdk.labels import MAX_COUNTER_JUMP, Chain, CodeRecord, Fold, KeepApart, Label, Record, entry_hash

@@ -33,6 +33,8 @@ from sdk.errors import DatabaseAway, FleetError
 DATABASE_NAME: Final = "fleet.db"
 URL_NAME: Final = "database.url"
 LOCK_NAME: Final = "serve.lock"
+LOCK_PATIENCE_S: Final = 0.5
+"""A command that only asks whether a service runs holds the lock for a moment."""
 BUSY_TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 10
 KEEPALIVE_S: Final = 30

@@ -24,7 +24,8 @@ from sdk.durable import sync_path
 from sdk.errors import FleetError
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, ServiceLock, engine_at, engine_of, name_database
 from sdk.fleet.labellog import log_rows
-from sdk.fleet.store import FleetStore, migrate
+from sdk.fleet.schema import bring_up_to_date
+from sdk.fleet.store import FleetStore
 from sdk.fleet.tables import Base
 from sdk.logrows import Checked
 
@@ -86,7 +87,7 @@ def move_store(directory: Path, url: str) -> Moved:
                     hint="Stop it first: labels wait on the devices meanwhile.",
                 )
             _check_logs(directory)
-            migrate(target, target.execution_options(headway_write=True))
+            bring_up_to_date(directory, target, held=True)
             source = engine_of(directory)
             try:
                 with source.execution_options(headway_write=True).begin() as old:
@@ -114,7 +115,7 @@ def _nothing_moved() -> Iterator[None]:
 
 def _check_logs(directory: Path) -> None:
     """Look at every hash chain, so that no damaged log is taken along for a whole one."""
-    with FleetStore(directory) as store:  # which brings its schema up to date too
+    with FleetStore(directory, held=True) as store:  # which brings its schema up to date too
         with store.read() as ledger:
             channels = ledger.channels()
         for channel in channels:

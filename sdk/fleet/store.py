@@ -2,8 +2,9 @@
 
 One directory: `fleet.db` (SQLite, WAL, every commit synced) and `chunks/`. Where `database.url` names a PostgreSQL
 database, that stands in for the file (`sdk.fleet.database`), where `chunks.url` names a place, that stands in for
-the folder (`sdk.fleet.blobs`). The schema is brought up to date when the directory is opened. What a transaction
-can do stands in `sdk.fleet.channel_ledger`, `sdk.fleet.rollout_ledger` and `sdk.fleet.union_ledger`.
+the folder (`sdk.fleet.blobs`). The schema is brought up to date when the directory is opened (`sdk.fleet.schema`).
+What a transaction can do stands in `sdk.fleet.channel_ledger`, `sdk.fleet.rollout_ledger` and
+`sdk.fleet.union_ledger`.
 
 Rules this module keeps:
 
@@ -21,32 +22,25 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-from sqlalchemy import Engine, inspect, text
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
 from sdk.errors import BadSignature, BundleError, FleetError, HeadwayError, LabelError, StoreCorrupt
 from sdk.fleet.blobs import blobs_of
 from sdk.fleet.channel_ledger import Publication
-from sdk.fleet.database import URL_NAME, ServiceLock, database_errors, engine_of
+from sdk.fleet.database import LOCK_PATIENCE_S, URL_NAME, ServiceLock, database_errors, engine_of
 from sdk.fleet.restoring import Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
+from sdk.fleet.schema import bring_up_to_date
 from sdk.fleet.union_ledger import LastCodes, UnionLedger
 from sdk.labels import REFUSALS, RELEASE_DEVICE, CodeRecord, Fold, Merge
 from sdk.liveset import LiveSet
 from sdk.moments import Moments
 from sdk.release import Release, describe
 from sdk.sources import MERGES, Hold
-
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
-SCHEMA_REVISION: Final = "0007"
-"""The newest migration: a database that has it is opened without Alembic."""
-LOCK_PATIENCE_S: Final = 0.5
-"""A command that only asks whether a service runs holds the lock for a moment."""
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +115,14 @@ class FleetStore:
 
     Args:
         directory: Made if it is not there.
+        held: The caller holds the one service's lock.
 
     Raises:
-        FleetError: the database cannot be used, or is newer than this Headway.
+        FleetError: the database cannot be used, or is newer than this Headway; or it is older, and a service
+            runs on it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, held: bool = False) -> None:
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -142,7 +138,7 @@ class FleetStore:
         self._engine = engine_of(directory)
         self._writer = self._engine.execution_options(headway_write=True)
         with database_errors(directory):
-            migrate(self._engine, self._writer)
+            bring_up_to_date(directory, self._engine, held=held)
         self.marks = Marks(directory)
         self._decisions = Decisions(directory)
         self._make_whole()
@@ -506,33 +502,3 @@ class FleetStore:
 
 class Ledger(RolloutLedger, UnionLedger):
     """One transaction on the fleet's database."""
-
-
-def migrate(engine: Engine, writer: Engine) -> None:
-    """Bring a database's schema up to date; of an empty one, make it.
-
-    Args:
-        engine: The database.
-        writer: The same, for changes.
-
-    Raises:
-        FleetError: it was written by a newer Headway.
-    """
-    with engine.connect() as connection:
-        known = inspect(connection).has_table("alembic_version")
-        if known and connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA_REVISION:
-            return
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util.exc import CommandError
-
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with writer.begin() as connection:
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError as error:
-            raise FleetError(
-                "the fleet database was written by a newer Headway", hint="Update Headway on this machine."
-            ) from error
