@@ -8,6 +8,8 @@ Rules this module keeps:
 - What SQLite and the file system say becomes `StoreFull` (no write is possible now; it may be later) or
   `StoreCorrupt` (the file is damaged, another program's, or from a newer version).
 - One process per folder: a lock file refuses the second, unless the file is meant to be shared.
+- Before its schema changes the file is copied beside itself, to `store.sqlite3.5` of schema 5, where there is
+  room: the Headway of before goes back to that (docs/agent.md, "Update").
 """
 
 from __future__ import annotations
@@ -15,19 +17,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
+from device_agent.limits import StoreLimits
+from sdk.durable import PARTIAL, give_to_owner, sync_path
 from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
+
+_log = logging.getLogger(__name__)
 
 LOCK_NAME: Final = "store.lock"
 APPLICATION_ID: Final = 0x48575931
 """Tells our SQLite files from other programs'."""
 BUSY_TIMEOUT_S: Final = 5.0
+MAX_KEPT_BYTES: Final = 512 * 1024**2
+"""A minute on a slow card (10 MB/s); systemd waits two for the agent to be ready."""
 _PAGE_BYTES: Final = 4096
 _RESTORE: Final = (
     "Move the file away and start again: the device fetches its log from the fleet; or `headway agent restore`."
@@ -44,6 +54,7 @@ class Database:
         shared: Other processes may have it open too; each transaction is whole all the same.
         cache_kib: Pages kept in memory, at most; SQLite's own default.
         overwrite: What is deleted is overwritten with zeros, not only given free.
+        on_copy: Statements for the copy that is kept of an earlier schema: what is so of an old copy only.
 
     Raises:
         ConfigError: another process has the folder's lock.
@@ -60,6 +71,7 @@ class Database:
         shared: bool = False,
         cache_kib: int = 2000,
         overwrite: bool = False,
+        on_copy: Sequence[str] = (),
     ) -> None:
         self.lock = threading.RLock()
         self._path, self._folder = path, path.parent
@@ -67,7 +79,7 @@ class Database:
         with disk(path.parent):
             self._lock_file = _take_lock(path.parent, shared)
             try:
-                self._db = _connect(path, migrations, max_bytes, cache_kib)
+                self._db = _connect(path, migrations, max_bytes, cache_kib, on_copy)
                 if overwrite:  # left to itself it does what it was built for, which differs
                     self._db.execute("PRAGMA secure_delete = ON")
             except BaseException:
@@ -89,7 +101,9 @@ class Database:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rewrite(self) -> None:
-        """Write the file anew, with nothing in it or in SQLite's log of what was deleted. As long as it is large.
+        """Write the file anew, with nothing in it, its copy or SQLite's log of what was deleted.
+
+        It takes as long as the file is large.
 
         Overwriting alone does not do that: a row that SQLite has moved to another page stays in the room it left.
 
@@ -97,6 +111,8 @@ class Database:
             StoreFull: there is no room for a second file, or another process does not let go of this one.
         """
         with self.lock, disk(self._folder):
+            for copy in _copies(self._path):  # of an earlier schema: what was deleted since is in it
+                copy.unlink(missing_ok=True)
             self._db.execute("VACUUM")
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if busy:
@@ -196,7 +212,7 @@ def _take_lock(folder: Path, shared: bool) -> IO[bytes]:
 
 
 def _connect(
-    path: Path, migrations: Sequence[Sequence[str]], max_bytes: int, cache_kib: int
+    path: Path, migrations: Sequence[Sequence[str]], max_bytes: int, cache_kib: int, on_copy: Sequence[str]
 ) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
     try:
@@ -206,7 +222,7 @@ def _connect(
         db.execute("PRAGMA trusted_schema = OFF")
         db.execute(f"PRAGMA cache_size = -{cache_kib}")
         db.execute(f"PRAGMA max_page_count = {max(1, max_bytes // _PAGE_BYTES)}")
-        _migrate(db, migrations)
+        _migrate(db, path, migrations, on_copy)
     except BaseException:
         db.close()
         raise
@@ -220,24 +236,86 @@ def _check(db: sqlite3.Connection, path: Path, newest: int) -> None:
     if tables and application != APPLICATION_ID:
         raise StoreCorrupt(f"{path} is another program's", hint="Give the agent a data folder of its own.")
     if version > newest:
+        kept = path.with_name(f"{path.name}.{newest}")
+        back = f" Or go back: {kept} is the file as it was before (docs/agent.md)." if kept.is_file() else ""
         raise StoreCorrupt(
             f"{path} has schema {version}, this Headway knows {newest}",
-            hint="Install the version of Headway that last ran here, or a newer one.",
+            hint=f"Install the version of Headway that last ran here, or a newer one.{back}",
         )
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise damaged(f"{path} is damaged: {str(verdict)[:100]}")
 
 
-def _migrate(db: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
+def _migrate(
+    db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[str]], on_copy: Sequence[str]
+) -> None:
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    for number, statements in enumerate(migrations[version:], version + 1):
-        db.execute("BEGIN IMMEDIATE")
+    if version == len(migrations):
+        return
+    kept = _keep(db, path, version, on_copy) if version else None
+    db.execute("BEGIN IMMEDIATE")
+    (version,) = db.execute(
+        "PRAGMA user_version"
+    ).fetchone()  # of a shared file another process may have been faster
+    for statements in migrations[version:]:
         for statement in statements:
             db.execute(statement)
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {number}")
-        db.execute("COMMIT")
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {len(migrations)}")
+    db.execute("COMMIT")
+    if version:
+        _log.warning(
+            "%s was brought from schema %d to %d; %s",
+            path,
+            version,
+            len(migrations),
+            f"as it was before: {kept}" if kept else "an earlier Headway opens it no more",
+        )
+
+
+def _keep(db: sqlite3.Connection, path: Path, version: int, on_copy: Sequence[str]) -> Path | None:
+    """Copy the file as it is, for the Headway that knows no newer schema; return where, None where it cannot be.
+
+    One copy is kept. That there is no room, or too much to copy, keeps no line from starting.
+    """
+    (size_bytes,) = db.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()
+    kept = path.with_name(f"{path.name}.{version}")
+    draft = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        draft.unlink(missing_ok=True)  # a kill left it
+        # The change may write as much again, into SQLite's log.
+        free_bytes = shutil.disk_usage(path.parent).free - StoreLimits().reserve_bytes
+        if size_bytes > MAX_KEPT_BYTES or free_bytes < 2 * size_bytes:
+            why = f"it has {_mib(size_bytes)} MiB, and {_mib(max(0, free_bytes))} MiB are free"
+        else:
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            db.execute("VACUUM INTO ?", (str(draft),))
+            with contextlib.closing(sqlite3.connect(draft)) as copy, copy:
+                for statement in on_copy:
+                    copy.execute(statement)
+            give_to_owner(draft, path)
+            sync_path(draft)
+            draft.replace(kept)
+            sync_path(path.parent)
+            for other in _copies(path):
+                if other != kept:
+                    other.unlink(missing_ok=True)
+            return kept
+    except (OSError, sqlite3.Error) as error:
+        why = str(error)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    _log.warning("%s is not copied before its schema changes: %s", path, why)
+    return None
+
+
+def _copies(path: Path) -> list[Path]:
+    return [each for each in path.parent.glob(f"{path.name}.*") if each.name[len(path.name) + 1 :].isdecimal()]
+
+
+def _mib(size_bytes: int) -> int:
+    return size_bytes // 1024**2
 
 
 _NO_WRITES: Final = {

@@ -46,6 +46,11 @@ from sdk.labels import (
 
 AWAIT_FLEET: Final = "await_fleet"
 """Named value: restored from a backup, and the fleet may hold later entries of this device."""
+ON_COPY: Final = (
+    f"REPLACE INTO meta SELECT '{AWAIT_FLEET}', 1 WHERE EXISTS (SELECT 1 FROM meta"
+    " WHERE key IN ('acknowledged', 'fleet_holds') OR key LIKE 'log_position/%')",
+)
+"""For a copy of the store that somebody goes back to: where it has heard from a fleet, it is to hear it first."""
 FLEET_HOLDS: Final = "fleet_holds"
 """Named value: how many entries of this device the fleet said it holds, while those are not all found here; 0 from
 then on. Not there: it has said nothing yet, or an older version heard it."""

@@ -29,7 +29,7 @@ from typing import Final
 from device_agent.database import Database, damaged, disk, open_to_read
 from device_agent.heads_and_updates import Heads, Updates
 from device_agent.images import ImageFolder
-from device_agent.label_log import LabelLog, decode_entry
+from device_agent.label_log import ON_COPY, LabelLog, decode_entry
 from device_agent.limits import StoreLimits
 from device_agent.meta import Meta
 from device_agent.room import Room
@@ -105,7 +105,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             for each in made:
                 sync_path(each.parent)  # else a power cut may take the whole folder, synced files and all
-            db = Database(folder / STORE_NAME, MIGRATIONS, max_bytes=limits.max_store_bytes)
+            db = Database(folder / STORE_NAME, MIGRATIONS, max_bytes=limits.max_store_bytes, on_copy=ON_COPY)
             try:
                 store = cls(folder, device, db, clock=clock, limits=limits)
                 store._load()

@@ -17,7 +17,7 @@ from device_agent.config import FolderCamera, PageSettings, Site, StoreSettings
 from device_agent.history import History, read_history
 from device_agent.limits import StoreLimits
 from device_agent.room import BALLAST_NAME
-from device_agent.store import Store, check_store
+from device_agent.store import STORE_NAME, Store, check_store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
 from sdk.labels import Record
@@ -25,7 +25,7 @@ from tests.disks import fill, mount, small
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, call, images, running
 from tests.test_outputs import part_of
-from tests.test_store import image_of, label, sample_of
+from tests.test_store import image_of, label, sample_of, store_of
 
 __all__ = ["bundle", "images", "small"]
 
@@ -141,3 +141,13 @@ def test_inspection_goes_on_while_the_page_refuses_labels_with_507(
         assert call(page, "api/classes", {"name": "again"})["saved"] is True
         assert agent.store.log.length() == before + 1
         assert agent.state().errors == 0
+
+
+def test_a_store_without_room_for_a_copy_of_its_earlier_schema_opens_all_the_same(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store_of(1, small / "data")
+    Store.open(small / "data", "line-1", limits=LIMITS).close()
+    told, _ = caplog.messages
+    assert told.endswith("is not copied before its schema changes: it has 0 MiB, and 0 MiB are free")
+    assert not list((small / "data").glob(f"*{STORE_NAME}.*"))

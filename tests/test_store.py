@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -666,6 +668,94 @@ def test_a_store_of_every_earlier_version_is_read_and_goes_on(tmp_path: Path, sc
         assert status_of(store, sample_of(1)) is SampleStatus.LABELLED
         assert label(store, sample_of(2))[0].entry.prev == entry_hash(records[-1].entry)
     assert check_store(tmp_path / STORE_NAME, whole=True).entries == 5
+
+
+def store_of(schema: int, folder: Path) -> None:
+    """Make a store as a Headway that knew this schema left it."""
+    folder.mkdir(exist_ok=True)
+    database = Database(folder / STORE_NAME, MIGRATIONS[:schema], max_bytes=2**30)
+    with database.transaction() as db:
+        db.execute("INSERT INTO meta VALUES ('device', 'line-1')")
+        db.execute("CREATE TABLE what_was_here (word TEXT)")
+    database.close()
+
+
+def version_of(file: Path) -> int:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_a_store_is_copied_before_its_schema_changes_and_the_copy_leads_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, kept = len(MIGRATIONS) - 1, tmp_path / f"{STORE_NAME}.{len(MIGRATIONS) - 1}"
+    (tmp_path / f".{STORE_NAME}.partial").write_bytes(b"of a copy that was killed")
+    (tmp_path / f"{STORE_NAME}.1").write_bytes(b"of an earlier update")
+    store_of(old, tmp_path)
+    for _ in range(2):
+        Store.open(tmp_path, "line-1", limits=LIMITS).close()
+    assert caplog.messages == [
+        f"{tmp_path / STORE_NAME} was brought from schema {old} to {len(MIGRATIONS)}; as it was before: {kept}"
+    ]
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert version_of(kept) == old
+    assert sorted(each.name for each in tmp_path.glob("*sqlite3*")) == [STORE_NAME, kept.name]
+    kept.replace(tmp_path / STORE_NAME)
+    Database(tmp_path / STORE_NAME, MIGRATIONS[:old], max_bytes=2**30).close()
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_copy_of_a_device_in_a_fleet_takes_no_label_before_it_has_heard_that(
+    tmp_path: Path, heard: bool
+) -> None:
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        label(store, sample_of(1))
+        if heard:
+            store.log.heard(2)
+            store.log.receive(foreign_log("line-2", 1), 1)
+        with store._db.transaction() as db:
+            for table, column in (("samples", "defect"), ("samples", "rejected")):
+                db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+            db.execute("PRAGMA user_version = 5")
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        label(store, sample_of(2))
+    (tmp_path / f"{STORE_NAME}.5").replace(tmp_path / STORE_NAME)
+    with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
+        refusal = (
+            pytest.raises(StoreFull, match="has not heard from its fleet") if heard else contextlib.nullcontext()
+        )
+        with refusal:
+            label(store, sample_of(3))
+
+
+def test_a_store_that_cannot_be_copied_opens_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store_of(1, tmp_path)
+    (tmp_path / f"{STORE_NAME}.1").mkdir()
+    Store.open(tmp_path, "line-1", limits=LIMITS).close()
+    assert version_of(tmp_path / STORE_NAME) == len(MIGRATIONS)
+    assert "is not copied before its schema changes: " in caplog.messages[0]
+    assert caplog.messages[1].endswith("an earlier Headway opens it no more")
+    assert not (tmp_path / f".{STORE_NAME}.partial").exists()
+
+
+def test_an_older_version_names_the_copy_to_go_back_to(tmp_path: Path) -> None:
+    store_of(len(MIGRATIONS), tmp_path)
+    kept = tmp_path / f"{STORE_NAME}.1"
+    kept.write_bytes(b"")
+    with pytest.raises(StoreCorrupt, match="this Headway knows 1") as refused:
+        Database(tmp_path / STORE_NAME, MIGRATIONS[:1], max_bytes=2**30)
+    assert str(kept) in refused.value.hint
+
+
+def test_what_is_wiped_leaves_no_copy_of_before(tmp_path: Path) -> None:
+    store_of(1, tmp_path)
+    database = Database(tmp_path / STORE_NAME, MIGRATIONS, max_bytes=2**30)
+    assert (tmp_path / f"{STORE_NAME}.1").exists()
+    database.rewrite()
+    assert not (tmp_path / f"{STORE_NAME}.1").exists()
+    database.close()
 
 
 # -- full disks
