@@ -50,8 +50,11 @@ class Scored(Protocol):
     def calibration(self) -> Calibration: ...
 
 
-class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What people chose. `good` None goes by `GOOD_NAMES`.
+
+    A version refuses fields that it does not know: what is rejected may hang on them. So only what was chosen is
+    written, and where nobody chose, any version that somebody goes back to can read that.
 
     Attributes:
         good: Ids of the classes without a defect, in hex; those too that were one with these when people chose.

@@ -14,7 +14,7 @@ import pytest
 from device_agent.accepting import KEPT_AS
 from device_agent.backup import make_backup, restore_backup
 from device_agent.report import OPERATING_LOST
-from device_agent.store import STORE_NAME
+from device_agent.store import STORE_NAME, read_kept
 from sdk.bundle import Bundle
 from tests.commands import headway
 from tests.pages import Device, serving, write_stream
@@ -165,3 +165,14 @@ def test_a_choice_that_cannot_be_one_is_told_and_nothing_falls(
         assert put_away(device) == []
         sent(device, "PUT", "/api/operating", CHOSEN)
         assert not told(device)
+
+
+def test_where_nobody_chose_a_version_of_before_can_read_that(
+    tmp_path: Path, bundle: Bundle, stream: Path
+) -> None:
+    for _ in range(2):
+        with serving(tmp_path / "data", stream, bundle):
+            pass
+    assert read_kept(tmp_path / "data" / STORE_NAME, KEPT_AS) == b"{}"
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "page" / "page.sqlite3")) as db:
+        assert db.execute("SELECT value FROM settings WHERE key = ?", (KEPT_AS,)).fetchone() == ("{}",)

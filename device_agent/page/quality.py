@@ -150,7 +150,8 @@ class Quality:
         if stored is not None:
             with contextlib.suppress(*DAMAGED):  # a backup says what whoever may write to it wrote there
                 target = msgspec.json.decode(stored, type=Target)
-                if not target.whole and self._station.serving is not None:  # an earlier version's
+                if target.good is not None and not target.whole and self._station.serving is not None:
+                    # An earlier version's.
                     target = self._whole(target)
                     with contextlib.suppress(StoreFull):  # at a later start, then
                         self._keep(target)
@@ -180,8 +181,9 @@ class Quality:
 
     def _whole(self, target: Target) -> Target:
         """Return what people chose with all that is one class with it now."""
-        good = None if target.good is None else self._station.operating.whole(target.good)
-        return msgspec.structs.replace(target, good=good, whole=True)
+        if target.good is None:
+            return target
+        return msgspec.structs.replace(target, good=self._station.operating.whole(target.good), whole=True)
 
     def _keep(self, target: Target) -> None:
         self._target.set(msgspec.json.encode(target))
