@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from device_agent.owners import given_to_owner
 from device_agent.private import private_files
 from sdk.shown import say
 
@@ -92,7 +93,8 @@ def backup(site_file: Path, target: Path) -> None:
 def restore(site_file: Path, source: Path) -> None:
     """Make this device's data folder from a backup. The agent must not run, and the folder be empty or missing.
 
-    Takes the labels, their pictures and the release; what else lies in DIR is left out, and named.
+    Takes the labels, their pictures and the release; what else lies in DIR is left out, and named. Run by root it
+    makes files of the user whose the folder is, or the one above it.
     """
     from device_agent.accepting import LOST_AS
     from device_agent.backup import restore_backup
@@ -102,7 +104,7 @@ def restore(site_file: Path, source: Path) -> None:
     site = load_site(site_file)
     left_out: list[str] = []
     no_release: list[str] = []
-    with private_files():
+    with private_files(), given_to_owner(site.data_dir):
         facts = restore_backup(
             source,
             site.data_dir,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from device_agent.owners import given_to_owner
 from device_agent.private import private_files
 from sdk.errors import ConfigError, Incompatible
 from sdk.shown import say
@@ -53,6 +54,7 @@ def update(site_file: Path, folder: Path, wait_s: float) -> None:
     site = load_site(site_file)
     with (
         private_files(),
+        given_to_owner(site.data_dir),
         Stick(folder) as stick,
         click.progressbar(length=1, label=stick.index.release.name) as bar,
     ):

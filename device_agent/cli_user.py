@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from device_agent.owners import given_to_owner
 from device_agent.private import private_files
 from sdk.errors import ConfigError
 from sdk.shown import say
@@ -47,8 +48,9 @@ def _access(site_file: Path) -> Iterator[Access]:
     from device_agent.page.book import open_book
     from device_agent.site_file import load_site
 
-    with private_files():
-        book = open_book(load_site(site_file).data_dir)
+    data_dir = load_site(site_file).data_dir
+    with private_files(), given_to_owner(data_dir):
+        book = open_book(data_dir)
         try:
             yield Access(book)
         finally:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from device_agent.limits import StoreLimits
+from device_agent.owners import mending, strangers
 from sdk.durable import PARTIAL, give_to_owner, sync_path
 from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
 
@@ -76,7 +77,7 @@ class Database:
         self.lock = threading.RLock()
         self._path, self._folder = path, path.parent
         self._durable: bool | None = None  # what `synchronous` was last set to; None where nobody can know
-        with disk(path.parent):
+        with disk(path.parent, opening=True):
             self._lock_file = _take_lock(path.parent, shared)
             try:
                 self._db = _connect(path, migrations, max_bytes, cache_kib, on_copy)
@@ -332,9 +333,18 @@ _NO_WRITES: Final = {
 _NO_WRITES_SQLITE: Final = ("is full", "disk I/O error", "readonly database", "unable to open", "is locked")
 
 
+_DENIED: Final = (errno.EACCES, errno.EPERM)
+_DENIED_SQLITE: Final = ("readonly database", "unable to open")
+
+
 @contextlib.contextmanager
-def disk(folder: Path) -> Iterator[None]:
-    """Turn what SQLite and the file system say about a folder into our errors."""
+def disk(folder: Path, *, opening: bool = False) -> Iterator[None]:
+    """Turn what SQLite and the file system say about a folder into our errors.
+
+    Args:
+        folder: Where it is.
+        opening: Whoever asks ends where this fails, and has to be started again.
+    """
     try:
         yield
     except (sqlite3.ProgrammingError, sqlite3.IntegrityError, HeadwayError):
@@ -342,17 +352,37 @@ def disk(folder: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         # Python 3.10 does not tell SQLite's error codes, only their texts.
         text = str(error)
+        if any(part in text for part in _DENIED_SQLITE) and (denied := _denied(folder, folder)):
+            raise denied from error
         if any(part in text for part in _NO_WRITES_SQLITE):
-            raise _full(folder, text) from error
+            raise _full(folder, text, opening=opening) from error
         raise damaged(f"the store in {folder} is damaged: {text}") from error
     except OSError as error:
         if error.errno not in _NO_WRITES:
             raise
-        raise _full(folder, _NO_WRITES[error.errno]) from error
+        if error.errno in _DENIED and isinstance(error.filename, str | os.PathLike):
+            denied = _denied(folder, Path(error.filename).parent)
+            if denied is not None:
+                raise denied from error
+        raise _full(folder, _NO_WRITES[error.errno], opening=opening) from error
 
 
-def _full(folder: Path, what: str) -> StoreFull:
+def _full(folder: Path, what: str, *, opening: bool = False) -> StoreFull:
+    again = "then start it again" if opening else "then try again, no restart is needed"
     return StoreFull(
         f"nothing can be stored in {folder}: {what}",
-        hint="Free space there, or check the disk and its permissions; then try again, no restart is needed.",
+        hint=f"Free space there, or check the disk and its permissions; {again}.",
     )
+
+
+def _denied(folder: Path, place: Path) -> StoreFull | None:
+    """Return the error that names whose a file is; None where no file in that place is another user's."""
+    for each in (place, folder):
+        with contextlib.suppress(OSError):
+            for found in strangers(each, deep=False):
+                return StoreFull(
+                    f"nothing can be stored in {folder}: {found.path} belongs to {found.owner}, and {found.user} "
+                    "may not use it",
+                    hint=f"{mending(found.user, folder)}; `headway doctor` looks for more of them.",
+                )
+    return None

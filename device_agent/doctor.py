@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import platform
-import pwd
 import shutil
 import socket
 import sqlite3
@@ -51,6 +50,7 @@ from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
 from device_agent.output_check import check_outputs, outputs_told
+from device_agent.owners import mending, quote, strangers, user_name
 from device_agent.private import open_to_all
 from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, lost_words, unreadable_words
 from device_agent.runtime import check_golden, open_runtime
@@ -124,10 +124,12 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     running = _is_running(site)
     yield from _permissions(machine, site)
     yield from _disk(machine, site)
-    yield from _store(site, running)
-    yield from _release(site, running)
+    closed = site.data_dir.exists() and not os.access(site.data_dir, os.R_OK | os.X_OK, effective_ids=True)
+    if not closed:  # else that was told, and nothing in it can be
+        yield from _store(site, running)
+        yield from _release(site, running)
     yield from examine_masters(site.part.masters)
-    if site.mqtt is not None:
+    if site.mqtt is not None and not closed:
         yield from _trust(machine, site, site.mqtt)
     if running:
         yield from _told(site)
@@ -230,26 +232,28 @@ def _is_running(site: Site) -> bool:
 def _permissions(machine: Machine, site: Site) -> Iterator[Finding]:
     folder = site.data_dir
     existing = next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
-    me = _user_name(machine.user_id())
-    if not os.access(existing, os.W_OK | os.X_OK):
+    me = user_name(machine.user_id())
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
         yield Finding(
             "permissions",
             Level.FAULT,
             f"{me} may not write to {existing}",
-            f"sudo install -d -o {me} -m 0700 {folder}",
+            _let_write(me, folder),
         )
     elif folder.exists() and stat.S_IMODE(folder.stat().st_mode) & stat.S_IWOTH:
-        yield Finding("permissions", Level.FAULT, f"anybody may write to {folder}", f"chmod 0700 {folder}")
+        yield Finding("permissions", Level.FAULT, f"anybody may write to {folder}", f"chmod 0700 {quote(folder)}")
     elif not folder.exists():
         yield Finding(
             "permissions",
             Level.NOTE,
             f"{folder} is not there; {me} may make it, a systemd unit may not",
-            f"sudo install -d -o {me} -m 0700 {folder}",
+            _making(me, folder),
         )
+    elif found := _not_the_agents(folder):
+        yield found
     elif open_to_all(folder):
         what = f"every user of this machine may look into {folder}: pictures, labels, names"
-        yield Finding("permissions", Level.NOTE, what, f"chmod 0700 {folder}")
+        yield Finding("permissions", Level.NOTE, what, f"chmod 0700 {quote(folder)}")
     else:
         yield Finding("permissions", Level.GOOD, f"{me} may write to {folder}")
     for camera in site.cameras:
@@ -258,7 +262,7 @@ def _permissions(machine: Machine, site: Site) -> Iterator[Finding]:
                 "permissions",
                 Level.FAULT,
                 f"{me} may not delete from {camera.path}: all of it would be taken again after each start",
-                f"sudo chown {me} {camera.path}, or delete = false",
+                f"sudo chown {me} {quote(camera.path)}, or delete = false",
             )
     if site.mqtt is not None:
         for key in ("ca_file", "cert_file", "key_file", "password_file"):
@@ -267,10 +271,41 @@ def _permissions(machine: Machine, site: Site) -> Iterator[Finding]:
                 yield from _secret(file, key, me)
 
 
+def _let_write(me: str, folder: Path) -> str:
+    if not folder.exists():
+        return _making(me, folder)
+    owner = user_name(folder.stat().st_uid)
+    if owner == "root":
+        return mending(me, folder)
+    return (
+        f"Run it as {owner}, if that is the agent's user: sudo -u {owner} headway doctor SITE.TOML. Else: "
+        + mending(me, folder)
+    )
+
+
+def _making(me: str, folder: Path) -> str:
+    return f"sudo install -d -o {me} -m 0700 {quote(folder)}"
+
+
+def _not_the_agents(folder: Path) -> Finding | None:
+    """Return what is wrong where the agent may not use what somebody else has made in its folder."""
+    found = list(strangers(folder))
+    if not found:
+        return None
+    path, owner, user = found[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    what = f"{path}{more} belong{'s' * (not more)} to {owner}: {user} may not use {'them' if more else 'it'}"
+    return Finding("permissions", Level.FAULT, what, mending(user, folder))
+
+
 def _secret(file: Path, key: str, me: str) -> Iterator[Finding]:
     if not os.access(file, os.R_OK):
         there = file.exists()
-        fix = f"sudo chown {me} {file}; chmod 0400 {file}" if there else f"Put the file there, or correct {key}."
+        fix = (
+            f"sudo chown {me} {quote(file)}; chmod 0400 {quote(file)}"
+            if there
+            else f"Put the file there, or correct {key}."
+        )
         yield Finding(
             "permissions", Level.FAULT, f"{key} {file} {'is not readable' if there else 'is missing'}", fix
         )
@@ -279,17 +314,10 @@ def _secret(file: Path, key: str, me: str) -> Iterator[Finding]:
             "permissions",
             Level.NOTE,
             f"others may read {key} {file}",
-            f"chmod 0400 {file}; sudo chown {me} {file}",
+            f"chmod 0400 {quote(file)}; sudo chown {me} {quote(file)}",
         )
     else:
         yield Finding("permissions", Level.GOOD, f"{key} {file} is readable")
-
-
-def _user_name(user_id: int) -> str:
-    try:
-        return pwd.getpwuid(user_id).pw_name
-    except KeyError:
-        return str(user_id)
 
 
 def _disk(machine: Machine, site: Site) -> Iterator[Finding]:
@@ -629,9 +657,7 @@ def _camera_fix(settings: CameraSettings, bad: int) -> str:
             there = ", ".join(sorted(str(each) for each in Path("/dev").glob("video*"))) or "none"
             return f"There is no {node}; present: {there}. Check the cable, then index."
         if not os.access(node, os.R_OK | os.W_OK):
-            return (
-                f"This user may not open it: sudo usermod -aG video {_user_name(os.geteuid())}, and log in anew."
-            )
+            return f"This user may not open it: sudo usermod -aG video {user_name(os.geteuid())}, and log in anew."
         return f"Another program may hold it: sudo fuser {node}"
     return (
         "Try the address in another player: ffprobe -rtsp_transport tcp 'ADDRESS'; check user and password in it."

@@ -116,7 +116,7 @@ class History:
 
     def __init__(self, data_dir: Path, keep_parts: int, run: str = "") -> None:
         folder = data_dir / FOLDER_NAME
-        with disk(data_dir):
+        with disk(data_dir, opening=True):
             folder.mkdir(parents=True, exist_ok=True)
         self._keep, self._run = keep_parts, run
         self._closed = False

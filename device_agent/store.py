@@ -100,7 +100,7 @@ class Store:
             StoreFull: the disk takes no writes.
         """
         limits = limits or StoreLimits()
-        with disk(folder):
+        with disk(folder, opening=True):
             made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for each in made:

@@ -192,7 +192,9 @@ def test_a_watched_folder_that_may_not_be_emptied_is_a_fault(
     text = file.read_text()
     file.write_text(text.replace('kind = "folder"', 'kind = "watch"\ndelete = true'))
     assert not [each for each in examine(file, GOOD) if "delete" in each.what]
-    monkeypatch.setattr(os, "access", lambda path, how: Path(path).name != "images" and may(path, how))
+    monkeypatch.setattr(
+        os, "access", lambda path, how, **more: Path(path).name != "images" and may(path, how, **more)
+    )
     (found,) = [each for each in examine(file, GOOD) if "delete" in each.what]
     assert (found.area, found.level) == ("permissions", Level.FAULT)
     assert "delete = false" in found.fix

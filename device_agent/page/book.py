@@ -57,7 +57,7 @@ def open_book(data_dir: Path) -> Database:
         StoreFull: the disk takes no writes.
     """
     folder = data_dir / FOLDER
-    with disk(data_dir):
+    with disk(data_dir, opening=True):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # secrets' hashes are in it
     return Database(folder / BOOK_NAME, MIGRATIONS, max_bytes=MAX_BYTES, shared=True, overwrite=True)
