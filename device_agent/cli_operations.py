@@ -11,7 +11,7 @@ import click
 
 from device_agent.owners import given_to_owner
 from device_agent.private import private_files
-from sdk.shown import say
+from sdk.shown import say, shown
 
 if TYPE_CHECKING:
     from device_agent.finding import Finding
@@ -50,7 +50,7 @@ def doctor(site_file: Path | None, as_json: bool) -> None:
 
 def _print(finding: Finding) -> None:
     level = click.style(f"{finding.level.value:5}", fg=_COLOURS[finding.level.value])
-    say(f"{level} {finding.area:11} {finding.what}")
+    click.echo(f"{level} {finding.area:11} {shown(finding.what)}")  # `say` would show the colour's codes as text
     if finding.fix:
         say(f"{'':17} -> {finding.fix}")
 

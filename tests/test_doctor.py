@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -451,3 +454,31 @@ def test_the_command_ends_with_1_where_something_is_to_fix(images: Path, bundle:
     assert ill.exit_code == FAULT_EXIT
     assert "-> Put images there" in ill.output
     assert ill.output.endswith("1 to fix\n")
+
+
+def test_its_colours_are_for_terminals_and_never_shown_as_text(tmp_path: Path) -> None:
+    missing = tmp_path / "si\x1b[2Jte.toml"
+    command = [sys.executable, "-m", "sdk.cli", "doctor", str(missing)]
+    piped = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert piped.returncode == FAULT_EXIT, piped.stderr
+    assert "\ngood  runtime" in piped.stdout
+    assert piped.stdout.startswith("fault settings")
+    assert "\x1b" not in piped.stdout
+    assert "\\x1b" not in piped.stdout.replace("si\\x1b[2Jte.toml", ""), "but what a name brings"
+    ours, theirs = os.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        on_terminal = terminal_output(ours)
+    assert "\x1b[32mgood \x1b[0m runtime" in on_terminal
+    assert "\x1b[31mfault\x1b[0m settings" in on_terminal
+    assert "\x1b[2J" not in on_terminal
+    assert process.returncode == FAULT_EXIT
+
+
+def terminal_output(terminal: int) -> str:
+    """Return what is written to a terminal until nobody has it open any more."""
+    found = b""
+    with open(terminal, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # EIO is its end
+        while more := stream.read(4096):
+            found += more
+    return found.decode()
