@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,14 @@ def test_golden_inputs_give_the_exporters_scores(bundle: Bundle) -> None:
     runtime = open_runtime(bundle, None, RuntimeSettings(threads=1))
     assert check_golden(runtime, bundle) < 1e-3
     assert runtime.feature_size == FEATURE_SIZE
+
+
+def test_an_onnx_runtime_without_the_newest_of_its_errors_serves_too() -> None:
+    """1.20 to 1.22 have no NotFound; pip does not hold `onnxruntime-gpu` to what Headway asks of `onnxruntime`."""
+    older = "from onnxruntime.capi import onnxruntime_pybind11_state as state; del state.NotFound\n"
+    serves = f"{older}from device_agent.runtime.onnx import usable_providers; print(usable_providers()[0])"
+    ended = subprocess.run([sys.executable, "-c", serves], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "cpu\n"), ended.stderr
 
 
 def test_the_base_head_is_the_exporters(bundle: Bundle) -> None:

@@ -33,7 +33,7 @@ _ORT_ERRORS = (
     ort_state.InvalidProtobuf,
     ort_state.NoModel,
     ort_state.NoSuchFile,
-    ort_state.NotFound,
+    *([ort_state.NotFound] if hasattr(ort_state, "NotFound") else []),  # since 1.23
     ort_state.NotImplemented,
     ort_state.RuntimeException,
     RuntimeError,
