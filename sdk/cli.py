@@ -7,10 +7,12 @@ Rules kept here:
   wrong usage. Ctrl-C is a line and exit code 130, SIGTERM 143, without a traceback and with temporary files
   removed. Anything else is a bug and shows its traceback.
 - A third-party module that is missing names the extra to install.
+- A shell that asks how a line goes on (`_HEADWAY_COMPLETE`) is answered, and nothing is run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -19,6 +21,7 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 from typing import Final, NamedTuple, NoReturn
 
 import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from sdk.errors import HeadwayError, MissingExtra
 from sdk.shown import say
@@ -26,6 +29,8 @@ from sdk.stopping import Terminated, terminable
 
 GROUP: Final = "headway.commands"
 DISTRIBUTION: Final = "headway-edge"
+COMPLETE: Final = "_HEADWAY_COMPLETE"
+"""What a shell sets to ask for the script that completes, such as "bash_source", and for completions."""
 USAGE_EXIT: Final = 2
 INTERRUPT_EXIT: Final = 130
 TERMINATED_EXIT: Final = 143
@@ -101,6 +106,13 @@ class LazyCommands(click.Group):
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return what a word may become, without importing anything."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        helps = {name: known.help for name, known in _COMMANDS.items()}
+        items = [CompletionItem(name, help=helps.get(name)) for name in names]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -133,6 +145,11 @@ def headway() -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `headway` and exit: 0 done, 2 an error somebody can do something about, 130 or 143 stopped."""
     context: click.Context | None = None
+    asked = os.environ.get(COMPLETE)
+    if asked and args is None:
+        with contextlib.suppress(HeadwayError):  # such as an extra that is missing: nobody is there to be told
+            sys.exit(shell_complete(headway, {}, "headway", COMPLETE, asked))
+        sys.exit(1)
     try:
         with terminable(), headway.make_context("headway", list(sys.argv[1:] if args is None else args)) as ctx:
             context = ctx

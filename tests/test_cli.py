@@ -90,6 +90,32 @@ def test_the_version_is_told() -> None:
     assert headway_version() in result.stdout
 
 
+def complete(line: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    asked = {"_HEADWAY_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    return run(env={**(env or {}), **asked})
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    script = run(env={"_HEADWAY_COMPLETE": "bash_source"})
+    assert script.returncode == 0
+    assert "complete -o nosort -F _headway_completion headway" in script.stdout
+    assert complete("headway fl").stdout == "plain,fleet\n"
+    assert complete("headway fleet rollout ha").stdout == "plain,halt\n"
+    assert complete("headway bundle show --js").stdout == "plain,--json\n"
+    assert (
+        "plain,loud\n" in complete("headway ", with_commands(tmp_path, loud="raise SystemExit('imported')")).stdout
+    )
+
+
+def test_completion_is_silent_where_an_extra_is_missing() -> None:
+    asked = {"_HEADWAY_COMPLETE": "bash_complete", "COMP_WORDS": "headway fleet r", "COMP_CWORD": "2"}
+    command = [sys.executable, "-c", WITHOUT.format("msgspec", None)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **asked}
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "")
+
+
 def test_a_headway_error_is_two_lines_and_exit_2(tmp_path: Path) -> None:
     result = run("bundle", "verify", str(tmp_path))
     assert result.returncode == 2
