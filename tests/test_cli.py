@@ -45,6 +45,7 @@ def with_commands(folder: Path, **commands: str) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}{os.pathsep}{Path(__file__).parents[1]}"}
 
 
+REPOSITORY = Path(__file__).parents[1]
 COMMAND = "@click.command()\ndef command():\n    {}\n"
 
 
@@ -114,6 +115,21 @@ def test_completion_is_silent_where_an_extra_is_missing() -> None:
         command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **asked}
     )
     assert (result.returncode, result.stdout, result.stderr) == (1, "", "")
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_a_python_that_is_not_there_is_named(tmp_path: Path, target: str) -> None:
+    """The environment is made first, so that nothing else of the target is reached."""
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(REPOSITORY / "scripts" / "system-packages", tmp_path / "scripts")
+    made = subprocess.run(
+        ["make", target, "PYTHON=python9.9"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert made.returncode == 2
+    assert "There is no python9.9 here" in made.stderr
+    assert "not found" not in made.stderr
 
 
 def test_a_headway_error_is_two_lines_and_exit_2(tmp_path: Path) -> None:
