@@ -8,6 +8,7 @@ broker session, store) is asked of it instead of being taken from it.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import os
 import platform
@@ -52,6 +53,7 @@ from device_agent.master_folder import examine as examine_masters
 from device_agent.output_check import check_outputs, outputs_told
 from device_agent.owners import mending, quote, strangers, user_name
 from device_agent.private import open_to_all
+from device_agent.recipe import Recipe
 from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, lost_words, unreadable_words
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
@@ -489,6 +491,18 @@ def _passing(site: Site, names: Mapping[str, str]) -> Iterator[Finding]:
             f"none of its classes is called {wanted}: every part is rejected, unless the page says otherwise",
             f"Name the good ones in [part] good, or choose them on the page: {', '.join(names.values())}.",
         )
+        return
+    called = {key_of(name): name for name in names.values()}
+    for wanted in site.part.good:
+        near = [] if key_of(wanted) in called else difflib.get_close_matches(key_of(wanted), called, n=1)
+        if near:
+            yield Finding(
+                "release",
+                Level.NOTE,
+                f"none of its classes is called {wanted!r}, which [part] good names: "
+                f"what is {called[near[0]]!r} is rejected",
+                f"Did you mean {called[near[0]]!r}?",
+            )
 
 
 def _chosen(site: Site) -> set[str] | None:
@@ -609,6 +623,7 @@ def _camera(settings: CameraSettings, device: str, others: Sequence[CameraSettin
     if isinstance(settings, WatchCamera):
         settings = msgspec.structs.replace(settings, delete=False)  # what it looks at is still the agent's to take
     try:
+        recipe = Recipe(settings.recipe)
         camera = open_camera(settings, device, others=others)
         stop = threading.Event()
         timer = threading.Timer(CAMERA_WAIT_S, stop.set)
@@ -634,6 +649,10 @@ def _camera(settings: CameraSettings, device: str, others: Sequence[CameraSettin
         what = f"{camera.name}: {_bad_files(camera.tally.bad)}, which rejects its part: {camera.tally.unreadable}"
         yield Finding("camera", Level.NOTE, what, BAD_FILES_FIX)
     height, width = shot.frame.shape[:2]
+    try:
+        recipe.check((height, width))
+    except HeadwayError as error:
+        yield Finding.of("camera", error)
     waited_s = time.perf_counter() - began_s
     dark = int(shot.frame.max()) < 16
     yield Finding(

@@ -50,7 +50,7 @@ class Recipe:
         settings: The camera's `[camera.recipe]` table.
 
     Raises:
-        ConfigError: the mask is no image.
+        ConfigError: the mask is no image, or black everywhere.
     """
 
     def __init__(self, settings: RecipeSettings | None = None) -> None:
@@ -101,7 +101,7 @@ class Recipe:
         if self._plan is None or self._plan[0] != key:
             height, width = frame_px
             region = self._region(width, height)
-            hidden = None if self._mask is None else _hidden(self._mask, width, height)
+            hidden = self._hidden(width, height)
             boxes = tile_boxes(region, self._tile(region, input_px, picture_px), self._settings.overlap)
             if hidden is not None:
                 boxes = [box for box in boxes if not _cut(hidden, box).all()]
@@ -112,6 +112,20 @@ class Recipe:
                 _log.info("frames of %d x %d are cut into %d tiles of %s", width, height, len(boxes), size)
             self._plan = key, boxes, hidden
         return self._plan[1], self._plan[2]
+
+    def check(self, frame_px: tuple[int, int]) -> None:
+        """Check that region and mask fit frames of this height and width, whatever the tiles.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        height, width = frame_px
+        region, hidden = self._region(width, height), self._hidden(width, height)
+        if hidden is not None and _cut(hidden, region).all():
+            raise ConfigError("camera.recipe: the mask hides the whole region", hint="White is inspected.")
+
+    def _hidden(self, width: int, height: int) -> npt.NDArray[np.bool_] | None:
+        return None if self._mask is None else _hidden(self._mask, width, height)
 
     def _region(self, width: int, height: int) -> Box:
         if self._settings.region is None:
@@ -178,10 +192,14 @@ def _cut(frame: npt.NDArray[_P], box: Box) -> npt.NDArray[_P]:
 
 
 def _read_mask(path: Path) -> Frame:
+    hint = "Draw white where it is inspected, PNG."
     try:
-        return read(path)[1]
+        mask = read(path)[1]
     except BadImages as error:
-        raise ConfigError(f"camera.recipe.mask: {error}", hint="Draw white where it is inspected, PNG.") from error
+        raise ConfigError(f"camera.recipe.mask: {error}", hint=hint) from error
+    if int(mask.max()) < MASK_THRESHOLD:
+        raise ConfigError(f"camera.recipe.mask: {path} has no white pixel: nothing would be inspected", hint=hint)
+    return mask
 
 
 def _hidden(mask: Frame, width: int, height: int) -> npt.NDArray[np.bool_]:

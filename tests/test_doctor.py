@@ -14,6 +14,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -123,6 +125,15 @@ def flip_release(file: Path, bundle: Bundle, folder: Path) -> None:
     file.write_text(file.read_text().replace(str(bundle.path), str(flipped(bundle, folder))))
 
 
+def masked(shape: tuple[int, int], value: int) -> Change:
+    def change(file: Path, _bundle: Bundle, _folder: Path) -> None:
+        cv2.imwrite(str(file.parent / "mask.png"), np.full(shape, value, np.uint8))
+        text = file.read_text().replace("[page]", '[camera.recipe]\nmask = "mask.png"\n[page]')
+        file.write_text(text)
+
+    return change
+
+
 def open_data(file: Path, _bundle: Bundle, _folder: Path) -> None:
     (file.parent / "data").mkdir()
     (file.parent / "data").chmod(0o777)
@@ -143,8 +154,29 @@ def open_data(file: Path, _bundle: Bundle, _folder: Path) -> None:
         (empty_folder, "camera", "holds no images", "Put images there"),
         (flip_release, "release", "is not what the manifest says", ""),
         (open_data, "permissions", "anybody may write", "chmod 0700"),
+        (masked((48, 48), 0), "camera", "has no white pixel", "Draw white"),
+        (masked((24, 48), 255), "camera", "has 48 x 24 pixels, the frame 48 x 48", "a whole frame"),
+        (
+            lambda file, _, __: file.write_text(
+                file.read_text().replace("[page]", '[camera.recipe]\nmask = "nope.png"\n[page]')
+            ),
+            "camera",
+            "nope.png",
+            "Draw white",
+        ),
     ],
-    ids=["settings", "no-password", "damaged", "other-device", "no-images", "flipped", "open-data"],
+    ids=[
+        "settings",
+        "no-password",
+        "damaged",
+        "other-device",
+        "no-images",
+        "flipped",
+        "open-data",
+        "black-mask",
+        "other-mask",
+        "no-mask",
+    ],
 )
 def test_what_the_settings_name_and_cannot_work_is_a_fault(
     images: Path, bundle: Bundle, tmp_path: Path, change: Change, area: str, what: str, fix: str
@@ -155,6 +187,17 @@ def test_what_the_settings_name_and_cannot_work_is_a_fault(
     assert len(found) == 1
     assert any(part in found[0].what for part in what.split("|"))
     assert fix in found[0].fix
+
+
+def test_a_good_class_that_is_written_almost_like_one_of_the_release_is_noted(
+    images: Path, bundle: Bundle
+) -> None:
+    name = bundle.manifest.classes[1].name
+    file = site_file(images, bundle)
+    file.write_text(f'{file.read_text()}[part]\ngood = ["good", "{name}x", "something else"]\n')
+    noted = [each for each in examine(file, GOOD) if each.area == "release" and each.level is Level.NOTE]
+    assert [each.fix for each in noted] == [f"Did you mean {name!r}?"]
+    assert f"what is {name!r} is rejected" in noted[0].what
 
 
 @pytest.mark.parametrize(("mode", "told"), [(0o755, True), (0o750, False), (0o700, False)])
