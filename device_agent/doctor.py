@@ -69,9 +69,9 @@ from sdk.layouts import IMAGE_SUFFIXES
 from sdk.tensorrt_api import Library, open_library
 
 CAMERA_WAIT_S: Final = 15.0
+"""OpenCV's own timeout for opening a stream is 10 s."""
 LOOKED_AT: Final = 5000
 """Files of a watched folder whose names are looked at."""
-"""OpenCV's own timeout for opening a stream is 10 s."""
 STATE_WAIT_S: Final = 5.0
 BAD_FILES_FIX: Final = (
     "Look at what writes them, and at its disk. A file that is still being written is taken when it has not "
@@ -100,6 +100,7 @@ class Machine:
         free_bytes: See `free_bytes`.
         tensorrt: Opens TensorRT.
         user_id: Of this process.
+        camera_wait_s: How long each camera has to give a frame.
     """
 
     clock: Callable[[], float] = time.time
@@ -107,6 +108,7 @@ class Machine:
     free_bytes: Callable[[Path], int] = free_bytes
     tensorrt: Callable[[], Library] = open_library
     user_id: Callable[[], int] = os.geteuid
+    camera_wait_s: float = CAMERA_WAIT_S
 
 
 def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Finding]:
@@ -137,7 +139,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
         yield from _told(site)
         return
     yield from _page(site)
-    yield from _cameras(site)
+    yield from _cameras(machine, site)
     yield from check_outputs(site)
     if site.mqtt is None:
         yield Finding("broker", Level.NOTE, "no [mqtt] table: this device works alone")
@@ -594,12 +596,12 @@ def _page(site: Site) -> Iterator[Finding]:
     yield Finding("page", Level.GOOD, f"{host}:{port} is free")
 
 
-def _cameras(site: Site) -> Iterator[Finding]:
+def _cameras(machine: Machine, site: Site) -> Iterator[Finding]:
     for settings in site.cameras:
         others = [each for each in site.cameras if each is not settings]
         if isinstance(settings, WatchCamera):
             yield from _names(settings, others)
-        yield from _camera(settings, site.device, others)
+        yield from _camera(machine, settings, site.device, others)
 
 
 def _names(settings: WatchCamera, others: Sequence[CameraSettings]) -> Iterator[Finding]:
@@ -619,14 +621,16 @@ def _names(settings: WatchCamera, others: Sequence[CameraSettings]) -> Iterator[
         yield Finding("camera", Level.NOTE, what, "Let `names` be like these, with {part} where the id is.")
 
 
-def _camera(settings: CameraSettings, device: str, others: Sequence[CameraSettings] = ()) -> Iterator[Finding]:
+def _camera(
+    machine: Machine, settings: CameraSettings, device: str, others: Sequence[CameraSettings] = ()
+) -> Iterator[Finding]:
     if isinstance(settings, WatchCamera):
         settings = msgspec.structs.replace(settings, delete=False)  # what it looks at is still the agent's to take
     try:
         recipe = Recipe(settings.recipe)
         camera = open_camera(settings, device, others=others)
         stop = threading.Event()
-        timer = threading.Timer(CAMERA_WAIT_S, stop.set)
+        timer = threading.Timer(machine.camera_wait_s, stop.set)
         timer.daemon = True
         timer.start()
         began_s = time.perf_counter()

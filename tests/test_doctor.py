@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
@@ -56,6 +57,8 @@ GOOD = Machine(
     tensorrt=no_tensorrt,
     user_id=lambda: 1000,
 )
+NOTHING_COMES: Final = replace(GOOD, camera_wait_s=0.5)
+"""For a watched folder that nothing comes into while it is looked at."""
 
 
 def faults(file: Path | None, machine: Machine = GOOD) -> list[Finding]:
@@ -73,13 +76,10 @@ def test_a_machine_that_is_well_has_no_faults(images: Path, bundle: Bundle) -> N
     assert not (images.parent / "data").exists(), "looking changes nothing"
 
 
-def test_no_picture_is_deleted_that_the_agent_has_not_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor_module, "CAMERA_WAIT_S", 0.5)
+def test_no_picture_is_deleted_that_the_agent_has_not_seen(tmp_path: Path) -> None:
     (tmp_path / "left over.png").write_bytes(picture("pit", 0))
     watch = WatchCamera(path=tmp_path, poll_s=0.01, delete=True)
-    (found,) = doctor_module._camera(watch, "line-1")
+    (found,) = doctor_module._camera(NOTHING_COMES, watch, "line-1")
     assert found.level is Level.GOOD
     assert [file.name for file in tmp_path.iterdir()] == ["left over.png"]
 
@@ -237,15 +237,15 @@ def test_a_watched_folder_that_may_not_be_emptied_is_a_fault(
     file, may = site_file(images, bundle), os.access
     text = file.read_text()
     file.write_text(text.replace('kind = "folder"', 'kind = "watch"\ndelete = true'))
-    assert not [each for each in examine(file, GOOD) if "delete" in each.what]
+    assert not [each for each in examine(file, NOTHING_COMES) if "delete" in each.what]
     monkeypatch.setattr(
         os, "access", lambda path, how, **more: Path(path).name != "images" and may(path, how, **more)
     )
-    (found,) = [each for each in examine(file, GOOD) if "delete" in each.what]
+    (found,) = [each for each in examine(file, NOTHING_COMES) if "delete" in each.what]
     assert (found.area, found.level) == ("permissions", Level.FAULT)
     assert "delete = false" in found.fix
     file.write_text(file.read_text().replace("delete = true", "delete = false"))
-    assert not [each for each in examine(file, GOOD) if "delete" in each.what]
+    assert not [each for each in examine(file, NOTHING_COMES) if "delete" in each.what]
 
 
 @pytest.mark.parametrize(("names", "odd"), [("{part}_top.png", False), ("{part}_side.png", True)])
@@ -257,7 +257,7 @@ def test_names_of_a_watched_folder_that_tell_no_part_are_noted(
     (folder / "4711_top.png").write_bytes(picture("pit", 0))
     file = site_file(folder, bundle)
     file.write_text(file.read_text().replace('kind = "folder"', f'kind = "watch"\nnames = "{names}"'))
-    found = [each for each in examine(file, GOOD) if "tell no part" in each.what]
+    found = [each for each in examine(file, NOTHING_COMES) if "tell no part" in each.what]
     assert [(each.area, each.level) for each in found] == [("camera", Level.NOTE)] * odd
     assert all("4711_top.png: its name is not like" in each.what for each in found)
 
