@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -44,6 +46,18 @@ class Doomed:
         self._process.kill()
         self.join()
         return list(self._rest())
+
+    def hang(self) -> None:
+        """Stop it where it is: it takes connections, as the kernel does for it, and answers nothing."""
+        os.kill(self._pid(), signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on from there."""
+        os.kill(self._pid(), signal.SIGCONT)
+
+    def _pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     def join(self) -> int | None:
         """Wait for its end; return its exit code, negative for a signal."""

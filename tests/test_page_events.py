@@ -8,12 +8,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from device_agent.page.access import IDLE_OPERATOR_S, Access, Role
 from device_agent.page.guard import SESSION_COOKIE
 from sdk.bundle import Bundle
-from tests.pages import Device, chromium, opened, serving, wait_for, write_stream
+from tests.pages import ASK_ALL, Device, chromium, opened, serving, wait_for, write_stream
+from tests.processes import Doomed
 from tests.test_page_access import PASSWORD, PIN, Clock, access, book, clock, logged_in
+from tests.test_page_kill import serve_page
 from tests.tiny import tiny_bundle
 
 __all__ = ["access", "book", "clock"]
@@ -128,3 +131,42 @@ def test_the_page_of_somebody_who_was_removed_asks_to_log_in(device: Device) -> 
         on.ready()
         device.access.remove("Ben")
         on.page.wait_for_url("**/login**")
+
+
+def test_a_stream_says_that_it_is_alive_where_nothing_changes(device: Device) -> None:
+    device.settle()
+    with device.http.stream("GET", "/api/events", params={"seconds": 60}) as answer:
+        assert any(line == "event: alive" for line in answer.iter_lines())
+
+
+@pytest.mark.browser
+def test_a_device_that_hangs_is_said_to_be_away_and_what_was_tapped_is_saved_once_it_goes_on(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    stream = write_stream(tmp_path / "stream", {"rings": 2, "pit": 2})
+    with serving(tmp_path / "data", stream, bundle, ASK_ALL):
+        pass
+    process = Doomed(serve_page, tmp_path / "data", stream, bundle.path)
+    url = process.told()
+    try:
+        with chromium() as browser, opened(browser) as (_, on):
+            on.page.goto(f"{url}label")
+            on.ready()
+            on.asked()
+            on.settled()
+            notice, state = on.page.locator("#notice"), on.page.locator("#device-state")
+            expect(state).to_contain_text("Running")
+            process.hang()
+            on.page.locator("#classes button").first.click()
+            expect(notice).to_contain_text("has not answered yet")
+            expect(state).to_contain_text("No connection")
+            expect(notice).to_contain_text("The device does not answer")
+            assert on.page.evaluate("call('/api/shift', { within: 100 }).catch((error) => error.message)") == (
+                "the device does not answer"
+            )
+            process.go_on()
+            expect(on.page.locator("#saved")).to_contain_text("✓ saved")
+            expect(state).not_to_contain_text("No connection")
+            expect(notice).to_be_hidden()
+    finally:
+        process.kill()

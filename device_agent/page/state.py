@@ -19,8 +19,9 @@ from device_agent.report import State
 
 EVENT_S: Final = 0.4
 """The page hears of a change within this; a state takes about a millisecond to make."""
-KEEPALIVE_S: Final = 15.0
-"""A stream says something at least so often, so that the page notices a device that is gone."""
+ALIVE_S: Final = 5.0
+"""A stream says something at least so often: a page that has heard nothing for twice as long asks whether the
+device is still there (`base.js`). An event, since scripts hear of no comment."""
 MAX_STREAMS: Final = 64
 
 Seconds = Annotated[int, Query(ge=0, le=86_400)]
@@ -57,8 +58,8 @@ class States:
         return self._counter.report()
 
     async def get_events(self, request: Request, seconds: Seconds | None = None) -> StreamingResponse:
-        """Server-sent events: `state` with what /api/state and /api/shift say, whenever that changes; until the
-        session ends that asked, or for so many seconds."""
+        """Server-sent events: `state` with what /api/state and /api/shift say, whenever that changes, and
+        `alive` where nothing has for some seconds; until the session ends that asked, or for so many seconds."""
         return StreamingResponse(
             self._feed.events(request, self._counter, float("inf") if seconds is None else seconds),
             media_type="text/event-stream",
@@ -87,9 +88,9 @@ class _Feed:
                 if now != last:
                     last, quiet_s = now, 0.0
                     yield b"event: state\ndata: " + now + b"\n\n"
-                elif quiet_s >= KEEPALIVE_S:
+                elif quiet_s >= ALIVE_S:
                     quiet_s = 0.0
-                    yield b": still here\n\n"
+                    yield b"event: alive\ndata: {}\n\n"
                 if time.monotonic() >= until_s:
                     return
                 await asyncio.sleep(EVENT_S)

@@ -201,6 +201,11 @@ TEXTS: Final[dict[str, Text]] = {
         "✓ 已保存上一页的 {n} 个",
     ),
     "js.no-answer": ("the device does not answer", "das Gerät antwortet nicht", "设备没有响应"),
+    "js.late": (
+        "The device has not answered yet. This page waits for it; leave it open.",
+        "Das Gerät hat noch nicht geantwortet. Diese Seite wartet darauf; bitte offen lassen.",
+        "设备尚未响应。页面正在等待，请勿关闭。",
+    ),
     # what a refused request is answered with, by its status; what follows in brackets is the device's own words
     "refused.400": ("this cannot be done", "das geht so nicht", "无法执行"),
     "refused.401": ("name and PIN do not fit", "Name und PIN passen nicht", "用户名与PIN不符"),

@@ -3,6 +3,10 @@
 "use strict";
 
 const REFUSED_MS = 5000;  // until the device is asked again after it refused to tell its state
+const SILENT_MS = 11000;  // the device says something every 5 s; after so much silence it is asked whether it is there
+const THERE_MS = 5000;    // how long it may take to say so
+const READ_MS = 30000;    // how long it may take to tell anything else
+const LATE_MS = 4000;     // a write that is not answered by then is told of; it goes on
 
 const facts = JSON.parse(document.getElementById("page-facts").textContent);
 const $ = (id) => document.getElementById(id);
@@ -19,7 +23,32 @@ class Refused extends Error {
 
 let leaving = false;  // this page ends: what fails now fails for that
 
+// What is read is given up in time, or a device that hangs would be waited for without end. What is written never is:
+// it may have been done.
 async function call(path, options = {}) {
+  return options.method && options.method !== "GET" ? unlessLate(ask(path, options)) : within(options.within || READ_MS, path, options);
+}
+
+async function within(ms, path, options) {
+  const end = new AbortController(), timer = setTimeout(() => end.abort(), ms);
+  try {
+    return await ask(path, { ...options, signal: end.signal });
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function unlessLate(asked) {
+  const timer = setTimeout(() => { late.add(asked); drawNotice(); }, LATE_MS);
+  try {
+    return await asked;
+  } finally {
+    clearTimeout(timer);
+    if (late.delete(asked)) drawNotice();
+  }
+}
+
+async function ask(path, options) {
   const headers = { ...(options.headers || {}) };
   if (options.method && options.method !== "GET") headers["X-Headway-CSRF"] = facts.csrf;
   let answer;
@@ -32,7 +61,10 @@ async function call(path, options = {}) {
     leaving = true;
     location.href = `/login?then=${encodeURIComponent(location.pathname)}`;
   }
-  const body = await answer.json().catch(() => ({}));
+  const body = await answer.json().catch(() => {
+    if (answer.ok) throw new Refused(t("js.no-answer"));  // it broke off
+    return {};
+  });
   if (!answer.ok) throw new Refused(refusal(answer.status, body), answer.status);
   return body;
 }
@@ -111,38 +143,47 @@ function heard(message) {
   $("device-state").title = now.more;
   $("waiting").textContent = state.queue_depth;
   $("waiting").hidden = !state.queue_depth;
-  notice(told);
+  gone = false;
+  drawNotice();
   const key = JSON.stringify([state.head && [state.head.number, state.head.state, state.head.busy, state.head.trial], state.live_set_digest]);
   if (learnedKey && key !== learnedKey) document.body.dispatchEvent(new CustomEvent("learned"));
   learnedKey = key;
   for (const listener of listeners) listener(message);
 }
 
-function notice(text) {
+let told = "";           // stays while the page does, or until the next button
+let gone = false;        // the device does not answer
+const late = new Set();  // writes that it has not answered yet
+
+function drawNotice() {
+  const text = gone ? `${t("state.away")}. ${t("state.away-more")}` : told || (late.size ? t("js.late") : "");
   if ($("notice").textContent !== text) $("notice").textContent = text;
   $("notice").hidden = !text;
 }
 
-let told = "";  // stays while the page does, or until the next button
-
 function tell(text) {
   told = text;
-  notice(text);
+  drawNotice();
 }
 
 function away() {
   const now = { level: "bad", mark: "✕", text: t("state.away"), more: t("state.away-more") };
   showCondition($("device-state"), now);
   showCondition($("verdict"), now);
-  notice(`${now.text}. ${now.more}`);
+  gone = true;
+  drawNotice();
 }
 
 let events = null;
+let heardAt = 0;
+let wondering = false;
 
 function listen() {
   if (events) events.close();
+  heardAt = performance.now();
   events = new EventSource("/api/events");
-  events.addEventListener("state", (event) => heard(JSON.parse(event.data)));
+  events.addEventListener("state", (event) => { heardAt = performance.now(); heard(JSON.parse(event.data)); });
+  events.addEventListener("alive", () => { heardAt = performance.now(); if (gone && latest) heard(latest); });
   events.addEventListener("error", async () => {
     away();
     // After a lost connection the browser tries again by itself, after a refusal never: the session may be over,
@@ -153,8 +194,23 @@ function listen() {
   });
 }
 
+// A device that hangs, or whose cable is pulled, ends no stream: it only falls silent.
+async function wonder() {
+  if (wondering || performance.now() - heardAt < SILENT_MS) return;
+  wondering = true;
+  try {
+    await call("/api/shift", { within: THERE_MS });
+    listen();
+  } catch (error) {
+    if (!error.status) away();
+  } finally {
+    wondering = false;
+  }
+}
+
 if (facts.loggedIn) {
   listen();
+  setInterval(wonder, 1000);
   addEventListener("offline", away);
   addEventListener("online", listen);  // a stream that outlived it would say nothing before the next change
   addEventListener("pagehide", () => events.close());

@@ -8,13 +8,14 @@ const said = () => (operator() ? { operator: operator() } : {});
 
 // Done is shown by the page anew; what was refused by the words beside the button, or in the page's notice.
 async function changeClass(method, path, body, wrong) {
+  tell("");
   try {
     await send(method, `/api/classes/${path}`, body);
     location.reload();
   } catch (error) {
     const text = t("js.not-saved", { why: error.message });
     if (wrong) wrong.textContent = text;
-    else notice(text);
+    else tell(text);
   }
 }
 

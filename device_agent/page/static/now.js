@@ -72,13 +72,13 @@ function sureOf(sample) {
   return sample.unknown ? t("now.labelled-unknown") : t("now.labelled-said", { name: sample.decision, sure });
 }
 
-$("live").addEventListener("click", () => { heat = !heat; drawLive(); });
+$("live").addEventListener("click", () => { tell(""); heat = !heat; drawLive(); });
 $("live-picture").addEventListener("error", async () => {
   if (!heat || !newest) return;
   heat = false;
   const path = `/api/samples/${newest.sample}/heatmap`;
   drawLive();
-  await call(path).catch((error) => notice(error.message));
+  await call(path).catch((error) => tell(error.message));
 });
 
 function put(id, text) {

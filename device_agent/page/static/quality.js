@@ -44,7 +44,7 @@ document.addEventListener("submit", async (event) => {
       by_threshold: $("by-threshold") ? $("by-threshold").checked : Boolean(form.dataset.byThreshold),
     });
     document.body.dispatchEvent(new CustomEvent("chosen"));
-    notice("");
+    tell("");
     document.body.addEventListener("htmx:afterSwap", () => { $("operating-saved").textContent = t("js.done"); }, { once: true });
   } catch (error) {
     $("operating-saved").textContent = t("js.not-saved", { why: error.message });

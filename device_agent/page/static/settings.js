@@ -27,13 +27,13 @@ for (const form of document.querySelectorAll("form[data-form]")) {
     event.preventDefault();
     try {
       const made = await post(form.dataset.form, Object.fromEntries(new FormData(form)));
-      notice("");
+      tell("");
       if (!form.dataset.show) { location.reload(); return; }
       const shown = form.querySelector(".shown");
       shown.hidden = false;
       shown.querySelector("code").textContent = made[form.dataset.show];
     } catch (error) {
-      notice(t("js.not-saved", { why: error.message }));
+      tell(t("js.not-saved", { why: error.message }));
     }
   });
 }
