@@ -44,7 +44,10 @@
       AccessError              somebody may not do this on a device's page
         LoginFailed            name and secret do not go together
         TooManyTries           too many wrong tries, or too many requests
-        NameTaken              an account or token of that name exists
+        AccountRefused         an account or token cannot be as asked
+          NameTaken            one of that name exists
+          NoAccount            there is none of that name
+          LastAdmin            somebody must stay who may make accounts
       ConfigError              a settings file is wrong
       MissingExtra             an optional part is not installed
 
@@ -255,7 +258,7 @@ class LicenceRefused(FleetError):
 
 
 class AccessError(HeadwayError):
-    """Somebody may not do this on a device's page, or an account cannot be as asked."""
+    """Somebody may not do this on a device's page."""
 
 
 class LoginFailed(AccessError):
@@ -268,8 +271,20 @@ class TooManyTries(AccessError):
     retryable = True
 
 
-class NameTaken(AccessError):
+class AccountRefused(AccessError):
+    """An account or token cannot be as asked: its name or its secret will not do."""
+
+
+class NameTaken(AccountRefused):
     """An account or token of that name exists."""
+
+
+class NoAccount(AccountRefused):
+    """There is no account or token of that name."""
+
+
+class LastAdmin(AccountRefused):
+    """Without an admin nobody could make accounts; without any account everybody could do everything."""
 
 
 class ConfigError(HeadwayError):

@@ -44,7 +44,18 @@ from sdk.bundle import Bundle
 from sdk.errors import AccessError, ConfigError, LoginFailed, NameTaken, TooManyTries
 from sdk.web.server import PageServer
 from tests.commands import headway
-from tests.pages import CHEAP, DEADLINE_S, Device, chromium, opened, running, serving, wait_for, write_stream
+from tests.pages import (
+    CHEAP,
+    DEADLINE_S,
+    Device,
+    Screen,
+    chromium,
+    opened,
+    running,
+    serving,
+    wait_for,
+    write_stream,
+)
 from tests.tiny import class_id, tiny_bundle
 
 PASSWORD, PIN = "correct horse", "493817"
@@ -947,13 +958,74 @@ def test_beyond_loopback_a_running_agent_lets_nobody_in_once_its_last_account_is
             thread.join(60)
 
 
+@contextlib.contextmanager
+def settings_of_ann(device: Device) -> Iterator[Screen]:
+    """Give the settings as an admin sees them."""
+    with logged_in(device, "Ann", PASSWORD) as ann, chromium() as browser, opened(browser) as (context, on):
+        context.add_cookies([{"name": SESSION_COOKIE, "value": ann.cookies[SESSION_COOKIE], "url": device.url}])
+        on.page.goto(f"{device.url}settings")
+        on.ready()
+        yield on
+
+
+def another_state(device: Device, on: Screen, name: str) -> None:
+    """Let the page hear that something has changed."""
+    device.station.define_class(name, "ann")
+    on.until(f"latest.state.classes.some((each) => each.name === '{name}')")
+
+
+@pytest.mark.browser
+def test_what_is_refused_in_the_settings_is_said_until_the_next_try(device: Device) -> None:
+    device.station.define_class("dent", "ann")
+    with settings_of_ann(device) as on:
+        form = on.page.locator('form[data-form="/api/accounts"]')
+        wrong = form.get_by_role("alert")
+        form.locator("input[name=name]").fill("Cem")
+        form.locator("input[name=secret]").fill("123456")
+        form.locator("button[type=submit]").click()
+        expect(wrong).to_contain_text("something is missing or wrong (that PIN is too easy")
+        another_state(device, on, "crack")
+        expect(wrong).to_contain_text("that PIN is too easy")
+        on.page.route("**/put-away", lambda route: route.fulfill(status=409, json={"error": "no", "hint": ""}))
+        on.page.locator('[data-class-do="away"]').first.click()
+        expect(on.page.locator("#notice")).to_contain_text("Not saved")
+        another_state(device, on, "stain")
+        expect(on.page.locator("#notice")).to_contain_text("Not saved")
+        form.locator("input[name=secret]").fill("739182 cem")
+        form.locator("button[type=submit]").click()
+        expect(on.page.locator("td", has_text="Cem").first).to_be_visible()
+        expect(wrong).to_be_empty()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "expected"),
+    [
+        ("POST", "/api/accounts", {"name": "Cem", "role": "operator", "secret": "123456"}, 422),
+        ("POST", "/api/accounts", {"name": "p-1", "role": "operator", "secret": PIN}, 422),
+        ("POST", "/api/accounts", {"name": "Ben", "role": "operator", "secret": PIN}, 409),
+        ("POST", "/api/tokens", {"name": "a/b"}, 422),
+        ("PUT", "/api/accounts/Nobody/secret", {"secret": PIN}, 404),
+        ("PUT", "/api/accounts/Ben/secret", {"secret": "123456"}, 422),
+        ("DELETE", "/api/accounts/Nobody", None, 404),
+        ("DELETE", "/api/accounts/Ann", None, 409),
+        ("DELETE", "/api/tokens/none", None, 404),
+    ],
+)
+def test_an_account_that_cannot_be_as_asked_is_no_question_of_who_may(
+    device: Device, method: str, path: str, body: dict[str, str] | None, expected: int
+) -> None:
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        answer = ann.request(method, path, json=body)
+        assert (answer.status_code, bool(answer.json()["hint"])) == (expected, True)
+
+
 def test_the_page_does_not_remove_its_last_account(device: Device) -> None:
     with logged_in(device, "Ann", PASSWORD) as ann:
         for name in ("Ben", "Eva"):
             assert ann.delete(f"/api/accounts/{name}").status_code == 200
         for erase in ("false", "true"):
             answer = ann.delete("/api/accounts/Ann", params={"erase": erase})
-            assert (answer.status_code, "last account" in answer.json()["error"]) == (403, True)
+            assert (answer.status_code, "last account" in answer.json()["error"]) == (409, True)
         assert ann.get("/api/accounts").status_code == 200
     assert device.http.get("/api/state").status_code == 401
 

@@ -37,7 +37,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from device_agent.database import Database
 from device_agent.page.book import set_setting, setting
-from sdk.errors import AccessError, LoginFailed, NameTaken, StoreFull, TooManyTries
+from sdk.errors import AccountRefused, LastAdmin, LoginFailed, NameTaken, NoAccount, StoreFull, TooManyTries
 
 MIN_PIN_DIGITS: Final = 6
 """Six digits and `MAX_TRIES` leave a stranger one chance in 10,000 for a day of trying; four would leave 1 %."""
@@ -181,12 +181,12 @@ class Access:
         """Return the name that a new account would have, before anybody is asked for a secret.
 
         Raises:
-            AccessError: the name will not do, or the first account is no admin's.
+            AccountRefused: the name will not do, or the first account is no admin's.
             NameTaken: somebody has that name.
         """
         name = _name(name)
         if role is not Role.ADMIN and not self.in_use:
-            raise AccessError(
+            raise AccountRefused(
                 "the first account must be an admin's", hint="Add one with --role admin, then the operators."
             )
         self._check_free(name)
@@ -215,7 +215,7 @@ class Access:
         """Make an account.
 
         Raises:
-            AccessError: the name or the secret will not do, or the first account is no admin's.
+            AccountRefused: the name or the secret will not do, or the first account is no admin's.
             NameTaken: somebody has that name.
         """
         name = self.check_new(name, role)
@@ -234,7 +234,8 @@ class Access:
         """Give an account another PIN or password, and end its sessions.
 
         Raises:
-            AccessError: no such account, or the secret will not do.
+            NoAccount: no such account.
+            AccountRefused: the secret will not do.
         """
         account = self.account(name)
         _check_secret(account.role, secret)
@@ -257,8 +258,9 @@ class Access:
                 do anything.
 
         Raises:
-            AccessError: no such account, the last admin would go while others stay, or the last account would and
-                nobody said that it shall.
+            NoAccount: no such account.
+            LastAdmin: the last admin would go while others stay, or the last account would and nobody said that it
+                shall.
         """
         if erase and self._find(name) is None:
             before = {k: v for k, v in self.former().items() if _folded(v) == _folded(name)}
@@ -271,9 +273,9 @@ class Access:
             account = self.account(name)
             others = [each for each in self.accounts() if each.id != account.id]
             if others and not any(each.role is Role.ADMIN for each in others):
-                raise AccessError(f"{account.name!r} is the last admin", hint="Make another admin first.")
+                raise LastAdmin(f"{account.name!r} is the last admin", hint="Make another admin first.")
             if not others and not open_again:
-                raise AccessError(
+                raise LastAdmin(
                     f"{account.name!r} is the last account: without any, nobody would have to log in",
                     hint="Make another admin first; or on the device: headway agent user remove --open-again.",
                 )
@@ -313,11 +315,11 @@ class Access:
         """Return somebody's account, by name.
 
         Raises:
-            AccessError: nobody has that name.
+            NoAccount: nobody has that name.
         """
         found = self._find(name)
         if found is None:
-            raise AccessError(f"there is no account {name[:64]!r}", hint="headway agent user list names them.")
+            raise NoAccount(f"there is no account {name[:64]!r}", hint="headway agent user list names them.")
         return found[0]
 
     # -- logging in ----------------------------------------------------------------------------------------------
@@ -435,7 +437,7 @@ class Access:
         """Return the value of a new token.
 
         Raises:
-            AccessError: the name will not do.
+            AccountRefused: the name will not do.
             NameTaken: there is one of that name.
         """
         name, value = _name(name), f"hw_{secrets.token_urlsafe(32)}"
@@ -451,11 +453,11 @@ class Access:
         """End a machine's access.
 
         Raises:
-            AccessError: no such token.
+            NoAccount: no such token.
         """
         with self.book.transaction() as db:
             if db.execute("DELETE FROM tokens WHERE name = ?", (name,)).rowcount == 0:
-                raise AccessError(f"there is no token {name[:64]!r}", hint="Look at the list of tokens.")
+                raise NoAccount(f"there is no token {name[:64]!r}", hint="Look at the list of tokens.")
 
     def machine(self, value: str) -> Who | None:
         """Return whose token this is; None where it is none."""
@@ -595,24 +597,26 @@ def _digest(value: str) -> bytes:
 def _name(name: str) -> str:
     name = " ".join(name.split())
     if not name or len(name) > 48 or not name.isprintable() or name.startswith(("p-", "token ", SYSTEM)):
-        raise AccessError(f"{name[:48]!r} is no name for an account", hint="1 to 48 letters, as people call them.")
+        raise AccountRefused(
+            f"{name[:48]!r} is no name for an account", hint="1 to 48 letters, as people call them."
+        )
     if "/" in name or name in {".", ".."}:  # no address of the interface could name it for sure
-        raise AccessError(f"{name!r} is no name for an account or token", hint="Leave the slash out.")
+        raise AccountRefused(f"{name!r} is no name for an account or token", hint="Leave the slash out.")
     return name
 
 
 def _check_secret(role: Role, secret: str) -> None:
     if len(secret) > MAX_SECRET_CHARS:
-        raise AccessError("that secret is too long", hint=f"At most {MAX_SECRET_CHARS} characters.")
+        raise AccountRefused("that secret is too long", hint=f"At most {MAX_SECRET_CHARS} characters.")
     if role is Role.OPERATOR and secret.isdigit():
         if len(secret) < MIN_PIN_DIGITS or secret in _EASY or len(set(secret)) < 3:
-            raise AccessError(
+            raise AccountRefused(
                 "that PIN is too easy", hint=f"At least {MIN_PIN_DIGITS} digits, no row and no repetition."
             )
         return
     if len(secret) < MIN_PASSWORD_CHARS:
         pin = f", or a PIN of {MIN_PIN_DIGITS} digits" if role is Role.OPERATOR else ""
-        raise AccessError("that password is too short", hint=f"At least {MIN_PASSWORD_CHARS} characters{pin}.")
+        raise AccountRefused("that password is too short", hint=f"At least {MIN_PASSWORD_CHARS} characters{pin}.")
 
 
 _ROWS: Final = "01234567890", "09876543210"

@@ -22,18 +22,20 @@ if ($("logout")) {
   $("logout").addEventListener("click", async () => { await post("/api/logout", {}).catch(() => {}); location.href = "/login"; });
 }
 
+// What is refused stands beside what was typed until the next try: the page's notice is above, out of sight.
 for (const form of document.querySelectorAll("form[data-form]")) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    const wrong = form.querySelector(".wrong");
+    wrong.textContent = "";
     try {
       const made = await post(form.dataset.form, Object.fromEntries(new FormData(form)));
-      tell("");
       if (!form.dataset.show) { location.reload(); return; }
       const shown = form.querySelector(".shown");
       shown.hidden = false;
       shown.querySelector("code").textContent = made[form.dataset.show];
     } catch (error) {
-      tell(t("js.not-saved", { why: error.message }));
+      wrong.textContent = t("js.not-saved", { why: error.message });
     }
   });
 }
