@@ -723,6 +723,7 @@ def test_the_page_erases_who_was_removed_before(device: Device) -> None:
         ("GET", "/api/accounts", Role.ADMIN),
         ("POST", "/api/accounts", Role.ADMIN),
         ("PUT", "/api/accounts/Ann/secret", Role.ADMIN),
+        ("PUT", "/api/accounts/Ann", Role.ADMIN),
         ("DELETE", "/api/accounts/Ann", Role.ADMIN),
         ("GET", "/api/tokens", Role.ADMIN),
         ("POST", "/api/tokens", Role.ADMIN),

@@ -231,18 +231,74 @@ class Access:
         return account
 
     def set_secret(self, name: str, secret: str) -> None:
-        """Give an account another PIN or password, and end its sessions.
+        """Give an account another PIN or password. See `change`."""
+        self.change(name, secret=secret)
+
+    def change(self, name: str, *, role: Role | None = None, secret: str | None = None) -> Account:
+        """Give an account another role, another PIN or password, or both; its sessions end.
+
+        With a new secret the wrong tries of the old one are forgotten: who has just been given it need not wait.
+
+        Args:
+            name: Whose.
+            role: None for what it is.
+            secret: None for what it is. An operator's may be a PIN, which nobody can tell from its hash: who is to
+                have another role needs a new one.
 
         Raises:
             NoAccount: no such account.
-            AccountRefused: the secret will not do.
+            AccountRefused: the secret will not do for the role, or there must be a new one.
+            LastAdmin: the last admin would be none.
         """
         account = self.account(name)
-        _check_secret(account.role, secret)
-        hashed = self._hash(secret)
+        if secret is not None:
+            _check_secret(role or account.role, secret)
+        elif account.role is Role.OPERATOR and (role or account.role) is not Role.OPERATOR:
+            raise AccountRefused(
+                f"{account.name!r} needs a password for that role",
+                hint="Give the account a new one with the role.",
+            )
+        hashed = None if secret is None else self._hash(secret)
         with self.book.transaction() as db:
-            db.execute("UPDATE accounts SET secret = ? WHERE id = ?", (hashed, account.id))
+            # Meanwhile it may have been given another role; then the secret may not do for it.
+            now = self.account(name)
+            if now != account:
+                raise AccountRefused(f"{account.name!r} was changed meanwhile", hint="Look again, and try again.")
+            others = [each for each in self.accounts() if each.id != account.id]
+            role = role or account.role
+            if account.role is Role.ADMIN is not role and not any(each.role is Role.ADMIN for each in others):
+                raise LastAdmin(f"{account.name!r} is the last admin", hint="Make another admin first.")
+            db.execute("UPDATE accounts SET role = ? WHERE id = ?", (role.value, account.id))
+            if hashed is not None:
+                db.execute("UPDATE accounts SET secret = ? WHERE id = ?", (hashed, account.id))
+                db.execute("DELETE FROM tries WHERE who = ?", (_tries_of(account.name),))
             db.execute("DELETE FROM sessions WHERE account = ?", (account.id,))
+        return Account(account.id, account.name, role, account.created_utc)
+
+    def change_own(self, account_id: str, old: str, new: str, address: str) -> None:
+        """Give whoever asks another PIN or password; all sessions of the account end.
+
+        Args:
+            account_id: Whose session asks.
+            old: The PIN or password until now: a session that was left open is no proof. A wrong one counts as a
+                try.
+            new: The PIN or password from now on.
+            address: Where the request comes from.
+
+        Raises:
+            AccountRefused: there is no such account, `old` is wrong, or `new` will not do.
+            TooManyTries: there were too many wrong tries; nothing was checked.
+        """
+        account = next((each for each in self.accounts() if each.id == account_id), None)
+        if account is None:
+            raise AccountRefused("only an account has a PIN or password", hint="Log in on the page.")
+        _check_secret(account.role, new)
+        try:
+            self.log_in(account.name, old, address)
+        except LoginFailed as error:
+            hint = "Try again, or ask an admin for a new one."
+            raise AccountRefused("that is not the PIN or password until now", hint=hint) from error
+        self.set_secret(account.name, new)
 
     def remove(self, name: str, *, erase: bool = False, open_again: bool = False) -> list[str]:
         """End an account and its sessions; return its id.

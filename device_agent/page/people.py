@@ -40,6 +40,20 @@ class SecretIn(RequestBody):
     secret: Secret
 
 
+class ChangeIn(RequestBody):
+    """What of an account becomes another; None stays. Who is an operator no more needs a new password."""
+
+    role: Role | None = None
+    secret: Secret | None = None
+
+
+class OwnSecretIn(RequestBody):
+    """Another PIN or password of one's own."""
+
+    old: Secret
+    new: Secret
+
+
 class TokenIn(RequestBody):
     """A machine's way in."""
 
@@ -81,9 +95,12 @@ class People:
         admin = [Depends(needs(Role.ADMIN))]
         api.add_api_route("/login", self.post_login, methods=["POST"])
         api.add_api_route("/logout", self.post_logout, methods=["POST"])
+        look = [Depends(needs(Role.OPERATOR))]
+        api.add_api_route("/secret", self.put_own_secret, methods=["PUT"], dependencies=look)
         api.add_api_route("/accounts", self.get_accounts, dependencies=admin)
         api.add_api_route("/accounts", self.post_account, methods=["POST"], status_code=201, dependencies=admin)
         api.add_api_route("/accounts/{name:path}/secret", self.put_secret, methods=["PUT"], dependencies=admin)
+        api.add_api_route("/accounts/{name:path}", self.put_account, methods=["PUT"], dependencies=admin)
         api.add_api_route("/accounts/{name:path}", self.delete_account, methods=["DELETE"], dependencies=admin)
         api.add_api_route("/tokens", self.get_tokens, dependencies=admin)
         api.add_api_route("/tokens", self.post_token, methods=["POST"], status_code=201, dependencies=admin)
@@ -127,6 +144,23 @@ class People:
         """Give somebody another PIN or password; their sessions end."""
         self.access.set_secret(name, new.secret)
         self._note(request, "secret changed", self._id(name))
+        return {"saved": True}
+
+    def put_account(self, name: NamePath, new: ChangeIn, request: Request) -> Account:
+        """Give somebody another role, another PIN or password, or both; their sessions end."""
+        before = self.access.account(name)
+        account = self.access.change(name, role=new.role, secret=new.secret)
+        if account.role is not before.role:
+            self._note(request, "role changed", account.id)
+        if new.secret is not None:
+            self._note(request, "secret changed", account.id)
+        return account
+
+    def put_own_secret(self, new: OwnSecretIn, request: Request) -> dict[str, bool]:
+        """Give oneself another PIN or password; one's sessions end, this one too."""
+        who = who_of(request)
+        self.access.change_own(who.id, new.old, new.new, address_of(request))
+        self._note(request, "secret changed", who.id)
         return {"saved": True}
 
     def delete_account(self, name: NamePath, request: Request, erase: bool = False) -> dict[str, bool]:

@@ -201,6 +201,7 @@ TEXTS: Final[dict[str, Text]] = {
         "✓ 已保存上一页的 {n} 个",
     ),
     "js.no-answer": ("the device does not answer", "das Gerät antwortet nicht", "设备没有响应"),
+    "js.change-title": ("Change {name}", "{name} ändern", "更改 {name}"),
     "js.late": (
         "The device has not answered yet. This page waits for it; leave it open.",
         "Das Gerät hat noch nicht geantwortet. Diese Seite wartet darauf; bitte offen lassen.",
@@ -785,6 +786,27 @@ TEXTS: Final[dict[str, Text]] = {
         "{name} entfernen? Der Name bleibt neben früheren Zuordnungen.",
         "删除 {name}？以前的标注旁仍会保留其名称。",
     ),
+    "settings.change": ("New PIN or role…", "Neue PIN oder Rolle…", "新 PIN 或角色…"),
+    "settings.new-secret": ("New PIN or password", "Neue PIN oder neues Passwort", "新 PIN 或密码"),
+    "settings.change-rule": (
+        "Left empty, it stays as it is. Whoever becomes engineer or admin needs a new password. "
+        "The person is logged out and can log in again at once.",
+        "Leer: Es bleibt, wie es ist. Wer Technik oder Admin wird, braucht ein neues Passwort. "
+        "Die Person wird abgemeldet und kann sich gleich wieder anmelden.",
+        "留空则不变。成为工程师或管理员需要新密码。该用户会被退出，可立即重新登录。",
+    ),
+    "settings.own-secret": ("Change PIN or password…", "PIN oder Passwort ändern…", "更改 PIN 或密码…"),
+    "settings.old-secret": (
+        "PIN or password until now",
+        "Bisherige PIN oder bisheriges Passwort",
+        "当前 PIN 或密码",
+    ),
+    "settings.own-rule": (
+        "You are logged out everywhere, and log in again with the new one.",
+        "Danach überall abgemeldet; neu anmelden mit der neuen PIN oder dem neuen Passwort.",
+        "所有地方都会退出，请用新的 PIN 或密码重新登录。",
+    ),
+    "settings.save": ("Save", "Speichern", "保存"),
     "settings.erase": ("Erase", "Löschen", "抹除"),
     "settings.erase-ask": (
         "Erase {name}? Nothing here will tell any more whose labels these were.",
@@ -812,6 +834,7 @@ TEXTS: Final[dict[str, Text]] = {
     "audit.account removed": ("removed an account:", "Konto entfernt:", "删除账户："),
     "audit.account erased": ("erased an account", "Konto gelöscht", "抹除账户"),
     "audit.secret changed": ("changed a secret of", "PIN oder Passwort geändert:", "更改 PIN 或密码："),
+    "audit.role changed": ("changed the role of", "Rolle geändert:", "更改角色："),
     "audit.token added": ("added a token:", "Token angelegt:", "添加令牌："),
     "audit.token removed": ("removed a token:", "Token entfernt:", "删除令牌："),
     "audit.class defined": ("defined a class", "Klasse angelegt", "新建类别"),

@@ -39,3 +39,48 @@ for (const form of document.querySelectorAll("form[data-form]")) {
     }
   });
 }
+
+// -- another PIN, password or role ----------------------------------------------------------------------------
+
+// A dialog that puts what `body` returns to the address that `path` does, and then calls `done`.
+function asks(dialog, path, body, done) {
+  const form = dialog.querySelector("form"), wrong = dialog.querySelector(".wrong");
+  dialog.querySelector("[data-close]").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", () => form.reset());  // no secret stays in it
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    wrong.textContent = "";
+    try {
+      await send("PUT", path(), body());
+      done();
+    } catch (error) {
+      wrong.textContent = t("js.not-saved", { why: error.message });
+    }
+  });
+  return () => { wrong.textContent = ""; dialog.showModal(); };
+}
+
+if ($("own-secret")) {
+  const open = asks($("own-secret"), () => "/api/secret", () => ({ old: $("own-old").value, new: $("own-new").value }), () => { location.href = "/login"; });
+  $("own-secret-open").addEventListener("click", open);
+}
+
+if ($("account-change")) {
+  let account = null;
+  const open = asks($("account-change"), () => `/api/accounts/${encodeURIComponent(account.account)}`, () => {
+    const secret = $("account-secret").value;
+    return { role: $("account-role").value, ...(secret ? { secret } : {}) };
+  }, () => location.reload());
+  // What an operator has may be a PIN, which is too little for the others.
+  const need = () => { $("account-secret").required = account.role === "operator" && $("account-role").value !== "operator"; };
+  $("account-role").addEventListener("change", need);
+  for (const button of document.querySelectorAll("[data-account]")) {
+    button.addEventListener("click", () => {
+      account = button.dataset;
+      $("account-change-title").textContent = t("js.change-title", { name: account.account });
+      $("account-role").value = account.role;
+      need();
+      open();
+    });
+  }
+}
