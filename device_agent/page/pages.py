@@ -138,6 +138,7 @@ class Pages:
             "loggedIn": who is not None,
             "accounts": self._desk.access.in_use,
             "who": "" if who is None else who.id,
+            "name": "" if who is None or not who.id else who.name,
         }
         return self._templates.get_template(template).render(
             t=t,

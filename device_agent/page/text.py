@@ -174,12 +174,24 @@ TEXTS: Final[dict[str, Text]] = {
         "✓ 已撤销，如同从未学习过",
     ),
     "js.not-saved": ("Not saved: {why}", "Nicht gespeichert: {why}", "未保存：{why}"),
+    "js.not-undone": ("Not taken back: {why}", "Nicht zurückgenommen: {why}", "未撤销：{why}"),
+    "js.not-yet": (
+        "Not saved yet: {n}. The device does not answer; they are sent again until it does.",
+        "Noch nicht gespeichert: {n}. Das Gerät antwortet nicht; es wird weiter gesendet, bis es antwortet.",
+        "尚未保存 {n} 个：设备没有响应，将重复发送直到响应。",
+    ),
     "js.meanwhile": (
         "Labelled {name} meanwhile, by {who}",
         "Inzwischen zugeordnet: {name}, von {who}",
         "期间已由 {who} 标注为：{name}",
     ),
     "js.meanwhile-other": ("Labelled {name} meanwhile", "Inzwischen zugeordnet: {name}", "期间已被标注为：{name}"),
+    "js.meanwhile-undone": (
+        "Taken back meanwhile, by {who}",
+        "Inzwischen zurückgenommen, von {who}",
+        "期间已由 {who} 撤销",
+    ),
+    "js.meanwhile-undone-other": ("Taken back meanwhile", "Inzwischen zurückgenommen", "期间已被撤销"),
     "js.left": (
         "Not saved, of the page before: {n} ({why})",
         "Nicht gespeichert, von der vorigen Seite: {n} ({why})",

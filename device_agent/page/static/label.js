@@ -1,5 +1,6 @@
 // One picture at a time. The next one is shown before the answer to the last is back; "saved" is said only when the
-// device has answered that the label is on its disk. What could not be saved comes back and is asked again. Nobody can
+// device has answered that the label is on its disk. What could not be saved comes back and is asked again; what the
+// device has not answered is sent until it does. Nobody can
 // label a picture that is not there to be seen, nor, unawares, one of which somebody has said something meanwhile.
 "use strict";
 
@@ -7,6 +8,7 @@ const BOUNCE_MS = 250;  // a glove that bounces, or a finger on its way, meant t
 const AHEAD = 4;        // pictures loaded before they are asked about
 const MAX_UNDO = 50;
 const MAX_ZOOM = 12;
+const FOR_GOOD = [400, 404, 409, 422];  // refusals of an undo that another try does not change
 const LOAD_AGAIN_MS = 5000;  // until a picture that could not be loaded is tried again by itself
 
 let queue = [];         // what waits, most important first
@@ -15,7 +17,7 @@ let byHand = null;      // a sample that somebody picked on another page
 let taken = new Map();  // samples answered here whose answer the queue may not know yet, and when they were answered
 let pending = 0;        // answers on their way to the disk
 let chain = Promise.resolve();
-let undoable = [];      // {key, sample, saved: the log's entries, once they are there}
+let undoable = [];      // {key, sample, items, saved: the log's entries, once they are there}
 let together = false;   // the answer is for all that look alike
 let out = new Set();    // but not for these
 let heat = false;
@@ -76,9 +78,13 @@ async function lookAgain(sample) {
 
 async function meanwhile(now) {
   const [last] = await call(`/api/samples/${now.sample}/labels`);
-  const name = now.label;
-  // Another device's people are only ids here.
-  return last && last.who && !last.who.startsWith("p-") ? t("js.meanwhile", { name, who: last.who }) : t("js.meanwhile-other", { name });
+  return saidMeanwhile(now.label, last);
+}
+
+function saidMeanwhile(name, last) {
+  const who = last && !last.who.startsWith("p-") ? last.who : "";  // another device's people are only ids here
+  if (!name) return who ? t("js.meanwhile-undone", { who }) : t("js.meanwhile-undone-other");
+  return who ? t("js.meanwhile", { name, who }) : t("js.meanwhile-other", { name });
 }
 
 // Other pictures are alike now. Whoever chose "together" has not seen those that came since.
@@ -240,11 +246,12 @@ function answer(said, name, made = false) {
   const shown = Object.fromEntries(items.map((each) => [each, each === sample.sample ? sample.label_class_id : null]));
   nowUsed(said.class_id);
   next();
-  const last = { sample, saved: null };
+  const last = { sample, items, saved: null };
   const body = { samples: items, seen: shown, ...said, ...named() };
   last.key = keep({ path: "/api/labels", body, items }, sample, async (entry) => {
     try {
-      last.saved = await deliver(entry);
+      last.saved = known(await delivered(entry, notYet));
+      if (!last.saved) undoable = undoable.filter((each) => each !== last);
     } catch (error) {
       undoable = undoable.filter((each) => each !== last);
       if (made && !leaving) forgetClass(said.class_id);
@@ -256,8 +263,12 @@ function answer(said, name, made = false) {
   $("undo").disabled = false;
 }
 
-// Answers reach the disk one after the other, in the order they were given.
-function keep(what, sample, work) {
+const known = (saved) => (saved.seq ? saved : null);
+
+const notYet = () => say(t("js.not-yet", { n: pending }), true);
+
+// Answers reach the disk one after the other, in the order they were given. `wrong` says what was not done.
+function keep(what, sample, work, wrong = "js.not-saved") {
   const entry = keepUnsent(what), { items } = entry;
   pending += 1;
   say(pending > 1 ? t("js.saving-n", { n: pending }) : t("js.saving"));
@@ -273,7 +284,7 @@ function keep(what, sample, work) {
       pending -= 1;
       forgetUnsent(entry.key);
       for (const each of items) taken.delete(each);
-      await notSaved(error, sample);
+      await notSaved(error, sample, wrong);
     }
     $("undo").disabled = !undoable.length;
     if (!pending && queue.length < AHEAD) refill();
@@ -293,12 +304,12 @@ function finishLeft() {
   for (const each of items) taken.set(each, Infinity);
   pending += 1;
   say(t("js.saving-n", { n: left.length }));
-  chain = sendLeft().then(({ saved, failed, why }) => {
+  chain = sendLeft(() => say(t("js.not-yet", { n: unsent().length }), true)).then(({ saved, failed, why }) => {
     pending -= 1;
     for (const each of items) taken.set(each, performance.now());
     for (const entry of left) if (failed.includes(entry.key)) for (const each of entry.items) taken.delete(each);
     const labels = left.filter((entry) => saved.has(entry.key));
-    undoable = [...labels.map((entry) => ({ key: entry.key, sample: { sample: entry.items[0] }, saved: saved.get(entry.key) })), ...undoable];
+    undoable = [...labels.map((entry) => ({ key: entry.key, sample: { sample: entry.items[0] }, items: entry.items, saved: saved.get(entry.key) })), ...undoable];
     $("undo").disabled = !undoable.length;
     if (failed.length) say(t("js.left", { n: failed.length, why }), true);
     else if (!pending && !leaving) say(t("js.saved-left", { n: left.length }));
@@ -307,7 +318,7 @@ function finishLeft() {
 }
 
 // It is asked about again, at once; but for a picture of which somebody else has said something meanwhile.
-async function notSaved(error, sample) {
+async function notSaved(error, sample, wrong) {
   let why = error.message, again = sample;
   if (sample && error.status === 409) {
     const now = await lookAgain(sample).catch(() => sample);
@@ -317,7 +328,7 @@ async function notSaved(error, sample) {
       if (sample.sample !== byHand) again = null;
     }
   }
-  say(t("js.not-saved", { why }), true);
+  say(t(wrong, { why }), true);
   if (again) back(again);
 }
 
@@ -338,7 +349,7 @@ function unsure() {
   taken.set(sample.sample, Infinity);
   next();
   keep({ path: `/api/samples/${sample.sample}/unsure`, body: {}, items: [sample.sample] }, sample, async (entry) => {
-    await deliver(entry);
+    await delivered(entry, notYet);
     return t("js.saved-unsure");
   });
 }
@@ -349,19 +360,29 @@ function undo() {
   const last = undoable.pop();
   const entries = () => last.saved && { first_seq: last.saved.first_seq, seq: last.saved.seq, ...named() };
   $("undo").disabled = !undoable.length;
-  keep({ path: "/api/labels/undo", body: entries(), of: last.key }, null, async (entry) => {
+  keep({ path: "/api/labels/undo", body: entries(), of: last.key, undoes: last.items }, null, async (entry) => {
     if (!last.saved) return "";  // and that has been said
     try {
-      await deliver({ ...entry, body: entries() });
+      await delivered({ ...entry, body: entries() }, notYet);
     } catch (error) {
-      undoable.push(last);
-      throw error;
+      if (!FOR_GOOD.includes(error.status)) { undoable.push(last); throw error; }
+      throw new Refused(await overtaken(last).catch(() => "") || error.message, error.status);
     }
     taken.delete(last.sample.sample);
-    back(await call(`/api/samples/${last.sample.sample}`));
+    const again = await lookAgain(last.sample).catch(() => null);
+    if (again) back(again);
     refill();
     return t("js.undone");
-  });
+  }, "js.not-undone");
+}
+
+// Who has said something of a sample since; nothing where nobody has.
+async function overtaken({ items, saved }) {
+  for (const sample of items) {
+    const [last] = await call(`/api/samples/${sample}/labels`);
+    if (last && !(last.own && last.seq >= saved.first_seq && last.seq <= saved.seq)) return saidMeanwhile(last.label, last);
+  }
+  return "";
 }
 
 // -- pictures that look the same ------------------------------------------------------------------------------
