@@ -284,7 +284,8 @@ class Agent:
             return
         settings = MqttSettings(**msgspec.structs.asdict(self.site.mqtt))
         if self.site.trigger is not None and self.site.trigger.topic is not None:
-            self.trigger = MqttTrigger(settings, self.site.device, self.site.trigger.topic, self._trigger)
+            topic = self.site.trigger.topic
+            self.trigger = MqttTrigger(settings, self.site.device, topic, self._trigger, self.flow.refuse)
         self._sync = Sync(
             settings,
             self.store,
@@ -362,7 +363,8 @@ class Agent:
         """Return what is wrong with this agent, but for what its releases rest on."""
         full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
         sync = None if self._sync is None else self._sync.status().fault
-        return [self._misnamed, self._fault, self._updater.status().fault, sync, full]
+        trigger = None if self.trigger is None else self.trigger.fault
+        return [self._misnamed, self._fault, trigger, self._updater.status().fault, sync, full]
 
     def _trust_words(self, release_id: str | None) -> str:
         fault, ends = self._gate.fault, self._gate.ending(self.site.mqtt)

@@ -247,6 +247,7 @@ class Flow:
         self._embedded: queue.Queue[tuple[Taken, Embedded | None]] = queue.Queue(STAGE_FRAMES)
         self._decided = Backlog()
         self.tiles_shed = 0
+        self.refused = 0  # triggers whose part was rejected at once
         self.parts: deque[Part] = deque(maxlen=PARTS_KEPT)
         self._in_a_row = 0
 
@@ -278,7 +279,7 @@ class Flow:
             NoRelease: nothing serves that could decide; the part is rejected.
         """
         now_utc, now_s = self._clock(), time.monotonic()
-        part = part or f"{datetime.fromtimestamp(now_utc, timezone.utc):%Y%m%dT%H%M%S.%f}"
+        part = part or _named_after(now_utc)
         trigger = Trigger(part, now_utc, now_s, lot)
         with self._due:
             try:
@@ -288,10 +289,18 @@ class Flow:
                 self.triggers.let_go(now_s - self._settings.decide_within_s)
                 self.triggers.fire(trigger)
             except (NoRelease, TriggerRefused) as error:
+                self.refused += 1
                 self._tell([self.ledger.refuse(part, now_utc, now_s, str(error))])
                 raise
             self._enter(trigger, part, now_utc, now_s, now_s + self._settings.decide_within_s)
         return part
+
+    def refuse(self, reason: str) -> None:
+        """Reject a part that stands before the cameras now, and of which nobody can tell which it is."""
+        now_utc, now_s = self._clock(), time.monotonic()
+        with self._due:
+            self.refused += 1
+            self._tell([self.ledger.refuse(_named_after(now_utc), now_utc, now_s, reason)])
 
     def run(self, stop: threading.Event) -> None:
         """Inspect until `stop` is set; every part that is open then is rejected, what was decided is stored."""
@@ -580,3 +589,8 @@ def _put(to: queue.Queue[_T], item: _T, stop: threading.Event) -> None:
                 return
             continue
         return
+
+
+def _named_after(now_utc: float) -> str:
+    """Return a part id for a part that has none."""
+    return f"{datetime.fromtimestamp(now_utc, timezone.utc):%Y%m%dT%H%M%S.%f}"

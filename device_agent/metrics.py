@@ -173,6 +173,8 @@ def _line(line: LineReport) -> Iterator[Metric]:
     parts.add_metric([Verdict.PASS.value], line.passed)
     parts.add_metric([Verdict.REJECT.value], line.rejected)
     yield parts
+    about = "Triggers whose part was rejected unseen: too many waited, nothing served, or it could not be read."
+    yield CounterMetricFamily("headway_triggers_refused", about, value=line.refused_triggers)
     sent = CounterMetricFamily("headway_output_sent", "Verdicts delivered.", labels=["output"])
     dropped = CounterMetricFamily(
         "headway_output_dropped", "Verdicts not delivered, and never to be.", labels=["output"]

@@ -236,7 +236,8 @@ class LineReport:
     Attributes:
         passed, rejected: Verdicts since the start.
         waiting: Triggers, frames and parts that wait, by stage.
-        refused_triggers: Parts that were rejected unseen because too many were waiting.
+        refused_triggers: Triggers whose part was rejected unseen: too many were waiting, nothing serves, or the
+            trigger could not be read.
         tiles_shed: Tiles that were surely good and not stored, because storing fell behind.
         stages: Latencies.
         outputs: Where verdicts go.
@@ -401,7 +402,7 @@ def line_report(flow: Flow, outputs: Outputs) -> LineReport:
         passed=closed[Verdict.PASS],
         rejected=closed[Verdict.REJECT],
         waiting=flow.waiting(),
-        refused_triggers=0 if flow.triggers is None else flow.triggers.refused,
+        refused_triggers=flow.refused,
         tiles_shed=flow.tiles_shed,
         stages=[StageReport(stage, *astuple(times.latency())) for stage, times in flow.latencies.items()],
         outputs=output_reports(outputs),

@@ -1,7 +1,8 @@
 """Triggers: one part stands before the cameras now. From the page's HTTP interface, over MQTT, or from a program.
 
 With triggers a frame is taken for each part and no other is looked at. A trigger is never dropped silently: where
-inspection cannot follow, its queue fills, which `depth` shows, and the next trigger is refused.
+inspection cannot follow, its queue fills, which `depth` shows, and the next trigger is refused. One that cannot be
+read, or is refused, stands for a part all the same, which is rejected.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from typing import Final, NamedTuple
 
 from sdk.errors import NoRelease, RemoteWireError, TriggerRefused
 from sdk.mqtt import Message, MqttSession, MqttSettings
+from sdk.shown import shown
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +26,8 @@ MAX_PART_CHARS: Final = 150
 """A part id; with the device's it is a group, of at most 200."""
 MAX_LOT_CHARS: Final = 64
 """A lot, batch or heat number."""
+UNREADABLE_S: Final = 180.0
+"""A trigger that could not be read is told of for so long, as a picture is (`device_agent.report`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,29 +123,63 @@ class PartLot(NamedTuple):
     lot: str
 
 
+def as_text(said: object) -> object:
+    """Return a part id or lot as text where JSON says it as a whole number, or as null: nobody said.
+
+    >>> as_text(4711), as_text(None), as_text("B7"), as_text(1.5)
+    ('4711', '', 'B7', 1.5)
+    """
+    if said is None:
+        return ""
+    return str(said) if isinstance(said, int) and not isinstance(said, bool) else said
+
+
 def part_of(payload: bytes) -> PartLot:
-    """Return the part that a trigger's message names: plain text, or JSON with a member `part` and maybe `lot`.
+    """Return the part that a trigger's message names: plain text, or JSON with members `part` and `lot`.
+
+    Both may be numbers and both may be missing; other members are passed over where there is a `part`.
 
     Raises:
         RemoteWireError: it is neither, or too long.
 
-    >>> part_of(b"4711"), part_of(b'{"part": "4711", "lot": "B7", "shift": 2}').lot, part_of(b"").part
-    (PartLot(part='4711', lot=''), 'B7', '')
+    >>> part_of(b"4711"), part_of(b'{"part": 4711, "lot": "B7", "shift": 2}'), part_of(b"").part
+    (PartLot(part='4711', lot=''), PartLot(part='4711', lot='B7'), '')
     """
     try:
-        text, lot = payload[: 64 * MAX_PART_CHARS].decode("utf-8").strip(), ""
-        if text.startswith("{"):
-            named = json.loads(text)
-            text, lot = named["part"], named.get("lot", "")
-        for each, longest in ((text, MAX_PART_CHARS), (lot, MAX_LOT_CHARS)):
-            if not isinstance(each, str) or len(each) > longest or not each.isprintable():
-                raise ValueError(f"a part id or lot is up to {longest} printable characters")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said: list[object] = [payload[: 64 * MAX_PART_CHARS].decode("utf-8").strip(), ""]
+        named = _json(str(said[0]))
+        if named is not None:
+            if not isinstance(named, dict):
+                raise ValueError("it is a JSON array")
+            if "part" not in named and (strange := sorted(named.keys() - {"lot"})):
+                raise ValueError(f"it has no part, but {', '.join(strange)}")
+            said = [as_text(named.get("part")), as_text(named.get("lot"))]
+        part, lot = (_checked(*each) for each in zip(said, (MAX_PART_CHARS, MAX_LOT_CHARS), strict=True))
+    except (ValueError, RecursionError) as error:
         raise RemoteWireError(
-            f"a trigger of {len(payload)} bytes names no part: {str(error)[:80]}",
+            f"a trigger of {len(payload)} bytes names no part: {shown(str(error))[:80]}",
             hint='Send the part id as text, or as JSON: {"part": "4711"}.',
         ) from error
-    return PartLot(text, lot)
+    return PartLot(part, lot)
+
+
+def _json(text: str) -> object | None:
+    """Return the object or array that a text is; None where it is plain text, which a bracket may begin."""
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        named: object = json.loads(text)
+    except ValueError:
+        if text.startswith("{"):
+            raise
+        return None
+    return named
+
+
+def _checked(said: object, longest: int) -> str:
+    if not isinstance(said, str) or len(said) > longest or not said.isprintable():
+        raise ValueError(f"a part id or lot is up to {longest} printable characters")
+    return said
 
 
 class MqttTrigger:
@@ -148,30 +187,46 @@ class MqttTrigger:
     releases hold no part up.
 
     What was sent while the connection was down is gone: that part has passed, and its station's own fail-safe has
-    rejected it. Retained messages are refused for the same reason.
+    rejected it. What the broker has retained is not fetched for the same reason, and an empty message that clears
+    it is no trigger.
 
     Args:
         settings: The broker.
         device: This device's id.
         topic: Where the triggers come.
         fire: Takes the part.
+        refuse: Takes why a part is rejected that a message does not name.
     """
 
-    def __init__(self, settings: MqttSettings, device: str, topic: str, fire: Callable[[PartLot], object]) -> None:
-        self._topic, self._fire = topic, fire
+    def __init__(
+        self,
+        settings: MqttSettings,
+        device: str,
+        topic: str,
+        fire: Callable[[PartLot], object],
+        refuse: Callable[[str], object],
+    ) -> None:
+        self._topic, self._fire, self._refuse = topic, fire, refuse
         cert_file = settings.trigger_cert_file or settings.cert_file
         self._session = MqttSession(
             replace(settings, session_expiry_s=0, cert_file=cert_file),
             f"{device}-trigger",
             on_message=self._arrive,
         )
-        self._session.subscribe([topic])
-        self.refused = 0
+        self._session.subscribe([topic], live=True)
+        self._unreadable, self._unreadable_s = "", -UNREADABLE_S
 
     @property
     def connected(self) -> bool:
         """Whether triggers can come."""
         return self._session.connected
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the triggers that come; None where nothing is."""
+        if time.monotonic() - self._unreadable_s < UNREADABLE_S:
+            return f"a trigger could not be read, so a part was rejected: {self._unreadable}"
+        return None
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -182,10 +237,15 @@ class MqttTrigger:
         self._session.close()
 
     def _arrive(self, message: Message) -> None:
+        if message.retained and not message.payload:
+            return
         try:
-            if message.retained:
-                raise RemoteWireError("a retained trigger is of the past", hint="Publish triggers without retain.")
-            self._fire(part_of(message.payload))
+            try:
+                named = part_of(message.payload)
+            except RemoteWireError as error:
+                self._unreadable, self._unreadable_s = str(error), time.monotonic()
+                self._refuse(self._unreadable)
+                raise
+            self._fire(named)
         except (RemoteWireError, TriggerRefused, NoRelease) as error:
-            self.refused += 1
             _log.warning("%s: %s (%s)", self._topic, error, error.hint)

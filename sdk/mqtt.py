@@ -141,7 +141,8 @@ class MqttSettings:
 
 @dataclass(frozen=True)
 class Message:
-    """A message that arrived. `retained` says that the broker kept it from earlier."""
+    """A message that arrived. `retained` says that the broker kept it from earlier, or, on a topic of which only
+    what is live comes, that its sender wants it kept."""
 
     topic: str
     payload: bytes
@@ -254,7 +255,7 @@ class MqttSession:
         self._gave_way = False
         self._started = False
         self._closed = False
-        self._wanted: dict[str, int] = {}
+        self._wanted: dict[str, SubscribeOptions] = {}
         self._pending: dict[int, tuple[int, int]] = {}  # message id -> (bytes, qos)
         self._refusal: str | None = None
         self._early: set[int] = set()  # acknowledged before `publish` could note them as pending
@@ -445,9 +446,23 @@ class MqttSession:
         p = publication
         self.publish(p.topic, p.payload, qos=p.qos, retain=p.retain, expiry_s=p.expiry_s)
 
-    def subscribe(self, topics: Iterable[str], qos: int = 1) -> None:
-        """Subscribe to topics, now and on every later connect. Retained messages come each time."""
-        wanted = dict.fromkeys(topics, qos)
+    def subscribe(self, topics: Iterable[str], qos: int = 1, *, live: bool = False) -> None:
+        """Subscribe to topics, now and on every later connect.
+
+        Args:
+            topics: Their names or patterns.
+            qos: The highest that messages come with.
+            live: Only what is published from now on comes, and `Message.retained` says whether its sender wants it
+                kept. Else what the broker has retained comes too, with each connect.
+        """
+        options = SubscribeOptions(
+            qos=qos,
+            retainAsPublished=live,
+            retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND
+            if live
+            else SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE,
+        )
+        wanted = dict.fromkeys(topics, options)
         with self._changed:
             self._wanted |= wanted
         # Without a connection this comes to nothing; the next connect makes up for it.
@@ -462,8 +477,8 @@ class MqttSession:
         for i in range(0, len(names), TOPICS_PER_PACKET):
             self._client.unsubscribe(names[i : i + TOPICS_PER_PACKET])
 
-    def _send_subscribe(self, wanted: Mapping[str, int]) -> None:
-        pairs = [(topic, SubscribeOptions(qos=qos)) for topic, qos in wanted.items()]
+    def _send_subscribe(self, wanted: Mapping[str, SubscribeOptions]) -> None:
+        pairs = list(wanted.items())
         for i in range(0, len(pairs), TOPICS_PER_PACKET):
             self._client.subscribe(pairs[i : i + TOPICS_PER_PACKET])
 

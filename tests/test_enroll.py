@@ -384,7 +384,8 @@ def test_the_sessions_of_one_device_do_not_throw_each_other_off(
     made: Plant, settings: dict[str, MqttSettings]
 ) -> None:
     fired: list[PartLot] = []
-    trigger = MqttTrigger(settings["a"], "a", trigger_topic(T, "a"), fired.append)
+    refused: list[str] = []
+    trigger = MqttTrigger(settings["a"], "a", trigger_topic(T, "a"), fired.append, refused.append)
     with LiveDevice(settings["a"], "a") as device, Ear(settings["b"], "b") as controller:
         trigger.start()
         try:

@@ -85,6 +85,7 @@ def test_a_trigger_over_http_takes_one_frame_of_its_part(site: Site) -> None:
         assert status == 202
         wait_for(lambda: agent.state().frames == 2, DEADLINE_S)
         assert agent.flow.parts[-1].name == made["part"] != ""
+        assert post(agent, {"part": 4712, "lot": None}) == (202, {"part": "4712"})
 
 
 def test_without_a_trigger_table_a_trigger_is_refused(site: Site) -> None:
@@ -101,7 +102,8 @@ def test_without_a_trigger_table_a_trigger_is_refused(site: Site) -> None:
     [
         {"part": "x" * (MAX_PART_CHARS + 1)},
         {"prt": "1"},
-        {"part": 4711},
+        {"part": 4711.5},
+        {"part": True},
         [],
         {"part": "\x1b[1A4711"},
         {"part": "4711", "lot": "a\u202eb"},
@@ -153,12 +155,21 @@ def test_a_retained_trigger_is_of_the_past_and_fires_nothing(mosquitto: Mosquitt
     sender.publish(TOPIC, b"old", retain=True)
     wait_for(lambda: echoes, DEADLINE_S)  # the broker has it
     fired: list[PartLot] = []
-    trigger = MqttTrigger(mosquitto.settings, "line-1", TOPIC, fired.append)
+    refused: list[str] = []
+    trigger = MqttTrigger(mosquitto.settings, "line-1", TOPIC, fired.append, refused.append)
     trigger.start()
-    wait_for(lambda: trigger.refused == 1, DEADLINE_S)
-    sender.publish(TOPIC, b'{"part": "new", "lot": "B7"}')
-    wait_for(lambda: fired, DEADLINE_S)
-    assert fired == [PartLot("new", "B7")]
+    wait_for(lambda: trigger.connected, DEADLINE_S)
+    while not fired:  # subscribing is not instantaneous
+        sender.publish(TOPIC, b'{"part": "new", "lot": "B7"}')
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: fired, 0.5)
+    sender.publish(TOPIC, b"kept", retain=True)
+    sender.publish(TOPIC, b"", retain=True)  # nobody's part: it clears what is kept
+    sender.publish(TOPIC, b"last")
+    wait_for(lambda: fired[-1].part == "last", DEADLINE_S)
+    assert fired[0] == PartLot("new", "B7")
+    assert [each.part for each in fired if each.part != "new"] == ["kept", "last"]
+    assert (refused, trigger.fault) == ([], None)
     trigger.stop()
     sender.close()
 
@@ -168,21 +179,65 @@ def test_a_retained_trigger_is_of_the_past_and_fires_nothing(mosquitto: Mosquitt
     [
         b"\xff\xfe",
         b"{",
-        b"{}",
-        b'{"part": 7}',
-        b'{"part": null}',
+        b'{"prt": "4711"}',
+        b'{"part": 7.5}',
+        b'{"part": true}',
+        b'["a"]',
         b"[1]" * 100,
         b"x" * (MAX_PART_CHARS + 1),
         b"a\x00b",
         b'{"part": "a\\nb"}',
         b"{" * 100_000,
-        b'{"part": "7", "lot": 7}',
+        b'{"part": "7", "lot": [7]}',
+        b"[" * 100_000,
         b'{"part": "7", "lot": "%s"}' % (b"x" * (MAX_LOT_CHARS + 1)),
     ],
 )
 def test_a_message_that_names_no_part_is_refused(payload: bytes) -> None:
     with pytest.raises(RemoteWireError):
         part_of(payload)
+
+
+@pytest.mark.parametrize(
+    ("payload", "named"),
+    [
+        (b'{"part": 5001}', PartLot("5001", "")),
+        (b'{"part": "5002", "lot": 7}', PartLot("5002", "7")),
+        (b'{"lot": "B7"}', PartLot("", "B7")),
+        (b'{"part": null, "lot": null}', PartLot("", "")),
+        (b"{}", PartLot("", "")),
+        (b"[7] left", PartLot("[7] left", "")),
+    ],
+)
+def test_a_part_or_lot_may_be_a_number_or_missing(payload: bytes, named: PartLot) -> None:
+    assert part_of(payload) == named
+
+
+@pytest.mark.broker
+def test_a_trigger_that_cannot_be_read_rejects_a_part(site: Site, mosquitto: Mosquitto) -> None:
+    """It was logged and nothing else: no verdict, no count, no fault, while a part stood there."""
+    from msgspec.structs import replace
+
+    site = replace(
+        site, trigger=TriggerSettings(topic=TOPIC), mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port)
+    )
+    plc = MqttSession(mosquitto.settings, "plc", on_message=lambda _message: None)
+    plc.connect()
+    with running(site) as agent:
+        for _ in range(100):  # subscribing is not instantaneous
+            plc.publish(TOPIC, b'{"prt": "4711"}')
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: agent.flow.parts, 0.5)
+                break
+        part = agent.flow.parts[0]
+        assert part.verdict is Verdict.REJECT
+        assert part.name != ""
+        assert part.reason == "a trigger of 15 bytes names no part: it has no part, but prt"
+        state = agent.state()
+        assert state.line is not None
+        assert state.line.rejected == state.line.refused_triggers == len(agent.flow.parts)
+        assert f"a trigger could not be read, so a part was rejected: {part.reason}" in state.faults
+    plc.close()
 
 
 def test_triggers_whose_time_is_over_keep_no_place_but_a_replayed_files() -> None:

@@ -8,14 +8,14 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from device_agent.page.access import Role
 from device_agent.page.fields import RequestBody
 from device_agent.page.guard import needs
 from device_agent.page.refusal import Refusal
 from device_agent.station import Station
-from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS
+from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS, as_text
 
 MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 """An image that somebody posts; a 50-megapixel PNG of a smooth surface stays below it."""
@@ -34,8 +34,8 @@ Printable: Final = AfterValidator(_printable)
 class TriggerIn(RequestBody):
     """A part that stands before the cameras now. Without a part id one is made."""
 
-    part: Annotated[str, Field(max_length=MAX_PART_CHARS), Printable] = ""
-    lot: Annotated[str, Field(max_length=MAX_LOT_CHARS), Printable] = ""
+    part: Annotated[str, Field(max_length=MAX_PART_CHARS), Printable, BeforeValidator(as_text)] = ""
+    lot: Annotated[str, Field(max_length=MAX_LOT_CHARS), Printable, BeforeValidator(as_text)] = ""
 
 
 @dataclass(frozen=True)
