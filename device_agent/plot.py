@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from device_agent.rehearse import Measure, PolicyResult, Rehearsal
 from device_agent.shift import Policy, checkpoints
 from sdk.errors import ConfigError, MissingExtra
+from sdk.extras import installing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def check_plot(file: Path) -> None:
             raise
         raise MissingExtra(
             "--plot needs the plot extra: module matplotlib is not installed",
-            hint="pip install 'headway-edge[plot]'",
+            hint=installing("plot"),
         ) from error
 
 

@@ -157,7 +157,10 @@ def headway_command() -> str:
     beside = Path(sys.executable).with_name("headway")
     found = str(beside) if beside.exists() else shutil.which("headway")
     if found is None:
-        raise ConfigError("the headway command is not installed", hint="pip install 'headway-edge[agent]'")
+        raise ConfigError(
+            "the headway command is not installed",
+            hint='Install Headway for this Python: docs/agent.md, "Get Headway".',
+        )
     return found
 
 

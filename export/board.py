@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdk.errors import ExportError, MissingExtra
+from sdk.extras import installing
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def board(folder: Path | None) -> Iterator[Callable[[int, dict[str, float]], Non
     except ModuleNotFoundError as error:
         raise MissingExtra(
             "--tensorboard needs the tensorboard extra: module tensorboard is not installed",
-            hint="pip install 'headway-edge[tensorboard]'",
+            hint=installing("tensorboard"),
         ) from error
     make: Any = tensorboard.SummaryWriter
     try:

@@ -34,6 +34,7 @@ from export.augment import Augmentation, Frames, augmented, normalised, to_pixel
 from export.backbones import Backbone
 from export.profiles import Profile, is_narrow
 from sdk.errors import ExportError
+from sdk.extras import installing
 
 STEPS: Final = 60
 BATCH: Final = 12
@@ -155,7 +156,7 @@ def _insert_quantizers(module: nn.Module, pixels: torch.Tensor, profile: Profile
 
     The grid of weights per channel is the same before and after batch norm is folded in: it multiplies channels.
     """
-    missing = "Install headway-edge[export], or export with --no-qat."
+    missing = f"{installing('export')}, or export with --no-qat."
     try:
         with _quiet():
             import modelopt.torch.quantization as mtq

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from export.progress import budget_words, duration
 from export.report import Report, TransferReport, TrialReport
 from sdk.errors import MissingExtra
+from sdk.extras import installing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def check_plots() -> None:
             raise
         raise MissingExtra(
             "--report needs the plot extra: module matplotlib is not installed",
-            hint="pip install 'headway-edge[plot]'",
+            hint=installing("plot"),
         ) from error
 
 

@@ -24,11 +24,11 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from sdk.errors import HeadwayError, MissingExtra
+from sdk.extras import DISTRIBUTION, installing
 from sdk.shown import say
 from sdk.stopping import Terminated, terminable
 
 GROUP: Final = "headway.commands"
-DISTRIBUTION: Final = "headway-edge"
 COMPLETE: Final = "_HEADWAY_COMPLETE"
 """What a shell sets to ask for the script that completes, such as "bash_source", and for completions."""
 USAGE_EXIT: Final = 2
@@ -132,7 +132,7 @@ def missing_extra(command: str, error: ImportError) -> MissingExtra | None:
     extras = f"the extras {extra.replace(',', ', ')}" if "," in extra else f"the {extra} extra"
     return MissingExtra(
         f"headway {command} needs {extras}: module {module} is not installed",
-        hint=f"pip install '{DISTRIBUTION}[{extra}]'",
+        hint=installing(extra),
     )
 
 

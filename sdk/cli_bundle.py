@@ -194,12 +194,13 @@ def _fleet_heads(directory: Path, digest: str) -> list[dict[str, Any]]:
     """Return the live set of each channel of a fleet whose current release is this bundle."""
     from sdk.bundle import MANIFEST_NAME
     from sdk.errors import MissingExtra
+    from sdk.extras import installing
     from sdk.fleet.cli import open_fleet
 
     try:
         import sqlalchemy  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MissingExtra("--fleet needs the fleet extra", hint="pip install 'headway-edge[fleet]'") from error
+        raise MissingExtra("--fleet needs the fleet extra", hint=installing("fleet")) from error
     heads = []
     with open_fleet(directory) as store:
         with store.read() as ledger:

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from sdk.errors import ConfigError, MissingExtra, Unsigned
+from sdk.extras import installing
 from sdk.shown import say
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _needs_extra() -> None:
     if find_spec("tuf") is None or find_spec("paho") is None:
         raise MissingExtra(
             "headway bundle pack and unpack need the fleet or the agent extra",
-            hint="pip install 'headway-edge[fleet]'",
+            hint=installing("fleet"),
         )
 
 

@@ -10,6 +10,7 @@ import importlib
 from typing import Any, Final, NamedTuple, Protocol
 
 from sdk.errors import EngineError, TensorRtMissing
+from sdk.extras import installing
 
 _NO_DRIVER: Final = frozenset(
     {"cudaErrorInsufficientDriver", "cudaErrorStubLibrary", "cudaErrorSystemDriverMismatch"}
@@ -78,7 +79,7 @@ def cuda_python() -> Cuda:
     except (ImportError, OSError) as error:
         raise TensorRtMissing(
             "NVIDIA's CUDA bindings for Python are not installed",
-            hint="pip install 'headway-edge[tensorrt]'; on JetPack 6 (CUDA 12) add 'cuda-bindings<13'.",
+            hint=f"{installing('tensorrt')}; on JetPack 6 (CUDA 12) add 'cuda-bindings<13'.",
         ) from error
     return CudaPython(runtime)
 

@@ -246,3 +246,14 @@ def test_the_agents_guide_names_every_metric() -> None:
         re.findall(r'"(headway_[a-z_]+)"', (ROOT / "device_agent" / "metrics.py").read_text(encoding="utf-8"))
     )
     assert made - {name.removesuffix("_total") for name in said} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_nobody_is_sent_to_an_index_for_headway_itself(page: Path) -> None:
+    """It is on none: by its name pip finds it in a folder of wheels, or where it is installed already."""
+    lines = [
+        line
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if "pip install" in line and re.search(r"headway-edge\[\w*(agent|fleet|export|demo)", line)
+    ]
+    assert [line for line in lines if "--no-index --find-links" not in line] == []

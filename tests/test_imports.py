@@ -100,7 +100,7 @@ ABOVE = {
         *("damaged", "durable", "errors", "exchange", "codes"),
         *("head", "preprocess", "splits", "structs", "moments"),
     },
-    "sdk/cuda.py": {"errors"},
+    "sdk/cuda.py": {"errors", "extras"},
     "sdk/tensorrt_api.py": {"errors", "cuda"},
     "sdk/lineage.py": {"damaged", "errors", "bundle"},
     "sdk/licences.py": {"errors", "bundle"},

@@ -36,6 +36,7 @@ from sdk.bundle import BaseSamples, Bundle
 from sdk.codes import Codes
 from sdk.console import Console
 from sdk.errors import BadImages
+from sdk.extras import installing
 from sdk.images import ImageSet, open_images
 from sdk.splits import Part
 from sdk.wire import HeadState
@@ -506,7 +507,7 @@ def test_without_matplotlib_the_extra_is_named(
     assert ended.code == 2
     assert ended.err.splitlines() == [
         "error: --plot needs the plot extra: module matplotlib is not installed",
-        "hint: pip install 'headway-edge[plot]'",
+        f"hint: {installing('plot')}",
     ]
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 from device_agent.config import ModbusOutput
 from device_agent.parts import Part
 from sdk.errors import MissingExtra, OutputFailed
+from sdk.extras import installing
 from sdk.wire import Verdict
 
 try:
@@ -29,7 +30,7 @@ try:
     from pymodbus.exceptions import ModbusException
     from pymodbus.pdu import ModbusPDU
 except ImportError as error:
-    raise MissingExtra("a Modbus output needs pymodbus", hint="pip install 'headway-edge[modbus]'") from error
+    raise MissingExtra("a Modbus output needs pymodbus", hint=installing("modbus")) from error
 
 # What goes wrong is raised, and told once; pymodbus would say it again at every beat.
 logging.getLogger("pymodbus").setLevel(logging.CRITICAL)

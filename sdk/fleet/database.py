@@ -29,6 +29,7 @@ from sqlalchemy.exc import (
 
 from sdk.durable import write_whole
 from sdk.errors import DatabaseAway, FleetError
+from sdk.extras import installing
 
 DATABASE_NAME: Final = "fleet.db"
 URL_NAME: Final = "database.url"
@@ -121,9 +122,7 @@ def engine_at(url: str) -> Engine:
     try:
         return _postgres(_parsed(url))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise FleetError(
-            "the PostgreSQL client is not installed", hint="pip install 'headway-edge[postgres]'"
-        ) from error
+        raise FleetError("the PostgreSQL client is not installed", hint=installing("postgres")) from error
 
 
 def _sqlite(file: Path) -> Engine:
