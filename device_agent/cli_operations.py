@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from device_agent.owners import given_to_owner
 from device_agent.private import private_files
+from sdk.owners import given_to_owner
 from sdk.shown import say, shown
 
 if TYPE_CHECKING:

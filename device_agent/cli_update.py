@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from device_agent.owners import given_to_owner
 from device_agent.private import private_files
 from sdk.errors import ConfigError, Incompatible
+from sdk.owners import given_to_owner
 from sdk.shown import say
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from device_agent.owners import given_to_owner
 from device_agent.private import private_files
 from sdk.errors import ConfigError
+from sdk.owners import given_to_owner
 from sdk.shown import say
 
 if TYPE_CHECKING:

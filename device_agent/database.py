@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from device_agent.limits import StoreLimits
-from device_agent.owners import mending, strangers
 from sdk.durable import PARTIAL, give_to_owner, sync_path
 from sdk.errors import ConfigError, HeadwayError, StoreCorrupt, StoreFull
+from sdk.owners import denied, mending
 
 _log = logging.getLogger(__name__)
 
@@ -352,8 +352,8 @@ def disk(folder: Path, *, opening: bool = False) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         # Python 3.10 does not tell SQLite's error codes, only their texts.
         text = str(error)
-        if any(part in text for part in _DENIED_SQLITE) and (denied := _denied(folder, folder)):
-            raise denied from error
+        if any(part in text for part in _DENIED_SQLITE) and (refusal := _denied(folder, folder)):
+            raise refusal from error
         if any(part in text for part in _NO_WRITES_SQLITE):
             raise _full(folder, text, opening=opening) from error
         raise damaged(f"the store in {folder} is damaged: {text}") from error
@@ -361,9 +361,9 @@ def disk(folder: Path, *, opening: bool = False) -> Iterator[None]:
         if error.errno not in _NO_WRITES:
             raise
         if error.errno in _DENIED and isinstance(error.filename, str | os.PathLike):
-            denied = _denied(folder, Path(error.filename).parent)
-            if denied is not None:
-                raise denied from error
+            refusal = _denied(folder, Path(error.filename).parent)
+            if refusal is not None:
+                raise refusal from error
         raise _full(folder, _NO_WRITES[error.errno], opening=opening) from error
 
 
@@ -378,11 +378,9 @@ def _full(folder: Path, what: str, *, opening: bool = False) -> StoreFull:
 def _denied(folder: Path, place: Path) -> StoreFull | None:
     """Return the error that names whose a file is; None where no file in that place is another user's."""
     for each in (place, folder):
-        with contextlib.suppress(OSError):
-            for found in strangers(each, deep=False):
-                return StoreFull(
-                    f"nothing can be stored in {folder}: {found.path} belongs to {found.owner}, and {found.user} "
-                    "may not use it",
-                    hint=f"{mending(found.user, folder)}; `headway doctor` looks for more of them.",
-                )
+        if found := denied(each):
+            return StoreFull(
+                f"nothing can be stored in {folder}: {found}",
+                hint=f"{mending(found.user, folder)}; `headway doctor` looks for more of them.",
+            )
     return None

@@ -51,7 +51,6 @@ from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
 from device_agent.output_check import check_outputs, outputs_told
-from device_agent.owners import mending, quote, strangers, user_name
 from device_agent.private import open_to_all
 from device_agent.recipe import Recipe
 from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, lost_words, unreadable_words
@@ -66,6 +65,7 @@ from sdk.damaged import DAMAGED
 from sdk.errors import BundleError, HeadwayError, TensorRtMissing
 from sdk.expiry import Expiry, Standing
 from sdk.layouts import IMAGE_SUFFIXES
+from sdk.owners import mending, quote, strangers, user_name
 from sdk.tensorrt_api import Library, open_library
 
 CAMERA_WAIT_S: Final = 15.0

@@ -30,10 +30,13 @@ from sdk.labels import MAX_COUNTER_JUMP, Chain, CodeRecord, Fold, KeepApart, Lab
 from sdk.wire import DeviceState, UpdateEvent, UpdateState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway
+from tests.other_users import AGENT, as_user, device, needs_root
 from tests.postgres import Postgres
 from tests.simulators import SimDevice
 from tests.test_restored import copied, put_back
 from tests.tiny import two_precisions
+
+__all__ = ["device"]
 
 
 def register(ledger: Ledger, device: str, channel: str = "default", **more: object) -> None:
@@ -504,3 +507,21 @@ def test_a_fleet_does_not_move_to_another_database_unnoticed(tmp_path: Path) -> 
     name_database(tmp_path / "named", "postgresql://127.0.0.1/fleet")
     with pytest.raises(FleetError, match="names another"):
         name_database(tmp_path / "named", "postgresql://127.0.0.1/other")
+
+
+@needs_root
+@pytest.mark.parametrize("name", [DATABASE_NAME, "serve.lock"])
+def test_what_root_makes_in_a_fleet_is_its_users_else_the_file_is_named(name: str, device: Path) -> None:
+    with FleetStore(device) as store:
+        store.served()
+        store.chunks.put(hashlib.sha256(b"chunk").hexdigest(), b"chunk")
+        (device / "tls").mkdir()
+    made = {each.name: each.lstat().st_uid for each in device.rglob("*")}
+    assert {uid for each, uid in made.items() if each not in ("tls", "site.toml")} == {AGENT}
+    assert made["tls"] == 0, "what keys are for is not given away"
+    os.chown(device / name, 0, 0)
+    (device / name).chmod(0o600)
+    with as_user(AGENT), pytest.raises(FleetError) as refused, FleetStore(device) as store:
+        store.served()
+    assert f"{device / name} belongs to root, and {AGENT} may not use it" in str(refused.value)
+    assert refused.value.hint == f"sudo chown {AGENT} '{device / name}'"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,44 +14,18 @@ from device_agent.backup import make_backup
 from device_agent.database import disk
 from device_agent.doctor import examine
 from device_agent.finding import Finding
-from device_agent.owners import given_to_owner
 from device_agent.page.book import open_book
 from device_agent.store import STORE_NAME, Store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
+from sdk.owners import given_to_owner
 from tests.commands import headway
+from tests.other_users import AGENT, as_user, device, needs_root
 from tests.test_agent import bundle, images, site_file
 from tests.test_doctor import GOOD
 from tests.test_store import LIMITS, image_of, label, sample_of
 
-__all__ = ["bundle", "images"]
-
-AGENT = 12345
-"""A user of no machine: only its number counts."""
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who makes what is not the agent's")
-
-
-@pytest.fixture
-def device() -> Iterator[Path]:
-    """The folder of an agent's user, where every user may pass."""
-    folder = Path(tempfile.mkdtemp(prefix="headway owners "))
-    os.chown(folder, AGENT, AGENT)
-    folder.chmod(0o755)
-    site = folder / "site.toml"
-    site.write_text('device = "line-1"\ndata_dir = "data"\n[camera]\nkind = "opencv"\nindex = 0\n')
-    yield folder
-    shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def as_user(user_id: int) -> Iterator[None]:
-    os.setegid(user_id)
-    os.seteuid(user_id)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
+__all__ = ["bundle", "device", "images"]
 
 
 def owners(folder: Path) -> set[int]:

@@ -30,6 +30,7 @@ from sqlalchemy.exc import (
 from sdk.durable import write_whole
 from sdk.errors import DatabaseAway, FleetError
 from sdk.extras import installing
+from sdk.owners import Stranger, denied, quote
 
 DATABASE_NAME: Final = "fleet.db"
 URL_NAME: Final = "database.url"
@@ -44,6 +45,9 @@ holds the one service's lock for two hours for a machine whose cable was pulled.
 _POSTGRES: Final = "postgresql"
 _READ_ONLY: Final = "25006"
 """PostgreSQL's code of a change that a standby refuses."""
+_FILES: Final = (DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm")
+_DENIED: Final = ("unable to open", "readonly database")
+"""What SQLite says of a file that is another user's."""
 _WRITER_LOCK, _SERVICE_LOCK = 0x6865_6164_0001, 0x6865_6164_0002
 """Numbers of PostgreSQL's advisory locks; the database should be the fleet's alone."""
 
@@ -187,11 +191,22 @@ class ServiceLock:
     Args:
         directory: The fleet's.
         engine: Its database.
+
+    Raises:
+        FleetError: the lock's file cannot be written.
     """
 
     def __init__(self, directory: Path, engine: Engine) -> None:
         self._engine = engine
-        self._file = (directory / LOCK_NAME).open("wb")
+        file = directory / LOCK_NAME
+        try:
+            self._file = file.open("wb")
+        except OSError as error:
+            if found := denied(directory, LOCK_NAME):
+                raise FleetError(f"the fleet cannot be used: {found}", hint=_mending(found)) from error
+            raise FleetError(
+                f"{file}: {error.strerror}", hint="Check the disk, and who may write there."
+            ) from error
         self._shared_server = engine.dialect.name == _POSTGRES
         self._connection = engine.connect() if self._shared_server else None
 
@@ -248,6 +263,11 @@ class ServiceLock:
         return bool(taken)
 
 
+def _mending(found: Stranger) -> str:
+    # That file alone: beside it may lie keys that are for nobody else.
+    return f"sudo chown {found.user} {quote(found.path)}"
+
+
 @contextlib.contextmanager
 def database_errors(directory: Path) -> Iterator[None]:
     """Say what a failing database means.
@@ -265,6 +285,8 @@ def database_errors(directory: Path) -> Iterator[None]:
                 f"the fleet's PostgreSQL cannot be used: {words[:300]}",
                 hint=f"Check that it runs, and the address in {directory / URL_NAME}.",
             ) from error
+        if any(part in words for part in _DENIED) and (found := denied(directory, *_FILES)):
+            raise DatabaseAway(f"the fleet database cannot be used: {found}", hint=_mending(found)) from error
         raise DatabaseAway(
             f"the fleet database in {directory} cannot be used: {words}",
             hint="Check the disk, its space and permissions, and that no other program holds it.",

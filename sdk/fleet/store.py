@@ -28,10 +28,18 @@ from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
 from sdk.errors import BadSignature, BundleError, FleetError, HeadwayError, LabelError, StoreCorrupt
-from sdk.fleet.blobs import blobs_of
+from sdk.fleet.blobs import FOLDER_NAME, blobs_of
 from sdk.fleet.channel_ledger import Publication
-from sdk.fleet.database import LOCK_PATIENCE_S, URL_NAME, ServiceLock, database_errors, engine_of
-from sdk.fleet.restoring import Decisions, Marks
+from sdk.fleet.database import (
+    DATABASE_NAME,
+    LOCK_NAME,
+    LOCK_PATIENCE_S,
+    URL_NAME,
+    ServiceLock,
+    database_errors,
+    engine_of,
+)
+from sdk.fleet.restoring import DECISIONS_NAME, MARKS_NAME, Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
 from sdk.fleet.schema import bring_up_to_date
@@ -39,6 +47,7 @@ from sdk.fleet.union_ledger import LastCodes, UnionLedger
 from sdk.labels import REFUSALS, RELEASE_DEVICE, CodeRecord, Fold, Merge
 from sdk.liveset import LiveSet
 from sdk.moments import Moments
+from sdk.owners import give_to_owner_of
 from sdk.release import Release, describe
 from sdk.sources import MERGES, Hold
 
@@ -142,10 +151,18 @@ class FleetStore:
         self.marks = Marks(directory)
         self._decisions = Decisions(directory)
         self._make_whole()
+        self._give()
+
+    def _give(self) -> None:
+        """Leave what root has made to whom the directory belongs: the service may be another user's."""
+        lasting = (f"{DATABASE_NAME}*", LOCK_NAME, MARKS_NAME, DECISIONS_NAME, FOLDER_NAME)
+        with contextlib.suppress(OSError):
+            give_to_owner_of(self.directory, *lasting)
 
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()
+        self._give()
 
     def __enter__(self) -> FleetStore:
         return self

@@ -1,8 +1,8 @@
-"""Whose the files of a data folder are: the agent's user's, whoever made them.
+"""Whose the files of a data folder, or of a fleet's directory, are: its user's, whoever made them.
 
-With `sudo` a restore or a first account makes files that are root's, and for root alone (`device_agent.private`):
-the agent, which runs as another user, would not start. So what root makes in a data folder is given to whom the
-folder belongs; and what somebody else's is there is named, with the command that mends it.
+With `sudo` a restore, a first account or a publish makes files that are root's, and for root alone: the agent or
+the service, which runs as another user, would not start. So what root makes there is given to whom the folder
+belongs; and what somebody else's is there is named, with the command that mends it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ class Stranger(NamedTuple):
     path: Path
     owner: str
     user: str
+
+    def __str__(self) -> str:
+        return f"{self.path} belongs to {self.owner}, and {self.user} may not use it"
 
 
 def user_name(user_id: int) -> str:
@@ -57,6 +60,20 @@ def given_to_owner(data_dir: Path) -> Iterator[None]:
                 _give(each, owner)
             for folder, _, files, handle in os.fwalk(data_dir):
                 _give(Path(folder), owner)
+                for name in files:
+                    _give(Path(name), owner, handle)
+
+
+def give_to_owner_of(folder: Path, *patterns: str) -> None:
+    """As root, give what is root's of these names in a folder, and all in it, to the folder's owner."""
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for found in chain.from_iterable(map(folder.glob, patterns)):
+        _give(found, owner)
+        if found.is_dir() and not found.is_symlink():
+            for inner, _, files, handle in os.fwalk(found):
+                _give(Path(inner), owner)
                 for name in files:
                     _give(Path(name), owner, handle)
 
@@ -114,6 +131,15 @@ def _is_closed(path: Path, facts: os.stat_result, me: int) -> bool:
 def quote(path: Path) -> str:
     """Return a path as a shell takes it."""
     return shlex.quote(str(path))
+
+
+def denied(folder: Path, *names: str) -> Stranger | None:
+    """Return what of another user's keeps us from using a folder, or what has such a name directly in it."""
+    with contextlib.suppress(OSError):
+        for found in strangers(folder, deep=False):
+            if not names or found.path == folder or found.path.name in names:
+                return found
+    return None
 
 
 def mending(user: str, folder: Path) -> str:
