@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -41,6 +42,8 @@ WEAK_FEATURES: Final = 0.8
 """Below this even all labels do not make a head that people would trust: the features are the limit."""
 FEWEST_LABELS: Final = 10
 """A head of fewer labels of a shift says little of what the features allow, however badly it does."""
+FEWEST_PARTS: Final = 5
+"""A class that rests on fewer groups says as little, however many images each has."""
 FORGOTTEN: Final = 0.02
 """A loss elsewhere of more than this is worth a note; it is what a trial allows."""
 _SHOWN: Final = 12
@@ -224,7 +227,7 @@ def rehearse(
         )
         for policy in plan.policies
     ]
-    joint, high = _joint(line)
+    joint, basis = _joint(line)
     live = [s.label_to_live_ms for each in policies for s in each.shifts if s.label_to_live_ms is not None]
     return Rehearsal(
         bundle=bundle.manifest.name,
@@ -244,8 +247,8 @@ def rehearse(
         curve=policies[0].curve,
         joint=joint,
         policies=policies,
-        notes=_notes(bundle, plan, parts, len(withdrawn), policies, summed=len(base.summed)),
-        advice=advise(policies, joint, plan.labels, Basis(high, len(here.images), len(set(here.groups)))),
+        notes=_notes(bundle, plan, parts, len(withdrawn), policies, joint, summed=len(base.summed)),
+        advice=advise(policies, joint, plan.labels, basis),
         seconds=time.monotonic() - began_s,
     )
 
@@ -434,11 +437,10 @@ def _summed(points: Sequence[Point], labels: int, summary: Callable[[list[float]
     )
 
 
-def _joint(line: Line) -> tuple[Point, float]:
-    """Return what the device would know if every image of the shift had been labelled, and how good that may be.
+def _joint(line: Line) -> tuple[Point, Basis]:
+    """Return what the device would know if every image of the shift had been labelled, and what that rests on.
 
-    The latter is the upper end of the balanced accuracy's interval, on the test part. Of a class that no image of
-    the shift taught, features may allow anything.
+    Of a class that no image of the shift taught, features may allow anything.
     """
     precision, names, stream = line.pipeline.precision, line.bundle.class_names(), line.stream
     base, entry = line.bundle.base(precision), line.bundle.precision(precision).head
@@ -464,14 +466,34 @@ def _joint(line: Line) -> tuple[Point, float]:
     known, there = len(accuracy.classes), len(set(here.labels))
     high = 1.0 if accuracy.balanced_accuracy is None else accuracy.balanced_accuracy.high
     high = (known * high + there - known) / there
-    return line.test.point(len(stream.images), head, name_of.__getitem__, None), high
+    parts_of_class: dict[bytes, set[str]] = {}
+    summed = slice(len(base.codes), None)  # of these no group has a code, so that none is counted twice
+    for class_id, group in chain(
+        zip(class_ids, together, strict=True), zip(base.class_ids[summed], base.groups[summed], strict=True)
+    ):
+        parts_of_class.setdefault(class_id, set()).add(group)
+    judged = {name: len(parts_of_class.get(id_of[name], ())) for name in sorted(set(here.labels)) if name in id_of}
+    basis = Basis(
+        high=high,
+        images=len(here.images),
+        groups=len(set(here.groups)),
+        few=[name for name, n in judged.items() if 0 < n < FEWEST_PARTS],
+    )
+    return line.test.point(len(stream.images), head, name_of.__getitem__, None), basis
 
 
 # -- words -------------------------------------------------------------------------------------------------------
 
 
 def _notes(
-    bundle: Bundle, plan: Plan, parts: _Parts, withdrawn: int, policies: Sequence[PolicyResult], *, summed: int
+    bundle: Bundle,
+    plan: Plan,
+    parts: _Parts,
+    withdrawn: int,
+    policies: Sequence[PolicyResult],
+    joint: Point,
+    *,
+    summed: int,
 ) -> list[str]:
     notes: list[str] = []
     if summed:
@@ -507,11 +529,24 @@ def _notes(
         shifts = [shift for each in policies for shift in each.shifts]
         wrong, given = sum(s.wrong_labels for s in shifts), sum(s.labels_given for s in shifts)
         notes.append(f"{wrong} of {given} labels were wrong on purpose; the upper bound has none.")
-    first, last = policies[0].curve[0], policies[0].curve[-1]
-    before, after = first.elsewhere_balanced_accuracy, last.elsewhere_balanced_accuracy
-    if before is not None and after is not None and before - after > FORGOTTEN:
-        notes.append(f"What is learned here costs elsewhere: {before:.1%} becomes {after:.1%} there.")
-    return notes
+    cost = _cost_elsewhere(policies[0].curve, joint)
+    return notes if cost is None else [*notes, cost]
+
+
+def _cost_elsewhere(curve: Sequence[Point], joint: Point) -> str | None:
+    """Return what the labels given, and all of the shift's at once, take from other stations; None: little."""
+    before = curve[0].elsewhere_balanced_accuracy
+
+    def lost(point: Point) -> float | None:
+        after = point.elsewhere_balanced_accuracy
+        return None if before is None or after is None or before - after <= FORGOTTEN else after
+
+    after, at_once = lost(curve[-1]), lost(joint)
+    if after is None and at_once is None:
+        return None
+    now = [] if after is None else [f"{after:.1%}"]
+    now += [] if at_once is None else [f"{at_once:.1%} with {_every(joint)}"]
+    return f"What is learned here costs elsewhere: {before:.1%} there becomes {' and '.join(now)}."
 
 
 def counted(n: int, what: str) -> str:
@@ -538,11 +573,17 @@ class Basis:
     Attributes:
         high: Upper end of its 95 % interval, for as many new groups.
         images, groups: That it was judged on.
+        few: Classes judged that it knows from fewer than `FEWEST_PARTS` groups.
     """
 
     high: float
     images: int
     groups: int
+    few: Sequence[str] = ()
+
+
+def _every(joint: Point) -> str:
+    return f"all {joint.labels} labels of the shift at once" if joint.labels != 1 else "the shift's one label"
 
 
 def enough(curve: Sequence[Point], joint: Point) -> Point | None:
@@ -558,23 +599,34 @@ def enough(curve: Sequence[Point], joint: Point) -> Point | None:
 def advise(policies: Sequence[PolicyResult], joint: Point, wanted: int, basis: Basis) -> str:
     """Return one sentence: how many labels, and what choosing them well is worth.
 
-    That the features are the limit is said only where chance and a lack of labels cannot explain it as well.
+    That the features are the limit is said only where chance and a lack of labels or parts cannot explain it as
+    well, and no head of fewer labels shows that they allow more. A best head of several is lucky too: it says so
+    only in the features' favour, and of labels only where it lies beyond all that chance would give.
     """
     own, others = policies[0], policies[1:]
     curve, given, goal = own.curve, own.labels_given, joint.balanced_accuracy
     first, last = curve[0].balanced_accuracy, curve[-1].balanced_accuracy
-    every = f"all {joint.labels} labels of the shift at once" if joint.labels != 1 else "the shift's one label"
-    give = "gives" if joint.labels == 1 else "give"
+    every, give = _every(joint), "gives" if joint.labels == 1 else "give"
+    best = max(curve, key=lambda point: point.balanced_accuracy)
+    ahead = best.balanced_accuracy - goal
+    if ahead > NEAR and best.balanced_accuracy > basis.high:
+        return (
+            f"{_said(every)} {give} {goal:.1%}, {_fewer(best)}: labels of this shift do not fit what the device "
+            f"knew. {_LOOK}"
+        )
     if goal < WEAK_FEATURES and last < WEAK_FEATURES:
-        if basis.high >= WEAK_FEATURES or joint.labels < FEWEST_LABELS:
+        beside = f"; {_fewer(best)}" if ahead > NEAR else ""
+        if basis.high + max(ahead, 0) >= WEAK_FEATURES or joint.labels < FEWEST_LABELS or basis.few:
+            rests = f", {' and '.join(basis.few)} known from fewer than {FEWEST_PARTS} parts" if basis.few else ""
             return (
-                f"{every[0].upper()}{every[1:]} {give} {goal:.1%}, judged on {counted(basis.images, 'image')} of "
-                f"{counted(basis.groups, 'group')}: too few to say whether the features are the limit. Rehearse "
-                "with more images that the bundle has not learned from."
+                f"{_said(every)} {give} {goal:.1%}, judged on {counted(basis.images, 'image')} of "
+                f"{counted(basis.groups, 'group')}{rests}{beside}: too few to say whether the features are the "
+                f"limit. {_LOOK + ' ' if beside else ''}Rehearse with more images that the bundle has not learned "
+                "from."
             )
         return (
-            f"Even {every} reach {goal:.1%} only: the features are the limit, so try another backbone, a larger "
-            "input or fine-tuning before labelling more."
+            f"Even {every} reach {goal:.1%} only{beside}: the features are the limit, so try another backbone, a "
+            "larger input or fine-tuning before labelling more."
         )
     if first >= goal - NEAR:
         return (
@@ -591,6 +643,22 @@ def advise(policies: Sequence[PolicyResult], joint: Point, wanted: int, basis: B
     more = "plan for more labels than that" if given == wanted else "more shifts will bring more questions"
     turns = f"{counted(given, 'label')} {'turns' if given == 1 else 'turn'}"
     return f"{turns} {first:.1%} into {last:.1%}; {every} {give} {goal:.1%}, so {more}{beside}."
+
+
+_LOOK: Final = (
+    "Look at the labels first: `headway evaluate BUNDLE --data DIR --part stream --decisions FILE` says which the "
+    "bundle would call otherwise."
+)
+
+
+def _said(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _fewer(best: Point) -> str:
+    """Return what a head of fewer labels reached."""
+    who = f"{best.labels} gave" if best.labels else "the line starts at"
+    return f"{who} {best.balanced_accuracy:.1%}"
 
 
 def _beside(other: PolicyResult, joint: Point, there: Point | None) -> str:

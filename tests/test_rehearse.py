@@ -24,6 +24,7 @@ from device_agent.rehearse import (
     PolicyResult,
     Rehearsal,
     StationImages,
+    _cost_elsewhere,
     _joint,
     advise,
     rehearse,
@@ -426,6 +427,75 @@ def test_the_advice_follows_the_curve(balanced: list[float], joint: float, advic
 def test_features_are_blamed_on_evidence_only(labels: int, high: float, advice: str) -> None:
     said = advise([shifts(Policy.QUEUE, [0.5, 0.55])], point(labels, 0.6), 100, Basis(high, 7, 5))
     assert advice in said
+
+
+@pytest.mark.parametrize(
+    ("balanced", "joint", "high", "advice"),
+    [
+        # A head of fewer labels shows that the features allow more, as far as chance goes.
+        (
+            [0.60, 0.62, 0.64],
+            0.42,
+            0.74,
+            "give 42.0%, judged on 26 images of 15 groups; 2 gave 64.0%: too few to say",
+        ),
+        ([0.50, 0.45, 0.45], 0.42, 0.60, "reach 42.0% only; the line starts at 50.0%: the features are the limit"),
+        # Beyond chance the labels are to blame, whatever the features.
+        ([0.60, 0.64, 0.58], 0.42, 0.60, "give 42.0%, 1 gave 64.0%: labels of this shift do not fit"),
+        ([0.97, 0.96], 0.85, 0.92, "give 85.0%, the line starts at 97.0%: labels of this shift do not fit"),
+    ],
+)
+def test_labels_that_make_it_worse_are_not_the_features_fault(
+    balanced: list[float], joint: float, high: float, advice: str
+) -> None:
+    said = advise([shifts(Policy.QUEUE, balanced)], point(30, joint), 100, Basis(high, 26, 15))
+    assert advice in said
+    assert ("Look at the labels first" in said) == ("the limit, so" not in said)
+
+
+def test_a_class_of_three_parts_is_no_evidence_against_the_features() -> None:
+    said = advise([shifts(Policy.QUEUE, [0.5, 0.55])], point(450, 0.6), 100, Basis(0.7, 40, 20, ["pit"]))
+    assert "of 20 groups, pit known from fewer than 5 parts: too few to say" in said
+
+
+def test_parts_behind_each_class_are_counted_not_images(held_back: Bundle, images: ImageSet) -> None:
+    """Thirty pictures of three parts are three parts; what the bundle knows of a class counts too."""
+    rng = np.random.default_rng(0)
+    d = held_back.base().codes.shape[1]
+    at = {name: rng.normal(0, 22, d) for name in EVERY}
+
+    def drawn(labels: list[str]) -> Codes:
+        means = np.array([at[label] for label in labels])
+        return np.clip(means + rng.normal(0, 16, means.shape), -127, 127).astype(np.int8)
+
+    def coded(parts: int) -> Coded:
+        some = [replace(image, group=f"{image.label} {i % parts}") for i, image in enumerate(images.images)]
+        return Coded(some, drawn([image.label for image in some]))
+
+    knew = [held_back.class_names()[class_id] for class_id in held_back.base().class_ids]
+    bundle = Tuned(held_back, drawn(knew), False)
+    pipeline = Pipeline(bundle, None, open_runtime(bundle, None))
+    test = Test(coded(30), Coded([], np.zeros((0, d), np.int8)), ["rings"])
+    few, many = (_joint(Line(bundle, pipeline, frozenset(), coded(parts), test, 1))[1].few for parts in (3, 30))
+    assert (few, many) == (["rings"], [])
+
+
+def test_what_all_labels_cost_elsewhere_is_noted_too() -> None:
+    def there(labels: int, elsewhere: float | None) -> Point:
+        return msgspec.structs.replace(point(labels, 0.6), elsewhere_balanced_accuracy=elsewhere)
+
+    noted = _cost_elsewhere([there(0, 0.47), there(19, 0.47)], there(30, 0.32))
+    assert noted == (
+        "What is learned here costs elsewhere: 47.0% there becomes 32.0% with all 30 labels of the shift at once."
+    )
+    noted = _cost_elsewhere([there(0, 0.47), there(19, 0.40)], there(30, 0.32))
+    assert noted is not None
+    assert "47.0% there becomes 40.0% and 32.0% with all 30" in noted
+    assert _cost_elsewhere([there(0, 0.47), there(19, 0.40)], there(30, 0.46)) == (
+        "What is learned here costs elsewhere: 47.0% there becomes 40.0%."
+    )
+    assert _cost_elsewhere([there(0, 0.47), there(19, 0.46)], there(30, 0.46)) is None
+    assert _cost_elsewhere([there(0, None)], there(30, None)) is None
 
 
 def test_a_shift_of_three_images_is_not_called_clear(
