@@ -267,8 +267,8 @@ const known = (saved) => (saved.seq ? saved : null);
 
 const notYet = () => say(t("js.not-yet", { n: pending }), true);
 
-// Answers reach the disk one after the other, in the order they were given. `wrong` says what was not done.
-function keep(what, sample, work, wrong = "js.not-saved") {
+// Answers reach the disk one after the other, in the order they were given. `wrong` says that it was not done.
+function keep(what, sample, work, wrong = (why) => t("js.not-saved", { why })) {
   const entry = keepUnsent(what), { items } = entry;
   pending += 1;
   say(pending > 1 ? t("js.saving-n", { n: pending }) : t("js.saving"));
@@ -328,7 +328,7 @@ async function notSaved(error, sample, wrong) {
       if (sample.sample !== byHand) again = null;
     }
   }
-  say(t(wrong, { why }), true);
+  say(wrong(why), true);
   if (again) back(again);
 }
 
@@ -373,7 +373,7 @@ function undo() {
     if (again) back(again);
     refill();
     return t("js.undone");
-  }, "js.not-undone");
+  }, (why) => t("js.not-undone", { why }));
 }
 
 // Who has said something of a sample since; nothing where nobody has.
