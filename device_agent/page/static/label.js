@@ -130,9 +130,23 @@ const seen = () => Boolean(current && loaded.has(current.sample) && loaded.get(c
 // What is not seen is not labelled.
 function drawSeen() {
   const image = current && loaded.get(current.sample);
+  const from = document.activeElement;
   $("no-picture").hidden = !(image && image.failedAt);
-  $("new-defect").disabled = !seen();
+  allow($("new-defect"), seen());
   drawClasses();
+  keepPlace(from);
+}
+
+// A button that must not be pressed just now keeps the focus: a disabled one loses it, and with it somebody's place.
+const allow = (button, may) => button.setAttribute("aria-disabled", String(!may));
+const allowed = (button) => button.getAttribute("aria-disabled") !== "true";
+const allowUndo = () => allow($("undo"), undoable.length > 0);
+
+// What had the focus is there no more: the question has it then, and the classes come next.
+function keepPlace(from) {
+  if (from === document.activeElement && from.checkVisibility()) return;
+  if ($("main").contains(document.activeElement) && document.activeElement.checkVisibility()) return;
+  if (from !== document.body) $("why").focus({ preventScroll: true });
 }
 
 function drawPicture() {
@@ -152,6 +166,7 @@ $("load-again").addEventListener("click", () => { if (current) drawPicture(); })
 // -- the question ---------------------------------------------------------------------------------------------
 
 function show(sample) {
+  const from = document.activeElement;
   current = sample;
   together = false;
   out = new Set();
@@ -170,10 +185,19 @@ function show(sample) {
     $("why").textContent = t("label.title");
     $("guess").textContent = "";
   }
-  $("unsure").disabled = !sample;
+  allow($("unsure"), sample);
   drawAlike();
   drawSeen();
   preload();
+  if ($("classes").contains(from)) $("why").focus({ preventScroll: true });  // and so it is read
+  else keepPlace(from);
+  if (!sample) readOut($("empty").innerText);
+  else if (document.activeElement !== $("why")) readOut([$("why").textContent, $("guess").textContent].join(". "));
+}
+
+// For who does not see it. The same words twice in a row are read twice.
+function readOut(text) {
+  $("asked").textContent = $("asked").textContent === text ? `${text}\u00a0` : text;
 }
 
 // What the head that serves now says: the one that saw the picture may have known less.
@@ -213,19 +237,28 @@ function drawClasses() {
   const classes = inOrder(latest ? latest.state.classes : []);
   const said = current && says(current).class_id;
   const key = JSON.stringify([classes.map((each) => [each.id, each.name]), said]);
-  if (box.dataset.key !== key) box.replaceChildren(...classes.map((each, i) => {
-    const button = element("button", { type: "button", "data-class": each.name, "data-id": each.id, class: each.id === said ? "guess" : "" });
-    if (i < 9) button.append(element("kbd", {}, String(i + 1)));
-    button.append(element("span", {}, ...breakable(each.name)));
+  if (box.dataset.key !== key) arrange(box, classes, said);
+  box.dataset.key = key;
+  for (const button of box.children) allow(button, seen());
+}
+
+// A class keeps its button, and the focus with it.
+function arrange(box, classes, said) {
+  const from = box.contains(document.activeElement) ? document.activeElement : null;
+  const old = new Map([...box.children].map((each) => [each.dataset.id, each]));
+  box.replaceChildren(...classes.map((each, i) => {
+    const button = old.get(each.id) || element("button", { type: "button", "data-id": each.id });
+    button.dataset.class = each.name;
+    button.classList.toggle("guess", each.id === said);
+    button.replaceChildren(...(i < 9 ? [element("kbd", {}, String(i + 1))] : []), element("span", {}, ...breakable(each.name)));
     return button;
   }));
-  box.dataset.key = key;
-  for (const button of box.children) button.disabled = !seen();
+  if (from && from.isConnected) from.focus({ preventScroll: true });
 }
 
 $("classes").addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (button && !button.disabled) answer({ class_id: button.dataset.id }, button.dataset.class);
+  if (button && seen()) answer({ class_id: button.dataset.id }, button.dataset.class);
 });
 
 // -- answers --------------------------------------------------------------------------------------------------
@@ -260,7 +293,7 @@ function answer(said, name, made = false) {
     return items.length > 1 ? t("js.saved-n", { n: items.length, name }) : t("js.saved", { name });
   });
   undoable = [...undoable, last].slice(-MAX_UNDO);
-  $("undo").disabled = false;
+  allowUndo();
 }
 
 const known = (saved) => (saved.seq ? saved : null);
@@ -286,7 +319,7 @@ function keep(what, sample, work, wrong = (why) => t("js.not-saved", { why })) {
       for (const each of items) taken.delete(each);
       await notSaved(error, sample, wrong);
     }
-    $("undo").disabled = !undoable.length;
+    allowUndo();
     if (!pending && queue.length < AHEAD) refill();
   });
   return entry.key;
@@ -310,7 +343,7 @@ function finishLeft() {
     for (const entry of left) if (failed.includes(entry.key)) for (const each of entry.items) taken.delete(each);
     const labels = left.filter((entry) => saved.has(entry.key));
     undoable = [...labels.map((entry) => ({ key: entry.key, sample: { sample: entry.items[0] }, items: entry.items, saved: saved.get(entry.key) })), ...undoable];
-    $("undo").disabled = !undoable.length;
+    allowUndo();
     if (failed.length) say(t("js.left", { n: failed.length, why }), true);
     else if (!pending && !leaving) say(t("js.saved-left", { n: left.length }));
     refill();
@@ -359,7 +392,7 @@ function undo() {
   undoneAt = performance.now();
   const last = undoable.pop();
   const entries = () => last.saved && { first_seq: last.saved.first_seq, seq: last.saved.seq, ...named() };
-  $("undo").disabled = !undoable.length;
+  allowUndo();
   keep({ path: "/api/labels/undo", body: entries(), of: last.key, undoes: last.items }, null, async (entry) => {
     if (!last.saved) return "";  // and that has been said
     try {
@@ -393,6 +426,7 @@ function drawAlike() {
   $("together").setAttribute("aria-pressed", String(together));
   const n = alike.length - out.size;
   $("together-text").textContent = together ? t("label.together-on", { n: n + 1 }) : t("label.together", { n: alike.length });
+  const from = $("alike-pictures").contains(document.activeElement) ? document.activeElement : null;
   const old = new Map([...$("alike-pictures").children].map((each) => [each.dataset.sample, each]));
   $("alike-pictures").replaceChildren(...alike.map((sample, i) => {
     const button = old.get(sample) || element("button", { type: "button", "data-sample": sample, "aria-label": t("label.take-out", { n: i + 1 }) },
@@ -401,6 +435,7 @@ function drawAlike() {
     button.setAttribute("aria-pressed", String(together && !out.has(sample)));
     return button;
   }));
+  if (from && from.isConnected) from.focus({ preventScroll: true });
 }
 
 // Its picture is not there to be seen.
@@ -427,7 +462,7 @@ $("alike-pictures").addEventListener("click", (event) => {
 // is for the picture in the dialog, once, and for none where the dialog was closed.
 
 function openDefect(event) {
-  if (!current || bounced()) return;
+  if (!seen() || bounced()) return;
   const names = latest ? latest.state.classes.map((each) => each.name.toLowerCase()) : [];
   const usual = t("js.defects").split("|").filter((name) => !names.includes(name.toLowerCase()));
   $("suggestions").replaceChildren(...usual.slice(0, 6).map((name) => element("button", { type: "button", "data-name": name }, name)));
@@ -571,7 +606,7 @@ document.addEventListener("keydown", (event) => {
   if (zoomed) { zoomed(); return; }
   const button = /^[1-9]$/.test(key) ? $("classes").children[Number(key) - 1]
     : { n: $("new-defect"), h: $("heat"), s: $("unsure"), u: $("undo"), g: $("together") }[key];
-  if (button && !button.disabled && !button.closest("[hidden]")) { event.preventDefault(); button.click(); }
+  if (button && allowed(button) && !button.closest("[hidden]")) { event.preventDefault(); button.click(); }
 });
 
 // -- begin --------------------------------------------------------------------------------------------------------
