@@ -1,12 +1,16 @@
 """What follows a new head: its row in the history, and the waiting questions, asked anew.
 
 Both are written without the learner's lock, by the thread that made the head or tried it. A full disk keeps
-neither from going on: the history is a record, and the questions are asked again after the next head.
+neither from going on. What found no room is written with what comes next, or by `again`; the learning thread calls
+it now and then while something waits (`learning`), so that the fault ends soon after there is room.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Final
 
 from device_agent.asking import ask_again
 from device_agent.courtesy import Courtesy
@@ -16,6 +20,11 @@ from device_agent.queue import QueuePolicy
 from device_agent.store import Store
 from device_agent.turns import Turns
 from sdk.errors import StoreFull
+
+MAX_OWED: Final = 1000
+"""Writes that wait for room: a few megabytes of rows at most. The oldest are given up; history is a record."""
+_KEPT: Final = -1
+"""Stands for what else follows a head, among the numbers of heads."""
 
 
 class Afterwards:
@@ -35,23 +44,44 @@ class Afterwards:
         self._space = space
         self._turns = turns
         self._courtesy = courtesy
+        self._writing = threading.Lock()
+        self._owed: dict[int, Callable[[], None]] = {}  # by a head's number: what was said of it last
         self.ask_due = False
         """Whether questions are still those of an earlier head."""
 
     def put(self, row: HeadRow) -> None:
-        """Store a head's row."""
-        try:
-            self._store.heads.put(row)
-        except StoreFull as error:
-            # History is a record. Without it the next start tries the head once more.
-            self._turns.fault = str(error)
+        """Store a head's row. Without it a start before there is room tries the head once more."""
+        self._write(row.number, partial(self._store.heads.put, row))
 
     def keep(self, write: Callable[[], None]) -> None:
-        """Write what else follows a head; a full disk is told, and what was kept before stays."""
-        try:
-            write()
-        except StoreFull as error:
-            self._turns.fault = str(error)
+        """Write what else follows a head; what was kept before stays until there is room."""
+        self._write(_KEPT, write)
+
+    def again(self) -> None:
+        """Write what has found no room."""
+        with self._writing:
+            full = self._write_owed()
+        if full is not None:
+            self._turns.no_room(full)
+
+    def _write(self, key: int, write: Callable[[], None]) -> None:
+        with self._writing:
+            self._owed.pop(key, None)
+            self._owed[key] = write
+            if len(self._owed) > MAX_OWED:
+                del self._owed[next(iter(self._owed))]
+        self.again()
+
+    def _write_owed(self) -> StoreFull | None:
+        # The newest first: one that never finds room must not keep the others back.
+        for key in reversed(list(self._owed)):
+            write = self._owed.pop(key)
+            try:
+                write()
+            except StoreFull as error:
+                self._owed[key] = write
+                return error
+        return None
 
     def ask(self, active: ActiveHead) -> None:
         """Ask the waiting questions anew, to the end unless a newer label waits: its head asks them all again."""
@@ -65,4 +95,4 @@ class Afterwards:
             asked = ask_again(self._store, self._policy, active.head, active.names, self._space, newer)
             self.ask_due = not asked
         except StoreFull as error:
-            self._turns.fault = str(error)
+            self._turns.no_room(error)

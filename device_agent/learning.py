@@ -5,7 +5,8 @@ and swaps the canonical head in. *Serving* does the first half of that for label
 before is being solved. The moments are the learning thread's alone, and no lock is held while it computes.
 
 Learning starts from the store, never from memory: what was acknowledged is learned exactly once, after a crash
-too. Where learning fails, what serves goes on, and the next label brings the next solve.
+too. Where learning fails, what serves goes on, and the next label brings the next solve; so does the next try
+where there was no room (`AGAIN_S`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from sdk.reason import Reason
 
 TRIAL_ENDS_S: Final = 2.0
 """So long a solve waits for a trial to give way at most: to its next group, or to the end of a factorisation."""
+AGAIN_S: Final = 10.0
+"""What could not be written for want of room is tried again after this long: somebody who made room sees the fault
+go, and a disk that stays full is not kept busy."""
 _STOPPED: Final = Reason("stopped")
 _SUPERSEDED: Final = Reason("superseded")
 
@@ -176,21 +180,31 @@ class Learning:
     # -- threads ------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Wait for something to learn, and learn it; or return when told to stop. The learning thread's."""
+        """Wait for something to learn, and learn it; or return when told to stop. The learning thread's.
+
+        What could not be written for want of room is tried again with that, or after a while.
+        """
         turns = self._turns
         with turns.changed:
-            turns.changed.wait_for(lambda: turns.dirty or turns.stopping)
+            turns.changed.wait_for(lambda: turns.dirty or turns.full is not None or turns.stopping)
+            if not turns.dirty:
+                turns.changed.wait_for(lambda: turns.dirty or turns.stopping, AGAIN_S)
             if turns.stopping:
                 return
             turns.dirty = False
+            full, turns.full = turns.full, None
             turns.learning = True
         self._courtesy.give_way()  # the answer to the label that woke us goes out first
         try:
             with turns.surviving():
                 self._learn()
+                if full is not None:
+                    self._afterwards.again()
                 self._on_change()
         finally:
             with turns.changed:
+                if full is not None and turns.full is None and turns.fault == full:
+                    turns.fault = None  # there is room again
                 turns.learning = False
                 turns.changed.notify_all()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from device_agent.courtesy import step_back, switch_often
-from sdk.errors import HeadwayError
+from sdk.errors import HeadwayError, StoreFull
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Turns:
         trying: A head is on trial.
         scoring: Left-out scores are made: of the head on trial, or of the confirmed one.
         fault: What last went wrong; None if nothing.
+        full: Why something could not be written, which is tried again; None where nothing waits for room.
     """
 
     def __init__(self) -> None:
@@ -54,6 +55,7 @@ class Turns:
         self.trying = False
         self.scoring = False
         self.fault: str | None = None
+        self.full: str | None = None
         self._threads: list[threading.Thread] = []
 
     @property
@@ -65,6 +67,12 @@ class Turns:
         """Say that there is something to learn. Needs the lock."""
         self.dirty = self.fresh = True
         self.changed.notify_all()
+
+    def no_room(self, error: StoreFull) -> None:
+        """Note that something could not be written, and is to be tried again."""
+        with self.changed:
+            self.fault = self.full = str(error)
+            self.changed.notify_all()
 
     def start(self, steps: Sequence[Steps]) -> None:
         """Begin the threads."""
@@ -107,3 +115,5 @@ class Turns:
                 fault = f"{type(error).__name__}: {error}"
             with self.changed:
                 self.fault = fault
+                if isinstance(error, StoreFull):
+                    self.full = fault

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from device_agent.folded import TOLD_EVERY
 from device_agent.heads import pack, score_of
-from device_agent.heads_and_updates import HeadRow, Outcome
+from device_agent.heads_and_updates import HeadRow, Heads, Outcome
 from device_agent.learner import Learner
 from device_agent.limits import StoreLimits
 from device_agent.queue import SPOT_CHECK, UNLIKE_ANYTHING, YOUNG, Question, QueuePolicy, ask
@@ -1111,3 +1111,70 @@ def test_a_disk_error_while_labels_are_folded_loses_none(
     assert learner.status().own_labels == 2
     assert learner.status().fault is None
     assert learner.head.digest == Learner(bundle, None, store).status().live_set_digest
+
+
+class FullDisk:
+    """A disk that takes no row of a head's history while it is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full, put = False, Heads.put
+
+        def failing(heads: Heads, row: HeadRow) -> None:
+            if self.full:
+                raise StoreFull("nothing can be stored: the disk is full", hint="")
+            put(heads, row)
+
+        monkeypatch.setattr(Heads, "put", failing)
+
+
+def test_once_there_is_room_the_fault_of_a_full_disk_ends_without_another_label(
+    bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(monkeypatch)
+    learner = Learner(bundle, None, store)
+    learner.start()
+    try:
+        disk.full = True
+        learner.label(see(store, bundle, "scratch", 0), SCRATCH, "ann")
+        assert learner.wait_until_idle(60)
+        assert learner.status().fault == "nothing can be stored: the disk is full"
+        outcome, known = learner.status().outcome, len(learner.history())
+        disk.full = False
+        wait_for(lambda: learner.status().fault is None, 60, "the fault goes")
+        assert (learner.status().outcome, learner.history()[0].outcome) == (outcome, outcome)
+        assert len(learner.history()) == known + 1, "what had found no room is there now"
+    finally:
+        learner.stop()
+
+
+def test_a_full_disk_stays_a_fault_while_it_is_full(
+    bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(monkeypatch)
+    learner = Learner(bundle, None, store)
+    disk.full = True
+    learner.label(see(store, bundle, "scratch", 0), SCRATCH, "ann")
+    learner.run_until_idle()
+    learner.received(())
+    learner.run_until_idle()
+    assert learner.status().fault == "nothing can be stored: the disk is full"
+    disk.full = False
+    learner.received(())
+    learner.run_until_idle()
+    assert learner.status().fault is None
+
+
+def test_what_follows_a_head_is_written_as_it_was_said_last(
+    bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FullDisk(monkeypatch)
+    learner = Learner(bundle, None, store)
+    learner.label(see(store, bundle, "scratch", 0), SCRATCH, "ann")
+    disk.full = True
+    learner.run_until_idle(trials=False)
+    assert len(learner.history()) == 1
+    learner.run_until_idle()  # tried, and neither is on disk
+    disk.full = False
+    learner.received(())
+    learner.run_until_idle()
+    assert [row.outcome for row in learner.history()] == [Outcome.CONFIRMED, Outcome.CONFIRMED]
