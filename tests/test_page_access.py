@@ -465,6 +465,7 @@ def test_an_erasure_that_could_not_be_wiped_is_wiped_later(tmp_path: Path, book:
     access = Access(book, hasher=CHEAP)
     access.add("Ann", Role.ADMIN, PASSWORD)
     access.add("Ben", Role.OPERATOR, PIN)
+    book.rows("PRAGMA busy_timeout = 50")  # the reader will not let go however long one waits
     reader = sqlite3.connect(tmp_path / "page" / "page.sqlite3", isolation_level=None)
     with contextlib.closing(reader):
         reader.execute("BEGIN")
