@@ -67,10 +67,10 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	$(if $(TORCH_INDEX_URL),$(PIP) install torch torchvision --index-url $(TORCH_INDEX_URL))
 	@touch $@
 
-$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+$(VENV)/.demo: pyproject.toml scripts/version.py $(VENV)/.torch
 	$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+$(VENV)/.dev: pyproject.toml scripts/version.py $(VENV)/.torch
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo

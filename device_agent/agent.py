@@ -20,7 +20,6 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,6 +75,7 @@ from sdk.errors import (
 )
 from sdk.labels import CodeRecord, Record
 from sdk.tensorrt_api import Library, open_library
+from sdk.version import headway_version
 from sdk.wire import MAX_TEXT, Desired, DeviceState, HeadState, ReleaseRef, UpdateEvent, UpdateState
 
 if TYPE_CHECKING:
@@ -93,14 +93,6 @@ RUNNING_NAME: Final = "agent.json"
 """In the data folder while an agent runs: where its page is."""
 ENGINE_WAIT_S: Final = 1800.0
 """A candidate waits so long for its TensorRT engine, while the release before it serves."""
-
-
-def agent_version() -> str:
-    """Return the installed version of Headway."""
-    try:
-        return version("headway-edge")
-    except PackageNotFoundError:
-        return "0+uninstalled"
 
 
 class Agent:
@@ -332,7 +324,7 @@ class Agent:
             device=self.site.device,
             channel=self.site.channel,
             online=True,
-            agent_version=agent_version(),
+            agent_version=headway_version(),
             release_id=None if serving is None else serving.release_id,
             space=None if serving is None else serving.pipeline.space,
             live_set_digest=None if status is None else status.live_set_digest,
@@ -607,7 +599,7 @@ class Agent:
         return station_state(
             self.station,
             channel=self.site.channel,
-            version=agent_version(),
+            version=headway_version(),
             started_utc=self.started_utc,
             camera=cameras[0],
             cameras=cameras,

@@ -30,7 +30,7 @@ import cv2
 import msgspec
 
 from device_agent.accepting import KEPT_AS, Target
-from device_agent.agent import agent_version, running_page, running_state
+from device_agent.agent import running_page, running_state
 from device_agent.broker_check import check_broker
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
@@ -67,6 +67,7 @@ from sdk.expiry import Expiry, Standing
 from sdk.layouts import IMAGE_SUFFIXES
 from sdk.owners import mending, quote, strangers, user_name
 from sdk.tensorrt_api import Library, open_library
+from sdk.version import headway_version
 
 CAMERA_WAIT_S: Final = 15.0
 """OpenCV's own timeout for opening a stream is 10 s."""
@@ -151,7 +152,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
 
 
 def _machine(machine: Machine) -> Iterator[Finding]:
-    what = f"Headway {agent_version()}, Python {platform.python_version()}, {platform.machine()}"
+    what = f"Headway {headway_version()}, Python {platform.python_version()}, {platform.machine()}"
     jetpack = _jetson()
     yield Finding("machine", Level.GOOD, f"{what}, {os.cpu_count()} cores" + (f", {jetpack}" if jetpack else ""))
     if machine.user_id() == 0:

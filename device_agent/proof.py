@@ -39,7 +39,6 @@ from device_agent.store import STORE_NAME
 from device_agent.trial import Base
 from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
-from sdk.cli import headway_version
 from sdk.codes import Code
 from sdk.durable import appearing
 from sdk.errors import ConfigError, LabelError
@@ -61,6 +60,7 @@ from sdk.liveset import LiveSet, without
 from sdk.logrows import Checked, check_known, checked_rows, row_of
 from sdk.merges import Merges
 from sdk.moments import UNADAPTED, Adaptation
+from sdk.version import headway_version
 
 FORMAT: Final = "headway-proof-1"
 NOVELTY_OFF: Final = 0.02

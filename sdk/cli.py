@@ -17,7 +17,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final, NamedTuple, NoReturn
 
 import click
@@ -27,6 +27,7 @@ from sdk.errors import HeadwayError, MissingExtra
 from sdk.extras import DISTRIBUTION, installing
 from sdk.shown import say
 from sdk.stopping import Terminated, terminable
+from sdk.version import DISTRIBUTION, headway_version
 
 GROUP: Final = "headway.commands"
 COMPLETE: Final = "_HEADWAY_COMPLETE"
@@ -57,14 +58,6 @@ _COMMANDS: Final = {
     "demo": _Known("demo", "Show the whole on this machine."),
 }
 """Help lines and extras of our own commands, so that neither needs an import. Others' show their name only."""
-
-
-def headway_version() -> str:
-    """Return the installed version."""
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:
-        return "0+uninstalled"
 
 
 class LazyCommands(click.Group):

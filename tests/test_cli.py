@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 import pytest
 
-from sdk.cli import headway, headway_version, missing_extra
+from sdk.cli import headway, missing_extra
+from sdk.version import headway_version
 from tests.tiny import tiny_bundle, write_pictures
 
 

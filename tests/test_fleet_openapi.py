@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from sdk.fleet.page.app import make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.rollout import Plan
 from sdk.fleet.store import FleetStore
+from sdk.version import headway_version
 from tests.builders import make_bundle
 
 GUIDE = Path(__file__).parents[1] / "docs" / "fleet.md"
@@ -48,7 +48,7 @@ def test_every_path_is_in_the_guide_and_says_what_it_is(client: TestClient) -> N
         assert methods["get"]["summary"]
         assert methods["get"]["description"]
         assert ("404" in methods["get"]["responses"]) == ("{channel}" in path)
-    assert document["info"]["version"] == version("headway-edge")
+    assert document["info"]["version"] == headway_version()
 
 
 @pytest.mark.parametrize(

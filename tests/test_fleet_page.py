@@ -78,6 +78,15 @@ def test_devices_are_shown_as_they_are(floor: Floor, client: TestClient) -> None
     assert fleet["channels"][0]["log_length"] == 7
 
 
+def test_which_headway_the_devices_run_is_said(floor: Floor, client: TestClient) -> None:
+    usual, other = "0.1.0+20261127101905.g461e062ab", "0.1.0+20261126080000.g9061b0842"
+    with floor.store.write() as ledger:
+        for name, built in (("line-7", usual), ("line-9", other), ("line-8", usual)):
+            state = DeviceState(device=name, channel="other", online=True, agent_version=built)
+            ledger.note_state(state, seen_utc=floor.now)
+    assert f"Headway {usual} on 2 devices; {other} on line-9<" in client.get("/part/devices").text
+
+
 def test_what_needs_a_look_is_said_in_words(floor: Floor, client: TestClient) -> None:
     state = DeviceState(device="new", channel="default", online=True, head_state=HeadState.PROVISIONAL)
     own = DeviceState(device="line-9", channel="default", online=True, space="ab" * 32)

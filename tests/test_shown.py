@@ -39,7 +39,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture
 def fleet(tmp_path: Path, bundle: Bundle) -> Path:
     """A fleet with this release, and a device that says whatever it likes."""
-    state = DeviceState(device="evil", channel="default", online=True, faults=[ESCAPES], trust="signed")
+    state = DeviceState(
+        device="evil", channel="default", online=True, faults=[ESCAPES], trust="signed", agent_version=ESCAPES
+    )
     with FleetStore(tmp_path / "fleet") as store:
         with store.write() as ledger:
             ledger.note_state(state, seen_utc=time.time())
@@ -56,7 +58,7 @@ def test_what_a_fleet_hears_is_shown_as_it_is(
     assert not [each for each in OBEYED if each in ended.out + ended.err]
     if command == "devices":
         assert f"release {NAME}" in ended.out
-        assert r"\x1b]0;owned" in ended.out
+        assert ended.out.count(r"\x1b]0;owned") == 2, "its version and its fault"
 
 
 def test_a_bundle_is_shown_under_the_names_that_it_has(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

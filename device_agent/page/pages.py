@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final
 
 import jinja2
@@ -32,6 +31,7 @@ from device_agent.report import masters_report
 from device_agent.withdrawn import is_alone
 from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
+from sdk.version import headway_version
 
 THEMES: Final = ("auto", "light", "dark")
 _OWN_PAGE: Final = re.compile(r"/(?!/)[A-Za-z0-9/_-]*")
@@ -205,7 +205,7 @@ class Pages:
             classes=self._subjects.classes.get_classes(),
             by_name=self._station.operating.target.good is None,
             in_fleet=self._subjects.classes.in_fleet,
-            version=_version(),
+            version=headway_version(),
         )
 
     # -- what was learned -----------------------------------------------------------------------------------------
@@ -492,10 +492,3 @@ def _former(access: Access) -> list[str]:
     """Return the names that only removed accounts have, which can still be erased."""
     taken = {each.name.casefold() for each in access.accounts()}
     return sorted({name for name in access.former().values() if name.casefold() not in taken}, key=str.casefold)
-
-
-def _version() -> str:
-    try:
-        return version("headway-edge")
-    except PackageNotFoundError:
-        return "0+uninstalled"

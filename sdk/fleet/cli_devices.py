@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from sdk.fleet.cli_trust import dir_option
 PLAIN_COLUMNS: Final = 240
 """Of a table that goes into a file or another program: wide enough that no cell is folded or cut."""
 NAMED: Final = 5
-"""Devices that are named of those whose labels count nowhere."""
+"""Devices that are named of those whose labels count nowhere, or that run a build which few run."""
 
 
 def troubles_of(device: dict[str, Any]) -> list[str]:
@@ -127,6 +128,26 @@ def without_effect(channel: dict[str, Any]) -> list[str]:
     return found
 
 
+def builds(devices: Iterable[dict[str, Any]]) -> str:
+    """Return which Headway these devices run, in words: the most common build first, of others who runs it.
+
+    Too long for a column: what differs between two builds of a day is at the version's end.
+
+    Args:
+        devices: As `sdk.fleet.cli.fleet_overview` says them. Those that are revoked are left out.
+    """
+    by: dict[str, list[str]] = {}
+    for device in devices:
+        if device["revoked_utc"] is None and device["agent_version"]:
+            by.setdefault(device["agent_version"], []).append(device["device"])
+    ordered = sorted(by.items(), key=lambda item: (-len(item[1]), item[0]))
+    told = []
+    for place, (version, names) in enumerate(ordered):
+        many = len(names) > NAMED or (place == 0 and len(names) > 1)
+        told.append(f"{version} on {f'{len(names)} devices' if many else ', '.join(sorted(names))}")
+    return "; ".join(told)
+
+
 def wants_a_look(device: dict[str, Any]) -> bool:
     """Return whether a device is away, behind, or in trouble; one that was revoked is out of it."""
     if device["revoked_utc"] is not None:
@@ -177,6 +198,8 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
             f"{sum(map(wants_a_look, own))} want a look" + (f", {revoked} revoked" if revoked else ""),
             highlight=False,
         )
+        if run := builds(own):
+            console.print(f"Headway {plain(run)}", highlight=False)
         for note in without_effect(one):
             console.print(plain(note), highlight=False)
     console.print(_table(shown))

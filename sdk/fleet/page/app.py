@@ -6,7 +6,6 @@ a browser that was left open.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any, Final, Literal
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel
 
 from sdk.errors import FleetError, HeadwayError
 from sdk.fleet.page.view import MOST_TEACHERS, FleetView
+from sdk.version import headway_version
 from sdk.web.bodies import SmallBodies
 from sdk.web.server import mount_shared
 
@@ -62,7 +62,7 @@ def make_app(view: FleetView) -> FastAPI:
     """
     app = FastAPI(
         title="Headway fleet",
-        version=version("headway-edge"),
+        version=headway_version(),
         description="What a fleet's devices run and have learned. It only shows: changes are made by commands.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sdk.errors import FleetError
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.cli_classes import classes_of
-from sdk.fleet.cli_devices import learned_words, release_words, troubles_of, wants_a_look, without_effect
+from sdk.fleet.cli_devices import builds, learned_words, release_words, troubles_of, wants_a_look, without_effect
 from sdk.fleet.cli_quarantine import suspicion_of
 from sdk.fleet.cli_rollout import overview as rollout_overview
 from sdk.fleet.store import FleetStore
@@ -56,6 +56,7 @@ class FleetView:
                 if device["revoked_utc"] is None and not device["other_precision"]
             )
             channel["rollout"] = self._rollout(channel["channel"])
+            channel["builds"] = builds(own)
             channel["without_effect"] = without_effect(channel)
         for device in found["devices"]:
             device["troubles"] = troubles_of(device)
