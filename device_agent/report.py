@@ -512,8 +512,8 @@ def station_faults(
             yield UNSCORED
         elif accepting is not None and accepting.good and accepting.threshold is None:
             yield NO_THRESHOLD
-    if station.counts.unstored:
-        yield f"{station.counts.unstored} samples could not be stored: the disk is full or was"
+    if station.counts.full:
+        yield f"{station.counts.unstored} samples could not be stored: the disk is full"
 
 
 def fleet_faults(

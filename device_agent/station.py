@@ -188,11 +188,13 @@ class Counts:
         frames: Decided, each once however many tiles it is cut into.
         unknown: Of those, with a tile that was decided as unknown.
         unstored: Samples (frames, or tiles) decided but not stored, because the disk was full.
+        full: Whether that was so of the newest one.
     """
 
     frames: int = 0
     unknown: int = 0
     unstored: int = 0
+    full: bool = False
 
 
 class Station:
@@ -525,12 +527,17 @@ class Station:
 
     def _keep(self, look: Look, decision: Decision) -> SampleStatus:
         try:
-            return self.store.samples.put(_sample(look, decision), look.shot.data)
+            status = self.store.samples.put(_sample(look, decision), look.shot.data)
         except StoreFull as error:
-            if self.counts.unstored == 0:
+            if not self.counts.full:
                 _log.warning("samples are not kept: %s (%s)", error, error.hint)
             self.counts.unstored += 1
+            self.counts.full = True
             return SampleStatus.SEEN
+        if self.counts.full:
+            _log.warning("samples are kept again; %d were not so far", self.counts.unstored)
+            self.counts.full = False
+        return status
 
     # -- labels ------------------------------------------------------------------------------------------------
 

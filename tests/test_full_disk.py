@@ -7,20 +7,26 @@ with the kernel's limit on file sizes stand for them.
 from __future__ import annotations
 
 import os
+import threading
 import urllib.error
 from pathlib import Path
 
 import pytest
 
 from device_agent.agent import Agent
+from device_agent.camera import open_camera
 from device_agent.config import FolderCamera, PageSettings, Site, StoreSettings
 from device_agent.history import History, read_history
 from device_agent.limits import StoreLimits
+from device_agent.report import station_faults
 from device_agent.room import BALLAST_NAME
+from device_agent.runtime import open_runtime
+from device_agent.station import Station
 from device_agent.store import STORE_NAME, Store, check_store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
 from sdk.labels import Record
+from tests.builders import picture
 from tests.disks import fill, mount, small
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, call, images, running
@@ -107,6 +113,33 @@ def test_the_history_is_read_where_nobody_may_write(small: Path) -> None:
     history.close()
     assert mount("-o", "remount,ro", str(small))
     assert [row.part for row in read_history(small)] == ["4711"]
+
+
+def test_samples_that_are_not_kept_are_a_fault_until_one_is_again(
+    small: Path, tmp_path: Path, bundle: Bundle
+) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(picture("scratch", 700 + i))
+    shots = list(open_camera(FolderCamera(path=folder), "line-1").shots(threading.Event()))
+    with Store.open(small / "data", "line-1", limits=StoreLimits(reserve_bytes=MIB, ballast_bytes=0)) as store:
+        station = Station(store)
+        station.serve(bundle, None, open_runtime(bundle, None))
+
+        def faults() -> str:
+            return " ".join(station_faults(station, None, (), ()))
+
+        station.see(shots[0])
+        assert "could not be stored" not in faults()
+        hog = fill(small)
+        station.see(shots[1])
+        assert "1 samples could not be stored" in faults()
+        hog.unlink()
+        station.see(shots[2])
+        assert "could not be stored" not in faults()
+        assert station.counts.unstored == 1, "and it stays counted"
+        station.close()
 
 
 def test_inspection_goes_on_while_the_page_refuses_labels_with_507(
