@@ -43,6 +43,7 @@ from device_agent.recipe import Recipe
 from device_agent.report import (
     MqttReport,
     State,
+    TriggerReport,
     UpdateReport,
     camera_report,
     fleet_faults,
@@ -605,6 +606,7 @@ class Agent:
             cameras=cameras,
             line=line_report(self.flow, self.outputs),
             mqtt=self._mqtt_report(),
+            trigger=self._trigger_report(),
             update=None
             if update.release_id is None or update.state is None
             else UpdateReport(
@@ -635,6 +637,11 @@ class Agent:
             release_bytes=traffic.release_bytes + self._fetched_bytes,
             head_bytes=traffic.head_bytes,
         )
+
+    def _trigger_report(self) -> TriggerReport | None:
+        if self.trigger is None:
+            return None
+        return TriggerReport(self.trigger.topic, self.trigger.connected, self.trigger.deaf or "")
 
 
 def chunk_source(settings: ChunksTable, mqtt: MqttTable) -> HttpChunks:

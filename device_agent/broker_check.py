@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from device_agent.config import MqttTable, Site
 from device_agent.expiry import of_another
 from device_agent.finding import Finding, Level
+from device_agent.trigger import trigger_session
 from sdk.errors import HeadwayError
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.wire import MAX_MESSAGE_BYTES, Topics
@@ -23,13 +24,18 @@ LUCKY: Final = 2
 OTHERS_FIX: Final = (
     "Name that one as `device` in site.toml, or bring this device's own files: headway fleet enroll."
 )
+_READ_ACCESS: Final = (
+    "Stop the agent and run this again for the reason. The broker must let this device, under its id and "
+    "`-trigger`, read that topic; with certificates, under the name in trigger_cert_file."
+)
 NAGLE_S: Final = 0.025
 """A burst of acknowledgements from a broker without `set_tcp_nodelay` waits for our delayed one, 40 ms; measured
 with Mosquitto on loopback: 43 to 45 ms a burst without, 1 to 3 ms with."""
 
 
 def check_broker(site: Site, table: MqttTable) -> Iterator[Finding]:
-    """Connect as this device, publish a little where nobody listens, and yield what was found.
+    """Connect as this device, publish a little where nobody listens, listen as for triggers where they come over
+    MQTT, and yield what was found.
 
     Call it only while the device's agent does not run: two sessions of one name throw each other off.
     """
@@ -89,6 +95,35 @@ def check_broker(site: Site, table: MqttTable) -> Iterator[Finding]:
             Level.GOOD,
             f"a message is taken after {single_s * 1e3:.0f} ms, {BURST} after {burst_s * 1e3:.0f} ms",
         )
+    yield from check_trigger(site, settings)
+
+
+def check_trigger(site: Site, settings: MqttSettings) -> Iterator[Finding]:
+    """Listen for triggers as the agent does, where they come over MQTT: by a connection and a certificate of their
+    own."""
+    if site.trigger is None or site.trigger.topic is None:
+        return
+    topic = site.trigger.topic
+    try:
+        with trigger_session(settings, site.device, topic, lambda _message: None) as session:
+            session.connect(BROKER_WAIT_S)
+            answered, deaf = session.wait_answered(BROKER_WAIT_S), session.deaf
+    except HeadwayError as error:
+        yield Finding.of("trigger", error)
+        return
+    if answered and deaf is None:
+        yield Finding("trigger", Level.GOOD, f"{topic}: the broker lets this device hear it")
+        return
+    why = f"the broker does not let this device hear it ({deaf or 'no answer'})"
+    yield Finding("trigger", Level.FAULT, f"{topic}: {why}", _READ_ACCESS)
+
+
+def trigger_told(trigger: Mapping[str, Any]) -> Finding:
+    """Return what a running agent's state says of its triggers over MQTT."""
+    if trigger["connected"]:
+        return Finding("trigger", Level.GOOD, f"{trigger['topic']}: connected, as the agent says")
+    what = trigger["fault"] or "just now not connected"
+    return Finding("trigger", Level.FAULT, f"{trigger['topic']}: {what}", _READ_ACCESS)
 
 
 def _round_trips(session: MqttSession, topic: str) -> tuple[float, float | None]:

@@ -31,7 +31,7 @@ import msgspec
 
 from device_agent.accepting import KEPT_AS, Target
 from device_agent.agent import running_page, running_state
-from device_agent.broker_check import check_broker
+from device_agent.broker_check import check_broker, trigger_told
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
 from device_agent.camera.shot import readable
@@ -541,7 +541,10 @@ def _told(site: Site) -> Iterator[Finding]:
         told, faults = outputs_told(state["line"]["outputs"])
         said |= faults
         yield from told
-    mqtt = state["mqtt"]
+    mqtt, trigger = state["mqtt"], state.get("trigger")  # an agent of before does not say
+    if trigger is not None:
+        said.add(trigger["fault"])
+        yield trigger_told(trigger)
     if mqtt is not None:
         yield Finding(
             "broker",

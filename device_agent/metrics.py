@@ -132,10 +132,7 @@ def metrics_of(state: State) -> Iterator[Metric]:
         ),
         "headway_release_serving": ("Whether a release serves.", state.release is not None),
     }
-    if state.mqtt is not None:
-        values["headway_mqtt_connected"] = ("Whether the broker is there.", state.mqtt.connected)
-        values["headway_mqtt_release_bytes"] = ("Moved for releases since the start.", state.mqtt.release_bytes)
-        values["headway_mqtt_head_bytes"] = ("Moved for labels since the start.", state.mqtt.head_bytes)
+    values |= _over_mqtt(state)
     if state.label_to_live_ms is not None:
         about = "The last label, from saved to deciding."
         values["headway_label_to_live_seconds"] = (about, state.label_to_live_ms / 1000)
@@ -165,6 +162,19 @@ def metrics_of(state: State) -> Iterator[Metric]:
     if state.line is not None:
         yield from _line(state.line)
     yield _named(state)
+
+
+def _over_mqtt(state: State) -> dict[str, tuple[str, float]]:
+    """Return what is said of the connections to the broker."""
+    values: dict[str, tuple[str, float]] = {}
+    if state.mqtt is not None:
+        values["headway_mqtt_connected"] = ("Whether the broker is there.", state.mqtt.connected)
+        values["headway_mqtt_release_bytes"] = ("Moved for releases since the start.", state.mqtt.release_bytes)
+        values["headway_mqtt_head_bytes"] = ("Moved for labels since the start.", state.mqtt.head_bytes)
+    if state.trigger is not None:
+        about = "Whether triggers can come over MQTT."
+        values["headway_trigger_connected"] = (about, state.trigger.connected)
+    return values
 
 
 def _line(line: LineReport) -> Iterator[Metric]:

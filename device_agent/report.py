@@ -263,6 +263,16 @@ class MqttReport:
 
 
 @dataclass(frozen=True)
+class TriggerReport:
+    """The topic that triggers come on, by a connection of its own; `fault` says why none can come, and is empty
+    where one can, or the connection has only just been lost."""
+
+    topic: str
+    connected: bool
+    fault: str
+
+
+@dataclass(frozen=True)
 class UpdateReport:
     """The newest attempt to bring a release here."""
 
@@ -351,6 +361,8 @@ class State:
     cameras: list[CameraReport]
     line: LineReport | None
     mqtt: MqttReport | None
+    trigger: TriggerReport | None
+    """Where triggers come over MQTT."""
     update: UpdateReport | None
     trust: str
     """What the release that serves rests on: unsigned, signed, time unverified."""
@@ -429,6 +441,7 @@ def station_state(
     cameras: Sequence[CameraReport] = (),
     line: LineReport | None = None,
     mqtt: MqttReport | None = None,
+    trigger: TriggerReport | None = None,
     update: UpdateReport | None = None,
     runtimes: Sequence[Measured] = (),
     errors: int = 0,
@@ -470,6 +483,7 @@ def station_state(
         cameras=every,
         line=line,
         mqtt=mqtt,
+        trigger=trigger,
         update=update,
         trust=trust,
         faults=wrong,

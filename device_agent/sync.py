@@ -538,8 +538,14 @@ class Sync:
 
     def _refused(self) -> str | None:
         """A connection that is open and takes nothing, as of a device that was revoked meanwhile, looks well."""
-        reason = self._session.refusal if self._session.connected else None
-        if reason is None:
+        if not self._session.connected:
+            return None
+        if (deaf := self._session.deaf) is not None:
+            return (
+                f"the broker does not let this device hear all its topics ({deaf}): what is missing of labels and "
+                "releases does not come; correct the broker's access list"
+            )
+        if (reason := self._session.refusal) is None:
             return None
         return (
             f"the broker takes nothing from this device ({reason}): it was revoked, or the broker's access list "

@@ -26,6 +26,8 @@ MAX_PART_CHARS: Final = 150
 """A part id; with the device's it is a group, of at most 200."""
 MAX_LOT_CHARS: Final = 64
 """A lot, batch or heat number."""
+DOWN_S: Final = 2.0
+"""So long a connection may be lost before it is a fault: a broker that is restarted takes less."""
 UNREADABLE_S: Final = 180.0
 """A trigger that could not be read is told of for so long, as a picture is (`device_agent.report`)."""
 
@@ -182,6 +184,19 @@ def _checked(said: object, longest: int) -> str:
     return said
 
 
+def trigger_session(
+    settings: MqttSettings, device: str, topic: str, on_message: Callable[[Message], None]
+) -> MqttSession:
+    """Return the connection that brings a device's triggers, not started yet."""
+    session = MqttSession(
+        replace(settings, session_expiry_s=0, cert_file=settings.trigger_cert_file or settings.cert_file),
+        f"{device}-trigger",
+        on_message=on_message,
+    )
+    session.subscribe([topic], live=True)
+    return session
+
+
 class MqttTrigger:
     """Fires for each message on a topic, for as long as it runs; a connection of its own, so that labels and
     releases hold no part up.
@@ -206,24 +221,30 @@ class MqttTrigger:
         fire: Callable[[PartLot], object],
         refuse: Callable[[str], object],
     ) -> None:
-        self._topic, self._fire, self._refuse = topic, fire, refuse
-        cert_file = settings.trigger_cert_file or settings.cert_file
-        self._session = MqttSession(
-            replace(settings, session_expiry_s=0, cert_file=cert_file),
-            f"{device}-trigger",
-            on_message=self._arrive,
-        )
-        self._session.subscribe([topic], live=True)
+        self.topic, self._fire, self._refuse = topic, fire, refuse
+        self._session = trigger_session(settings, device, topic, self._arrive)
         self._unreadable, self._unreadable_s = "", -UNREADABLE_S
 
     @property
     def connected(self) -> bool:
-        """Whether triggers can come."""
-        return self._session.connected
+        """Whether triggers can come: the broker is there and lets this device hear the topic."""
+        return self._session.hears
+
+    @property
+    def deaf(self) -> str | None:
+        """Why no trigger can come, in words; None where one can, or a connection has only just been lost."""
+        why = self._session.trouble
+        if why is None and self._session.deaf is not None:
+            why = f"the broker does not let this device hear {self.topic} ({self._session.deaf})"
+        if why is None and self._session.down_s > DOWN_S:
+            why = f"no connection to the broker at {self._session.settings.address}"
+        return None if why is None else f"no trigger can come over MQTT: {why}"
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the triggers that come; None where nothing is."""
+        """What is wrong with the triggers that come, or why none can; None where nothing is."""
+        if (deaf := self.deaf) is not None:
+            return deaf
         if time.monotonic() - self._unreadable_s < UNREADABLE_S:
             return f"a trigger could not be read, so a part was rejected: {self._unreadable}"
         return None
@@ -248,4 +269,4 @@ class MqttTrigger:
                 raise
             self._fire(named)
         except (RemoteWireError, TriggerRefused, NoRelease) as error:
-            _log.warning("%s: %s (%s)", self._topic, error, error.hint)
+            _log.warning("%s: %s (%s)", self.topic, error, error.hint)

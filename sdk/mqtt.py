@@ -255,7 +255,10 @@ class MqttSession:
         self._gave_way = False
         self._started = False
         self._closed = False
+        self._down_since_s: float | None = None  # monotonic; None while connected, and before the start
         self._wanted: dict[str, SubscribeOptions] = {}
+        self._asked = 0  # subscriptions that the broker has not answered yet
+        self._deaf: str | None = None
         self._pending: dict[int, tuple[int, int]] = {}  # message id -> (bytes, qos)
         self._refusal: str | None = None
         self._early: set[int] = set()  # acknowledged before `publish` could note them as pending
@@ -310,6 +313,7 @@ class MqttSession:
             if self._started:
                 return
             self._started = True
+            self._down_since_s = time.monotonic()
         settings = self.settings
         properties = _properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = settings.session_expiry_s
@@ -345,6 +349,22 @@ class MqttSession:
     def connected(self) -> bool:
         """Whether the broker has accepted us and the connection was not seen to break."""
         return self._connected
+
+    @property
+    def down_s(self) -> float:
+        """Seconds for which there has been no connection; 0 while there is one, and before the start."""
+        since_s = self._down_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    @property
+    def deaf(self) -> str | None:
+        """Why the broker refuses us a topic on this connection, in MQTT's words; None where it refuses none."""
+        return self._deaf
+
+    @property
+    def hears(self) -> bool:
+        """Whether messages come on all topics: the broker has granted them on this connection."""
+        return self._connected and not self._asked and self._deaf is None
 
     @property
     def refusal(self) -> str | None:
@@ -396,6 +416,11 @@ class MqttSession:
         """Wait until connected; return whether that came true in time."""
         with self._changed:
             return self._changed.wait_for(lambda: self._connected, timeout_s)
+
+    def wait_answered(self, timeout_s: float) -> bool:
+        """Wait until connected and all topics were granted or refused; return whether that came true in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._connected and not self._asked, timeout_s)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
@@ -480,7 +505,17 @@ class MqttSession:
     def _send_subscribe(self, wanted: Mapping[str, SubscribeOptions]) -> None:
         pairs = list(wanted.items())
         for i in range(0, len(pairs), TOPICS_PER_PACKET):
-            self._client.subscribe(pairs[i : i + TOPICS_PER_PACKET])
+            with self._changed:
+                self._asked += 1
+            code, _ = self._client.subscribe(pairs[i : i + TOPICS_PER_PACKET])
+            if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                self._answered_subscription()
+
+    def _answered_subscription(self, refused: str | None = None) -> None:
+        with self._changed:
+            self._asked = max(0, self._asked - 1)  # one of a connection before may be answered late
+            self._deaf = refused or self._deaf
+            self._changed.notify_all()
 
     def close(self, flush_s: float = 2.0) -> None:
         """Say goodbye (no last will) after waiting at most `flush_s` for the broker to take what is pending."""
@@ -531,9 +566,10 @@ class MqttSession:
             return
         with self._changed:
             wanted = dict(self._wanted)
+            self._asked, self._deaf = 0, None
         self._send_subscribe(wanted)
         with self._changed:
-            self._connected = True
+            self._connected, self._down_since_s = True, None
             self._ends.began(time.monotonic())
             self._failure = self._refused_whole = None
             self._offer = _offer(properties)
@@ -565,6 +601,8 @@ class MqttSession:
         self, _client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, _p: Properties | None
     ) -> None:
         with self._changed:
+            if self._down_since_s is None:
+                self._down_since_s = time.monotonic()
             self._connected = False
             many_short = not self._closed and self._ends.ended(time.monotonic(), reason.value in _UNEXPLAINED)
             self._gave_way |= many_short and self._ends.longest_s < self._yields_within_s
@@ -634,6 +672,7 @@ class MqttSession:
         self, _client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _p: Properties | None
     ) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
+        self._answered_subscription(refused[0] if refused else None)
         if refused:
             log.warning("the broker refused %d topics to %s: %s", len(refused), self.client_id, refused[0])
 

@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,27 @@ class Faults:
     repeat: float = 0.0
     corrupt: float = 0.0
     delay_s: float = 0.0
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[MqttSettings]:
+    """A broker that lets everybody in and grants nobody a topic, as one whose access list forgot them: Mosquitto
+    does so only with a plug-in. It is there for one connection at a time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    line, _ = server.accept()
+                    with line:
+                        line.recv(1000)
+                        line.sendall(b"\x20\x03\x00\x00\x00")  # CONNACK
+                        while packet := line.recv(1000):
+                            if packet[0] == 0x82:  # SUBSCRIBE, answered with its id and "not authorized"
+                                line.sendall(b"\x90\x04" + packet[2:4] + b"\x00\x87")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield MqttSettings(port=server.getsockname()[1])
 
 
 @dataclass

@@ -20,7 +20,7 @@ from sdk.errors import BrokerError, ConfigError, HeadwayError, LocalWireError
 from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import MAX_PENDING_BYTES, Message, MqttSession, MqttSettings, Publication, Traffic
 from sdk.wire import MAX_MESSAGE_BYTES, Topics
-from tests.simulators import TcpRelay, wait_for
+from tests.simulators import TcpRelay, refusing, wait_for
 
 TOPIC = Topics().up_event("line-1")
 
@@ -229,6 +229,21 @@ def test_a_broker_that_sends_nonsense_does_not_end_the_session() -> None:
         with listener.session:
             listener.session.start()
             assert all(seen.acquire(timeout=60) for _ in nonsense)
+
+
+def test_a_topic_that_the_broker_refuses_is_told_until_the_next_connection(mosquitto: Mosquitto) -> None:
+    with refusing() as settings, listening(settings) as deaf:
+        assert deaf.session.wait_answered(60.0)
+        assert (deaf.session.connected, deaf.session.hears) == (True, False)
+        assert deaf.session.deaf == "Not authorized"
+    with listening(mosquitto.settings) as listener:
+        assert listener.session.wait_answered(60.0)
+        assert (listener.session.hears, listener.session.deaf, listener.session.down_s) == (True, None, 0.0)
+        mosquitto.kill()
+        wait_for(lambda: listener.session.down_s > 0)
+        assert not listener.session.hears
+        mosquitto.start()
+        wait_for(lambda: listener.session.hears)
 
 
 # Bounds

@@ -48,7 +48,7 @@ from sdk.wire import (
     encode_msgpack,
 )
 from tests.builders import class_id_of, random_codes
-from tests.simulators import Faults, SimBroker, wait_for
+from tests.simulators import Faults, SimBroker, refusing, wait_for
 
 TOPICS = Topics()
 SPACE = "ab" * 32
@@ -746,3 +746,10 @@ def test_a_killed_device_is_seen_as_offline_and_its_labels_arrive_once(
             with fleet.read() as ledger:
                 assert ledger.log_length("default") == length
         wait_for(lambda: not seen[-1].online, DEADLINE_S, "the goodbye")
+
+
+def test_a_device_that_may_hear_nothing_says_so(tmp_path: Path) -> None:
+    """It was connected and looked well, and no label of another device or release would ever come."""
+    with refusing() as settings, syncing(tmp_path, "a", settings) as (_store, sync, _told):
+        wait_for(lambda: sync.status().fault is not None, DEADLINE_S)
+        assert "does not let this device hear all its topics (Not authorized)" in str(sync.status().fault)

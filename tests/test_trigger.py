@@ -11,17 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from device_agent.agent import Agent
+from device_agent.broker_check import check_trigger, trigger_told
 from device_agent.config import FolderCamera, MqttTable, PageSettings, Site, TriggerSettings
+from device_agent.finding import Level
+from device_agent.metrics import metrics_of
+from device_agent.report import TriggerReport
 from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS, MqttTrigger, PartLot, Trigger, Triggers, part_of
 from sdk.bundle import Bundle
 from sdk.errors import RemoteWireError, TriggerRefused
 from sdk.fleet.broker import Mosquitto
-from sdk.mqtt import Message, MqttSession
+from sdk.mqtt import Message, MqttSession, MqttSettings
 from sdk.wire import Result, Topics, Verdict, decode_json
-from tests.simulators import wait_for
+from tests.simulators import refusing, wait_for
 from tests.tiny import picture, tiny_bundle
 
 DEADLINE_S = 60.0
@@ -47,6 +52,11 @@ def site(tmp_path: Path, bundle: Bundle) -> Site:
         page=PageSettings(port=0),
         trigger=TriggerSettings(limit=4),
     )
+
+
+def over_mqtt(site: Site, settings: MqttSettings) -> Site:
+    mqtt = MqttTable(host=settings.host, port=settings.port)
+    return msgspec.structs.replace(site, trigger=TriggerSettings(topic=TOPIC), mqtt=mqtt)
 
 
 @contextlib.contextmanager
@@ -89,9 +99,7 @@ def test_a_trigger_over_http_takes_one_frame_of_its_part(site: Site) -> None:
 
 
 def test_without_a_trigger_table_a_trigger_is_refused(site: Site) -> None:
-    from msgspec.structs import replace
-
-    with running(replace(site, trigger=None)) as agent:
+    with running(msgspec.structs.replace(site, trigger=None)) as agent:
         status, answer = post(agent, {"part": "4711"})
         assert status == 429
         assert "runs free" in answer["error"]
@@ -117,11 +125,7 @@ def test_a_trigger_that_is_none_is_refused(site: Site, body: object) -> None:
 
 @pytest.mark.broker
 def test_a_trigger_over_a_real_broker_brings_a_verdict_back_over_it(site: Site, mosquitto: Mosquitto) -> None:
-    from msgspec.structs import replace
-
-    site = replace(
-        site, trigger=TriggerSettings(topic=TOPIC), mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port)
-    )
+    site = over_mqtt(site, mosquitto.settings)
     heard: list[Message] = []
     plc = MqttSession(mosquitto.settings, "plc", on_message=heard.append)
     plc.subscribe([Topics().up_result("line-1")])
@@ -130,15 +134,10 @@ def test_a_trigger_over_a_real_broker_brings_a_verdict_back_over_it(site: Site, 
         assert agent.trigger is not None
         wait_for(lambda: agent.trigger is not None and agent.trigger.connected, DEADLINE_S)
         wait_for(lambda: (mqtt := agent.state().mqtt) is not None and mqtt.connected, DEADLINE_S)
-        sent: list[str] = []
-        # Subscribing is not instantaneous: a part is announced until one is seen.
-        while not heard:
-            sent.append(f"part {len(sent)}")
-            plc.publish(TOPIC, sent[-1].encode())
-            with contextlib.suppress(AssertionError):
-                wait_for(lambda: heard, 0.5)
+        plc.publish(TOPIC, b"4711")
+        wait_for(lambda: heard, DEADLINE_S)
         result = decode_json(heard[0].payload, Result)
-        assert result.part in sent
+        assert result.part == "4711"
         assert result.verdict is Verdict.REJECT
         assert (result.frames, result.tiles) == (1, 1)
         assert result.sample is not None
@@ -159,16 +158,12 @@ def test_a_retained_trigger_is_of_the_past_and_fires_nothing(mosquitto: Mosquitt
     trigger = MqttTrigger(mosquitto.settings, "line-1", TOPIC, fired.append, refused.append)
     trigger.start()
     wait_for(lambda: trigger.connected, DEADLINE_S)
-    while not fired:  # subscribing is not instantaneous
-        sender.publish(TOPIC, b'{"part": "new", "lot": "B7"}')
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: fired, 0.5)
+    sender.publish(TOPIC, b'{"part": "new", "lot": "B7"}')
     sender.publish(TOPIC, b"kept", retain=True)
     sender.publish(TOPIC, b"", retain=True)  # nobody's part: it clears what is kept
     sender.publish(TOPIC, b"last")
-    wait_for(lambda: fired[-1].part == "last", DEADLINE_S)
-    assert fired[0] == PartLot("new", "B7")
-    assert [each.part for each in fired if each.part != "new"] == ["kept", "last"]
+    wait_for(lambda: len(fired) == 3, DEADLINE_S)
+    assert fired == [PartLot("new", "B7"), PartLot("kept", ""), PartLot("last", "")]
     assert (refused, trigger.fault) == ([], None)
     trigger.stop()
     sender.close()
@@ -216,28 +211,64 @@ def test_a_part_or_lot_may_be_a_number_or_missing(payload: bytes, named: PartLot
 @pytest.mark.broker
 def test_a_trigger_that_cannot_be_read_rejects_a_part(site: Site, mosquitto: Mosquitto) -> None:
     """It was logged and nothing else: no verdict, no count, no fault, while a part stood there."""
-    from msgspec.structs import replace
-
-    site = replace(
-        site, trigger=TriggerSettings(topic=TOPIC), mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port)
-    )
+    site = over_mqtt(site, mosquitto.settings)
     plc = MqttSession(mosquitto.settings, "plc", on_message=lambda _message: None)
     plc.connect()
     with running(site) as agent:
-        for _ in range(100):  # subscribing is not instantaneous
-            plc.publish(TOPIC, b'{"prt": "4711"}')
-            with contextlib.suppress(AssertionError):
-                wait_for(lambda: agent.flow.parts, 0.5)
-                break
-        part = agent.flow.parts[0]
+        wait_for(lambda: agent.trigger is not None and agent.trigger.connected, DEADLINE_S)
+        plc.publish(TOPIC, b'{"prt": "4711"}')
+        wait_for(lambda: agent.flow.parts, DEADLINE_S)
+        (part,) = agent.flow.parts
         assert part.verdict is Verdict.REJECT
         assert part.name != ""
         assert part.reason == "a trigger of 15 bytes names no part: it has no part, but prt"
         state = agent.state()
         assert state.line is not None
-        assert state.line.rejected == state.line.refused_triggers == len(agent.flow.parts)
+        assert (state.line.rejected, state.line.refused_triggers) == (1, 1)
         assert f"a trigger could not be read, so a part was rejected: {part.reason}" in state.faults
     plc.close()
+
+
+@pytest.mark.broker
+def test_a_lost_connection_for_triggers_is_a_fault_until_it_is_back(site: Site, mosquitto: Mosquitto) -> None:
+    """Inspection stood still, and the state said that all is well."""
+    site = over_mqtt(site, mosquitto.settings)
+    with running(site) as agent:
+        wait_for(lambda: (told := agent.state().trigger) is not None and told.connected, DEADLINE_S)
+        assert agent.state().trigger == TriggerReport(TOPIC, connected=True, fault="")
+        assert not any("trigger" in each for each in agent.state().faults)
+        mosquitto.kill()
+        fault = f"no trigger can come over MQTT: no connection to the broker at 127.0.0.1:{mosquitto.port}"
+        wait_for(lambda: fault in agent.state().faults, DEADLINE_S)
+        assert agent.state().trigger == TriggerReport(TOPIC, connected=False, fault=fault)
+        shown = {each.name: each.samples[0].value for each in metrics_of(agent.state())}
+        assert shown["headway_trigger_connected"] == 0
+        mosquitto.start()
+        wait_for(lambda: (told := agent.state().trigger) is not None and told.connected, DEADLINE_S)
+        assert fault not in agent.state().faults
+
+
+def test_a_topic_that_the_broker_refuses_is_a_fault_and_doctors_too(site: Site) -> None:
+    with refusing() as settings:
+        trigger = MqttTrigger(settings, "line-1", TOPIC, lambda _part: None, lambda _reason: None)
+        trigger.start()
+        wait_for(lambda: trigger.fault is not None, DEADLINE_S)
+        assert trigger.fault == (
+            f"no trigger can come over MQTT: the broker does not let this device hear {TOPIC} (Not authorized)"
+        )
+        assert not trigger.connected
+        trigger.stop()
+        (found,) = check_trigger(over_mqtt(site, settings), settings)
+        assert (found.area, found.level) == ("trigger", Level.FAULT)
+        assert found.what == f"{TOPIC}: the broker does not let this device hear it (Not authorized)"
+    assert trigger_told({"topic": TOPIC, "connected": False, "fault": "no trigger can come"}).level is Level.FAULT
+
+
+@pytest.mark.broker
+def test_the_doctor_listens_for_triggers_as_the_agent_does(site: Site, mosquitto: Mosquitto) -> None:
+    assert list(check_trigger(site, mosquitto.settings)) == []  # over HTTP alone
+    (found,) = check_trigger(over_mqtt(site, mosquitto.settings), mosquitto.settings)
+    assert (found.level, found.what) == (Level.GOOD, f"{TOPIC}: the broker lets this device hear it")
 
 
 def test_triggers_whose_time_is_over_keep_no_place_but_a_replayed_files() -> None:
