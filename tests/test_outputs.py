@@ -569,6 +569,7 @@ class Service:
         self.posts: list[dict[str, Any]] = []
         self.tokens: list[str | None] = []
         self.answers: list[int] = []
+        self.location = "http://192.0.2.1/elsewhere"
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -579,7 +580,7 @@ class Service:
                     outer.posts.append(json.loads(body))
                     outer.tokens.append(self.headers["Authorization"])
                 self.send_response(code)
-                self.send_header("Location", "http://192.0.2.1/elsewhere")
+                self.send_header("Location", outer.location)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -615,7 +616,29 @@ def test_a_service_gets_each_verdict_once_in_order_though_it_fails_at_times(tmp_
         assert set(service.tokens) == {"Bearer s3cret"}
 
 
-@pytest.mark.parametrize("code", [302, 307, 400, 404, 422])
+@pytest.mark.parametrize("code", [301, 302, 307, 401, 403, 404, 405, 407, 408, 500])
+def test_an_answer_that_is_not_about_one_verdict_loses_none(code: int) -> None:
+    """A proxy's login page took the whole backlog: each verdict was redirected there, and given up."""
+    with Service() as service:
+        service.answers = [code] * 3
+        with delivering(HttpPosts(HttpOutput(url=service.url), "line-1", "run")) as outputs:
+            for i in (1, 2, 3):
+                outputs.put(part_of(i))
+            wait_for(lambda: len(service.posts) == 3, DEADLINE_S)
+            assert [post["number"] for post in service.posts] == [1, 2, 3]
+            assert outputs.report()[0][1].dropped == 0
+
+
+def test_a_redirect_is_told_with_where_it_points_and_no_secret_of_it() -> None:
+    with Service() as service:
+        service.answers, service.location = [302], "http://u:pw@login.plant/sso\x1b?token=s3cret"
+        posts = HttpPosts(HttpOutput(url=service.url), "line-1", "run")
+        with pytest.raises(OutputFailed, match=r"answers 302 Found, to http://login\.plant/sso\\x1b$") as caught:
+            posts.send(part_of(1))
+        assert not isinstance(caught.value, OutputRefused)
+
+
+@pytest.mark.parametrize("code", [400, 409, 413, 422])
 def test_a_verdict_that_a_service_will_never_take_is_dropped_and_counted(code: int) -> None:
     with Service() as service:
         service.answers = [code]

@@ -3,6 +3,7 @@ order."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import urllib.error
@@ -15,11 +16,15 @@ import msgspec
 from device_agent.config import HttpOutput
 from device_agent.parts import KeptPart, Part
 from sdk.errors import ConfigError, OutputFailed, OutputRefused
+from sdk.shown import shown
 from sdk.wire import Result
 
 MAX_TOKEN_BYTES: Final = 4096
-_TRY_AGAIN: Final = frozenset({408, 425, 429})
-"""Refusals that are about the moment (RFC 9110 and 6585), not about the verdict."""
+_REFUSALS: Final = range(400, 500)
+_NOT_THE_VERDICTS: Final = frozenset({401, 403, 404, 405, 407, 408, 410, 421, 425, 429})
+"""Of those, about address, token or moment (RFC 9110, 8470 and 6585), and so about every verdict alike:
+what waits is kept until somebody has seen to it. A service that does not know one part says 409 or 422."""
+MAX_ADDRESS_CHARS: Final = 100
 
 
 class Posted(Result, frozen=True, kw_only=True):
@@ -88,9 +93,13 @@ class HttpPosts:
                 answer.read(0)
         except urllib.error.HTTPError as error:
             error.close()
-            kind = OutputRefused if error.code < 500 and error.code not in _TRY_AGAIN else OutputFailed
-            raise kind(
-                f"{self.name} answers {error.code} {error.reason}", hint="See the service's log."
+            refused = error.code in _REFUSALS and error.code not in _NOT_THE_VERDICTS
+            raise (OutputRefused if refused else OutputFailed)(
+                f"{self.name} answers {error.code} {shown(error.reason)}{_elsewhere(error)}",
+                hint="See the service's log; check url and token_file of this output. What waits is tried again, "
+                "also after a restart, as long as url stays as it is."
+                if not refused
+                else "See the service's log.",
             ) from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
@@ -102,3 +111,13 @@ class HttpPosts:
 
     def close(self) -> None:
         """Nothing: parts that were open have been rejected and posted by now."""
+
+
+def _elsewhere(error: urllib.error.HTTPError) -> str:
+    """Return where a redirect points to, as far as it can hold no secret: a login page of some proxy, mostly."""
+    if error.code in _REFUSALS or not (location := error.headers.get("Location")):
+        return ""
+    with contextlib.suppress(ValueError):
+        to = urlsplit(location)
+        return f", to {shown(f'{to.scheme}://{to.hostname}{to.path}')[:MAX_ADDRESS_CHARS]}" if to.hostname else ""
+    return ""
