@@ -64,6 +64,7 @@ class OutlookReport:
         steps: Labels more, fewest first.
         classes: Those of more than one group, the one that more labels help most first.
         one_group: Names of the others.
+        few: Names of those of both of which too few groups may be judged to say that labels change little.
         helps_most: Name of the class to label next.
         groups_given, groups_found: Groups before and after those that show one part were joined.
         groups_note: What is to be said of that, if anything.
@@ -75,6 +76,7 @@ class OutlookReport:
     steps: list[StepReport]
     classes: list[ClassOutlookReport]
     one_group: list[str]
+    few: list[str]
     helps_most: str | None
     groups_given: int
     groups_found: int
@@ -149,6 +151,7 @@ def look_ahead(
             for i, each in order
         ],
         one_group=[] if found is None else sorted(names(class_id) for class_id in found.one_group),
+        few=[] if found is None else sorted(names(class_id) for class_id in found.few),
         helps_most=None if found is None else names(found.helps_most().class_id),
         groups_given=grouping.given,
         groups_found=grouping.found,

@@ -35,6 +35,8 @@ HELP: Final = 10
 """Which class more labels help most is asked for this many of them."""
 WORTH: Final = 0.01
 """A gain of less than a point of balanced accuracy is not worth a sentence."""
+FEW: Final = 5
+"""A forecast of fewer groups judged is mostly prior: that labels change little is not known of such a class."""
 ROUNDS: Final = 3
 """More divisions of many groups than this say little more."""
 MORE_ROUNDS: Final = 9
@@ -114,6 +116,7 @@ class Outlook:
         steps: For each of `ADDED`, then of `TIMES`.
         classes: Those of more than one group.
         one_group: The others, of which nothing can be said.
+        few: Those of both with fewer than `FEW` groups that may be judged.
         heads: How many were learned for it.
     """
 
@@ -121,6 +124,7 @@ class Outlook:
     steps: tuple[Step, ...]
     classes: tuple[ClassOutlook, ...]
     one_group: tuple[bytes, ...]
+    few: tuple[bytes, ...]
     heads: int
 
     def helps_most(self) -> ClassOutlook:
@@ -138,6 +142,12 @@ class Outlook:
             f"with twice the labels of every class expect {doubled.share:.0%} ({doubled.low:.0%} to "
             f"{doubled.high:.0%}), now {now.share:.0%}"
         )
+        if best.gain.share < WORTH and self.few:
+            which = " and ".join(sorted(names(class_id) for class_id in self.few))
+            return (
+                f"Label {which} first, of which there are fewer than {FEW} parts to judge by: too few to say what "
+                f"more labels bring; {twice}."
+            )
         if best.gain.share < WORTH:
             return f"{HELP} more labels of any one class would change little: {twice}."
         return (
@@ -209,13 +219,14 @@ class _Misses:
         self,
         ids: tuple[bytes, ...],
         one_group: tuple[bytes, ...],
+        few: tuple[bytes, ...],
         y: Ints,
         names: Sequence[str],
         group: Ints,
         judged: Bools,
     ) -> None:
         self.ids = ids  # classes of more than one group that may be judged
-        self.one_group = one_group
+        self.one_group, self.few = one_group, few
         self._names = names  # of the groups, sorted
         self._y, self._group, self._judged = y, group, judged
         # A group is dealt out with its most frequent class.
@@ -248,10 +259,10 @@ class _Misses:
             raise HeadError(
                 "a learning curve needs two classes of two groups each", hint="Label parts of another group too."
             )
-        others = tuple(c for c in order if len(of[c]) < 2)
+        others, few = (tuple(c for c in order if len(of[c]) < least) for least in (2, FEW))
         column = {c: i for i, c in enumerate((*ids, *others))}
         y = np.array([column[c] for c in class_ids], np.int64)
-        return cls(ids, others, y, names.tolist(), group.astype(np.int64), judged & (y < len(ids)))
+        return cls(ids, others, few, y, names.tolist(), group.astype(np.int64), judged & (y < len(ids)))
 
     def judged_groups(self) -> int:
         """Return how many groups have a sample that may be judged."""
@@ -401,6 +412,7 @@ def _forecast(measured: _Misses, rng: np.random.Generator, heads: int, rate_unkn
             for c, class_id in enumerate(measured.ids)
         ),
         one_group=measured.one_group,
+        few=measured.few,
         heads=heads,
     )
 

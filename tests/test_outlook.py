@@ -102,6 +102,24 @@ def test_where_all_is_right_more_labels_change_little() -> None:
     found = looked(*surfaces((60, 60, 60), spread=3.0))
     assert found.sentence(NAMES.__getitem__).startswith("10 more labels of any one class would change little: ")
     assert found.balanced_accuracy.high > 0.97
+    assert found.few == ()
+
+
+@pytest.mark.parametrize("few", [3, 1])
+def test_a_class_of_few_parts_is_not_said_to_need_no_labels(few: int) -> None:
+    """All are right however few they are; of three parts that says little."""
+    found = looked(*surfaces((60, 60, few), spread=3.0))
+    assert found.few == (C,)
+    said = found.sentence(NAMES.__getitem__)
+    assert said.startswith("Label pit first, of which there are fewer than 5 parts to judge by: too few to say")
+    assert "would change little" not in said
+
+
+def test_parts_that_cannot_judge_make_no_class_well_known() -> None:
+    codes, ids = surfaces((60, 60, 60), spread=3.0)
+    only = np.array([c != C or i % 20 == 0 for i, c in enumerate(ids)])
+    found = outlook(codes, ids, [str(i) for i in range(180)], seed=0, budget_s=0, clock=time.monotonic, only=only)
+    assert found.few == (C,)
 
 
 def test_few_parts_leave_it_open() -> None:

@@ -68,6 +68,21 @@ def suspicious(device: Device) -> str:
     return hex_of("pit", 1)
 
 
+def test_a_class_of_few_parts_is_not_said_to_need_no_labels(device: Device) -> None:
+    """All other classes are well known; of rings there is one part, of which nothing can be said."""
+    english = {"Accept-Language": "en"}
+    assert "would hardly help" in device.http.get("/learned/outlook", headers=english).text
+    device.http.post("/api/classes", json={"name": "rings"}).raise_for_status()
+    label(device, "rings", 0, "rings")
+    assert device.http.get("/api/outlook").json()["few"] == ["rings"]
+    for language, says in (
+        ("en", "Label rings first: fewer than 5 parts are too few"),
+        ("de", "Zuerst rings zuordnen: Weniger als 5 Teile"),
+        ("zh", "请先标注 rings：不足 5 个工件"),
+    ):
+        assert says in device.http.get("/learned/outlook", headers={"Accept-Language": language}).text
+
+
 @pytest.mark.browser
 def test_a_picture_is_deleted_for_good(device: Device, browser: Browser) -> None:
     """As of a person who stood before the camera."""

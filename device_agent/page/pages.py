@@ -29,6 +29,7 @@ from device_agent.page.quality import ConfusionRow, Quality
 from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
 from device_agent.report import masters_report
 from device_agent.withdrawn import is_alone
+from sdk.outlook import FEW, WORTH
 from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
 from sdk.version import headway_version
@@ -275,7 +276,9 @@ class Pages:
             sentence = t("learned.outlook-none")
         else:
             gain = ahead.classes[0].gain
-            if gain.share < 0.01:
+            if gain.share < WORTH and ahead.few:
+                sentence = t("learned.outlook-few", names=t("common.and").join(ahead.few), n=FEW)
+            elif gain.share < WORTH:
                 sentence = t("learned.outlook-enough")
             else:
                 low, high = (f"{100 * x:.0f}" for x in (gain.low, gain.high))

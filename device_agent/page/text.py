@@ -443,6 +443,11 @@ TEXTS: Final[dict[str, Text]] = {
         "Mehr Zuordnungen helfen kaum: weniger als ein Prozentpunkt.",
         "增加标注几乎没有帮助：不到 1 个百分点。",
     ),
+    "learned.outlook-few": (
+        "Label {names} first: fewer than {n} parts are too few to say what more labels bring.",
+        "Zuerst {names} zuordnen: Weniger als {n} Teile sind zu wenige, um zu sagen, was weitere Zuordnungen bringen.",
+        "请先标注 {names}：不足 {n} 个工件，无法判断增加标注的效果。",
+    ),
     "learned.outlook-none": (
         "Nothing can be said yet: label parts of two classes, two parts of each.",
         "Noch lässt sich nichts sagen: zwei Klassen zuordnen, je zwei Teile.",
