@@ -161,8 +161,10 @@ def first_form(fp32: Form, int8: Form, measured: Mapping[str, float]) -> tuple[F
             f"{figures} fp32: int8 can be judged on {int8.score.samples} images only, fp32 on "
             f"{fp32.score.samples}."
         )
-    if share > WORTH_IN_TIME:
+    if share >= 1:
         return fp32, f"{figures} fp32: int8 is not faster on this machine."
+    if share > WORTH_IN_TIME:
+        return fp32, f"{figures} fp32: int8 saves less than {1 - WORTH_IN_TIME:.0%} of the time on this machine."
     return int8, f"{figures} int8: faster, and not more than a point worse."
 
 
