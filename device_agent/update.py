@@ -15,7 +15,8 @@ Each release has a slot, `slots/<release id>/`, which is a bundle directory. Rul
 - A deadline counts as it was last heard. One that passes while the fleet is away, or before it was heard since the
   start, ends nothing: the fleet has gone on without this device, and may have lifted it.
 - What may help to try again (a full disk) is tried again; what will not, is rolled back at once, and not tried
-  again for the same assignment.
+  again for the same assignment. A release that only gave way to another assignment did not fail: assigned once
+  more, as by a rollout that is halted, resumed and halted again, it is taken once more.
 
 How chunks are fetched, a runtime opened and a release served are others' business; they come in as callables.
 """
@@ -23,6 +24,7 @@ How chunks are fetched, a runtime opened and a release served are others' busine
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 import time
@@ -62,6 +64,9 @@ WATCH_S: Final = 10.0
 NICE: Final = 10
 """By how much the work on a candidate gives way, as a trial does: the line's frames go on meanwhile."""
 MAX_REASON: Final = 500  # what an `UpdateEvent` carries
+_SUPERSEDED: Final = re.compile(r"release (['\"]).*\1 was assigned instead")
+"""Why an attempt ended whose release did not fail, as it is in the store; `_superseded_by` says it."""
+_SUPERSEDED_NAME: Final = 40  # characters; escaped, they leave room for the rest within `MAX_REASON`
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +267,7 @@ class Updater:
             newest = self._newest()
             if self._again == desired.release.release_id and self._assigned == desired:
                 return True
-            if newest is not None and newest.job == encode_json(desired):
+            if newest is not None and _answers(newest, desired):
                 return newest.state is UpdateState.DOWNLOADING
             return self._assigned == desired and self._is_new(desired, newest)
 
@@ -471,7 +476,7 @@ class Updater:
                     self._changed.wait(None if looks is None else max(0.0, looks - time.monotonic()))
                     continue
             if row is not None and unfinished:
-                self._roll_back(row, f"release {desired.release.name!r} was assigned instead")
+                self._roll_back(row, _superseded_by(desired))
                 continue
             with self._telling:
                 row = self._store.updates.begin(desired.release.release_id, encode_json(desired))
@@ -515,7 +520,7 @@ class Updater:
             return True
         if self._serving is not None and self._serving.release_id == release_id:
             return False
-        return newest is None or newest.release_id != release_id or newest.job != encode_json(desired)
+        return newest is None or not _answers(newest, desired)
 
     def _walk(self, row: UpdateRow) -> None:
         """Take an update from where it stands to the end.
@@ -686,6 +691,16 @@ class Updater:
         with self._changed:
             self._status = replace(self._status, **changes)  # type: ignore[arg-type]
             self._changed.notify_all()
+
+
+def _answers(row: UpdateRow, desired: Desired) -> bool:
+    """Return whether this attempt is, or was, all that there is to do for an assignment."""
+    superseded = row.state is UpdateState.ROLLED_BACK and _SUPERSEDED.fullmatch(row.reason) is not None
+    return row.job == encode_json(desired) and not superseded
+
+
+def _superseded_by(desired: Desired) -> str:
+    return f"release {desired.release.name[:_SUPERSEDED_NAME]!r} was assigned instead"
 
 
 def _job(row: UpdateRow) -> Desired:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from device_agent import update as update_module
 from device_agent.candidate import Carried, carry_labels, compare
@@ -33,7 +34,17 @@ from sdk.labels import CodeRecord
 from sdk.mqtt import MqttSession, MqttSettings
 from sdk.release import describe
 from sdk.verdict import Verdict
-from sdk.wire import Desired, DeviceState, ReleaseRef, Topics, UpdateEvent, UpdateState, decode_json, encode_json
+from sdk.wire import (
+    MAX_TEXT,
+    Desired,
+    DeviceState,
+    ReleaseRef,
+    Topics,
+    UpdateEvent,
+    UpdateState,
+    decode_json,
+    encode_json,
+)
 from tests import tiny
 from tests.builders import class_id_of, make_bundle, open_projection
 from tests.processes import Doomed
@@ -628,6 +639,83 @@ def test_assigning_what_serves_ends_another_update(rig: Rig, bundles: dict[str, 
     rig.updater.start(desired(bundles["old"]))
     rig.reaches(bundles["new"], S.ROLLED_BACK)
     assert rig.served == []
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
+def test_what_gave_way_while_it_was_watched_is_taken_when_it_is_assigned_again(
+    tmp_path: Path, bundles: dict[str, Bundle], restart: bool
+) -> None:
+    """A rollout is halted, resumed before the devices committed what they were to go back to, and halted again."""
+    with rig_on(tmp_path, bundles) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        rig.install(bundles["new"])
+    with rig_on(tmp_path, bundles, watch_s=DEADLINE_S) as rig:
+        rig.updater.boot()
+        rig.updater.start(desired(bundles["old"]))
+        rig.reaches(bundles["old"], S.PROVISIONAL)
+        rig.updater.start(desired(bundles["new"]))
+        rig.reaches(bundles["old"], S.ROLLED_BACK)
+        wait_for(lambda: rig.current() == "new", DEADLINE_S)
+        if not restart:
+            takes_it_again(rig, bundles["old"])
+    if restart:
+        with rig_on(tmp_path, bundles, watch_s=DEADLINE_S) as rig:
+            rig.updater.boot()
+            takes_it_again(rig, bundles["old"])
+
+
+def takes_it_again(rig: Rig, bundle: Bundle) -> None:
+    rig.updater.start(desired(bundle))
+    assert rig.updater.pending(desired(bundle)) or rig.updater.status().state is not S.ROLLED_BACK
+    rig.reaches(bundle, S.PROVISIONAL)
+    wait_for(lambda: rig.current() == bundle.path.name, DEADLINE_S)
+    assert rig.updater.confirm(id_of(bundle))
+    rig.reaches(bundle, S.COMMITTED)
+
+
+def test_what_gave_way_after_it_was_committed_is_taken_when_it_is_assigned_again(
+    rig: Rig, bundles: dict[str, Bundle]
+) -> None:
+    for name in ("new", "old", "new", "old"):
+        rig.install(bundles[name])
+        assert rig.current() == name
+
+
+def test_a_download_that_gave_way_is_taken_up_when_it_is_assigned_again(
+    rig: Rig, bundles: dict[str, Bundle]
+) -> None:
+    began = threading.Event()
+
+    def wait_for_stop(stop: threading.Event) -> None:
+        began.set()
+        assert stop.wait(DEADLINE_S)
+
+    rig.before_fetch = wait_for_stop
+    rig.updater.start(desired(bundles["new"]))
+    assert began.wait(DEADLINE_S)
+    rig.updater.start(desired(bundles["old"]))
+    rig.reaches(bundles["new"], S.ROLLED_BACK)
+    rig.before_fetch = lambda _stop: None
+    rig.install(bundles["new"])
+
+
+def test_a_long_name_leaves_room_to_say_that_it_was_assigned_instead(rig: Rig, bundles: dict[str, Bundle]) -> None:
+    began = threading.Event()
+
+    def wait_for_stop(stop: threading.Event) -> None:
+        began.set()
+        assert stop.wait(DEADLINE_S)
+
+    rig.before_fetch = wait_for_stop
+    rig.updater.start(desired(bundles["new"]))
+    assert began.wait(DEADLINE_S)
+    other = desired(bundles["old"])
+    other = replace(other, release=replace(other.release, name="\x01" * MAX_TEXT))
+    rig.updater.start(other)
+    rig.reaches(bundles["new"], S.ROLLED_BACK)
+    rig.before_fetch = lambda _stop: None
+    rig.install(bundles["new"])
 
 
 def test_a_full_disk_is_waited_for(rig: Rig, bundles: dict[str, Bundle]) -> None:
