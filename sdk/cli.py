@@ -24,10 +24,10 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from sdk.errors import HeadwayError, MissingExtra
-from sdk.extras import DISTRIBUTION, installing
+from sdk.extras import installing
 from sdk.shown import say
 from sdk.stopping import Terminated, terminable
-from sdk.version import DISTRIBUTION, headway_version
+from sdk.version import headway_version
 
 GROUP: Final = "headway.commands"
 COMPLETE: Final = "_HEADWAY_COMPLETE"

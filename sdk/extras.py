@@ -6,9 +6,7 @@ adds, from an index or from a folder of wheels (docs/agent.md, "Get Headway").
 
 from __future__ import annotations
 
-from typing import Final
-
-DISTRIBUTION: Final = "headway-edge"
+from sdk.version import DISTRIBUTION
 
 
 def installing(extra: str, *more: str) -> str:
