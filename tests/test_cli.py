@@ -124,7 +124,8 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path, target: str) -> Non
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "scripts").mkdir()
-    shutil.copy(REPOSITORY / "scripts" / "system-packages", tmp_path / "scripts")
+    for name in ("system-packages", "version.py"):
+        shutil.copy(REPOSITORY / "scripts" / name, tmp_path / "scripts")
     made = subprocess.run(
         ["make", target, "PYTHON=python9.9"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
