@@ -176,9 +176,9 @@ TEXTS: Final[dict[str, Text]] = {
     "js.not-saved": ("Not saved: {why}", "Nicht gespeichert: {why}", "未保存：{why}"),
     "js.not-undone": ("Not taken back: {why}", "Nicht zurückgenommen: {why}", "未撤销：{why}"),
     "js.not-yet": (
-        "Not saved yet: {n}. The device does not answer; they are sent again until it does.",
-        "Noch nicht gespeichert: {n}. Das Gerät antwortet nicht; es wird weiter gesendet, bis es antwortet.",
-        "尚未保存 {n} 个：设备没有响应，将重复发送直到响应。",
+        "Not saved yet: {n}. Sent again until the device answers.",
+        "Noch nicht gespeichert: {n}. Wird gesendet, bis das Gerät antwortet.",
+        "尚未保存 {n} 个；将重复发送，直到设备响应。",
     ),
     "js.meanwhile": (
         "Labelled {name} meanwhile, by {who}",

@@ -189,6 +189,7 @@ function show(sample) {
   drawAlike();
   drawSeen();
   preload();
+  if (sample) stage.scrollIntoView({ block: "nearest" });  // where the page scrolls, somebody is down at the classes
   if ($("classes").contains(from)) $("why").focus({ preventScroll: true });  // and so it is read
   else keepPlace(from);
   if (!sample) readOut($("empty").innerText);
