@@ -290,9 +290,9 @@ class Flow:
                 self.triggers.fire(trigger)
             except (NoRelease, TriggerRefused) as error:
                 self.refused += 1
-                self._tell([self.ledger.refuse(part, now_utc, now_s, str(error))])
+                self._tell([self.ledger.refuse(part, now_utc, now_s, str(error), lot)])
                 raise
-            self._enter(trigger, part, now_utc, now_s, now_s + self._settings.decide_within_s)
+            self._enter(trigger, part, now_utc, now_s, now_s + self._settings.decide_within_s, lot)
         return part
 
     def refuse(self, reason: str) -> None:
@@ -447,11 +447,13 @@ class Flow:
             return
         deadline_s = shot.at_s + (self._settings.decide_within_s if live else float("inf"))
         with self._due:
-            self._enter(taken.key, shot.part or "", shot.captured_utc, shot.at_s, deadline_s)
+            self._enter(taken.key, shot.part or "", shot.captured_utc, shot.at_s, deadline_s, shot.lot)
 
-    def _enter(self, key: object, name: str, captured_utc: float, captured_s: float, deadline_s: float) -> None:
+    def _enter(
+        self, key: object, name: str, captured_utc: float, captured_s: float, deadline_s: float, lot: str
+    ) -> None:
         """Let a part be under way: the caller has the ledger's lock."""
-        self.ledger.expect(key, name, captured_utc, captured_s, deadline_s)
+        self.ledger.expect(key, name, captured_utc, captured_s, deadline_s, lot)
         if deadline_s < self._watched_s:  # else the watch looks again before it is due, and need not wake for it
             self._due.notify_all()
 

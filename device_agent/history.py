@@ -55,6 +55,7 @@ _MIGRATIONS: Final = (
             output TEXT PRIMARY KEY, after INTEGER NOT NULL, run TEXT NOT NULL, number INTEGER NOT NULL)""",
     ),
     ("ALTER TABLE parts ADD COLUMN defect REAL",),
+    ("ALTER TABLE parts ADD COLUMN lot TEXT NOT NULL DEFAULT ''",),
 )
 _WAITS: Final = "id > ? AND NOT (run = ? AND ifnull(number, 0) <= ?)"
 
@@ -66,7 +67,7 @@ class PartRow:
     `head` is the number of the head that decided, `sample` the tile's id in hex, `camera` to `height` where it
     lies, empty where it is a whole frame. All are empty where no tile was seen. `run` and `number` are as they are
     posted, and empty where an earlier version wrote them not. `defect` is the deciding tile's probability of a
-    defect, empty also where no class was known to be good.
+    defect, empty also where no class was known to be good. `lot` is what the trigger said.
     """
 
     id: int
@@ -92,10 +93,15 @@ class PartRow:
     run: str
     number: int | None
     defect: float | None
+    lot: str
 
 
 COLUMNS: Final = tuple(field.name for field in fields(PartRow))
-_LATER: Final = ({"run": "'' AS run", "number": "NULL AS number"}, {"defect": "NULL AS defect"})
+_LATER: Final = (
+    {"run": "'' AS run", "number": "NULL AS number"},
+    {"defect": "NULL AS defect"},
+    {"lot": "'' AS lot"},
+)
 """What each schema after the first has added, as a file has it that no agent of that version has opened yet."""
 
 
@@ -186,7 +192,7 @@ class History:
 
     def send_all(self, parts: Sequence[Part]) -> None:
         """Write verdicts in one transaction. A power cut may take the last of them, a crash does not."""
-        rows = [(*_row(part), self._run, part.number, _defect(part)) for part in parts]
+        rows = [(*_row(part), self._run, part.number, _defect(part), part.lot) for part in parts]
         marks = ", ".join("?" * len(rows[0]))
         try:
             with self._db.transaction(durable=False) as db:
@@ -299,6 +305,7 @@ def _kept(row: PartRow) -> KeptPart:
         frames=row.frames,
         tiles=row.tiles,
         rejected_tiles=row.rejected_tiles,
+        lot=row.lot,
     )
     now_s = time.monotonic()
     return KeptPart(
@@ -314,6 +321,7 @@ def _kept(row: PartRow) -> KeptPart:
         captured_s=now_s - row.latency_ms / 1000,
         decided_s=now_s,
         id=row.id,
+        lot=row.lot,
         run=row.run,
         told=told,
     )

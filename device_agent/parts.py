@@ -59,6 +59,7 @@ class Part:
         captured_utc: When its first frame was taken, or it was announced.
         captured_s: The same by the monotonic clock.
         decided_s: When this verdict fell, by the monotonic clock.
+        lot: The lot that it is of; empty where nobody said.
     """
 
     number: int
@@ -72,6 +73,7 @@ class Part:
     captured_utc: float
     captured_s: float
     decided_s: float
+    lot: str = field(default="", kw_only=True)
 
     @property
     def latency_ms(self) -> float:
@@ -97,6 +99,7 @@ class Part:
             frames=self.frames,
             tiles=self.tiles,
             rejected_tiles=self.rejected,
+            lot=self.lot[:MAX_TEXT_CHARS],
         )
 
 
@@ -128,6 +131,7 @@ class _Open:
     captured_utc: float
     captured_s: float
     deadline_s: float
+    lot: str = ""
     frames: Counter[int] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -169,7 +173,9 @@ class Ledger:
         """Return when `expire` has something to do; None for never."""
         return min((part.deadline_s for part in self._open.values()), default=None)
 
-    def expect(self, key: object, name: str, captured_utc: float, captured_s: float, deadline_s: float) -> None:
+    def expect(
+        self, key: object, name: str, captured_utc: float, captured_s: float, deadline_s: float, lot: str = ""
+    ) -> None:
         """A part, or a frame that stands for itself, is under way.
 
         Args:
@@ -178,10 +184,11 @@ class Ledger:
             captured_utc: Now, for the record.
             captured_s: Now, monotonic.
             deadline_s: It must be decided by then; infinity for whenever.
+            lot: The lot that it is of, if anybody knows.
         """
         wanted = self._wanted if name else 1  # without a name nothing tells which frames belong together
         if not self._stopped:
-            part = _Open(name, wanted, captured_utc, captured_s, deadline_s)
+            part = _Open(name, wanted, captured_utc, captured_s, deadline_s, lot)
             self._open.setdefault(key, part)
 
     def decided(
@@ -232,10 +239,10 @@ class Ledger:
                 left.append(self._close(other, now_s, MISSING))
         return left
 
-    def refuse(self, name: str, captured_utc: float, now_s: float, reason: str) -> Part:
+    def refuse(self, name: str, captured_utc: float, now_s: float, reason: str, lot: str = "") -> Part:
         """Reject a part that cannot even be looked at."""
         key = object()
-        self._open[key] = _Open(name, self._wanted, captured_utc, now_s, now_s)
+        self._open[key] = _Open(name, self._wanted, captured_utc, now_s, now_s, lot)
         return self._close(key, now_s, reason)
 
     def expire(self, now_s: float) -> list[Part]:
@@ -276,6 +283,7 @@ class Ledger:
             captured_utc=part.captured_utc,
             captured_s=part.captured_s,
             decided_s=now_s,
+            lot=part.lot,
         )
 
 

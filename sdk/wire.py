@@ -425,7 +425,7 @@ class Result(_Message, frozen=True, kw_only=True):
     `sample`, `decision`, `probability`, `novelty` and `unknown` are of the tile that decided, the worst;
     `sample` is None where no tile was seen, which rejects. `tile` is [camera, x, y, width, height] in that
     camera's frame, where it is not the whole of it. `latency_ms` is from the first frame, or the trigger, to
-    the verdict.
+    the verdict. `lot` is what the trigger said, and empty where nobody did.
     """
 
     sample: Sha256Hex | None
@@ -442,6 +442,7 @@ class Result(_Message, frozen=True, kw_only=True):
     frames: Count = 1
     tiles: Count = 1
     rejected_tiles: Count = 0
+    lot: Text = ""
 
 
 MESSAGES: Final = (

@@ -859,7 +859,7 @@ def test_a_history_of_an_earlier_version_is_read_and_taken_over(tmp_path: Path) 
     decided(tmp_path, "a", 2)
     with contextlib.closing(sqlite3.connect(tmp_path / "history" / "history.sqlite3")) as db:
         db.execute("DROP TABLE delivered")
-        for column in ("run", "number", "defect"):
+        for column in ("run", "number", "defect", "lot"):
             db.execute(f"ALTER TABLE parts DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 1")
     assert [(row.part, row.run, row.number) for row in read_history(tmp_path)] == [
@@ -869,6 +869,17 @@ def test_a_history_of_an_earlier_version_is_read_and_taken_over(tmp_path: Path) 
     decided(tmp_path, "b", 1, "mes")
     assert [(row.run, row.number) for row in read_history(tmp_path)] == [("", None), ("", None), ("b", 1)]
     assert lacked(tmp_path, "c", "mes") == {"mes": ["b/1"]}
+
+
+def test_a_verdict_keeps_its_lot_for_whoever_gets_it_after_a_restart(tmp_path: Path) -> None:
+    history = History(tmp_path, 1000, "a")
+    history.resume({"mes"}, newest=10)
+    history.send(replace(part_of(1), lot="B7"))
+    history.close()
+    history = History(tmp_path, 1000, "b")
+    (kept,) = history.resume({"mes"}, newest=10)["mes"]
+    history.close()
+    assert (kept.lot, kept.result().lot) == ("B7", "B7")
 
 
 def test_as_csv_a_part_id_is_never_a_formula(tmp_path: Path) -> None:

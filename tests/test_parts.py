@@ -283,3 +283,11 @@ def test_frames_without_a_part_id_stand_for_themselves_however_many_cameras_ther
 def test_without_good_classes_that_match_nothing_passes() -> None:
     book = opened(ledger(good=("fine",)), "p")
     assert only(book.decided("p", 0, [found("good")], 2.0)).verdict is Verdict.REJECT
+
+
+def test_every_verdict_names_its_parts_lot() -> None:
+    parts = ledger(cameras=2)
+    parts.expect("a", "a", 0.0, 0.0, 1.0, "B7")
+    (late,) = parts.expire(2.0)
+    assert [late.lot, late.result().lot] == ["B7", "B7"]
+    assert parts.refuse("b", 0.0, 0.0, "too many wait", "B8").lot == "B8"

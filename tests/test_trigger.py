@@ -18,6 +18,7 @@ from device_agent.agent import Agent
 from device_agent.broker_check import check_trigger, trigger_told
 from device_agent.config import FolderCamera, MqttTable, PageSettings, Site, TriggerSettings
 from device_agent.finding import Level
+from device_agent.history import newest_of
 from device_agent.metrics import metrics_of
 from device_agent.report import TriggerReport
 from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS, MqttTrigger, PartLot, Trigger, Triggers, part_of
@@ -134,10 +135,13 @@ def test_a_trigger_over_a_real_broker_brings_a_verdict_back_over_it(site: Site, 
         assert agent.trigger is not None
         wait_for(lambda: agent.trigger is not None and agent.trigger.connected, DEADLINE_S)
         wait_for(lambda: (mqtt := agent.state().mqtt) is not None and mqtt.connected, DEADLINE_S)
-        plc.publish(TOPIC, b"4711")
+        plc.publish(TOPIC, b'{"part": "4711", "lot": "B7"}')
         wait_for(lambda: heard, DEADLINE_S)
         result = decode_json(heard[0].payload, Result)
-        assert result.part == "4711"
+        assert (result.part, result.lot) == ("4711", "B7")
+        wait_for(lambda: newest_of(site.data_dir, "4711") is not None, DEADLINE_S)
+        assert (row := newest_of(site.data_dir, "4711")) is not None
+        assert row.lot == "B7"
         assert result.verdict is Verdict.REJECT
         assert (result.frames, result.tiles) == (1, 1)
         assert result.sample is not None
