@@ -21,7 +21,7 @@ from device_agent.decisions import UNKNOWN, JudgedImage, readable, told
 from device_agent.outlook import OutlookReport, look_ahead
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
-from device_agent.unseen import LEARNED, find_copies, none_left, not_learned, parts_of
+from device_agent.unseen import LEARNED, find_copies, grouped_as_split, none_left, not_learned, parts_of
 from sdk.bundle import Bundle
 from sdk.class_ids import CLASS_ID_BYTES
 from sdk.class_names import spelled
@@ -365,6 +365,8 @@ def evaluate(
     """
     class_names, base = bundle.class_names(), bundle.base(precision)
     images = images.spelled([*class_names.values(), *bundle.manifest.split.held_back])
+    given = {image.sample_id: image.group for image in images.images}
+    images = grouped_as_split(bundle, images)
     good = [spelled(name, class_names.values()) for name in good]
     seen, part_of = bundle.parts(), parts_of(bundle, images)
     learned = sum(seen.get(i.sample_id) in LEARNED for i in images.images)
@@ -385,6 +387,9 @@ def evaluate(
     if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
         grouping = derive_groups(codes, [_as_id(label) for label in labels], groups, knobs=head.knobs)
         groups, note = list(grouping.groups), grouping.note()
+    apart = len({given[i.sample_id] for i in chosen})
+    if note is None and apart > len({i.group for i in chosen}):
+        note = f"{apart} groups became {len(set(groups))}: the export found that some show one part."
     acceptance, rejected = None, None
     of_head = [class_names[class_id] for class_id in head.class_ids]
     if good:

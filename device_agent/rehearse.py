@@ -23,7 +23,7 @@ from device_agent.labelling import class_name
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime
 from device_agent.shift import DEVICE, Coded, Line, Point, Policy, Shift, Test, checkpoints, replay
-from device_agent.unseen import LEARNED, Copies, find_copies, parts_of
+from device_agent.unseen import LEARNED, Copies, find_copies, grouped_as_split, parts_of
 from sdk.bundle import Bundle
 from sdk.class_names import spelled
 from sdk.errors import BadImages, LabelError
@@ -197,7 +197,7 @@ def rehearse(
     """
     began_s = time.monotonic()
     known = [*bundle.class_names().values(), *bundle.manifest.split.held_back]
-    images = images.spelled(known)
+    images = grouped_as_split(bundle, images.spelled(known))
     _check_names(images, known)
     if plan.hold_back is not None:
         plan = replace(plan, hold_back=spelled(plan.hold_back, [*known, *images.classes]))

@@ -4,6 +4,7 @@ A picture is known by the SHA-256 of its file, as the recorded split has it. Who
 with another program, gives all of it new bytes: the pictures look new and flatter every score, for the head knows
 them. Their codes tell: a copy's code lies where the learned one's does. Rules this module keeps:
 
+- Images are in the groups that the bundle's split had them in, where it says so: no part is evidence twice.
 - Files first, then groups, then codes: nothing is coded that the first two leave out.
 - Alike is measured by what is usual among learned samples of the same class, so that good parts of a steady line,
   which all look the same, are not taken for copies.
@@ -13,7 +14,7 @@ them. Their codes tell: a copy's code lies where the learned one's does. Rules t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from sdk.bundle import BaseSamples, Bundle
 from sdk.codes import Codes, code_digest
 from sdk.errors import BadImages
+from sdk.grouping import Union
 from sdk.images import ImageSet, LabelledImage
 from sdk.moments import Ints
 from sdk.shelf import strips
@@ -59,6 +61,21 @@ class Copies:
     def left(self) -> Bools:
         """(n,) bool: the others."""
         return ~(self.copies | self.kin)
+
+
+def grouped_as_split(bundle: Bundle, images: ImageSet) -> ImageSet:
+    """Return the images in their groups, those joined that have images of one group of the bundle's split.
+
+    An export may have found by their pixels that two groups, or files that nobody grouped, show one part. A group
+    is never divided, and of images that are new to the bundle it keeps the new ones. The smallest of the joined
+    ids stands for all.
+    """
+    recorded = bundle.split_groups()
+    joined, first = Union(sorted({image.group for image in images.images})), dict[int, str]()
+    for image in images.images:
+        if (number := recorded.get(image.sample_id)) is not None:
+            joined.join(first.setdefault(number, image.group), image.group)
+    return replace(images, images=tuple(replace(i, group=joined.root(i.group)) for i in images.images))
 
 
 def parts_of(bundle: Bundle, images: ImageSet) -> dict[bytes, Part]:

@@ -272,7 +272,7 @@ def export_bundle(
         papers = Papers(request.data_licence, _parents(request))
         entries, files = _forms(kept, backbone, golden_frames, learned, None if summed is None else coded)
         files[CARD_NAME] = card(report, papers).encode(errors="replace")
-        files[SPLIT_FILE] = split_bytes([image.sample_id for image in images.images], learned.parts)
+        files[SPLIT_FILE] = split_bytes([i.sample_id for i in images.images], learned.parts, images.groups)
         manifest = _manifest(report, learned, backbone, entries, sizes)
         files[MLBOM_NAME] = mlbom(report, papers, manifest, files)
         try:

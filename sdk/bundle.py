@@ -395,15 +395,23 @@ def golden_bytes(frames: npt.NDArray[np.uint8], by_precision: Mapping[str, Golde
     return save_tensors(tensors)
 
 
-def split_bytes(sample_ids: Sequence[bytes], parts: Sequence[Part]) -> bytes:
-    """Return the split file: every image of the set, by sample id, with its part."""
+def split_bytes(sample_ids: Sequence[bytes], parts: Sequence[Part], groups: Sequence[str] | None = None) -> bytes:
+    """Return the split file: every image of the set, by sample id, with its part.
+
+    Args:
+        sample_ids: Of the whole set.
+        parts: Of each.
+        groups: Of each, those that were divided among the parts; their names are not written. None: not known.
+    """
     n = len(sample_ids)
-    return save_tensors(
-        {
-            "sample_ids": _rows(b"".join(sample_ids), n, 32),
-            "parts": np.array([_PARTS.index(part) for part in parts], np.uint8),
-        }
-    )
+    tensors = {
+        "sample_ids": _rows(b"".join(sample_ids), n, 32),
+        "parts": np.array([_PARTS.index(part) for part in parts], np.uint8),
+    }
+    if groups is None:
+        return save_tensors(tensors)
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    return save_tensors(tensors | {"groups": np.array([number[group] for group in groups], np.uint32)})
 
 
 def _rows(data: bytes, n: int, width: int) -> npt.NDArray[np.uint8]:
@@ -664,6 +672,23 @@ class Bundle:
         if n and int(t["parts"].max()) >= len(_PARTS):
             raise BadFormat(f"{what}: a part is unknown", hint="Export the bundle again.")
         return {bytes(s): _PARTS[int(p)] for s, p in zip(t["sample_ids"], t["parts"], strict=True)}
+
+    def split_groups(self) -> dict[bytes, int]:
+        """Return the group that each image of the exporter's set was divided with, by sample id, as a number.
+
+        Empty where the split file does not say: older exporters did not write it.
+
+        Raises:
+            BadFormat: the split file does not hold one for each image.
+        """
+        what = self.manifest.split.file
+        t = _load(self._read(what), what)
+        if "groups" not in t:
+            return {}
+        n = len(t["groups"])
+        _expect(t, what, "groups", np.uint32, (n,))
+        _expect(t, what, "sample_ids", np.uint8, (n, 32))
+        return {bytes(s): int(g) for s, g in zip(t["sample_ids"], t["groups"], strict=True)}
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file that the manifest lists.

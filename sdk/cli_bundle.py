@@ -94,6 +94,7 @@ def verify(path: Path, as_json: bool) -> None:
         summed = max(summed, len(opened.base(entry.precision).summed))
         opened.golden(entry.precision)
     opened.parts()
+    opened.split_groups()
     lineage_of(opened)
     facts = {
         "ok": True,

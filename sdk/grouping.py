@@ -141,7 +141,7 @@ def derive_groups(
     if threshold is None:
         return as_given
     ids = [names[i] for i in order]
-    joined = _Union(sorted(set(ids)))
+    joined = Union(sorted(set(ids)))
     together: list[tuple[str, str]] = []
     skipped: list[bytes] = []
     for c in range(int(y.max()) + 1):
@@ -377,18 +377,21 @@ def _average_linkage(S: Float32, size: Float32, threshold: float) -> list[tuple[
     return joins
 
 
-class _Union:
+class Union:
     """Which group ids were joined; the smallest stands for all."""
 
     def __init__(self, names: Sequence[str]) -> None:
+        """Begin with each of these ids alone."""
         self._parent = {name: name for name in names}
 
     def root(self, name: str) -> str:
+        """Return the id that stands for this one."""
         while self._parent[name] != name:
             self._parent[name] = self._parent[self._parent[name]]
             name = self._parent[name]
         return name
 
     def join(self, one: str, other: str) -> None:
+        """Let two be one."""
         low, high = sorted((self.root(one), self.root(other)))
         self._parent[high] = low

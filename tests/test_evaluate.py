@@ -14,7 +14,10 @@ from pathlib import Path
 import cv2
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from device_agent.decisions import JudgedImage
 from device_agent.evaluate import Evaluation, accept, evaluate, judge
@@ -23,9 +26,9 @@ from device_agent.outlook import look_ahead
 from device_agent.rehearse import Plan
 from device_agent.rehearse import _parts as rehearsed
 from device_agent.runtime import base_head, open_runtime
-from device_agent.unseen import not_learned
-from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, write_bundle
-from sdk.errors import BadImages, UnknownClassError
+from device_agent.unseen import grouped_as_split, not_learned
+from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, split_bytes, write_bundle
+from sdk.errors import BadFormat, BadImages, UnknownClassError
 from sdk.head import Knobs
 from sdk.images import ImageSet, LabelledImage, decode, open_images
 from sdk.splits import Part
@@ -62,6 +65,55 @@ def test_all_means_all_that_was_not_learned(bundle: Bundle, folder: Path) -> Non
     result = run(bundle, open_images(folder), part="all")
     assert result.accuracy.images == 4 * 12
     assert result.left_out_other_part == 0
+
+
+def in_pairs(bundle: Bundle, images: ImageSet, out: Path, numbers: bytes | None = None) -> Bundle:
+    """Return the bundle as an export leaves it that found every two test pictures, of two classes, alike."""
+    files = {name: (bundle.path / name).read_bytes() for name in bundle.file_names() if name != MANIFEST_NAME}
+    parts = bundle.parts()
+    test = [image.sample_id for image in images.images if parts[image.sample_id] is Part.TEST]
+    half = len(test) // 2
+    group = {sample: f"pair {i % half}" for i, sample in enumerate(test)}
+    said = [group.get(sample, sample.hex()) for sample in parts]
+    split = split_bytes(list(parts), list(parts.values()), said)
+    files[bundle.manifest.split.file] = split if numbers is None else numbers
+    return write_bundle(out, files, bundle.manifest)
+
+
+def test_groups_that_the_split_joined_are_one_part_here_too(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    """The export joined them by their pixels, whatever their labels; nobody named groups."""
+    images = replace(open_images(folder), has_groups=True)
+    assert bundle.split_groups() == {}
+    alone, paired = run(bundle, images), run(in_pairs(bundle, images, tmp_path / "paired"), images)
+    assert (alone.accuracy.images, alone.accuracy.groups, alone.groups_note) == (24, 24, None)
+    assert (paired.accuracy.images, paired.accuracy.groups) == (24, 12)
+    assert paired.groups_note == "24 groups became 12: the export found that some show one part."
+    assert len({each.group for each in paired.decisions}) == 12
+
+
+def test_a_new_picture_of_a_joined_group_goes_where_the_group_went(
+    bundle: Bundle, folder: Path, tmp_path: Path
+) -> None:
+    """And a group that somebody named is never divided: both of its pictures' pairs become one."""
+    images, parts = open_images(folder), bundle.parts()
+    test = [image for image in images.images if parts[image.sample_id] is Part.TEST]
+    new = replace(test[0], sample_id=bytes(32))
+    named = replace(test[1], group=test[0].group)
+    found = grouped_as_split(
+        in_pairs(bundle, images, tmp_path / "paired"), replace(images, images=(test[0], named, *test[12:14], new))
+    )
+    assert {image.group for image in found.images} == {min(image.group for image in (test[0], *test[12:14]))}
+
+
+@pytest.mark.parametrize("numbers", [np.zeros(3, np.uint32), np.zeros(96, np.int64), np.zeros((96, 1), np.uint32)])
+def test_groups_of_a_split_that_do_not_add_up_are_refused(
+    bundle: Bundle, folder: Path, tmp_path: Path, numbers: npt.NDArray[np.generic]
+) -> None:
+    images, parts = open_images(folder), bundle.parts()
+    whole = load_tensors(split_bytes(list(parts), list(parts.values())))
+    wrong = in_pairs(bundle, images, tmp_path / "wrong", save_tensors({**whole, "groups": numbers}))
+    with pytest.raises(BadFormat):
+        wrong.split_groups()
 
 
 def test_classes_written_otherwise_are_the_same_ones(bundle: Bundle, folder: Path, tmp_path: Path) -> None:

@@ -117,6 +117,18 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     )
 
 
+def test_the_split_file_says_which_images_were_divided_together(pictures: Path, frozen: Made) -> None:
+    """By number: what groups are called is the exporter's own affair, but for those learned from."""
+    _, bundle = frozen
+    together: dict[str, set[int]] = {}
+    numbers, images = bundle.split_groups(), open_images(pictures)
+    for image in images.images:
+        together.setdefault(image.group, set()).add(numbers[image.sample_id])
+    assert set(numbers) == set(bundle.parts())
+    assert all(len(each) == 1 for each in together.values())
+    assert len(set.union(*together.values())) == len(set(images.groups))
+
+
 def test_a_large_set_has_exemplars_and_sums_and_the_same_head(
     pictures: Path, weights: str, frozen: Made, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ from device_agent.rehearse import (
 from device_agent.runtime import base_head, open_runtime
 from device_agent.shift import DEVICE, WITHDRAWN, Coded, Line, Point, Policy, Shift, Test, checkpoints, withdraw
 from device_agent.store import Store
-from sdk.bundle import BaseSamples, Bundle
+from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, split_bytes, write_bundle
 from sdk.codes import Codes
 from sdk.console import Console
 from sdk.errors import BadImages
@@ -427,6 +427,21 @@ def test_the_advice_follows_the_curve(balanced: list[float], joint: float, advic
 def test_features_are_blamed_on_evidence_only(labels: int, high: float, advice: str) -> None:
     said = advise([shifts(Policy.QUEUE, [0.5, 0.55])], point(labels, 0.6), 100, Basis(high, 7, 5))
     assert advice in said
+
+
+def test_a_shift_counts_parts_as_the_split_did(held_back: Bundle, images: ImageSet, tmp_path: Path) -> None:
+    """Of three parts nothing is sure, however many pictures; labels of no meaning make the heads weak."""
+    files = {n: (held_back.path / n).read_bytes() for n in held_back.file_names() if n != MANIFEST_NAME}
+    parts = held_back.parts()
+    groups = [f"{part.value} {i % 3}" for i, part in enumerate(parts.values())]
+    files[held_back.manifest.split.file] = split_bytes(list(parts), list(parts.values()), groups)
+    joined = write_bundle(tmp_path / "joined", files, held_back.manifest)
+    drawn = tuple(replace(image, label=EVERY[image.sample_id[0] % 4]) for image in images.images)
+    alone, together = (
+        run(bundle, replace(images, images=drawn), Plan(1)).advice for bundle in (held_back, joined)
+    )
+    assert "the features are the limit, so" in alone
+    assert "of 3 groups" in together
 
 
 @pytest.mark.parametrize(
