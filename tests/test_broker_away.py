@@ -15,7 +15,8 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client import generate_latest
 
-from sdk.errors import FleetError
+from sdk.errors import BrokerError, FleetError
+from sdk.fleet import port_holder
 from sdk.fleet.broker import REVIVE_EVERY_S, Mosquitto, Reviver
 from sdk.fleet.hearing import PATIENCE_S, Hearing
 from sdk.fleet.metrics import FleetMetrics
@@ -160,6 +161,40 @@ def test_a_broker_of_our_own_that_was_killed_is_started_anew(tmp_path: Path) -> 
     assert "ended with status -9" in said["reason"]
     with pytest.raises(OSError, match="refused"):
         socket.create_connection((settings.host, settings.port), timeout=60)
+
+
+@pytest.mark.broker
+def test_a_service_that_was_killed_leaves_no_broker_in_the_way_of_the_next(tmp_path: Path) -> None:
+    """Its orphan held the port, and the same command ended with "choose another port"."""
+    settings = MqttSettings.at(free_address())
+    killed = Served(tmp_path, settings, "--start-broker")
+    (orphan,) = children_of(killed.process.pid)
+    killed.kill()
+    assert port_holder.holder(settings.port) == orphan
+    served = Served(tmp_path, settings, "--start-broker")
+    (broker,) = children_of(served.process.pid)
+    assert port_holder.holder(settings.port) == broker != orphan
+    with LiveDevice(settings, "a") as device:
+        device.label(1)
+        wait_for(lambda: not device.outbox, what="its label")
+    served.stop()
+
+
+@pytest.mark.broker
+def test_a_broker_that_serves_somebody_is_left_to_them_and_named(mosquitto: Mosquitto) -> None:
+    with pytest.raises(BrokerError, match="in use") as refused:
+        Mosquitto(mosquitto.port).start()
+    assert f"Process {mosquitto.pid} has it (" in refused.value.hint
+    assert "mosquitto -c " in refused.value.hint
+    assert port_holder.holder(mosquitto.port) == mosquitto.pid
+
+
+def test_what_is_no_broker_of_ours_is_left_on_its_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert port_holder.end_abandoned(port, 1.0) is None
+        assert port_holder.holder(port) == os.getpid()
+    assert port_holder.holder(port) is None
 
 
 @pytest.mark.broker

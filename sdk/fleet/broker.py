@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import shutil
@@ -20,9 +21,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from sdk.errors import BrokerError
+from sdk.fleet import port_holder
 from sdk.mqtt import MAX_INFLIGHT, MqttSettings
 
 START_TIMEOUT_S: Final = 10.0
@@ -46,6 +48,8 @@ _FAULT: Final = re.compile(
     rb"^(?:\d+: )?(Error(?:: Unable to (?:open|load)| opening | when reloading |:.* acl_file).*)$", re.MULTILINE
 )
 """What it says of a file that it cannot read or take; what it says of a client's connection begins otherwise."""
+log = logging.getLogger(__name__)
+
 _SEARCH: Final = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
 """Debian keeps the broker out of an ordinary user's PATH."""
 
@@ -134,6 +138,8 @@ def find_mosquitto(path: str | None = None) -> Path:
 class Mosquitto:
     """A Mosquitto as a child process on a loopback port, for as long as the `with` block.
 
+    One that a killed process left on the port is ended first (`sdk.fleet.port_holder`).
+
     Args:
         port: Where to listen; 0 takes a free port, the same again after a restart.
         limits: What it may use.
@@ -163,6 +169,7 @@ class Mosquitto:
         self._child: subprocess.Popen[bytes] | None = None
         self._ended: str | None = None  # how it ended by itself, until it runs again
         self._folder: Path | None = None
+        self._lock: IO[bytes] | None = None  # says that the folder is ours
 
     @property
     def settings(self) -> MqttSettings:
@@ -185,6 +192,9 @@ class Mosquitto:
         self._clear()
 
     def _clear(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -197,7 +207,8 @@ class Mosquitto:
         """
         binary = self._binary or find_mosquitto()
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="headway-broker-"))
+            self._folder = Path(tempfile.mkdtemp(prefix=port_holder.FOLDER_PREFIX))
+            self._lock = port_holder.lock_folder(self._folder)
         # A free port may be taken between our looking and the broker's binding: look again.
         attempts = PORT_ATTEMPTS if self._any_port else 1
         for attempt in range(1, attempts + 1):
@@ -211,16 +222,17 @@ class Mosquitto:
             except _PortTaken as error:
                 if attempt == attempts:
                     self._clear()
-                    raise BrokerError(
-                        f"port {self.port} of this machine is in use", hint="Choose another port for the broker."
-                    ) from error
+                    raise BrokerError(f"port {self.port} of this machine is in use", hint=str(error)) from error
             else:
                 self._any_port = False
                 return
 
     def _start_once(self, binary: Path, folder: Path) -> None:
         if not _is_free(self.port):
-            raise _PortTaken
+            abandoned = port_holder.end_abandoned(self.port, STOP_TIMEOUT_S)
+            if abandoned is None:
+                raise _PortTaken(_whose(self.port))
+            log.warning("ended the broker (process %d) that a killed service left on its port", abandoned)
         config = folder / "mosquitto.conf"
         errors = folder / LOG_NAME if self._pid_file is None else _log_beside(self._pid_file)
         config.write_text(self._config(self.port), encoding="utf-8")
@@ -260,7 +272,7 @@ class Mosquitto:
             else:
                 time.sleep(0.01)
         if b"Address already in use" in errors.read_bytes():
-            raise _PortTaken
+            raise _PortTaken(_whose(self.port))
         raise BrokerError(
             f"Mosquitto ended with status {child.returncode}: {_last_line(errors)}",
             hint="Mosquitto 2.0 or newer is needed.",
@@ -444,7 +456,16 @@ class Reviver:
 
 
 class _PortTaken(Exception):
-    pass
+    """Says what to do about it."""
+
+
+def _whose(port: int) -> str:
+    pid = port_holder.holder(port)
+    if pid is None:
+        return "Choose another port for the broker."
+    return (
+        f"Process {pid} has it ({port_holder.command_of(pid)}): end that, or choose another port for the broker."
+    )
 
 
 def _free_port() -> int:

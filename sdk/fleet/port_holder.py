@@ -1,0 +1,109 @@
+"""Who listens on a port of this machine; and the broker of ours that a killed service left there.
+
+A broker outlives a service that gets no chance to end it (`kill -9`, no memory left), and holds the port that the
+same command needs. A signal at the parent's death does not help: the kernel forgets it where Mosquitto becomes
+another user, and sends it when the thread ends that started the broker. So who runs a broker holds a lock in the
+folder of its configuration, which the system lets go with the process, and a broker in whose folder nobody does is
+nobody's any more. All of this reads Linux's /proc; elsewhere nobody is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import IO, Final
+
+FOLDER_PREFIX: Final = "headway-broker-"
+"""Of the folder that a broker of ours has its configuration in."""
+LOCK_NAME: Final = "owner.lock"
+_LISTENS: Final = "0A"
+"""TCP_LISTEN, as /proc/net/tcp has it."""
+_MAX_COMMAND: Final = 120
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Say that a broker's folder is this process's, for as long as what this returns is open."""
+    lock = (folder / LOCK_NAME).open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+def end_abandoned(port: int, timeout_s: float) -> int | None:
+    """End the broker of ours on a port whose service is dead; return its process id, None where there is none.
+
+    Args:
+        port: Of this machine.
+        timeout_s: It is killed where it has not ended after this long; so long once more this waits for that.
+    """
+    pid = holder(port)
+    folder = None if pid is None else _broker_folder(pid)
+    if pid is None or folder is None:
+        return None
+    try:
+        with (folder / LOCK_NAME).open("rb") as lock:
+            # Held on to, so that no other service that starts now ends it too, and then its own.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for how in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, how)
+                deadline = time.monotonic() + timeout_s
+                while time.monotonic() < deadline:
+                    if holder(port) != pid:
+                        shutil.rmtree(folder, ignore_errors=True)
+                        return pid
+                    time.sleep(0.01)
+    except OSError:  # the lock is held, or missing, or it is another user's
+        return None
+    return None
+
+
+def holder(port: int) -> int | None:
+    """Return the process that listens on a port; None where there is none, or nothing says so."""
+    wanted = {f"socket:[{inode}]" for inode in _listening(port)}
+    if not wanted:
+        return None
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            for handle in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(handle) in wanted:
+                        return int(process.name)
+    return None
+
+
+def command_of(pid: int) -> str:
+    """Return how a process was started, in short; empty where nothing says so."""
+    return " ".join(_arguments(pid))[:_MAX_COMMAND]
+
+
+def _listening(port: int) -> set[str]:
+    """Return the inodes of the sockets that listen on a port."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
+                local, state, inode = (line.split()[at] for at in (1, 3, 9))
+                if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
+                    found.add(inode)
+    return found
+
+
+def _broker_folder(pid: int) -> Path | None:
+    """Return where a broker of ours has its configuration; None where a process is none."""
+    program, *arguments = _arguments(pid) or [""]
+    if Path(program).name != "mosquitto" or len(arguments) != 2 or arguments[0] != "-c":
+        return None
+    folder = Path(arguments[1]).parent
+    return folder if folder.name.startswith(FOLDER_PREFIX) else None
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path("/proc", str(pid), "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
