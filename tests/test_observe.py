@@ -42,8 +42,9 @@ def test_prometheus_reads_what_the_agent_did(images: Path, bundle: Bundle) -> No
         wait_for(lambda: agent.state().camera.state == "ended")
         port = agent.metrics_port
         assert port is not None
-        # The last frame is decided a moment before its time is counted.
+        # A frame is decided a moment before its time is counted, and counted by the thread that stores it.
         wait_for(lambda: scraped(port)["headway_frame_latency_seconds_count"] == COUNT)
+        wait_for(lambda: scraped(port)["headway_frames_total"] == COUNT)
         found = scraped(port)
         assert found["headway_frames_total"] == COUNT
         assert found["headway_frame_latency_seconds_count"] == COUNT
