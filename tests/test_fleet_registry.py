@@ -29,6 +29,7 @@ from sdk.labels import (
     DefineClass,
     Entry,
     KeepApart,
+    Label,
     MergeClasses,
     Record,
     RenameClass,
@@ -53,6 +54,7 @@ def judged(
     device: str = "a",
     highest: int = 0,
     class_entries: int | None = None,
+    classes: frozenset[bytes] = frozenset(),
 ) -> Verdict:
     stored = stored or []
     standing = Standing(Chain(device))
@@ -67,6 +69,7 @@ def judged(
         highest_counter=highest,
         feature_sizes=SIZES,
         class_entries=class_entries,
+        classes=classes,
     )
 
 
@@ -180,6 +183,28 @@ def test_so_many_entries_about_classes_are_taken_and_the_labels_before_the_next(
         assert (verdict.refused is None) == (taken == whole)
     again = judged(log, stored=log[:-1], class_entries=1)
     assert again.accepted == tuple(log[-1:])  # those that were taken before are not counted again
+
+
+def test_the_first_label_of_a_class_that_nobody_has_named_is_about_classes() -> None:
+    """3,000 labels of a class each were taken, and every line's learner kept 3,000 classes."""
+    device, (one, other) = SimDevice("a"), (b"1" * 16, b"2" * 16)
+    for number, class_id in enumerate((one, one, other, None, other)):
+        device.write(Label(bytes([number]) * 32, class_id, "ann"))
+    for left, taken in ((0, 0), (1, 2), (2, 5), (None, 5)):
+        verdict = judged(device.log, class_entries=left)
+        assert len(verdict.accepted) == taken
+        assert (verdict.refused is None) == (taken == 5)
+    assert (verdict.class_entries, set(verdict.new_classes)) == (2, {one, other})
+    known = judged(device.log, class_entries=1, classes=verdict.new_classes - {one})
+    assert (len(known.accepted), known.class_entries, set(known.new_classes)) == (5, 1, {one})
+
+
+def test_a_label_of_a_class_that_its_device_defined_costs_nothing_more() -> None:
+    device = SimDevice("a")
+    device.write(DefineClass(b"1" * 16, "pit", "ann"))
+    device.write(Label(b"s" * 32, b"1" * 16, "ann"))
+    verdict = judged(device.log, class_entries=1)
+    assert (len(verdict.accepted), verdict.class_entries) == (2, 1)
 
 
 def test_a_device_has_its_budget_back_in_time_and_no_other_devices() -> None:

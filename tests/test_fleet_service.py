@@ -18,7 +18,7 @@ from sdk.fleet.database import DATABASE_NAME
 from sdk.fleet.garbage import WANTED_S
 from sdk.fleet.registry import CLASS_ENTRIES_BURST
 from sdk.fleet.store import FleetStore
-from sdk.labels import MAX_COUNTER_JUMP, DefineClass, Record
+from sdk.labels import MAX_COUNTER_JUMP, DefineClass, Label, Record
 from sdk.mqtt import Message, Publication
 from sdk.wire import (
     Ack,
@@ -291,6 +291,17 @@ def test_what_one_device_says_of_classes_is_taken_in_its_turn_and_its_labels_wit
     fleet.run(fleet.in_sync)
     with fleet.store.read() as ledger:
         assert ledger.devices()[0].refused is None
+
+
+def test_labels_of_classes_that_nobody_has_named_are_taken_in_their_turn(fleet_dir: Path) -> None:
+    fleet = fleet_of(fleet_dir, "a")
+    (device,) = fleet.devices
+    for number in range(CLASS_ENTRIES_BURST + 3):
+        device.write(Label(number.to_bytes(32, "big"), number.to_bytes(16, "big"), "anna"))
+    fleet.run(lambda: bool(device.refusals))
+    assert f"entry {CLASS_ENTRIES_BURST + 1} of a is one too many about classes" in device.refusals[0]
+    assert device.acknowledged == CLASS_ENTRIES_BURST
+    fleet.run(fleet.in_sync)
 
 
 def test_a_device_whose_store_was_restored_from_an_old_copy_is_refused(fleet_dir: Path) -> None:

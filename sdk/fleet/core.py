@@ -78,6 +78,7 @@ class FleetCore:
         self._seeding = Seeding(store, self._saying, self._notices, channels, report)
         self._waves = Waves(store, self._seeding, self._notices, channels, report)
         self._class_entries = Budgets(CLASS_ENTRIES_BURST, CLASS_ENTRIES_PER_S)
+        self._classes: set[bytes] = set()  # that somebody has named since the start; each was in a budget
         self._greeted: set[str] = set()  # devices that were told where their log ends since they came online
         self._ahead = Ahead(store.came_back)
         self._poll_due = 0.0
@@ -224,7 +225,8 @@ class FleetCore:
 
     def _take(self, ledger: Ledger, device: str, batch: LabelBatch, now: float) -> Taken:
         left = self._class_entries.left(device, now)
-        taken = ledger.take(device, batch.records, self._sizes, left)
+        taken = ledger.take(device, batch.records, self._sizes, left, self._classes)
+        self._classes |= taken.verdict.new_classes
         self._class_entries.spend(device, taken.verdict.class_entries, now)
         return taken
 

@@ -7,6 +7,7 @@ Values in, values out; no database, socket or clock. `sdk.fleet.store` keeps wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -14,11 +15,13 @@ from sdk.codes import MAX_FEATURE_SIZE
 from sdk.errors import LabelError
 from sdk.labels import (
     MAX_COUNTER_JUMP,
+    Body,
     Chain,
     CodeRecord,
     DefineClass,
     Entry,
     KeepApart,
+    Label,
     MergeClasses,
     Record,
     RenameClass,
@@ -35,7 +38,8 @@ WANT_CHUNKS_PER_S: Final = 128.0
 CLASS_ENTRIES_BURST: Final = 1000
 CLASS_ENTRIES_PER_S: Final = 120 / 3600
 """What one device may say about classes, their definitions, names and merges: at once the log of a station that
-was by itself for years, then two a minute. Everybody keeps all of it for good, and every page lists it."""
+was by itself for years, then two a minute. Everybody keeps all of it for good, and every page lists it. The first
+label of a class that the service has not heard of counts too: such a class needs no definition."""
 LOG_WINDOW_BYTES: Final = 2 * 1024 * 1024
 """A device asks again every two seconds while it is behind: about 700 records of d = 1280 a second."""
 LOG_RESEND_S: Final = 5.0
@@ -88,6 +92,8 @@ class Verdict:
         duplicates: Records that were stored before.
         refused: The first entry that is not taken, and why; nothing after it was looked at.
         gap: The batch begins after entries that have not come yet; the device sends from the acknowledged one.
+        class_entries: How many of the accepted records are about classes, or the first to name one.
+        new_classes: Those that the accepted records are the first to name.
     """
 
     accepted: tuple[Record, ...]
@@ -95,11 +101,8 @@ class Verdict:
     duplicates: int = 0
     refused: Refusal | None = None
     gap: bool = False
-
-    @property
-    def class_entries(self) -> int:
-        """How many of the accepted records are about classes."""
-        return sum(isinstance(record.entry.body, AboutClasses) for record in self.accepted)
+    class_entries: int = 0
+    new_classes: frozenset[bytes] = frozenset()
 
 
 def judge(
@@ -111,6 +114,7 @@ def judge(
     highest_counter: int,
     feature_sizes: Mapping[bytes, int],
     class_entries: int | None = None,
+    classes: AbstractSet[bytes] = frozenset(),
 ) -> Verdict:
     """Decide which records of a batch extend a device's log.
 
@@ -123,10 +127,16 @@ def judge(
         feature_sizes: Length of a code by feature space, where the service knows the space.
         class_entries: How many entries about classes may be taken now; None for any number. One beyond is refused
             for now: the device sends it again, and what follows, within a minute.
+        classes: Those that were named before; a label with any other is about classes too.
     """
     accepted: list[Record] = []
+    new_classes: set[bytes] = set()
     duplicates = about_classes = 0
     fresh: dict[int, bytes] = {}
+
+    def verdict(refused: Refusal | None = None, *, gap: bool = False) -> Verdict:
+        return Verdict(tuple(accepted), standing, duplicates, refused, gap, about_classes, frozenset(new_classes))
+
     for record in records:
         entry = record.entry
         if entry.device == device and entry.seq <= standing.chain.seq:
@@ -135,22 +145,32 @@ def judge(
                 duplicates += 1
                 continue
             reason = f"another entry {entry.seq} of {device} is stored already"
-            return Verdict(tuple(accepted), standing, duplicates, _refusal(entry.seq, reason))
+            return verdict(_refusal(entry.seq, reason))
         if entry.device == device and entry.seq > standing.chain.seq + 1:
-            return Verdict(tuple(accepted), standing, duplicates, gap=True)
+            return verdict(gap=True)
         try:
             _check_content(record, device, standing, highest_counter, feature_sizes)
             chain = standing.chain.follow(entry)
-            about_classes += isinstance(entry.body, AboutClasses)
-            if class_entries is not None and about_classes > class_entries:
+            named = _class_of(entry.body)
+            first = named is not None and named not in classes and named not in new_classes
+            costs = isinstance(entry.body, AboutClasses) or first
+            if class_entries is not None and about_classes + costs > class_entries:
                 raise _too_many(entry)
         except LabelError as error:
-            return Verdict(tuple(accepted), standing, duplicates, _refusal(entry.seq, str(error)))
+            return verdict(_refusal(entry.seq, str(error)))
+        about_classes += costs
+        if first and named is not None:
+            new_classes.add(named)
         standing = Standing(chain, entry.counter)
         highest_counter = max(highest_counter, entry.counter)
         fresh[entry.seq] = chain.last_hash
         accepted.append(record)
-    return Verdict(tuple(accepted), standing, duplicates)
+    return verdict()
+
+
+def _class_of(body: Body) -> bytes | None:
+    """Return the class that an entry brings into use: a defined one, or a label's."""
+    return body.class_id if isinstance(body, DefineClass | Label) else None
 
 
 def _check_content(
@@ -182,7 +202,7 @@ def _too_many(entry: Entry) -> LabelError:
     return LabelError(
         f"entry {entry.seq} of {entry.device} is one too many about classes: {CLASS_ENTRIES_BURST} may come at "
         f"once, then {hourly} an hour; it and what follows it are taken in their turn",
-        hint="If nobody renames or defines so many there, look at the device.",
+        hint="If nobody renames, defines or labels with so many there, look at the device.",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,13 +85,14 @@ class UnionLedger(ChannelLedger):
         records: Sequence[Record],
         feature_sizes: Mapping[bytes, int],
         class_entries: int | None = None,
+        classes: AbstractSet[bytes] = frozenset(),
     ) -> Taken:
         """Store what a device's batch adds to its log, at the end of its channel's union.
 
         Args:
             device: Whose.
             records: The batch.
-            feature_sizes, class_entries: As of `sdk.fleet.registry.judge`.
+            feature_sizes, class_entries, classes: As of `sdk.fleet.registry.judge`.
 
         Raises:
             UnknownDevice: the device was never registered.
@@ -109,6 +111,7 @@ class UnionLedger(ChannelLedger):
             highest_counter=self.highest_counter(channel.name),
             feature_sizes=feature_sizes,
             class_entries=class_entries,
+            classes=classes,
         )
         if any(isinstance(record.entry.body, MergeClasses | KeepApart) for record in verdict.accepted):
             self._hold_merges(channel.name, device)
