@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import threading
@@ -22,6 +23,7 @@ from device_agent.store import Store
 from sdk.bundle import Bundle
 from sdk.errors import BadSignature, FleetError, StoreCorrupt, UnknownDevice
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_of, name_database
+from sdk.fleet.page.view import FleetView
 from sdk.fleet.schema import MIGRATIONS, SCHEMA_REVISION
 from sdk.fleet.store import FleetStore, Ledger
 from sdk.fleet.tables import Base
@@ -385,6 +387,30 @@ def test_a_code_of_a_wrong_length_taken_before_its_space_was_known_counts_nowher
         assert headway(capsys, "fleet", command, "--dir", fleet_dir).code == 0
     told = headway(capsys, "fleet", "devices", "--dir", fleet_dir)
     assert "records that contradict themselves and count nowhere: 1\n" in told.out
+
+
+def test_a_damaged_release_takes_away_no_view_of_the_devices(
+    fleet_dir: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FleetStore(fleet_dir) as store:
+        publication = store.publish(bundle, channel="default")
+        with store.write() as ledger:
+            ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
+    for digest in publication.release.digests()[1:]:
+        (fleet_dir / "chunks" / digest).unlink()
+    told = headway(capsys, "fleet", "devices", "--dir", fleet_dir)
+    assert told.code == 0
+    assert "line-1" in told.out
+    assert "what the channel has learned is not known" in told.out
+    told = headway(capsys, "fleet", "devices", "--dir", fleet_dir, "--json")
+    (device,), (channel,) = (json.loads(told.out)[of] for of in ("devices", "channels"))
+    assert (device["in_sync"], device["head_agrees"], channel["live_set_digest"]) == (None, None, None)
+    with FleetStore(fleet_dir) as store:
+        (shown,) = FleetView(store).fleet()["channels"]
+        assert "headway fleet publish" in shown["without_effect"][0]
+        store.publish(bundle, channel="default")
+        assert store.live_set("default") is not None
+    assert "not known" not in headway(capsys, "fleet", "devices", "--dir", fleet_dir).out
 
 
 def test_a_damaged_release_on_the_server_is_noticed(fleet_dir: Path, bundle: Bundle) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from sdk.errors import FleetError
+from sdk.errors import BundleError, FleetError, StoreCorrupt
 from sdk.fleet.cli_classes import classes, merged_words
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
@@ -474,7 +474,13 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
         known = ledger.devices(channel, revoked=True)
         release_names = ledger.release_names()
         away = ledger.broker_away()
-    learned = {name: store.learned(name) for name in channels}
+    learned: dict[str, Learned | None] = {}
+    damaged: dict[str, str] = {}
+    for name in channels:
+        try:
+            learned[name] = store.learned(name)
+        except (BundleError, StoreCorrupt) as error:  # who is there, and how, is known all the same
+            learned[name], damaged[name] = None, str(error)
     live = {name: None if found is None else found.live for name, found in learned.items()}
     holds = [hold_row(hold) for found in learned.values() if found is not None for hold in found.holds]
     folded = [found for found in learned.values() if found is not None]
@@ -483,7 +489,13 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
     return {
         "broker_away": None if away is None else dataclasses.asdict(away),
         "ends": [expiry_row(one, now_utc) for one in ending(store.directory, now_utc)],
-        "channels": [_channel_row(name, current[name], learned[name], lengths[name]) for name in channels],
+        "channels": [
+            {
+                **_channel_row(name, current[name], learned[name], lengths[name]),
+                "damaged": damaged.get(name),
+            }
+            for name in channels
+        ],
         "devices": [
             {
                 **_device_row(device, live.get(device.channel), current[device.channel], release_names),

@@ -110,6 +110,12 @@ def without_effect(channel: dict[str, Any]) -> list[str]:
         channel: As `sdk.fleet.cli.fleet_overview` says it.
     """
     found = []
+    if channel["damaged"]:
+        found.append(
+            f"what the channel has learned is not known: its release cannot be read here: {channel['damaged']}. "
+            f"Publish the bundle of {channel['release']} again (headway fleet publish), or put the fleet's chunks "
+            "back from a backup"
+        )
     if channel["unapplied_labels"]:
         found.append(
             "labels that change nothing, their samples being in the release's sums only: "
