@@ -188,8 +188,13 @@ def test_a_recipe_that_does_not_fit_the_frame_is_refused(
 
 
 def test_a_mask_that_hides_everything_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="hides the whole region"):
+    with pytest.raises(ConfigError, match="no white pixel"):
         cut(noise(400, 300), mask=write_mask(tmp_path, Box(0, 0, 400, 300)))
+    mask = write_mask(tmp_path, Box(0, 0, 300, 300))
+    with pytest.raises(ConfigError, match="hides the whole region"):
+        cut(noise(400, 300), mask=mask, region=(0, 0, 300, 300))
+    with pytest.raises(ConfigError, match="hides the whole region"):
+        Recipe(RecipeSettings(mask=mask, region=(0, 0, 300, 300))).check((300, 400))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no image"], ids=["missing", "empty", "no-image"])
