@@ -111,7 +111,11 @@ def test_only_what_goes_on_says_that_no_restart_is_needed(tmp_path: Path, openin
 
 
 def permissions(file: Path, user: int) -> list[Finding]:
-    return [each for each in examine(file, replace(GOOD, user_id=lambda: user)) if each.area == "permissions"]
+    return [
+        each
+        for each in examine(file, replace(GOOD, user_id=lambda: user, camera_wait_s=0.5))
+        if each.area == "permissions"
+    ]
 
 
 @needs_root
