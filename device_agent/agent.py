@@ -304,7 +304,7 @@ class Agent:
         if serving is not None:
             serving.learner.received(records)
         if any(isinstance(one.entry.body, CodeRecord) and one.code is None for one in records):
-            self._updater.codes_erased()
+            self._updater.look_for_lacking()
 
     def _trigger(self, named: PartLot) -> None:
         self.flow.trigger(*named)
@@ -357,7 +357,14 @@ class Agent:
         full = "the disk was full and the ballast is given up: free space" if self.store.ballast_given_up else None
         sync = None if self._sync is None else self._sync.status().fault
         trigger = None if self.trigger is None else self.trigger.fault
-        return [self._misnamed, self._fault, trigger, self._updater.status().fault, sync, full]
+        return [self._misnamed, self._fault, trigger, self._updater.status().fault, self._lost(), sync, full]
+
+    def _lost(self) -> str | None:
+        lost = self._updater.lost
+        if not lost:
+            return None
+        what = "1 label given here does" if lost == 1 else f"{lost} labels given here do"
+        return f"{what} not count with this release: its features are others, and the pictures are gone or damaged"
 
     def _trust_words(self, release_id: str | None) -> str:
         fault, ends = self._gate.fault, self._gate.ending(self.site.mqtt)
@@ -386,6 +393,7 @@ class Agent:
                 raise fault
             if self.station.serving is None and self._own_bundle is not None:
                 self._serve(None)
+                self._updater.look_for_lacking()  # it may be another bundle than last time
         if fault is not None:
             _log.warning("%s (%s)", fault, fault.hint)
 
@@ -406,6 +414,7 @@ class Agent:
             incumbent=lambda: self._own_bundle,
             masters=self.site.part.masters,
             confirmed=self.station.confirmed,
+            in_use=lambda: None if self.station.serving is None else self.station.serving.pipeline,
         )
 
     def _admit(self, bundle: Bundle) -> Runtime:

@@ -13,12 +13,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
+from device_agent.former_names import FormerNames
 from device_agent.learned import ClassInfo, unheard
 from device_agent.moments import labelled_by
 from device_agent.naming import Naming
 from device_agent.provisional import Changes, joined
 from device_agent.store import Store
 from device_agent.turns import Turns
+from sdk.class_names import key_of
 from sdk.head import Head
 from sdk.labels import REFUSALS, CodeRecord, Fold, Label, Record
 
@@ -54,6 +56,7 @@ class Folded:
         store: Whose log.
         fold: Of the release.
         turns: Told of a record that contradicts itself.
+        former: What the classes of earlier releases were called.
 
     Attributes:
         device: Whose log.
@@ -63,7 +66,7 @@ class Folded:
         is_own: Whether a row was labelled by this station's operators. Needs no lock.
     """
 
-    def __init__(self, store: Store, fold: Fold, turns: Turns) -> None:
+    def __init__(self, store: Store, fold: Fold, turns: Turns, former: FormerNames) -> None:
         self.device = store.device
         self.fold = fold
         self.refused = 0
@@ -72,6 +75,7 @@ class Folded:
         self.naming = Naming.of(fold, store.device)
         self._store = store
         self._turns = turns
+        self._former = former
         self._through = 0  # arrival number of the last record folded
         self._read = 0
         self._changes: Changes = {}  # folded, and taken by nobody to learn
@@ -186,5 +190,10 @@ class Folded:
 
     def name(self, names: dict[bytes, str], class_id: bytes) -> str:
         """Return what people call a class, of the names that there are. A hint without the lock."""
-        # Labels may arrive before the definition of their class: device logs come one after the other.
-        return names.get(self.fold.canonical(class_id), f"class {class_id.hex()[:6]}")
+        name = names.get(self.fold.canonical(class_id))
+        if name is None:
+            # Only an earlier release had it, or its definition is still to come: logs come one after the other.
+            name = self._former.names.get(class_id)
+            if name is None or key_of(name) in map(key_of, names.values()):
+                return f"class {class_id.hex()[:6]}"
+        return name

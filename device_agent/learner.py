@@ -106,7 +106,7 @@ class Learner:
         self._former = FormerNames(store)
         self._former.note(self._base.fold.names_by(RELEASE_DEVICE))
         self._turns = Turns()
-        self._folded = Folded(store, self._base.fold, self._turns)
+        self._folded = Folded(store, self._base.fold, self._turns, self._former)
         self._labelling = Labelling(store, self._folded, embed)
         self._rhythm = Rhythm()
         courtesy, on_change = courtesy or Courtesy(), on_change or (lambda: None)

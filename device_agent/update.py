@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from device_agent.candidate import carry_labels, compare, compare_masters
+from device_agent.candidate import Carried, carry_labels, compare, compare_masters
 from device_agent.courtesy import aside, breathe
 from device_agent.database import disk
 from device_agent.heads_and_updates import UpdateRow
@@ -138,6 +138,7 @@ class Updater:
         incumbent: What serves where no release does: the bundle that the settings name.
         masters: Folder of the station's master parts, which judge a candidate too; None where it keeps none.
         confirmed: The head that serves in a feature space, for that comparison; None where it is not known.
+        in_use: What decides now, whoever brought it; by default the release that an update brought.
         retry_s: First wait before trying again what may help to try again; doubles up to `RETRY_MAX_S`.
         watch_s: A provisional release is committed when nothing has failed for this long.
         clock: Seconds since 1970, for deadlines.
@@ -161,6 +162,7 @@ class Updater:
         incumbent: Callable[[], Bundle | None] = lambda: None,
         masters: Path | None = None,
         confirmed: Callable[[str], Head | None] = lambda _space: None,
+        in_use: Callable[[], Pipeline | None] | None = None,
         retry_s: float = RETRY_S,
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.time,
@@ -181,6 +183,7 @@ class Updater:
         self._incumbent = incumbent
         self._masters = masters
         self._confirmed = confirmed
+        self._in_use = in_use or self._served
         self._retry_s = retry_s
         self._watch_s = watch_s
         self._clock = clock
@@ -193,7 +196,8 @@ class Updater:
         self._stopping = False
         self._verdict: str | None = None  # "" is well
         self._again: str | None = None  # a release found damaged, which may be fetched anew
-        self._erased: float | None = 0.0  # when to look for codes that were erased; None: there are none
+        self._lacking: float | None = 0.0  # when to look for own labels without a code; None: there are none
+        self._lost = 0  # of own labels, those that get none in the release that serves
         self._serving: Release | None = None
         self._status = UpdateStatus()
         self._thread = threading.Thread(target=self._run, name="update", daemon=True)
@@ -255,11 +259,19 @@ class Updater:
             elif newest.state is UpdateState.DOWNLOADING:
                 self._halt.set()
 
-    def codes_erased(self) -> None:
-        """Codes were erased: say those anew that count where the release that serves has its codes."""
+    def look_for_lacking(self) -> None:
+        """Say, in the background, the codes that own labels lack in the feature space of the release that serves.
+
+        To be called when codes were erased, and when a release serves that no update brought.
+        """
         with self._changed:
-            self._erased = 0.0
+            self._lacking = 0.0
             self._changed.notify_all()
+
+    @property
+    def lost(self) -> int:
+        """How many labels given here do not count in the release that serves: their pictures are gone or damaged."""
+        return self._lost
 
     def pending(self, desired: Desired) -> bool:
         """Return whether this is the assignment in force, and its release's files are not all here yet."""
@@ -454,7 +466,7 @@ class Updater:
     def _next(self) -> UpdateRow | None:
         """Return the update to work on, waiting for one; None at the end."""
         while True:
-            self._say_erased()
+            self._say_lacking()
             with self._changed:
                 if self._stopping:
                     return None
@@ -472,7 +484,7 @@ class Updater:
                         continue
                     return row
                 if desired is None or not (unfinished or self._is_new(desired, row)):
-                    looks = None if self._serving is None else self._erased
+                    looks = None if self._in_use() is None else self._lacking
                     self._changed.wait(None if looks is None else max(0.0, looks - time.monotonic()))
                     continue
             if row is not None and unfinished:
@@ -485,19 +497,21 @@ class Updater:
             self._show(row)
             return row
 
-    def _say_erased(self) -> None:
-        """Say the codes anew that the release that serves lacks, where an update does not do it anyway.
+    def _say_lacking(self) -> None:
+        """Say the codes that own labels lack in the release that serves, where an update does not do it anyway.
 
-        A fleet may have erased them while no release in use had their space, and an older agent did not notice.
+        A fleet may have erased them while no release in use had their space, and an older agent did not notice. Or
+        somebody has named another release in the settings.
         """
         with self._changed:
-            serving, due = self._serving, self._erased
-            if due is None or time.monotonic() < due or serving is None or self._goes_on(self._newest()):
+            pipeline, due = self._in_use(), self._lacking
+            if due is None or time.monotonic() < due or pipeline is None or self._goes_on(self._newest()):
                 return
-            self._erased = None
+            self._lacking = None
         try:
-            if self._store.samples.labelled_without_code(serving.bundle.space(self._precision)):
-                aside(NICE, lambda: self._carry(serving))
+            self._lost = 0
+            if self._store.samples.labelled_without_code(pipeline.space):
+                self._lost = aside(NICE, lambda: self._carry(pipeline)).lost
         except InterruptedError:
             self._look_again(self._retry_s)  # whoever interrupted it comes first
         except Exception as error:  # what serves goes on without them, and the next assignment must be heard
@@ -506,8 +520,14 @@ class Updater:
 
     def _look_again(self, after_s: float) -> None:
         with self._changed:
-            if self._erased is None:
-                self._erased = time.monotonic() + after_s
+            if self._lacking is None:
+                self._lacking = time.monotonic() + after_s
+
+    def _served(self) -> Pipeline | None:
+        return None if self._serving is None else self._pipeline(self._serving)
+
+    def _pipeline(self, release: Release) -> Pipeline:
+        return Pipeline(release.bundle, self._precision, release.runtime)
 
     @staticmethod
     def _goes_on(newest: UpdateRow | None) -> bool:
@@ -548,7 +568,8 @@ class Updater:
             self._take_over(release or self._open(row.release_id))
         serving = self._serving
         assert serving is not None
-        aside(NICE, lambda: self._carry(serving))  # labels that came while the candidate was examined
+        # Labels that came while the candidate was examined.
+        self._lost = aside(NICE, lambda: self._carry(self._pipeline(serving))).lost
         self._watch()
         row = self._note(row, UpdateState.COMMITTED)
         self._tidy(row.release_id)
@@ -604,7 +625,7 @@ class Updater:
         Raises:
             _Unfit: it knows them less well than the release that serves.
         """
-        self._carry(release)
+        self._carry(self._pipeline(release))
         old = self._incumbent() if self._serving is None else self._serving.bundle
         if old is None:
             return
@@ -619,16 +640,16 @@ class Updater:
         if self._masters is None or self._serving is None:
             return None
         old, new = (
-            (each.bundle, Pipeline(each.bundle, self._precision, each.runtime))
-            for each in (self._serving, release)
+            (each.bundle, self._pipeline(each)) for each in (self._serving, release)
         )
         confirmed = self._confirmed(old[1].space)
         return compare_masters(self._store, self._masters, old, new, self._is_halted, confirmed)
 
-    def _carry(self, release: Release) -> None:
-        pipeline = Pipeline(release.bundle, self._precision, release.runtime)
-        if carry_labels(self._store, pipeline, self._is_halted).written:
+    def _carry(self, pipeline: Pipeline) -> Carried:
+        carried = carry_labels(self._store, pipeline, self._is_halted)
+        if carried.written:
             self._on_records()
+        return carried
 
     def _is_halted(self) -> bool:
         """Return whether to end here; asked between steps, so it also lets frames go on."""
@@ -656,6 +677,7 @@ class Updater:
             self._serving = None
             if not self._serve_newest():
                 self._serve(None)
+            self._look_again(0.0)
         self._discard(row.release_id)
 
     # -- saying so -----------------------------------------------------------------------------------------------

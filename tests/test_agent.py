@@ -134,6 +134,26 @@ def test_a_release_changes_between_two_frames(images: Path, bundle: Bundle, tmp_
         wait_for(lambda: {s.space for s in agent.store.samples.newest(limit=COUNT)} == {other.space()})
 
 
+def test_labels_count_on_under_another_bundle_in_the_settings(
+    images: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Its features are others, and it lacks a class: the labels' pictures are embedded anew, or said to be lost."""
+    other = tiny_bundle(tmp_path / "other", classes=("rings", "bars"), backbone_seed=1)
+    with Agent(site_of(images, bundle.path)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == COUNT)
+        learner = agent.station.require().learner
+        pits = [sample_id((images / f"{i}.png").read_bytes()) for i in (1, 3, 5)]
+        learner.label_all([(each, class_id("pit")) for each in pits], "anna")
+    (lost,) = (agent.site.data_dir / "images").glob(f"??/{pits[0].hex()}*")
+    lost.write_bytes(b"torn by a power cut")
+    with Agent(site_of(images, other.path)) as agent, running(agent):
+        wait_for(lambda: agent.state().own_labels == 2, what="labels embedded anew")
+        wait_for(lambda: agent.state().faults, what="the lost one told of")
+        assert [each for each in agent.state().faults if each.startswith("1 label given here does not count")]
+        learner = agent.station.require().learner
+        assert {each.name: each.own_labels for each in learner.classes()} == {"rings": 0, "bars": 0, "pit": 2}
+
+
 def test_frames_go_on_while_an_engine_is_built_and_after_it_took_over(images: Path, bundle: Bundle) -> None:
     sim = SimTensorRt()
     sim.go_on.clear()

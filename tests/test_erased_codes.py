@@ -147,7 +147,7 @@ def test_codes_erased_under_a_release_that_serves_are_said_anew(
         ids = label_some(rig.store, bundles["old"])
         assert carried(rig.store, bundles["new"]) == len(ids)
         erased(rig.store, bundles["old"], ids)
-        rig.updater.codes_erased()
+        rig.updater.look_for_lacking()
         wait_for(lambda: rig.carried, what="codes said anew", timeout_s=DEADLINE_S)
         assert own_labels(rig.store, bundles["old"]) == len(ids)
 
@@ -165,7 +165,7 @@ def test_a_code_that_cannot_be_said_yet_holds_no_update_up(tmp_path: Path, bundl
             raise OSError(row.release_id)
 
         rig.on_records = fails
-        rig.updater.codes_erased()
+        rig.updater.look_for_lacking()
         rig.install(bundles["new"])
         assert rig.updater.status().fault is None
 
