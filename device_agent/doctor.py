@@ -133,7 +133,7 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     if not closed:  # else that was told, and nothing in it can be
         yield from _store(site, running)
         yield from _release(site, running)
-    yield from examine_masters(site.part.masters)
+    yield from examine_masters(site.part.masters, None if closed else _bundle(site), site.precision)
     if site.mqtt is not None and not closed:
         yield from _trust(machine, site, site.mqtt)
     if running:
@@ -433,9 +433,23 @@ def _store(site: Site, running: bool) -> Iterator[Finding]:
         yield Finding("store", Level.GOOD, f"{holds}, all pages, links and pictures whole")
 
 
-def _release(site: Site, running: bool) -> Iterator[Finding]:
+def _bundle_path(site: Site) -> Path | None:
+    """Return where the release is that serves, or will."""
     current = site.data_dir / "current"
-    path = current if current.is_symlink() else site.bundle
+    return current if current.is_symlink() else site.bundle
+
+
+def _bundle(site: Site) -> Bundle | None:
+    """Return the release that serves, or will; None where there is none, or none that can be read."""
+    path = _bundle_path(site)
+    with contextlib.suppress(BundleError):
+        if path is not None:
+            return Bundle.open(path)
+    return None
+
+
+def _release(site: Site, running: bool) -> Iterator[Finding]:
+    path = _bundle_path(site)
     if path is None:
         yield Finding(
             "release",

@@ -270,7 +270,7 @@ class Updater:
 
     @property
     def lost(self) -> int:
-        """How many labels given here do not count in the release that serves: their pictures are gone or damaged."""
+        """How many labels given here do not count in the release that serves, for want of their pictures."""
         return self._lost
 
     def pending(self, desired: Desired) -> bool:
@@ -639,9 +639,7 @@ class Updater:
     def _missed_masters(self, release: Release) -> Reason | None:
         if self._masters is None or self._serving is None:
             return None
-        old, new = (
-            (each.bundle, self._pipeline(each)) for each in (self._serving, release)
-        )
+        old, new = ((each.bundle, self._pipeline(each)) for each in (self._serving, release))
         confirmed = self._confirmed(old[1].space)
         return compare_masters(self._store, self._masters, old, new, self._is_halted, confirmed)
 

@@ -137,7 +137,7 @@ def test_a_release_changes_between_two_frames(images: Path, bundle: Bundle, tmp_
 def test_labels_count_on_under_another_bundle_in_the_settings(
     images: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
-    """Its features are others, and it lacks a class: the labels' pictures are embedded anew, or said to be lost."""
+    """Its features are others, and it lacks a class: the pictures are embedded anew, or said to be lost."""
     other = tiny_bundle(tmp_path / "other", classes=("rings", "bars"), backbone_seed=1)
     with Agent(site_of(images, bundle.path)) as agent, running(agent):
         wait_for(lambda: agent.state().frames == COUNT)

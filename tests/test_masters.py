@@ -304,6 +304,30 @@ def test_a_folder_that_cannot_be_looked_at_is_refused_in_words(tmp_path: Path) -
     assert Masters(tmp_path / ("n" * 300), lambda _: np.zeros(1, np.int8)).codes(lambda: False) is None
 
 
+def test_parts_that_judge_nothing_are_told_by_the_doctor(bundle: Bundle, folder: Path) -> None:
+    """They are of no class of the release, or pictures that it has learned."""
+    for name, under in (("pit", "pitt"), ("rings", "strange")):
+        (folder / under).mkdir()
+        (folder / under / "1.png").write_bytes(picture(name, 600))
+    for each in MASTERS:
+        (folder / "scratch" / f"{each}.png").unlink()
+    learned, came = set(bundle.base().samples), 0
+    for i in SEEN:
+        if sample_id(picture("scratch", i)) in learned:
+            (folder / "scratch" / f"{i}.png").write_bytes(picture("scratch", i))
+            came += 1
+    notes = {each.what: each.fix for each in examine(folder, bundle) if each.level is Level.NOTE}
+    assert list(notes) == [
+        "parts of 'pitt' judge nothing (1): the release has no class of that name",
+        "parts of 'strange' judge nothing (1): the release has no class of that name",
+        f"parts whose very pictures the release has learned judge nothing ({came}); {2 * len(MASTERS)} others do",
+        "no part judges 'scratch'",
+    ]
+    first, second, *_ = notes.values()
+    assert (first.startswith("Did you mean 'pit'?"), "mean" in second) == (True, False)
+    assert [each.level for each in examine(folder)] == [Level.GOOD]
+
+
 def test_many_good_parts_leave_room_for_the_others(folder: Path) -> None:
     for i in MASTERS[3:]:
         (folder / "scratch" / f"{i}.png").unlink()
