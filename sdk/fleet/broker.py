@@ -342,7 +342,7 @@ def reload_broker(pid_file: Path, timeout_s: float = RELOAD_TIMEOUT_S) -> bool:
     try:
         pid = int(pid_file.read_text())
         said = log_file.stat().st_size if log_file.exists() else None
-        if not _is_mosquitto(pid):
+        if not port_holder.is_mosquitto(pid):
             return False
         os.kill(pid, signal.SIGHUP)
         if said is None:
@@ -372,7 +372,7 @@ def _wait_read(pid: int, log_file: Path, said: int, timeout_s: float) -> bool:
                 reads = True
                 break
             time.sleep(0.01)
-        if not _is_mosquitto(pid):
+        if not port_holder.is_mosquitto(pid):
             return False
         os.kill(pid, signal.SIGHUP)
     raise BrokerError(
@@ -391,10 +391,6 @@ def _not_read(pid: int, fault: str) -> BrokerError:
         f"the broker (process {pid}) is OPEN: without its access list every device may do everything: {fault}",
         hint="Stop it, or mend that file (its user must be able to read it); then the same command again.",
     )
-
-
-def _is_mosquitto(pid: int) -> bool:
-    return b"mosquitto" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _log_beside(pid_file: Path) -> Path:

@@ -4,7 +4,7 @@ A broker outlives a service that gets no chance to end it (`kill -9`, no memory 
 same command needs. A signal at the parent's death does not help: the kernel forgets it where Mosquitto becomes
 another user, and sends it when the thread ends that started the broker. So who runs a broker holds a lock in the
 folder of its configuration, which the system lets go with the process, and a broker in whose folder nobody does is
-nobody's any more. All of this reads Linux's /proc; elsewhere nobody is found.
+nobody's any more.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 from typing import IO, Final
 
+import psutil
+
 FOLDER_PREFIX: Final = "headway-broker-"
 """Of the folder that a broker of ours has its configuration in."""
 LOCK_NAME: Final = "owner.lock"
-_LISTENS: Final = "0A"
-"""TCP_LISTEN, as /proc/net/tcp has it."""
 _MAX_COMMAND: Final = 120
 
 
@@ -64,15 +64,10 @@ def end_abandoned(port: int, timeout_s: float) -> int | None:
 
 def holder(port: int) -> int | None:
     """Return the process that listens on a port; None where there is none, or nothing says so."""
-    wanted = {f"socket:[{inode}]" for inode in _listening(port)}
-    if not wanted:
-        return None
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-            for handle in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if os.readlink(handle) in wanted:
-                        return int(process.name)
+    with contextlib.suppress(psutil.Error, OSError):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr[1] == port and one.pid is not None:
+                return one.pid
     return None
 
 
@@ -81,16 +76,9 @@ def command_of(pid: int) -> str:
     return " ".join(_arguments(pid))[:_MAX_COMMAND]
 
 
-def _listening(port: int) -> set[str]:
-    """Return the inodes of the sockets that listen on a port."""
-    found = set()
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
-                local, state, inode = (line.split()[at] for at in (1, 3, 9))
-                if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
-                    found.add(inode)
-    return found
+def is_mosquitto(pid: int) -> bool:
+    """Return whether a process is a Mosquitto."""
+    return any("mosquitto" in each for each in _arguments(pid))
 
 
 def _broker_folder(pid: int) -> Path | None:
@@ -104,6 +92,6 @@ def _broker_folder(pid: int) -> Path | None:
 
 def _arguments(pid: int) -> list[str]:
     try:
-        return Path("/proc", str(pid), "cmdline").read_text(encoding="utf-8", errors="replace").split("\0")[:-1]
-    except OSError:
+        return psutil.Process(pid).cmdline()
+    except (psutil.Error, OSError, ValueError, OverflowError):  # the last two: a file said what no process has
         return []
