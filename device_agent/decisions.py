@@ -32,6 +32,7 @@ class JudgedImage(msgspec.Struct, frozen=True, kw_only=True):
         novelty: How unlike all that the head knows.
         group: That it counts with in the intervals.
         verdict: pass or reject, where somebody said which classes are good.
+        label_probability: Of `label`; None where the head lacks that class.
     """
 
     path: str
@@ -42,6 +43,7 @@ class JudgedImage(msgspec.Struct, frozen=True, kw_only=True):
     novelty: float
     group: str
     verdict: str | None
+    label_probability: float | None
 
 
 def told(
@@ -62,6 +64,8 @@ def told(
         decided: What the head said of the n pictures.
         rejected: (n,) bool; None where nobody said what is good.
     """
+    column = {name: at for at, name in enumerate(names)}
+    own = [column.get(image.label) for image in judged]
     return [
         JudgedImage(
             path=name_of(images, image),
@@ -72,6 +76,7 @@ def told(
             novelty=float(decided.novelty[i]),
             group=readable(group),
             verdict=None if rejected is None else (Verdict.REJECT if rejected[i] else Verdict.PASS).value,
+            label_probability=None if (at := own[i]) is None else float(decided.probabilities[i, at]),
         )
         for i, (image, group) in enumerate(zip(judged, groups, strict=True))
     ]

@@ -22,6 +22,7 @@ from device_agent.outlook import OutlookReport, look_ahead
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
 from device_agent.unseen import LEARNED, find_copies, grouped_as_split, none_left, not_learned, parts_of
+from sdk.audit import DOUBTFUL
 from sdk.bundle import Bundle
 from sdk.class_ids import CLASS_ID_BYTES
 from sdk.class_names import spelled
@@ -157,6 +158,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     acceptance: Acceptance | None
     decisions: list[JudgedImage]
     """Each evaluated image."""
+    doubtful: list[JudgedImage]
+    """Those of known classes that the head calls something else, and whose label it gives less than `DOUBTFUL`:
+    the least probable first."""
     outlook: OutlookReport
     """What more labels than the bundle's own would give, by these alone; the images have no say in it."""
 
@@ -323,6 +327,12 @@ def rejected_by(
     return np.asarray(decided.unknown | (p >= threshold), bool)
 
 
+def _doubtful(decisions: Sequence[JudgedImage]) -> list[JudgedImage]:
+    found = [(each.label_probability, each) for each in decisions if each.best != each.label]
+    low = [(p, each) for p, each in found if p is not None and p < DOUBTFUL]
+    return [each for _, each in sorted(low, key=lambda one: (one[0], one[1].path))]
+
+
 def _as_id(label: str) -> bytes:
     """Return an id for a class that may have none in the bundle."""
     return sha256(label.encode()).digest()[:CLASS_ID_BYTES]
@@ -395,6 +405,7 @@ def evaluate(
     if good:
         acceptance = accept(bundle, head, precision, chosen, codes, groups, good, escape_rate)
         rejected = rejected_by(head, codes, np.array([name in good for name in of_head]), acceptance.threshold)
+    decisions = told(images, chosen, groups, of_head, head.decide(codes), rejected)
     return Evaluation(
         bundle=bundle.manifest.name,
         digest=bundle.digest(),
@@ -412,7 +423,8 @@ def evaluate(
         groups_note=note,
         accuracy=judge(head, lambda class_id: class_names[class_id], codes, labels, groups),
         acceptance=acceptance,
-        decisions=told(images, chosen, groups, of_head, head.decide(codes), rejected),
+        decisions=decisions,
+        doubtful=_doubtful(decisions),
         outlook=look_ahead(
             base.codes,
             base.class_ids[: len(base.codes)],

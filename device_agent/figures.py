@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 from rich.markup import escape
 from rich.table import Table
@@ -11,8 +12,11 @@ from rich.table import Table
 from device_agent.evaluate import Acceptance, Accuracy, Evaluation
 from device_agent.outlook import OutlookReport
 from device_agent.rehearse import Measure, PolicyResult, Rehearsal, counted
+from sdk.audit import DOUBTFUL
 from sdk.console import Console
 from sdk.outlook import Expected
+
+_LABELS_SHOWN: Final = 5
 
 
 def show_evaluation(result: Evaluation, console: Console) -> None:
@@ -42,10 +46,28 @@ def show_evaluation(result: Evaluation, console: Console) -> None:
             f"[yellow]{len(result.refused)} file{'s' if len(result.refused) != 1 else ''} could not be used[/]"
         )
     _print_accuracy(console, result.accuracy)
+    _print_doubtful(console, result)
     if result.acceptance is not None:
         _print_acceptance(console, result.acceptance)
     _print_outlook(console, result.outlook)
     console.print(f"{result.frames_per_s:.0f} images a second, reading included")
+
+
+def _print_doubtful(console: Console, result: Evaluation) -> None:
+    """Print whose labels the head finds improbable, where there are such."""
+    count = len(result.doubtful)
+    if not count:
+        return
+    known = [each for each in result.decisions if each.label_probability is not None]
+    errs = 5 * sum(each.best != each.label for each in known) > len(known)
+    console.print(
+        f"labels to look at again: {count} of {len(known)} are less than {DOUBTFUL:.0%} probable"
+        + ("; the head errs often here, and may with many of these" if errs else "")
+        + (f". The first {_LABELS_SHOWN}, all in --json:" if count > _LABELS_SHOWN else ":"),
+        soft_wrap=True,
+    )
+    for each in result.doubtful[:_LABELS_SHOWN]:
+        console.print(escape(f"  {each.path}: {each.label}, looks like {each.best}"), soft_wrap=True)
 
 
 def _print_outlook(console: Console, ahead: OutlookReport) -> None:

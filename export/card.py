@@ -97,6 +97,7 @@ def card(report: Report, papers: Papers) -> str:
         ),
         "",
         *_near_duplicates(report.image_set),
+        *_doubtful(report.image_set),
         *_slices(report),
         "## Precisions",
         "",
@@ -174,6 +175,17 @@ def _continued(parent: Link, depth: int = 0) -> list[str]:
         line,
         *(further for older in parent.parents for further in _continued(older, depth + 1)),
         *[""][depth:],
+    ]
+
+
+def _doubtful(images: SetReport) -> list[str]:
+    labels = images.labels
+    if labels is None:
+        return []
+    return [
+        f"Of {labels.judged} labels that could be judged without their group {labels.doubtful} are less than "
+        f"{labels.below:.0%} probable (`image_set.labels` in the report).",
+        "",
     ]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,9 +26,12 @@ import numpy.typing as npt
 from export.leaks import Look, NearDuplicates, by_features, find_near_duplicates, joined, look
 from export.progress import Log
 from export.set_report import (
+    LISTED_LABELS,
     LISTED_PAIRS,
     ClassLook,
     ColumnReport,
+    DoubtfulLabel,
+    LabelsReport,
     LeakReport,
     PairReport,
     Range,
@@ -36,6 +40,7 @@ from export.set_report import (
     SizeCount,
     SliceReport,
 )
+from sdk.audit import DOUBTFUL, suspects
 from sdk.durable import write_output
 from sdk.errors import BadImages, ExportError
 from sdk.head import Calibration
@@ -436,7 +441,32 @@ def with_scores(report: SetReport, checked: Checked, learned: Selection, form: F
 
         with log.stage("leaks", "Scoring with and without near-duplicates"):
             leaks = msgspec.structs.replace(leaks, score_apart=accuracy(apart), score_joined=accuracy(together))
-    return msgspec.structs.replace(report, columns=columns, leaks=leaks)
+    return msgspec.structs.replace(report, columns=columns, leaks=leaks, labels=_doubtful(images, row_of, form))
+
+
+def _doubtful(images: ImageSet, row_of: Mapping[bytes, int], form: Form) -> LabelsReport:
+    """Return which labels fit badly with what all other groups say."""
+    left_out = form.left_out
+    label_of = {
+        left_out.class_ids[column]: images.images[row_of[sample]].label
+        for sample, column in zip(left_out.samples, left_out.truth, strict=True)
+    }
+    found = suspects(left_out, form.calibration, below=DOUBTFUL, limit=len(left_out.truth))
+    return LabelsReport(
+        judged=int((~left_out.orphan).sum()),
+        otherwise=int(((left_out.scores.argmax(1) != left_out.truth) & ~left_out.orphan).sum()),
+        doubtful=len(found),
+        below=DOUBTFUL,
+        listed=[
+            DoubtfulLabel(
+                path=_below(images.folder, images.images[row_of[each.sample]].path),
+                label=label_of[each.labelled],
+                looks_like=label_of[each.looks_like],
+                probability=math.exp(-each.suspicion),
+            )
+            for each in found[:LISTED_LABELS]
+        ],
+    )
 
 
 def _scored(

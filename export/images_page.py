@@ -20,6 +20,7 @@ from sdk.images import MAX_PIXELS
 
 THUMBNAIL_PX: Final = 150
 SHOWN_PAIRS: Final = 24
+SHOWN_LABELS: Final = 24
 SHOWN_REFUSED: Final = 60
 """Refused files with a line of their own; the rest are counted by reason."""
 
@@ -61,6 +62,10 @@ def write_page(report: SetReport, file: Path) -> None:
         pairs=[
             ShownPair(pair, _thumbnail(folder / pair.first), _thumbnail(folder / pair.second))
             for pair in _worth_a_look(report.leaks.listed)
+        ],
+        doubtful=[
+            (label, _thumbnail(folder / label.path))
+            for label in ([] if report.labels is None else report.labels.listed[:SHOWN_LABELS])
         ],
         refused=refused,
         reasons=Counter(_kind_of(one.reason) for one in report.refused).most_common(),

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 LISTED_PAIRS: Final = 200
+LISTED_LABELS: Final = 200
 
 
 class RefusedImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +116,42 @@ class LeakReport(msgspec.Struct, frozen=True, kw_only=True):
     listed: list[PairReport]
 
 
+class DoubtfulLabel(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that is called something else without its group: look at its label again.
+
+    Attributes:
+        path: Relative to the set.
+        label: As the set has it.
+        looks_like: What the head without its group says.
+        probability: Of `label`, by that head.
+    """
+
+    path: str
+    label: str
+    looks_like: str
+    probability: float
+
+
+class LabelsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the labels agree with what all other groups say.
+
+    Attributes:
+        judged: Images that were judged, each by the head without its group.
+        otherwise: Of these, those that it calls something else than they are labelled.
+        doubtful: Of these, those whose label has a probability below `below`.
+        below: See `sdk.audit.DOUBTFUL`.
+        listed: At most 200 of the doubtful, the least probable first.
+    """
+
+    judged: int
+    otherwise: int
+    doubtful: int
+    below: float
+    listed: list[DoubtfulLabel]
+
+
 class SetReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is said of a set."""
+    """Everything that is said of a set. `labels` is None before there is a score."""
 
     folder: str
     layout: str
@@ -131,6 +166,7 @@ class SetReport(msgspec.Struct, frozen=True, kw_only=True):
     sharpness: Range
     columns: list[ColumnReport]
     leaks: LeakReport
+    labels: LabelsReport | None = None
 
     @property
     def groups_named(self) -> bool:

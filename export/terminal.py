@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from export.report import Report
     from export.set_report import SetReport
 
+_LABELS_SHOWN: Final = 5
 _REFUSED_SHOWN: Final = 12
 
 
@@ -115,6 +116,7 @@ def show(report: Report, console: Console) -> None:
             f"{kept_apart(report.image_set)}, {leaks.score_joined:.1%} with near-duplicates kept together.",
             soft_wrap=True,
         )
+    show_doubtful(report.image_set, console)
     for column in report.image_set.columns:
         sliced = [one for one in column.slices if one.score is not None]
         told = ", ".join(
@@ -212,6 +214,21 @@ def _trials(report: Report) -> Table:
             f"{trial.seconds:.0f}",
         )
     return table
+
+
+def show_doubtful(report: SetReport, console: Console) -> None:
+    """Print which labels fit badly with all others, where any does."""
+    labels = report.labels
+    if labels is None or not labels.doubtful:
+        return
+    errs = "; the head errs often here, and may with many of these" if 5 * labels.otherwise > labels.judged else ""
+    console.print(
+        f"Labels to look at again: {labels.doubtful} of {labels.judged} judged are less than {labels.below:.0%} "
+        f"probable{errs}. --images-page shows their pictures, --json has up to 200.",
+        soft_wrap=True,
+    )
+    for one in labels.listed[:_LABELS_SHOWN]:
+        console.print(escape(f"  {one.path}: {one.label}, looks like {one.looks_like}"), soft_wrap=True)
 
 
 def show_set(report: SetReport, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdk.audit import agreement, suspects, suspicion
+from sdk.audit import DOUBTFUL, agreement, suspects, suspicion
 from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out
 from tests.test_head import A, B, C, clusters
@@ -25,6 +25,9 @@ def test_wrong_labels_are_the_first_suspects() -> None:
             assert each.looks_like == ids[each.sample[0]]
             assert each.labelled == given[each.sample[0]]
     assert [each.suspicion for each in found] == sorted((each.suspicion for each in found), reverse=True)
+    doubtful = suspects(left_out, calibrate(left_out), limit=180, below=DOUBTFUL)
+    assert {each.sample[0] for each in doubtful} <= wrong
+    assert len(doubtful) >= 0.8 * len(wrong)
     # Withdrawing them is as if they had never been given.
     kept = [i for i in range(180) if i not in wrong]
     cleaned, clean = Moments(codes.shape[1]), Moments(codes.shape[1])

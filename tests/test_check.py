@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import msgspec
@@ -17,7 +19,8 @@ from export.check import Checked, Groups, check, set_report
 from export.images_page import write_page
 from export.progress import Log
 from export.set_report import RefusedImage
-from sdk.codes import encode, fit_scale
+from sdk.codes import Features, encode, fit_scale
+from sdk.console import Console
 from sdk.errors import BadImages
 from sdk.head import solve
 from sdk.images import open_images
@@ -29,6 +32,10 @@ from tests.pages import chromium
 from tests.test_images import encoded, write
 from tests.test_leaks import texture, under_another_light
 from tests.tiny import tiny_bundle, write_pictures
+
+if TYPE_CHECKING:  # these import torch
+    from export.forms import Form
+    from export.selection import Selection
 
 __all__ = ["small"]
 
@@ -313,12 +320,65 @@ def test_wrong_options_are_refused(
     assert "Traceback" not in ended.err
 
 
+def form_of(features: Features, learned: Selection) -> Form:
+    """Return what a backbone gives that has these features (n, d) of the images learned from."""
+    from export.forms import Form
+
+    codes = encode(features, fit_scale(features))
+    left_out = leave_one_group_out(codes, learned.ids, learned.groups, samples=learned.samples)
+    calibration = calibrate(left_out)
+    moments = Moments(codes.shape[1])
+    moments.add(codes, learned.ids)
+    shown = score(left_out, calibration)
+    head = solve(moments, calibration=calibration)
+    fitted = np.zeros(len(codes), bool)
+    return Form("fp32", None, "", b"", features, 1.0, codes, fitted, head, shown, shown, left_out)
+
+
+@pytest.mark.torch
+def test_pictures_in_the_wrong_folder_are_named_and_shown(tmp_path: Path) -> None:
+    from export.check import with_scores
+    from export.selection import select
+    from export.terminal import show_doubtful
+
+    folder = write_pictures(tmp_path / "set", ("good", "pit", "scratch"), 40)
+    for i in range(0, 40, 13):
+        shutil.move(folder / "pit" / f"{i:03}.png", folder / "good" / f"pit {i}.png")
+    found, _ = checked(folder, Groups.NONE)
+    learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=Log(Silent()))
+    images = [found.images.images[row] for row in learned.rows]
+    planted = {f"good/{image.path.name}" for image in images if image.path.stem.startswith("pit")}
+    kinds = ["pit" if image.path.stem.startswith("pit") else image.label for image in images]
+    of_kind = {
+        kind: np.random.default_rng([*kind.encode()]).gamma(1, 1, 64) for kind in ("good", "pit", "scratch")
+    }
+    noise = np.random.default_rng(0).random((len(kinds), 64))
+    features = (np.stack([of_kind[kind] for kind in kinds]) + noise / 4).astype(np.float32)
+    report = with_scores(set_report(found, seed=0), found, learned, form_of(features, learned), Log(Silent()))
+
+    labels = report.labels
+    assert labels is not None
+    assert len(planted) >= 2
+    assert {each.path for each in labels.listed} == planted
+    assert {(each.label, each.looks_like) for each in labels.listed} == {("good", "pit")}
+    assert all(each.probability < labels.below for each in labels.listed)
+    assert (labels.judged, labels.doubtful) == (len(kinds), len(planted))
+    write_page(report, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    section = page[page.index("Labels to look at again") : page.index("<h2>Refused")]
+    assert section.count("<figure>") == section.count("data:image/jpeg") == len(planted)
+    assert "head errs often" not in section
+    said = io.StringIO()
+    show_doubtful(report, Console(file=said, width=200))
+    assert f"Labels to look at again: {len(planted)} of {len(kinds)} judged" in said.getvalue()
+    assert said.getvalue().count("good, looks like pit") == min(5, len(planted))
+
+
 @pytest.mark.torch
 def test_the_score_is_told_with_and_without_near_duplicates_and_by_slice(
     derived: tuple[Checked, list[str]], tmp_path: Path
 ) -> None:
     from export.check import with_scores
-    from export.forms import Form
     from export.selection import select
 
     found, _ = derived
@@ -328,22 +388,14 @@ def test_the_score_is_told_with_and_without_near_duplicates_and_by_slice(
     parts = [found.images.images[row].path.stem.rpartition("-")[0] for row in learned.rows]
     of_part = np.stack([np.random.default_rng([*part.encode()]).gamma(1, 1, 256) for part in parts])
     features = (of_part + np.random.default_rng(0).random(of_part.shape) / 9).astype(np.float32)
-    codes = encode(features, fit_scale(features))
-    left_out = leave_one_group_out(codes, learned.ids, learned.groups, samples=learned.samples)
-    calibration = calibrate(left_out)
-    moments = Moments(codes.shape[1])
-    moments.add(codes, learned.ids)
-    shown = score(left_out, calibration)
-    head = solve(moments, calibration=calibration)
-    fitted = np.zeros(len(codes), bool)
-    form = Form("fp32", None, "", b"", features, 1.0, codes, fitted, head, shown, shown, left_out)
+    form = form_of(features, learned)
     report = with_scores(set_report(found, seed=0), found, learned, form, log)
 
     leaks = report.leaks
     assert leaks.score_joined is not None
     assert leaks.score_apart is not None
     assert leaks.score_apart > leaks.score_joined + 0.2
-    assert leaks.score_joined == pytest.approx(shown.balanced_accuracy)
+    assert leaks.score_joined == pytest.approx(form.score.balanced_accuracy)
     slices = report.columns[0].slices
     assert sum(one.scored for one in slices) == len(learned.rows)
     assert all(one.low is not None and one.score is not None and one.low <= one.score for one in slices)

@@ -61,6 +61,21 @@ def test_only_the_test_part_is_evaluated_and_the_rest_counted(bundle: Bundle, fo
     assert result.unknown_to_the_bundle == 0
 
 
+def test_pictures_under_the_wrong_label_are_named(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pictures(tmp_path / "images", ("good", "pit"), 30)
+    for i in (26, 28):
+        (folder / "pit" / f"{i:03}.png").rename(folder / "good" / f"pit {i}.png")
+    figures = tmp_path / "figures.json"
+    ended = headway(capsys, "evaluate", bundle.path, "--data", folder, "--part", "all", "--json", figures)
+    doubtful = json.loads(figures.read_text())["doubtful"]
+    assert sorted(each["path"] for each in doubtful) == ["good/pit 26.png", "good/pit 28.png"]
+    assert all(each["best"] == "pit" and each["label_probability"] < 0.1 for each in doubtful)
+    assert "labels to look at again: 2 of " in ended.out
+    assert "good/pit 26.png: good, looks like pit" in ended.out
+
+
 def test_all_means_all_that_was_not_learned(bundle: Bundle, folder: Path) -> None:
     result = run(bundle, open_images(folder), part="all")
     assert result.accuracy.images == 4 * 12
@@ -473,9 +488,9 @@ def test_the_command_says_which_pictures_were_wrong(
     of_defects = [row["verdict"] == "pass" for row in rows if row["label"] != "good"]
     assert np.mean(of_defects) == pytest.approx(figures["acceptance"]["escapes"]["share"])
     again = headway(capsys, "evaluate", bundle.path, "--data", folder, "--decisions", "-")
-    assert again.out.splitlines()[0] == "path,label,shown,best,probability,novelty,group,verdict"
+    assert again.out.splitlines()[0] == "path,label,shown,best,probability,novelty,group,verdict,label_probability"
     assert len(again.out.splitlines()) == 1 + len(rows)
-    assert again.out.splitlines()[1].endswith(",")  # nobody said what is good
+    assert again.out.splitlines()[1].split(",")[7] == ""  # nobody said what is good
 
 
 def test_two_outputs_cannot_both_be_printed(
@@ -543,7 +558,15 @@ def test_long_and_equal_names_of_heatmaps_stay_apart() -> None:
 
     def name(path: str, label: str = "pit") -> str:
         decision = JudgedImage(
-            path=path, label=label, shown="good", best="good", probability=1, novelty=0, group="", verdict=None
+            path=path,
+            label=label,
+            shown="good",
+            best="good",
+            probability=1,
+            novelty=0,
+            group="",
+            verdict=None,
+            label_probability=None,
         )
         return _file_name(decision, taken)
 
