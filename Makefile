@@ -18,7 +18,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX_URL ?=
 DEMO_ARGS ?= --out demo-out
-PYTEST_ARGS ?= -n 3 --cov --cov-report=term:skip-covered
+# More workers than cores: a third of the tests' time is waiting for processes, brokers and browsers.
+PYTEST_ARGS ?= -n 5 --dist worksteal --cov --cov-report=term:skip-covered
 SOAK_FLEET := tests/test_faults.py tests/test_fleet_live.py tests/test_chunks.py tests/test_trust.py tests/test_wire.py \
 	tests/test_poisoned_union.py tests/test_bad_release.py tests/test_crowd.py tests/test_soak_line.py
 BIN := $(VENV)/bin

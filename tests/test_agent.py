@@ -396,7 +396,8 @@ def test_a_release_over_mqtt_serves_and_what_one_device_learned_the_other_knows(
         wait_for(lambda: two.state().live_set_digest == one.state().live_set_digest)
         wait_for(lambda: one.state().outbox == 0)
         assert two.state().own_labels == 0
-        assert two.station.inspect(picture("rings", 999)).decision.forced == "rings"
+        # The head of that live set decides once its graph is made.
+        wait_for(lambda: two.station.inspect(picture("rings", 999)).decision.forced == "rings", what="its head")
         mqtt = two.state().mqtt
         assert mqtt is not None
         assert mqtt.release_bytes > sum(f.size_bytes for f in bundle.manifest.files)
