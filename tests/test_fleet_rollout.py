@@ -41,6 +41,7 @@ class Floor:
     def __init__(self, directory: Path, devices: Sequence[str] = DEVICES) -> None:
         self.directory = directory
         self.now = 1000.0
+        self.ahead_s = 0.0  # of the time that passed, the service's clock
         self.desired: dict[str, Desired] = {}
         self.running: dict[str, str] = {}
         self.tried: dict[str, list[Desired]] = {device: [] for device in devices}
@@ -75,7 +76,7 @@ class Floor:
 
     def turn(self, *messages: Message) -> None:
         self.now += POLL_S
-        self._take(self.core.turn(messages, now=self.now, now_utc=self.now, room_bytes=1 << 30))
+        self._take(self.core.turn(messages, now=self.now, now_utc=self.now + self.ahead_s, room_bytes=1 << 30))
 
     def tell(self, device: str) -> None:
         state = DeviceState(
@@ -170,6 +171,46 @@ def test_before_its_time_no_wave_begins(floor: Floor, bundles: dict[str, Bundle]
     floor.wait(PLAN.soak_s - 5)
     assert floor.stands() == (RolloutState.SOAKING, 1)
     assert floor.names()["b"] == "first"
+
+
+@pytest.mark.parametrize("set_s", [7200, -500])
+def test_a_clock_that_is_set_makes_no_soak_longer_or_shorter(
+    floor: Floor, bundles: dict[str, Bundle], set_s: float
+) -> None:
+    begin(floor, bundles["second"])
+    floor.obey()
+    floor.wait(1)
+    floor.ahead_s = set_s
+    floor.wait(PLAN.soak_s - 10)
+    assert floor.stands() == (RolloutState.SOAKING, 1)
+    assert floor.names()["b"] == "first"
+    floor.wait(10)
+    assert floor.names()["b"] == "second"
+    assert floor.stands() == (RolloutState.ROLLING, 2)
+
+
+def test_a_deadline_moves_with_the_clock(floor: Floor, bundles: dict[str, Bundle]) -> None:
+    begin(floor, bundles["second"])
+    deadline = floor.desired["a"].deadline_utc
+    assert deadline is not None
+    floor.ahead_s = 7200
+    floor.wait(1)
+    assert floor.stands() == (RolloutState.ROLLING, 1), "two hours have not passed for its devices"
+    assert floor.desired["a"].deadline_utc == deadline + 7200
+
+
+def test_a_service_whose_clock_was_ahead_before_it_started_anew_soaks_from_now(
+    floor: Floor, bundles: dict[str, Bundle]
+) -> None:
+    floor.ahead_s = 86_400
+    begin(floor, bundles["second"])
+    floor.obey()
+    floor.wait(1)
+    floor.ahead_s = 0
+    floor.kill()
+    floor.wait(PLAN.soak_s)
+    floor.wait(1)
+    assert floor.stands() == (RolloutState.ROLLING, 2)
 
 
 def test_a_release_that_does_worse_halts_and_goes_back_by_itself(floor: Floor, bundles: dict[str, Bundle]) -> None:

@@ -144,7 +144,7 @@ class FleetCore:
         if now >= self._poll_due:
             self._poll_due = now + POLL_S
             out += self._poll(now, now_utc)
-            out += self._waves.advance(now_utc)
+            out += self._waves.advance(now, now_utc)
         out += self._notices.due(now, but=self._seeding.busy_channels)
         pages = self._sharing.pages(room_bytes, now)
         room_bytes -= sum(len(page.payload) for page in pages)

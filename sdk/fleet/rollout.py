@@ -25,6 +25,8 @@ MIN_SAMPLES: Final = 10
 """Left-out own labels below which a device's recall says nothing yet."""
 MIN_FRAMES: Final = 50
 """Frames below which its share of unknown and its time say nothing yet."""
+CLOCK_STEP_S: Final = 30.0
+"""A clock that moved by so much more or less than time passed was set, or its machine slept: no soak of that."""
 MAX_WAVES: Final = 20
 TAKEN_BACK_LABELS: Final = 2
 TAKEN_BACK_SHARE: Final = 0.1

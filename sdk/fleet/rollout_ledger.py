@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 
 from sdk.errors import FleetError
 from sdk.fleet.channel_ledger import ChannelLedger, Device, Publication, device_of, is_there
-from sdk.fleet.rollout import Decision, Doing, Member, Plan, Rollout, RolloutState, Step, decide
+from sdk.fleet.rollout import CLOCK_STEP_S, Decision, Doing, Member, Plan, Rollout, RolloutState, Step, decide
 from sdk.fleet.tables import AssignmentRow, DeviceRow, PublicationRow, ReleaseRow, RolloutRow
 from sdk.release import Release
 from sdk.wire import Desired, UpdateState
@@ -198,6 +198,31 @@ class RolloutLedger(ChannelLedger):
             .order_by(AssignmentRow.wave, AssignmentRow.device)
         )
         return [_member(assigned, device_of(device)) for assigned, device in rows]
+
+    def set_clock(self, channel: str, stepped_s: float, now_utc: float) -> None:
+        """Move the times of a rollout that is under way as the service's clock was moved.
+
+        Args:
+            channel: Whose.
+            stepped_s: By how much the clock was set.
+            now_utc: What it says now. What it said is to come was said by a clock that was ahead.
+        """
+        found = self.rollout(channel)
+        if found is None or not found[1].open:
+            return
+        rollout = found[1]
+
+        def moved(utc: float) -> float:
+            return now_utc if utc + stepped_s > now_utc + CLOCK_STEP_S else utc + stepped_s
+
+        since = rollout.well_since_utc
+        after = replace(
+            rollout,
+            wave_began_utc=moved(rollout.wave_began_utc) if rollout.wave else 0.0,
+            well_since_utc=None if since is None else moved(since),
+        )
+        if after != rollout:
+            self._store(after)
 
     def advance(self, channel: str, now_utc: float) -> tuple[Publication, Decision] | None:
         """Look at a channel's rollout, do what is to be done, and return that; None where nothing has changed.
