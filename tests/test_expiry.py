@@ -36,6 +36,7 @@ from sdk.fleet.store import FleetStore
 from sdk.mqtt import MqttSettings
 from sdk.trust.repository import ROOT_LIFE, TARGETS_LIFE, OnlineTrust, Repository
 from sdk.wire import DeviceState
+from tests.builders import make_bundle
 from tests.simulators import wait_for
 from tests.test_enroll import lets_in
 from tests.test_trust_live import headway
@@ -283,6 +284,25 @@ def test_a_damaged_file_is_a_fault_and_hides_nothing_else(
     said = capsys.readouterr().out
     assert "the certificate of line-1 cannot be read (line-1.pem:" in said
     assert "the signatures' metadata cannot be read" in said
+
+
+def test_lost_chunks_are_found_and_publishing_again_brings_them_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, bundle = tmp_path / "fleet", make_bundle(tmp_path / "bundle")
+    assert headway("fleet", "publish", bundle.path, "--dir", directory) == 0
+    assert headway("fleet", "doctor", "--dir", directory) == 0
+    chunks = sorted(path for path in (directory / "chunks").rglob("*") if path.is_file())
+    chunks[0].unlink()
+    chunks[1].write_bytes(b"flipped")
+    capsys.readouterr()
+    assert headway("fleet", "doctor", "--dir", directory) == 1
+    assert f"2 of {len(chunks)} chunks of {bundle.manifest.name} (channel default)" in capsys.readouterr().out
+    assert headway("fleet", "doctor", "--dir", directory, "--json") == 1
+    (lost,) = json.loads(capsys.readouterr().out)["lacking"]
+    assert (lost["missing"], lost["chunks"]) == (2, len(chunks))
+    assert headway("fleet", "publish", bundle.path, "--dir", directory) == 0
+    assert headway("fleet", "doctor", "--dir", directory) == 0
 
 
 def test_days_are_counted_to_the_end_and_from_it() -> None:

@@ -1,50 +1,79 @@
-"""`headway fleet doctor`: what of a fleet ends soon, and the command that renews it."""
+"""`headway fleet doctor`: what of a fleet ends soon or is lost, and the command that mends it."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
 
 from sdk.expiry import Expiry, Standing
 from sdk.fleet.cli_trust import dir_option
+from sdk.shown import shown
+
+if TYPE_CHECKING:
+    from sdk.fleet.store import Lacking
 
 FAULT_EXIT: Final = 1
 """As of `headway doctor`."""
 _COLOURS: Final = {Standing.GOOD: "green", Standing.SOON: "yellow", Standing.OVER: "red"}
 
 
-@click.command(short_help="Say what ends soon, and how to renew it.")
+@click.command(short_help="Say what ends soon or is lost, and how to mend it.")
 @dir_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def doctor(directory: Path, as_json: bool) -> None:
-    """Say until when the fleet's signatures and certificates count, and the command that renews each.
+    """Say until when the fleet's signatures and certificates count, whether the chunks of its releases are all
+    there and whole, and the command that mends each.
 
-    Exit code 0 when nothing has ended or will end soon, 1 when something has or will: ninety days before for what
-    takes people or a journey. `headway doctor` on a device says the same of that device.
+    Exit code 0 when nothing is lost, has ended or will end soon, 1 otherwise: ninety days before for what takes
+    people or a journey. `headway doctor` on a device looks at that device.
     """
     from sdk.fleet.cli import open_fleet
     from sdk.fleet.expiry import expiries, grouped, row
 
-    open_fleet(directory).close()
+    with contextlib.closing(open_fleet(directory)) as store:
+        lacking = store.lacking()
     now_utc = time.time()
     found = expiries(directory)
     wanting = [one for one in found if one.standing(now_utc) is not Standing.GOOD]
     if as_json:
-        click.echo(msgspec.json.encode({"wanting": len(wanting), "ends": [row(one, now_utc) for one in found]}))
+        answer = {
+            "wanting": len(wanting) + len(lacking),
+            "ends": [row(one, now_utc) for one in found],
+            "lacking": [dataclasses.asdict(one) for one in lacking],
+        }
+        click.echo(msgspec.json.encode(answer))
     else:
         if not found:
             click.echo("this fleet has neither keys nor certificates: nothing ends")
         good = [one for one in found if one not in wanting]
-        for line in [*_wanting(grouped(directory, wanting), now_utc), *_good(good, now_utc)]:
+        for line in [
+            *_lost(directory, lacking),
+            *_wanting(grouped(directory, wanting), now_utc),
+            *_good(good, now_utc),
+        ]:
             click.echo(line)
-    if wanting:
+    if wanting or lacking:
         raise click.exceptions.Exit(FAULT_EXIT)
+
+
+def _lost(directory: Path, lacking: Sequence[Lacking]) -> list[str]:
+    lines = []
+    for one in lacking:
+        gone = click.style("gone", fg=_COLOURS[Standing.OVER])
+        lines += [
+            f"{gone} {one.missing} of {one.chunks} chunks of {shown(one.name)} (channel {one.channel}) are "
+            "missing or damaged: a device that lacks them cannot fetch it",
+            f"     -> headway fleet publish BUNDLE --channel {one.channel} --dir {directory}, of the very bundle",
+        ]
+    return lines
 
 
 def _wanting(found: Sequence[Expiry], now_utc: float) -> list[str]:

@@ -55,6 +55,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Lacking:
+    """A release that a channel has, or is getting, and so many of its chunks that are missing or damaged."""
+
+    channel: str
+    name: str
+    release_id: str
+    missing: int
+    chunks: int
+
+
+@dataclass(frozen=True)
 class Learned:
     """What a channel's union folds to, in its current release's feature space.
 
@@ -382,6 +393,30 @@ class FleetStore:
         except (StoreCorrupt, BundleError, KeyError):
             return ""
         return next((one.precision for one in manifest.precisions if one.space == publication.space), "")
+
+    def lacking(self) -> list[Lacking]:
+        """Return which releases that a channel has, or is getting, lack chunks; reads all that they have.
+
+        Raises:
+            StoreCorrupt: the place where chunks are kept does not answer.
+        """
+        with self.read() as ledger:
+            found: list[Publication] = []
+            for channel in ledger.channels():
+                current, rollout = ledger.current(channel), ledger.rollout(channel)
+                under_way = None if rollout is None or not rollout[1].open else rollout[0]
+                found += [each for each in (current, under_way) if each is not None]
+        counts = {
+            (each.channel, each.ref.release_id): Lacking(
+                each.channel,
+                each.ref.name,
+                each.ref.release_id,
+                sum(self.chunks.get(digest) is None for digest in each.release.digests()),
+                len(each.release.digests()),
+            )
+            for each in found
+        }
+        return [each for each in counts.values() if each.missing]
 
     def prepare(self, bundle: Bundle) -> Prepared:
         """Store the chunks of a verified bundle, and nothing else; raises as `publish`."""
