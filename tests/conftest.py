@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -15,6 +15,9 @@ from sdk.errors import BrokerError
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.database import name_database
 from tests.postgres import Postgres, find_postgres, running_postgres
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Tests run side by side, and start processes: threads that spin for work cost the others more than they give.
 for _library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -54,6 +57,18 @@ def mosquitto() -> Iterator[Mosquitto]:
         pytest.skip(f"{error}: {error.hint}")
     with Mosquitto() as broker:
         yield broker
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real Chromium. Not for longer than a module: while it runs, nothing else on its thread has an event loop.
+
+    Needs Debian's: apt-get install chromium.
+    """
+    from tests.pages import chromium
+
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

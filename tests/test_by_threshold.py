@@ -25,7 +25,7 @@ from device_agent.runtime import open_runtime
 from device_agent.trials import Trials
 from sdk.bundle import Bundle
 from sdk.wire import Verdict
-from tests.pages import Device, chromium, running, screen, serving, wait_for, write_stream
+from tests.pages import Device, running, screen, serving, wait_for, write_stream
 from tests.tiny import class_id, picture, tiny_bundle
 
 GOOD = ["good", "pit"]
@@ -53,12 +53,6 @@ def station(folder: Path, stream: Path, bundle: Bundle) -> Iterator[Device]:
 @pytest.fixture
 def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
     with station(tmp_path / "data", stream, bundle) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

@@ -13,7 +13,7 @@ from device_agent.doctor import examine
 from device_agent.finding import Level
 from device_agent.site_file import load_site
 from sdk.bundle import Bundle
-from tests.pages import chromium, screen
+from tests.pages import screen
 from tests.simulators import wait_for
 from tests.test_agent import bundle, running
 from tests.test_doctor import GOOD
@@ -44,12 +44,6 @@ def site_file(tmp_path: Path, bundle: Bundle) -> Path:
 def agent(site_file: Path) -> Iterator[Agent]:
     with Agent(load_site(site_file)) as found, running(found):
         wait_for(lambda: [each.state for each in found.state().cameras] == ["live", "live"])
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

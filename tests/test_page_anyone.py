@@ -14,7 +14,7 @@ from playwright.sync_api import Browser
 from device_agent.page.access import Role
 from device_agent.page.text import LANGUAGES, TEXTS
 from sdk.bundle import Bundle
-from tests.pages import Device, Screen, chromium, hex_of, opened, running, serving, write_stream
+from tests.pages import Device, Screen, hex_of, opened, running, serving, write_stream
 from tests.tiny import tiny_bundle
 
 PAGE = Path(__file__).parents[1] / "device_agent" / "page"
@@ -55,12 +55,6 @@ def device(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Iterator
             found.http.post("/api/labels", json=body).raise_for_status()
             found.settle()
         found.http.post(f"/api/samples/{hex_of('rings', 5)}/unsure").raise_for_status()
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

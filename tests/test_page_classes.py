@@ -14,7 +14,7 @@ from device_agent.page import create_app
 from device_agent.report import MqttReport, State, camera_report, station_state
 from sdk.bundle import Bundle
 from sdk.labels import Body, Chain, DefineClass, Label, MergeClasses, Record, RenameClass, new_class_id
-from tests.pages import Device, chromium, hex_of, opened, screen, serving, write_stream
+from tests.pages import Device, hex_of, opened, screen, serving, write_stream
 from tests.tiny import class_id, tiny_bundle
 
 
@@ -31,12 +31,6 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
     with serving(tmp_path / "data", stream, bundle) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Dialog, Route, expect
 from device_agent.page.alike import alike
 from device_agent.sample import SampleStatus
 from sdk.bundle import Bundle
-from tests.pages import ASK_ALL, Device, Screen, chromium, hex_of, opened, screen, serving, wait_for, write_stream
+from tests.pages import ASK_ALL, Device, Screen, hex_of, opened, screen, serving, wait_for, write_stream
 from tests.tiny import class_id, picture, tiny_bundle
 
 NAMES = ("good", "pit", "rings", "scratch")
@@ -33,12 +33,6 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
     with serving(tmp_path / "data", stream, bundle, ASK_ALL) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

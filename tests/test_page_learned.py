@@ -24,7 +24,7 @@ from sdk.head import Calibration
 from sdk.labels import Chain, CodeRecord, Label, Record, RenameClass
 from sdk.operating import Costs, Rate, by_class
 from sdk.score import LeftOut
-from tests.pages import Device, chromium, hex_of, screen, serving, write_stream
+from tests.pages import Device, hex_of, screen, serving, write_stream
 from tests.simulators import wait_for
 from tests.tiny import class_id, picture, tiny_bundle
 
@@ -44,12 +44,6 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
     with serving(tmp_path / "data", stream, bundle) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from device_agent.page.text import LANGUAGES
-from tests.pages import Device, chromium, hex_of, opened, serving, write_stream
+from tests.pages import Device, hex_of, opened, serving, write_stream
 from tests.tiny import tiny_bundle
 
 pytestmark = pytest.mark.browser
@@ -46,12 +46,6 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
             body = {"sample": hex_of("rings", i), "class_name": said, "operator": "Ann"}
             found.http.post("/api/labels", json=body).raise_for_status()
             found.settle()
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

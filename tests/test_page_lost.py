@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from device_agent.page.access import Role
 from sdk.bundle import Bundle
-from tests.pages import ASK_ALL, Device, Screen, chromium, opened, screen, serving, wait_for, write_stream
+from tests.pages import ASK_ALL, Device, Screen, opened, screen, serving, wait_for, write_stream
 from tests.tiny import class_id, tiny_bundle
 
 pytestmark = pytest.mark.browser
@@ -31,12 +31,6 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
     with serving(tmp_path / "data", stream, bundle, ASK_ALL) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from device_agent.page.text import LANGUAGES
 from sdk.bundle import Bundle
-from tests.pages import ASK_ALL, Device, chromium, opened, serving, write_stream
+from tests.pages import ASK_ALL, Device, opened, serving, write_stream
 from tests.tiny import tiny_bundle
 
 pytestmark = pytest.mark.browser
@@ -41,12 +41,6 @@ def device(
     with serving(folder / "data", stream, bundle, ASK_ALL) as found:
         for i in range(request.param - 3):
             found.station.define_class(f"defect {i} at the edge", "ann")
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

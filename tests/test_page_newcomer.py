@@ -18,7 +18,7 @@ from device_agent.finding import Level
 from device_agent.report import CHOOSE_AGAIN, NONE_PASSES
 from device_agent.site_file import load_site
 from sdk.bundle import Bundle
-from tests.pages import Device, Screen, chromium, screen, serving, write_stream
+from tests.pages import Device, Screen, screen, serving, write_stream
 from tests.pages import running as running_page
 from tests.test_agent import running as running_agent
 from tests.test_agent import site_of
@@ -43,12 +43,6 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
     with serving(tmp_path / "data", stream, bundle) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from sdk.bundle import Bundle
-from tests.pages import ASK_ALL, Device, Screen, chromium, hex_of, opened, screen, serving, write_stream
+from tests.pages import ASK_ALL, Device, Screen, hex_of, opened, screen, serving, write_stream
 from tests.tiny import tiny_bundle
 
 pytestmark = pytest.mark.browser
@@ -30,12 +30,6 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def device(tmp_path: Path, bundle: Bundle, stream: Path) -> Iterator[Device]:
     with serving(tmp_path / "data", stream, bundle, ASK_ALL) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
         yield found
 
 
