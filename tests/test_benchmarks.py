@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the dev extra")
 pytest.importorskip("torch", reason="needs the export extra")
 
-from benchmarks import agent, anomalib, fleet, footprint, frame, heatmap, readout, scale
+from benchmarks import agent, anomalib, ends, fleet, footprint, frame, heatmap, readout, scale
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.features import drawn
 from benchmarks.learners import Logistic, Ours, Ridge, group_folds, mean_recall
@@ -76,6 +76,19 @@ def test_those_that_run_alone_say_so_too(
     monkeypatch.setenv("HEADWAY_SHARED", str(tmp_path))
     assert alone.main([]) == 2
     assert "set HEADWAY_SHARED" in capsys.readouterr().err
+
+
+def test_both_ends_of_a_network_are_measured_in_8_bits_and_float(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ends, "TIMED", 3)
+    assert ends.main(["builtin"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "builtin" in line]
+    *_, fp32, whole, _first, _both, cosine_whole, cosine_ends = (
+        each.strip() for each in row.strip("|").split("|")
+    )
+    assert all(float(each) > 0 for each in (fp32, whole))
+    assert 0.99 < float(cosine_whole) <= float(cosine_ends) <= 1
 
 
 def test_a_heatmap_is_judged_by_its_highest_point_its_energy_and_its_best_cell() -> None:
