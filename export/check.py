@@ -441,16 +441,16 @@ def with_scores(report: SetReport, checked: Checked, learned: Selection, form: F
 
         with log.stage("leaks", "Scoring with and without near-duplicates"):
             leaks = msgspec.structs.replace(leaks, score_apart=accuracy(apart), score_joined=accuracy(together))
-    return msgspec.structs.replace(report, columns=columns, leaks=leaks, labels=_doubtful(images, row_of, form))
+    return msgspec.structs.replace(
+        report, columns=columns, leaks=leaks, labels=_doubtful(images, row_of, learned, form)
+    )
 
 
-def _doubtful(images: ImageSet, row_of: Mapping[bytes, int], form: Form) -> LabelsReport:
+def _doubtful(images: ImageSet, row_of: Mapping[bytes, int], learned: Selection, form: Form) -> LabelsReport:
     """Return which labels fit badly with what all other groups say."""
     left_out = form.left_out
-    label_of = {
-        left_out.class_ids[column]: images.images[row_of[sample]].label
-        for sample, column in zip(left_out.samples, left_out.truth, strict=True)
-    }
+    # Of all that was learned from: a class may have no image that is judged, and look like one all the same.
+    label_of = {each: images.images[row].label for each, row in zip(learned.ids, learned.rows, strict=True)}
     found = suspects(left_out, form.calibration, below=DOUBTFUL, limit=len(left_out.truth))
     return LabelsReport(
         judged=int((~left_out.orphan).sum()),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from export.check import Checked, Groups, check, set_report
@@ -320,12 +321,12 @@ def test_wrong_options_are_refused(
     assert "Traceback" not in ended.err
 
 
-def form_of(features: Features, learned: Selection) -> Form:
-    """Return what a backbone gives that has these features (n, d) of the images learned from."""
+def form_of(features: Features, learned: Selection, only: npt.NDArray[np.bool_] | None = None) -> Form:
+    """Return what a backbone gives that has these features (n, d) of the images learned from; it judges `only`."""
     from export.forms import Form
 
     codes = encode(features, fit_scale(features))
-    left_out = leave_one_group_out(codes, learned.ids, learned.groups, samples=learned.samples)
+    left_out = leave_one_group_out(codes, learned.ids, learned.groups, samples=learned.samples, only=only)
     calibration = calibrate(left_out)
     moments = Moments(codes.shape[1])
     moments.add(codes, learned.ids)
@@ -372,6 +373,32 @@ def test_pictures_in_the_wrong_folder_are_named_and_shown(tmp_path: Path) -> Non
     show_doubtful(report, Console(file=said, width=200))
     assert f"Labels to look at again: {len(planted)} of {len(kinds)} judged" in said.getvalue()
     assert said.getvalue().count("good, looks like pit") == min(5, len(planted))
+
+
+@pytest.mark.torch
+def test_what_looks_like_a_class_that_no_picture_was_judged_of_is_named_too(tmp_path: Path) -> None:
+    """All images of a class of few may be trained on: the others are judged all the same."""
+    from export.check import with_scores
+    from export.selection import select
+
+    folder = write_pictures(tmp_path / "set", ("good", "pit", "scratch"), 40)
+    for i in range(0, 40, 13):
+        shutil.move(folder / "scratch" / f"{i:03}.png", folder / "good" / f"scratch {i}.png")
+    found, _ = checked(folder, Groups.NONE)
+    learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=Log(Silent()))
+    images = [found.images.images[row] for row in learned.rows]
+    kinds = ["scratch" if image.path.stem.startswith("scratch") else image.label for image in images]
+    of_kind = {
+        kind: np.random.default_rng([*kind.encode()]).gamma(1, 1, 64) for kind in ("good", "pit", "scratch")
+    }
+    noise = np.random.default_rng(0).random((len(kinds), 64))
+    features = (np.stack([of_kind[kind] for kind in kinds]) + noise / 4).astype(np.float32)
+    judged = np.array([image.label != "scratch" for image in images])
+    form = form_of(features, learned, judged)
+    report = with_scores(set_report(found, seed=0), found, learned, form, Log(Silent()))
+    assert report.labels is not None
+    assert report.labels.judged == judged.sum()
+    assert {(each.label, each.looks_like) for each in report.labels.listed} == {("good", "scratch")}
 
 
 @pytest.mark.torch
