@@ -219,9 +219,12 @@ def export_bundle(
     plan = Plan(request.profiles, request.max_int8_loss, request.qat, request.int8_budget_s, request.seed)
     difference, forms, refusals = make_forms(request.precisions, backbone, frames, learned, fitted, log, plan)
     if not images.has_groups and forms[0].grouping_note is None:  # neither pictures nor codes show any
+        aside = len(set(checked.own_groups)) < len(checked.own_groups)  # the set names some: --groups none
+        why = "The groups of the set are left aside" if aside else "No groups are named"
         log.warn(
-            "No groups are named, so every image counts as a part of its own. If one part shows in several "
-            "images, the score flatters: name parts in an index.csv with a group column."
+            f"{why}, so every image counts as a part of its own. If one part shows in several images, the score "
+            "flatters: "
+            + ("take --groups none away." if aside else "name parts in an index.csv with a group column.")
         )
     kept, reason_first, precisions = choose(
         request.precisions, forms, refusals, frames[:1], backbone.preprocess, log
