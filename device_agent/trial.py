@@ -174,31 +174,42 @@ def judge(
     *,
     names: Callable[[bytes], str],
     own: frozenset[bytes] = frozenset(),
+    canonical: Callable[[bytes], bytes] = lambda class_id: class_id,
 ) -> Judgement:
     """Return whether a provisional head stays, by left-out scores of both heads.
 
-    A station's own labels come first: a class of which it has labelled `OWN_GROUPS` groups or more is judged by
-    these alone, the other classes by everybody's.
+    A station's own labels come first: a class of which both heads were scored on `OWN_GROUPS` groups or more that
+    it has labelled is judged by these alone, the other classes by everybody's.
 
     Args:
         confirmed: Of the head that would serve again.
         provisional: Of the head on trial, with the calibration it has served with.
         names: Class id to the name people use.
         own: Samples that the station's own operators labelled.
+        canonical: Gives the id that stands for a class by now: classes may have been made one since the confirmed
+            head was scored.
     """
     (before, confirmed_calibration), (after, meanwhile) = confirmed, provisional
     if after is None or not after.known.any():
         return Judgement(True, TOO_FEW, None, meanwhile)
+    before = None if before is None else before.merged(canonical)
     calibration = calibrate(after, confirmed_calibration.false_alarm_rate)
     old = None if before is None else (before, confirmed_calibration)
-    verdict = trial(old, (after, calibration), names=names, judged=_judged(after, own) if own else None)
+    verdict = trial(old, (after, calibration), names=names, judged=_judged(before, after, own))
     why = FIRST_SCORE if old is None else verdict.why
     return Judgement(verdict.keep, why, verdict.after, calibration, verdict.also)
 
 
-def _judged(after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes]:
-    """Return the samples that known classes are compared on: the station's own where it has enough of a class."""
-    mine = np.array([sample in own for sample in after.samples], bool)
+def _judged(before: LeftOut | None, after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes] | None:
+    """Return the samples that known classes are compared on: the station's own where it has enough of a class.
+
+    Enough that the head before was scored on, too: of labels that all came since, nothing can be compared, and the
+    others are left to judge by.
+    """
+    if before is None or not own:
+        return None
+    told = own.intersection(compress(before.samples, before.known))
+    mine = np.array([sample in told for sample in after.samples], bool)
     rows = np.ones(len(mine), bool)
     for column in range(len(after.class_ids)):
         of_class = after.truth == column
@@ -262,6 +273,7 @@ def try_out(
         (left_out, candidate.head.calibration),
         names=names,
         own=frozenset(s for s, own in zip(live.samples, station.own, strict=True) if own),
+        canonical=base.fold.canonical,
     )
     head = candidate.head
     if head.adaptation != choice.adaptation:

@@ -102,6 +102,22 @@ class LeftOut:
             self.summed,
         )
 
+    def merged(self, canonical: Callable[[bytes], bytes]) -> LeftOut:
+        """Return the same after classes were made one: a decision for any of them is one for that class.
+
+        Args:
+            canonical: Gives the id that stands for a class.
+        """
+        ids = [canonical(class_id) for class_id in self.class_ids]
+        if ids == list(self.class_ids):
+            return self
+        roots = sorted(set(ids))
+        column = np.array([roots.index(class_id) for class_id in ids], np.int64)
+        scores = np.full((len(self.scores), len(roots)), -np.inf)
+        for at, to in enumerate(column):
+            scores[:, to] = np.maximum(scores[:, to], self.scores[:, at])
+        return replace(self, class_ids=tuple(roots), truth=column[self.truth], scores=scores)
+
     def check_samples(self, argument: str) -> None:
         """Refuse left-out scores whose samples are not told apart by ids.
 

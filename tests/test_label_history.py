@@ -101,3 +101,13 @@ def test_a_label_takes_little_memory(store: Store) -> None:
     kept_bytes = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert kept_bytes < 300 * 2000
+
+
+def test_a_label_of_what_its_class_was_made_part_of_confirms_it(store: Store) -> None:
+    history = LabelHistory(store, RELEASE.get)
+    store.log.append([Label(sample(1), CLASSES[0], "ann"), Label(sample(1), CLASSES[1], "bob")])
+    assert not history.said_twice(sample(1), lambda class_id: class_id)
+    assert history.said_twice(sample(1), lambda _class_id: CLASSES[0])
+    store.log.append([Label(sample(1), None, "bob")])
+    assert not history.said_twice(sample(1), lambda _class_id: CLASSES[0])
+    assert not history.said_twice(sample(2), lambda _class_id: CLASSES[0])

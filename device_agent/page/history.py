@@ -249,13 +249,21 @@ class LabelHistory:
             self._catch_up()
             return [self._row(number) for number in self._events.of_sample(sample)]
 
-    def said_twice(self, sample: bytes) -> bool:
-        """Return whether the last two events on a sample agree: somebody looked again and confirmed the label."""
+    def said_twice(self, sample: bytes, canonical: Callable[[bytes], bytes]) -> bool:
+        """Return whether the last two events on a sample agree: somebody looked again and confirmed the label.
+
+        Args:
+            sample: Which.
+            canonical: Gives the id that stands for a class: it may have been made part of another in between.
+        """
         with self._lock:
             self._catch_up()
             newest = next(self._events.of_sample(sample), None)
             said = None if newest is None else self._events[newest].class_id
-            return newest is not None and said is not None and self._before(newest) == said
+            if newest is None or said is None:
+                return False
+            before = self._before(newest)
+            return before is not None and canonical(before) == canonical(said)
 
     def last_own(self) -> LabelRow | None:
         """Return the newest label of this device's operators; None before the first."""

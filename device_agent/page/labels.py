@@ -71,7 +71,11 @@ class SavedOut:
 
 @dataclass(frozen=True)
 class LabelOut:
-    """A label event. `current`: nobody has said anything about the sample since, so it can be undone."""
+    """A label event.
+
+    `current`: nobody has said anything about the sample since, so it can be undone. `confirmed`: it says what was
+    said before, where classes have been made one since too.
+    """
 
     device: str
     seq: int
@@ -85,6 +89,7 @@ class LabelOut:
     current: bool
     own: bool
     kept: bool
+    confirmed: bool
 
 
 class Labels:
@@ -124,9 +129,15 @@ class Labels:
     def labels_out(self, rows: list[LabelRow], now: Now = in_english) -> list[LabelOut]:
         """Return label events as the interface says them, `now` as `Desk.called` does."""
         called, store = self._desk.called(now), self._station.store
+        serving = self._station.serving
 
         def name(class_id: bytes | None) -> str | None:
             return None if class_id is None else called(class_id)
+
+        def same(one: bytes | None, other: bytes | None) -> bool:
+            if one is None or other is None or serving is None:
+                return one is not None and one == other
+            return serving.learner.canonical(one) == serving.learner.canonical(other)
 
         return [
             LabelOut(
@@ -142,6 +153,7 @@ class Labels:
                 current=row.current,
                 own=row.own,
                 kept=store.samples.get(row.event.sample) is not None,
+                confirmed=same(row.before, row.event.class_id),
             )
             for row in rows
         ]

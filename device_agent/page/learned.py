@@ -131,6 +131,7 @@ class Learned:
         """Return `get_suspects` with names as `Desk.called` gives them."""
         called, store = self._desk.called(now), self._station.store
         found = self._station.suspects(MAX_PAGE)
+        canonical = self._station.require().learner.canonical
         return [
             SuspectOut(
                 sample=each.sample.hex(),
@@ -142,7 +143,7 @@ class Learned:
                 kept=store.samples.get(each.sample) is not None,
             )
             for each in found
-            if not self._history.said_twice(each.sample)
+            if not self._history.said_twice(each.sample, canonical)
         ][:limit]
 
     def get_outlook(self) -> OutlookReport:
