@@ -62,7 +62,11 @@ def _print_doubtful(console: Console, result: Evaluation) -> None:
     errs = 5 * sum(each.best != each.label for each in known) > len(known)
     console.print(
         f"labels to look at again: {count} of {len(known)} are less than {DOUBTFUL:.0%} probable"
-        + ("; the head errs often here, and may with many of these" if errs else "")
+        + (
+            "; head and labels disagree often: either many are wrong, or it cannot tell these classes"
+            if errs
+            else ""
+        )
         + (f". The first {_LABELS_SHOWN}, all in --json:" if count > _LABELS_SHOWN else ":"),
         soft_wrap=True,
     )

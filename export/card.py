@@ -182,9 +182,11 @@ def _doubtful(images: SetReport) -> list[str]:
     labels = images.labels
     if labels is None:
         return []
+    if not labels.judged:
+        return ["No label could be judged by others: that takes two classes, one of them with two groups.", ""]
     return [
-        f"Of {labels.judged} labels that could be judged without their group {labels.doubtful} are less than "
-        f"{labels.below:.0%} probable (`image_set.labels` in the report).",
+        f"Of the {labels.learned} labels learned from {labels.judged} could be judged without their group; "
+        f"{labels.doubtful} of these are less than {labels.below:.0%} probable.",
         "",
     ]
 

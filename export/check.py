@@ -451,10 +451,12 @@ def _doubtful(images: ImageSet, row_of: Mapping[bytes, int], learned: Selection,
     left_out = form.left_out
     # Of all that was learned from: a class may have no image that is judged, and look like one all the same.
     label_of = {each: images.images[row].label for each, row in zip(learned.ids, learned.rows, strict=True)}
+    judged = left_out.known & (len(left_out.class_ids) > 1)
     found = suspects(left_out, form.calibration, below=DOUBTFUL, limit=len(left_out.truth))
     return LabelsReport(
-        judged=int((~left_out.orphan).sum()),
-        otherwise=int(((left_out.scores.argmax(1) != left_out.truth) & ~left_out.orphan).sum()),
+        learned=len(learned.rows),
+        judged=int(judged.sum()),
+        otherwise=int((left_out.scores.argmax(1) != left_out.truth)[judged].sum()),
         doubtful=len(found),
         below=DOUBTFUL,
         listed=[

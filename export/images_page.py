@@ -13,7 +13,7 @@ from typing import Final
 import jinja2
 from PIL import Image, ImageOps
 
-from export.set_report import PairReport, SetReport
+from export.set_report import DISAGREE, PairReport, SetReport
 from sdk.durable import write_output
 from sdk.errors import ExportError
 from sdk.images import MAX_PIXELS
@@ -67,6 +67,7 @@ def write_page(report: SetReport, file: Path) -> None:
             (label, _thumbnail(folder / label.path))
             for label in ([] if report.labels is None else report.labels.listed[:SHOWN_LABELS])
         ],
+        disagree=DISAGREE,
         refused=refused,
         reasons=Counter(_kind_of(one.reason) for one in report.refused).most_common(),
     )

@@ -136,18 +136,26 @@ class LabelsReport(msgspec.Struct, frozen=True, kw_only=True):
     """How far the labels agree with what all other groups say.
 
     Attributes:
-        judged: Images that were judged, each by the head without its group.
+        learned: Images that the head has learned from.
+        judged: Of these, those that were judged, each by the head without its group: not those that the backbone
+            itself was trained on, of a class of one group, or of the only class.
         otherwise: Of these, those that it calls something else than they are labelled.
         doubtful: Of these, those whose label has a probability below `below`.
         below: See `sdk.audit.DOUBTFUL`.
         listed: At most 200 of the doubtful, the least probable first.
     """
 
+    learned: int
     judged: int
     otherwise: int
     doubtful: int
     below: float
     listed: list[DoubtfulLabel]
+
+    @property
+    def disagree(self) -> bool:
+        """Whether head and labels disagree on more than a fifth."""
+        return 5 * self.otherwise > self.judged
 
 
 class SetReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,3 +185,10 @@ class SetReport(msgspec.Struct, frozen=True, kw_only=True):
 def kept_apart(report: SetReport) -> str:
     """Return what the score without joined near-duplicates counts by."""
     return "the set's own groups" if report.groups_named else "each image as a part of its own"
+
+
+DISAGREE: Final = (
+    "Head and labels disagree often: either many labels are wrong, or the head cannot tell these classes apart. "
+    "The pictures show which."
+)
+"""What is said where `LabelsReport.disagree`."""

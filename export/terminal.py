@@ -14,7 +14,7 @@ from rich.table import Table
 
 from export.papers import ONE_CLASS
 from export.report import NO_TWO_GROUPS, percents
-from export.set_report import kept_apart
+from export.set_report import DISAGREE, kept_apart
 from sdk.console import Console
 
 if TYPE_CHECKING:
@@ -221,10 +221,11 @@ def show_doubtful(report: SetReport, console: Console) -> None:
     labels = report.labels
     if labels is None or not labels.doubtful:
         return
-    errs = "; the head errs often here, and may with many of these" if 5 * labels.otherwise > labels.judged else ""
+    disagree = f"{DISAGREE} " if labels.disagree else ""
     console.print(
-        f"Labels to look at again: {labels.doubtful} of {labels.judged} judged are less than {labels.below:.0%} "
-        f"probable{errs}. --images-page shows their pictures, --json has up to 200.",
+        f"Labels to look at again: {labels.doubtful} of {labels.judged} judged ({labels.learned} learned from) "
+        f"are less than {labels.below:.0%} probable. {disagree}--images-page shows "
+        "their pictures, --json has up to 200; of the others `headway evaluate --part all` says the same.",
         soft_wrap=True,
     )
     for one in labels.listed[:_LABELS_SHOWN]:

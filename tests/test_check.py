@@ -368,10 +368,13 @@ def test_pictures_in_the_wrong_folder_are_named_and_shown(tmp_path: Path) -> Non
     page = (tmp_path / "page.html").read_text()
     section = page[page.index("Labels to look at again") : page.index("<h2>Refused")]
     assert section.count("<figure>") == section.count("data:image/jpeg") == len(planted)
-    assert "head errs often" not in section
+    assert "disagree" not in section
     said = io.StringIO()
     show_doubtful(report, Console(file=said, width=200))
-    assert f"Labels to look at again: {len(planted)} of {len(kinds)} judged" in said.getvalue()
+    assert (
+        f"Labels to look at again: {len(planted)} of {len(kinds)} judged ({len(kinds)} learned from)"
+        in said.getvalue()
+    )
     assert said.getvalue().count("good, looks like pit") == min(5, len(planted))
 
 
@@ -399,6 +402,28 @@ def test_what_looks_like_a_class_that_no_picture_was_judged_of_is_named_too(tmp_
     assert report.labels is not None
     assert report.labels.judged == judged.sum()
     assert {(each.label, each.looks_like) for each in report.labels.listed} == {("good", "scratch")}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("alone", ["one class", "one group each"])
+def test_where_nothing_could_be_judged_nothing_is_called_clean(tmp_path: Path, alone: str) -> None:
+    from export.check import with_scores
+    from export.selection import select
+
+    classes = ("good",) if alone == "one class" else ("good", "pit")
+    write_pictures(tmp_path / "set", classes, 12)
+    found, _ = checked(tmp_path / "set", Groups.NONE)
+    learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=Log(Silent()))
+    if alone != "one class":
+        learned = replace(learned, groups=learned.labels)
+    features = np.random.default_rng(0).random((len(learned.rows), 64)).astype(np.float32)
+    report = with_scores(set_report(found, seed=0), found, learned, form_of(features, learned), Log(Silent()))
+    assert report.labels is not None
+    assert (report.labels.learned, report.labels.judged, report.labels.doubtful) == (len(learned.rows), 0, 0)
+    write_page(report, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "No label could be judged" in page
+    assert "probable." not in page
 
 
 @pytest.mark.torch
