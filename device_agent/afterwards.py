@@ -73,15 +73,24 @@ class Afterwards:
         self.again()
 
     def _write_owed(self) -> StoreFull | None:
-        # The newest first: one that never finds room must not keep the others back.
-        for key in reversed(list(self._owed)):
-            write = self._owed.pop(key)
-            try:
-                write()
-            except StoreFull as error:
-                self._owed[key] = write
-                return error
-        return None
+        """Try all of it, newest first: whatever never finds room must not keep the others back.
+
+        Returns:
+            Why the first of those that still wait found none.
+        """
+        first: StoreFull | None = None
+        waits: dict[int, Callable[[], None]] = {}
+        try:
+            for key in reversed(list(self._owed)):
+                write = self._owed.pop(key)
+                try:
+                    write()
+                except StoreFull as error:
+                    waits[key] = write
+                    first = first or error
+        finally:
+            self._owed |= reversed(waits.items())  # in the order that they had
+        return first
 
     def ask(self, active: ActiveHead) -> None:
         """Ask the waiting questions anew, to the end unless a newer label waits: its head asks them all again."""

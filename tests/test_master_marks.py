@@ -11,7 +11,7 @@ import pytest
 from device_agent.afterwards import Afterwards
 from device_agent.camera import Shot
 from device_agent.courtesy import Courtesy
-from device_agent.heads_and_updates import Outcome
+from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.limits import StoreLimits
 from device_agent.master_marks import KEPT_AS, MasterMarks
 from device_agent.masters import Best, Mark
@@ -25,6 +25,7 @@ from sdk.errors import StoreFull
 from sdk.images import decode
 from tests.crashes import Cut, Disk, Step, build_tracer, traced, write_out
 from tests.marks_scenario import LIMITS, PARTS, SPACE, marks
+from tests.test_learner import FullDisk
 from tests.test_masters import RIGHT, folder
 from tests.tiny import class_id, picture, tiny_bundle
 
@@ -176,3 +177,26 @@ def test_a_full_store_keeps_the_old_marks_and_the_trial_goes_on(tmp_path: Path) 
         best.undone(many)
         assert best.is_undone(bytes(32))
         assert turns.fault is not None
+
+
+def test_marks_that_never_fit_keep_no_row_of_a_head_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = StoreLimits(reserve_bytes=0, max_store_bytes=400_000)
+    with Store.open(tmp_path, "line-1", limits=limits) as store:
+        disk, kept, turns = FullDisk(monkeypatch), MasterMarks(store, SPACE), Turns()
+        afterwards = Afterwards(store, QueuePolicy(), SPACE, turns, Courtesy())
+        many = {number.to_bytes(32, "big"): Mark(right=True) for number in range(30_000)}
+        disk.full = True
+        for number in (1, 2):
+            afterwards.put(HeadRow(number, 1.0, SPACE, "00" * 32, number, 5, Outcome.CONFIRMED))
+        afterwards.keep(lambda: kept.keep(many))
+        assert not store.heads.newest(limit=10)
+        disk.full = False
+        afterwards.again()
+        assert [row.number for row in store.heads.newest(limit=10)] == [2, 1]
+        assert turns.fault is not None, "the marks still wait"
+        assert "the disk is full" not in turns.fault
+        afterwards.keep(lambda: kept.keep(marks(1)))
+        assert kept.load() == marks(1)
+        turns.fault = None
+        afterwards.again()
+        assert turns.fault is None, "nothing waits any more"
