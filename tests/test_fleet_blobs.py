@@ -220,6 +220,24 @@ def test_what_the_folder_has_is_copied_when_a_place_is_named(url: str, tmp_path:
         assert is_whole(store, bundle)
 
 
+def test_a_damaged_chunk_of_the_folder_keeps_no_other_from_being_copied(
+    url: str, tmp_path: Path, bundle: Bundle
+) -> None:
+    fleet = tmp_path / "fleet"
+    with FleetStore(fleet) as store:
+        store.publish(bundle, channel="default")
+    first, *others = sorted((fleet / "chunks").iterdir())
+    first.write_bytes(b"flipped")
+    (fleet / "chunks" / "lost+found").mkdir()
+    name_place(fleet, url)
+    place = place_at(url)
+    assert [path.name in place for path in (first, *others)] == [False, *(True for _ in others)]
+    (fleet / "chunks" / "lost+found").rmdir()
+    with FleetStore(fleet) as store:
+        store.publish(bundle, channel="default")
+        assert is_whole(store, bundle)
+
+
 def test_a_place_that_is_away_costs_devices_a_wait_and_the_service_nothing(
     flaky: str, tmp_path: Path, bundle: Bundle
 ) -> None:

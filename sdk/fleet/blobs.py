@@ -68,7 +68,7 @@ class Blobs(Protocol):
 
 
 def name_place(directory: Path, url: str) -> None:
-    """Let a fleet keep its chunks at a URL from now on, and copy there what its folder has.
+    """Let a fleet keep its chunks at a URL from now on, and copy there what its folder has whole.
 
     Args:
         directory: The fleet's; made if it is not there.
@@ -89,8 +89,8 @@ def name_place(directory: Path, url: str) -> None:
             )
         folder = directory / FOLDER_NAME
         for chunk in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if not chunk.name.startswith("."):
-                place.put(chunk.name, chunk.read_bytes())
+            if chunk.is_file() and hashlib.sha256(found := chunk.read_bytes()).hexdigest() == chunk.name:
+                place.put(chunk.name, found)
         write_whole(file, f"{url}\n".encode())
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Name a directory you may write to.") from error
