@@ -80,6 +80,10 @@ class ChunkStore:
             return None
         return chunk
 
+    def is_whole(self, digest: str) -> bool:
+        """Return whether a chunk is there and what it should be; as `get`."""
+        return self.get(digest) is not None
+
     def raw(self, digest: str) -> bytes | None:
         """Return what stands under a chunk's name, for who checks it by the file that it is part of."""
         file = self._folder / digest
@@ -130,7 +134,10 @@ def whole_file(get: Callable[[str], bytes | None], file: ReleaseFile) -> bytes:
     for digest in file.chunks:
         part = get(digest)
         if part is None:
-            raise StoreCorrupt(f"chunk {digest[:12]} of {file.name} is damaged", hint="Publish the bundle again.")
+            raise StoreCorrupt(
+                f"chunk {digest[:12]} of {file.name} is missing or damaged",
+                hint="Put it back from its bundle: headway fleet doctor --mend-from BUNDLE; or from a backup.",
+            )
         parts.append(part)
     whole = b"".join(parts)
     if hashlib.sha256(whole).hexdigest() != file.sha256:
@@ -163,6 +170,10 @@ class Chunks(Protocol):
 
     def get(self, digest: str) -> bytes | None:
         """Return a chunk that has this digest; None if it is not there."""
+
+    def is_whole(self, digest: str) -> bool:
+        """Return whether a chunk is there and what it should be; as `get`."""
+        return self.get(digest) is not None
 
     def raw(self, digest: str) -> bytes | None:
         """Return what stands under a chunk's name, checked or not; None if nothing does."""

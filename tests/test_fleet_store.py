@@ -407,7 +407,7 @@ def test_a_damaged_release_takes_away_no_view_of_the_devices(
     assert (device["in_sync"], device["head_agrees"], channel["live_set_digest"]) == (None, None, None)
     with FleetStore(fleet_dir) as store:
         (shown,) = FleetView(store).fleet()["channels"]
-        assert "headway fleet publish" in shown["without_effect"][0]
+        assert "headway fleet doctor --mend-from BUNDLE" in shown["without_effect"][0]
         store.publish(bundle, channel="default")
         assert store.live_set("default") is not None
     assert "not known" not in headway(capsys, "fleet", "devices", "--dir", fleet_dir).out
@@ -418,7 +418,7 @@ def test_a_damaged_release_on_the_server_is_noticed(fleet_dir: Path, bundle: Bun
         publication = store.publish(bundle, channel="default")
         for digest in publication.release.digests()[1:]:
             (fleet_dir / "chunks" / digest).write_bytes(b"flipped")
-        with pytest.raises(StoreCorrupt, match="is damaged"):
+        with pytest.raises(StoreCorrupt, match="is missing or damaged"):
             store.live_set("default")
 
 

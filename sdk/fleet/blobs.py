@@ -60,6 +60,9 @@ class Blobs(Protocol):
     def get(self, digest: str) -> bytes | None:
         """Return a chunk, checked; None if it is not there or damaged."""
 
+    def is_whole(self, digest: str) -> bool:
+        """Return whether a chunk is where chunks are kept, and what it should be. A damaged one is removed."""
+
     def read(self, file: ReleaseFile) -> bytes:
         """Return a whole file of a release, checked."""
 
@@ -201,6 +204,10 @@ class UrlChunks:
                 return None
             return chunk
 
+    def is_whole(self, digest: str) -> bool:
+        """Return whether a chunk is there and what it should be; as `get`."""
+        return self.get(digest) is not None
+
     def read(self, file: ReleaseFile) -> bytes:
         """Return a whole file of a release, checked; raises as `sdk.chunks.whole_file`."""
         return whole_file(self.get, file)
@@ -255,6 +262,11 @@ class CachedChunks:
             if chunk is not None:
                 self._near.put(digest, chunk)
         return chunk
+
+    def is_whole(self, digest: str) -> bool:
+        """Return whether the place has a chunk as it should be, the copy aside. Damaged ones are removed."""
+        self._near.get(digest)
+        return self._place.is_whole(digest)
 
     def read(self, file: ReleaseFile) -> bytes:
         """Return a whole file of a release, checked; raises as `sdk.chunks.whole_file`."""

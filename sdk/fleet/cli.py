@@ -20,7 +20,7 @@ from sdk.fleet.cli_classes import classes, merged_words
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
 from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, service_settings, tls, tls_folder
-from sdk.fleet.cli_keep import keep_classes, lost_option, say_losses, say_merges
+from sdk.fleet.cli_keep import compare, lost_option, uncompared_option
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_move import move_store
 from sdk.fleet.cli_precision import precision as precision_commands
@@ -286,6 +286,7 @@ def serve(
     is_flag=True,
     help="Publish although classes have the names of those in use, and other ids: labels stay with the old ones.",
 )
+@uncompared_option
 @click.option(
     "--unsigned",
     is_flag=True,
@@ -302,6 +303,7 @@ def publish(
     keys_dir: Path | None,
     passphrase_file: Path | None,
     new_classes: bool,
+    uncompared: bool,
     unsigned: bool,
     as_json: bool,
     waves: str | None,
@@ -327,6 +329,9 @@ def publish(
     that runs is exported with --classes-from the bundle that it replaces. Else it is refused, or with
     --new-classes published beside them; `headway fleet classes merge` makes each pair one.
 
+    Both are compared with the channel's current release. Where its chunks here are lost or damaged, its own bundle
+    puts them back; another one is refused, unless --uncompared says that nobody needs to look.
+
     With --waves it reaches a few devices first, and more while these do as well with it as before:
 
     \b
@@ -335,7 +340,6 @@ def publish(
     """
     from sdk import licences
     from sdk.bundle import Bundle
-    from sdk.fleet.losing import check_losses, losses
     from sdk.fleet.precision import serving
     from sdk.fleet.store import FleetStore
 
@@ -352,15 +356,21 @@ def publish(
         if precision is not None:
             opened = serving(opened, precision, Path(scratch) / "bundle")
         signed = has_trust(directory)
-        check_losses(lost := losses(store, channel, opened, precision), max_lost_labels)
-        merges = keep_classes(store, channel, opened, new_classes=new_classes)
+        compared = compare(
+            store,
+            channel,
+            opened,
+            precision,
+            max_lost_labels=max_lost_labels,
+            new_classes=new_classes,
+            uncompared=uncompared,
+        )
         if unsigned:
             to_sign = publish_unsigned(store, opened, channel=channel, plan=plan)
             click.echo(f"nothing is published yet; to be signed: {to_sign}")
             click.echo(f"carry it to the targets key, and there: headway fleet sign {to_sign.name} --keys KEYS")
             click.echo(f"carry it back, and here: headway fleet sign {to_sign} --dir {directory}")
-            say_merges(merges)
-            say_losses(lost)
+            compared.say()
             return
         publication = publish_bundle(
             store,
@@ -378,8 +388,7 @@ def publish(
             click.echo(
                 f"weights: {opened.manifest.lineage.weights_source}; licence: {ruling.spdx or ruling.stated}"
             )
-            say_merges(merges)
-            say_losses(lost)
+            compared.say()
             if plan is not None:
                 click.echo(
                     f"in waves of {', '.join(plan.waves)}; see: headway fleet rollout show --dir {directory}"
@@ -405,6 +414,7 @@ def publish(
                     "space": publication.space,
                     "served": served,
                     "signed": signed,
+                    "compared": compared.known,
                     "licence": dataclasses.asdict(ruling),
                     "devices": rows,
                 }

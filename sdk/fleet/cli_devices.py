@@ -113,8 +113,8 @@ def without_effect(channel: dict[str, Any]) -> list[str]:
     if channel["damaged"]:
         found.append(
             f"what the channel has learned is not known: its release cannot be read here: {channel['damaged']}. "
-            f"Publish the bundle of {channel['release']} again (headway fleet publish), or put the fleet's chunks "
-            "back from a backup"
+            f"Put its chunks back from the bundle of {channel['release']} (headway fleet doctor --mend-from "
+            "BUNDLE) or from a backup"
         )
     if channel["unapplied_labels"]:
         found.append(

@@ -1,12 +1,16 @@
-"""What `publish` and `precision move` look at before: do the labels that operators gave keep classes and codes?"""
+"""What `publish` and `precision move` look at before: do the labels that operators gave keep classes and codes?
+
+Both are compared with the channel's current release, so its chunks have to be here.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from sdk.errors import FleetError
+from sdk.errors import BundleError, FleetError, HeadwayError, StoreCorrupt
 from sdk.fleet.cli_quarantine import who
 from sdk.labels import DefineClass
 from sdk.shown import say
@@ -18,12 +22,103 @@ if TYPE_CHECKING:
     from sdk.fleet.losing import Loss
     from sdk.fleet.store import FleetStore
 
+uncompared_option = click.option(
+    "--uncompared", is_flag=True,
+    help="Publish although the current release cannot be read here: nobody looks then which labels are lost.",
+)  # fmt: skip
 lost_option = click.option(
     "--max-lost-labels", type=click.IntRange(0), default=0, show_default=True, metavar="N",
     help="So many labels may count no more, since no device has their pictures.",
 )  # fmt: skip
 NAMED: Final = 4
 """Classes that are named of those that would be replaced."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a bundle does to the labels of the channel that it is to go to.
+
+    Attributes:
+        merges: The commands that make each class that it replaces one with its own, once it is published.
+        losses: Labels that count no more.
+        known: Whether both could be looked at.
+    """
+
+    merges: list[str]
+    losses: list[Loss]
+    known: bool = True
+
+    def say(self) -> None:
+        """Print what a person has to know of it."""
+        if self.merges:
+            click.echo(
+                "it has other ids for classes of the same names; once it is published, to make each pair one:"
+            )
+            say("\n".join(f"  {merge}" for merge in self.merges))
+        say_losses(self.losses)
+        if not self.known:
+            click.echo(
+                "not compared with the release before, which cannot be read here: labels may count no more, and "
+                "classes be without a name; see `headway fleet devices` and `headway fleet classes`"
+            )
+
+
+def compare(
+    store: FleetStore,
+    channel: str,
+    bundle: Bundle,
+    precision: str | None,
+    *,
+    max_lost_labels: int,
+    new_classes: bool,
+    uncompared: bool,
+) -> Compared:
+    """Let a bundle be published, as `keep_classes` does, and say what of the labels is lost with it.
+
+    Where the current release lacks chunks here and the bundle has its files, they are put back before.
+
+    Args:
+        store: The fleet's.
+        channel: Where it is to go.
+        bundle: What is to be published.
+        precision: Which of its precisions is to serve; its first by default.
+        max_lost_labels: So many labels may count no more.
+        new_classes: Its maker means it where it has other classes of the same names.
+        uncompared: Its maker means it where it cannot be compared.
+
+    Raises:
+        FleetError: more would be lost than is meant; or the current release cannot be read, and that is not meant.
+        StoreCorrupt, StoreFull: the place where chunks are kept does not answer, or takes nothing.
+    """
+    from sdk.fleet.losing import check_losses, losses
+    from sdk.fleet.lost_chunks import put_back
+
+    error = _unreadable(store, channel)
+    if error is not None:
+        put_back(store, bundle)
+        error = _unreadable(store, channel)
+    if error is None:
+        check_losses(lost := losses(store, channel, bundle, precision), max_lost_labels)
+        return Compared(keep_classes(store, channel, bundle, new_classes=new_classes), lost)
+    if uncompared:
+        return Compared([], [], known=False)
+    with store.read() as ledger:
+        current = ledger.current(channel)
+    name = "its release" if current is None else f"its release {current.ref.name!r}"
+    raise FleetError(
+        f"what the labels of channel {channel} would lose is not known: {name} cannot be read here, and "
+        f"{bundle.manifest.name!r} does not have its files: {error}",
+        hint=f"Put them back from its own bundle first: headway fleet doctor --dir {store.directory} --mend-from "
+        "BUNDLE; or its chunks from a backup. Where nobody has them: --uncompared.",
+    )
+
+
+def _unreadable(store: FleetStore, channel: str) -> HeadwayError | None:
+    try:
+        store.learned(channel)
+    except (BundleError, StoreCorrupt) as error:
+        return error
+    return None
 
 
 def keep_classes(store: FleetStore, channel: str, bundle: Bundle, *, new_classes: bool) -> list[str]:
@@ -73,13 +168,6 @@ def keep_classes(store: FleetStore, channel: str, bundle: Bundle, *, new_classes
         f"headway fleet classes --dir {store.directory} merge {one.used.hex()} {one.brought.hex()}"
         for one in found
     ]
-
-
-def say_merges(merges: list[str]) -> None:
-    """Print the commands of `keep_classes`, where there are any."""
-    if merges:
-        click.echo("it has other ids for classes of the same names; once it is published, to make each pair one:")
-        say("\n".join(f"  {merge}" for merge in merges))
 
 
 def say_losses(found: Iterable[Loss]) -> None:

@@ -8,6 +8,7 @@ asked for all the same is there again for a while.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from sdk.errors import StoreCorrupt
 from sdk.fleet.channel_ledger import Publication as Published
@@ -21,6 +22,7 @@ from sdk.mqtt import Publication
 
 Garbage = list[tuple[Published, list[str]]]
 """Old releases, each with those of its chunks that nobody needs."""
+_LOST: Final = "put it back from its bundle: headway fleet doctor --mend-from BUNDLE"
 
 
 class Seeding:
@@ -150,7 +152,7 @@ class Seeding:
                 self._report("unavailable_chunk", {"chunk": digest, "error": str(error)})
                 continue
             if chunk is None:
-                self._report("damaged_chunk", {"chunk": digest, "error": "publish its bundle again"})
+                self._report("damaged_chunk", {"chunk": digest, "error": _LOST})
                 continue
             out.append(self._saying.chunk(digest, chunk))
             room_bytes -= len(chunk)

@@ -55,17 +55,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Lacking:
-    """A release that a channel has, or is getting, and so many of its chunks that are missing or damaged."""
-
-    channel: str
-    name: str
-    release_id: str
-    missing: int
-    chunks: int
-
-
-@dataclass(frozen=True)
 class Learned:
     """What a channel's union folds to, in its current release's feature space.
 
@@ -394,33 +383,9 @@ class FleetStore:
             return ""
         return next((one.precision for one in manifest.precisions if one.space == publication.space), "")
 
-    def lacking(self) -> list[Lacking]:
-        """Return which releases that a channel has, or is getting, lack chunks; reads all that they have.
-
-        Raises:
-            StoreCorrupt: the place where chunks are kept does not answer.
-        """
-        with self.read() as ledger:
-            found: list[Publication] = []
-            for channel in ledger.channels():
-                current, rollout = ledger.current(channel), ledger.rollout(channel)
-                under_way = None if rollout is None or not rollout[1].open else rollout[0]
-                found += [each for each in (current, under_way) if each is not None]
-        counts = {
-            (each.channel, each.ref.release_id): Lacking(
-                each.channel,
-                each.ref.name,
-                each.ref.release_id,
-                sum(self.chunks.get(digest) is None for digest in each.release.digests()),
-                len(each.release.digests()),
-            )
-            for each in found
-        }
-        return [each for each in counts.values() if each.missing]
-
     def prepare(self, bundle: Bundle) -> Prepared:
         """Store the chunks of a verified bundle, and nothing else; raises as `publish`."""
-        release = describe(bundle.path, bundle.manifest.name, bundle.file_names(), put=self.chunks.put)
+        release = describe(bundle.path, bundle.manifest.name, bundle.file_names(), put=self._keep)
         listed = {entry.name: entry.sha256 for entry in bundle.manifest.files}
         for file in release.descriptor.files:
             if file.name != MANIFEST_NAME and file.sha256 != listed[file.name]:
@@ -428,6 +393,10 @@ class FleetStore:
         self.chunks.sync()
         entry = bundle.precision()  # the one that devices serve: they have nothing but the bundle to go by
         return Prepared(release, entry.space, entry.feature_size)
+
+    def _keep(self, digest: str, chunk: bytes) -> None:
+        self.chunks.is_whole(digest)  # a damaged one is discarded: it would stand for this one
+        self.chunks.put(digest, chunk)
 
     def feature_sizes(self, release: Release) -> dict[str, int]:
         """Return the length of a code in each feature space that a stored release has, of all its precisions.
