@@ -14,12 +14,15 @@ import shutil
 import threading
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from sdk.durable import sync_path
 from sdk.errors import BadSignature, HeadwayError, StoreCorrupt, StoreFull
 from sdk.release import Release
 from sdk.wire import ReleaseFile
+
+UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG})
+"""What a disk says of a place on it that is bad, where it says it at all."""
 
 
 class ChunkStore:
@@ -57,7 +60,7 @@ class ChunkStore:
         """
         if not checked and hashlib.sha256(chunk).hexdigest() != digest:
             raise BadSignature(f"these bytes are not chunk {digest[:12]}", hint="Fetch it again.")
-        if digest in self:
+        if self._stands(digest):
             return
         draft = self._folder / f".{digest}.{os.getpid()}.{threading.get_ident()}"
         try:
@@ -72,6 +75,12 @@ class ChunkStore:
             draft.unlink(missing_ok=True)  # a full disk must not fill further with halves
             raise
 
+    def _stands(self, digest: str) -> bool:
+        try:
+            return self.raw(digest) is not None
+        except StoreCorrupt as error:
+            return not _is_unreadable(error)
+
     def get(self, digest: str) -> bytes | None:
         """Return a chunk, checked; None if it is not there. A damaged one is removed."""
         chunk = self.raw(digest)
@@ -81,8 +90,19 @@ class ChunkStore:
         return chunk
 
     def is_whole(self, digest: str) -> bool:
-        """Return whether a chunk is there and what it should be; as `get`."""
-        return self.get(digest) is not None
+        """Return whether a chunk is there and what it should be. A damaged one is removed.
+
+        One that the disk cannot read any more is not whole, and stays until it is put again.
+
+        Raises:
+            StoreCorrupt: it may not be read.
+        """
+        try:
+            return self.get(digest) is not None
+        except StoreCorrupt as error:
+            if _is_unreadable(error):
+                return False
+            raise
 
     def raw(self, digest: str) -> bytes | None:
         """Return what stands under a chunk's name, for who checks it by the file that it is part of."""
@@ -117,6 +137,11 @@ class ChunkStore:
     def free_bytes(self) -> int:
         """Return the space left on this store's disk."""
         return shutil.disk_usage(self._folder).free
+
+
+def _is_unreadable(error: StoreCorrupt) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in UNREADABLE
 
 
 def whole_file(get: Callable[[str], bytes | None], file: ReleaseFile) -> bytes:
@@ -170,10 +195,6 @@ class Chunks(Protocol):
 
     def get(self, digest: str) -> bytes | None:
         """Return a chunk that has this digest; None if it is not there."""
-
-    def is_whole(self, digest: str) -> bool:
-        """Return whether a chunk is there and what it should be; as `get`."""
-        return self.get(digest) is not None
 
     def raw(self, digest: str) -> bytes | None:
         """Return what stands under a chunk's name, checked or not; None if nothing does."""

@@ -69,7 +69,14 @@ def altered(chunks: Path) -> None:
         chunk.write_bytes(bytes([content[0] ^ 1]) + content[1:])
 
 
-LOST = [taken, altered, shutil.rmtree]
+def unreadable(chunks: Path) -> None:
+    """Let the kernel refuse to read each, as it does where a disk is bad: EIO."""
+    for chunk in chunks.iterdir():
+        chunk.unlink()
+        chunk.symlink_to("/proc/self/mem")
+
+
+LOST = [taken, altered, shutil.rmtree, unreadable]
 
 
 @pytest.mark.parametrize("lost", LOST)

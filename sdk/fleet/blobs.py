@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
-from sdk.chunks import ChunkStore, whole_file
+from sdk.chunks import UNREADABLE, ChunkStore, whole_file
 from sdk.durable import write_whole
 from sdk.errors import BadSignature, FleetError, StoreCorrupt, StoreFull
 from sdk.wire import ReleaseFile
@@ -91,12 +91,23 @@ def name_place(directory: Path, url: str) -> None:
                 hint=f"Leave --chunks-at out; to move, copy the chunks, then mend {file}.",
             )
         folder = directory / FOLDER_NAME
-        for chunk in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if chunk.is_file() and hashlib.sha256(found := chunk.read_bytes()).hexdigest() == chunk.name:
-                place.put(chunk.name, found)
+        for there in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if there.is_file() and (chunk := _whole(there)) is not None:
+                place.put(there.name, chunk)
         write_whole(file, f"{url}\n".encode())
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Name a directory you may write to.") from error
+
+
+def _whole(file: Path) -> bytes | None:
+    """Return a chunk of a folder; None where it is damaged, or the disk cannot read it any more."""
+    try:
+        chunk = file.read_bytes()
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            return None
+        raise
+    return chunk if hashlib.sha256(chunk).hexdigest() == file.name else None
 
 
 def blobs_of(directory: Path) -> Blobs:
@@ -256,7 +267,9 @@ class CachedChunks:
 
     def get(self, digest: str) -> bytes | None:
         """Return a chunk, checked; None if the place has none, or a damaged one."""
-        chunk = self._near.get(digest)
+        chunk = None
+        with contextlib.suppress(StoreCorrupt):  # of the copy, which is not needed
+            chunk = self._near.get(digest)
         if chunk is None:
             chunk = self._place.get(digest)
             if chunk is not None:
@@ -265,7 +278,7 @@ class CachedChunks:
 
     def is_whole(self, digest: str) -> bool:
         """Return whether the place has a chunk as it should be, the copy aside. Damaged ones are removed."""
-        self._near.get(digest)
+        self._near.is_whole(digest)
         return self._place.is_whole(digest)
 
     def read(self, file: ReleaseFile) -> bytes:
