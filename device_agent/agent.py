@@ -360,10 +360,11 @@ class Agent:
         return [self._misnamed, self._fault, trigger, self._updater.status().fault, self._lost(), sync, full]
 
     def _lost(self) -> str | None:
-        lost = self._updater.lost
-        if not lost:
+        serving, lost = self.station.serving, self._updater.lost
+        lacking = 0 if serving is None or not lost else serving.learner.codeless(lost)
+        if not lacking:
             return None
-        what = "1 label given here does" if lost == 1 else f"{lost} labels given here do"
+        what = "1 label given here does" if lacking == 1 else f"{lacking} labels given here do"
         return f"{what} not count with this release: its features are others, and the pictures are gone or damaged"
 
     def _trust_words(self, release_id: str | None) -> str:

@@ -39,10 +39,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of this device's labels in a new feature space: codes written, and pictures that were lost."""
+    """What became of this device's labels in a new feature space.
+
+    Attributes:
+        written: Codes.
+        lost: Samples that get none, their pictures gone or damaged. Their labels count all the same where the
+            release was made from them.
+    """
 
     written: int = 0
-    lost: int = 0
+    lost: frozenset[bytes] = frozenset()
 
 
 def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> Carried:
@@ -56,13 +62,14 @@ def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> 
         StoreFull: no room; what was written before stays.
         InterruptedError: `stop` said so.
     """
-    written = lost = 0
+    written, lost = 0, set[bytes]()
     waiting = store.samples.labelled_without_code(pipeline.space)
     for start in range(0, len(waiting), BATCH_FRAMES):
         if stop():
             raise InterruptedError("embedding was asked to stop")
-        samples, frames = _readable(store, waiting[start : start + BATCH_FRAMES])
-        lost += len(waiting[start : start + BATCH_FRAMES]) - len(samples)
+        some = waiting[start : start + BATCH_FRAMES]
+        samples, frames = _readable(store, some)
+        lost |= {sample.sample_id for sample in some} - {sample.sample_id for sample in samples}
         if not samples:
             continue
         # One by one, as the line's frames are: in a batch sums may round otherwise, and a label given before a new
@@ -79,8 +86,8 @@ def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> 
             store.log.append(bodies, by_sample)
         written += len(bodies)
     if lost:
-        log.warning("%d labelled pictures are gone or damaged: their labels do not count in this release", lost)
-    return Carried(written, lost)
+        log.warning("%d labelled pictures are gone or damaged: they get no code of this release", len(lost))
+    return Carried(written, frozenset(lost))
 
 
 def _readable(store: Store, samples: list[Sample]) -> tuple[list[Sample], list[Frame]]:

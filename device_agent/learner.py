@@ -26,7 +26,7 @@ Here is what the agent and the page call. Callers and threads share one lock, th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -270,6 +270,16 @@ class Learner:
         with self._turns.changed:
             self._folded.catch_up()
             return self._base.fold.label_of(sample_id)
+
+    def codeless(self, samples: Iterable[bytes]) -> int:
+        """Return how many of these are labelled and count nowhere: for want of a code in this feature space."""
+        fold = self._base.fold
+        with self._turns.changed:
+            self._folded.catch_up()
+            return sum(
+                fold.label_of(each) is not None and not fold.is_summed(each) and fold.live(each) is None
+                for each in samples
+            )
 
     def digest(self) -> str:
         """Return the digest of all that is labelled now, learned yet or not."""

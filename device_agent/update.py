@@ -197,7 +197,7 @@ class Updater:
         self._verdict: str | None = None  # "" is well
         self._again: str | None = None  # a release found damaged, which may be fetched anew
         self._lacking: float | None = 0.0  # when to look for own labels without a code; None: there are none
-        self._lost = 0  # of own labels, those that get none in the release that serves
+        self._lost = frozenset[bytes]()  # own labelled samples that get none in the release that serves
         self._serving: Release | None = None
         self._status = UpdateStatus()
         self._thread = threading.Thread(target=self._run, name="update", daemon=True)
@@ -269,8 +269,8 @@ class Updater:
             self._changed.notify_all()
 
     @property
-    def lost(self) -> int:
-        """How many labels given here do not count in the release that serves, for want of their pictures."""
+    def lost(self) -> frozenset[bytes]:
+        """Samples labelled here that got no code of the release that serves, for want of their pictures."""
         return self._lost
 
     def pending(self, desired: Desired) -> bool:
@@ -509,7 +509,7 @@ class Updater:
                 return
             self._lacking = None
         try:
-            self._lost = 0
+            self._lost = frozenset()
             if self._store.samples.labelled_without_code(pipeline.space):
                 self._lost = aside(NICE, lambda: self._carry(pipeline)).lost
         except InterruptedError:

@@ -152,6 +152,31 @@ def test_labels_count_on_under_another_bundle_in_the_settings(
         assert [each for each in agent.state().faults if each.startswith("1 label given here does not count")]
         learner = agent.station.require().learner
         assert {each.name: each.own_labels for each in learner.classes()} == {"rings": 0, "bars": 0, "pit": 2}
+        learner.label(pits[0], None, "anna")
+        assert not agent.state().faults
+
+
+def test_no_label_is_said_to_be_lost_whose_sample_the_bundle_has(
+    images: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    """People labelled what their next bundle was made from, and its pictures are gone from the line."""
+    other = tiny_bundle(tmp_path / "other", per_class=48, backbone_seed=1)
+    brought = {*other.base().samples} - {*bundle.base().samples}
+    kept = next(picture("pit", i) for i in range(48) if sample_id(picture("pit", i)) in brought)
+    gone = picture("pit", 1000)
+    for name, each in (("0", kept), ("1", gone)):
+        (images / f"{name}.png").write_bytes(each)
+    pits = [sample_id(kept), sample_id(gone)]
+    with Agent(site_of(images, bundle.path)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == COUNT)
+        agent.station.require().learner.label_all([(each, class_id("pit")) for each in pits], "anna")
+    for each in pits:
+        (file,) = (agent.site.data_dir / "images").glob(f"??/{each.hex()}*")
+        file.unlink()
+    with Agent(site_of(images, other.path)) as agent, running(agent):
+        wait_for(lambda: agent.state().faults, what="the lost one told of")
+        assert agent.state().own_labels == 1
+        assert [each for each in agent.state().faults if each.startswith("1 label given here does not count")]
 
 
 def test_frames_go_on_while_an_engine_is_built_and_after_it_took_over(images: Path, bundle: Bundle) -> None:
