@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from device_agent.former_names import FormerNames
 from device_agent.master_folder import Masters
 from device_agent.masters import MasterSide, judge
 from device_agent.naming import Naming
@@ -185,7 +186,8 @@ def _mastered(
 
     codes = Masters(masters, embed).codes(stop)
     base = _folded(store, bundle, pipeline.precision)
-    live, names = base.fold.live_set(), Naming.of(base.fold, store.device).words()
+    live, former = base.fold.live_set(), FormerNames(store).names
+    names = Naming.of(base.fold, store.device, former).words(live.class_ids)
     if codes is None or not live.samples:
         return None
     if head is None:

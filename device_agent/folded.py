@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from device_agent.former_names import FormerNames
-from device_agent.learned import ClassInfo, unheard
+from device_agent.learned import ClassInfo, twins, unheard
 from device_agent.moments import labelled_by
 from device_agent.naming import Naming
 from device_agent.provisional import Changes, joined
@@ -22,7 +23,7 @@ from device_agent.store import Store
 from device_agent.turns import Turns
 from sdk.class_names import key_of
 from sdk.head import Head
-from sdk.labels import REFUSALS, CodeRecord, Fold, Label, Record
+from sdk.labels import REFUSALS, RELEASE_DEVICE, CodeRecord, Fold, Label, Record
 
 TOLD_EVERY: Final = 5000
 """Entries folded: some seconds on a small device, which inspects nothing at its start before its head is there."""
@@ -72,7 +73,7 @@ class Folded:
         self.refused = 0
         # Not a method: who keeps it must not keep this fold, and 70 MB with it, until garbage is collected.
         self.is_own = labelled_by(store.device)
-        self.naming = Naming.of(fold, store.device)
+        self.naming = Naming.of(fold, store.device, former.names)
         self._store = store
         self._turns = turns
         self._former = former
@@ -102,7 +103,7 @@ class Folded:
             if not batch:
                 break
         if renamed:
-            self.naming = Naming.of(self.fold, self.device)
+            self.naming = Naming.of(self.fold, self.device, self._former.names)
 
     def _fold_one(self, record: Record) -> None:
         self._read += 1
@@ -174,6 +175,19 @@ class Folded:
         infos = [ClassInfo(class_id, name, own[class_id], labels[class_id]) for class_id, name in names.items()]
         return sorted(infos, key=lambda each: (each.name.casefold(), each.class_id))
 
+    def labels(self) -> Counter[bytes]:
+        """Return how many labels there are of each class, after merges."""
+        found = Counter[bytes]()
+        for (class_id, device), count in self.fold.labels_by().items():
+            if device != RELEASE_DEVICE:
+                found[self.fold.canonical(class_id)] += count
+        return found
+
+    def twins(self, brought: Collection[bytes]) -> str:
+        """Return which labels are of other classes than the release's of these names, in words; empty for none."""
+        names = self.fold.class_names()
+        return twins(self.naming.twins(self.labels(), brought), lambda class_id: self.name(names, class_id))
+
     def unheard(self) -> str:
         """Return which classes were merged on this device and are not one, in a sentence; empty for none."""
         merges = self.fold.unheard_merges()
@@ -194,6 +208,8 @@ class Folded:
         if name is None:
             # Only an earlier release had it, or its definition is still to come: logs come one after the other.
             name = self._former.names.get(class_id)
-            if name is None or key_of(name) in map(key_of, names.values()):
+            if name is None:
                 return f"class {class_id.hex()[:6]}"
+            if key_of(name) in map(key_of, names.values()):
+                return f"{name} ({class_id.hex()[:6]})"
         return name

@@ -22,6 +22,14 @@ MAX_NAMES: Final = 2_000
 """Kept at once; those of the oldest releases go first."""
 
 
+def former_names(kept: bytes | None) -> dict[bytes, str]:
+    """Return the names that a store keeps as `KEPT_AS`; none where that says none."""
+    # A store may come from a backup, which says what whoever may write to it wrote there.
+    with contextlib.suppress(*DAMAGED):
+        return {} if kept is None else msgspec.msgpack.decode(kept, type=dict[bytes, str])
+    return {}
+
+
 class FormerNames:
     """Names of all classes that releases brought here.
 
@@ -31,11 +39,7 @@ class FormerNames:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._names: dict[bytes, str] = {}
-        # A store may come from a backup, which says what whoever may write to it wrote there.
-        with contextlib.suppress(*DAMAGED):
-            kept = store.kept(KEPT_AS)
-            self._names = {} if kept is None else msgspec.msgpack.decode(kept, type=dict[bytes, str])
+        self._names = former_names(store.kept(KEPT_AS))
 
     def note(self, names: Mapping[bytes, str]) -> None:
         """Keep the names that a release brings; on disk when it returns, where there is room."""

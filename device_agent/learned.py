@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from device_agent.heads_and_updates import Outcome
+from device_agent.naming import Twin
 from sdk.adaptation import Harm
 from sdk.labels import Merge, Record
 from sdk.moments import Adaptation
@@ -99,6 +100,7 @@ class LearnerStatus:
         withdrawn: So many labels that are not said any more still decide: withdrawn or corrected elsewhere, or
             held back by the fleet, and this station's trial has refused the head without them.
         quarantine: What the fleet holds back of the labels given on this device, and why; empty for none.
+        twins: Which labels are of another class than the release's of the same name; empty for none.
         unheard: Which classes were merged on this device and are not one, since the fleet merges; empty for none.
     """
 
@@ -124,6 +126,7 @@ class LearnerStatus:
     prices: tuple[Reason, ...]
     withdrawn: int
     quarantine: str
+    twins: str
     unheard: str
 
     @property
@@ -150,4 +153,23 @@ def unheard(merges: Sequence[Merge], names: Callable[[bytes], str], device: str)
     return (
         f"{names(own[0].one)!r} and {names(own[0].other)!r} were merged here and are two classes{more}: in a "
         "fleet its people merge (headway fleet classes)"
+    )
+
+
+def twins(found: Sequence[Twin], names: Callable[[bytes], str]) -> str:
+    """Return which labels are of other classes than the release's of these names, in a sentence; empty for none.
+
+    Args:
+        found: These classes.
+        names: Class id to the name people use.
+    """
+    if not found:
+        return ""
+    one = found[0]
+    labels = "1 label is" if one.labels == 1 else f"{one.labels} labels are"
+    more = f" (and {len(found) - 1} more such classes)" if len(found) > 1 else ""
+    return (
+        f"{labels} of {names(one.class_id)!r}, another class than this release's {one.name!r}{more}: export the "
+        "bundle again with --classes-from and the one before it, or make each two one, on the page or "
+        "by headway fleet classes"
     )

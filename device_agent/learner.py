@@ -104,7 +104,9 @@ class Learner:
         self._base = Base.of(bundle, precision, store.log.shelf)
         self.space = self._base.fold.space
         self._former = FormerNames(store)
-        self._former.note(self._base.fold.names_by(RELEASE_DEVICE))
+        brought = self._base.fold.names_by(RELEASE_DEVICE)
+        self._brought = frozenset(brought)
+        self._former.note(brought)
         self._turns = Turns()
         self._folded = Folded(store, self._base.fold, self._turns, self._former)
         self._labelling = Labelling(store, self._folded, embed)
@@ -123,6 +125,7 @@ class Learner:
         )
         self._heads = self._learning.heads
         self._told: tuple[ActiveHead, Naming, Telling] | None = None
+        self._twins: tuple[str, Naming, str] | None = None  # by the digest of what is labelled, and the names
         self._withdrawn = "", "", 0  # digests of the live set that serves and of the newest, and the count
         self._masters: Masters | None = None
         if masters is not None and embed is not None:
@@ -324,8 +327,16 @@ class Learner:
                 else (),
                 withdrawn=self._still_deciding(),
                 quarantine=held,
+                twins=self._twins_now(),
                 unheard=self._folded.unheard(),
             )
+
+    def _twins_now(self) -> str:
+        """Return which labels are of another class than the release's of that name. Needs the lock."""
+        digest, naming, known = self._base.fold.digest(), self._folded.naming, self._twins
+        if known is None or known[0] != digest or known[1] is not naming:
+            self._twins = known = digest, naming, self._folded.twins(self._brought)
+        return known[2]
 
     def _still_deciding(self) -> int:
         """Return by how many labels the confirmed head decides that are not said any more. Needs the lock."""
@@ -367,13 +378,13 @@ class Learner:
             active, live, naming = self._heads.active, self._heads.live, self._folded.naming
         told = self._told
         if told is None or told[0] is not active or told[1] is not naming:
-            learned, names = frozenset(live.samples), naming.words()
+            learned, names = frozenset(live.samples), naming.words(active.head.class_ids)
 
             def called(class_id: bytes) -> str:
                 return self._folded.name(names, class_id)
 
             found = ready.told(active.head, called)
-            strange = ready.strange([*names.values(), *map(called, active.head.class_ids)])
+            strange = ready.strange(names.values())
             telling = Telling([each for each in found if each.sample not in learned], strange)
             self._told = told = active, naming, telling
         best, wrong = self._masters.best, [each.sample for each in told[2].told if not each.right]

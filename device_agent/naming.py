@@ -4,6 +4,8 @@ Any device of a fleet may name a class for all of it. Which classes are good is 
 that its release brought and those that people gave here, or by what people chose here. So
 
 - a name that came from elsewhere makes no class good, nor takes it from one that is;
+- a class that the release lacks is called as an earlier release here called it: a bundle that was exported anew
+  may have another id for the same class, and what people labelled before passes as it did;
 - a class that is one with others by a merge is good where each of them is.
 
 What rests on somebody else's word is told, until people here have said what they want.
@@ -11,15 +13,31 @@ What rests on somebody else's word is told, until people here have said what the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from sdk.class_names import key_of
 from sdk.labels import FLEET_LOG_PREFIX, RELEASE_DEVICE, Fold
 
 MAX_DOUBTS: Final = 5
 """Told at once: somebody may invent thousands of classes, all called good."""
+_NOTHING: Final[Mapping[bytes, str]] = MappingProxyType({})
+
+
+class Twin(NamedTuple):
+    """A class that labels are of, and that the release lacks while it has another one called alike.
+
+    Attributes:
+        class_id: That class, after merges.
+        name: What both are called.
+        labels: So many.
+    """
+
+    class_id: bytes
+    name: str
+    labels: int
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class Naming:
 
     Attributes:
         device: This station's.
-        here: Name of each class as the release or, after it, people here gave it; ids before merges.
+        here: Name of each class as people here gave it, else the release, else an earlier one; ids before merges.
         called: Name of each class after merges, whoever gave it.
         named_by: Which device gave it, `RELEASE_DEVICE` too.
         merged: Each class that another stands for, and that one.
@@ -46,9 +64,15 @@ class Naming:
             self._members.setdefault(root, [root]).append(class_id)
 
     @classmethod
-    def of(cls, fold: Fold, device: str) -> Naming:
-        """Return what a fold says of them."""
-        here = {**fold.names_by(RELEASE_DEVICE), **fold.names_by(device)}
+    def of(cls, fold: Fold, device: str, former: Mapping[bytes, str] = _NOTHING) -> Naming:
+        """Return what a fold says of them.
+
+        Args:
+            fold: Of the release.
+            device: This station's.
+            former: What the classes of earlier releases were called here.
+        """
+        here = {**former, **fold.names_by(RELEASE_DEVICE), **fold.names_by(device)}
         return cls(device, here, fold.class_names(), fold.named_by(), fold.merged())
 
     def members(self, class_id: bytes) -> list[bytes]:
@@ -60,9 +84,13 @@ class Naming:
         """Return the classes that the release or people here call so."""
         return frozenset(class_id for class_id, name in self.here.items() if key_of(name) in keys)
 
-    def words(self) -> dict[bytes, str]:
-        """Return the name of each class after merges that master parts go by: no other device's takes them."""
-        found = {}
+    def words(self, learned: Iterable[bytes] = ()) -> dict[bytes, str]:
+        """Return the name of each class after merges that master parts go by: no other device's takes them.
+
+        Args:
+            learned: Classes that have a name all the same where only an earlier release gave it.
+        """
+        found = {each: self.here[each] for each in learned if each in self.here}
         for root, name in self.called.items():
             here = [self.here[each] for each in self.members(root) if each in self.here]
             by = self.named_by[root]
@@ -74,6 +102,22 @@ class Naming:
     def good(self, wanted: Collection[bytes], class_id: bytes) -> bool:
         """Return whether a class passes where these are the good ones, before merges: with all that it is one."""
         return all(each in wanted for each in self.members(class_id))
+
+    def twins(self, labels: Mapping[bytes, int], brought: Iterable[bytes]) -> list[Twin]:
+        """Return the classes of labels beside which the release has another one of the same name, by name.
+
+        Args:
+            labels: How many there are of each class, after merges.
+            brought: The release's classes.
+        """
+        roots = {self.merged.get(each, each) for each in brought}
+        names = {key_of(self.called[root]): self.called[root] for root in roots if root in self.called}
+        said = {each: self.called.get(each) or self.here.get(each) for each in labels.keys() - roots}
+        keys = {each: key_of(name) for each, name in said.items() if name}
+        found = [
+            Twin(each, names[key], labels[each]) for each, key in keys.items() if key in names and labels[each]
+        ]
+        return sorted(found, key=lambda one: (one.name.casefold(), one.class_id))
 
     def doubts(self, wanted: Collection[bytes], keys: Collection[str]) -> list[str]:
         """Return what others' names and merges would change of what passes, and do not, in words.

@@ -508,6 +508,8 @@ def station_faults(
         yield (
             f"labels that change nothing here, their samples being in the release's sums only: {status.unapplied}"
         )
+    if status is not None and status.twins:
+        yield status.twins
     if status is not None and status.unheard:
         yield status.unheard
     yield from station.operating.doubts()

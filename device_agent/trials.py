@@ -120,7 +120,7 @@ class Trials:
             if newer or turns.solving:
                 return
             turns.trying = turns.scoring = True
-            names = self._folded.naming.words()
+            names = self._folded.naming.words(candidate.head.class_ids)
 
         try:
             with turns.surviving():

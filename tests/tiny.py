@@ -7,7 +7,7 @@ for a head to be right most of the time, in under a millisecond a frame.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ FEATURE_SIZE = 48
 def class_id(name: str) -> bytes:
     """Return the id that a tiny bundle gives to a class."""
     return hashlib.sha256(f"tiny {name}".encode()).digest()[:16]
+
+
+def other_id(name: str) -> bytes:
+    """Return an id that another export of the same classes may have given to one."""
+    return hashlib.sha256(f"other {name}".encode()).digest()[:16]
 
 
 def picture(name: str, i: int, size: int = 48) -> bytes:
@@ -146,12 +151,14 @@ def tiny_bundle(
     precision: str = "fp32",
     maps: bool = False,
     called: Mapping[str, str] | None = None,
+    id_of: Callable[[str], bytes] = class_id,
 ) -> Bundle:
     """Write a bundle made from `write_pictures(folder, classes, per_class)`, and return it.
 
     It learned from training and validation images of the classes that are not held back; `parts()` covers all.
     Another `backbone_seed` gives another feature space. `precision` is what the same backbone is called. `called`
-    says what pictures are taken for, where that is wrong.
+    says what pictures are taken for, where that is wrong. `id_of` gives classes their ids: `other_id` is as if
+    exported anew without `--classes-from`.
     """
     preprocess = Preprocess(height=SIDE, width=SIDE)
     model = backbone(seed=backbone_seed, maps=maps)
@@ -166,7 +173,7 @@ def tiny_bundle(
     features = features_of(model, [decode(data[i]) for i in rows], preprocess)
     scale = fit_scale(features)
     codes = encode(features, scale)
-    class_ids = [class_id((called or {}).get(labels[i], labels[i])) for i in rows]
+    class_ids = [id_of((called or {}).get(labels[i], labels[i])) for i in rows]
     base = BaseSamples(
         [ids[i] for i in rows], class_ids, [groups[i] for i in rows], codes, np.zeros(len(rows), bool)
     )
@@ -179,7 +186,7 @@ def tiny_bundle(
     sha256 = hashlib.sha256(model).hexdigest()
     space = feature_space_id(sha256, preprocess, scale)
     known = [c for c in classes if c not in held_back]
-    columns = [head.class_ids.index(class_id(c)) for c in known]
+    columns = [head.class_ids.index(id_of(c)) for c in known]
     frames = np.stack([resize(decode(data[i]), SIDE, SIDE) for i in rows[:: max(1, len(rows) // 6)]])
     golden_features = features_of(model, list(frames), preprocess)
     golden_codes = encode(golden_features, scale)
@@ -192,7 +199,7 @@ def tiny_bundle(
     manifest = Manifest(
         format=1,
         name=name,
-        classes=[ClassEntry(id=class_id(c).hex(), name=c) for c in known],
+        classes=[ClassEntry(id=id_of(c).hex(), name=c) for c in known],
         preprocess=preprocess,
         precisions=[
             PrecisionEntry(
