@@ -31,6 +31,7 @@ import msgspec
 
 from device_agent.accepting import KEPT_AS, Target
 from device_agent.agent import running_page, running_state
+from device_agent.at_rest import AtRest, look
 from device_agent.broker_check import check_broker, trigger_told
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
@@ -62,7 +63,7 @@ from device_agent.store import STORE_NAME, check_store, read_kept
 from sdk.bundle import Bundle
 from sdk.class_names import key_of
 from sdk.damaged import DAMAGED
-from sdk.errors import BundleError, HeadwayError, TensorRtMissing
+from sdk.errors import BundleError, HeadwayError, StoreCorrupt, StoreFull, TensorRtMissing
 from sdk.expiry import Expiry, Standing
 from sdk.layouts import IMAGE_SUFFIXES
 from sdk.owners import mending, quote, strangers, user_name
@@ -133,7 +134,8 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
     if not closed:  # else that was told, and nothing in it can be
         yield from _store(site, running)
         yield from _release(site, running)
-    yield from examine_masters(site.part.masters, None if closed else _bundle(site), site.precision)
+    seen = None if closed else _at_rest(site)
+    yield from examine_masters(site.part.masters, seen)
     if site.mqtt is not None and not closed:
         yield from _trust(machine, site, site.mqtt)
     if running:
@@ -439,12 +441,17 @@ def _bundle_path(site: Site) -> Path | None:
     return current if current.is_symlink() else site.bundle
 
 
-def _bundle(site: Site) -> Bundle | None:
-    """Return the release that serves, or will; None where there is none, or none that can be read."""
-    path = _bundle_path(site)
+def _at_rest(site: Site) -> AtRest | None:
+    """Return what the release that serves, or will, makes of the store, of none where it cannot be read; None
+    where there is no release, or none that can be read."""
+    path, store = _bundle_path(site), site.data_dir / STORE_NAME
     with contextlib.suppress(BundleError):
         if path is not None:
-            return Bundle.open(path)
+            bundle = Bundle.open(path)
+            with contextlib.suppress(StoreCorrupt, StoreFull):  # which was told
+                if store.exists() and check_store(store, whole=False).device == site.device:
+                    return look(bundle, site.precision, site.device, store)
+            return look(bundle, site.precision, site.device)
     return None
 
 

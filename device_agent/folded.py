@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -175,18 +175,9 @@ class Folded:
         infos = [ClassInfo(class_id, name, own[class_id], labels[class_id]) for class_id, name in names.items()]
         return sorted(infos, key=lambda each: (each.name.casefold(), each.class_id))
 
-    def labels(self) -> Counter[bytes]:
-        """Return how many labels there are of each class, after merges."""
-        found = Counter[bytes]()
-        for (class_id, device), count in self.fold.labels_by().items():
-            if device != RELEASE_DEVICE:
-                found[self.fold.canonical(class_id)] += count
-        return found
-
     def twins(self, brought: Collection[bytes]) -> str:
         """Return which labels are of other classes than the release's of these names, in words; empty for none."""
-        names = self.fold.class_names()
-        return twins(self.naming.twins(self.labels(), brought), lambda class_id: self.name(names, class_id))
+        return twins_of(self.fold, self.naming, self._former.names, brought)
 
     def unheard(self) -> str:
         """Return which classes were merged on this device and are not one, in a sentence; empty for none."""
@@ -204,12 +195,41 @@ class Folded:
 
     def name(self, names: dict[bytes, str], class_id: bytes) -> str:
         """Return what people call a class, of the names that there are. A hint without the lock."""
-        name = names.get(self.fold.canonical(class_id))
+        return _name(names, self.fold.canonical(class_id), self._former.names, class_id)
+
+
+def _name(names: Mapping[bytes, str], root: bytes, former: Mapping[bytes, str], class_id: bytes) -> str:
+    """Return what people call a class.
+
+    Args:
+        names: Of the classes that have one.
+        root: What stands for it after merges.
+        former: What the classes of earlier releases were called.
+        class_id: Which.
+    """
+    name = names.get(root)
+    if name is None:
+        # Only an earlier release had it, or its definition is still to come: logs come one after the other.
+        name = former.get(class_id)
         if name is None:
-            # Only an earlier release had it, or its definition is still to come: logs come one after the other.
-            name = self._former.names.get(class_id)
-            if name is None:
-                return f"class {class_id.hex()[:6]}"
-            if key_of(name) in map(key_of, names.values()):
-                return f"{name} ({class_id.hex()[:6]})"
-        return name
+            return f"class {class_id.hex()[:6]}"
+        if key_of(name) in map(key_of, names.values()):
+            return f"{name} ({class_id.hex()[:6]})"
+    return name
+
+
+def twins_of(fold: Fold, naming: Naming, former: Mapping[bytes, str], brought: Collection[bytes]) -> str:
+    """Return which labels are of other classes than the release's of these names, in words; empty for none.
+
+    Args:
+        fold: What everybody said.
+        naming: Of this fold.
+        former: What the classes of earlier releases were called.
+        brought: The release's classes.
+    """
+    labels = Counter[bytes]()
+    for (class_id, device), count in fold.labels_by().items():
+        if device != RELEASE_DEVICE:
+            labels[fold.canonical(class_id)] += count
+    names = fold.class_names()
+    return twins(naming.twins(labels, brought), lambda each: _name(names, fold.canonical(each), former, each))

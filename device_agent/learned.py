@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from device_agent.heads_and_updates import Outcome
 from device_agent.naming import Twin
@@ -37,6 +38,12 @@ class ClassInfo:
     own_labels: int
     labels: int
 
+
+ONE_CLASS: Final = (
+    "export the bundle again with --classes-from and the one before it, or make each two one, on the page or by "
+    "headway fleet classes"
+)
+"""What helps where labels are of another class than the release's of the same name."""
 
 Now = Callable[[str, str], str]
 """Joins the last name of a class that was made part of another, and what it is called by now."""
@@ -168,8 +175,4 @@ def twins(found: Sequence[Twin], names: Callable[[bytes], str]) -> str:
     one = found[0]
     labels = "1 label is" if one.labels == 1 else f"{one.labels} labels are"
     more = f" (and {len(found) - 1} more such classes)" if len(found) > 1 else ""
-    return (
-        f"{labels} of {names(one.class_id)!r}, another class than this release's {one.name!r}{more}: export the "
-        "bundle again with --classes-from and the one before it, or make each two one, on the page or "
-        "by headway fleet classes"
-    )
+    return f"{labels} of {names(one.class_id)!r}, another class than this release's {one.name!r}{more}"

@@ -6,22 +6,21 @@ which heads must go for it, is `masters`'.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from device_agent.at_rest import AtRest
 from device_agent.finding import Finding, Level
 from device_agent.masters import Best, MasterCodes
-from sdk.bundle import Bundle
 from sdk.class_names import key_of
 from sdk.codes import Code
-from sdk.errors import BadImages, BundleError, ConfigError, FeatureSizeError, HeadwayError, InferenceFailed
+from sdk.errors import BadImages, ConfigError, FeatureSizeError, HeadwayError, InferenceFailed
 from sdk.images import LabelledImage, open_images
 from sdk.layouts import listing
 
@@ -135,13 +134,12 @@ def check_folder(folder: Path | None) -> None:
     )
 
 
-def examine(folder: Path | None, bundle: Bundle | None = None, precision: str | None = None) -> Iterator[Finding]:
+def examine(folder: Path | None, seen: AtRest | None = None) -> Iterator[Finding]:
     """Yield what a technician should know of the folder that the settings name.
 
     Args:
         folder: Of master parts; None where the settings name none.
-        bundle: The release that they judge heads of; None where there is none yet.
-        precision: Which of its precisions runs here.
+        seen: What the heads are of that they judge; None where there is no release yet.
     """
     if folder is None:
         return
@@ -154,10 +152,8 @@ def examine(folder: Path | None, bundle: Bundle | None = None, precision: str | 
     classes = Counter(image.label for image in found.images)
     said = ", ".join(f"{count} of {name}" for name, count in sorted(classes.items()))
     yield Finding("masters", Level.GOOD, f"{len(found.images)} master parts: {said}")
-    if bundle is not None:
-        with contextlib.suppress(BundleError):  # which is said of the release
-            learned = set(bundle.base(precision).samples)
-            yield from _judging(found.images, bundle.class_names().values(), learned)
+    if seen is not None:
+        yield from _judging(found.images, seen)
     if len(found.images) > MAX_MASTERS:
         about = f"{MAX_MASTERS} of them judge heads: the first of each class"
         yield Finding("masters", Level.NOTE, about, "Keep the parts that an inspection must never get wrong.")
@@ -168,27 +164,34 @@ def examine(folder: Path | None, bundle: Bundle | None = None, precision: str | 
         yield Finding("masters", Level.NOTE, about, "It judges no head: give another picture.")
 
 
-def _judging(images: Sequence[LabelledImage], names: Iterable[str], learned: Set[bytes]) -> Iterator[Finding]:
-    """Yield which parts judge nothing with a release: of classes that it lacks, or pictures that it came with."""
-    known = {key_of(name): name for name in names}
+def _judging(images: Sequence[LabelledImage], seen: AtRest) -> Iterator[Finding]:
+    """Yield which parts judge nothing: of classes that no head knows, or pictures that it has learned from."""
+    known = {key_of(name): name for name in seen.known}
+    unlabelled = {key_of(name) for name in seen.unlabelled}
     strange = Counter(image.label for image in images if key_of(image.label) not in known)
     for name, count in sorted(strange.items()):
+        about = f"parts of {name!r} judge nothing ({count})"
+        if key_of(name) in unlabelled:
+            yield Finding(
+                "masters", Level.NOTE, f"{about}: nothing is of that class yet", "Label some on the page."
+            )
+            continue
         near = difflib.get_close_matches(key_of(name), known, n=1)
         meant = f"Did you mean {known[near[0]]!r}? " if near else ""
         yield Finding(
             "masters",
             Level.NOTE,
-            f"parts of {name!r} judge nothing ({count}): the release has no class of that name",
-            f"{meant}Its classes: {', '.join(map(repr, known.values()))}; or define the class on the page.",
+            f"{about}: no class has that name",
+            f"{meant}There are: {', '.join(map(repr, known.values()))}; or define the class on the page.",
         )
     of_known = [image for image in images if key_of(image.label) in known]
-    fresh = Counter(key_of(image.label) for image in of_known if image.sample_id not in learned)
+    fresh = Counter(key_of(image.label) for image in of_known if image.sample_id not in seen.learned)
     came = len(of_known) - fresh.total()
     if came:
         yield Finding(
             "masters",
             Level.NOTE,
-            f"parts whose very pictures the release has learned judge nothing ({came}); {fresh.total()} others do",
+            f"parts whose very pictures were learned judge nothing ({came}); {fresh.total()} others do",
             "Take other parts, or other pictures of these.",
         )
     lacking = sorted({image.label for image in of_known if not fresh[key_of(image.label)]})
@@ -197,5 +200,5 @@ def _judging(images: Sequence[LabelledImage], names: Iterable[str], learned: Set
             "masters",
             Level.NOTE,
             f"no part judges {' or '.join(map(repr, lacking))}",
-            "Add pictures that the release has not learned.",
+            "Add pictures that were not learned.",
         )

@@ -16,7 +16,7 @@ import msgspec
 from device_agent.camera import Camera, CameraState
 from device_agent.camera.shot import readable
 from device_agent.flow import Flow
-from device_agent.learned import LearnerStatus
+from device_agent.learned import ONE_CLASS, LearnerStatus
 from device_agent.masters import Telling
 from device_agent.outputs import Outputs
 from device_agent.runtime.choice import Measured
@@ -509,7 +509,7 @@ def station_faults(
             f"labels that change nothing here, their samples being in the release's sums only: {status.unapplied}"
         )
     if status is not None and status.twins:
-        yield status.twins
+        yield f"{status.twins}: {ONE_CLASS}"
     if status is not None and status.unheard:
         yield status.unheard
     yield from station.operating.doubts()

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_agent.at_rest import look
 from device_agent.camera import Shot
 from device_agent.candidate import compare_masters
 from device_agent.finding import Level
@@ -25,7 +26,7 @@ from device_agent.report import masters_report
 from device_agent.runtime import open_runtime
 from device_agent.site_file import parse_site
 from device_agent.station import Station
-from device_agent.store import Store
+from device_agent.store import STORE_NAME, Store
 from sdk.bundle import Bundle
 from sdk.class_names import composed
 from sdk.codes import Code
@@ -316,16 +317,60 @@ def test_parts_that_judge_nothing_are_told_by_the_doctor(bundle: Bundle, folder:
         if sample_id(picture("scratch", i)) in learned:
             (folder / "scratch" / f"{i}.png").write_bytes(picture("scratch", i))
             came += 1
-    notes = {each.what: each.fix for each in examine(folder, bundle) if each.level is Level.NOTE}
+    notes = {
+        each.what: each.fix for each in examine(folder, look(bundle, None, "line-1")) if each.level is Level.NOTE
+    }
     assert list(notes) == [
-        "parts of 'pitt' judge nothing (1): the release has no class of that name",
-        "parts of 'strange' judge nothing (1): the release has no class of that name",
-        f"parts whose very pictures the release has learned judge nothing ({came}); {2 * len(MASTERS)} others do",
+        "parts of 'pitt' judge nothing (1): no class has that name",
+        "parts of 'strange' judge nothing (1): no class has that name",
+        f"parts whose very pictures were learned judge nothing ({came}); {2 * len(MASTERS)} others do",
         "no part judges 'scratch'",
     ]
     first, second, *_ = notes.values()
     assert (first.startswith("Did you mean 'pit'?"), "mean" in second) == (True, False)
     assert [each.level for each in examine(folder)] == [Level.GOOD]
+
+
+def test_the_doctor__people_named_and_labelled_here(
+    tmp_path: Path, store: Store, bundle: Bundle, folder: Path
+) -> None:
+    """And by what the station itself then says of its parts."""
+    station = Station(store, masters=folder)
+    station.serve(bundle, None, open_runtime(bundle, None))
+    learner = station.require().learner
+    try:
+        wait_for(lambda: learner.masters() is not None, what="the master parts")
+        station.rename_class(class_id("pit"), "Loch", "ann")
+        rings = station.define_class("rings", "ann")
+        station.define_class("burr", "ann")
+        for i in range(700, 712):
+            data = picture("rings", i)
+            seen = station.see(Shot(decode(data), float(i), f"line-1/{i}", "", data))
+            station.label(seen.sample_id, rings, "ann")
+        assert learner.wait_until_idle(60.0)
+    finally:
+        station.close()
+    (folder / "scratch").rename(folder / "Loch")
+    for name, numbers in (("rings", (700, 800)), ("burr", (800,))):
+        (folder / name).mkdir()
+        for i in numbers:
+            (folder / name / f"{i}.png").write_bytes(picture(name, i))
+    notes = [each.what for each in examine(folder, look(bundle, None, "line-1", store.folder / STORE_NAME))]
+    pits, others = len(MASTERS), 2 * len(MASTERS) + 1
+    assert notes[1:] == [
+        "parts of 'burr' judge nothing (1): nothing is of that class yet",
+        f"parts of 'pit' judge nothing ({pits}): no class has that name",
+        f"parts whose very pictures were learned judge nothing (1); {others} others do",
+    ]
+    again = Station(store, masters=folder)
+    again.serve(bundle, None, open_runtime(bundle, None))
+    try:
+        wait_for(lambda: again.require().learner.masters() is not None, what="the master parts")
+        report = masters_report(again.require().learner.masters())
+        assert report is not None
+        assert (report.of, report.strange) == (others, ["pit"])
+    finally:
+        again.close()
 
 
 def test_many_good_parts_leave_room_for_the_others(folder: Path) -> None:
