@@ -49,6 +49,7 @@ from device_agent.config import (
 from device_agent.database import LOCK_NAME
 from device_agent.expiry import certificates, of_certificate, of_signatures
 from device_agent.finding import Finding, Level
+from device_agent.learned import ONE_CLASS
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
 from device_agent.output_check import check_outputs, outputs_told
@@ -135,6 +136,8 @@ def examine(site_file: Path | None, machine: Machine = Machine()) -> Iterator[Fi
         yield from _store(site, running)
         yield from _release(site, running)
     seen = None if closed else _at_rest(site)
+    if seen is not None and seen.twins and not running:  # else the agent says it
+        yield Finding("release", Level.FAULT, seen.twins, f"{ONE_CLASS[0].upper()}{ONE_CLASS[1:]}.")
     yield from examine_masters(site.part.masters, seen)
     if site.mqtt is not None and not closed:
         yield from _trust(machine, site, site.mqtt)

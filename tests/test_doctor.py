@@ -35,11 +35,12 @@ from sdk.bundle import Bundle
 from sdk.errors import TensorRtMissing
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.certificates import Authority
+from sdk.images import sample_id
 from sdk.tensorrt_api import Library
 from sdk.trust.repository import Repository
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, flipped, images, running, site_file, site_of
-from tests.tiny import picture
+from tests.tiny import class_id, other_id, picture, tiny_bundle
 
 __all__ = ["bundle", "images"]
 
@@ -292,6 +293,31 @@ def test_a_running_agent_is_asked_and_not_disturbed(images: Path, bundle: Bundle
         assert any("the agent runs and answers" in each.what for each in found)
         assert any("the agent has it open" in each.what for each in found)
         assert agent.state().errors == 0
+
+
+def test_labels_of_other_classes_than_a_bundle_s_of_these_names_are_a_fault_before_it_serves(
+    images: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    file = site_file(images, bundle)
+    (images / "0.png").write_bytes(picture("good", 900))
+    good = sample_id(picture("good", 900))
+    with Agent(load_site(file)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == COUNT)
+        agent.station.require().learner.label(good, class_id("good"), "anna")
+        wait_for(lambda: agent.state().own_labels == 1)
+        assert not faults(file)
+    assert not faults(file)
+    other = tiny_bundle(tmp_path / "other", id_of=other_id)
+    file.write_text(file.read_text().replace(f'"{bundle.path}"', f'"{other.path}"'))
+    (fault,) = faults(file)
+    twin = f"good ({class_id('good').hex()[:6]})"
+    assert fault.what == f"1 label is of {twin!r}, another class than this release's 'good'"
+    assert "--classes-from" in fault.fix
+    with Agent(load_site(file)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == COUNT)
+        (told,) = faults(file)
+        assert fault.what in told.what
+        assert "--classes-from" in told.what
 
 
 def test_pictures_that_cannot_be_read_are_a_fault_for_as_long_as_they_are_news(
