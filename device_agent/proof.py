@@ -421,9 +421,14 @@ class _Told:
             self.merges.join(body.one, body.other)
 
     def called(self, name: str, class_id: bytes) -> bool:
-        """Whether a class has ever been called so, by itself or by one that it was made one with."""
+        """Whether a class has ever been called so, by itself or by one that it was made one with.
+
+        One that neither bundle nor log names has its name from an earlier release: any that no other class has.
+        """
         one = self.merges.canonical(class_id)
-        return any(name in names for each, names in self.names.items() if self.merges.canonical(each) == one)
+        if any(name in names for each, names in self.names.items() if self.merges.canonical(each) == one):
+            return True
+        return class_id not in self.names and not any(name in names for names in self.names.values())
 
 
 def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:

@@ -37,7 +37,7 @@ from tests.commands import headway
 from tests.simulators import SimDevice, wait_for
 from tests.test_agent import running, site_of
 from tests.test_person_undo import clean, confused, from_elsewhere, label, labels_of, station_at, undo
-from tests.tiny import class_id, picture, tiny_bundle
+from tests.tiny import class_id, other_id, picture, tiny_bundle
 
 __all__ = ["clean", "confused"]  # fixtures
 
@@ -502,6 +502,24 @@ def test_a_class_may_have_been_renamed_since(station: Station, confused: Bundle,
         shown.add(claim.part.decision)
         assert check_proof(tmp_path / "proof.jsonl", confused).again is not None
     assert shown == {"scratch", "groove"}  # what this release takes pits for
+
+
+def test_a_class_may_have_its_name_from_an_earlier_release_alone(tmp_path: Path) -> None:
+    """Neither bundle nor log has that name: it is taken as it is, where no other class has it."""
+    before = tiny_bundle(tmp_path / "before")
+    after = tiny_bundle(tmp_path / "after", id_of=other_id)
+    with station_at(tmp_path / "data", before, None) as station:
+        label(station, range(200, 220), ["good"])
+    with station_at(tmp_path / "data", after, None) as station:
+        inspect(station, "good", 200)
+        claim = proof_of(station, tmp_path, part="good200")
+        assert claim.part is not None
+        assert claim.part.decision == f"good ({class_id('good').hex()[:6]})"
+        assert check_proof(tmp_path / "proof.jsonl", after).again is not None
+        for name in ("good", "pit"):
+            changed = tampered(tmp_path / "proof.jsonl", of_part(decision=name))
+            with pytest.raises(LabelError, match="does not decide part"):
+                check_proof(changed, after)
 
 
 @pytest.mark.parametrize("lost", ["the store", "the rows of its heads"])
