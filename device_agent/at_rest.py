@@ -77,7 +77,8 @@ def look(bundle: Bundle, precision: str | None, device: str, store: Path | None 
         BundleError: the release's samples are not those its head was made from.
         StoreCorrupt, StoreFull: as `check_store`.
     """
-    fold = Base.of(bundle, precision, _NoCodes).fold
+    base = Base.of(bundle, precision, _NoCodes)
+    fold = base.fold
     former: dict[bytes, str] = {}
     if store is not None:
         former = former_names(read_kept(store, KEPT_AS))
@@ -91,6 +92,6 @@ def look(bundle: Bundle, precision: str | None, device: str, store: Path | None 
     return AtRest(
         known=tuple(dict.fromkeys(words[each] for each in sorted(classes) if each in words)),
         unlabelled=tuple(dict.fromkeys(name for each, name in words.items() if each not in classes)),
-        learned=frozenset(live.samples) | {sample for sample, _, _ in fold.summed_rows()},
+        learned=base.learned(live),
         twins=twins_of(fold, naming, former, frozenset(fold.names_by(RELEASE_DEVICE))),
     )

@@ -195,7 +195,7 @@ def _mastered(
         own, weighed = station.moments(station.own), Adaptation(own_weight)
         head = solve(station.everything, knobs=base.knobs, own=own, adaptation=weighed)
         head = head.recalibrated(meanwhile(base.calibration, head))
-    return MasterSide(codes, head, lambda class_id: names.get(class_id, ""), frozenset(live.samples))
+    return MasterSide(codes, head, lambda class_id: names.get(class_id, ""), base.learned(live))
 
 
 def _folded(store: Store, bundle: Bundle, precision: str | None) -> Base:

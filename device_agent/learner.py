@@ -378,7 +378,7 @@ class Learner:
             active, live, naming = self._heads.active, self._heads.live, self._folded.naming
         told = self._told
         if told is None or told[0] is not active or told[1] is not naming:
-            learned, names = frozenset(live.samples), naming.words(active.head.class_ids)
+            learned, names = self._base.learned(live), naming.words(active.head.class_ids)
 
             def called(class_id: bytes) -> str:
                 return self._folded.name(names, class_id)

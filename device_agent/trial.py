@@ -96,6 +96,10 @@ class Base:
         """Return for each sample with a code of a live set whether it may be scored."""
         return [sample not in self.fitted for sample in live.samples]
 
+    def learned(self, live: LiveSet) -> frozenset[bytes]:
+        """Return all samples that a head of a live set has learned from, those too that are in the sums only."""
+        return frozenset(live.samples).union(sample for sample, _, _ in self.fold.summed_rows())
+
     def rest_of(self, live: LiveSet) -> Moments | None:
         """Return the moments of a live set's summed samples, class ids after merges; None where it has none."""
         return self.rest.merged(lambda c: live.merged.get(c, c)) if live.summed else None
@@ -282,7 +286,7 @@ def try_out(
     head = head.recalibrated(end.calibration)
     why = [end.why if end.keep or asked is None else price(end.why), *end.also]
     if masters is not None and (end.keep or asked is not None):
-        learned = frozenset(live.samples)
+        learned = base.learned(live)
         before, after = (MasterSide(masters, each, names, learned) for each in (confirmed.head, head))
         missed = judge_masters(before, after, best) if asked is None else price_of(before, after, best)
         end = end if missed is None else replace(end, keep=False)

@@ -246,6 +246,20 @@ def test_the_page_says_what_the_score_covers_and_which_labels_change_nothing(lar
     assert [fault for fault in state.faults if "change nothing here" in fault and fault.endswith(": 1")]
 
 
+def test_a_master_part_that_is_a_summed_sample_shows_nothing(store: Store, large: Bundle, tmp_path: Path) -> None:
+    """The head has learned from it like from those that have a code."""
+    for name in ("good", "scratch"):
+        (tmp_path / "masters" / name).mkdir(parents=True)
+        for i in (numbers_of(large, name, summed=True)[0], numbers_of(large, name, summed=False)[0], 2000):
+            (tmp_path / "masters" / name / f"{i}.png").write_bytes(picture(name, i))
+    learner = Learner(large, None, store, embed=lambda image: code_of(large, image), masters=tmp_path / "masters")
+    learner.label(see(store, large, "scratch", 3000), SCRATCH, "ann")
+    learner.run_until_idle()
+    telling = learner.masters()
+    assert telling is not None
+    assert [each.file.name for each in telling.told] == ["2000.png", "2000.png"]
+
+
 def test_verify_and_show_say_what_is_summed(large: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     verified = headway(capsys, "bundle", "verify", large.path)
     assert verified.code == 0
