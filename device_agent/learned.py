@@ -40,8 +40,8 @@ class ClassInfo:
 
 
 ONE_CLASS: Final = (
-    "export the bundle again with --classes-from and the one before it, or make each two one, on the page or by "
-    "headway fleet classes"
+    "export the bundle again with --classes-from and the one before it, or make each two one (Settings, Classes; "
+    "in a fleet: headway fleet classes)"
 )
 """What helps where labels are of another class than the release's of the same name."""
 
