@@ -182,8 +182,9 @@ def judge(
 ) -> Judgement:
     """Return whether a provisional head stays, by left-out scores of both heads.
 
-    A station's own labels come first: a class of which both heads were scored on `OWN_GROUPS` groups or more that
-    it has labelled is judged by these alone, the other classes by everybody's.
+    A station's own labels come first: a class of which it has labelled `OWN_GROUPS` groups or more is judged by
+    these alone, the other classes by everybody's. Where all of these are newer than the head before, nobody can
+    say whether they or the others are right: the head stays, and its reason has what everybody's parts say of it.
 
     Args:
         confirmed: Of the head that would serve again.
@@ -199,21 +200,20 @@ def judge(
     before = None if before is None else before.merged(canonical)
     calibration = calibrate(after, confirmed_calibration.false_alarm_rate)
     old = None if before is None else (before, confirmed_calibration)
-    verdict = trial(old, (after, calibration), names=names, judged=_judged(before, after, own))
+    verdict = trial(old, (after, calibration), names=names, judged=_judged(after, own) if own else None)
+    if verdict.why.code == "nothing-to-compare" and own:
+        everybody = trial(old, (after, calibration), names=names)
+        told = everybody.why
+        if not everybody.keep:
+            told = Reason("own-alone", name=told.name, share=told.share, before=told.before)
+        verdict = replace(everybody, keep=True, why=told)
     why = FIRST_SCORE if old is None else verdict.why
     return Judgement(verdict.keep, why, verdict.after, calibration, verdict.also)
 
 
-def _judged(before: LeftOut | None, after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes] | None:
-    """Return the samples that known classes are compared on: the station's own where it has enough of a class.
-
-    Enough that the head before was scored on, too: of labels that all came since, nothing can be compared, and the
-    others are left to judge by.
-    """
-    if before is None or not own:
-        return None
-    told = own.intersection(compress(before.samples, before.known))
-    mine = np.array([sample in told for sample in after.samples], bool)
+def _judged(after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes]:
+    """Return the samples that known classes are compared on: the station's own where it has enough of a class."""
+    mine = np.array([sample in own for sample in after.samples], bool)
     rows = np.ones(len(mine), bool)
     for column in range(len(after.class_ids)):
         of_class = after.truth == column

@@ -24,13 +24,16 @@ def scored(rows: list[int], said: dict[int, bytes] | None = None) -> tuple[LeftO
     return left_out, calibrate(left_out)
 
 
-def test_wrong_labels_that_all_came_at_once_are_judged_by_what_the_head_before_was_scored_on() -> None:
-    """As many of each class as count alone later: there was nothing to compare then, and the head stayed."""
+def test_of_labels_that_all_came_at_once_it_is_said_what_everybodys_parts_say() -> None:
+    """A station's own labels come first, and a release may be the one that errs. But that there was nothing to
+    compare with was untrue."""
     burst = [i for i in range(len(TRUE)) if i not in RELEASE]
     wrong = {i: {A: B, B: C, C: A}[TRUE[i]] for i in burst}
     own = frozenset(SAMPLES[i] for i in burst)
     found = judge(scored(RELEASE), scored([*RELEASE, *burst], wrong), names=NAMES.__getitem__, own=own)
-    assert (found.keep, found.why.code) == (False, "worse")
+    assert (found.keep, found.why.code) == (True, "own-alone")
+    assert found.why.share < found.why.before - 0.2
+    assert f"By everybody else's parts {found.why.name} is recognised only" in found.why.sentence()
     right = judge(scored(RELEASE), scored([*RELEASE, *burst]), names=NAMES.__getitem__, own=own)
     assert right.keep
     assert right.why.code in ("better", "as-good")

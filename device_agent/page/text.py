@@ -540,6 +540,12 @@ TEXTS: Final[dict[str, Text]] = {
         "这是首次评估，没有可比较的结果。",
     ),
     "trial.first-head": (ENGLISH["first-head"], "Das ist der erste Lernstand.", "这是第一个分类器。"),
+    "trial.own-alone": (
+        ENGLISH["own-alone"],
+        "Dieser Lernstand richtet sich nach den Zuordnungen dieser Station, die alle neuer sind als der davor. Nach "
+        "den Teilen aller anderen wird {name} nur zu {share} erkannt (vorher: {before}).",
+        "该分类器以本工位的标注为准，这些标注都比之前的分类器新。按其他所有零件来看，“{name}”的识别率只有 {share}（此前：{before}）。",
+    ),
     "trial.nothing-to-compare": (
         ENGLISH["nothing-to-compare"],
         "Es gab noch nichts zum Vergleichen.",
