@@ -10,7 +10,8 @@ import sqlite3
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from device_agent.agent import Agent, running_state
 from device_agent.cli_user import user
 from device_agent.config import PageSettings
 from device_agent.database import Database
+from device_agent.page import access as page_access
 from device_agent.page import open_page
 from device_agent.page.access import (
     HASHERS,
@@ -1052,6 +1054,85 @@ def test_what_is_done_at_the_command_line_is_in_the_audit_log(
     assert [row.what for row in device.access.audit(3)][1:] == [ben, ben]
     with logged_in(device, "Ann", PASSWORD) as ann:
         assert "marta (command line)" in ann.get("/settings").text
+
+
+DAY_S = 86_400.0
+
+
+@pytest.mark.parametrize(
+    "before_s", [400 * DAY_S, 26 * 365 * DAY_S], ids=["it is 400 days ahead now", "it had begun anew"]
+)
+def test_a_clock_that_is_or_was_wrong_takes_nothing_from_the_audit_log(device: Device, before_s: float) -> None:
+    """Each time that an admin did something, all went that was older than a year by that."""
+    earlier = Access(device.access.book, clock=lambda: time.time() - before_s, hasher=CHEAP)
+    earlier.note("", "login refused", "Mallory", "10.0.0.66")
+    with logged_in(device, "Ann", PASSWORD) as ann:
+        assert (
+            ann.post("/api/accounts", json={"name": "Cem", "role": "operator", "secret": PIN}).status_code == 201
+        )
+        told = [(row["action"], row["what"]) for row in ann.get("/api/audit").json()]
+    assert told == [("account added", "Cem"), ("login", ""), ("login refused", "Mallory")]
+
+
+def keeper(book: Database, clock: Clock, *, is_right: bool | None = True) -> Callable[[str], list[str]]:
+    """Return what writes a line at the clock's time, and tells those that are left, oldest first."""
+    access = Access(book, clock=clock, is_right=lambda: is_right, hasher=CHEAP)
+
+    def note(what: str) -> list[str]:
+        access.note("", "login refused", what)
+        return [row.what for row in reversed(access.audit(500))]
+
+    return note
+
+
+def test_a_line_of_the_audit_log_goes_after_a_year(book: Database, clock: Clock) -> None:
+    note = keeper(book, clock)
+    began = clock.now
+    for day in range(0, 500, 20):
+        clock.now = began + day * DAY_S
+        left = note(str(day))
+        assert all(day - 365 - 50 <= int(each) for each in left), "a mark each 30 days, a line each 20"
+        assert {str(each) for each in range(0, day + 1, 20) if each >= day - 365} <= set(left)
+    assert len(left) < 500 // 20
+
+
+@pytest.mark.parametrize("wrong_s", [400 * DAY_S, 10 * 365 * DAY_S, -26 * 365 * DAY_S])
+@pytest.mark.parametrize("known", [False, None])
+def test_of_a_clock_that_is_not_held_right_no_line_is_old_or_young(
+    book: Database, clock: Clock, wrong_s: float, known: bool | None
+) -> None:
+    right, unsure = keeper(book, clock), keeper(book, clock, is_right=known)
+    right("1")
+    clock.now += DAY_S + wrong_s
+    assert unsure("2") == ["1", "2"]
+    clock.now += DAY_S - wrong_s
+    assert right("3") == ["1", "2", "3"]
+    clock.now += 31 * DAY_S
+    right("4")
+    clock.now += 335 * DAY_S
+    assert right("5") == ["2", "3", "4", "5"], "of what came between the first mark and the second"
+    clock.now += 31 * DAY_S
+    assert right("6") == ["5", "6"], "whatever their own times say"
+
+
+def test_a_mark_of_the_future_is_none_once_the_clock_is_right(book: Database, clock: Clock) -> None:
+    note = keeper(book, clock)
+    clock.now += 5 * 365 * DAY_S
+    note("1")
+    clock.now -= 5 * 365 * DAY_S
+    note("2")
+    clock.now += 366 * DAY_S
+    assert note("3") == ["3"]
+
+
+def test_so_many_lines_of_the_audit_log_are_kept(
+    book: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_access, "KEEP_AUDIT", 500)
+    note = keeper(book, clock, is_right=None)
+    for number in range(1, 1001):
+        left = note(str(number))
+    assert left == [str(number) for number in range(501, 1001)]
 
 
 def test_nobody_is_asked_for_a_secret_in_vain(tmp_path: Path) -> None:

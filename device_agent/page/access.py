@@ -13,6 +13,9 @@ Rules this module keeps:
   it is checked, and taken back where it was right: else as many as come at the same moment would all be checked.
   What was counted of an account is kept however many names are invented; names that nobody has count like others,
   or the difference would tell who has an account.
+- A line of the audit log goes when it is one too many, or older than a year. How old it is it does not say itself:
+  its time is of a clock that may have been wrong, as may be the one it is compared with. So now and then, while
+  the machine holds its clock to be right, it is written down up to which line the log has come.
 
 Cookies, headers and routes are `guard`'s.
 """
@@ -32,9 +35,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+import msgspec
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from device_agent.clock_state import clock_synchronised
 from device_agent.database import Database
 from device_agent.page.book import set_setting, setting
 from sdk.errors import AccountRefused, LastAdmin, LoginFailed, NameTaken, NoAccount, StoreFull, TooManyTries
@@ -65,6 +70,11 @@ _DOUBLINGS: Final = 16
 """Of the first wait, far past the longest: counting goes no further, and two to that power is a small number."""
 MAX_SESSIONS: Final = 200
 KEEP_AUDIT: Final = 200_000
+AUDIT_S: Final = 365 * 24 * 60 * 60.0
+AUDIT_MARK_S: Final = 30 * 24 * 60 * 60.0
+"""From one mark to the next: by so much longer a line is kept at most, where others come after it."""
+_DATED: Final = "audit dated"
+"""Setting: the marks, oldest first. Each is a line's number, and a time at which all up to that one were there."""
 SYSTEM: Final = "system "
 """Before the name of a user of the device's own system, in the audit log: who gave a command there."""
 _ERASURES: Final = "erasures"
@@ -147,14 +157,21 @@ class Access:
     Args:
         book: The page's file.
         clock: Seconds since 1970.
+        is_right: Whether the machine holds that clock to be right; None where it does not say.
         hasher: argon2id; tests take a cheap one.
     """
 
     def __init__(
-        self, book: Database, *, clock: Callable[[], float] = time.time, hasher: PasswordHasher | None = None
+        self,
+        book: Database,
+        *,
+        clock: Callable[[], float] = time.time,
+        is_right: Callable[[], bool | None] = clock_synchronised,
+        hasher: PasswordHasher | None = None,
     ) -> None:
         self.book = book
         self._clock = clock
+        self._is_right = is_right
         self._hasher = hasher or PasswordHasher()
         self._slots = threading.BoundedSemaphore(HASHERS)
         self._queue = threading.BoundedSemaphore(HASHERS + WAITING)
@@ -525,14 +542,19 @@ class Access:
     # -- audit ---------------------------------------------------------------------------------------------------
 
     def note(self, who: str, action: str, what: str = "", address: str = "") -> None:
-        """Write one line of the audit log."""
+        """Write one line of the audit log, and let go of what is too old or too much."""
+        now = self._clock()
         with self.book.transaction(durable=False) as db:
             last = db.execute(
                 "INSERT INTO audit (at_utc, who, action, what, address) VALUES (?, ?, ?, ?, ?)",
-                (self._clock(), who, action, what[:200], address),
+                (now, who, action, what[:200], address),
             ).lastrowid
-            if last is not None and last % 1000 == 0:
+            if last is None:
+                return
+            if last % 1000 == 0:
                 db.execute("DELETE FROM audit WHERE number <= ?", (last - KEEP_AUDIT,))
+            if self._is_right():
+                _forget_old(db, last, now)
 
     def audit(self, limit: int, *, before: int | None = None) -> list[AuditRow]:
         """Return what was done, newest first."""
@@ -543,11 +565,6 @@ class Access:
             limit,
         )
         return [AuditRow(*row) for row in rows]
-
-    def forget_audit_before(self, at_utc: float) -> int:
-        """Delete lines older than this; return how many."""
-        with self.book.transaction() as db:
-            return int(db.execute("DELETE FROM audit WHERE at_utc < ?", (at_utc,)).rowcount)
 
     # -- secrets -------------------------------------------------------------------------------------------------
 
@@ -561,6 +578,26 @@ class Access:
                 return self._hasher.verify(hashed, secret)
             except (VerificationError, InvalidHashError):
                 return False
+
+
+def _forget_old(db: sqlite3.Connection, last: int, now: float) -> None:
+    """Delete the lines of the audit log that are older than a year, at a moment that is known for sure.
+
+    Args:
+        db: The page's file.
+        last: The newest line's number.
+        now: Seconds since 1970, by a clock that is held to be right.
+    """
+    stored = db.execute("SELECT value FROM settings WHERE key = ?", (_DATED,)).fetchone()
+    marks = [] if stored is None else msgspec.json.decode(stored[0], type=list[tuple[int, float]])
+    kept = [(number, at) for number, at in marks if now - AUDIT_S <= at <= now + CLOCK_SLACK_S]
+    old = [number for number, at in marks if at < now - AUDIT_S]
+    if old:
+        db.execute("DELETE FROM audit WHERE number <= ?", (max(old),))
+    if not kept or kept[-1][1] <= now - AUDIT_MARK_S:
+        kept.append((last, now))
+    if kept != marks:
+        db.execute("REPLACE INTO settings VALUES (?, ?)", (_DATED, msgspec.json.encode(kept).decode()))
 
 
 _Tries = tuple[int, float]

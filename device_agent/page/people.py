@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import Field
@@ -13,7 +12,6 @@ from device_agent.page.access import MAX_SECRET_CHARS, Access, Account, AuditRow
 from device_agent.page.fields import RequestBody
 from device_agent.page.guard import SESSION_COOKIE, address_of, needs, who_of
 
-AUDIT_DAYS: Final = 365
 Name = Annotated[str, Field(min_length=1, max_length=48)]
 Secret = Annotated[str, Field(min_length=1, max_length=MAX_SECRET_CHARS)]
 NamePath = Annotated[str, Path(min_length=1, max_length=48)]
@@ -204,4 +202,3 @@ class People:
 
     def _note(self, request: Request, action: str, what: str) -> None:
         self.access.note(who_of(request).id, action, what, address_of(request))
-        self.access.forget_audit_before(time.time() - AUDIT_DAYS * 86_400)
