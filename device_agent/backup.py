@@ -2,6 +2,9 @@
 
 A backup is a directory: `store.sqlite3`, the labelled pictures under `images/`, the release in service under
 `slots/`, and `backup.json`, which is written last. It is taken with SQLite's online backup while the agent runs.
+Which release that is the copied store says: the link `current` may lead to one that it has not heard of. Where the
+target takes no writes there is no backup at all; a release that cannot be read, of a disk that fails, is left out
+and told, for labels are worth a backup without it.
 
 A backup lies on shares and media that others write to, so a restore takes from it what a backup is and nothing
 else: no accounts, no links, no file that is not named by the store or the release. What else lies there is left
@@ -38,10 +41,10 @@ from device_agent.database import disk, read_uri
 from device_agent.label_log import AWAIT_FLEET
 from device_agent.sample import SampleStatus
 from device_agent.samples import IMAGES_NAME
-from device_agent.store import STORE_NAME, StoreFacts, check_store
+from device_agent.store import STORE_NAME, StoreFacts, check_store, read_in_service
 from device_agent.trust import COPY_KEY as TRUST_COPY
 from device_agent.trust import KEY as TRUST_KEY
-from sdk.bundle import Bundle
+from sdk.bundle import MANIFEST_NAME, Bundle, decode_manifest
 from sdk.damaged import DAMAGED
 from sdk.durable import sync_path
 from sdk.errors import BundleError, ConfigError, StoreCorrupt
@@ -66,7 +69,7 @@ class BackupFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         entries: Of the device's own log.
         labelled: Samples with a label.
         images: Their pictures in the backup.
-        release: The release that served; empty where none did, or it was no slot.
+        release: The release that is in it; empty where none served, it was no slot, or it could not be read.
         store_sha256: Of `store.sqlite3`.
     """
 
@@ -80,12 +83,19 @@ class BackupFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     store_sha256: str
 
 
-def make_backup(data_dir: Path, target: Path, *, clock: Callable[[], float] = time.time) -> BackupFacts:
-    """Copy what a device cannot get back from anywhere else; return what was copied.
+def make_backup(
+    data_dir: Path,
+    target: Path,
+    *,
+    on_no_release: Callable[[str], None] = lambda _why: None,
+    clock: Callable[[], float] = time.time,
+) -> BackupFacts:
+    """Copy what a device cannot get back from anywhere else; return what was copied. What fails leaves nothing.
 
     Args:
         data_dir: The agent's data folder; the agent may run.
         target: The backup, which must not exist.
+        on_no_release: Told why a release that may serve is not in it.
         clock: UTC seconds.
 
     Raises:
@@ -102,26 +112,32 @@ def make_backup(data_dir: Path, target: Path, *, clock: Callable[[], float] = ti
     with disk(target.parent):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        _copy_store(store, draft / STORE_NAME)
-        images = _copy_images(data_dir, draft)
-        release = _copy_release(data_dir, draft)
-        facts = check_store(draft / STORE_NAME, whole=True)
-        made = BackupFacts(
-            format=FORMAT,
-            device=facts.device,
-            made_utc=clock(),
-            entries=facts.entries,
-            labelled=facts.labelled,
-            images=images,
-            release=release,
-            store_sha256=_digest(draft / STORE_NAME),
-        )
-        (draft / BACKUP_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))
-        for path in sorted(draft.rglob("*")):
-            sync_path(path)
-        sync_path(draft)
-        draft.rename(target)
+        try:
+            _copy_store(store, draft / STORE_NAME)
+            images = _copy_images(data_dir, draft)
+            release, left_out = _copy_release(data_dir, draft)
+            facts = check_store(draft / STORE_NAME, whole=True)
+            made = BackupFacts(
+                format=FORMAT,
+                device=facts.device,
+                made_utc=clock(),
+                entries=facts.entries,
+                labelled=facts.labelled,
+                images=images,
+                release=release,
+                store_sha256=_digest(draft / STORE_NAME),
+            )
+            (draft / BACKUP_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))
+            for path in sorted(draft.rglob("*")):
+                sync_path(path)
+            sync_path(draft)
+            draft.rename(target)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         sync_path(target.resolve().parent)
+    for why in left_out:
+        on_no_release(why)
     return made
 
 
@@ -204,6 +220,17 @@ def read_backup(backup: Path) -> BackupFacts:
     if digest != facts.store_sha256:
         raise _no_backup(f"{backup / STORE_NAME} is not what {BACKUP_NAME} says")
     return facts
+
+
+def release_words(folder: Path, release: str) -> str:
+    """Return what people call a release that was copied into a backup, or from one to a data folder, and its id.
+
+    Args:
+        folder: The backup, or the data folder.
+        release: Its id.
+    """
+    manifest = folder / SLOTS_NAME / release / MANIFEST_NAME
+    return f"{decode_manifest(manifest.read_bytes()).name} ({release[:8]})"
 
 
 def _no_backup(what: str) -> StoreCorrupt:
@@ -387,20 +414,33 @@ def _labelled(store: Path) -> list[str]:
         db.close()
 
 
-def _copy_release(data_dir: Path, draft: Path) -> str:
-    """Copy the slot in service, so that a restored device inspects without a network; return its id."""
-    current = data_dir / "current"
-    if not current.is_symlink():
-        return ""
-    slot = current.resolve()
-    target = draft / SLOTS_NAME / slot.name
-    try:
-        shutil.copytree(slot, target, copy_function=shutil.copyfile)
-        Bundle.open(target)
-    except (FileNotFoundError, shutil.Error, BundleError):
-        shutil.rmtree(target, ignore_errors=True)  # an update replaced it meanwhile; the fleet has it
-        return ""
-    return slot.name
+def _copy_release(data_dir: Path, draft: Path) -> tuple[str, list[str]]:
+    """Copy the release that an agent with the copied store would serve, so that it inspects without a network.
+
+    Returns:
+        Its id, empty where there is none; and why one that comes first was left out.
+    """
+    left_out = []
+    for release in read_in_service(draft / STORE_NAME):
+        slot, target = data_dir / SLOTS_NAME / release, draft / SLOTS_NAME / release
+        try:
+            names = Bundle.open(slot).file_names()
+        except (OSError, BundleError) as error:
+            if slot.is_dir():  # else an update has replaced it, or taken it back, meanwhile
+                left_out.append(f"release {release[:8]} cannot be read: {error}")
+            continue
+        target.mkdir(parents=True)
+        try:
+            for name in names:
+                shutil.copyfile(slot / name, target / name)
+            Bundle.open(target)
+        except (FileNotFoundError, BundleError) as error:
+            shutil.rmtree(target, ignore_errors=True)
+            if slot.is_dir():
+                left_out.append(f"release {release[:8]} is not copied whole: {error}")
+            continue
+        return release, left_out
+    return "", left_out
 
 
 def _settle(store: Path, *, in_fleet: bool) -> None:

@@ -82,9 +82,26 @@ def backup(site_file: Path, target: Path) -> None:
     from device_agent.backup import make_backup
     from device_agent.site_file import load_site
 
+    site = load_site(site_file)
+    left_out: list[str] = []
     with private_files():
-        made = make_backup(load_site(site_file).data_dir, target)
+        made = make_backup(site.data_dir, target, on_no_release=left_out.append)
     click.echo(f"{target}: {made.entries} log entries, {made.labelled} labelled samples, {made.images} pictures")
+    own = site.bundle
+    none = "none has come to this device" if own is None else f"what serves is {own}, which is no part of a backup"
+    _say_release(target, made.release, left_out, none)
+
+
+def _say_release(folder: Path, release: str, left_out: list[str], none: str) -> None:
+    """Print which release is in a backup, or came out of it; where none did, why."""
+    from device_agent.backup import release_words
+
+    if release:
+        say(f"release {release_words(folder, release)}")
+        for why in left_out:
+            say(f"left out: {why}", err=True)
+    else:
+        say(f"no release: {'; '.join(left_out) or none}")
 
 
 @click.command()
@@ -118,8 +135,7 @@ def restore(site_file: Path, source: Path) -> None:
         click.echo(f"left out, no part of a backup or not whole: {name!r}", err=True)
     if len(left_out) > _LEFT_OUT_SHOWN:
         click.echo(f"left out also: {len(left_out) - _LEFT_OUT_SHOWN} more", err=True)
-    for why in no_release:
-        click.echo(f"the release is not taken: {why}", err=True)
+    _say_release(site.data_dir, "" if no_release else facts.release, no_release, "the backup has none")
     if read_kept(site.data_dir / STORE_NAME, LOST_AS):
         click.echo(
             "it does not say what people chose to be rejected: choose it again on the page (Quality)", err=True

@@ -32,6 +32,7 @@ import msgspec
 from device_agent.accepting import KEPT_AS, Target
 from device_agent.agent import running_page, running_state
 from device_agent.at_rest import AtRest, look
+from device_agent.backup import SLOTS_NAME
 from device_agent.broker_check import check_broker, trigger_told
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
@@ -60,7 +61,7 @@ from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
 from device_agent.site_file import load_site
-from device_agent.store import STORE_NAME, check_store, read_kept
+from device_agent.store import STORE_NAME, check_store, read_in_service, read_kept
 from sdk.bundle import Bundle
 from sdk.class_names import key_of
 from sdk.damaged import DAMAGED
@@ -439,9 +440,16 @@ def _store(site: Site, running: bool) -> Iterator[Finding]:
 
 
 def _bundle_path(site: Site) -> Path | None:
-    """Return where the release is that serves, or will."""
-    current = site.data_dir / "current"
-    return current if current.is_symlink() else site.bundle
+    """Return where the release is that serves, or will from the next start on."""
+    current, store = site.data_dir / "current", site.data_dir / STORE_NAME
+    if current.is_symlink():
+        return current
+    with contextlib.suppress(HeadwayError, OSError, sqlite3.Error, *DAMAGED):  # a restored store has no link yet
+        for release in read_in_service(store) if store.is_file() else ():
+            slot = site.data_dir / SLOTS_NAME / release
+            if slot.is_dir():
+                return slot
+    return site.bundle
 
 
 def _at_rest(site: Site) -> AtRest | None:

@@ -5,7 +5,7 @@ Rows only: what they mean is the learner's and the update's. The tables are in `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -17,6 +17,11 @@ from sdk.reason import Reason
 from sdk.wire import UpdateState
 
 _encoder: Final = msgspec.msgpack.Encoder()
+NEWEST_UPDATES: Final = (
+    "SELECT number, at_utc, release_id, job, state, reason, starts FROM updates ORDER BY number DESC LIMIT ?"
+)
+MAY_SERVE: Final = 1000
+"""Attempts that are looked through for a release that may serve."""
 
 
 class Outcome(str, Enum):
@@ -180,14 +185,27 @@ class Updates:
 
     def newest(self, limit: int = 20) -> list[UpdateRow]:
         """Return the attempts to bring releases here, newest first."""
-        rows = self._db.rows(
-            "SELECT number, at_utc, release_id, job, state, reason, starts FROM updates"
-            " ORDER BY number DESC LIMIT ?",
-            limit,
-        )
-        return [
-            UpdateRow(n, at, release, job, UpdateState(state), *rest) for n, at, release, job, state, *rest in rows
-        ]
+        return [update_row(row) for row in self._db.rows(NEWEST_UPDATES, limit)]
+
+
+def update_row(row: tuple[Any, ...]) -> UpdateRow:
+    """Return a row of the table of updates, as `NEWEST_UPDATES` gives it."""
+    number, at_utc, release_id, job, state, *rest = row
+    return UpdateRow(number, at_utc, release_id, job, UpdateState(state), *rest)
+
+
+def in_service(newest: Iterable[UpdateRow]) -> Iterator[UpdateRow]:
+    """Yield the updates whose releases may serve, newest first, a release once.
+
+    Args:
+        newest: The attempts, newest first.
+    """
+    seen: set[str] = set()
+    for row in newest:
+        if row.release_id not in seen:
+            seen.add(row.release_id)
+            if row.state in (UpdateState.PROVISIONAL, UpdateState.COMMITTED):
+                yield row
 
 
 def head_row(row: tuple[Any, ...]) -> HeadRow:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from device_agent.database import Database, damaged, disk, open_to_read
-from device_agent.heads_and_updates import Heads, Updates
+from device_agent.heads_and_updates import MAY_SERVE, NEWEST_UPDATES, Heads, Updates, in_service, update_row
 from device_agent.images import ImageFolder
 from device_agent.label_log import ON_COPY, LabelLog, decode_entry
 from device_agent.limits import StoreLimits
@@ -171,6 +171,19 @@ def read_kept(file: Path, key: str) -> bytes | None:
     with disk(file.parent), open_to_read(file, len(MIGRATIONS), whole=False) as db:
         row = db.execute("SELECT value FROM meta WHERE key = ?", (f"kept/{key}",)).fetchone()
     return row[0] if row is not None and isinstance(row[0], bytes) else None
+
+
+def read_in_service(file: Path) -> list[str]:
+    """Return the ids of the releases that an agent with this store would serve, the first whose slot is whole.
+
+    Whether or not one has it open. Empty where no update brought a release.
+
+    Raises:
+        StoreCorrupt, StoreFull: as `check_store`.
+    """
+    with disk(file.parent), open_to_read(file, len(MIGRATIONS), whole=False) as db:
+        rows = db.execute(NEWEST_UPDATES, (MAY_SERVE,)).fetchall()
+    return [row.release_id for row in in_service(update_row(row) for row in rows)]
 
 
 @dataclass(frozen=True)

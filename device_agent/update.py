@@ -36,7 +36,7 @@ from typing import Final, NamedTuple, Protocol
 from device_agent.candidate import Carried, carry_labels, compare, compare_masters
 from device_agent.courtesy import aside, breathe
 from device_agent.database import disk
-from device_agent.heads_and_updates import UpdateRow
+from device_agent.heads_and_updates import MAY_SERVE, UpdateRow, in_service
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime
 from device_agent.store import Store
@@ -345,13 +345,7 @@ class Updater:
         return rows[0] if rows else None
 
     def _in_service(self) -> Iterator[UpdateRow]:
-        """Yield the updates that may serve, newest first, a release once."""
-        seen: set[str] = set()
-        for row in self._store.updates.newest(1000):
-            if row.release_id not in seen:
-                seen.add(row.release_id)
-                if row.state in (UpdateState.PROVISIONAL, UpdateState.COMMITTED):
-                    yield row
+        return in_service(self._store.updates.newest(MAY_SERVE))
 
     def _serve_newest(self) -> bool:
         """Serve the newest release that can; roll back those that cannot. Return whether one serves."""

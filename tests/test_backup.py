@@ -32,12 +32,13 @@ from sdk.mqtt import Message
 from sdk.trust import verify
 from sdk.wire import Desired, DeviceState, Topics, encode_json
 from tests.commands import headway
+from tests.disks import fill, small
 from tests.processes import Doomed
 from tests.test_store import LIMITS, image_of, label, label_for_ever, sample_of
 from tests.test_update import Rig, bundles, desired, id_of, label_some, rig, rig_on
 from tests.trust_builders import GuardedDevice, TrustedFleet, files_of
 
-__all__ = ["bundles", "rig"]
+__all__ = ["bundles", "rig", "small"]
 
 LABELS = 5
 
@@ -109,6 +110,80 @@ def test_a_restored_device_serves_its_release_without_a_network(
         assert restored.updater.boot()
         assert restored.served == ["old"]
         assert Learner(bundles["old"], None, restored.store).status().own_labels == len(ids)
+
+
+def test_a_backup_on_a_disk_with_too_little_room_is_none_and_leaves_nothing(
+    rig: Rig, bundles: dict[str, Bundle], small: Path
+) -> None:
+    """Where the store found room and the release did not, it was said to be one: without a release."""
+    label_some(rig.store, bundles["old"])
+    hog, refused = fill(small), 0
+    for room in range(0, 8 * 1024**2, 32 * 1024):
+        with hog.open("r+b") as file:
+            file.truncate(8 * 1024**2 - 64 * 1024 - room)
+        try:
+            made = make_backup(rig.folder, small / "backup")
+            break
+        except StoreFull:
+            refused += 1
+            assert [path.name for path in small.iterdir()] == ["others"]
+    store = (small / "backup" / STORE_NAME).stat().st_size
+    assert refused * 32 * 1024 > store, "there was room for the store long before there was for all"
+    assert made.release == id_of(bundles["old"])
+
+
+def test_a_backup_of_a_device_that_was_restored_and_has_not_run_yet_has_its_release(
+    rig: Rig, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    make_backup(rig.folder, tmp_path / "backup")
+    restore_backup(tmp_path / "backup", tmp_path / "new", "line-1", in_fleet=False)
+    assert make_backup(tmp_path / "new", tmp_path / "second").release == id_of(bundles["old"])
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone", "unreadable"])
+def test_of_a_release_that_cannot_be_copied_the_one_before_is(
+    rig: Rig, bundles: dict[str, Bundle], tmp_path: Path, harm: str
+) -> None:
+    """The restored device would serve the first that is whole, too."""
+    rig.install(bundles["new"])
+    slot = rig.folder / "slots" / id_of(bundles["new"])
+    if harm == "damaged":
+        next(slot.glob("*.onnx")).write_bytes(b"torn")
+    elif harm == "gone":
+        shutil.rmtree(slot)
+    else:
+        (slot / "manifest.json").unlink()
+        (slot / "manifest.json").mkdir()
+    why: list[str] = []
+    assert make_backup(rig.folder, tmp_path / "backup", on_no_release=why.append).release == id_of(bundles["old"])
+    assert [slot.name[:8] in each for each in why] == ([] if harm == "gone" else [True])
+    restore_backup(tmp_path / "backup", tmp_path / "restored", "line-1", in_fleet=False)
+    with rig_on(tmp_path / "restored", bundles) as restored:
+        assert restored.updater.boot()
+        assert restored.served == ["old"]
+
+
+def test_a_backup_follows_its_store_and_not_the_link(rig: Rig, bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    """An update may point it to a release that the store, copied a moment before, does not know."""
+    rig.updater.stop()
+    shutil.copytree(bundles["new"].path, rig.folder / "slots" / id_of(bundles["new"]))
+    (rig.folder / "current").unlink()
+    (rig.folder / "current").symlink_to(Path("slots") / id_of(bundles["new"]))
+    assert make_backup(rig.folder, tmp_path / "backup").release == id_of(bundles["old"])
+
+
+def test_backup_and_restore_name_the_release(
+    rig: Rig, bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site.toml"
+    text = (
+        'device = "line-1"\ndata_dir = "{}"\n[camera]\nkind = "opencv"\nindex = 0\n[mqtt]\nhost = "broker.plant"\n'
+    )
+    site.write_text(text.format("data"))
+    named = f"release {bundles['old'].manifest.name} ({id_of(bundles['old'])[:8]})"
+    assert named in headway(capsys, "agent", "backup", site, tmp_path / "backup").out.splitlines()
+    site.write_text(text.format("new"))
+    assert named in headway(capsys, "agent", "restore", site, tmp_path / "backup").out.splitlines()
 
 
 def test_a_restored_device_takes_no_label_before_it_has_its_later_entries_back(
@@ -492,7 +567,9 @@ def test_the_commands_say_what_they_did(backup: Path, tmp_path: Path, capsys: py
     site.write_text(text)
     made = headway(capsys, "agent", "backup", site, tmp_path / "second")
     assert (made.code, f"{LABELS} labelled samples" in made.out) == (0, True)
+    assert "no release: none has come to this device" in made.out
     site.write_text(text.replace('"data"', '"elsewhere"') + '[mqtt]\nhost = "broker.plant"\n')
     restored = headway(capsys, "agent", "restore", site, backup)
     assert (restored.code, "heard from its fleet" in restored.out) == (0, True)
+    assert "no release: the backup has none" in restored.out
     assert headway(capsys, "agent", "restore", site, backup).code == 2

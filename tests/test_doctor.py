@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from click.testing import CliRunner
 
 from device_agent import doctor as doctor_module
 from device_agent.agent import Agent
+from device_agent.backup import make_backup, restore_backup
 from device_agent.cli_operations import FAULT_EXIT, doctor
 from device_agent.config import WatchCamera
 from device_agent.doctor import Machine, examine
@@ -38,8 +40,10 @@ from sdk.fleet.certificates import Authority
 from sdk.images import sample_id
 from sdk.tensorrt_api import Library
 from sdk.trust.repository import Repository
+from sdk.wire import UpdateState
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, flipped, images, running, site_file, site_of
+from tests.test_update import id_of
 from tests.tiny import class_id, other_id, picture, tiny_bundle
 
 __all__ = ["bundle", "images"]
@@ -267,6 +271,20 @@ def test_a_data_folder_that_is_missing_is_noted(images: Path, bundle: Bundle) ->
     """The agent makes it where it may; under systemd it may not."""
     found = [each for each in examine(site_file(images, bundle), GOOD) if "is not there" in each.what]
     assert [(each.level, "install -d" in each.fix) for each in found] == [(Level.NOTE, True)]
+
+
+def test_the_release_of_a_restored_device_is_looked_at_before_it_has_run(images: Path, bundle: Bundle) -> None:
+    """It was said that there is none yet: nothing had made the link to it."""
+    old, release = images.parent / "old", id_of(bundle)
+    with Store.open(old, "line-1", limits=StoreLimits(reserve_bytes=0)) as store:
+        store.updates.put(replace(store.updates.begin(release, b"{}"), state=UpdateState.COMMITTED))
+    shutil.copytree(bundle.path, old / "slots" / release)
+    make_backup(old, images.parent / "backup")
+    restore_backup(images.parent / "backup", images.parent / "data", "line-1", in_fleet=False)
+    file = site_file(images, bundle)
+    file.write_text(file.read_text().replace(f'bundle = "{bundle.path}"\n', ""))
+    told = next(each for each in examine(file, GOOD) if each.area == "release")
+    assert (told.level, "golden scores off by 0.0" in told.what) == (Level.GOOD, True)
 
 
 def test_tensorrt_that_is_insisted_on_and_missing_is_a_fault(images: Path, bundle: Bundle) -> None:
