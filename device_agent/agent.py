@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import os
+import secrets
 import ssl
 import threading
 import time
@@ -213,7 +214,8 @@ class Agent:
         undo.callback(self._server.stop)
 
     def _open_outputs(self) -> None:
-        run = f"{self.started_utc:.3f}"
+        # By its time alone two runs would be one: a clock without a battery says the same at each start.
+        run = f"{self.started_utc:.3f}-{secrets.token_hex(4)}"
         history = History(self.site.data_dir, self.site.history.keep_parts, run)
         self.outputs.add(history)
         self._shift.begin(run, history.behind)

@@ -111,7 +111,7 @@ class History:
     Args:
         data_dir: The agent's data folder.
         keep_parts: The newest so many.
-        run: Names this run of the agent.
+        run: Names this run of the agent, and no other.
 
     Raises:
         StoreCorrupt, StoreFull: the file is damaged, or the disk takes no writes.

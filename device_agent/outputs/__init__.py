@@ -334,7 +334,7 @@ def open_output(settings: OutputSettings, device: str, run: str) -> Output:
     Args:
         settings: One `[[output]]` table.
         device: This device's id.
-        run: Names this run of the agent.
+        run: Names this run of the agent, and no other.
 
     Raises:
         ConfigError: it cannot be used, or a plug-in refuses its keys.

@@ -47,7 +47,7 @@ class HttpPosts:
     Args:
         settings: Its address.
         device: This device's id.
-        run: Names this run of the agent.
+        run: Names this run of the agent, and no other.
 
     Raises:
         ConfigError: no http or https address, or a token file that cannot be read.
