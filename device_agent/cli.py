@@ -196,14 +196,13 @@ def status(site_file: Path, as_json: bool) -> None:
         console.print("[yellow]broker[/]    ", end="")
         console.print(f"{state['mqtt']['address']} does not answer: labels wait here", markup=False)
     console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
-    for fault in state["faults"]:
+    faults = [fault for fault in state["faults"] if fault != NONE_PASSES]
+    # An agent that has not been started since an update does not say who chose, or that this is a fault.
+    if state["none_passes"]:
+        faults.insert(0, f"{NONE_PASSES}. {CHOOSE_AGAIN if state.get('good_chosen') else CHOOSE_GOOD}")
+    for fault in faults:
         console.print("[yellow]fault[/]     ", end="")
         console.print(plain(fault))  # it may hold a file's name
-    if state["none_passes"]:
-        console.print("[yellow]note[/]      ", end="")
-        # An agent that has not been started since an update does not say who chose.
-        advice = CHOOSE_AGAIN if state.get("good_chosen") else CHOOSE_GOOD
-        console.print(f"{NONE_PASSES}. {advice}", markup=False)
 
 
 @agent.command()

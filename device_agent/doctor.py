@@ -36,6 +36,7 @@ from device_agent.backup import SLOTS_NAME
 from device_agent.broker_check import check_broker, trigger_told
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
+from device_agent.camera.picture import exposed
 from device_agent.camera.shot import readable
 from device_agent.clock_state import clock_synchronised
 from device_agent.config import (
@@ -56,7 +57,14 @@ from device_agent.master_folder import examine as examine_masters
 from device_agent.output_check import check_outputs, outputs_told
 from device_agent.private import open_to_all
 from device_agent.recipe import Recipe
-from device_agent.report import CHOOSE_AGAIN, CHOOSE_GOOD, lost_words, unreadable_words
+from device_agent.report import (
+    CHOOSE_AGAIN,
+    CHOOSE_GOOD,
+    NONE_PASSES,
+    lost_words,
+    picture_words,
+    unreadable_words,
+)
 from device_agent.runtime import check_golden, open_runtime
 from device_agent.runtime.choice import RuntimeChoice
 from device_agent.runtime.onnx import installed_providers
@@ -80,6 +88,9 @@ STATE_WAIT_S: Final = 5.0
 BAD_FILES_FIX: Final = (
     "Look at what writes them, and at its disk. A file that is still being written is taken when it has not "
     "changed for poll_s: let its name begin with a dot, and rename it when it is whole."
+)
+PICTURE_FIX: Final = (
+    "Look at lens cap, light, exposure and cable. Where good pictures are like that, say so in [camera.picture]."
 )
 SLOW_SYNC_MS: Final = 100.0
 """A label waits for one sync; a click that takes longer feels stuck."""
@@ -565,9 +576,14 @@ def _told(site: Site) -> Iterator[Finding]:
         )
         return
     yield Finding("page", Level.GOOD, f"the agent runs and answers at {page}")
-    said = set[str]()
+    said = {NONE_PASSES}
     for camera in state["cameras"]:
-        said |= {lost_words(camera["name"]), unreadable_words(camera["name"], camera["unreadable"])}
+        name = camera["name"]
+        said |= {
+            lost_words(name),
+            unreadable_words(name, camera["unreadable"]),
+            picture_words(name, camera["picture"]),
+        }
         yield _camera_told(camera)
     if state["line"] is not None:
         told, faults = outputs_told(state["line"]["outputs"])
@@ -587,7 +603,7 @@ def _told(site: Site) -> Iterator[Finding]:
     if state["none_passes"]:
         yield Finding(
             "release",
-            Level.NOTE,
+            Level.FAULT,
             "no class counts as good: every part is rejected",
             CHOOSE_AGAIN if state.get("good_chosen") else CHOOSE_GOOD,
         )
@@ -606,6 +622,8 @@ def _camera_told(camera: dict[str, Any]) -> Finding:
         return Finding("camera", Level.FAULT, what, fix)
     if camera["unreadable"]:
         return Finding("camera", Level.FAULT, f"{what}; the newest: {camera['unreadable']}", BAD_FILES_FIX)
+    if camera["picture"]:
+        return Finding("camera", Level.FAULT, f"{what}; {camera['picture']}, which rejects its part", PICTURE_FIX)
     if camera["bad"]:
         return Finding("camera", Level.NOTE, what, "Their names are in the log: journalctl -u headway")
     return Finding("camera", Level.GOOD, what)
@@ -694,13 +712,13 @@ def _camera(
     except HeadwayError as error:
         yield Finding.of("camera", error)
     waited_s = time.perf_counter() - began_s
-    dark = int(shot.frame.max()) < 16
-    yield Finding(
-        "camera",
-        Level.NOTE if dark else Level.GOOD,
-        f"{camera.name}: {width} x {height}, first frame after {waited_s:.1f} s" + (", all black" if dark else ""),
-        "Take the lens cap off, or check light and exposure." if dark else "",
-    )
+    what = f"{camera.name}: {width} x {height}, first frame after {waited_s:.1f} s"
+    wrong = exposed(shot.frame, settings.picture)
+    if wrong:
+        # Nobody said that the light is on, or a part there.
+        yield Finding("camera", Level.NOTE, f"{what}; {wrong}, which would reject its part", PICTURE_FIX)
+    else:
+        yield Finding("camera", Level.GOOD, what)
 
 
 def _camera_fix(settings: CameraSettings, bad: int) -> str:

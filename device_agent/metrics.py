@@ -130,6 +130,10 @@ def metrics_of(state: State) -> Iterator[Metric]:
             "Whether every camera gives frames.",
             all(each.state == CameraState.LIVE.value for each in state.cameras),
         ),
+        "headway_camera_picture_wrong": (
+            "Whether a camera's newest picture cannot be right: black, over-exposed or frozen.",
+            any(each.picture for each in state.cameras),
+        ),
         "headway_release_serving": ("Whether a release serves.", state.release is not None),
     }
     values |= _over_mqtt(state)

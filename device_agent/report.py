@@ -369,7 +369,8 @@ class State:
     faults: list[str]
     """What is wrong just now, in words."""
     none_passes: bool
-    """No class that the head knows is a good one, so that every part is rejected."""
+    """No class that the head knows is a good one, so that every part is rejected: among the faults as
+    `NONE_PASSES`."""
     good_chosen: bool
     """People chose the good classes on the page: `[part] good` of the settings does not count since."""
 
@@ -393,6 +394,11 @@ def camera_report(camera: Camera) -> CameraReport:
 def lost_words(camera: str) -> str:
     """Return how the state says that a camera is lost."""
     return f"camera {camera} is lost"
+
+
+def picture_words(camera: str, picture: str) -> str:
+    """Return how the state says that a camera's newest picture cannot be right."""
+    return f"camera {camera}: {picture}"
 
 
 def unreadable_words(camera: str, unreadable: str) -> str:
@@ -487,7 +493,7 @@ def station_state(
         update=update,
         trust=trust,
         faults=wrong,
-        none_passes=serving is not None and _none_passes(station, serving),
+        none_passes=none_passes(station),
         good_chosen=station.operating.target.good is not None,
     )
 
@@ -499,8 +505,11 @@ def station_faults(
     outputs: Sequence[OutputReport],
 ) -> Iterator[str]:
     """Yield what is wrong with a station's cameras, outputs, learning and store just now, in words."""
+    if none_passes(station):
+        yield NONE_PASSES
     yield from (lost_words(each.name) for each in cameras if each.state == CameraState.LOST.value)
     yield from (unreadable_words(each.name, each.unreadable) for each in cameras if each.unreadable)
+    yield from (picture_words(each.name, each.picture) for each in cameras if each.picture)
     yield from (output_words(each) for each in outputs if each.fault)
     if status is not None and status.fault is not None:
         yield status.fault
@@ -539,18 +548,17 @@ def fleet_faults(
     outputs: Sequence[OutputReport],
     faults: Iterable[str | None],
 ) -> list[str]:
-    """Return what the fleet should hear is wrong here: of what the page says what nobody there can know."""
-    serving = station.serving
+    """Return what the fleet should hear is wrong here: of what the state says what nobody there can know."""
     wrong = [fault for fault in faults if fault is not None]
-    if serving is not None and _none_passes(station, serving):
-        wrong.append(NONE_PASSES)
     wrong += station_faults(station, status, cameras, outputs)
-    wrong += [f"camera {each.name}: {each.picture}" for each in cameras if each.picture]
     return [fault[:MAX_TEXT] for fault in dict.fromkeys(wrong)][:MAX_FAULTS]
 
 
-def _none_passes(station: Station, serving: Serving) -> bool:
-    active = serving.learner.head
+def none_passes(station: Station) -> bool:
+    """Return whether no class that the head knows is a good one, so that every part is rejected."""
+    if station.serving is None:
+        return False
+    active = station.serving.learner.head
     return not station.operating.good(dict(zip(active.head.class_ids, active.names, strict=True)))
 
 

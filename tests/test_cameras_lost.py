@@ -1,10 +1,12 @@
-"""One of a station's cameras is lost: state, doctor, metrics and page say which, until it is back."""
+"""A station's camera is lost, or sees nothing: state, doctor, metrics and page say which, until it is well."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -13,6 +15,7 @@ from device_agent.doctor import examine
 from device_agent.finding import Level
 from device_agent.site_file import load_site
 from sdk.bundle import Bundle
+from tests.commands import headway
 from tests.pages import screen
 from tests.simulators import wait_for
 from tests.test_agent import bundle, running
@@ -23,6 +26,7 @@ from tests.tiny import picture
 __all__ = ["bundle"]
 
 LOST = "camera side is lost"
+BLACK = "camera top: the picture is black"
 
 
 @pytest.fixture
@@ -72,6 +76,42 @@ def test_a_camera_lost_beside_another_is_a_fault_until_it_is_back(agent: Agent, 
     gone.rename(folder)
     wait_for(lambda: LOST not in agent.state().faults)
     assert scraped(port)["headway_camera_live"] == 1
+
+
+def show(folder: Path, name: str, *, black: bool = False) -> None:
+    """Let a camera see a part."""
+    seen = np.zeros((64, 64, 3), np.uint8)
+    drawn = cv2.imencode(".png", seen)[1].tobytes() if black else picture("pit", 1)
+    (folder / f".{name}").write_bytes(drawn)
+    (folder / f".{name}").rename(folder / name)
+
+
+def test_a_camera_that_sees_nothing_is_a_fault_of_a_station_alone_until_it_sees(
+    agent: Agent, site_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of its parts is rejected, and no fleet hears of it."""
+    port, top = agent.metrics_port, site_file.parent / "top"
+    assert port is not None
+    show(top, "1.png", black=True)
+    wait_for(lambda: agent.state().faults == [BLACK])
+    found = scraped(port)
+    assert (found["headway_faults"], found["headway_camera_picture_wrong"]) == (1, 1)
+    (told,) = [each for each in examine(site_file, GOOD) if each.level is Level.FAULT]
+    assert "; the picture is black, which rejects its part" in told.what, "it is said once"
+    assert f"fault     {BLACK}" in headway(capsys, "agent", "status", site_file).out
+    assert agent._device_state().faults == [BLACK]
+    show(top, "2.png")
+    wait_for(lambda: agent.state().faults == [])
+    found = scraped(port)
+    assert (found["headway_faults"], found["headway_camera_picture_wrong"]) == (0, 0)
+
+
+@pytest.mark.browser
+def test_the_page_says_which_camera_sees_nothing(agent: Agent, site_file: Path, browser: Browser) -> None:
+    with screen(browser, agent.page_url) as on:
+        on.ready()
+        show(site_file.parent / "top", "1.png", black=True)
+        expect(on.page.locator("#verdict")).to_contain_text(BLACK)
 
 
 @pytest.mark.browser

@@ -302,6 +302,24 @@ def test_a_port_in_use_is_a_fault(images: Path, bundle: Bundle) -> None:
     assert (found.area, f"sport = :{port}" in found.fix) == ("page", True)
 
 
+@pytest.mark.parametrize(
+    ("settings", "level"), [("", Level.NOTE), ("[camera.picture]\nblack_share = 0\n", Level.GOOD)]
+)
+def test_a_picture_that_would_reject_its_part_is_noted(
+    tmp_path: Path, bundle: Bundle, settings: str, level: Level
+) -> None:
+    """As the agent judges it: a hot pixel behind a lens cap, and a line whose pictures are dark by design."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    dark = np.full((64, 64, 3), 9, np.uint8)
+    dark[0, 0] = 200
+    (folder / "1.png").write_bytes(cv2.imencode(".png", dark)[1].tobytes())
+    file = site_file(folder, bundle)
+    file.write_text(file.read_text().replace("[page]", f"{settings}[page]"))
+    (found,) = [each for each in examine(file, GOOD) if each.area == "camera"]
+    assert (found.level, "the picture is black" in found.what) == (level, level is Level.NOTE)
+
+
 def test_a_running_agent_is_asked_and_not_disturbed(images: Path, bundle: Bundle) -> None:
     file = site_file(images, bundle)
     with Agent(site_of(images, bundle.path)) as agent, running(agent):

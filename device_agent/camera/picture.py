@@ -52,21 +52,8 @@ class PictureWatch:
         return found
 
     def _look(self, shot: Shot) -> str:
-        step = max(1, min(shot.frame.shape[:2]) // GRID)
-        some = shot.frame[::step, ::step]
-        return self._exposed(some) or self._frozen(some)
-
-    def _exposed(self, some: Frame) -> str:
-        black, bright, count = self._settings.black_share, self._settings.bright_share, some[..., 0].size
-        green = some[::FIRST, ::FIRST, 1]
-        # One channel may show that a pixel is not dark, or not bright; all others might be.
-        perhaps_dark = (count - np.count_nonzero(green > BLACK)) / count
-        if black and perhaps_dark >= black and _dark(some) / count >= black:
-            return "the picture is black"
-        perhaps_bright = (count - np.count_nonzero(green < WHITE)) / count
-        if bright and perhaps_bright >= bright and _bright(some) / count >= bright:
-            return "the picture is over-exposed"
-        return ""
+        some = _some(shot.frame)
+        return _exposed(some, self._settings) or self._frozen(some)
 
     def _frozen(self, some: Frame) -> str:
         if not self._settings.frozen_after or not self._camera.live:
@@ -76,6 +63,29 @@ class PictureWatch:
         self._repeats = self._repeats + 1 if pixels == self._last else 0
         self._last = pixels
         return "the picture is frozen" if self._repeats >= self._settings.frozen_after else ""
+
+
+def exposed(frame: Frame, settings: PictureSettings) -> str:
+    """Return what a single frame shows to be wrong with it: black or over-exposed; empty for nothing."""
+    return _exposed(_some(frame), settings)
+
+
+def _some(frame: Frame) -> Frame:
+    step = max(1, min(frame.shape[:2]) // GRID)
+    return frame[::step, ::step]
+
+
+def _exposed(some: Frame, settings: PictureSettings) -> str:
+    black, bright, count = settings.black_share, settings.bright_share, some[..., 0].size
+    green = some[::FIRST, ::FIRST, 1]
+    # One channel may show that a pixel is not dark, or not bright; all others might be.
+    perhaps_dark = (count - np.count_nonzero(green > BLACK)) / count
+    if black and perhaps_dark >= black and _dark(some) / count >= black:
+        return "the picture is black"
+    perhaps_bright = (count - np.count_nonzero(green < WHITE)) / count
+    if bright and perhaps_bright >= bright and _bright(some) / count >= bright:
+        return "the picture is over-exposed"
+    return ""
 
 
 def _dark(some: Frame) -> int:

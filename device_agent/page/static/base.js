@@ -119,7 +119,8 @@ function condition(state) {
     return { level: "bad", mark: "✕", text: t("state.camera-lost"), more };
   }
   if (state.drift && state.drift.alarm) return { level: "bad", mark: "!", text: t("state.drift"), more: t("state.drift-more") };
-  if (state.faults.length) return { level: "warn", mark: "!", text: t("state.fault"), more: t("state.fault-more", { what: state.faults.join(" · ") }) };
+  // That none passes is one of them, in the device's own words.
+  if (state.faults.length > (state.none_passes ? 1 : 0)) return { level: "warn", mark: "!", text: t("state.fault"), more: t("state.fault-more", { what: state.faults.join(" · ") }) };
   if (state.none_passes) return { level: "warn", mark: "!", text: t("state.none-passes"), more: state.good_chosen ? t("state.none-passes-again") : t("state.none-passes-more") };
   if (camera.state === "ended") return { level: "warn", mark: "■", text: t("state.ended"), more: t("state.ended-more") };
   return { level: "good", mark: "✓", text: t("state.running"), more: "" };
