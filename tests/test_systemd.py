@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from device_agent.clock_state import clock_synchronised
 from device_agent.site_file import parse_site
 from device_agent.systemd import Notifier, UnitPlan, Watchdog, unit_text
 from sdk.errors import ConfigError
@@ -143,6 +146,74 @@ def test_a_csi_camera_reaches_its_daemon(tmp_path: Path) -> None:
     assert "ReadWritePaths=/tmp" in lines
     assert "After=network.target time-sync.target nvargus-daemon.service" in lines
     assert "\nAfter=network.target time-sync.target\n" in unit_of(tmp_path, site=site.replace("nvargus", "v4l2"))
+
+
+NUMBERS = {"x86_64": {"adjtimex": 159, "clock_adjtime": 305}, "aarch64": {"adjtimex": 171, "clock_adjtime": 266}}
+"""Of the calls that ask of the clock, on machines that Headway runs on."""
+ASK_UNDER_A_FILTER = """
+import ctypes, sys
+from device_agent.clock_state import clock_synchronised
+from pathlib import Path
+class Step(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("k", ctypes.c_uint)]
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.POINTER(Step))]
+numbers = [int(each) for each in sys.argv[2:]]
+load, allow, refuse = Step(0x20, 0, 0, 0), Step(6, 0, 0, 0x7FFF0000), Step(6, 0, 0, 0x00050001)  # with EPERM
+jumps = [Step(0x15, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+steps = (Step * (len(numbers) + 3))(load, *jumps, allow, refuse)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, ctypes.byref(Program(len(steps), steps)), 0, 0) == 0  # PR_SET_SECCOMP
+print(clock_synchronised(Path(sys.argv[1])))
+"""
+
+
+def asked_without(calls: Iterable[str], timesyncd: Path) -> str:
+    """Return what is said of the clock by a process that may not make some calls."""
+    numbers = [str(NUMBERS[platform.machine()][each]) for each in calls]
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK_UNDER_A_FILTER, timesyncd, *numbers], capture_output=True, text=True, check=True
+    )
+    return ran.stdout.strip()
+
+
+def group(name: str) -> set[str]:
+    """Return the calls of one of systemd's groups, those within it included."""
+    ran = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True)
+    there = [line.strip() for line in ran.stdout.splitlines()[1:] if line.startswith("    ") and "#" not in line]
+    return {call for each in there for call in (group(each) if each.startswith("@") else {each})}
+
+
+NO_MACHINE = pytest.mark.skipif(platform.machine() not in NUMBERS, reason="its calls have other numbers")
+
+
+@NO_MACHINE
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_the_unit_lets_ask_of_the_clock_and_not_set_it(tmp_path: Path) -> None:
+    """Nothing that a clock counted while it was ahead would be dropped, else."""
+    here = clock_synchronised(tmp_path / "none")
+    if here is None:
+        pytest.skip("may not ask of the clock here")
+    lines = unit_of(tmp_path).splitlines()
+    (allowed,) = [line.split("=")[1].split() for line in lines if line.startswith("SystemCallFilter=")]
+    calls = {call for each in allowed for call in (group(each) if each.startswith("@") else {each})}
+    clock = group("@clock")
+    assert not calls & {"clock_settime", "settimeofday"}
+    assert "CapabilityBoundingSet=" in lines
+    barred = clock - calls | (clock if "ProtectClock=yes" in lines else set())
+    asking = sorted(barred & set(NUMBERS[platform.machine()]))
+    assert asked_without(asking, tmp_path / "none") == str(here)
+
+
+@NO_MACHINE
+@pytest.mark.parametrize("synchronised", [True, None])
+def test_under_a_unit_of_before_systemds_client_says_whether_the_clock_is_right(
+    tmp_path: Path, synchronised: bool | None
+) -> None:
+    if synchronised:
+        (tmp_path / "synchronized").touch()
+    assert asked_without(["adjtimex", "clock_adjtime"], tmp_path / "synchronized") == str(synchronised)
 
 
 NVIDIA_DEVICES = ["nvidia", "nvidiactl", "nvidia-frontend", "nvidia-uvm", "nvidia-caps"]
