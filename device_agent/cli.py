@@ -18,7 +18,7 @@ from device_agent.cli_operations import backup, restore, unit
 from device_agent.cli_update import update
 from device_agent.cli_user import user
 from device_agent.private import private_files
-from sdk.durable import write_output
+from sdk.durable import appearing_output, write_output
 from sdk.errors import ConfigError
 from sdk.layouts import Layout
 from sdk.shown import say
@@ -98,10 +98,9 @@ def init(file: Path, force: bool) -> None:
     from device_agent.site_template import TEMPLATE
 
     try:
-        with file.open("w" if force else "x", encoding="utf-8") as out:
-            out.write(TEMPLATE)
-    except FileExistsError as error:
-        raise ConfigError(f"{file} exists", hint="Edit it, or --force to replace it.") from error
+        if not force and os.path.lexists(file):
+            raise ConfigError(f"{file} exists", hint="Edit it, or --force to replace it.")
+        write_output(file, TEMPLATE.encode())
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
     click.echo(f"wrote {file}; edit it, then: headway agent run {file}")
@@ -248,7 +247,7 @@ def history(
         return
     if csv_file is not None:
         try:
-            with csv_file.open("w", encoding="utf-8", newline="") as file:
+            with appearing_output(csv_file) as draft, draft.open("w", encoding="utf-8", newline="") as file:
                 count = write_csv(rows, file)
         except OSError as error:
             raise ConfigError(f"{csv_file}: {error.strerror}", hint="Name a file that can be written.") from error

@@ -359,11 +359,15 @@ def write_csv(rows: Iterator[PartRow], file: IO[str]) -> int:
 
     A text that a spreadsheet would compute gets an apostrophe before it, and what a terminal would obey is
     shown as `sdk.shown` does: part ids come from outside.
+
+    Raises:
+        ConfigError: as `read_history`; nothing is written then.
     """
+    first = list(itertools.islice(rows, 1))  # where there is no history it is said before anything is written
     out = csv.writer(file, lineterminator="\n")
     out.writerow(COLUMNS)
     count = 0
-    for count, row in enumerate(rows, 1):  # noqa: B007 - the last one counts
+    for count, row in enumerate(itertools.chain(first, rows), 1):  # noqa: B007 - the last one counts
         out.writerow([_cell(name, getattr(row, name)) for name in COLUMNS])
     return count
 

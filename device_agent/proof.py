@@ -40,7 +40,7 @@ from device_agent.trial import Base
 from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
 from sdk.codes import Code
-from sdk.durable import appearing
+from sdk.durable import appearing_output
 from sdk.errors import ConfigError, LabelError
 from sdk.head import Calibration, Head, solve
 from sdk.labels import (
@@ -213,7 +213,7 @@ def make_proof(
 def _write(out: Path, claim: Claim, rows: Iterator[dict[str, Any]]) -> None:
     """Write a proof; the file appears whole, on disk, or not at all."""
     try:
-        with appearing(out) as draft, draft.open("w", encoding="utf-8") as stream:
+        with appearing_output(out) as draft, draft.open("w", encoding="utf-8") as stream:
             stream.write(msgspec.json.encode(claim).decode() + "\n")
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")

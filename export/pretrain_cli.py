@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from sdk.console import Console
+from sdk.durable import write_output
 
 STDOUT: Final = "-"
 
@@ -95,6 +96,6 @@ def pretrain(
         sys.stdout.write(as_json.decode())
     elif json_file is not None:
         try:
-            Path(json_file).write_bytes(as_json)
+            write_output(Path(json_file), as_json)
         except OSError as error:
             raise ExportError(f"{json_file}: {error.strerror}", hint="Choose another file.") from error

@@ -93,12 +93,39 @@ def write_output(file: Path, content: bytes) -> None:
     Raises:
         OSError: it was not taken; a file is as it was before.
     """
+    with appearing_output(file) as draft:
+        draft.write_bytes(content)
+
+
+@contextlib.contextmanager
+def appearing_output(file: Path) -> Iterator[Path]:
+    """Give the name to write to, of what somebody asked for and is too long for `write_output`.
+
+    A file that is there stays whole until the new one is; whoever may read it may read that too, where this user
+    can say so.
+
+    Raises:
+        OSError: it was not taken; a file is as it was before.
+    """
     target = file.resolve()
     if target.exists() and not target.is_file():
-        with target.open("wb") as stream:
-            stream.write(content)
-    else:
-        write_whole(target, content)
+        yield target
+        return
+    with appearing(target) as draft:
+        if target.exists():
+            _prepare(draft, target)
+        yield draft
+
+
+def _prepare(draft: Path, target: Path) -> None:
+    """Make an empty draft that whoever may read the target may read; none where this user cannot."""
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        _take_over(target, handle)
+    except PermissionError:
+        draft.unlink()
+    finally:
+        os.close(handle)
 
 
 def give_to_owner(path: Path, of: Path) -> None:

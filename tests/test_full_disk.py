@@ -21,12 +21,14 @@ from device_agent.limits import StoreLimits
 from device_agent.report import station_faults
 from device_agent.room import BALLAST_NAME
 from device_agent.runtime import open_runtime
+from device_agent.site_file import load_site
 from device_agent.station import Station
 from device_agent.store import STORE_NAME, Store, check_store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
 from sdk.labels import Record
 from tests.builders import picture
+from tests.commands import headway
 from tests.disks import fill, mount, small
 from tests.simulators import wait_for
 from tests.test_agent import COUNT, bundle, call, images, running
@@ -184,3 +186,19 @@ def test_a_store_without_room_for_a_copy_of_its_earlier_schema_opens_all_the_sam
     told, _ = caplog.messages
     assert told.endswith("is not copied before its schema changes: it has 0 MiB, and 0 MiB are free")
     assert not list((small / "data").glob(f"*{STORE_NAME}.*"))
+
+
+def test_init_that_cannot_write_leaves_the_settings_that_were_there(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = small / "site.toml"
+    file.write_text("# years of care")
+    file.chmod(0o640)
+    hog = fill(small)
+    assert "No space left" in headway(capsys, "agent", "init", file, "--force").err
+    assert file.read_text() == "# years of care"
+    assert "No space left" in headway(capsys, "agent", "init", small / "new.toml").err
+    assert not (small / "new.toml").exists(), "the next try is not told that it exists"
+    hog.unlink()
+    assert headway(capsys, "agent", "init", file, "--force").code == 0
+    assert (load_site(file).device, file.stat().st_mode & 0o777) == ("line-1", 0o640)

@@ -921,6 +921,30 @@ def test_the_command_writes_what_was_asked_for(
     history.close()
 
 
+def test_an_export_that_cannot_be_made_leaves_the_one_before(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('device = "line-1"\ndata_dir = "data"\n[camera]\nkind = "folder"\npath = "images"\n')
+    file = small / "last_week.csv"
+    file.write_text("what the week brought")
+    assert "there is no history" in headway(capsys, "agent", "history", site, "--csv", file).err
+    assert file.read_text() == "what the week brought"
+    printed = headway(capsys, "agent", "history", site, "--csv", "-")
+    assert (printed.code, printed.out) == (2, ""), "not a line of names for nothing"
+    with contextlib.closing(History(tmp_path / "data", 1000)) as history:
+        for i in range(100):
+            history.send(part_of(i, name=f"part {i} {'x' * 100}"))
+    fill(small)
+    full = headway(capsys, "agent", "history", site, "--csv", file)
+    assert (full.code, "No space left" in full.err) == (2, True)
+    assert file.read_text() == "what the week brought"
+    assert {each.name for each in small.iterdir()} == {"last_week.csv", "others"}
+    (small / "others").unlink()
+    assert "wrote 100 parts" in headway(capsys, "agent", "history", site, "--csv", file).out
+    assert len(file.read_text().splitlines()) == 101
+
+
 # Settings and plug-ins
 
 SITE = 'device = "a"\n[camera]\nkind = "folder"\npath = "x"\n'

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from sdk.durable import appearing, sync_path
+from sdk.durable import appearing_output, sync_path
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
 
@@ -55,7 +55,7 @@ def export(directory: Path, channel: str, out: Path, no_codes: bool, as_json: bo
             if channel not in ledger.channels():
                 raise FleetError(f"there is no channel {channel}", hint="`headway fleet devices` shows them.")
         try:
-            with appearing(out) as draft:
+            with appearing_output(out) as draft:
                 write(draft, log_rows(store, channel, checked, codes=not no_codes))
         except OSError as error:
             raise FleetError(f"{out}: {error.strerror}", hint="Name a file that you may write.") from error
