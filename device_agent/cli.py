@@ -194,7 +194,9 @@ def status(site_file: Path, as_json: bool) -> None:
     if state["mqtt"] and not state["mqtt"]["connected"]:
         console.print("[yellow]broker[/]    ", end="")
         console.print(f"{state['mqtt']['address']} does not answer: labels wait here", markup=False)
-    console.print(f"labels    {state['own_labels']} given here, {state['outbox']} not yet with the fleet")
+    # A label is an entry of the log or two; without a fleet none ever leaves.
+    waits = f"; {state['outbox']} log entries not yet with the fleet" if state["mqtt"] else ""
+    console.print(f"labels    {state['own_labels']} given here{waits}")
     faults = [fault for fault in state["faults"] if fault != NONE_PASSES]
     # An agent that has not been started since an update does not say who chose, or that this is a fault.
     if state["none_passes"]:

@@ -676,7 +676,22 @@ def test_status_tells_what_the_agent_does(
         told = headway(capsys, "agent", "status", file).out
         assert "8 inspected" in told
         assert f"broker    127.0.0.1:{port} does not answer: labels wait here" in told
+        agent.station.label(agent.store.samples.newest(limit=1)[0].sample_id, class_id("pit"), "ann")
+        told = headway(capsys, "agent", "status", file).out
+        assert "labels    1 given here; 2 log entries not yet with the fleet" in told.splitlines()
         assert json.loads(headway(capsys, "agent", "status", file, "--json").out)["frames"] == COUNT
+
+
+def test_status_of_a_station_alone_tells_of_no_fleet(
+    images: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = site_file(images, bundle)
+    with Agent(load_site(file)) as agent, running(agent):
+        wait_for(lambda: agent.state().frames == COUNT)
+        agent.station.label(agent.store.samples.newest(limit=1)[0].sample_id, class_id("pit"), "ann")
+        told = headway(capsys, "agent", "status", file).out
+    assert "labels    1 given here" in told.splitlines()
+    assert "fleet" not in told
 
 
 # What is refused at the start
