@@ -31,7 +31,17 @@ from device_agent.database import disk
 from sdk.chunks import ChunkStore, assemble
 from sdk.damaged import DAMAGED
 from sdk.durable import sync_path, write_whole
-from sdk.errors import BadFormat, BundleError, ConfigError, HeadwayError, Incompatible, RemoteWireError, Unreadable
+from sdk.errors import (
+    BadFormat,
+    BundleError,
+    ConfigError,
+    HeadwayError,
+    Incompatible,
+    RemoteWireError,
+    StoreCorrupt,
+    StoreFull,
+    Unreadable,
+)
 from sdk.release import Release
 from sdk.stick import CHUNKS_NAME, TRUST_NAME, Stick, StickIndex, copy_chunks
 from sdk.wire import MAX_MESSAGE_BYTES, Desired, ReleaseRef, decode_json, encode_json
@@ -41,6 +51,8 @@ ORDER_NAME: Final = "order.json"
 REFUSED_NAME: Final = "refused.json"
 OFFERED_NAME: Final = "offered.json"
 LOCK_NAME: Final = "inbox.lock"
+BRING_AGAIN: Final = "What was copied is removed again. Free some space, then give the same command."
+GOES_ON: Final = "Free some space; the update goes on."
 HOLD_S: Final = 10.0
 """An agent that empties the inbox is done long before; who copies another stick is not."""
 _MAX_REASON: Final = 500
@@ -65,6 +77,8 @@ def bring(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ReleaseRef:
     """Copy a stick's release into the inbox of a data folder; return which it is.
+
+    Where the disk does not take it all, nothing of it is left: that room is the labels'.
 
     Args:
         stick: The stick.
@@ -93,14 +107,28 @@ def bring(
         for name in (ORDER_NAME, REFUSED_NAME):
             (inbox / name).unlink(missing_ok=True)
         sync_path(inbox)
-        copy_chunks(stick, ChunkStore(inbox / CHUNKS_NAME, durable=True), progress)
-        if stick.trust is None:
-            (inbox / TRUST_NAME).unlink(missing_ok=True)
-        else:
-            write_whole(inbox / TRUST_NAME, stick.trust)
-        write_whole(inbox / ORDER_NAME, encode_json(index))
-        sync_path(data_dir)
+        with _emptied_where_full(inbox):
+            copy_chunks(stick, ChunkStore(inbox / CHUNKS_NAME, durable=True, if_full=BRING_AGAIN), progress)
+            if stick.trust is None:
+                (inbox / TRUST_NAME).unlink(missing_ok=True)
+            else:
+                write_whole(inbox / TRUST_NAME, stick.trust)
+            write_whole(inbox / ORDER_NAME, encode_json(index))
+            sync_path(data_dir)
     return index.release
+
+
+@contextlib.contextmanager
+def _emptied_where_full(inbox: Path) -> Iterator[None]:
+    """Give the room back where the disk did not take all of a stick."""
+    try:
+        yield
+    except (StoreFull, StoreCorrupt, OSError):
+        for name in (ORDER_NAME, TRUST_NAME):  # nothing is ordered that is not there
+            with contextlib.suppress(OSError):
+                (inbox / name).unlink(missing_ok=True)
+        shutil.rmtree(inbox / CHUNKS_NAME, ignore_errors=True)
+        raise
 
 
 def refusal(data_dir: Path) -> Refused | None:
@@ -197,7 +225,9 @@ class Inbox:
             return False
         store = ChunkStore(self._folder / CHUNKS_NAME)
         encoded = store.get(ref.release_id)
-        missing = {ref.release_id} if encoded is None else assemble(Release.parse(encoded), store, target)
+        missing = {ref.release_id}
+        if encoded is not None:
+            missing = assemble(Release.parse(encoded), store, target, if_full=GOES_ON)
         if missing:
             raise Unreadable(
                 f"{len(missing)} chunks of {ref.name!r} in {self._folder} are damaged",

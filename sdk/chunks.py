@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,6 +23,8 @@ from sdk.wire import ReleaseFile
 
 UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG})
 """What a disk says of a place on it that is bad, where it says it at all."""
+TRY_AGAIN: Final = "Free some space, then try again."
+GOES_ON: Final = "Free some space; the download goes on."
 
 
 class ChunkStore:
@@ -34,12 +36,14 @@ class ChunkStore:
     Args:
         folder: Made if it is not there.
         durable: Sync each chunk to disk before its name appears. For the server; a device can ask again.
+        if_full: What to do where there is no space for a chunk.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False, if_full: str = TRY_AGAIN) -> None:
         self._folder = folder
         self._durable = durable
-        with disk_errors(folder):
+        self._if_full = if_full
+        with disk_errors(folder, if_full):
             folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, digest: object) -> bool:
@@ -64,7 +68,7 @@ class ChunkStore:
             return
         draft = self._folder / f".{digest}.{os.getpid()}.{threading.get_ident()}"
         try:
-            with disk_errors(self._folder):
+            with disk_errors(self._folder, self._if_full):
                 with draft.open("wb") as stream:
                     stream.write(chunk)
                     if self._durable:
@@ -134,6 +138,14 @@ class ChunkStore:
                 if entry.name not in digests and not entry.is_dir(follow_symlinks=False):
                     (self._folder / entry.name).unlink(missing_ok=True)
 
+    def kept_bytes(self, digests: Iterable[str]) -> int:
+        """Return how many bytes those of these chunks have that are there."""
+        kept = 0
+        for digest in set(digests):
+            with contextlib.suppress(FileNotFoundError):
+                kept += (self._folder / digest).stat().st_size
+        return kept
+
     def free_bytes(self) -> int:
         """Return the space left on this store's disk."""
         return shutil.disk_usage(self._folder).free
@@ -171,8 +183,12 @@ def whole_file(get: Callable[[str], bytes | None], file: ReleaseFile) -> bytes:
 
 
 @contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path, if_full: str = TRY_AGAIN) -> Iterator[None]:
     """Say what a failing disk means, once for all writers of releases.
+
+    Args:
+        folder: What is written to.
+        if_full: What to do where there is no space.
 
     Raises:
         StoreFull: no space.
@@ -182,9 +198,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(
-                f"no space left for {folder}", hint="Free some space; the download goes on."
-            ) from error
+            raise StoreFull(f"no space left for {folder}", hint=if_full) from error
         raise StoreCorrupt(
             f"{folder} cannot be written: {error.strerror}", hint="Check the disk and its permissions."
         ) from error
@@ -200,10 +214,16 @@ class Chunks(Protocol):
         """Return what stands under a chunk's name, checked or not; None if nothing does."""
 
 
-def assemble(release: Release, store: Chunks, target: Path) -> set[str]:
+def assemble(release: Release, store: Chunks, target: Path, *, if_full: str = TRY_AGAIN) -> set[str]:
     """Put a release's files together in a directory that appears by one rename, synced to disk.
 
-    Returns the digests of missing or damaged chunks; empty when the target is there.
+    Returns the digests of missing or damaged chunks; empty when the target is there. Else nothing is left of it.
+
+    Args:
+        release: Which.
+        store: Has its chunks.
+        target: Where.
+        if_full: What to do where there is no space.
 
     Raises:
         BadSignature: all chunks are right but a file is not: the descriptor is wrong.
@@ -213,7 +233,7 @@ def assemble(release: Release, store: Chunks, target: Path) -> set[str]:
         return set()
     draft = target.with_name(f".{target.name}.partial")
     missing: set[str] = set()
-    with disk_errors(target.parent):
+    with disk_errors(target.parent, if_full), _gone_at_the_end(draft):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for file in release.descriptor.files:
@@ -230,7 +250,6 @@ def assemble(release: Release, store: Chunks, target: Path) -> set[str]:
             # The file's digest vouches for all of its chunks; which of them is torn is worth asking only now.
             gone = {digest for digest in file.chunks if store.get(digest) is None}
             if not gone:
-                shutil.rmtree(draft, ignore_errors=True)
                 raise BadSignature(
                     f"{file.name} of release {release.descriptor.name!r} is not what its descriptor says",
                     hint="The publisher is at fault: publish the bundle again.",
@@ -244,6 +263,15 @@ def assemble(release: Release, store: Chunks, target: Path) -> set[str]:
         draft.replace(target)
         sync_path(target.parent)
     return set()
+
+
+@contextlib.contextmanager
+def _gone_at_the_end(draft: Path) -> Iterator[None]:
+    """Remove a draft that was not renamed: on a full disk it has the room of what is written next."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def is_complete(release: Release, target: Path) -> bool:

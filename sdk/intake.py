@@ -10,7 +10,7 @@ import logging
 import time
 from pathlib import Path
 
-from sdk.chunks import ChunkStore, is_complete
+from sdk.chunks import GOES_ON, ChunkStore, is_complete
 from sdk.download import USUAL_LIMITS, Download, FetchLimits, Receipt
 from sdk.errors import StoreFull
 from sdk.landing import Landing, remove_landings
@@ -40,7 +40,7 @@ class Intake:
         self.download = Download(ref, limits)
         self._folder = folder
         self._target = target
-        self._store = ChunkStore(folder)
+        self._store = ChunkStore(folder, if_full=GOES_ON)
         self._landing: Landing | None = None  # with the descriptor, where the target is not there already
         encoded = self._store.get(ref.release_id)
         if encoded is not None:

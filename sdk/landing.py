@@ -24,7 +24,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
-from sdk.chunks import disk_errors
+from sdk.chunks import GOES_ON, disk_errors
 from sdk.durable import sync_path
 from sdk.errors import BadFormat, BadSignature
 from sdk.release import Release
@@ -49,7 +49,7 @@ class Landing:
     def __init__(self, release: Release, folder: Path) -> None:
         self._name = release.descriptor.name
         self._folder = folder / f"{release.ref.release_id}{SUFFIX}"
-        with disk_errors(self._folder):
+        with disk_errors(self._folder, GOES_ON):
             (self._folder / FILES).mkdir(parents=True, exist_ok=True)
         self._files = [_Unfinished(self._folder, file) for file in release.descriptor.files]
         self._places: dict[str, list[tuple[_Unfinished, int]]] = {}
@@ -63,7 +63,7 @@ class Landing:
         Raises:
             StoreFull, StoreCorrupt: the disk.
         """
-        with disk_errors(self._folder):
+        with disk_errors(self._folder, GOES_ON):
             for file in self._files:
                 file.find()
             return {
@@ -83,7 +83,7 @@ class Landing:
             BadFormat: the file is not cut into chunks of one size.
             StoreFull, StoreCorrupt: the disk.
         """
-        with disk_errors(self._folder):
+        with disk_errors(self._folder, GOES_ON):
             for file, index in self._places[digest]:
                 file.put(index, chunk)
 
@@ -94,7 +94,7 @@ class Landing:
             BadSignature: a file is not what the descriptor says though its chunks are: the descriptor is wrong.
             StoreFull, StoreCorrupt: the disk.
         """
-        with disk_errors(target.parent):
+        with disk_errors(target.parent, GOES_ON):
             for file in self._files:
                 if not file.finish():
                     self.discard()
@@ -237,7 +237,7 @@ def remove_landings(folder: Path, keep: Container[str]) -> None:
     Raises:
         StoreFull, StoreCorrupt: the disk.
     """
-    with disk_errors(folder):
+    with disk_errors(folder, GOES_ON):
         for path in folder.glob(f"*{SUFFIX}"):
             if path.name.removesuffix(SUFFIX) not in keep:
                 shutil.rmtree(path)

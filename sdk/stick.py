@@ -234,7 +234,8 @@ def copy_chunks(
 ) -> Release:
     """Copy a stick's release into a chunk store, in which nothing else is left; return the release.
 
-    Called again after it was cut off, it copies what is missing. The names are durable when it returns.
+    Called again after it was cut off, it copies what is missing, and wants room for that alone. The names are
+    durable when it returns.
 
     Args:
         stick: The stick.
@@ -249,11 +250,11 @@ def copy_chunks(
     digests = release.digests()
     store.keep_only(frozenset(digests))
     # The chunks, and beside them the files that will be made from them.
-    needed = 2 * release.ref.size_bytes
-    if store.free_bytes() < needed:
+    needed, kept, free = 2 * release.ref.size_bytes, store.kept_bytes(digests), store.free_bytes()
+    if free + kept < needed:
         raise StoreFull(
             f"release {release.ref.name!r} needs {needed} bytes of disk",
-            hint=f"Free some space; {store.free_bytes()} bytes are left.",
+            hint=f"Free some space; {free + kept} bytes are left for it.",
         )
     for done, digest in enumerate(digests):
         progress(done, len(digests))

@@ -15,11 +15,11 @@ import pytest
 from device_agent.agent import Agent
 from device_agent.config import Site, TrustTable
 from device_agent.runtime import open_runtime
-from device_agent.stick import INBOX_NAME, ORDER_NAME, Inbox, bring, is_ordered, refusal
+from device_agent.stick import BRING_AGAIN, INBOX_NAME, ORDER_NAME, Inbox, bring, is_ordered, refusal
 from device_agent.store import Store
 from device_agent.update import Updater
 from sdk.bundle import Bundle
-from sdk.chunks import ChunkStore
+from sdk.chunks import TRY_AGAIN, ChunkStore
 from sdk.durable import write_whole
 from sdk.errors import BadFormat, BadSignature, BundleError, StoreFull, Unreadable
 from sdk.fetch import ChunkFetcher
@@ -197,6 +197,15 @@ def test_the_stick_is_pulled_out_while_it_is_read(tmp_path: Path, stick: Path) -
     assert is_ordered(data)
 
 
+class StickOf:
+    """What a stick's release has."""
+
+    def __init__(self, stick: Path) -> None:
+        with Stick(stick) as opened:
+            self.digests = opened.release().digests()
+            self.size_bytes = opened.index.release.size_bytes
+
+
 def bring_and_tell(stick: Path, data: Path, tell: Callable[[int], None]) -> None:
     with Stick(stick) as opened:
         bring(opened, data, "default", lambda done, _total: tell(done))
@@ -221,8 +230,9 @@ def test_a_full_stick_is_refused_and_keeps_what_it_had(small: Path, bundles: dic
     stick = small / "headway"
     pack(bundles["old"], stick, channel="default", trust=None)
     hog = fill(small)
-    with pytest.raises(StoreFull, match="no space left"):
+    with pytest.raises(StoreFull, match="no space left") as refused:
         pack(bundles["new"], stick, channel="default", trust=None)
+    assert refused.value.hint == TRY_AGAIN
     with Stick(stick) as opened:
         assert opened.index.release.name == "old"
         for digest in opened.release().digests():
@@ -236,6 +246,61 @@ def test_a_full_device_refuses_before_it_copies(small: Path, stick: Path) -> Non
     with pytest.raises(StoreFull), Stick(stick) as opened:
         bring(opened, small / "data", "default")
     assert not is_ordered(small / "data")
+
+
+def leave(folder: Path, free_bytes: int) -> Path:
+    """Take all the room of a small disk but so much."""
+    hog = folder / "others"
+    hog.write_bytes(bytes(shutil.disk_usage(folder).free - free_bytes))
+    return hog
+
+
+def fill_at(done: int, folder: Path) -> None:
+    if done == 2:
+        fill(folder)
+
+
+def test_a_device_that_fills_up_meanwhile_keeps_nothing_of_the_stick(small: Path, stick: Path) -> None:
+    """What was copied would have the labels' room, and a release that may never be brought again."""
+    data = small / "data"
+    with pytest.raises(StoreFull, match="no space left") as refused:
+        bring_and_tell(stick, data, lambda done: fill_at(done, small))
+    assert refused.value.hint == BRING_AGAIN
+    assert (list((data / INBOX_NAME).iterdir()), is_ordered(data)) == ([], False)
+    (small / "others").unlink()
+    bring_and_tell(stick, data, lambda _: None)
+    assert is_ordered(data)
+
+
+def test_a_stick_that_was_pulled_out_wants_room_for_the_rest_alone(small: Path, stick: Path) -> None:
+    data, size = small / "data", StickOf(stick).size_bytes
+    last = stick / CHUNKS_NAME / StickOf(stick).digests[-1]
+    chunk = last.read_bytes()
+    last.unlink()
+    with pytest.raises(Unreadable):
+        bring_and_tell(stick, data, lambda _: None)
+    last.write_bytes(chunk)
+    hog = leave(small, size + size // 2)
+    bring_and_tell(stick, data, lambda _: None)
+    assert is_ordered(data)
+    shutil.rmtree(data)
+    hog.unlink()
+    leave(small, size + size // 2)
+    with pytest.raises(StoreFull, match=f"needs {2 * size} bytes"):
+        bring_and_tell(stick, data, lambda _: None)
+
+
+def test_a_bundle_that_does_not_fit_is_told_so_and_leaves_no_half(
+    small: Path, stick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hog = leave(small, StickOf(stick).size_bytes // 2)
+    full = headway(capsys, "bundle", "unpack", stick, small / "out")
+    assert full.code == 2
+    assert "no space left" in full.err
+    assert TRY_AGAIN in full.err
+    assert list(small.iterdir()) == [hog]
+    hog.unlink()
+    assert headway(capsys, "bundle", "unpack", stick, small / "out").code == 0
 
 
 def test_copying_onto_itself_costs_nothing(tmp_path: Path, stick: Path) -> None:
