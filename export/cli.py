@@ -304,7 +304,9 @@ def export(
     kept = None if layout is None else Layout(layout)
     groups = None if groups_from is None else Groups(groups_from)
     if check_only:
-        _only_check(data, kept, unannotated, groups, hold_back, seed, images_page, write_index, json_file)
+        _only_check(
+            data, kept, unannotated, groups, hold_back, classes_from, seed, images_page, write_index, json_file
+        )
         return
     if write_index is not None:
         raise click.UsageError("--write-index goes with --check.")
@@ -409,6 +411,7 @@ def _only_check(
     unannotated: str | None,
     groups: Groups | None,
     hold_back: tuple[str, ...],
+    classes_from: Path | None,
     seed: int,
     page: Path | None,
     index: Path | None,
@@ -442,7 +445,7 @@ def _only_check(
             write_output(Path(json_file), as_json)
         except OSError as error:
             raise ExportError(f"--json {json_file}: {error.strerror}", hint="Choose another file.") from error
-    select(checked.images, seed=seed, hold_back=hold_back, classes_from=None, log=Log(Unheard()))
+    select(checked.images, seed=seed, hold_back=hold_back, classes_from=classes_from, log=Log(Unheard()))
 
 
 def check_alone(strategy: str | None, ranks: Ranks) -> None:

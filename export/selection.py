@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from export.progress import Log
 from sdk.bundle import MAX_CLASSES, MAX_GROUP_BYTES, Bundle
-from sdk.class_names import is_reserved, spelled
+from sdk.class_names import is_reserved, key_of
 from sdk.errors import BadImages
 from sdk.images import ImageSet
 from sdk.labels import new_class_id
@@ -119,7 +119,8 @@ def select(
         log: Told what the user should know of the choice.
 
     Raises:
-        BadImages: nothing is left to learn from, or a class that is not there is held back.
+        BadImages: nothing is left to learn from, a class that is not there is held back, or it cannot be told
+            which class is one of the earlier bundle's.
     """
     _check_names(name for name in images.classes if name not in hold_back)
     for name in hold_back:
@@ -153,7 +154,7 @@ def select(
     lost = [name for name in images.classes if name not in classes and name not in hold_back]
     if lost:
         log.warn(f"Not learned, having no image in the training part: {', '.join(lost)}.")
-    ids, parents = _class_ids(classes, classes_from)
+    ids, parents = _class_ids(images, classes, classes_from, log)
     validation = np.array([parts[row] is Part.VALIDATION for row in rows])
     return Selection(images, parts, rows, labels, groups, validation, ids, parents)
 
@@ -170,13 +171,67 @@ def _group_id(group: str) -> str:
     return group if plain else "sha256:" + hashlib.sha256(raw).hexdigest()
 
 
-def _class_ids(classes: Sequence[str], earlier: Path | None) -> tuple[dict[str, bytes], list[str]]:
-    """Return an id for each class, an earlier bundle's for those it knows, and the digests of the parents."""
+def _class_ids(
+    images: ImageSet, classes: Sequence[str], earlier: Path | None, log: Log
+) -> tuple[dict[str, bytes], list[str]]:
+    """Return an id for each class, an earlier bundle's for those it knows, and the digests of the parents.
+
+    Raises:
+        BadImages: it cannot be told which class is the earlier bundle's.
+    """
     if earlier is None:
         return {name: new_class_id() for name in classes}, []
     bundle = Bundle.open(earlier)
     known = {name: class_id for class_id, name in bundle.class_names().items()}
-    return {name: known.get(spelled(name, known)) or new_class_id() for name in classes}, [bundle.digest()]
+    continued = _continued(images, classes, known, bundle.manifest.name)
+    for name, was in continued.items():
+        if name != was:
+            log.warn(f"{name!r} continues {was!r} of {bundle.manifest.name}.")
+    if dropped := sorted(known.keys() - continued.values()):
+        them = "it" if len(dropped) == 1 else "them"
+        log.warn(
+            f"{bundle.manifest.name} also knows {', '.join(dropped)}: nothing here is learned of {them}, so the "
+            f"new bundle will not know {them}."
+        )
+    ids = {name: known[continued[name]] if name in continued else new_class_id() for name in classes}
+    return ids, [bundle.digest()]
+
+
+def _continued(images: ImageSet, classes: Sequence[str], known: Collection[str], earlier: str) -> dict[str, str]:
+    """Return what an earlier bundle calls each class that it knows.
+
+    A class has the name that it had, else the only one with its key. Of a name that two classes could go on with,
+    neither is guessed: labels of a fleet would be of the other.
+
+    Raises:
+        BadImages: several could be one, or one several.
+    """
+    continued: dict[str, str] = {}
+    all_here, all_there = _by_key(classes), _by_key(known)
+    for name in classes:
+        here, there = all_here[key_of(name)], all_there.get(key_of(name), [])
+        if name in there or (len(here) == len(there) == 1):
+            continued[name] = name if name in there else there[0]
+        elif there:
+            fault = (
+                f"{' and '.join(map(repr, here))} are different classes here, and {earlier} knows "
+                f"{' and '.join(map(repr, there))}"
+                if len(here) > 1
+                else f"{name!r} may be {' or '.join(map(repr, there))}, which are different classes of {earlier}"
+            )
+            raise BadImages(
+                f"{images.folder}: {fault}",
+                hint=f"Write a class that goes on as {earlier} does, images of one class in one folder, and give "
+                "another class a name that differs in more than case and spaces.",
+            )
+    return continued
+
+
+def _by_key(names: Collection[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(key_of(name), []).append(name)
+    return found
 
 
 def golden_rows(learned: Selection) -> list[int]:

@@ -24,7 +24,7 @@ from sdk.codes import Features, encode, fit_scale
 from sdk.console import Console
 from sdk.errors import BadImages
 from sdk.head import solve
-from sdk.images import open_images
+from sdk.images import ImageSet, open_images
 from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out, score
 from tests.commands import headway
@@ -492,3 +492,72 @@ def test_classes_written_otherwise_keep_the_ids_of_the_earlier_bundle(tmp_path: 
     large = replace(images, images=tuple(replace(each, label=each.label.upper()) for each in images.images))
     learned = select(large, seed=0, hold_back=(), classes_from=earlier.path, log=Log(Silent()))
     assert learned.class_ids == {name.upper(): class_id for class_id, name in earlier.class_names().items()}
+
+
+def set_of(folder: Path, classes: tuple[str, ...]) -> ImageSet:
+    """Return a set of classes whose names no disk need tell apart: macOS and Windows take `Pit` for `pit`."""
+    images = open_images(write_pictures(folder, [f"class {i}" for i in range(len(classes))]))
+    renamed = [replace(each, label=classes[int(each.label.split()[1])]) for each in images.images]
+    return replace(images, images=tuple(renamed))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("known", "classes", "says"),
+    [
+        (("good", "pit"), ("good", "pit", "Pit"), "'Pit' and 'pit' are different classes here"),
+        (("good", "pit"), ("good", "Pit", "PIT"), "'PIT' and 'Pit' are different classes here"),
+        (("good", "pit", "PIT"), ("good", "Pit"), "'Pit' may be 'PIT' or 'pit'"),
+        (("good", "pit", "PIT"), ("good", "Pit", "pit"), "'Pit' and 'pit' are different classes here"),
+    ],
+)
+def test_no_two_classes_continue_one_of_the_earlier_bundle(
+    tmp_path: Path, known: tuple[str, ...], classes: tuple[str, ...], says: str
+) -> None:
+    """Hours later the bundle could not be written, and its hint, to export it again, could not help."""
+    from export.selection import select
+
+    earlier = tiny_bundle(tmp_path / "earlier", classes=known)
+    with pytest.raises(BadImages, match="tiny") as caught:
+        select(
+            set_of(tmp_path / "set", classes), seed=0, hold_back=(), classes_from=earlier.path, log=Log(Silent())
+        )
+    assert says in str(caught.value)
+
+
+@pytest.mark.torch
+def test_two_classes_that_the_earlier_bundle_tells_apart_keep_their_ids(tmp_path: Path) -> None:
+    from export.selection import select
+
+    earlier = tiny_bundle(tmp_path / "earlier", classes=("good", "pit", "PIT"))
+    log = Log(Silent())
+    images = set_of(tmp_path / "set", ("PIT", "good", "pit"))
+    learned = select(images, seed=0, hold_back=(), classes_from=earlier.path, log=log)
+    assert learned.class_ids == {name: class_id for class_id, name in earlier.class_names().items()}
+    assert log.warnings == []
+
+
+@pytest.mark.torch
+def test_what_becomes_of_the_classes_of_the_earlier_bundle_is_said(tmp_path: Path) -> None:
+    from export.selection import select
+
+    earlier = tiny_bundle(tmp_path / "earlier", classes=("good", "pit", "scratch", "stain"))
+    log = Log(Silent())
+    images = set_of(tmp_path / "set", ("Pit", "dent", "good", "stain"))
+    select(images, seed=0, hold_back=("stain",), classes_from=earlier.path, log=log)
+    assert log.warnings == [
+        "'Pit' continues 'pit' of tiny.",
+        "tiny also knows scratch, stain: nothing here is learned of them, so the new bundle will not know them.",
+    ]
+
+
+@pytest.mark.torch
+def test_a_check_refuses_what_an_export_with_classes_from_would(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    earlier = tiny_bundle(tmp_path / "earlier", classes=("good", "pit", "PIT"))
+    folder = write_pictures(tmp_path / "set", ("good", "Pit"))
+    assert headway(capfd, "export", "--check", folder).code == 0
+    ended = headway(capfd, "export", "--check", folder, "--classes-from", earlier.path)
+    assert ended.code == 2
+    assert "'Pit' may be 'PIT' or 'pit'" in ended.err
