@@ -166,6 +166,21 @@ def test_what_was_accepted_once_is_not_asked_about_again(
     assert publish(capsys, fleet, again).code == 0
 
 
+def test_classes_that_a_release_brings_no_more_are_named(
+    fleet: FleetStore, again: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not those that it has under another id: merging makes these one."""
+    fewer = make_bundle(tmp_path / "fewer", ("good", "stain"))
+    ended = publish(capsys, fleet, fewer)
+    assert ended.err == (
+        "note: first also brings scratch, and fewer does not: devices will know of it what operators label\n"
+    )
+    assert publish(capsys, fleet, fewer).err == "", "the same once more"
+    assert publish(capsys, fleet, again, "--new-classes").err == (
+        "note: fewer also brings stain, and again does not: devices will know of it what operators label\n"
+    )
+
+
 # What was published by an earlier Headway, which looked at nothing
 
 

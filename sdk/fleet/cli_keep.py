@@ -139,7 +139,7 @@ def keep_classes(store: FleetStore, channel: str, bundle: Bundle, *, new_classes
     Raises:
         FleetError: it has other classes of the same names, and devices are on the channel.
     """
-    from sdk.fleet.same_classes import left_behind, replaced
+    from sdk.fleet.same_classes import dropped, left_behind, replaced
 
     learned = store.learned(channel)
     if learned is None:
@@ -148,7 +148,8 @@ def keep_classes(store: FleetStore, channel: str, bundle: Bundle, *, new_classes
         current = ledger.current(channel)
         in_use = bool(ledger.devices(channel)) or ledger.log_length(channel) > 0
     brought = bundle.class_names()
-    found = replaced(brought, learned.live, learned.names, store.released_classes(channel))
+    released = store.released_classes(channel)
+    found = replaced(brought, learned.live, learned.names, released)
     if found and in_use and not new_classes and current is not None:
         named = ", ".join(repr(one.name) for one in found[:NAMED])
         named += f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
@@ -164,6 +165,12 @@ def keep_classes(store: FleetStore, channel: str, bundle: Bundle, *, new_classes
     if kept:
         with store.write() as ledger:
             ledger.decide(channel, [DefineClass(class_id, name, who(None)) for class_id, name in kept.items()])
+    if current is not None and (gone := dropped(brought, learned.live, learned.names, released, found)):
+        say(
+            f"note: {current.ref.name} also brings {', '.join(gone)}, and {bundle.manifest.name} does not: "
+            f"devices will know of {'it' if len(gone) == 1 else 'them'} what operators label",
+            err=True,
+        )
     return [
         f"headway fleet classes --dir {store.directory} merge {one.used.hex()} {one.brought.hex()}"
         for one in found

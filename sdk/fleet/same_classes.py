@@ -67,3 +67,24 @@ def left_behind(brought: Collection[bytes], live: LiveSet, names: Mapping[bytes,
     kept = {live.merged.get(class_id, class_id) for class_id in brought}
     own = {c for c, device in zip(live.class_ids, live.devices, strict=True) if device != RELEASE_DEVICE}
     return {class_id: names[class_id] for class_id in sorted(own - kept) if class_id in names}
+
+
+def dropped(
+    brought: Collection[bytes],
+    live: LiveSet,
+    names: Mapping[bytes, str],
+    released: Collection[bytes],
+    others: Collection[Replaced],
+) -> list[str]:
+    """Return the names of the classes that a channel's release brings and a bundle does not, in order.
+
+    Args:
+        brought: The bundle's class ids.
+        live: The channel's live set.
+        names: Its class names by id, after merges.
+        released: Class ids of its current release, before merges.
+        others: Those that the bundle has under another id.
+    """
+    kept = {live.merged.get(class_id, class_id) for class_id in brought} | {one.used for one in others}
+    gone = {live.merged.get(class_id, class_id) for class_id in released} - kept
+    return sorted(names[class_id] for class_id in gone if class_id in names)
