@@ -338,6 +338,23 @@ def _as_id(label: str) -> bytes:
     return sha256(label.encode()).digest()[:CLASS_ID_BYTES]
 
 
+def _groups_note(given: int, after_export: int, by_codes: int, note: str | None) -> str | None:
+    """Return how groups were joined: as the export's split has them, which looked at pixels, then by codes.
+
+    Args:
+        given: So many there were.
+        after_export: So many are left by the split.
+        by_codes: So many are left by their codes too.
+        note: What is to be said of these.
+    """
+    if after_export == given:
+        return note
+    said = f"{given} groups became {after_export}: the export found that some show one part."
+    if note is None and by_codes < after_export:
+        note = f"By how alike their codes are, they are {by_codes}."
+    return said if note is None else f"{said} {note}"
+
+
 def frames_of(images: Sequence[LabelledImage], progress: Callable[[int, int], None] | None) -> Iterator[Frame]:
     """Yield the images' frames, saying how many are done."""
     for i, image in enumerate(images):
@@ -397,9 +414,9 @@ def evaluate(
     if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
         grouping = derive_groups(codes, [_as_id(label) for label in labels], groups, knobs=head.knobs)
         groups, note = list(grouping.groups), grouping.note()
-    apart = len({given[i.sample_id] for i in chosen})
-    if note is None and apart > len({i.group for i in chosen}):
-        note = f"{apart} groups became {len(set(groups))}: the export found that some show one part."
+    note = _groups_note(
+        len({given[i.sample_id] for i in chosen}), len({i.group for i in chosen}), len(set(groups)), note
+    )
     acceptance, rejected = None, None
     of_head = [class_names[class_id] for class_id in head.class_ids]
     if good:
