@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from export.papers import LIMITS, NOT_FOR, ONE_CLASS, USERS, Papers, use_of
 from export.report import NO_TWO_GROUPS, Report, ScoreReport, percents
-from export.set_report import SetReport, kept_apart
+from export.set_report import SetReport, kept_apart, pairs_said
 from sdk.licences import name_of
 from sdk.lineage import Link
 
@@ -196,8 +196,9 @@ def _near_duplicates(images: SetReport) -> list[str]:
     if leaks.score_apart is None or leaks.score_joined is None:
         return []
     return [
-        f"{leaks.pairs} pairs of images seem to show one part. The score is {leaks.score_apart:.1%} with "
-        f"{kept_apart(images)}, {leaks.score_joined:.1%} where they are kept together.",
+        f"{pairs_said(leaks.pairs)} of images {'seems' if leaks.pairs == 1 else 'seem'} to show one part. "
+        f"The score is {leaks.score_apart:.1%} with {kept_apart(images)}, {leaks.score_joined:.1%} where they are "
+        "kept together.",
         "",
     ]
 

@@ -39,6 +39,7 @@ from export.set_report import (
     SetReport,
     SizeCount,
     SliceReport,
+    pairs_said,
 )
 from sdk.audit import DOUBTFUL, suspects
 from sdk.durable import write_output
@@ -229,22 +230,30 @@ def _say(checked: Checked, log: Log) -> None:
     wrong = sum(images.labels[pair.first] != images.labels[pair.second] for pair in near.pairs)
     if checked.groups_from is Groups.DERIVED and near.pairs:
         log.warn(
-            f"{len(near.pairs)} pairs of images show the same part, as it seems; each chain of them is one group: "
+            f"{_show_one_part(len(near.pairs), 'images')}; each chain of them is one group: "
             f"{len(set(images.groups))} groups of {len(images.images)} images. Look at the pairs, and name groups "
             "in an index.csv where you know better."
         )
     elif across:
         log.warn(
-            f"{across} pairs of images in different groups show the same part, as it seems: the score flatters. "
+            f"{_show_one_part(across, 'images in different groups')}: the score flatters. "
             "Look at the pairs; --groups derived joins their groups."
         )
     if wrong:
-        log.warn(f"{wrong} of these pairs stand under two labels: one of each may be wrong.")
+        stand = "stands" if wrong == 1 else "stand"
+        log.warn(
+            f"{wrong} of {pairs_said(len(near.pairs))} of near-duplicates {stand} under two labels: one of each "
+            "may be wrong."
+        )
     largest = Counter(images.groups).most_common(1)[0][1]
     if largest > max(WHOLESALE * len(images.images), 2) and checked.groups_from is Groups.DERIVED:
         log.warn(
             f"One group has {largest} of {len(images.images)} images, which is hardly one part: try --groups none."
         )
+
+
+def _show_one_part(pairs: int, what: str) -> str:
+    return f"{pairs_said(pairs)} of {what} {'shows' if pairs == 1 else 'show'} the same part, as it seems"
 
 
 def _image_look(frame: Frame) -> ImageLook:

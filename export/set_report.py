@@ -192,3 +192,12 @@ DISAGREE: Final = (
     "The pictures show which."
 )
 """What is said where `LabelsReport.disagree`."""
+
+
+def pairs_said(count: int) -> str:
+    """Return how many pairs.
+
+    >>> pairs_said(1), pairs_said(7)
+    ('1 pair', '7 pairs')
+    """
+    return "1 pair" if count == 1 else f"{count} pairs"

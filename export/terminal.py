@@ -14,7 +14,7 @@ from rich.table import Table
 
 from export.papers import ONE_CLASS
 from export.report import NO_TWO_GROUPS, percents
-from export.set_report import DISAGREE, kept_apart
+from export.set_report import DISAGREE, kept_apart, pairs_said
 from sdk.console import Console
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def show(report: Report, console: Console) -> None:
     leaks = report.image_set.leaks
     if leaks.score_joined is not None and leaks.score_apart is not None:
         console.print(
-            f"Near-duplicates: {leaks.pairs} pairs. Score on groups left out {leaks.score_apart:.1%} with "
+            f"Near-duplicates: {pairs_said(leaks.pairs)}. Score on groups left out {leaks.score_apart:.1%} with "
             f"{kept_apart(report.image_set)}, {leaks.score_joined:.1%} with near-duplicates kept together.",
             soft_wrap=True,
         )
@@ -252,7 +252,7 @@ def show_set(report: SetReport, console: Console) -> None:
         console.print(f"and {len(report.refused) - _REFUSED_SHOWN} more files refused; --json lists all of them")
     across = f"{leaks.across_groups} in different groups of the set's own, " if report.groups_named else ""
     console.print(
-        f"Near-duplicates: {leaks.pairs} pairs at least {leaks.threshold:.2f} alike (about "
+        f"Near-duplicates: {pairs_said(leaks.pairs)} at least {leaks.threshold:.2f} alike (about "
         f"{leaks.expected_false:.0f} of them false); {across}"
         f"{leaks.across_split} across the split without joining them, {leaks.across_labels} under two labels.",
         soft_wrap=True,

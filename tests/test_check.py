@@ -117,7 +117,29 @@ def test_groups_that_are_given_are_kept_and_their_leak_is_told(grouped: Path) ->
     assert found.groups_from is Groups.GIVEN
     assert found.images.groups == found.own_groups
     assert any("in different groups show the same part" in line for line in said)
-    assert any("under two labels" in line for line in said)
+    (wrong,) = [line for line in said if "under two labels" in line]
+    pairs = found.near.pairs
+    across = sum(found.own_groups[pair.first] != found.own_groups[pair.second] for pair in pairs)
+    assert 0 < across < len(pairs), "the control: most pairs are of one group, as they should be"
+    two = sum(found.images.labels[pair.first] != found.images.labels[pair.second] for pair in pairs)
+    assert wrong == (
+        f"{two} of {len(pairs)} pairs of near-duplicates stand under two labels: one of each may be wrong."
+    )
+
+
+def test_one_pair_is_said_as_one(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for label in ("good", "worn"):
+        (folder / label).mkdir(parents=True)
+        for part in range(PARTS):
+            cv2.imwrite(str(folder / label / f"{part}.png"), texture(part + (1000 if label == "worn" else 0), 96))
+    cv2.imwrite(str(folder / "worn" / "again.png"), under_another_light(texture(3, 96)))
+    found, said = checked(folder)
+    assert len(found.near.pairs) == 1
+    assert any(line.startswith("1 pair of images shows the same part") for line in said)
+    assert "1 of 1 pair of near-duplicates stands under two labels: one of each may be wrong." in said
+    write_page(set_report(found, seed=0), tmp_path / "page.html")
+    assert "1 pair of images seems to show the same part" in (tmp_path / "page.html").read_text()
 
 
 def test_derived_groups_join_those_given_and_divide_none(grouped: Path) -> None:
