@@ -97,16 +97,37 @@ class Postgres:
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _url(self, database: str) -> str:
-        return f"postgresql://headway@127.0.0.1:{self.port}/{database}"
+    def _url(self, database: str, user: str = "headway") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        """Have one statement executed by who may do everything."""
+        with psycopg.connect(self._url(database), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def _new_name(self) -> str:
+        self._schemas += 1
+        return f"fleet{self._schemas}"
 
     def new_database(self) -> str:
         """Return the address of an empty database: a schema of its own, which is made in no time."""
-        self._schemas += 1
-        name = f"fleet{self._schemas}"
-        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE SCHEMA {name}".encode())
+        name = self._new_name()
+        self.execute(f"CREATE SCHEMA {name}")
         return self._url(f"postgres?options=-csearch_path%3D{name}")
+
+    def new_schema(self) -> tuple[str, str]:
+        """Return the name of an empty schema that belongs to a user of that name, who may do all in it and
+        nothing else, and the address."""
+        name = self._new_name()
+        self.execute(f"CREATE ROLE {name} LOGIN")
+        self.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
+        return name, self._url(f"postgres?options=-csearch_path%3D{name}", name)
+
+    def new_latin_database(self) -> str:
+        """Return the address of a database of its own, of the encoding that was usual once."""
+        name = self._new_name()
+        self.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        return self._url(name)
 
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:

@@ -90,7 +90,7 @@ def test_a_database_that_fails_is_waited_for(mosquitto: Mosquitto, tmp_path: Pat
         wait_for(lambda: not device.outbox, PATIENCE_S, "what was sent afterwards")
         # Each fault once, and its end.
         told = [*served.told("database")]
-        assert [*map(list, told)] == [["error"], ["state"]] * (len(told) // 2)
+        assert [*map(list, told)] == [["error", "hint"], ["state"]] * (len(told) // 2)
     assert served.error is None
     assert stored(directory) == device.log
 

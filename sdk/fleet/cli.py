@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from sdk.liveset import LiveSet
 
 DEFAULT_BROKER = "127.0.0.1:1883"
+MAX_SENTENCE = 600
+_SENTENCES = frozenset({"error", "hint", "reason", "what", "renew"})
+"""Of these the end matters: the reason stands there, or the command that mends it."""
 
 
 @click.group()
@@ -162,10 +165,10 @@ def serve(
     """
     from sdk.fleet.blobs import name_place
     from sdk.fleet.broker import Mosquitto, Reviver, own_broker
-    from sdk.fleet.database import name_database
     from sdk.fleet.expiry import Watch
     from sdk.fleet.metrics import HOST as METRICS_HOST
     from sdk.fleet.metrics import FleetMetrics
+    from sdk.fleet.schema import begin_in
     from sdk.fleet.service import FleetService
     from sdk.fleet.store import FleetStore
     from sdk.mqtt import MqttSettings
@@ -183,7 +186,7 @@ def serve(
     for channel in channels:
         _check_channel_name(channel)
     if database is not None:
-        name_database(directory, database)
+        begin_in(directory, database)
     if chunks_url is not None:
         name_place(directory, chunks_url)
     report = _report_json if as_json else _report_text
@@ -622,7 +625,11 @@ def _report_text(kind: str, more: dict[str, Any]) -> None:
     elif kind == "page":
         click.echo(f"the fleet's page is at {more['address']}")
     elif kind not in ("connected", "reseeding"):
-        words = ", ".join(f"{key} {str(value)[:80]}" for key, value in more.items() if value not in ("", None))
+        words = ", ".join(
+            f"{key} {str(value)[: MAX_SENTENCE if key in _SENTENCES else 80]}"
+            for key, value in more.items()
+            if value not in ("", None)
+        )
         say(f"{_utc(time.time())}  {kind}: {words}")
 
 

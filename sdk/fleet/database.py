@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -45,6 +46,13 @@ holds the one service's lock for two hours for a machine whose cable was pulled.
 _POSTGRES: Final = "postgresql"
 _READ_ONLY: Final = "25006"
 """PostgreSQL's code of a change that a standby refuses."""
+_NOT_OURS: Final = frozenset({"42501", "42P01", "3F000"})
+"""Its codes of a right that the fleet's user lacks, of a table that is gone, and of no schema to make one in."""
+_DAMAGED: Final = "XX"
+"""What its codes of a fault of its own, as of a damaged page, begin with."""
+_NO_SUCH_CHARACTER: Final = "22P05"
+_ENCODING: Final = "UTF8"
+_OWN_DATABASE: Final = f"CREATE DATABASE name OWNER user ENCODING '{_ENCODING}' TEMPLATE template0"
 _FILES: Final = (DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm")
 _DENIED: Final = ("unable to open", "readonly database")
 """What SQLite says of a file that is another user's."""
@@ -68,31 +76,56 @@ def name_database(directory: Path, url: str, *, moved: bool = False) -> None:
     Raises:
         FleetError: it is no such address, or the directory has a fleet of its own, or names another one.
     """
-    _parsed(url)
+    if names_already(directory, url, moved=moved):
+        return
     file = directory / URL_NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if file.is_file():
-            if file.read_text().strip() == url:
-                return
-            raise FleetError(f"{file} names another database", hint="Leave --database out, or name another --dir.")
-        if (directory / DATABASE_NAME).is_file() and not moved:
-            raise FleetError(
-                f"{directory} has a fleet in {DATABASE_NAME}",
-                hint=f"Move it: headway fleet move-store --dir {directory} --database URL. For a fleet of its own "
-                "in PostgreSQL name another --dir.",
-            )
         write_whole(file, f"{url}\n".encode(), mode=0o600)  # it may hold a password
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Name a directory you may write to.") from error
+
+
+def names_already(directory: Path, url: str, *, moved: bool = False) -> bool:
+    """Return whether a directory names this database; where it names none, it may.
+
+    Args:
+        directory: The fleet's, or the one to be.
+        url: As for `name_database`.
+        moved: As for `name_database`.
+
+    Raises:
+        FleetError: as `name_database`.
+    """
+    _parsed(url)
+    file = directory / URL_NAME
+    try:
+        if file.is_file():
+            if file.read_text().strip() == url:
+                return True
+            raise FleetError(
+                f"{file} names another database",
+                hint=f"Leave --database out, or name another --dir. Where the server has another address now, or "
+                f"its user another password, mend {file}.",
+            )
+    except OSError as error:
+        raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
+    if (directory / DATABASE_NAME).is_file() and not moved:
+        raise FleetError(
+            f"{directory} has a fleet in {DATABASE_NAME}",
+            hint=f"Move it: headway fleet move-store --dir {directory} --database URL. For a fleet of its own "
+            "in PostgreSQL name another --dir.",
+        )
+    return False
 
 
 def _parsed(url: str) -> str:
     """Return SQLAlchemy's address for ours, which names no driver."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise FleetError(f"{url[:80]!r} is no address of a database", hint=_EXAMPLE) from error
+    except (ArgumentError, ValueError) as error:  # the latter of a port
+        told = re.sub("://.*@", "://...@", url)  # it may hold a password
+        raise FleetError(f"{told[:80]!r} is no address of a database", hint=_EXAMPLE) from error
     if parsed.drivername not in ("postgres", _POSTGRES):
         raise FleetError(f"{parsed.drivername} is not supported", hint=_EXAMPLE)
     return parsed.set(drivername=f"{_POSTGRES}+psycopg").render_as_string(hide_password=False)
@@ -268,22 +301,51 @@ def _mending(found: Stranger) -> str:
     return f"sudo chown {found.user} {quote(found.path)}"
 
 
+def _no_such_character(encoding: str) -> DatabaseAway:
+    return DatabaseAway(
+        f"the fleet's PostgreSQL cannot hold a name: {encoding} has not all of its characters",
+        hint=f"Move it to a database that can: {_OWN_DATABASE}, then pg_dump and psql.",
+    )
+
+
+def check_encoding(connection: Connection) -> None:
+    """Check that a database can hold whatever people call their devices and classes.
+
+    Raises:
+        FleetError: it is a PostgreSQL of another encoding than UTF-8.
+    """
+    if connection.dialect.name != _POSTGRES:
+        return
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != _ENCODING:
+        raise FleetError(
+            f"that database's encoding is {encoding}, which cannot hold every name",
+            hint=f"Give the fleet one of its own: {_OWN_DATABASE}.",
+        )
+
+
 @contextlib.contextmanager
-def database_errors(directory: Path) -> Iterator[None]:
+def database_errors(directory: Path, *, named: bool = True) -> Iterator[None]:
     """Say what a failing database means.
+
+    Args:
+        directory: The fleet's.
+        named: False of a PostgreSQL that the directory does not name yet.
 
     Raises:
         DatabaseAway: it cannot be used now.
         FleetError: it is damaged.
     """
+    file = directory / URL_NAME
+    address = f"the address in {file}" if named else "that address; it was not remembered"
     try:
         yield
     except (OperationalError, InterfaceError) as error:
         words = " ".join(str(error.orig).split())
-        if (directory / URL_NAME).is_file():
+        if file.is_file() or not named:
             raise DatabaseAway(
                 f"the fleet's PostgreSQL cannot be used: {words[:300]}",
-                hint=f"Check that it runs, and the address in {directory / URL_NAME}.",
+                hint=f"Check that it runs, and {address}.",
             ) from error
         if any(part in words for part in _DENIED) and (found := denied(directory, *_FILES)):
             raise DatabaseAway(f"the fleet database cannot be used: {found}", hint=_mending(found)) from error
@@ -291,13 +353,30 @@ def database_errors(directory: Path) -> Iterator[None]:
             f"the fleet database in {directory} cannot be used: {words}",
             hint="Check the disk, its space and permissions, and that no other program holds it.",
         ) from error
+    except UnicodeEncodeError as error:
+        # A device's words, in a database of before such were refused: no reason to end for all others.
+        if not file.is_file() or error.encoding.lower().replace("-", "") == _ENCODING.lower():
+            raise
+        raise _no_such_character(error.encoding) from error
     except DatabaseError as error:
-        if getattr(error.orig, "sqlstate", None) == _READ_ONLY:
+        state = str(getattr(error.orig, "sqlstate", None))
+        words = " ".join(str(error.orig).split())[:300]
+        if state == _READ_ONLY:
             raise DatabaseAway(
-                f"the fleet's PostgreSQL is read-only: {error.orig}",
-                hint=f"Promote it, or name the one that takes changes in {directory / URL_NAME}.",
+                f"the fleet's PostgreSQL is read-only: {words}",
+                hint=f"Promote it, or name the one that takes changes in {file}."
+                if named
+                else "Promote it, or name the one that takes changes.",
             ) from error
-        if type(error) is not DatabaseError:
+        if state in _NOT_OURS:
+            raise DatabaseAway(
+                f"the fleet's PostgreSQL does not let its user: {words}",
+                hint=f"Give the fleet a database of its own ({_OWN_DATABASE}), or that user all rights again, on "
+                f"the schema (GRANT ALL ON SCHEMA public TO user) and on its tables; and check {address}.",
+            ) from error
+        if state == _NO_SUCH_CHARACTER:
+            raise _no_such_character("its encoding") from error
+        if type(error) is not DatabaseError and not state.startswith(_DAMAGED):
             raise  # a constraint or a type: our own mistake, not the disk's
         raise FleetError(
             f"the fleet database in {directory} is damaged: {error.orig}", hint="Restore it from a backup."

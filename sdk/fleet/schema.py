@@ -22,7 +22,16 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from sdk.durable import appearing, give_to_owner
 from sdk.errors import FleetError
-from sdk.fleet.database import DATABASE_NAME, LOCK_PATIENCE_S, ServiceLock
+from sdk.fleet.database import (
+    DATABASE_NAME,
+    LOCK_PATIENCE_S,
+    ServiceLock,
+    check_encoding,
+    database_errors,
+    engine_at,
+    name_database,
+    names_already,
+)
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 SCHEMA_REVISION: Final = "0007"
@@ -41,10 +50,12 @@ def bring_up_to_date(directory: Path, engine: Engine, *, held: bool = False) -> 
 
     Raises:
         FleetError: it was written by a newer Headway; or by an older one, and a service runs on it or it cannot be
-            copied. Nothing was changed then.
+            copied; or it is empty, and not of UTF-8. Nothing was changed then.
     """
     with engine.connect() as connection:
         before = _revision(connection)
+        if before is None:
+            check_encoding(connection)
     if before == SCHEMA_REVISION:
         return
     if before is not None and before > SCHEMA_REVISION:  # four digits each
@@ -68,6 +79,34 @@ def bring_up_to_date(directory: Path, engine: Engine, *, held: bool = False) -> 
                 )
             time.sleep(0.02)
         _upgrade(directory, engine)
+
+
+def begin_in(directory: Path, url: str) -> None:
+    """Let a directory's fleet be kept in a PostgreSQL database from now on, once that is seen to be usable.
+
+    Args:
+        directory: Made if it is not there.
+        url: As for `sdk.fleet.database.name_database`.
+
+    Raises:
+        FleetError: as `name_database` and `bring_up_to_date`. Nothing is remembered then.
+        DatabaseAway: it cannot be reached, or does not let its user. Nothing is remembered then.
+    """
+    if names_already(directory, url):
+        return
+    engine = engine_at(url)
+    try:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FleetError(
+                f"{directory}: {error.strerror}", hint="Name a directory you may write to."
+            ) from error
+        with database_errors(directory, named=False):
+            bring_up_to_date(directory, engine)
+    finally:
+        engine.dispose()
+    name_database(directory, url)
 
 
 def _revision(connection: Connection) -> str | None:

@@ -156,7 +156,7 @@ class FleetService:
         """Return when the database answers and this is the one service again, with a core that begins anew."""
         if str(error) != self._fault:
             self._fault = str(error)
-            self._report("database", {"error": str(error)})
+            self._report("database", {"error": str(error), "hint": error.hint})
         while not stop.wait(again_s):
             try:
                 stay()

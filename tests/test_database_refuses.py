@@ -1,0 +1,123 @@
+"""A PostgreSQL that is not as the fleet needs it is told in words, and remembered only once it is usable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdk.errors import DatabaseAway, FleetError
+from sdk.fleet.broker import Mosquitto
+from sdk.fleet.cli import _report_text
+from sdk.fleet.database import URL_NAME, engine_of, name_database
+from sdk.fleet.schema import _upgrade, begin_in
+from sdk.fleet.store import FleetStore
+from tests.commands import headway
+from tests.postgres import Postgres
+from tests.simulators import LiveDevice, wait_for
+from tests.test_database_away import PATIENCE_S, Served
+from tests.test_fleet_live import stored
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("takes", "gives"),
+    [
+        ("REVOKE INSERT ON {0}.entries FROM {0}", "GRANT INSERT ON {0}.entries TO {0}"),
+        ("REVOKE USAGE ON SCHEMA {0} FROM {0}", "GRANT USAGE ON SCHEMA {0} TO {0}"),
+    ],
+    ids=["of a table", "of the schema, where its tables are seen no more"],
+)
+def test_a_service_whose_user_lost_a_right_waits_for_it(
+    mosquitto: Mosquitto, postgres: Postgres, tmp_path: Path, takes: str, gives: str
+) -> None:
+    name, url = postgres.new_schema()
+    begin_in(tmp_path / "fleet", url)
+    with (
+        FleetStore(tmp_path / "fleet") as store,
+        Served(store, mosquitto) as served,
+        LiveDevice(mosquitto.settings, "a") as device,
+    ):
+        device.label(1)
+        wait_for(lambda: not device.outbox, PATIENCE_S, "the control")
+        postgres.execute(takes.format(name))
+        device.label(2)
+        wait_for(lambda: served.told("database") or not served.thread.is_alive(), PATIENCE_S, "the report")
+        assert served.thread.is_alive()
+        told = served.told("database")[0]
+        assert "does not let its user" in told["error"]
+        assert "GRANT ALL" in told["hint"]
+        postgres.execute(gives.format(name))
+        wait_for(lambda: not device.outbox, PATIENCE_S, "what was sent meanwhile")
+    assert served.error is None
+    assert stored(tmp_path / "fleet") == device.log
+
+
+def test_a_database_without_the_right_to_make_tables_is_not_remembered(
+    postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, url = postgres.new_schema()
+    postgres.execute(f"REVOKE CREATE ON SCHEMA {name} FROM {name}")
+    refused = headway(capsys, "fleet", "serve", "--dir", tmp_path / "fleet", "--database", url)
+    assert (refused.code, "permission denied for schema" in refused.err) == (2, True), refused
+    assert "CREATE DATABASE name OWNER user ENCODING 'UTF8'" in refused.err
+    assert not (tmp_path / "fleet" / URL_NAME).exists()
+    postgres.execute(f"GRANT CREATE ON SCHEMA {name} TO {name}")
+    begin_in(tmp_path / "fleet", url)
+    with FleetStore(tmp_path / "fleet") as store, store.read() as ledger:
+        assert ledger.channels() == []
+
+
+def test_an_address_that_leads_nowhere_is_not_remembered_and_the_right_one_is_taken(
+    postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "fleet"
+    for wrong in (
+        "postgresql://headway:geheim@127.0.0.1:1/fleet",
+        "postgresql://headway:geheim@127.0.0.1:5432x/f",
+    ):
+        refused = headway(capsys, "fleet", "serve", "--dir", directory, "--database", wrong)
+        assert (refused.code, "hint: " in refused.err, "geheim" in refused.err) == (2, True, False), refused
+        assert not (directory / URL_NAME).exists()
+    right = postgres.new_database()
+    begin_in(directory, right)
+    assert (directory / URL_NAME).read_text().strip() == right
+    other = headway(capsys, "fleet", "serve", "--dir", directory, "--database", postgres.new_database())
+    assert f"mend {directory / URL_NAME}" in other.err
+
+
+def test_a_database_that_cannot_hold_every_name_is_refused(
+    postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = postgres.new_latin_database()
+    refused = headway(capsys, "fleet", "serve", "--dir", tmp_path / "fleet", "--database", url)
+    assert (refused.code, "encoding is LATIN1" in refused.err) == (2, True), refused
+    assert "ENCODING 'UTF8'" in refused.err
+    assert not (tmp_path / "fleet" / URL_NAME).exists()
+
+
+def test_a_fleet_that_is_in_such_a_one_goes_on_and_a_name_too_much_is_no_end_of_it(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    name_database(tmp_path, postgres.new_latin_database())  # as it was done before they were refused
+    engine = engine_of(tmp_path)
+    _upgrade(tmp_path, engine)
+    engine.dispose()
+    with FleetStore(tmp_path) as store:
+        with pytest.raises(DatabaseAway, match="cannot hold a name") as caught, store.write() as ledger:
+            ledger.note_broker("漢字:1883", None)
+        assert "ENCODING 'UTF8'" in caught.value.hint
+        with store.write() as ledger:
+            ledger.note_broker("Müller:1883", 1.0)
+        with store.read() as ledger:
+            assert ledger.broker_away() is not None
+
+
+def test_the_log_says_why_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    error = FleetError(
+        "the fleet's PostgreSQL cannot be used: " + "so it is, " * 20 + "and why", hint="mend it so"
+    )
+    _report_text("database", {"error": str(error), "hint": error.hint})
+    assert capsys.readouterr().out.rstrip().endswith("and why, hint mend it so")
