@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from sdk.errors import DatabaseAway, FleetError
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.cli import _report_text
 from sdk.fleet.database import URL_NAME, engine_of, name_database
+from sdk.fleet.page.app import HOST, make_app
+from sdk.fleet.page.view import FleetView
 from sdk.fleet.schema import _upgrade, begin_in
 from sdk.fleet.store import FleetStore
 from tests.commands import headway
@@ -113,6 +116,24 @@ def test_a_fleet_that_is_in_such_a_one_goes_on_and_a_name_too_much_is_no_end_of_
             ledger.note_broker("Müller:1883", 1.0)
         with store.read() as ledger:
             assert ledger.broker_away() is not None
+
+
+def test_the_page_says_that_its_database_is_away(postgres: Postgres, tmp_path: Path) -> None:
+    begin_in(tmp_path / "fleet", postgres.new_database())
+    with FleetStore(tmp_path / "fleet") as store:
+        client = TestClient(make_app(FleetView(store)), base_url=f"http://{HOST}", raise_server_exceptions=False)
+        assert client.get("/api/fleet").status_code == 200
+        postgres.kill()
+        try:
+            answers = {path: client.get(path) for path in ("/", "/part/devices", "/api/fleet")}
+            assert {path: answer.status_code for path, answer in answers.items()} == dict.fromkeys(answers, 503)
+            assert "PostgreSQL cannot be used" in answers["/api/fleet"].json()["error"]
+            assert "<title>Not now" in answers["/"].text
+            with pytest.raises(DatabaseAway):
+                store.served()
+        finally:
+            postgres.start()
+        assert client.get("/api/fleet").status_code == 200
 
 
 def test_the_log_says_why_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,7 @@ def test_every_path_is_in_the_guide_and_says_what_it_is(client: TestClient) -> N
         assert methods["get"]["summary"]
         assert methods["get"]["description"]
         assert ("404" in methods["get"]["responses"]) == ("{channel}" in path)
+        assert "503" in methods["get"]["responses"]
     assert document["info"]["version"] == headway_version()
 
 

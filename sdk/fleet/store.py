@@ -211,7 +211,7 @@ class FleetStore:
 
     def served(self) -> bool:
         """Return whether a service holds the directory now."""
-        with ServiceLock(self.directory, self._engine) as lock:
+        with database_errors(self.directory), ServiceLock(self.directory, self._engine) as lock:
             return not lock.take(shared=True)
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
-from sdk.errors import FleetError, HeadwayError
+from sdk.errors import DatabaseAway, FleetError, HeadwayError
 from sdk.fleet.page.view import MOST_TEACHERS, FleetView
 from sdk.version import headway_version
 from sdk.web.bodies import SmallBodies
@@ -49,8 +49,12 @@ class Refused(BaseModel):
     hint: str
 
 
+_AWAY: Final[dict[int | str, dict[str, Any]]] = {
+    503: {"model": Refused, "description": "The fleet's database cannot be used now."}
+}
 _NOT_THERE: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"model": Refused, "description": "There is no such channel, or nothing to show of it."}
+    **_AWAY,
+    404: {"model": Refused, "description": "There is no such channel, or nothing to show of it."},
 }
 
 
@@ -95,10 +99,11 @@ def make_app(view: FleetView) -> FastAPI:
 
     @app.exception_handler(HeadwayError)
     def _refused(request: Request, error: HeadwayError) -> Response:
-        status = 404 if isinstance(error, FleetError) else 500
+        away = isinstance(error, DatabaseAway)
+        status = 503 if away else 404 if isinstance(error, FleetError) else 500
         if request.url.path.startswith("/api/"):
             return JSONResponse({"error": str(error), "hint": error.hint}, status)
-        response = page("error.html", "", error=str(error), hint=error.hint)
+        response = page("error.html", "", away=away, error=str(error), hint=error.hint)
         response.status_code = status
         return response
 
@@ -130,7 +135,7 @@ def make_app(view: FleetView) -> FastAPI:
     def suspects(channel: Channel) -> HTMLResponse:
         return page("suspects.html", "suspects", found=view.suspects(channel))
 
-    @app.get("/api/fleet", summary="Channels and devices")
+    @app.get("/api/fleet", summary="Channels and devices", responses=_AWAY)
     def api_fleet() -> dict[str, Any]:
         """Return channels and devices, with all they say of themselves."""
         return view.fleet()
