@@ -180,7 +180,9 @@ def test_a_postgresql_that_only_reads_is_waited_for(
             wait_for(lambda: served.told("database") or not served.thread.is_alive(), PATIENCE_S, "the report")
             assert served.thread.is_alive()
             assert "read-only" in served.told("database")[0]["error"]
+            assert store.refusal() is not None
         wait_for(lambda: not device.outbox, PATIENCE_S, "what was sent meanwhile")
+        wait_for(lambda: store.refusal() is None, PATIENCE_S, "its end")
     assert served.error is None
     assert stored(tmp_path / "fleet") == device.log
 

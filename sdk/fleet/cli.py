@@ -501,6 +501,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
     now_utc = time.time()
     return {
         "broker_away": None if away is None else dataclasses.asdict(away),
+        "refusal": None if (refusal := store.refusal()) is None else msgspec.to_builtins(refusal),
         "ends": [expiry_row(one, now_utc) for one in ending(store.directory, now_utc)],
         "channels": [
             {

@@ -75,6 +75,16 @@ def away_words(away: dict[str, Any]) -> str:
     return f"the broker at {away['address']} {went}: devices are shown as they were, and labels wait on them"
 
 
+def refusal_words(refusal: dict[str, Any]) -> str:
+    """Return that nothing is stored, in words.
+
+    Args:
+        refusal: As `sdk.fleet.cli.fleet_overview` says it.
+    """
+    began = _ago(refusal["since_utc"])
+    return f"the fleet stores nothing; that began {began}: {refusal['error']}. What devices say waits on them"
+
+
 def learned_words(device: dict[str, Any]) -> str:
     """Return how what a device decides by stands to all that its channel has learned; empty where nobody knows.
 
@@ -190,6 +200,8 @@ def devices(directory: Path, channel: str | None, find: str, look: bool, as_json
         console.print("no fleet service runs on this directory: devices are shown as they were", highlight=False)
     elif overview["broker_away"] is not None:
         console.print(away_words(overview["broker_away"]), highlight=False, markup=False)
+    if (refusal := overview["refusal"]) is not None:
+        console.print(f"{plain(refusal_words(refusal))}\n  -> {plain(refusal['hint'])}", highlight=False)
     for one in overview["channels"]:
         digest = (one["live_set_digest"] or "-")[:12]
         own = [device for device in everybody if device["channel"] == one["channel"]]

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,7 @@ KEEPALIVE_S: Final = 30
 """A server that hears nothing from a client asks it after so long, three times in as long again. By default it
 holds the one service's lock for two hours for a machine whose cable was pulled."""
 _POSTGRES: Final = "postgresql"
+_CHANGED: Final = "headway_changed"
 _READ_ONLY: Final = "25006"
 """PostgreSQL's code of a change that a standby refuses."""
 _NOT_OURS: Final = frozenset({"42501", "42P01", "3F000"})
@@ -184,6 +186,7 @@ def _sqlite(file: Path) -> Engine:
         # A writer that began as a reader cannot wait for another writer: SQLite would have to lie to it.
         connection.exec_driver_sql("BEGIN IMMEDIATE" if _writes(connection) else "BEGIN")
 
+    _note_changes(engine)
     return engine
 
 
@@ -211,7 +214,26 @@ def _postgres(url: str) -> Engine:
         else:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
+    _note_changes(engine)
     return engine
+
+
+def _note_changes(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.info[_CHANGED] = False
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _executed(
+        connection: Connection, cursor: Any, _statement: str, _values: Any, context: Any, _many: bool
+    ) -> None:
+        if (context.isinsert or context.isupdate or context.isdelete) and cursor.rowcount != 0:
+            connection.info[_CHANGED] = True
+
+
+def changed(connection: Connection) -> bool:
+    """Return whether the transaction under way has changed any row."""
+    return bool(connection.info.get(_CHANGED, False))
 
 
 def _writes(connection: Connection) -> bool:
@@ -349,9 +371,12 @@ def database_errors(directory: Path, *, named: bool = True) -> Iterator[None]:
             ) from error
         if any(part in words for part in _DENIED) and (found := denied(directory, *_FILES)):
             raise DatabaseAway(f"the fleet database cannot be used: {found}", hint=_mending(found)) from error
+        full = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         raise DatabaseAway(
             f"the fleet database in {directory} cannot be used: {words}",
-            hint="Check the disk, its space and permissions, and that no other program holds it.",
+            hint="Free some space on that disk, or raise the quota there."
+            if full
+            else "Check the disk, its space and permissions, and that no other program holds it.",
         ) from error
     except UnicodeEncodeError as error:
         # A device's words, in a database of before such were refused: no reason to end for all others.

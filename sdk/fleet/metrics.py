@@ -162,7 +162,17 @@ class _FleetCollector(Collector):
         with self._one, contextlib.suppress(FleetError):
             found = list(self._of_database())
         yield GaugeMetricFamily("headway_fleet_database_up", "Whether it can be read.", value=bool(found))
+        yield GaugeMetricFamily(
+            "headway_fleet_database_writable",
+            "Whether it takes what devices say: not while its disk is full.",
+            value=bool(found) and self._takes(),
+        )
         yield from found
+
+    def _takes(self) -> bool:
+        with contextlib.suppress(FleetError):
+            return self._store.refusal() is None
+        return False
 
     def _ends(self) -> Iterator[Metric]:
         now_utc = self._clock()

@@ -27,7 +27,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from sdk.bundle import MANIFEST_NAME, BaseSamples, Bundle, Manifest, PrecisionEntry, decode_manifest
-from sdk.errors import BadSignature, BundleError, FleetError, HeadwayError, LabelError, StoreCorrupt
+from sdk.errors import BadSignature, BundleError, DatabaseAway, FleetError, HeadwayError, LabelError, StoreCorrupt
 from sdk.fleet.blobs import FOLDER_NAME, blobs_of
 from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.database import (
@@ -36,9 +36,11 @@ from sdk.fleet.database import (
     LOCK_PATIENCE_S,
     URL_NAME,
     ServiceLock,
+    changed,
     database_errors,
     engine_of,
 )
+from sdk.fleet.refusal import REFUSAL_NAME, Refusal, Refusals
 from sdk.fleet.restoring import DECISIONS_NAME, MARKS_NAME, Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
@@ -144,6 +146,7 @@ class FleetStore:
         """Told how long each commit took to be on disk."""
         self._folding = threading.Lock()
         self._folds: dict[str, _Folding] = {}  # by channel
+        self._refusals = Refusals(directory)
         self._engine = engine_of(directory)
         self._writer = self._engine.execution_options(headway_write=True)
         with database_errors(directory):
@@ -155,7 +158,7 @@ class FleetStore:
 
     def _give(self) -> None:
         """Leave what root has made to whom the directory belongs: the service may be another user's."""
-        lasting = (f"{DATABASE_NAME}*", LOCK_NAME, MARKS_NAME, DECISIONS_NAME, FOLDER_NAME)
+        lasting = (f"{DATABASE_NAME}*", LOCK_NAME, MARKS_NAME, DECISIONS_NAME, REFUSAL_NAME, FOLDER_NAME)
         with contextlib.suppress(OSError):
             give_to_owner_of(self.directory, *lasting)
 
@@ -197,7 +200,8 @@ class FleetStore:
                 current = [ledger.current(channel) for channel in ledger.channels()]
             for publication in filter(None, current):
                 self.give_back(publication)
-            yield stay
+            with self._refusals.serving():
+                yield stay
 
     def _hold(self, lock: ServiceLock) -> None:
         deadline = time.monotonic() + LOCK_PATIENCE_S
@@ -214,6 +218,11 @@ class FleetStore:
         with database_errors(self.directory), ServiceLock(self.directory, self._engine) as lock:
             return not lock.take(shared=True)
 
+    def refusal(self) -> Refusal | None:
+        """Return since when, and why, the one service can store nothing; None where it can, or none runs."""
+        found = self._refusals.now()
+        return found if found is None or self._refusals.noting or self.served() else None
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Ledger]:
         """Open one consistent view of the database for the block."""
@@ -228,13 +237,20 @@ class FleetStore:
             DatabaseAway: the database cannot be used now.
             FleetError: it is damaged, or the fleet was moved to another one since this was opened.
         """
-        with database_errors(self.directory), Session(self._writer) as session:
-            with session.begin():
-                ledger = Ledger(session)
-                yield ledger
-                self._check_place()  # with the lock: whoever moves the fleet held it until this was decided
-                began = time.monotonic()
-            self.on_commit(time.monotonic() - began)
+        try:
+            with database_errors(self.directory), Session(self._writer) as session:
+                with session.begin():
+                    ledger = Ledger(session)
+                    yield ledger
+                    self._check_place()  # with the lock: whoever moves the fleet held it until this was decided
+                    has_changed = self._refusals.failing and _changes(session)
+                    began = time.monotonic()
+                self.on_commit(time.monotonic() - began)
+        except DatabaseAway as error:
+            self._refusals.failed(error)
+            raise
+        if has_changed:  # a full disk takes a commit of nothing
+            self._refusals.stored()
         for channel, records in ledger.decided:
             self._decisions.keep(channel, records)
 
@@ -519,6 +535,11 @@ class FleetStore:
         names = {bytes.fromhex(c.id): c.name for c in manifest.classes}
         fold.add_base(base.samples, base.class_ids, base.groups, base.codes, names, base.summed)
         return fold
+
+
+def _changes(session: Session) -> bool:
+    session.flush()
+    return changed(session.connection())
 
 
 class Ledger(RolloutLedger, UnionLedger):

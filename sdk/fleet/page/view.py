@@ -72,6 +72,8 @@ class FleetView:
             away_words = f"The broker at {away['address']} went away {went}"
             if away["contested"]:
                 away_words = f"Another fleet service came to the broker at {away['address']} {went}"
+        if (refusal := found["refusal"]) is not None:
+            refusal["ago"] = ago(self._clock() - refusal["since_utc"])
         return {**found, "away": away_words, "service": self._store.served(), "utc": self._clock()}
 
     def devices(self, find: str = "", only: str = "", page: int = 1) -> dict[str, Any]:
