@@ -14,6 +14,7 @@ from sdk.fleet.page.app import HOST, make_app
 from sdk.fleet.page.view import FleetView
 from sdk.fleet.refusal import REFUSAL_NAME
 from sdk.fleet.store import FleetStore
+from tests.builders import make_bundle
 from tests.commands import headway
 from tests.disks import fill, small
 from tests.simulators import LiveDevice, wait_for
@@ -96,3 +97,18 @@ def test_a_file_that_says_nothing_is_no_refusal(tmp_path: Path, content: bytes) 
     with FleetStore(tmp_path) as store:
         (tmp_path / REFUSAL_NAME).write_bytes(content)
         assert store.refusal() is None
+
+
+def test_a_release_that_finds_no_room_is_told_of_as_one_that_is_published(
+    small: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    with FleetStore(small / "fleet") as store, store.read() as ledger:
+        assert ledger.channels() == []  # SQLite has the files that it needs, as while a service runs
+        fill(small)
+        refused = headway(capsys, "fleet", "publish", bundle.path, "--dir", small / "fleet")
+    assert refused.code == 2
+    assert "Free some space on that disk" in refused.err
+    assert "download" not in refused.err

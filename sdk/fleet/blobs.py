@@ -45,6 +45,7 @@ _FOREIGN: Final = (
 )
 """What file systems let through of the libraries below them, where these are in use. The rest is an `OSError`."""
 _EXAMPLE: Final = "Such as s3://bucket/fleet or file:///srv/fleet; fsspec's documentation has more."
+_IF_FULL: Final = "Free some space on that disk, and give the command again."
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -118,7 +119,7 @@ def blobs_of(directory: Path) -> Blobs:
         StoreCorrupt, StoreFull: the folder cannot be written.
     """
     file = directory / URL_NAME
-    own = ChunkStore(directory / FOLDER_NAME, durable=True)
+    own = ChunkStore(directory / FOLDER_NAME, durable=True, if_full=_IF_FULL)
     try:
         url = file.read_text().strip() if file.is_file() else None
     except OSError as error:
@@ -134,7 +135,7 @@ def place_at(url: str) -> Blobs:
         StoreCorrupt, StoreFull: it cannot be written.
     """
     if url.startswith(("file:///", "local:///")):
-        return ChunkStore(Path(url.partition("://")[2]), durable=True)
+        return ChunkStore(Path(url.partition("://")[2]), durable=True, if_full=_IF_FULL)
     return UrlChunks(url)
 
 
