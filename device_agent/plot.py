@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from device_agent.rehearse import Measure, PolicyResult, Rehearsal
+from device_agent.rehearse import Measure, PolicyResult, Rehearsal, drawn
 from device_agent.shift import Policy, checkpoints
 from sdk.errors import ConfigError, MissingExtra
 from sdk.extras import installing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SUFFIXES: Final = (".png", ".svg")
 _WIDTH_IN: Final = 4.6
 _HEIGHT_IN: Final = 4.4
 _DPI: Final = 130
+_TITLE_LETTERS: Final = 40
+"""So many stand above a panel, and as many for each panel in a line of the bold title."""
 _NAMED: Final = 3
 """So many new classes are named in a title."""
 _ALL_TO_SCALE: Final = 50
@@ -61,6 +65,14 @@ def draw(result: Rehearsal, file: Path) -> None:
         ConfigError: the file cannot be written.
     """
     check_plot(file)
+    try:
+        figure_of(result).savefig(file, dpi=_DPI)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
+
+
+def figure_of(result: Rehearsal) -> Figure:
+    """Return the curves of a rehearsal, where matplotlib is installed."""
     from matplotlib.figure import Figure
 
     panels = _panels(result)
@@ -69,13 +81,21 @@ def draw(result: Rehearsal, file: Path) -> None:
     for ax, (title, measure) in zip(axes, panels, strict=True):
         _panel(ax, result, title, measure)
     axes[0].set_ylabel("Test images recognised (%)")
-    figure.suptitle(_title(result), x=0.01, ha="left", fontweight="bold", fontsize=11)
+    room = _TITLE_LETTERS * max(len(panels), 2)
+    figure.suptitle(textwrap.fill(_title(result), room), x=0.01, ha="left", fontweight="bold", fontsize=11)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    try:
-        figure.savefig(file, dpi=_DPI)
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}", hint="Name a file in a folder that exists.") from error
+    shifts = len(result.seeds)
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        title=f"line: mean, band: range of {shifts} shifts" if shifts > 1 else "",
+        title_fontsize=9,
+    )
+    return figure
 
 
 def _panels(result: Rehearsal) -> list[tuple[str, Measure]]:
@@ -94,8 +114,9 @@ def _panels(result: Rehearsal) -> list[tuple[str, Measure]]:
 
 def _title(result: Rehearsal) -> str:
     where = "" if result.station is None else f" at {result.station}"
-    wrong = f", {result.noise:.0%} of them wrong" if result.noise else ""
-    return f"{result.bundle}{where}: what labels teach{wrong}"
+    wrong, given = drawn(result.policies)
+    noise = f", {wrong} of {given} wrong on purpose" if result.noise else ""
+    return f"{result.bundle}{where}: what labels teach{noise}"
 
 
 def _panel(ax: Axes, result: Rehearsal, title: str, measure: Measure) -> None:
@@ -113,7 +134,7 @@ def _panel(ax: Axes, result: Rehearsal, title: str, measure: Measure) -> None:
     ax.set_xticks([], minor=True)
     ax.set_xlim(0, most * 1.06)
     ax.set_ylim(0, 102)
-    ax.set_title(title, loc="left", fontsize=10)
+    ax.set_title(textwrap.fill(title, _TITLE_LETTERS), loc="left", fontsize=10)
     ax.set_xlabel("Labels given by the operator")
     ax.grid(True, color="#e4e4e4", linewidth=0.8)
     ax.set_axisbelow(True)
@@ -135,6 +156,5 @@ def _curve(ax: Axes, each: PolicyResult, measure: Measure, result: Rehearsal) ->
         return
     labels, mean, low, high = zip(*rows, strict=True)
     if len(each.shifts) > 1:
-        name += f" (line: mean, band: range of {len(each.shifts)} shifts)"
         ax.fill_between(labels, low, high, color=colour, alpha=0.15, linewidth=0)
     ax.plot(labels, mean, color=colour, marker=marker, markersize=4, linewidth=1.8, label=name, clip_on=False)

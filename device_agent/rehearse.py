@@ -526,11 +526,16 @@ def _notes(
             asked = f"{counted(given, 'label')} only; everything else" if given else "no label; everything"
             notes.append(f"The queue asked for {asked} was clear to the head.")
     if plan.noise:
-        shifts = [shift for each in policies for shift in each.shifts]
-        wrong, given = sum(s.wrong_labels for s in shifts), sum(s.labels_given for s in shifts)
+        wrong, given = drawn(policies)
         notes.append(f"{wrong} of {given} labels were wrong on purpose; the upper bound has none.")
     cost = _cost_elsewhere(policies[0].curve, joint)
     return notes if cost is None else [*notes, cost]
+
+
+def drawn(policies: Sequence[PolicyResult]) -> tuple[int, int]:
+    """Return how many labels of all shifts were wrong on purpose, and how many there were."""
+    shifts = [shift for each in policies for shift in each.shifts]
+    return sum(shift.wrong_labels for shift in shifts), sum(shift.labels_given for shift in shifts)
 
 
 def _cost_elsewhere(curve: Sequence[Point], joint: Point) -> str | None:

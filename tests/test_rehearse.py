@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 from device_agent.figures import show_rehearsal
 from device_agent.learner import Learner
 from device_agent.pipeline import Pipeline
-from device_agent.plot import draw
+from device_agent.plot import draw, figure_of
 from device_agent.rehearse import (
     Basis,
     Plan,
@@ -45,6 +47,10 @@ from tests.builders import with_exemplars
 from tests.commands import headway
 from tests.simulators import wait_for
 from tests.tiny import picture, tiny_bundle, write_pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 SURE = Basis(0.75, 100, 100)
 EVERY = ("good", "pit", "scratch", "rings")
@@ -564,6 +570,63 @@ def test_the_plot_is_drawn(shift: Rehearsal, tmp_path: Path, suffix: str) -> Non
     draw(shift, file)
     begins = b"\x89PNG" if suffix == ".png" else b"<?xml"
     assert file.read_bytes().startswith(begins)
+
+
+@pytest.fixture(scope="module")
+def compared(shift: Rehearsal) -> Rehearsal:
+    """Three policies that all end early, with the longest names that there are."""
+    curve = [0.5 + i / 1000 for i in range(101)]
+    policies = [shifts(policy, curve, [each + 0.1 for each in curve]) for policy in Policy]
+    wrong = [
+        msgspec.structs.replace(each, shifts=[msgspec.structs.replace(s, wrong_labels=1) for s in each.shifts])
+        for each in policies
+    ]
+    return msgspec.structs.replace(
+        shift,
+        bundle="b" * 64,
+        station=StationImages("exposure", ["4", "5", "6"]),
+        new_classes=[letter * 64 for letter in "xyz"],
+        seeds=[0, 1],
+        labels_wanted=1000,
+        stream_images=1000,
+        noise=0.3,
+        curve=policies[0].curve,
+        policies=wrong,
+    )
+
+
+def words_of(figure: Figure) -> list[Text]:
+    """Return the texts of a figure that is laid out, without those of its scales."""
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    return [text for text in texts if text.get_text() and not text.get_text().isdigit()]
+
+
+@pytest.mark.parametrize("new", [[], ["rings"], [letter * 64 for letter in "xyz"]])
+def test_no_words_of_the_plot_are_cut_off_or_over_others(compared: Rehearsal, new: list[str]) -> None:
+    """With three policies the names of the first and second began left of the picture, the third ended right."""
+    figure = figure_of(msgspec.structs.replace(compared, new_classes=new))
+    boxes = [(text.get_text(), text.get_window_extent()) for text in words_of(figure)]
+    assert any("no question left" in name for name, _ in boxes)
+    room = figure.bbox
+    assert [
+        name for name, box in boxes if box.x0 < room.x0 or box.x1 > room.x1 or box.y0 < room.y0 or box.y1 > room.y1
+    ] == []
+    assert [(one, other) for (one, a), (other, b) in combinations(boxes, 2) if a.overlaps(b)] == []
+
+
+def test_the_plot_says_once_what_line_and_band_are(compared: Rehearsal) -> None:
+    words = [text.get_text() for text in words_of(figure_of(compared))]
+    assert [each for each in words if "band" in each] == ["line: mean, band: range of 2 shifts"]
+
+
+def test_the_plot_says_how_many_labels_were_wrong(compared: Rehearsal) -> None:
+    """And not how many of a hundred were to be."""
+    words = " ".join(text.get_text() for text in words_of(figure_of(compared)))
+    assert "6 of 600 wrong on purpose" in " ".join(words.split())
+    assert "30%" not in words
 
 
 @pytest.mark.parametrize(
