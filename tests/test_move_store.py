@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +12,25 @@ import pytest
 from sqlalchemy import func, select
 
 from sdk.bundle import Bundle
+from sdk.durable import PARTIAL
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_at, name_database
 from sdk.fleet.labellog import log_rows
 from sdk.fleet.moving import KEPT_NAME, move_store
+from sdk.fleet.schema import _upgrade
 from sdk.fleet.store import FleetStore
 from sdk.fleet.tables import Base
 from sdk.labels import KeepApart
 from sdk.logrows import Checked
 from tests.builders import class_id_of, make_bundle
 from tests.commands import headway
+from tests.disks import fill, small
 from tests.postgres import Postgres
 from tests.simulators import SimDevice
 from tests.test_fleet_rollout import PLAN, Floor
 
 pytestmark = pytest.mark.postgres
+__all__ = ["small"]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +124,118 @@ def test_a_move_that_was_cut_short_after_the_last_row_goes_on(fleet: Path, postg
     (fleet / KEPT_NAME).rename(fleet / DATABASE_NAME)
     move_store(fleet, url)
     assert told_of(fleet) == before
+
+
+def go_on(fleet: Path, teacher: SimDevice, bundles: list[Bundle]) -> None:
+    """Let a fleet have a shift more of everything: labels, a decision, a release."""
+    for number in range(3):
+        teacher.label(9000 + number)
+    with FleetStore(fleet) as store:
+        with store.write() as ledger:
+            assert ledger.take("a", teacher.log, {}).verdict.refused is None
+            ledger.decide("default", [KeepApart(class_id_of("a"), class_id_of("c"), "ann")])
+            ledger.halt("default", "enough")
+        store.publish(bundles[0], channel="default")
+        store.publish(bundles[1], channel="default", plan=PLAN)
+
+
+def cut_short(fleet: Path, url: str) -> None:
+    """Have a move fail where all has arrived and nothing names it."""
+    (fleet / URL_NAME).mkdir()
+    with pytest.raises(FleetError, match="nothing was moved") as caught:
+        move_store(fleet, url)
+    assert caught.value.hint
+    (fleet / URL_NAME).rmdir()
+    assert rows_at(url), "the control"
+
+
+def test_a_move_that_was_cut_short_is_made_again_when_the_fleet_has_gone_on(
+    fleet: Path, postgres: Postgres, teacher: SimDevice, bundles: list[Bundle]
+) -> None:
+    url = postgres.new_database()
+    cut_short(fleet, url)
+    (fleet / f".{URL_NAME}.1234{PARTIAL}").write_text(url)  # as where it was killed
+    go_on(fleet, teacher, bundles)
+    before = told_of(fleet)
+    move_store(fleet, url)
+    assert told_of(fleet) == before
+    assert [path.name for path in fleet.glob("*database.url*")] == [URL_NAME]
+    assert not (fleet / DATABASE_NAME).exists()
+
+
+def use(_fleet: Path, url: str) -> None:
+    """Let another directory name what was copied, and change something there."""
+    directory = _fleet.parent / "another"
+    name_database(directory, url)
+    with FleetStore(directory) as store, store.write() as ledger:
+        ledger.note_broker("192.0.2.11:8883", None)
+
+
+def forget_mark(_fleet: Path, url: str) -> None:
+    """Let the copy be one that an earlier version left."""
+    engine = engine_at(url)
+    with engine.execution_options(headway_write=True).begin() as connection:
+        connection.exec_driver_sql("COMMENT ON TABLE entries IS NULL")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("spoil", [use, forget_mark])
+def test_a_copy_that_may_be_in_use_is_not_taken_away(
+    fleet: Path, postgres: Postgres, teacher: SimDevice, bundles: list[Bundle], spoil: Callable[[Path, str], None]
+) -> None:
+    url = postgres.new_database()
+    cut_short(fleet, url)
+    spoil(fleet, url)
+    there = rows_at(url)
+    go_on(fleet, teacher, bundles)
+    with pytest.raises(FleetError, match="an earlier state of this fleet") as caught:
+        move_store(fleet, url)
+    assert "dropdb" in caught.value.hint
+    assert rows_at(url) == there
+    assert (fleet / DATABASE_NAME).is_file()
+
+
+def test_a_fleet_that_came_from_elsewhere_takes_no_copy_away(
+    fleet: Path, postgres: Postgres, teacher: SimDevice, bundles: list[Bundle], tmp_path: Path
+) -> None:
+    """The copy has what this one lacks: it is another fleet's, or this one's of later."""
+    backup = shutil.copytree(fleet, tmp_path / "backup")
+    go_on(fleet, teacher, bundles)
+    url = postgres.new_database()
+    cut_short(fleet, url)
+    there = rows_at(url)
+    with pytest.raises(FleetError, match="holds another fleet"):
+        move_store(backup, url)
+    assert rows_at(url) == there
+
+
+def test_a_disk_without_room_for_the_address_is_found_before_anything_goes_over(
+    fleet: Path, postgres: Postgres, small: Path
+) -> None:
+    directory, url = small / "fleet", postgres.new_database()
+    shutil.copytree(fleet, directory)
+    with FleetStore(directory) as store, store.read() as ledger:
+        assert ledger.channels()  # SQLite has the files that it needs, as while a command of before runs
+        hog = fill(small)
+        with pytest.raises(FleetError, match=r"nothing was moved: .*No space left"):
+            move_store(directory, url)
+        assert rows_at(url) == 0
+        hog.unlink()
+    before = told_of(directory)
+    move_store(directory, url)
+    assert told_of(directory) == before
+
+
+def test_a_database_that_cannot_hold_every_name_takes_no_fleet(fleet: Path, postgres: Postgres) -> None:
+    """Also where an earlier Headway has made the tables there."""
+    url = postgres.new_latin_database()
+    for _ in range(2):
+        with pytest.raises(FleetError, match="encoding is LATIN1"):
+            move_store(fleet, url)
+        engine = engine_at(url)
+        _upgrade(fleet, engine)
+        engine.dispose()
+    assert (fleet / DATABASE_NAME).is_file()
 
 
 def test_a_fleet_whose_file_could_not_be_put_away_is_in_postgresql(fleet: Path, postgres: Postgres) -> None:

@@ -67,18 +67,17 @@ def holds_fleet(directory: Path) -> bool:
     return (directory / DATABASE_NAME).is_file() or (directory / URL_NAME).is_file()
 
 
-def name_database(directory: Path, url: str, *, moved: bool = False) -> None:
+def name_database(directory: Path, url: str) -> None:
     """Let a directory's fleet be kept in a PostgreSQL database from now on.
 
     Args:
         directory: Made if it is not there.
         url: As SQLAlchemy and libpq take it: `postgresql://user:password@host/name`.
-        moved: All of a fleet that the directory has in SQLite is there already (`sdk.fleet.moving`).
 
     Raises:
         FleetError: it is no such address, or the directory has a fleet of its own, or names another one.
     """
-    if names_already(directory, url, moved=moved):
+    if names_already(directory, url):
         return
     file = directory / URL_NAME
     try:
@@ -88,13 +87,12 @@ def name_database(directory: Path, url: str, *, moved: bool = False) -> None:
         raise FleetError(f"{file}: {error.strerror}", hint="Name a directory you may write to.") from error
 
 
-def names_already(directory: Path, url: str, *, moved: bool = False) -> bool:
+def names_already(directory: Path, url: str) -> bool:
     """Return whether a directory names this database; where it names none, it may.
 
     Args:
         directory: The fleet's, or the one to be.
         url: As for `name_database`.
-        moved: As for `name_database`.
 
     Raises:
         FleetError: as `name_database`.
@@ -112,7 +110,7 @@ def names_already(directory: Path, url: str, *, moved: bool = False) -> bool:
             )
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
-    if (directory / DATABASE_NAME).is_file() and not moved:
+    if (directory / DATABASE_NAME).is_file():
         raise FleetError(
             f"{directory} has a fleet in {DATABASE_NAME}",
             hint=f"Move it: headway fleet move-store --dir {directory} --database URL. For a fleet of its own "

@@ -2,8 +2,11 @@
 
 Rules this module keeps:
 
-- The fleet is the one in `fleet.db` until `database.url` names the other, which is the last step but one. A move
-  that was cut short anywhere before is made again by the same command.
+- The fleet is the one in `fleet.db` until `database.url` names the other, which is the last step but one. That
+  file is on disk, under another name, before the first row goes over.
+- A move that was cut short anywhere before is made again by the same command, also when the fleet has gone on
+  since: a copy bears a mark with its sums until it is in use. It is taken away as long as nobody has changed it
+  and the fleet has all of its log.
 - Nobody else writes meanwhile: the one service's lock is held in both places, and SQLite's write lock.
 - `fleet.db` is kept, under another name.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +24,18 @@ from typing import Final
 from sqlalchemy import Connection, Engine, Row, Table, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from sdk.durable import sync_path
+from sdk.durable import PARTIAL, appearing, sync_path
 from sdk.errors import FleetError
-from sdk.fleet.database import DATABASE_NAME, URL_NAME, ServiceLock, engine_at, engine_of, name_database
+from sdk.fleet.database import DATABASE_NAME, URL_NAME, ServiceLock, check_encoding, engine_at, engine_of
 from sdk.fleet.labellog import log_rows
 from sdk.fleet.schema import bring_up_to_date
 from sdk.fleet.store import FleetStore
-from sdk.fleet.tables import Base
+from sdk.fleet.tables import Base, ChannelRow, DeviceRow, EntryRow, PublicationRow
 from sdk.logrows import Checked
 
 BATCH_ROWS: Final = 500
 """Read and written at once: a record with its code is a few kilobytes."""
+_MARK: Final = "headway fleet move-store: a copy that is not in use yet, "
 KEPT_NAME: Final = f"{DATABASE_NAME}.moved"
 
 
@@ -86,16 +91,23 @@ def move_store(directory: Path, url: str) -> Moved:
                     f"a fleet service runs on {directory}, or with that database",
                     hint="Stop it first: labels wait on the devices meanwhile.",
                 )
+            for draft in directory.glob(f".{URL_NAME}.*{PARTIAL}"):  # of a move that was killed
+                draft.unlink()
             _check_logs(directory)
             bring_up_to_date(directory, target, held=True)
             source = engine_of(directory)
             try:
-                with source.execution_options(headway_write=True).begin() as old:
+                # It appears with SQLite's write lock: who waits for that looks for it next (`FleetStore.write`).
+                with (
+                    source.execution_options(headway_write=True).begin() as old,
+                    appearing(directory / URL_NAME) as address,
+                ):
+                    _write_address(address, url)
                     rows = _copy(old, target)
-                    # With SQLite's write lock: who waits for it looks here next (`FleetStore.write`).
-                    name_database(directory, url, moved=True)
             finally:
                 source.dispose()
+            with contextlib.suppress(DBAPIError), target.execution_options(headway_write=True).begin() as new:
+                _mark(new, None)  # what is in use changes, and does not fit the mark any more either
             return Moved(rows, _keep(directory))
     finally:
         target.dispose()
@@ -109,8 +121,21 @@ def _nothing_moved() -> Iterator[None]:
         words = " ".join(str(error.orig).split())
         raise FleetError(
             f"nothing was moved: {words[:300]}",
-            hint="Check that the PostgreSQL runs and its address is right, and try again.",
+            hint="Check that the PostgreSQL runs, its address is right and its user may make tables there, and "
+            "try again.",
         ) from error
+    except OSError as error:
+        raise FleetError(
+            f"nothing was moved: {error.filename}: {error.strerror}",
+            hint="Mend that and try again: the fleet is where it was, and may go on there meanwhile.",
+        ) from error
+
+
+def _write_address(file: Path, url: str) -> None:
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:  # as `name_database`
+        stream.write(f"{url}\n".encode())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _check_logs(directory: Path) -> None:
@@ -127,7 +152,12 @@ def _copy(old: Connection, target: Engine) -> dict[str, int]:
     """Copy all rows in one transaction, compare what arrived, and return how many there are by table."""
     tables = Base.metadata.sorted_tables
     with target.execution_options(headway_write=True).begin() as new:
+        check_encoding(new)
         there = any(new.scalar(select(func.count()).select_from(table)) for table in tables)
+        earlier = there and _is_earlier(old, new)
+        if earlier and (mark := _marked(new)) is not None and mark == _digest(_sums_of(new)):
+            new.exec_driver_sql(f"TRUNCATE {', '.join(table.name for table in tables)}")
+            there = earlier = False
         sums = {table.name: _Sum() for table in tables}
         for table in tables:
             for batch in _batches(old, table):
@@ -135,17 +165,62 @@ def _copy(old: Connection, target: Engine) -> dict[str, int]:
                     sums[table.name].add(row)
                 if not there:
                     new.execute(insert(table), [dict(row._mapping) for row in batch])
-        if {table.name: _sum_of(new, table) for table in tables} != sums:
+        if _sums_of(new) != sums:
+            if earlier:
+                raise FleetError(
+                    "that database holds an earlier state of this fleet, and may have been used since",
+                    hint="If another directory names it, go on there. If an earlier move has left it, make it "
+                    "anew (dropdb, createdb) and try again. Nothing was moved.",
+                )
             raise FleetError(
                 "that database holds another fleet" if there else "what arrived is not what was sent",
                 hint="Give the fleet an empty database of its own. Nothing was moved.",
             )
         _count_on(new, tables)
+        _mark(new, _digest(sums))
         return {name: found.rows for name, found in sums.items()}
 
 
+def _is_earlier(old: Connection, new: Connection) -> bool:
+    """Return whether all logs there are beginnings of those here, and devices and publications are here too."""
+    for known in (
+        select(DeviceRow.device, DeviceRow.channel),
+        select(PublicationRow.id, PublicationRow.channel, PublicationRow.release_id),
+    ):
+        if not {*map(tuple, new.execute(known))} <= {*map(tuple, old.execute(known))}:
+            return False
+    for channel, length in new.execute(select(ChannelRow.name, ChannelRow.log_length)):
+        last = select(EntryRow.hash).where(EntryRow.channel == channel, EntryRow.position == length)
+        if length and new.scalar(last) != old.scalar(last):
+            return False
+    return True
+
+
+def _mark(connection: Connection, digest: str | None) -> None:
+    """Mark what a database holds as a copy that is not in use yet, or no more."""
+    words = "NULL" if digest is None else f"'{_MARK}{digest}'"
+    connection.exec_driver_sql(f"COMMENT ON TABLE {EntryRow.__tablename__} IS {words}")
+
+
+def _marked(connection: Connection) -> str | None:
+    """Return of what the mark speaks; None without."""
+    query = f"SELECT obj_description('{EntryRow.__tablename__}'::regclass, 'pg_class')"
+    found: str | None = connection.exec_driver_sql(query).scalar()
+    return found.removeprefix(_MARK) if found is not None and found.startswith(_MARK) else None
+
+
+def _digest(sums: dict[str, _Sum]) -> str:
+    return hashlib.sha256(
+        repr(sorted((name, one.rows, one.hashes) for name, one in sums.items())).encode()
+    ).hexdigest()
+
+
+def _sums_of(connection: Connection) -> dict[str, _Sum]:
+    return {table.name: _sum_of(connection, table) for table in Base.metadata.sorted_tables}
+
+
 def _batches(connection: Connection, table: Table) -> Iterator[list[Row[tuple[object, ...]]]]:
-    found = connection.execution_options(yield_per=BATCH_ROWS).execute(select(table))
+    found = connection.execute(select(table).execution_options(yield_per=BATCH_ROWS))
     yield from (list(batch) for batch in found.partitions(BATCH_ROWS))
 
 
