@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from sdk.errors import FleetError, LabelError
 from sdk.fleet.database import DATABASE_NAME, URL_NAME, engine_at, name_database
 from sdk.fleet.labellog import log_rows
 from sdk.fleet.moving import KEPT_NAME, move_store
-from sdk.fleet.schema import _upgrade
+from sdk.fleet.schema import _upgrade, begin_in
 from sdk.fleet.store import FleetStore
 from sdk.fleet.tables import Base
 from sdk.labels import KeepApart
@@ -25,6 +26,7 @@ from sdk.logrows import Checked
 from tests.builders import class_id_of, make_bundle
 from tests.commands import headway
 from tests.disks import fill, small
+from tests.other_users import AGENT, needs_root
 from tests.postgres import Postgres
 from tests.simulators import SimDevice
 from tests.test_fleet_rollout import PLAN, Floor
@@ -124,6 +126,22 @@ def test_a_move_that_was_cut_short_after_the_last_row_goes_on(fleet: Path, postg
     (fleet / KEPT_NAME).rename(fleet / DATABASE_NAME)
     move_store(fleet, url)
     assert told_of(fleet) == before
+
+
+@needs_root
+def test_the_address_that_root_writes_is_for_whom_the_fleet_belongs_to(fleet: Path, postgres: Postgres) -> None:
+    """Nobody else reads it, and the service is that user's."""
+    url = postgres.new_database()
+    for path in [fleet, *fleet.rglob("*")]:
+        os.chown(path, AGENT, AGENT)
+    move_store(fleet, url)
+    assert (fleet / URL_NAME).stat().st_uid == AGENT
+    assert (fleet / KEPT_NAME).stat().st_uid == AGENT
+    (fleet / KEPT_NAME).unlink()
+    (fleet / URL_NAME).unlink()
+    begin_in(fleet, url)
+    FleetStore(fleet).close()
+    assert (fleet / URL_NAME).stat().st_uid == AGENT
 
 
 def go_on(fleet: Path, teacher: SimDevice, bundles: list[Bundle]) -> None:

@@ -32,6 +32,7 @@ from sdk.fleet.schema import bring_up_to_date
 from sdk.fleet.store import FleetStore
 from sdk.fleet.tables import Base, ChannelRow, DeviceRow, EntryRow, PublicationRow
 from sdk.logrows import Checked
+from sdk.owners import give_to_owner_of
 
 BATCH_ROWS: Final = 500
 """Read and written at once: a record with its code is a few kilobytes."""
@@ -108,6 +109,8 @@ def move_store(directory: Path, url: str) -> Moved:
                 source.dispose()
             with contextlib.suppress(DBAPIError), target.execution_options(headway_write=True).begin() as new:
                 _mark(new, None)  # what is in use changes, and does not fit the mark any more either
+            with contextlib.suppress(OSError):
+                give_to_owner_of(directory, URL_NAME)
             return Moved(rows, _keep(directory))
     finally:
         target.dispose()

@@ -160,7 +160,7 @@ class FleetStore:
         """Leave what root has made to whom the directory belongs: the service may be another user's."""
         lasting = (f"{DATABASE_NAME}*", LOCK_NAME, MARKS_NAME, DECISIONS_NAME, REFUSAL_NAME, FOLDER_NAME)
         with contextlib.suppress(OSError):
-            give_to_owner_of(self.directory, *lasting)
+            give_to_owner_of(self.directory, URL_NAME, *lasting)
 
     def close(self) -> None:
         """Let go of the database."""
