@@ -26,7 +26,7 @@ from device_agent.accepting import THRESHOLD_KEPT_AS, Accepting, OperatingTarget
 from device_agent.camera import Shot
 from device_agent.courtesy import Courtesy
 from device_agent.decider import Decider
-from device_agent.heads import ActiveHead
+from device_agent.heads import ActiveHead, Reference
 from device_agent.heatmap import draw, heatmap
 from device_agent.learned import ClassInfo, Saved
 from device_agent.learner import Learner
@@ -464,7 +464,7 @@ class Station:
             return
         self._watched += 1
         self._last_group = shot.group
-        key = (serving.digest, reference.number)
+        key = _watched_by(serving, reference)
         if self._watch is None or self._watch[0] != key:
             self._watch = None
             if not reference.left_out.known.any():
@@ -473,8 +473,14 @@ class Station:
         self._watch[1].see(decision.novelty, decision.forced_id, shot.sample_id)
 
     def drift(self) -> Drift | None:
-        """Return whether parts look as they did when the head was scored; None where none tells how they did."""
-        return None if self._watch is None else self._watch[1].now()
+        """Return whether parts look as they did when the head was scored; None where none tells how they did, and
+        until the first part since.
+        """
+        serving, watch = self._serving, self._watch
+        reference = None if serving is None else serving.learner.reference
+        if serving is None or reference is None or watch is None or watch[0] != _watched_by(serving, reference):
+            return None
+        return watch[1].now()
 
     def suspects(self, limit: int = 50) -> list[Suspect]:
         """Return labels to look at again. See `Learner.suspects`."""
@@ -603,6 +609,11 @@ class Station:
                 f"{len(found)} classes are called {name[:64]!r}", hint="Name it by its id, or merge them."
             )
         return found[0]
+
+
+def _watched_by(serving: Serving, reference: Reference) -> object:
+    """Return what a drift watch is of: another head's says nothing of this one."""
+    return serving.digest, reference.number
 
 
 def _decision(active: ActiveHead, decided: Decisions, row: int, accepting: Accepting | None) -> Decision:

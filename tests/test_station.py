@@ -237,6 +237,33 @@ def test_a_stream_that_changes_is_noticed_with_the_parts_behind_it(
     station.close()
 
 
+def test_what_was_strange_to_a_head_is_not_said_of_the_one_that_learned_it(
+    store: Store, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Also before the next part comes: a line that stands still is not told to look at light and lens."""
+    station = referred(serving(store, bundle))
+    strange = of_parts(tmp_path / "rings", "rings", 40)
+    for shot in strange:
+        station.see(shot)
+    usual = station.drift()
+    assert usual is not None
+    assert usual.alarm
+    learner = station.require().learner
+    before, ring = referred(station).require().learner.reference, station.define_class("ring", "ann")
+    station.label_all([(shot.sample_id, ring) for shot in strange], "ann")
+    assert learner.wait_until_idle(60)
+    after = referred(station).require().learner.reference
+    assert before is not None
+    assert after is not None
+    assert after.number > before.number, "its head is confirmed"
+    assert station.drift() is None
+    station.see(of_parts(tmp_path / "more", "rings", 42)[-1])
+    drift = station.drift()
+    assert drift is not None
+    assert (drift.alarm, drift.parts) == (False, 1)
+    station.close()
+
+
 def test_a_head_with_nothing_to_compare_with_watches_no_drift(store: Store, tmp_path: Path) -> None:
     """The release's own samples trained its backbone, and the only other one is the first of its class."""
     fitted = make_bundle(tmp_path / "fitted", fitted=True)
