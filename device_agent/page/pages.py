@@ -27,7 +27,7 @@ from device_agent.page.learned import Learned, head_out
 from device_agent.page.people import People
 from device_agent.page.quality import ConfusionRow, Quality
 from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
-from device_agent.report import masters_report
+from device_agent.report import NONE_PASSES, lost_words, masters_report
 from device_agent.withdrawn import is_alone
 from sdk.outlook import FEW, WORTH
 from sdk.reason import ENGLISH, Reason
@@ -134,6 +134,7 @@ class Pages:
         who: Who | None = request.state.who
         facts = {
             "texts": for_scripts(language),
+            "faults": {"none_passes": NONE_PASSES, "lost": lost_words("{name}")},
             "csrf": "" if who is None else who.csrf,
             "page": page,
             "loggedIn": who is not None,

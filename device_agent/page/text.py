@@ -86,6 +86,7 @@ TEXTS: Final[dict[str, Text]] = {
         "Von den Klassen, die als gut gewählt wurden, gibt es keine mehr. Unter Qualität neu auswählen.",
         "所选的合格类别均已不存在。请在“质量”中重新选择。",
     ),
+    "state.others": ("and {n} more", "und {n} weitere", "另有 {n} 项"),
     "state.away": ("No connection", "Keine Verbindung", "无连接"),
     "state.away-more": (
         "The device does not answer. Nothing is lost; this page tries again.",

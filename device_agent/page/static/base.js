@@ -110,27 +110,49 @@ const onState = (listener) => { listeners.push(listener); if (latest) listener(l
 const WORST_FIRST = ["lost", "ended", "opening", "live"];
 const cameraOf = (state) => [...state.cameras].sort((a, b) => WORST_FIRST.indexOf(a.state) - WORST_FIRST.indexOf(b.state))[0];
 
-// What is most urgent, as {level, mark, text, more}. Levels: good, wait, warn, bad.
-function condition(state) {
-  if (!state.release) return { level: "wait", mark: "…", text: t("state.waiting"), more: state.mqtt ? t("state.waiting-more") : t("state.waiting-alone") };
-  const camera = cameraOf(state);
-  if (camera.state === "lost") {
-    const more = state.cameras.length > 1 ? t("state.camera-lost-one", { name: camera.name }) : t("state.camera-lost-more");
-    return { level: "bad", mark: "✕", text: t("state.camera-lost"), more };
+// All that is wrong, the worst first: {level, mark, text, more, n}, n of them. Levels: good, wait, warn, bad. What the
+// page says in words of its own is not among the device's faults once more.
+function conditions(state) {
+  const found = [], said = new Set();
+  const say = (level, mark, text, more = "", n = 1) => found.push({ level, mark, text, more, n });
+  for (const { name } of state.cameras.filter((each) => each.state === "lost")) {
+    said.add(facts.faults.lost.replace("{name}", () => name));
+    say("bad", "✕", t("state.camera-lost"), state.cameras.length > 1 ? t("state.camera-lost-one", { name }) : t("state.camera-lost-more"));
   }
-  if (state.drift && state.drift.alarm) return { level: "bad", mark: "!", text: t("state.drift"), more: t("state.drift-more") };
-  // That none passes is one of them, in the device's own words.
-  if (state.faults.length > (state.none_passes ? 1 : 0)) return { level: "warn", mark: "!", text: t("state.fault"), more: t("state.fault-more", { what: state.faults.join(" · ") }) };
-  if (state.none_passes) return { level: "warn", mark: "!", text: t("state.none-passes"), more: state.good_chosen ? t("state.none-passes-again") : t("state.none-passes-more") };
-  if (camera.state === "ended") return { level: "warn", mark: "■", text: t("state.ended"), more: t("state.ended-more") };
-  return { level: "good", mark: "✓", text: t("state.running"), more: "" };
+  if (state.drift && state.drift.alarm) say("bad", "!", t("state.drift"), t("state.drift-more"));
+  if (state.none_passes) {
+    said.add(facts.faults.none_passes);
+    say("warn", "!", t("state.none-passes"), state.good_chosen ? t("state.none-passes-again") : t("state.none-passes-more"));
+  }
+  const faults = state.faults.filter((each) => !said.has(each));
+  if (faults.length) say("warn", "!", t("state.fault"), t("state.fault-more", { what: faults.join(" · ") }), faults.length);
+  if (!state.release) say("wait", "…", t("state.waiting"), state.mqtt ? t("state.waiting-more") : t("state.waiting-alone"));
+  else if (cameraOf(state).state === "ended") say("warn", "■", t("state.ended"), t("state.ended-more"));
+  if (!found.length) say("good", "✓", t("state.running"));
+  return found;
+}
+
+// What is worst, with how many `others` there are; on Now these stand under it.
+function showConditions([worst, ...others]) {
+  const count = others.reduce((sum, each) => sum + each.n, worst.n - 1);
+  const bar = $("device-state");
+  showCondition(bar, worst);
+  bar.title = [worst, ...others].map(({ text, more }) => [text, more].filter(Boolean).join(". ")).join("\n");
+  const told = count ? [` +${count}`, ` ${t("state.others", { n: count })}`] : ["", ""];
+  bar.querySelectorAll(".others span").forEach((each, i) => { if (each.textContent !== told[i]) each.textContent = told[i]; });
+  const box = $("others"), key = JSON.stringify(others);
+  showCondition($("verdict"), worst);
+  if (!box || box.dataset.key === key) return;
+  box.dataset.key = key;
+  box.replaceChildren(...others.map(({ level, mark, text, more }) => element("p", { class: `other ${level}` },
+    element("span", { class: "mark", "aria-hidden": "true" }, mark), " ", element("span", {}, element("b", {}, text), ` ${more}`))));
 }
 
 function showCondition(box, { level, mark, text, more }) {
   if (!box) return;
   const base = box.className.split(" ")[0];
   box.className = `${base} ${level}`;
-  for (const [part, value] of [[".mark", mark], [".text", text], [".more", more || ""]]) {
+  for (const [part, value] of [[".mark", mark], [".text", text], [".more", more]]) {
     const place = box.querySelector(part);
     if (place && place.textContent !== value) place.textContent = value;
   }
@@ -139,9 +161,7 @@ function showCondition(box, { level, mark, text, more }) {
 function heard(message) {
   latest = message;
   const { state } = message;
-  const now = condition(state);
-  showCondition($("device-state"), now);
-  $("device-state").title = now.more;
+  showConditions(conditions(state));
   $("waiting").textContent = state.queue_depth;
   $("waiting").hidden = !state.queue_depth;
   gone = false;
@@ -168,9 +188,7 @@ function tell(text) {
 }
 
 function away() {
-  const now = { level: "bad", mark: "✕", text: t("state.away"), more: t("state.away-more") };
-  showCondition($("device-state"), now);
-  showCondition($("verdict"), now);
+  showConditions([{ level: "bad", mark: "✕", text: t("state.away"), more: t("state.away-more"), n: 1 }]);
   gone = true;
   drawNotice();
 }

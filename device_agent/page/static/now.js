@@ -86,7 +86,6 @@ function put(id, text) {
 }
 
 function drawFacts({ state, shift }) {
-  showCondition($("verdict"), condition(state));
   $("ask").hidden = !state.queue_depth;
   put("ask", t("now.ask", { n: state.queue_depth }));
   put("count-parts", shift.parts.toLocaleString(document.documentElement.lang));
