@@ -303,6 +303,15 @@ class DriftReport:
 
 
 @dataclass(frozen=True)
+class OperatingReport:
+    """What people chose is rejected; see `device_agent.accepting.Target`. `good` is None where nobody chose."""
+
+    good: list[str] | None
+    escape_rate: float
+    by_threshold: bool
+
+
+@dataclass(frozen=True)
 class MasterReport:
     """A master part that is told wrongly: its file's name, its class, and what it is told as (empty: unknown)."""
 
@@ -373,6 +382,7 @@ class State:
     `NONE_PASSES`."""
     good_chosen: bool
     """People chose the good classes on the page: `[part] good` of the settings does not count since."""
+    operating: OperatingReport
 
 
 def camera_report(camera: Camera) -> CameraReport:
@@ -455,7 +465,7 @@ def station_state(
     faults: tuple[str, ...] = (),
 ) -> State:
     """Return the state of a device. Cheap enough to be asked every second."""
-    serving, counts, store = station.serving, station.counts, station.store
+    serving, counts, store, target = station.serving, station.counts, station.store, station.operating.target
     status = None if serving is None else serving.learner.status()
     latencies = list(station.latencies_ms)
     classes = station.classes()
@@ -494,7 +504,8 @@ def station_state(
         trust=trust,
         faults=wrong,
         none_passes=none_passes(station),
-        good_chosen=station.operating.target.good is not None,
+        good_chosen=target.good is not None,
+        operating=OperatingReport(target.good, target.escape_rate, target.by_threshold),
     )
 
 

@@ -363,6 +363,7 @@ class Pages:
             "points": [asdict(each) for each in points],
             "point": None if point is None else asdict(point),
             "by_class": None if costs is None else asdict(costs),
+            "seen": report.operating.seen.model_dump(),
             "confusion": [_shaded(row, i) for i, row in enumerate(report.confusion)],
             "curve": _curve(
                 self._texts(request),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import threading
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -30,6 +31,7 @@ from device_agent.page.desk import Desk
 from device_agent.page.fields import ClassField, RequestBody
 from device_agent.page.guard import needs
 from device_agent.page.learned import HeadOut, head_out
+from device_agent.page.refusal import Refusal
 from device_agent.report import DriftReport
 from device_agent.sample import SampleStatus
 from sdk.damaged import DAMAGED
@@ -47,13 +49,22 @@ MAX_SLICES: Final = 24
 Bools = npt.NDArray[np.bool_]
 
 
+class SeenTarget(RequestBody):
+    """The operating point that somebody saw when they chose another: as `GET /api/operating` tells it."""
+
+    good: Annotated[list[ClassField], Field(max_length=1000)]
+    escape_rate: float
+    by_threshold: bool
+
+
 class TargetIn(RequestBody):
     """The operating point to keep. `good` null goes by the classes' names; without `by_threshold` the decision
-    rules."""
+    rules. `seen` is what was in force when it was chosen: where it is no longer, nothing is kept."""
 
     good: Annotated[list[ClassField], Field(max_length=1000)] | None = None
     escape_rate: Annotated[float, Field(ge=0, le=MAX_ESCAPE_RATE)] = 0.01
     by_threshold: bool = False
+    seen: SeenTarget | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,11 @@ class OperatingOut:
     points: list[PointOut]
     missing: str | None
 
+    @property
+    def seen(self) -> SeenTarget:
+        """What whoever chooses now has seen."""
+        return SeenTarget(good=self.good, escape_rate=self.escape_rate, by_threshold=self.by_threshold)
+
 
 @dataclass(frozen=True)
 class ConfusionRow:
@@ -142,6 +158,7 @@ class Quality:
         self._station = desk.station
         self._book = book
         self._target = StationSetting(book, self._station.store, KEPT_AS)
+        self._choosing = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -231,12 +248,29 @@ class Quality:
             if bytes.fromhex(each) not in names:
                 raise UnknownClassError(f"there is no class {each[:12]}", hint="Look at the list of classes.")
         target = self._whole(Target(wanted.good, wanted.escape_rate, wanted.by_threshold))
-        self._keep(target)
-        self._station.choose(target)
+        with self._choosing:
+            if wanted.seen is not None and target != self._station.operating.target:
+                self._check_unchanged(wanted.seen, names)
+            self._keep(target)
+            self._station.choose(target)
         self._desk.note(
             request, "operating point", f"{wanted.escape_rate:g} {'threshold' if wanted.by_threshold else 'class'}"
         )
         return self.get_operating()
+
+    def _check_unchanged(self, seen: SeenTarget, names: dict[bytes, str]) -> None:
+        operating = self._station.operating
+        target, good = operating.target, sorted(c.hex() for c in operating.good(names))
+        if (good, target.escape_rate, target.by_threshold) != (
+            sorted(seen.good),
+            seen.escape_rate,
+            seen.by_threshold,
+        ):
+            raise Refusal(
+                409,
+                "what is rejected was changed since it was seen: nothing is saved",
+                "Look at it again: GET /api/operating.",
+            )
 
     def get_quality(self) -> QualityOut:
         """How good the head is on parts that it has never learned."""

@@ -247,6 +247,12 @@ TEXTS: Final[dict[str, Text]] = {
         "Kratzer|Delle|Riss|Fleck|Pore|Grat|Ausbruch|Rost",
         "划痕|凹痕|裂纹|脏污|气孔|毛刺|崩缺|锈蚀",
     ),
+    "js.unsaved": ("Not saved yet.", "Noch nicht gespeichert.", "尚未保存。"),
+    "js.chosen-since": (
+        "Not saved: what is rejected was changed meanwhile. This is how it is now.",
+        "Nicht gespeichert: Was aussortiert wird, wurde inzwischen geändert. So ist es jetzt.",
+        "未保存：剔除规则期间已被更改。现在显示的是当前规则。",
+    ),
     "js.done": ("✓ done", "✓ erledigt", "✓ 完成"),
     # now
     "now.live": ("The newest part", "Das neueste Teil", "最新工件"),

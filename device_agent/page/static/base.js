@@ -103,6 +103,7 @@ function cookie(name, value) {
 
 let latest = null;      // {state, shift}
 let learnedKey = "";
+let chosenKey = "";
 const listeners = [];
 const onState = (listener) => { listeners.push(listener); if (latest) listener(latest); };
 
@@ -169,6 +170,9 @@ function heard(message) {
   const key = JSON.stringify([state.head && [state.head.number, state.head.state, state.head.busy, state.head.trial], state.live_set_digest]);
   if (learnedKey && key !== learnedKey) document.body.dispatchEvent(new CustomEvent("learned"));
   learnedKey = key;
+  const choice = JSON.stringify(state.operating);
+  if (chosenKey && choice !== chosenKey) document.body.dispatchEvent(new CustomEvent("chosen"));
+  chosenKey = choice;
   for (const listener of listeners) listener(message);
 }
 
