@@ -418,6 +418,7 @@ class Agent:
             masters=self.site.part.masters,
             confirmed=self.station.confirmed,
             in_use=lambda: None if self.station.serving is None else self.station.serving.pipeline,
+            caught_up=lambda: self._sync is None or self._sync.caught_up(),
         )
 
     def _admit(self, bundle: Bundle) -> Runtime:

@@ -78,11 +78,11 @@ def carry_labels(store: Store, pipeline: Pipeline, stop: Callable[[], bool]) -> 
         codes = np.concatenate([pipeline.code(frame) for frame in frames])
         space = bytes.fromhex(pipeline.space)
         by_sample: dict[bytes, Code] = {s.sample_id: code for s, code in zip(samples, codes, strict=True)}
-        with store.held():  # what somebody erased meanwhile stays erased
+        with store.held():  # what a person or the fleet erased meanwhile stays erased
             bodies: list[Body] = [
                 CodeRecord(space, sample.sample_id, sample.group, code_digest(by_sample[sample.sample_id]))
                 for sample in samples
-                if store.samples.is_labelled(sample.sample_id)
+                if store.samples.is_without_code(sample.sample_id, pipeline.space)
             ]
             store.log.append(bodies, by_sample)
         written += len(bodies)

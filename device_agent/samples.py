@@ -40,6 +40,11 @@ CODE_LEFT: Final = (
     " AND (l.counter, l.device) > (r.counter, r.device))"
 )
 """Whether the last code record of a sample in a feature space, by the order of the log, has its code."""
+_TO_SAY: Final = (
+    f"status = 'labelled' AND NOT EXISTS ({CODE_LEFT.format(space='r.space = ?')})"
+    f" AND (EXISTS ({CODE_LEFT.format(space='r.space IS NOT NULL')})"
+    " OR NOT EXISTS (SELECT 1 FROM records r WHERE r.sample = samples.sample AND r.space IS NOT NULL))"
+)
 _EVICT_TO: Final = 0.95  # of the pictures' limit, so that not every frame has to look for what must go
 _PRUNE_SHARE: Final = 0.05  # of the samples' limit, that go at once for the same reason
 _PRUNE_AT_ONCE: Final = 100
@@ -328,22 +333,18 @@ class Samples:
         Those that have none there, or whose last one was erased. But not those of which no code is left in any
         space: these were erased for good, and come back with a person's label only (docs/labels.md, section 7).
         """
-        return self._select(
-            "WHERE status = 'labelled'"
-            f" AND NOT EXISTS ({CODE_LEFT.format(space='r.space = ?')})"
-            f" AND (EXISTS ({CODE_LEFT.format(space='r.space IS NOT NULL')}) OR NOT EXISTS"
-            " (SELECT 1 FROM records r WHERE r.sample = samples.sample AND r.space IS NOT NULL)) ORDER BY arrival",
-            bytes.fromhex(space),
+        return self._select(f"WHERE {_TO_SAY} ORDER BY arrival", bytes.fromhex(space))
+
+    def is_without_code(self, sample_id: bytes, space: str) -> bool:
+        """Return whether a sample is one of `labelled_without_code`."""
+        found = self._db.row(
+            f"SELECT 1 FROM samples WHERE {_TO_SAY} AND sample = ?", bytes.fromhex(space), sample_id
         )
+        return found is not None
 
     def labelled_pictures(self) -> int:
         """Return how many pictures with a label from here are kept."""
         return int(self._db.value("SELECT count(*) FROM samples WHERE status = 'labelled' AND size_bytes > 0"))
-
-    def is_labelled(self, sample_id: bytes) -> bool:
-        """Return whether a sample is kept, and labelled."""
-        row = self._db.row("SELECT 1 FROM samples WHERE sample = ? AND status = 'labelled'", sample_id)
-        return row is not None
 
     def image(self, sample_id: bytes) -> bytes | None:
         """Return a sample's picture; None where it is not, or no longer, kept. Waits for no write."""

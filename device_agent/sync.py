@@ -200,6 +200,10 @@ class SyncCore:
             return f"{lacks}: {self._log_fault}" if self._log_fault else lacks
         return self._refused or self._log_fault
 
+    def caught_up(self) -> bool:
+        """Return whether the store has all of the union that this connection has heard of."""
+        return self._store.log.position(self._channel) >= self._length
+
     def connected(self, now: float) -> None:
         """The session is up, and our topics are subscribed."""
         self._online = True
@@ -535,6 +539,10 @@ class Sync:
             log_position=self._store.log.position(self._channel),
             fault=self._core.fault or self._fault or self._refused() or self._session.trouble,
         )
+
+    def caught_up(self) -> bool:
+        """Return whether the store has all of the union that is known of; any thread may ask."""
+        return self._core.caught_up()
 
     def _refused(self) -> str | None:
         """A connection that is open and takes nothing, as of a device that was revoked meanwhile, looks well."""

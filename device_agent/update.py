@@ -63,6 +63,8 @@ WATCH_S: Final = 10.0
 """A hundred frames of a usual line. What breaks later is the fleet's to see, and to roll back for all."""
 NICE: Final = 10
 """By how much the work on a candidate gives way, as a trial does: the line's frames go on meanwhile."""
+BEHIND_S: Final = 1.0
+"""Wait for the rest of the union before own labels are looked at again: pages of it follow one another."""
 MAX_REASON: Final = 500  # what an `UpdateEvent` carries
 _SUPERSEDED: Final = re.compile(r"release (['\"]).*\1 was assigned instead")
 """Why an attempt ended whose release did not fail, as it is in the store; `_superseded_by` says it."""
@@ -139,6 +141,8 @@ class Updater:
         masters: Folder of the station's master parts, which judge a candidate too; None where it keeps none.
         confirmed: The head that serves in a feature space, for that comparison; None where it is not known.
         in_use: What decides now, whoever brought it; by default the release that an update brought.
+        caught_up: Says whether the store has all of the union that is known of. Before that no erased code is said
+            anew, since it may be gone for good.
         retry_s: First wait before trying again what may help to try again; doubles up to `RETRY_MAX_S`.
         watch_s: A provisional release is committed when nothing has failed for this long.
         clock: Seconds since 1970, for deadlines.
@@ -163,6 +167,7 @@ class Updater:
         masters: Path | None = None,
         confirmed: Callable[[str], Head | None] = lambda _space: None,
         in_use: Callable[[], Pipeline | None] | None = None,
+        caught_up: Callable[[], bool] = lambda: True,
         retry_s: float = RETRY_S,
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.time,
@@ -184,6 +189,7 @@ class Updater:
         self._masters = masters
         self._confirmed = confirmed
         self._in_use = in_use or self._served
+        self._caught_up = caught_up
         self._retry_s = retry_s
         self._watch_s = watch_s
         self._clock = clock
@@ -500,6 +506,9 @@ class Updater:
         with self._changed:
             pipeline, due = self._in_use(), self._lacking
             if due is None or time.monotonic() < due or pipeline is None or self._goes_on(self._newest()):
+                return
+            if not self._caught_up():
+                self._lacking = time.monotonic() + BEHIND_S
                 return
             self._lacking = None
         try:

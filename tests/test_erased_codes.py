@@ -7,6 +7,8 @@ log both are a code record without a code. What tells them apart is whether the 
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -112,7 +114,7 @@ def test_what_is_deleted_while_its_code_is_made_stays_deleted(store: Store, bund
 
         class Slow(Pipeline):
             def code(self, frame: Frame) -> Codes:
-                if store.samples.is_labelled(sample):
+                if store.samples.is_without_code(sample, bundles["new"].space()):
                     learner.label(sample, None, "ben")
                     store.samples.erase(sample)
                 return super().code(frame)
@@ -120,6 +122,23 @@ def test_what_is_deleted_while_its_code_is_made_stays_deleted(store: Store, bund
         pipeline = Slow(bundles["new"], None, admit(bundles["new"]))
         assert carry_labels(store, pipeline, lambda: False).written == len(ids) - 1
         assert not store.log.has_code(sample, bundles["new"].space())
+
+
+def test_what_the_fleet_erases_for_good_while_its_code_is_made_stays_erased(
+    store: Store, bundles: dict[str, Bundle]
+) -> None:
+    with store:
+        ids = label_some(store, bundles["old"])
+
+        class Slow(Pipeline):
+            def code(self, frame: Frame) -> Codes:
+                if store.samples.labelled_without_code(bundles["new"].space()):
+                    erased(store, bundles["old"], ids)
+                return super().code(frame)
+
+        pipeline = Slow(bundles["new"], None, admit(bundles["new"]))
+        assert carry_labels(store, pipeline, lambda: False).written == 0
+        assert store.samples.labelled_without_code(bundles["new"].space()) == []
 
 
 def test_an_agent_that_starts_says_anew_what_an_earlier_one_left_out(
@@ -150,6 +169,34 @@ def test_codes_erased_under_a_release_that_serves_are_said_anew(
         rig.updater.look_for_lacking()
         wait_for(lambda: rig.carried, what="codes said anew", timeout_s=DEADLINE_S)
         assert own_labels(rig.store, bundles["old"]) == len(ids)
+
+
+def test_nothing_is_said_anew_of_half_a_policy(tmp_path: Path, bundles: dict[str, Bundle]) -> None:
+    """Of two pages the first erased the space that serves; with the second nothing is left of the samples."""
+    there = threading.Event()
+    asked = queue.SimpleQueue[bool]()
+
+    def caught_up() -> bool:
+        asked.put(there.is_set())
+        return there.is_set()
+
+    with rig_on(tmp_path / "data", bundles, caught_up=caught_up) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        ids = label_some(rig.store, bundles["old"])
+        assert carried(rig.store, bundles["new"]) == len(ids)
+        there.set()
+        rig.updater.look_for_lacking()
+        wait_for(lambda: asked.get(timeout=DEADLINE_S), what="nothing to be left to say")
+        there.clear()
+        erased(rig.store, bundles["old"], ids)
+        rig.updater.look_for_lacking()
+        wait_for(lambda: not asked.get(timeout=DEADLINE_S), what="the updater to wait for the second page")
+        erased(rig.store, bundles["new"], ids)
+        there.set()
+        wait_for(lambda: asked.get(timeout=DEADLINE_S), what="the updater to look again")
+    with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as store:
+        assert own_labels(store, bundles["old"]) == 0
 
 
 def test_a_code_that_cannot_be_said_yet_holds_no_update_up(tmp_path: Path, bundles: dict[str, Bundle]) -> None:

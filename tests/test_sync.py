@@ -261,6 +261,17 @@ def test_metadata_that_names_more_than_came_makes_it_ask(device: Device) -> None
     assert asked_in(device.core.poll(12.0)) == [1]
 
 
+def test_a_device_knows_whether_it_has_all_of_the_union_that_it_heard_of(device: Device) -> None:
+    device.core.connected(0.0)
+    assert device.core.caught_up()
+    records = foreign(6)
+    device.receive(TOPICS.meta("default"), encode_json(ChannelMeta(channel="default", release=None, log_length=6)))
+    device.segment(1, records[:4])
+    assert not device.core.caught_up()
+    device.segment(5, records[4:])
+    assert device.core.caught_up()
+
+
 def test_own_entries_that_come_back_are_not_told(device: Device) -> None:
     own = write_label(device.store, 1)
     device.segment(1, [*own, *foreign(1)])

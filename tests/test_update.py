@@ -116,6 +116,7 @@ class Rig:
     on_records: Callable[[], None] = lambda: None
     authorize: Callable[[Desired], None] = lambda _desired: None
     in_touch: bool = True
+    caught_up: Callable[[], bool] = lambda: True
     fetcher: Fetch | None = None
     admit: Callable[[Bundle], Runtime] = admit
     masters: Path | None = None
@@ -133,6 +134,7 @@ class Rig:
             on_event=self._event,
             on_waiting=lambda: self.waits.append(self.updater.status().fault),
             in_touch=lambda: self.in_touch,
+            caught_up=self.caught_up,
             on_records=self._records,
             authorize=self._authorize,
             masters=self.masters,

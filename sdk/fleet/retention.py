@@ -4,12 +4,15 @@ A code reveals something of its picture. The log's hash chain covers a code's di
 and the chain still holds (docs/labels.md, section 1). What is erased is said in the log: the fleet appends a code
 record without a code, the last word on that sample, so that every device's live set stays the fleet's. Where a
 sample has a code left in another space, its device says it anew when this one is in use again (section 7).
+
+So a sample's codes go together: in one transaction, side by side in the log, that of the release in service last.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +20,7 @@ from sdk.fleet.store import FleetStore, Ledger
 from sdk.labels import CodeRecord, Record
 
 AT_ONCE: Final = 256
-"""Codes erased in one transaction: a running service waits for no more."""
+"""Codes erased in one transaction, to the end of a sample: a running service waits for no more."""
 DAY_S: Final = 24 * 3600.0
 
 
@@ -56,7 +59,7 @@ class Due:
 
 
 def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list[Due]:
-    """Return what a policy lets go of a channel, in the order of its log. Nothing is changed.
+    """Return what a policy lets go of a channel, sample by sample in the order of its log. Nothing is changed.
 
     Cost: the whole log is read once.
     """
@@ -93,7 +96,19 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
         old = bool(positions) and received_utc < now_utc - policy.older_than_s
         if old and (idle or policy.live_too) and sample not in released.get(space, ()):
             out.append(Due(body, tuple(positions), size, counts, sample in labelled))
-    return out
+    return _by_sample(out, in_use, current)
+
+
+def _by_sample(what: Sequence[Due], in_use: AbstractSet[bytes], current: bytes | None) -> list[Due]:
+    """Return it sample by sample, of each those spaces first in which the fewest devices would miss it."""
+    first: dict[bytes, int] = {}
+    for at, each in enumerate(what):
+        first.setdefault(each.body.sample, at)
+
+    def place(each: Due) -> tuple[int, bool, bool]:
+        return first[each.body.sample], each.body.space == current, each.body.space in in_use
+
+    return sorted(what, key=place)
 
 
 @dataclass(frozen=True)
@@ -137,12 +152,27 @@ def _coded(ledger: Ledger, channel: str) -> Iterator[tuple[int, Record, float]]:
 def erase(store: FleetStore, channel: str, what: Sequence[Due]) -> int:
     """Erase codes, and say so in the log; return how many.
 
-    Killed at any point, what was erased is said and what was not is as it was; the next run goes on.
+    Killed at any point, what was erased is said and what was not is as it was, each sample whole; the next run
+    goes on.
     """
     count = 0
-    for begin in range(0, len(what), AT_ONCE):
-        some = what[begin : begin + AT_ONCE]
+    for some in _transactions(what):
         with store.write() as ledger:
             ledger.decide(channel, [each.body for each in some])
             count += ledger.erase_codes(channel, [position for each in some for position in each.positions])
     return count
+
+
+def _transactions(what: Sequence[Due]) -> Iterator[list[Due]]:
+    """Yield it in parts, each with all that goes of its samples."""
+    samples: dict[bytes, list[Due]] = {}
+    for each in what:
+        samples.setdefault(each.body.sample, []).append(each)
+    some: list[Due] = []
+    for dues in samples.values():
+        some += dues
+        if len(some) >= AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some

@@ -1,0 +1,180 @@
+"""How a policy takes codes out of a fleet's union: whole samples at a time, whenever it is cut short."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device_agent.agent import Agent
+from device_agent.config import MqttTable
+from sdk.bundle import Bundle
+from sdk.fleet.broker import Mosquitto
+from sdk.fleet.precision import with_precision_first
+from sdk.fleet.retention import AT_ONCE, Policy, due, erase
+from sdk.fleet.store import FleetStore
+from sdk.images import sample_id
+from sdk.labels import CodeRecord, Label
+from sdk.wire import DeviceState, UpdateState
+from tests.builders import class_id_of, make_bundle
+from tests.simulators import SimDevice, wait_for
+from tests.test_agent import COUNT, fleet_of, images, running, site_of
+from tests.tiny import class_id, two_precisions
+
+__all__ = ["images"]
+
+LATER = 4e9
+"""After every code of a test has come."""
+EVERYTHING = Policy(0.0, live_too=True)
+SCRATCH = class_id_of("scratch")
+LABELS = AT_ONCE + 44
+"""In two feature spaces: more than three transactions take."""
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    """Return two releases, each with a feature space of its own."""
+    folder = tmp_path_factory.mktemp("releases")
+    return [make_bundle(folder / f"r{i}", backbone=f"seed-{i}") for i in range(2)]
+
+
+def sample_of(number: int) -> bytes:
+    return hashlib.sha256(f"sample {number}".encode()).digest()
+
+
+def say(line: SimDevice, bundle: Bundle, number: int) -> None:
+    size = bundle.precision().feature_size
+    code = np.random.default_rng(number).integers(-127, 128, size, np.int8).tobytes()
+    space, digest = bytes.fromhex(bundle.space()), hashlib.sha256(code).digest()
+    line.write(CodeRecord(space, sample_of(number), f"{line.device}/{number}", digest), code)
+
+
+def label(line: SimDevice, bundle: Bundle, number: int) -> None:
+    say(line, bundle, number)
+    line.write(Label(sample_of(number), SCRATCH, "ann"))
+
+
+def tell(fleet: FleetStore, line: SimDevice) -> None:
+    with fleet.write() as ledger:
+        ledger.take(line.device, line.log, {})
+
+
+@pytest.fixture
+def line() -> SimDevice:
+    return SimDevice("line-1")
+
+
+@pytest.fixture
+def fleet(fleet_dir: Path, releases: list[Bundle], line: SimDevice) -> Iterator[FleetStore]:
+    """A fleet whose line labelled under a release that was left and is back."""
+    with FleetStore(fleet_dir) as store:
+        store.publish(releases[0], channel="default")
+        for number in range(LABELS):
+            label(line, releases[0], number)
+        for number in range(LABELS):
+            say(line, releases[1], number)
+        with store.write() as ledger:
+            ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
+        tell(store, line)
+        yield store
+
+
+def left(fleet: FleetStore) -> dict[bytes, int]:
+    """Return in how many feature spaces each sample has a code."""
+    with fleet.read() as ledger:
+        codes = ledger.codes_left("default")
+    counts = dict.fromkeys((sample for _, sample in codes), 0)
+    for (_, sample), there in codes.items():
+        counts[sample] += there
+    return counts
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+def kill_after_a_transaction(fleet: FleetStore) -> None:
+    def killed(_seconds: float) -> None:
+        raise Killed
+
+    fleet.on_commit = killed
+
+
+def test_killed_between_two_transactions_no_sample_keeps_a_code_in_one_space(fleet: FleetStore) -> None:
+    """Its device would take the code that is left for a reason to say the other one anew."""
+    what = due(fleet, "default", EVERYTHING, LATER)
+    assert len(what) == 2 * LABELS
+    kill_after_a_transaction(fleet)
+    with pytest.raises(Killed):
+        erase(fleet, "default", what)
+    fleet.on_commit = lambda _seconds: None
+    counts = left(fleet)
+    assert set(counts.values()) == {0, 2}
+    erase(fleet, "default", due(fleet, "default", EVERYTHING, LATER))
+    assert set(left(fleet).values()) == {0}
+
+
+def test_of_each_sample_the_code_that_counts_is_erased_last(fleet: FleetStore, releases: list[Bundle]) -> None:
+    """A page of the union may end between the two: what serves has its code till nothing is left."""
+    erase(fleet, "default", due(fleet, "default", EVERYTHING, LATER))
+    with fleet.read() as ledger:
+        said = [r.entry.body for r in ledger.own("default")]
+    spaces = [body.space.hex() for body in said if isinstance(body, CodeRecord)]
+    samples = [body.sample for body in said if isinstance(body, CodeRecord)]
+    assert spaces == [releases[1].space(), releases[0].space()] * LABELS
+    assert samples[::2] == samples[1::2]
+
+
+@pytest.mark.broker
+def test_a_device_says_nothing_again_of_a_policy_that_was_cut_short(
+    images: Path, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """A real device, service and broker. Its labels have codes in two precisions, many others between."""
+    bundle = two_precisions(tmp_path / "both")
+    site = site_of(images, None, loop=True, rate_fps=50.0, mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
+    own = {sample_id((images / f"{i}.png").read_bytes()) for i in range(1, COUNT, 2)}
+    with fleet_of(tmp_path / "fleet", mosquitto) as fleet, Agent(site) as agent, running(agent):
+
+        def serves(precision: str, labels: int) -> bool:
+            with fleet.read() as ledger:
+                whole = agent.store.log.position("default") == ledger.log_length("default")
+            state = agent.state()
+            there = state.release is not None and state.release.precision == precision
+            done = state.update is not None and state.update.state == UpdateState.COMMITTED.value
+            return whole and there and done and state.own_labels == labels and state.outbox == 0
+
+        def move(precision: str, labels: int) -> None:
+            with fleet.read() as ledger:
+                current = ledger.current("default")
+            assert current is not None
+            fleet.publish(
+                with_precision_first(fleet, current, precision, tmp_path / f"{precision}-{current.id}"),
+                channel="default",
+            )
+            wait_for(lambda: serves(precision, labels), what=f"{labels} labels at {precision}")
+
+        fleet.publish(bundle, channel="default")
+        wait_for(lambda: agent.state().frames > COUNT, what="frames")
+        for sample in own:
+            agent.station.label(sample, class_id("pit"), "ann")
+        wait_for(lambda: serves("fp32", len(own)), what="labels")
+        with fleet.write() as ledger:
+            ledger.note_state(DeviceState(device="line-2", channel="default", online=True), seen_utc=1.0)
+        line = SimDevice("line-2")
+        for number in range(LABELS):
+            say(line, bundle, number)
+        tell(fleet, line)
+        move("int8", len(own))
+        move("fp32", len(own))
+        with FleetStore(tmp_path / "fleet") as by_command:
+            what = due(by_command, "default", EVERYTHING, LATER)
+            kill_after_a_transaction(by_command)
+            with pytest.raises(Killed):
+                erase(by_command, "default", what)
+        wait_for(lambda: serves("fp32", 0), what="the agent to hear of it")
+        move("int8", 0)
+        codes = left(fleet)
+        assert {codes[sample] for sample in own} == {0}
