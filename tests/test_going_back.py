@@ -219,6 +219,52 @@ def test_what_was_erased_for_good_is_not_given_back(fleet: FleetStore, releases:
         assert live_samples(fleet) == len(releases[0].base().codes) - 1
 
 
+def test_what_was_erased_for_good_no_other_release_brings_back(fleet: FleetStore, releases: list[Bundle]) -> None:
+    """Other releases of the channel bring the sample too, with features in which no line has said its code."""
+    for release in (releases[1], releases[0]):
+        fleet.publish(release, channel="default")
+    erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), LATER))
+    brought = len(releases[0].base().codes)
+    for release in (releases[0], releases[1], releases[0]):
+        fleet.publish(release, channel="default")
+        with fleet.serving():
+            assert coded(fleet, release.space()) == set()
+            assert live_samples(fleet) == brought - 1
+    assert due(fleet, "default", Policy(0.0, live_too=True), LATER) == []
+
+
+def test_nor_does_another_precision_of_the_release(fleet_dir: Path, tmp_path: Path) -> None:
+    bundle, line = two_precisions(tmp_path / "both"), SimDevice("line-1")
+    base = bundle.base()
+    brought, code = base.samples[0], base.codes[0].tobytes()
+    line.write(CodeRecord(bytes.fromhex(bundle.space()), brought, "g", hashlib.sha256(code).digest()), code)
+    line.write(Label(brought, class_id("pit"), "ann"))
+    with FleetStore(fleet_dir) as fleet:
+        current = fleet.publish(bundle, channel="default")
+        with fleet.write() as ledger:
+            ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
+            ledger.take("line-1", line.log, {})
+        before = live_samples(fleet)
+        erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), LATER))
+        assert live_samples(fleet) == before - 1
+        fleet.publish(with_precision_first(fleet, current, "int8", tmp_path / "int8"), channel="default")
+        assert live_samples(fleet) == before - 1
+
+
+def test_a_restart_gives_nothing_back_that_a_version_before_erased_for_good(
+    fleet: FleetStore, releases: list[Bundle]
+) -> None:
+    """It said nothing of the features of other releases that bring the sample."""
+    for release in (releases[1], releases[0]):
+        fleet.publish(release, channel="default")
+    erased_as_before(fleet, releases[0].space())
+    with fleet.serving():
+        assert coded(fleet, releases[0].space()) == set()
+    erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), LATER))
+    fleet.publish(releases[1], channel="default")
+    assert live_samples(fleet) == len(releases[1].base().codes) - 1
+
+
 # -- a real device
 
 

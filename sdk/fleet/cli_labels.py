@@ -181,7 +181,7 @@ def retention(
             "channel": channel,
             "older_than_days": older_than_days,
             "live_too": live_too,
-            "samples": len(what),
+            "samples": len({each.body.sample for each in what}),
             "live_samples": sum(each.live for each in what),
             "size_bytes": sum(each.size_bytes for each in what),
             "erased": 0,
@@ -193,7 +193,8 @@ def retention(
     if as_json:
         click.echo(msgspec.json.encode(answer))
         return
-    said = f"codes of {len(what)} samples ({answer['live_samples']} of them count), {answer['size_bytes']} bytes"
+    counts = f"{answer['live_samples']} of them count"
+    said = f"codes of {answer['samples']} samples ({counts}), {answer['size_bytes']} bytes"
     click.echo(f"would erase {said}" if dry_run else f"erased {said}")
     for one in back:
         named = f"{one.release} ({one.precision})" if one.release else "a release that never was on this channel"

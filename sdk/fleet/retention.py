@@ -10,6 +10,7 @@ So a sample's codes go together: in one transaction, side by side in the log, th
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -30,9 +31,10 @@ class Policy:
 
     Attributes:
         older_than_s: Codes that came before that many seconds.
-        live_too: Those that count now as well: these samples are then no longer learned from. Without it only what
-            nothing rests on: withdrawn samples, and feature spaces that no release in use has
-            (`Ledger.spaces_in_use`), and of these not the samples that a release brings itself.
+        live_too: Those that count now as well: these samples are then no longer learned from, nor where a release
+            that the channel had brings them. Without it only what nothing rests on: withdrawn samples, and feature
+            spaces that no release in use has (`Ledger.spaces_in_use`), and of these not the samples that a release
+            brings itself.
     """
 
     older_than_s: float
@@ -45,7 +47,7 @@ class Due:
 
     Attributes:
         body: Its newest code record.
-        positions: Where the channel's log has records of it with a code.
+        positions: Where the channel's log has records of it with a code; none where a release alone brings one.
         size_bytes: Of these codes.
         live: Whether it counts now.
         labelled: Whether it is labelled: going back to a release of this space, its label would count.
@@ -96,7 +98,30 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list
         old = bool(positions) and received_utc < now_utc - policy.older_than_s
         if old and (idle or policy.live_too) and sample not in released.get(space, ()):
             out.append(Due(body, tuple(positions), size, counts, sample in labelled))
+    if policy.live_too:
+        goes = {(each.body.space, each.body.sample) for each in out}
+        kept = {key[1] for key, (_, positions, _, _) in found.items() if positions and key not in goes}
+        gone = {sample for _, sample in found} - kept
+        for body in _brought(store, channel, gone, found.keys()):
+            counts = body.space == current and body.sample in live
+            out.append(Due(body, (), 0, counts, body.sample in labelled))
     return _by_sample(out, in_use, current)
+
+
+def _brought(
+    store: FleetStore, channel: str, gone: AbstractSet[bytes], said: AbstractSet[tuple[bytes, bytes]]
+) -> list[CodeRecord]:
+    """Return what releases of the channel say of samples of which the log keeps no code, where no device said it.
+
+    Unsaid, a move to such a release or precision would bring them back.
+    """
+    out: dict[tuple[bytes, bytes], CodeRecord] = {}
+    for space, samples in store.brought(channel) if gone else ():
+        for sample in gone & samples.keys():
+            if (space, sample) not in said:
+                group, code = samples[sample]
+                out[space, sample] = CodeRecord(space, sample, group, hashlib.sha256(code).digest())
+    return list(out.values())
 
 
 def _by_sample(what: Sequence[Due], in_use: AbstractSet[bytes], current: bytes | None) -> list[Due]:

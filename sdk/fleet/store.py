@@ -360,11 +360,8 @@ class FleetStore:
             if not erased:
                 return 0
             spoken = ledger.codes_left(channel)
-            own = self.released(publication)
-            others = {at: one for at, one in ledger.published(channel).items() if at != space}
+        own = self.released(publication)
         elsewhere = {sample for (_, sample), left in spoken.items() if left}
-        for at, other in others.items():
-            elsewhere |= {sample for sample in self.released(other) if (at, sample) not in spoken}
         back = {
             sample: own[sample]
             for sample in sorted(erased & own.keys() & elsewhere)
@@ -385,10 +382,24 @@ class FleetStore:
             _, _, base = self._base_of(publication)
         except (StoreCorrupt, BundleError, KeyError):
             return {}
-        codes = (np.ascontiguousarray(code, np.int8).tobytes() for code in base.codes)
-        return {
-            sample: (group, code) for sample, group, code in zip(base.samples, base.groups, codes, strict=False)
-        }
+        return _coded(base)
+
+    def brought(self, channel: str) -> Iterator[tuple[bytes, dict[bytes, tuple[str, bytes]]]]:
+        """Yield by feature space what `released` returns of every release that a channel was given, in each of its
+        precisions.
+
+        Cost: every release's samples are read once.
+        """
+        with self.read() as ledger:
+            found = [one for cleared in (True, False) for one in ledger.publications(channel, cleared=cleared)]
+        releases = {publication.ref.release_id: publication.release for publication in found}
+        for release in releases.values():
+            files = {file.name: file for file in release.descriptor.files}
+            with contextlib.suppress(StoreCorrupt, BundleError, KeyError):  # long gone from the disk
+                for entry in decode_manifest(self.chunks.read(files[MANIFEST_NAME])).precisions:
+                    raw = self.chunks.read(files[entry.samples])
+                    base = BaseSamples.from_bytes(raw, entry.samples, entry.feature_size)
+                    yield bytes.fromhex(entry.space), _coded(base)
 
     def precision_of(self, publication: Publication) -> str:
         """Return which precision of its release a publication is about; empty where its manifest is damaged."""
@@ -540,6 +551,12 @@ class FleetStore:
 def _changes(session: Session) -> bool:
     session.flush()
     return changed(session.connection())
+
+
+def _coded(base: BaseSamples) -> dict[bytes, tuple[str, bytes]]:
+    """Return group and code of those of a release's samples that have one."""
+    codes = (np.ascontiguousarray(code, np.int8).tobytes() for code in base.codes)
+    return {sample: (group, code) for sample, group, code in zip(base.samples, base.groups, codes, strict=False)}
 
 
 class Ledger(RolloutLedger, UnionLedger):
