@@ -281,13 +281,13 @@ def test_only_what_nothing_rests_on_goes_and_the_live_set_stays(
 ) -> None:
     before = fleet.live_set("default")
     assert before is not None
-    what = due(fleet, "default", Policy(DAY_S), LATER)
-    assert {each.body.sample for each in what} == {
+    found = due(fleet, "default", Policy(DAY_S), LATER)
+    assert {each.body.sample for each in found.what} == {
         sample_of(4),
         sample_of(9),
     }  # withdrawn, and of no release in use
-    assert not any(each.live for each in what)
-    assert erase(fleet, "default", what) == 2
+    assert not any(each.live for each in found.what)
+    assert erase(fleet, found).codes == 2
     after = fleet.live_set("default")
     assert after is not None
     assert after.digest == before.digest
@@ -296,16 +296,16 @@ def test_only_what_nothing_rests_on_goes_and_the_live_set_stays(
     assert len(gone) == 2
     assert [r.entry for r in records_of(fleet)][: len(line.log)] == [r.entry for r in line.log]
     assert list(log_rows(fleet, "default", Checked()))  # every chain holds
-    assert due(fleet, "default", Policy(DAY_S), LATER) == []
+    assert due(fleet, "default", Policy(DAY_S), LATER).what == []
 
 
 def test_live_ones_go_when_the_policy_says_so_and_every_device_follows(
     fleet: FleetStore, bundles: list[Bundle], tmp_path: Path
 ) -> None:
     union = records_of(fleet)
-    what = due(fleet, "default", Policy(DAY_S, live_too=True), LATER)
-    assert sum(each.live for each in what) == 4
-    erase(fleet, "default", what)
+    found = due(fleet, "default", Policy(DAY_S, live_too=True), LATER)
+    assert sum(each.live for each in found.what) == 4
+    erase(fleet, found)
     live = fleet.live_set("default")
     assert live is not None
     assert len(live) == len(bundles[0].base().codes)
@@ -321,10 +321,10 @@ def test_live_ones_go_when_the_policy_says_so_and_every_device_follows(
 
 def test_younger_codes_and_those_of_a_quarantined_line_stay(fleet: FleetStore) -> None:
     now_utc = LATER
-    assert due(fleet, "default", Policy(now_utc, live_too=True), now_utc) == []
+    assert due(fleet, "default", Policy(now_utc, live_too=True), now_utc).what == []
     with fleet.write() as ledger:
         ledger.decide("default", [Quarantine("line-1", "", MAX_COUNTER, "flipped", "ann")])
-    what = due(fleet, "default", Policy(DAY_S), LATER)
+    what = due(fleet, "default", Policy(DAY_S), LATER).what
     assert {each.body.sample for each in what} == {sample_of(9)}  # of no release in use; the others may come back
 
 
@@ -338,8 +338,9 @@ def test_by_command_first_dry_then_in_earnest_with_who_and_when(
     assert not (fleet.directory / "retention.jsonl").exists()
     done = json.loads(headway(capsys, *asked).out)
     assert (done["erased"], done["live_samples"]) == (2, 0)
-    noted = json.loads((fleet.directory / "retention.jsonl").read_text())
-    assert (noted["by"], noted["erased"]) == ("ann", 2)
+    begun, noted = map(json.loads, (fleet.directory / "retention.jsonl").read_text().splitlines())
+    assert (begun["by"], begun["state"], begun["samples"], begun["erased"]) == ("ann", "begun", 2, 0)
+    assert (noted["by"], noted["state"], noted["erased"]) == ("ann", "done", 2)
     assert json.loads(headway(capsys, *asked).out)["samples"] == 0
 
 

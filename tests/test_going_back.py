@@ -14,11 +14,11 @@ from device_agent.config import MqttTable
 from sdk.bundle import Bundle
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.precision import with_precision_first
-from sdk.fleet.retention import Due, Missing, Policy, due, erase, missing
+from sdk.fleet.retention import Missing, Policy, due, erase, missing
 from sdk.fleet.rollout import Plan
 from sdk.fleet.store import FleetStore
 from sdk.images import sample_id
-from sdk.labels import CodeRecord, Label
+from sdk.labels import MAX_COUNTER, CodeRecord, Label, Quarantine
 from sdk.wire import DeviceState, UpdateState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway
@@ -91,16 +91,17 @@ def coded(fleet: FleetStore, space: str) -> set[bytes]:
 
 def erased_as_before(fleet: FleetStore, space: str) -> int:
     """Erase what a space has, base samples too and however lately it was in use, as versions before did."""
-    found: dict[bytes, Due] = {}
-    with fleet.read() as ledger:
+    found: dict[int, CodeRecord] = {}
+    with fleet.write() as ledger:
         position = 1
-        while page := ledger.received("default", position):
-            for at, (record, _) in enumerate(page, position):
+        while page := ledger.records("default", position):
+            for at, record in enumerate(page, position):
                 body = record.entry.body
                 if isinstance(body, CodeRecord) and body.space.hex() == space and record.code is not None:
-                    found[body.sample] = Due(body, (at,), len(record.code), False, True)
+                    found[at] = body
             position += len(page)
-    return erase(fleet, "default", [*found.values()])
+        ledger.decide("default", [*found.values()])
+        return ledger.erase_codes("default", [*found])
 
 
 def live_samples(fleet: FleetStore) -> int:
@@ -115,9 +116,11 @@ def live_samples(fleet: FleetStore) -> int:
 def test_the_releases_that_one_may_go_back_to_keep_their_codes(fleet: FleetStore, releases: list[Bundle]) -> None:
     for release in releases[1:3]:
         fleet.publish(release, channel="default")
-        assert due(fleet, "default", ALL, LATER) == []
+        assert due(fleet, "default", ALL, LATER).what == []
     fleet.publish(releases[3], channel="default")
-    assert {each.body.sample for each in due(fleet, "default", ALL, LATER)} == {sample_of(n) for n in range(3)}
+    assert {each.body.sample for each in due(fleet, "default", ALL, LATER).what} == {
+        sample_of(n) for n in range(3)
+    }
 
 
 def test_a_rollout_that_may_be_resumed_keeps_its_codes(
@@ -129,7 +132,7 @@ def test_a_rollout_that_may_be_resumed_keeps_its_codes(
     follow(fleet, line, releases[4])
     with fleet.write() as ledger:
         ledger.halt("default", "it was to be")
-    assert {each.body.space.hex() for each in due(fleet, "default", ALL, LATER)} == {releases[0].space()}
+    assert {each.body.space.hex() for each in due(fleet, "default", ALL, LATER).what} == {releases[0].space()}
 
 
 def test_rollouts_that_came_to_nothing_push_no_release_out(fleet: FleetStore, releases: list[Bundle]) -> None:
@@ -138,7 +141,7 @@ def test_rollouts_that_came_to_nothing_push_no_release_out(fleet: FleetStore, re
         fleet.publish(release, channel="default", plan=Plan(waves=["100%"]))
         with fleet.write() as ledger:
             ledger.halt("default", "it was to be")
-    assert due(fleet, "default", ALL, LATER) == []
+    assert due(fleet, "default", ALL, LATER).what == []
 
 
 def test_what_a_release_brings_stays_unless_all_that_counts_goes(
@@ -147,9 +150,32 @@ def test_what_a_release_brings_stays_unless_all_that_counts_goes(
     """Its code is in the bundle. Erased here, the release would know one sample less than it brings."""
     for release in releases[1:4]:
         fleet.publish(release, channel="default")
-    assert sample_of(BROUGHT) not in {each.body.sample for each in due(fleet, "default", ALL, LATER)}
+    assert sample_of(BROUGHT) not in {each.body.sample for each in due(fleet, "default", ALL, LATER).what}
     everything = due(fleet, "default", Policy(0.0, live_too=True), LATER)
-    assert sample_of(BROUGHT) in {each.body.sample for each in everything}
+    assert sample_of(BROUGHT) in {each.body.sample for each in everything.what}
+
+
+def test_a_release_that_comes_back_meanwhile_keeps_its_codes(fleet: FleetStore, releases: list[Bundle]) -> None:
+    for release in releases[1:4]:
+        fleet.publish(release, channel="default")
+    found = due(fleet, "default", ALL, LATER)
+    fleet.publish(releases[0], channel="default")
+    assert erase(fleet, found).codes == 0
+    assert len(coded(fleet, releases[0].space())) == 4
+
+
+def test_a_quarantine_that_comes_meanwhile_keeps_what_it_may_bring_back(
+    fleet: FleetStore, line: SimDevice
+) -> None:
+    """Who took the label back does not count any more, so the label does."""
+    line.write(Label(sample_of(0), None, "ann"))
+    with fleet.write() as ledger:
+        ledger.take("line-1", line.log, {})
+    found = due(fleet, "default", ALL, LATER)
+    assert {each.body.sample for each in found.what} == {sample_of(0)}
+    with fleet.write() as ledger:
+        ledger.decide("default", [Quarantine("line-1", "ann", MAX_COUNTER, "took labels back", "ben")])
+    assert erase(fleet, found).codes == 0
 
 
 def test_what_going_back_would_lack_is_said(
@@ -157,7 +183,7 @@ def test_what_going_back_would_lack_is_said(
 ) -> None:
     for release in releases[1:4]:
         fleet.publish(release, channel="default")
-    assert missing(fleet, "default", due(fleet, "default", ALL, LATER)) == [Missing("r0", "fp32", 3)]
+    assert missing(fleet, "default", due(fleet, "default", ALL, LATER).what) == [Missing("r0", "fp32", 3)]
     asked = ("fleet", "retention", "--dir", fleet.directory, "--older-than", 0)
     said = headway(capsys, *asked, "--dry-run").out
     assert "3 of these are labelled, with codes of r0 (fp32): should the channel go back to it" in said
@@ -174,7 +200,7 @@ def test_a_label_that_was_taken_back_keeps_a_code_in_no_space(
     line.write(Label(sample_of(0), None, "ann"))
     with fleet.write() as ledger:
         ledger.take("line-1", line.log, {})
-    gone = {(each.body.space.hex(), each.body.sample) for each in due(fleet, "default", ALL, LATER)}
+    gone = {(each.body.space.hex(), each.body.sample) for each in due(fleet, "default", ALL, LATER).what}
     assert gone == {(release.space(), sample_of(0)) for release in releases[:2]}
 
 
@@ -212,7 +238,7 @@ def test_a_service_that_starts_gives_back_what_a_release_brings(
 
 
 def test_what_was_erased_for_good_is_not_given_back(fleet: FleetStore, releases: list[Bundle]) -> None:
-    erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), LATER))
+    erase(fleet, due(fleet, "default", Policy(0.0, live_too=True), LATER))
     fleet.publish(releases[0], channel="default")
     with fleet.serving():
         assert coded(fleet, releases[0].space()) == set()
@@ -223,14 +249,14 @@ def test_what_was_erased_for_good_no_other_release_brings_back(fleet: FleetStore
     """Other releases of the channel bring the sample too, with features in which no line has said its code."""
     for release in (releases[1], releases[0]):
         fleet.publish(release, channel="default")
-    erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), LATER))
+    erase(fleet, due(fleet, "default", Policy(0.0, live_too=True), LATER))
     brought = len(releases[0].base().codes)
     for release in (releases[0], releases[1], releases[0]):
         fleet.publish(release, channel="default")
         with fleet.serving():
             assert coded(fleet, release.space()) == set()
             assert live_samples(fleet) == brought - 1
-    assert due(fleet, "default", Policy(0.0, live_too=True), LATER) == []
+    assert due(fleet, "default", Policy(0.0, live_too=True), LATER).what == []
 
 
 def test_nor_does_another_precision_of_the_release(fleet_dir: Path, tmp_path: Path) -> None:
@@ -245,7 +271,7 @@ def test_nor_does_another_precision_of_the_release(fleet_dir: Path, tmp_path: Pa
             ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
             ledger.take("line-1", line.log, {})
         before = live_samples(fleet)
-        erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), LATER))
+        erase(fleet, due(fleet, "default", Policy(0.0, live_too=True), LATER))
         assert live_samples(fleet) == before - 1
         fleet.publish(with_precision_first(fleet, current, "int8", tmp_path / "int8"), channel="default")
         assert live_samples(fleet) == before - 1
@@ -260,7 +286,7 @@ def test_a_restart_gives_nothing_back_that_a_version_before_erased_for_good(
     erased_as_before(fleet, releases[0].space())
     with fleet.serving():
         assert coded(fleet, releases[0].space()) == set()
-    erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), LATER))
+    erase(fleet, due(fleet, "default", Policy(0.0, live_too=True), LATER))
     fleet.publish(releases[1], channel="default")
     assert live_samples(fleet) == len(releases[1].base().codes) - 1
 
@@ -313,4 +339,4 @@ def test_there_and_back_again_every_label_counts(
         serve("int8")
         assert erased_as_before(store, bundle.space("fp32")) == own
         assert serve("fp32") == first
-        assert due(store, "default", ALL, LATER) == []
+        assert due(store, "default", ALL, LATER).what == []

@@ -176,7 +176,7 @@ def test_what_a_policy_erased_for_good_is_not_told_as_lost(
     fleet: FleetStore, releases: list[Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A plant that forgets old codes every year would have a warning for ever, and not see the next."""
-    erase(fleet, "default", due(fleet, "default", Policy(0.0, live_too=True), 4e9))
+    erase(fleet, due(fleet, "default", Policy(0.0, live_too=True), 4e9))
     fleet.publish(releases[1], channel="default")
     line = SimDevice("line-e")
     label(line, releases[0], 50)

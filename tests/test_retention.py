@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +20,10 @@ from sdk.fleet.precision import with_precision_first
 from sdk.fleet.retention import AT_ONCE, Policy, due, erase
 from sdk.fleet.store import FleetStore
 from sdk.images import sample_id
-from sdk.labels import CodeRecord, Label
+from sdk.labels import MAX_COUNTER, CodeRecord, Label, Quarantine
 from sdk.wire import DeviceState, UpdateState
 from tests.builders import class_id_of, make_bundle
+from tests.commands import headway
 from tests.simulators import SimDevice, wait_for
 from tests.test_agent import COUNT, fleet_of, images, running, site_of
 from tests.tiny import class_id, two_precisions
@@ -105,27 +109,74 @@ def kill_after_a_transaction(fleet: FleetStore) -> None:
 
 def test_killed_between_two_transactions_no_sample_keeps_a_code_in_one_space(fleet: FleetStore) -> None:
     """Its device would take the code that is left for a reason to say the other one anew."""
-    what = due(fleet, "default", EVERYTHING, LATER)
-    assert len(what) == 2 * LABELS
+    found = due(fleet, "default", EVERYTHING, LATER)
+    assert len(found.what) == 2 * LABELS
     kill_after_a_transaction(fleet)
     with pytest.raises(Killed):
-        erase(fleet, "default", what)
+        erase(fleet, found)
     fleet.on_commit = lambda _seconds: None
     counts = left(fleet)
     assert set(counts.values()) == {0, 2}
-    erase(fleet, "default", due(fleet, "default", EVERYTHING, LATER))
+    erase(fleet, due(fleet, "default", EVERYTHING, LATER))
     assert set(left(fleet).values()) == {0}
 
 
 def test_of_each_sample_the_code_that_counts_is_erased_last(fleet: FleetStore, releases: list[Bundle]) -> None:
     """A page of the union may end between the two: what serves has its code till nothing is left."""
-    erase(fleet, "default", due(fleet, "default", EVERYTHING, LATER))
+    erase(fleet, due(fleet, "default", EVERYTHING, LATER))
     with fleet.read() as ledger:
         said = [r.entry.body for r in ledger.own("default")]
     spaces = [body.space.hex() for body in said if isinstance(body, CodeRecord)]
     samples = [body.sample for body in said if isinstance(body, CodeRecord)]
     assert spaces == [releases[1].space(), releases[0].space()] * LABELS
     assert samples[::2] == samples[1::2]
+
+
+def test_what_is_labelled_while_codes_are_erased_keeps_them(
+    fleet: FleetStore, releases: list[Bundle], line: SimDevice
+) -> None:
+    """One before the first transaction, one of those that come last after it; a quarantine changes neither."""
+    found = due(fleet, "default", EVERYTHING, LATER)
+    line.write(Label(sample_of(0), SCRATCH, "ben"))
+    tell(fleet, line)
+
+    def meanwhile(_seconds: float) -> None:
+        fleet.on_commit = lambda _seconds: None
+        label(line, releases[0], LABELS - 1)
+        tell(fleet, line)
+        with fleet.write() as ledger:
+            ledger.decide("default", [Quarantine("line-1", "eve", MAX_COUNTER, "said nothing yet", "ann")])
+
+    fleet.on_commit = meanwhile
+    erased = erase(fleet, found)
+    kept = {sample_of(0), sample_of(LABELS - 1)}
+    assert {sample for sample, there in left(fleet).items() if there} == erased.kept == kept
+    live = fleet.live_set("default")
+    assert live is not None
+    assert kept <= set(live.samples)
+    assert len({each.body.sample for each in erased.what}) == LABELS - 2
+
+
+def test_who_began_is_noted_before_a_code_is_erased(fleet: FleetStore) -> None:
+    """Killed while it waits for its first transaction; what the line says is all that anybody can know later."""
+    note = fleet.directory / "retention.jsonl"
+    command = [sys.executable, "-m", "sdk.cli", "fleet", "retention", "--dir", str(fleet.directory)]
+    asked = [*command, "--older-than", "0", "--live-too", "--by", "ann"]
+    with fleet.write(), subprocess.Popen(asked, stdout=subprocess.DEVNULL) as running_command:
+        try:
+            wait_for(lambda: note.is_file() and note.read_bytes().endswith(b"\n"), what="the line")
+        finally:
+            running_command.kill()
+    (line,) = map(json.loads, note.read_text().splitlines())
+    assert (line["by"], line["state"], line["live_too"], line["samples"]) == ("ann", "begun", True, LABELS)
+    assert set(left(fleet).values()) == {2}
+
+
+def test_nothing_is_erased_that_cannot_be_noted(fleet: FleetStore, capsys: pytest.CaptureFixture[str]) -> None:
+    (fleet.directory / "retention.jsonl").mkdir()
+    ended = headway(capsys, "fleet", "retention", "--dir", fleet.directory, "--older-than", 0, "--live-too")
+    assert (ended.code, "Nothing is erased" in ended.err) == (2, True)
+    assert set(left(fleet).values()) == {2}
 
 
 @pytest.mark.broker
@@ -170,10 +221,10 @@ def test_a_device_says_nothing_again_of_a_policy_that_was_cut_short(
         move("int8", len(own))
         move("fp32", len(own))
         with FleetStore(tmp_path / "fleet") as by_command:
-            what = due(by_command, "default", EVERYTHING, LATER)
+            found = due(by_command, "default", EVERYTHING, LATER)
             kill_after_a_transaction(by_command)
             with pytest.raises(Killed):
-                erase(by_command, "default", what)
+                erase(by_command, found)
         wait_for(lambda: serves("fp32", 0), what="the agent to hear of it")
         move("int8", 0)
         codes = left(fleet)

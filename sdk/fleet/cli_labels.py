@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sdk.logrows import Checked
 
 RECORD_NAME: Final = "retention.jsonl"
-"""In the fleet's directory: who let codes be erased, when, by which policy."""
+"""In the fleet's directory: who let codes be erased, when, by which policy; a line before it and one after."""
 
 
 @click.group(short_help="Export and check a channel's whole label log.")
@@ -167,7 +167,7 @@ def retention(
     copies.
     """
     from sdk.fleet.cli import open_fleet
-    from sdk.fleet.retention import DAY_S, Policy, due, erase, missing
+    from sdk.fleet.retention import DAY_S, Due, Erased, Policy, due, erase, missing
 
     decided_by, now_utc = who(by), time.time()
     policy = Policy(older_than_days * DAY_S, live_too)
@@ -175,40 +175,53 @@ def retention(
         with store.read() as ledger:
             if channel not in ledger.channels():
                 raise FleetError(f"there is no channel {channel}", hint="`headway fleet devices` shows them.")
-        what = due(store, channel, policy, now_utc)
-        back = [] if live_too else missing(store, channel, what)
-        answer = {
-            "channel": channel,
-            "older_than_days": older_than_days,
-            "live_too": live_too,
-            "samples": len({each.body.sample for each in what}),
-            "live_samples": sum(each.live for each in what),
-            "size_bytes": sum(each.size_bytes for each in what),
-            "erased": 0,
-            "going_back": [dataclasses.asdict(one) for one in back],
-        }
-        if not dry_run and what:
-            answer["erased"] = erase(store, channel, what)
-            _note(directory, {"utc": now_utc, "by": decided_by, **answer})
+        found, erased = due(store, channel, policy, now_utc), Erased()
+
+        def told(what: list[Due]) -> dict[str, Any]:
+            back = [] if live_too else missing(store, channel, what)
+            return {
+                "channel": channel,
+                "older_than_days": older_than_days,
+                "live_too": live_too,
+                "samples": len({each.body.sample for each in what}),
+                "live_samples": sum(each.live for each in what),
+                "size_bytes": sum(each.size_bytes for each in what),
+                "erased": erased.codes,
+                "kept": len(erased.kept),
+                "going_back": [dataclasses.asdict(one) for one in back],
+            }
+
+        answer = told(found.what)
+        if not dry_run and found.what:
+            line = {"utc": now_utc, "by": decided_by}
+            _note(directory, {**line, "state": "begun", **answer}, "Nothing is erased; see to the disk first.")
+            erased = erase(store, found)
+            answer = told(erased.what)
+            _note(directory, {**line, "state": "done", **answer}, "The codes are erased; note it by hand.")
     if as_json:
         click.echo(msgspec.json.encode(answer))
         return
     counts = f"{answer['live_samples']} of them count"
     said = f"codes of {answer['samples']} samples ({counts}), {answer['size_bytes']} bytes"
     click.echo(f"would erase {said}" if dry_run else f"erased {said}")
-    for one in back:
-        named = f"{one.release} ({one.precision})" if one.release else "a release that never was on this channel"
+    if erased.kept:
+        click.echo(f"{len(erased.kept)} samples were labelled meanwhile, or their codes said: these are left")
+    for one in answer["going_back"]:
+        named = "a release that never was on this channel"
+        if one["release"]:
+            named = f"{one['release']} ({one['precision']})"
         click.echo(
-            f"{one.samples} of these are labelled, with codes of {named}: should the channel go back to it, they "
-            "count as soon as the devices that have their pictures have said the codes anew"
+            f"{one['samples']} of these are labelled, with codes of {named}: should the channel go back to it, "
+            "they count as soon as the devices that have their pictures have said the codes anew"
         )
 
 
-def _note(directory: Path, line: dict[str, Any]) -> None:
+def _note(directory: Path, line: dict[str, Any], hint: str) -> None:
     file = directory / RECORD_NAME
     try:
         with file.open("ab") as stream:
             stream.write(msgspec.json.encode(line) + b"\n")
         sync_path(file)
+        sync_path(directory)
     except OSError as error:
-        raise FleetError(f"{file}: {error.strerror}", hint="The codes are erased; note it by hand.") from error
+        raise FleetError(f"{file}: {error.strerror}", hint=hint) from error

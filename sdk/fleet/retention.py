@@ -14,11 +14,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from sdk.fleet.store import FleetStore, Ledger
-from sdk.labels import CodeRecord, Record
+from sdk.labels import CodeRecord, Label, Quarantine, Record
 
 AT_ONCE: Final = 256
 """Codes erased in one transaction, to the end of a sample: a running service waits for no more."""
@@ -60,18 +60,56 @@ class Due:
     labelled: bool
 
 
-def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> list[Due]:
-    """Return what a policy lets go of a channel, sample by sample in the order of its log. Nothing is changed.
+@dataclass(frozen=True)
+class Found:
+    """What a policy lets go of a channel, as it stood.
+
+    Attributes:
+        channel, policy, now_utc: What was asked.
+        what: Sample by sample, in the order of the channel's log.
+        length: How much of that log was known.
+        publication: Number of the release that was its current one; None without.
+        in_use: The feature spaces that were in use.
+    """
+
+    channel: str
+    policy: Policy
+    now_utc: float
+    what: list[Due]
+    length: int
+    publication: int | None
+    in_use: AbstractSet[bytes]
+
+    def holds(self, ledger: Ledger) -> bool:
+        """Return whether what counts, and where, is decided as it was; single samples aside."""
+        current = ledger.current(self.channel)
+        same = (None if current is None else current.id) == self.publication
+        return same and ledger.spaces_in_use(self.channel) <= self.in_use
+
+
+def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> Found:
+    """Return what a policy lets go of a channel. Nothing is changed.
 
     Cost: the whole log is read once.
     """
+    with store.read() as ledger:  # before the fold below, which may know more by then
+        length, release, in_use = (
+            ledger.log_length(channel),
+            ledger.current(channel),
+            ledger.spaces_in_use(channel),
+        )
+    what = _due(store, channel, policy, now_utc, in_use)
+    return Found(channel, policy, now_utc, what, length, None if release is None else release.id, in_use)
+
+
+def _due(store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use: AbstractSet[bytes]) -> list[Due]:
     learned = store.learned(channel)
     live = frozenset(() if learned is None else learned.live.samples)
     labelled = live if learned is None else live.union(learned.codeless, learned.erased)
     withdrawn = frozenset(() if learned is None else learned.withdrawn)
     held = frozenset(() if learned is None else (hold.device for hold in learned.holds))
     with store.read() as ledger:
-        in_use, published = ledger.spaces_in_use(channel), ledger.published(channel)
+        published = ledger.published(channel)
         found: dict[tuple[bytes, bytes], tuple[CodeRecord, list[int], int, float]] = {}
         may_return: set[tuple[bytes, bytes]] = set()  # of a source that is quarantined: released, it counts again
         for position, record, received_utc in _coded(ledger, channel):
@@ -174,18 +212,70 @@ def _coded(ledger: Ledger, channel: str) -> Iterator[tuple[int, Record, float]]:
         position += len(page)
 
 
-def erase(store: FleetStore, channel: str, what: Sequence[Due]) -> int:
-    """Erase codes, and say so in the log; return how many.
+@dataclass
+class Erased:
+    """What was erased.
+
+    Attributes:
+        what: The codes, as they were found.
+        codes: How many of them there were.
+        kept: Samples that were left as they are: somebody said something of them after they had been found.
+    """
+
+    what: list[Due] = field(default_factory=list)
+    codes: int = 0
+    kept: set[bytes] = field(default_factory=set)
+
+
+def erase(store: FleetStore, found: Found) -> Erased:
+    """Erase codes, and say so in the log; return what was.
+
+    What is said while it goes on stands: a sample that is labelled meanwhile, or whose code is said, is left as it
+    is. Where another release came meanwhile, or a quarantine, what may go is looked for anew.
 
     Killed at any point, what was erased is said and what was not is as it was, each sample whole; the next run
     goes on.
     """
-    count = 0
-    for some in _transactions(what):
+    erased, heard = Erased(), _Heard(found.length)
+    while not _erase(store, found, erased, heard):
+        found = due(store, found.channel, found.policy, found.now_utc)
+    return erased
+
+
+@dataclass
+class _Heard:
+    """What others have said since the codes were found: how far in the channel's log, and of which samples."""
+
+    position: int
+    samples: set[bytes] = field(default_factory=set)
+
+    def listen(self, ledger: Ledger, channel: str) -> bool:
+        """Take in what is new; return whether it may say of any sample whether it counts."""
+        of_sources = False
+        while page := ledger.records(channel, self.position + 1):
+            bodies = [record.entry.body for record in page]
+            self.samples |= {body.sample for body in bodies if isinstance(body, Label | CodeRecord)}
+            of_sources |= any(isinstance(body, Quarantine) for body in bodies)
+            self.position += len(page)
+        return of_sources
+
+
+def _erase(store: FleetStore, found: Found, erased: Erased, heard: _Heard) -> bool:
+    """Erase what was found as long as it holds; return whether it did to the end."""
+    channel = found.channel
+    for some in _transactions(found.what):
         with store.write() as ledger:
-            ledger.decide(channel, [each.body for each in some])
-            count += ledger.erase_codes(channel, [position for each in some for position in each.positions])
-    return count
+            if heard.listen(ledger, channel) or not found.holds(ledger):
+                return False
+            going = [each for each in some if each.body.sample not in heard.samples]
+            if going:
+                ledger.decide(channel, [each.body for each in going])
+            codes = ledger.erase_codes(channel, [position for each in going for position in each.positions])
+            heard.position = ledger.log_length(channel)
+        erased.what += going
+        erased.codes += codes
+        erased.kept |= {each.body.sample for each in some} & heard.samples
+    return True
 
 
 def _transactions(what: Sequence[Due]) -> Iterator[list[Due]]:
