@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_agent.agent import Agent
 from device_agent.config import MqttTable
 from sdk.bundle import Bundle
 from sdk.fleet.broker import Mosquitto
 from sdk.fleet.precision import with_precision_first
-from sdk.fleet.retention import AT_ONCE, Policy, due, erase
+from sdk.fleet.retention import AT_ONCE, DAY_S, Policy, believable, due, erase
 from sdk.fleet.store import FleetStore
 from sdk.images import sample_id
 from sdk.labels import MAX_COUNTER, CodeRecord, Label, Quarantine
@@ -130,6 +135,74 @@ def test_of_each_sample_the_code_that_counts_is_erased_last(fleet: FleetStore, r
     samples = [body.sample for body in said if isinstance(body, CodeRecord)]
     assert spaces == [releases[1].space(), releases[0].space()] * LABELS
     assert samples[::2] == samples[1::2]
+
+
+def fleet_that_heard_at(folder: Path, releases: list[Bundle], line: SimDevice, *heard_utc: float) -> Path:
+    """Make a fleet whose clock stood so when the code and label of each sample came, one after the other."""
+    for number in range(len(heard_utc)):
+        label(line, releases[0], number)
+    with FleetStore(folder) as store:
+        store.publish(releases[0], channel="default")
+        with store.write() as ledger:
+            ledger.note_state(DeviceState(device="line-1", channel="default", online=True), seen_utc=1.0)
+        tell(store, line)
+    with contextlib.closing(sqlite3.connect(folder / "fleet.db")) as raw, raw:
+        for number, utc in enumerate(heard_utc):
+            positions = (2 * number + 1, 2 * number + 2)
+            raw.execute("UPDATE entries SET received_utc = ? WHERE position IN (?, ?)", (utc, *positions))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("years", "erased", "ahead"),
+    [
+        ((0, 0, -6, 0), set(), 0),
+        ((-2, 0, -6, 0), {0}, 0),
+        ((-2, 9, 0, 0), {0}, 2),
+        ((-2, 0, 0, 9), {0}, 2),
+        ((-2, 9, -2, 0), {0, 1, 2}, 2),
+        ((9, 9, 9, 9), set(), 8),
+    ],
+    ids=[
+        "was behind",
+        "was behind, one is old",
+        "was ahead",
+        "ahead to the end",
+        "was ahead, long ago",
+        "is behind",
+    ],
+)
+def test_a_clock_that_was_wrong_makes_no_code_old(
+    tmp_path: Path,
+    releases: list[Bundle],
+    line: SimDevice,
+    capsys: pytest.CaptureFixture[str],
+    years: tuple[int, ...],
+    erased: set[int],
+    ahead: int,
+) -> None:
+    heard = [time.time() + year * 366 * DAY_S - 60.0 for year in years]
+    folder = fleet_that_heard_at(tmp_path / "fleet", releases, line, *heard)
+    asked = ("fleet", "retention", "--dir", folder, "--older-than", 365, "--live-too", "--json")
+    ended = headway(capsys, *asked)
+    assert json.loads(ended.out)["ahead"] == ahead
+    assert ("this machine's clock is behind, or was ahead" in ended.err) is (ahead > 0)
+    with FleetStore(folder) as fleet:
+        gone = {sample for sample, there in left(fleet).items() if not there}
+    assert gone == {sample_of(number) for number in erased}
+    assert json.loads(headway(capsys, *asked[:5], 0, *asked[6:]).out)["samples"] == len(years) - len(erased)
+
+
+@given(st.lists(st.floats(0, 100)))
+def test_a_believable_time_is_in_order_and_no_younger_than_now(came_utc: list[float]) -> None:
+    now_utc = 50.0
+    times = believable(came_utc, now_utc)
+    assert times == sorted(times)
+    assert all(said > now_utc or said <= time for said, time in zip(came_utc, times, strict=True))
+    assert all(time <= now_utc for time in times)
+    assert believable(sorted(said for said in came_utc if said <= now_utc), now_utc) == sorted(
+        said for said in came_utc if said <= now_utc
+    )
 
 
 def test_what_is_labelled_while_codes_are_erased_keeps_them(

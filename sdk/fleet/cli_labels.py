@@ -143,7 +143,7 @@ def _csv_rows(stream: IO[str], rows: Iterator[dict[str, Any]]) -> None:
 @channel_option
 @click.option(
     "--older-than", "older_than_days", type=click.FloatRange(min=0), required=True, metavar="DAYS",
-    help="Codes that came before that many days.",
+    help="Codes that came before that many days; 0 is all.",
 )  # fmt: skip
 @click.option("--live-too", is_flag=True, help="Also those that count now: nothing learns from these any more.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be erased.")
@@ -188,6 +188,7 @@ def retention(
                 "size_bytes": sum(each.size_bytes for each in what),
                 "erased": erased.codes,
                 "kept": len(erased.kept),
+                "ahead": found.ahead,
                 "going_back": [dataclasses.asdict(one) for one in back],
             }
 
@@ -198,6 +199,12 @@ def retention(
             erased = erase(store, found)
             answer = told(erased.what)
             _note(directory, {**line, "state": "done", **answer}, "The codes are erased; note it by hand.")
+    if found.ahead:
+        click.echo(
+            f"this machine's clock is behind, or was ahead: by it {found.ahead} entries of the log came later "
+            "than now. They count as no older than what came after them; set the clock right",
+            err=True,
+        )
     if as_json:
         click.echo(msgspec.json.encode(answer))
         return

@@ -5,7 +5,10 @@ and the chain still holds (docs/labels.md, section 1). What is erased is said in
 record without a code, the last word on that sample, so that every device's live set stays the fleet's. Where a
 sample has a code left in another space, its device says it anew when this one is in use again (section 7).
 
-So a sample's codes go together: in one transaction, side by side in the log, that of the release in service last.
+How old a code is says the clock by which it came, and that may have been wrong: entries come one after the other,
+so none counts as older than one before it.
+
+A sample's codes go together: in one transaction, side by side in the log, that of the release in service last.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from sdk.fleet.store import FleetStore, Ledger
@@ -30,7 +34,7 @@ class Policy:
     """What may go.
 
     Attributes:
-        older_than_s: Codes that came before that many seconds.
+        older_than_s: Codes that came before that many seconds; 0 is all, whatever a clock says.
         live_too: Those that count now as well: these samples are then no longer learned from, nor where a release
             that the channel had brings them. Without it only what nothing rests on: withdrawn samples, and feature
             spaces that no release in use has (`Ledger.spaces_in_use`), and of these not the samples that a release
@@ -70,6 +74,7 @@ class Found:
         length: How much of that log was known.
         publication: Number of the release that was its current one; None without.
         in_use: The feature spaces that were in use.
+        ahead: How many entries came later than now, by the clock of their day: that one was wrong, or now's is.
     """
 
     channel: str
@@ -79,6 +84,7 @@ class Found:
     length: int
     publication: int | None
     in_use: AbstractSet[bytes]
+    ahead: int
 
     def holds(self, ledger: Ledger) -> bool:
         """Return whether what counts, and where, is decided as it was; single samples aside."""
@@ -98,8 +104,26 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> Foun
             ledger.current(channel),
             ledger.spaces_in_use(channel),
         )
+        ahead = sum(utc > now_utc for utc in ledger.came(channel))
     what = _due(store, channel, policy, now_utc, in_use)
-    return Found(channel, policy, now_utc, what, length, None if release is None else release.id, in_use)
+    return Found(channel, policy, now_utc, what, length, None if release is None else release.id, in_use, ahead)
+
+
+def believable(came_utc: Sequence[float], now_utc: float) -> list[float]:
+    """Return when entries came, of a log in order, where the clock was wrong at times; in doubt the later time.
+
+    An entry came no earlier than those before it, and none after now: one that says so came by the next that does
+    not.
+
+    >>> believable([10.0, 20.0, 3.0, 21.0, 99.0, 22.0, 98.0], now_utc=30.0)
+    [10.0, 20.0, 20.0, 21.0, 22.0, 22.0, 30.0]
+    """
+    times, after = list(came_utc), now_utc
+    for at in reversed(range(len(times))):
+        if times[at] <= now_utc:
+            after = times[at]
+        times[at] = after
+    return list(accumulate(times, max))
 
 
 def _due(store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use: AbstractSet[bytes]) -> list[Due]:
@@ -112,7 +136,7 @@ def _due(store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use
         published = ledger.published(channel)
         found: dict[tuple[bytes, bytes], tuple[CodeRecord, list[int], int, float]] = {}
         may_return: set[tuple[bytes, bytes]] = set()  # of a source that is quarantined: released, it counts again
-        for position, record, received_utc in _coded(ledger, channel):
+        for position, record, came_utc in _coded(ledger, channel, now_utc):
             body = record.entry.body
             assert isinstance(body, CodeRecord)
             key = body.space, body.sample
@@ -121,19 +145,19 @@ def _due(store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use
             _, positions, size, _ = found.get(key, (body, [], 0, 0.0))
             size += 0 if record.code is None else len(record.code)
             positions += [] if record.code is None else [position]
-            found[key] = body, positions, size, received_utc
+            found[key] = body, positions, size, came_utc
     # Their codes are in the bundle whatever is erased here: without them it would only know less than it brings.
     released = {} if policy.live_too else {space: store.released(one).keys() for space, one in published.items()}
     out = []
     current = None if learned is None else bytes.fromhex(learned.live.space)
-    for (space, sample), (body, positions, size, received_utc) in found.items():
+    for (space, sample), (body, positions, size, came_utc) in found.items():
         counts = space == current and sample in live
         retired = space not in in_use
         # In a space that is in use but not the current one, nobody here can say whether the code counts; but that
         # of a sample whose label was taken back does not, such as of a picture that was deleted.
         nowhere = sample in withdrawn or (space == current and not counts)
         idle = retired or (nowhere and (space, sample) not in may_return)
-        old = bool(positions) and received_utc < now_utc - policy.older_than_s
+        old = bool(positions) and (came_utc < now_utc - policy.older_than_s or not policy.older_than_s)
         if old and (idle or policy.live_too) and sample not in released.get(space, ()):
             out.append(Due(body, tuple(positions), size, counts, sample in labelled))
     if policy.live_too:
@@ -203,12 +227,12 @@ def missing(store: FleetStore, channel: str, what: Sequence[Due]) -> list[Missin
     ]
 
 
-def _coded(ledger: Ledger, channel: str) -> Iterator[tuple[int, Record, float]]:
-    position = 1
-    while page := ledger.received(channel, position):
-        for at, (record, received_utc) in enumerate(page, position):
+def _coded(ledger: Ledger, channel: str, now_utc: float) -> Iterator[tuple[int, Record, float]]:
+    came_utc, position = believable(ledger.came(channel), now_utc), 1
+    while page := ledger.records(channel, position):
+        for at, record in enumerate(page, position):
             if isinstance(record.entry.body, CodeRecord):
-                yield at, record, received_utc
+                yield at, record, came_utc[at - 1]
         position += len(page)
 
 

@@ -226,15 +226,10 @@ class UnionLedger(ChannelLedger):
         )
         return [Restored(id=row.id, since=row.since) for row in reversed(list(rows))]
 
-    def received(self, channel: str, first: int) -> list[tuple[Record, float]]:
-        """Return records from a position on, and when each came; empty past the end."""
-        rows = self._session.execute(
-            select(EntryRow.record, EntryRow.received_utc)
-            .where(EntryRow.channel == channel, EntryRow.position >= first)
-            .order_by(EntryRow.position)
-            .limit(MAX_BATCH_RECORDS)
-        )
-        return [(msgspec.msgpack.decode(record, type=Record), received_utc) for record, received_utc in rows]
+    def came(self, channel: str) -> list[float]:
+        """Return when each record of a channel's union came, in order, by the clock of that moment."""
+        rows = select(EntryRow.received_utc).where(EntryRow.channel == channel).order_by(EntryRow.position)
+        return list(self._session.scalars(rows))
 
     def log_ends(self, channel: str) -> dict[str, tuple[int, bytes]]:
         """Return the number and hash of the last entry of every log in a channel's union, the fleet's own too."""
