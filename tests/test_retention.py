@@ -193,6 +193,25 @@ def test_a_clock_that_was_wrong_makes_no_code_old(
     assert json.loads(headway(capsys, *asked[:5], 0, *asked[6:]).out)["samples"] == len(years) - len(erased)
 
 
+def test_a_code_that_counts_stays_as_long_as_a_younger_one_does(
+    tmp_path: Path, releases: list[Bundle], line: SimDevice, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its device would say it anew at once, and it would be young again."""
+    now_utc = time.time()
+    folder = fleet_that_heard_at(tmp_path / "fleet", releases, line, *[now_utc - 400 * DAY_S] * 3)
+    with FleetStore(folder) as fleet:
+        say(line, releases[1], 0)
+        tell(fleet, line)
+        found = due(fleet, "default", Policy(365 * DAY_S, live_too=True), now_utc)
+        assert {each.body.sample for each in found.what} == {sample_of(1), sample_of(2)}
+        assert found.younger == 1
+        in_a_year = due(fleet, "default", Policy(365 * DAY_S, live_too=True), now_utc + 366 * DAY_S)
+        assert (len(in_a_year.what), in_a_year.younger) == (4, 0)
+    said = headway(capsys, "fleet", "retention", "--dir", folder, "--older-than", 365, "--live-too").out
+    assert "erased codes of 2 samples" in said
+    assert "1 sample counts on until a younger code" in said
+
+
 @given(st.lists(st.floats(0, 100)))
 def test_a_believable_time_is_in_order_and_no_younger_than_now(came_utc: list[float]) -> None:
     now_utc = 50.0

@@ -188,6 +188,7 @@ def retention(
                 "size_bytes": sum(each.size_bytes for each in what),
                 "erased": erased.codes,
                 "kept": len(erased.kept),
+                "younger": found.younger,
                 "ahead": found.ahead,
                 "going_back": [dataclasses.asdict(one) for one in back],
             }
@@ -211,8 +212,15 @@ def retention(
     counts = f"{answer['live_samples']} of them count"
     said = f"codes of {answer['samples']} samples ({counts}), {answer['size_bytes']} bytes"
     click.echo(f"would erase {said}" if dry_run else f"erased {said}")
+    if found.younger:
+        stay = "1 sample counts" if found.younger == 1 else f"{found.younger} samples count"
+        click.echo(
+            f"{stay} on until a younger code, in another release or precision, is as old: with that one "
+            "there, devices would say this one anew"
+        )
     if erased.kept:
-        click.echo(f"{len(erased.kept)} samples were labelled meanwhile, or their codes said: these are left")
+        stay = "1 sample was" if len(erased.kept) == 1 else f"{len(erased.kept)} samples were"
+        click.echo(f"{stay} labelled while this went on, or a code said, and kept all codes")
     for one in answer["going_back"]:
         named = "a release that never was on this channel"
         if one["release"]:

@@ -35,10 +35,10 @@ class Policy:
 
     Attributes:
         older_than_s: Codes that came before that many seconds; 0 is all, whatever a clock says.
-        live_too: Those that count now as well: these samples are then no longer learned from, nor where a release
-            that the channel had brings them. Without it only what nothing rests on: withdrawn samples, and feature
-            spaces that no release in use has (`Ledger.spaces_in_use`), and of these not the samples that a release
-            brings itself.
+        live_too: Those that count now as well, once none of the sample's codes is younger: these samples are then
+            no longer learned from, nor where a release that the channel had brings them. Without it only what
+            nothing rests on: withdrawn samples, and feature spaces that no release in use has
+            (`Ledger.spaces_in_use`), and of these not the samples that a release brings itself.
     """
 
     older_than_s: float
@@ -74,6 +74,8 @@ class Found:
         length: How much of that log was known.
         publication: Number of the release that was its current one; None without.
         in_use: The feature spaces that were in use.
+        younger: How many samples count on, though their code is old enough: they have a younger one in another
+            space, which would bring it back.
         ahead: How many entries came later than now, by the clock of their day: that one was wrong, or now's is.
     """
 
@@ -84,6 +86,7 @@ class Found:
     length: int
     publication: int | None
     in_use: AbstractSet[bytes]
+    younger: int
     ahead: int
 
     def holds(self, ledger: Ledger) -> bool:
@@ -105,8 +108,9 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> Foun
             ledger.spaces_in_use(channel),
         )
         ahead = sum(utc > now_utc for utc in ledger.came(channel))
-    what = _due(store, channel, policy, now_utc, in_use)
-    return Found(channel, policy, now_utc, what, length, None if release is None else release.id, in_use, ahead)
+    what, younger = _due(store, channel, policy, now_utc, in_use)
+    current = None if release is None else release.id
+    return Found(channel, policy, now_utc, what, length, current, in_use, younger, ahead)
 
 
 def believable(came_utc: Sequence[float], now_utc: float) -> list[float]:
@@ -126,7 +130,10 @@ def believable(came_utc: Sequence[float], now_utc: float) -> list[float]:
     return list(accumulate(times, max))
 
 
-def _due(store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use: AbstractSet[bytes]) -> list[Due]:
+def _due(
+    store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use: AbstractSet[bytes]
+) -> tuple[list[Due], int]:
+    """Return what goes, and how many samples stay for the sake of a younger code."""
     learned = store.learned(channel)
     live = frozenset(() if learned is None else learned.live.samples)
     labelled = live if learned is None else live.union(learned.codeless, learned.erased)
@@ -160,14 +167,17 @@ def _due(store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use
         old = bool(positions) and (came_utc < now_utc - policy.older_than_s or not policy.older_than_s)
         if old and (idle or policy.live_too) and sample not in released.get(space, ()):
             out.append(Due(body, tuple(positions), size, counts, sample in labelled))
+    younger: set[bytes] = set()
     if policy.live_too:
         goes = {(each.body.space, each.body.sample) for each in out}
         kept = {key[1] for key, (_, positions, _, _) in found.items() if positions and key not in goes}
         gone = {sample for _, sample in found} - kept
+        younger = {each.body.sample for each in out if each.live} & kept
+        out = [each for each in out if not (each.live and each.body.sample in younger)]
         for body in _brought(store, channel, gone, found.keys()):
             counts = body.space == current and body.sample in live
             out.append(Due(body, (), 0, counts, body.sample in labelled))
-    return _by_sample(out, in_use, current)
+    return _by_sample(out, in_use, current), len(younger)
 
 
 def _brought(
