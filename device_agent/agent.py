@@ -149,7 +149,7 @@ class Agent:
             self.sources = told_apart(
                 [open_source(each, site.device, clock, site.cameras) for each in site.cameras]
             )
-            self.store = Store.open(site.data_dir, site.device, clock=clock, limits=_limits_of(site))
+            self.store = Store.open(site.data_dir, site.device, clock=clock, limits=limits_of(site))
             undo.callback(self.store.close)
             # A store that was begun anew, or lost rows to a power cut, would count again from what it knows.
             self.store.heads.number_beyond(greatest_head(site.data_dir))
@@ -736,7 +736,7 @@ def running_state(site: Site, timeout_s: float) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def _limits_of(site: Site) -> StoreLimits:
+def limits_of(site: Site) -> StoreLimits:
     """Return what the settings let the store keep."""
     return StoreLimits(
         keep_samples=site.store.keep_samples,
@@ -744,4 +744,5 @@ def _limits_of(site: Site) -> StoreLimits:
         keep_parts=site.store.keep_parts,
         max_image_bytes=site.store.max_image_mib * 1024**2,
         ballast_bytes=site.store.ballast_mib * 1024**2,
+        outbox=None if site.mqtt is None else StoreLimits.outbox,
     )

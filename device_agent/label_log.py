@@ -83,7 +83,7 @@ class LabelLog:
         meta: Its named values.
         device: Whose own log it is.
         clock: Seconds since 1970; only ever a record, never an order.
-        outbox: Own records the fleet has not acknowledged, at most.
+        outbox: Own records the fleet has not acknowledged, at most; None is no limit.
         with_room: Runs a write, and finds room for it where the disk is full.
         on_label: Writes what else a label changes, in the label's own transaction.
 
@@ -98,7 +98,7 @@ class LabelLog:
         device: str,
         *,
         clock: Callable[[], float],
-        outbox: int,
+        outbox: int | None,
         with_room: Callable[[Callable[[], list[Record]]], list[Record]],
         on_label: Callable[[sqlite3.Connection, Label], None],
     ) -> None:
@@ -192,11 +192,13 @@ class LabelLog:
             return records
 
     def _check_outbox(self, more: int) -> None:
+        if self._outbox is None:
+            return
         depth = self.outbox_depth()
         if depth + more > self._outbox:
             raise StoreFull(
                 f"{depth} entries wait for the fleet, at most {self._outbox} may",
-                hint="Connect the device to its broker, or raise the store's outbox limit.",
+                hint="Connect the device to its broker; one that is to stay alone has no [mqtt] in its site.toml.",
             )
 
     def _check_caught_up(self) -> None:

@@ -20,7 +20,8 @@ class StoreLimits:
         ballast_bytes: Kept on the disk to be given up for labels when it is full; 0 for none.
         queue: Questions waiting for the operator; beyond it the least important one falls out.
         queue_per_group: Of one part or burst: more of the same teaches little.
-        outbox: Own records the fleet has not acknowledged; beyond it labels are refused.
+        outbox: Own records the fleet has not acknowledged; beyond it labels are refused. None is no limit,
+            for a station without a fleet.
         keep_heads: Rows of the heads' history.
         max_store_bytes: Size of the SQLite file, pictures not counted.
         reserve_bytes: Samples are refused while less than this is free on the disk. Labels are not.
@@ -29,7 +30,7 @@ class StoreLimits:
     keep_samples: int = 2000
     queue: int = 200
     queue_per_group: int = 2
-    outbox: int = 200_000
+    outbox: int | None = 200_000
     keep_heads: int = 2000
     max_store_bytes: int = 4 * 1024**3
     reserve_bytes: int = 64 * 1024**2

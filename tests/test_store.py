@@ -19,12 +19,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from device_agent.agent import limits_of
 from device_agent.database import Database
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.limits import StoreLimits
 from device_agent.queue import Question
 from device_agent.sample import Sample, SampleStatus
 from device_agent.schema import MIGRATIONS
+from device_agent.site_file import parse_site
 from device_agent.store import STORE_NAME, Store, check_store
 from sdk.codes import code_digest
 from sdk.errors import ConfigError, LabelError, StoreCorrupt, StoreFull
@@ -260,6 +262,19 @@ def test_what_the_fleet_has_of_ours_and_we_have_not_is_acknowledged_by_nobody(st
     assert store.log.heard(0)
     assert not store.log.heard(1)
     assert (store.log.outbox_depth(), store.log.acknowledged(), store.log.lacking()) == (0, 0, True)
+
+
+def test_a_station_without_a_fleet_takes_labels_without_end(tmp_path: Path) -> None:
+    """Nobody acknowledges them, and nobody ever will."""
+    alone, joined = (
+        parse_site(f'device = "line-1"\n[camera]\nkind = "folder"\npath = "x"\n{table}', tmp_path / "site.toml")
+        for table in ("", '[mqtt]\nhost = "broker"\n')
+    )
+    assert limits_of(joined).outbox == StoreLimits().outbox
+    with Store.open(tmp_path, "line-1", limits=replace(LIMITS, outbox=limits_of(alone).outbox)) as store:
+        store.log.append([Label(bytes([i]) * 32, None, "ann") for i in range(5)])
+        assert store.log.outbox_depth() == 5
+        assert limits_of(alone).outbox is None
 
 
 def test_a_full_outbox_refuses_labels_until_the_fleet_acknowledges(tmp_path: Path) -> None:
