@@ -42,6 +42,12 @@ SHOWN_SUSPECTS: Final = 5
 SHOWN_HEADS: Final = 12
 SHOWN_LABELS: Final = 12
 SHOWN_CHANGES: Final = 4
+PRINTED_COLUMNS: Final = 14
+"""Of the confusion table, side by side: so many fit on a sheet of A4, with names written upwards in two lines."""
+PRINTED_LONG: Final = 8
+"""So many where a name takes more lines than two."""
+LONG_NAME: Final = 24
+"""Characters; a longer one does."""
 SAME: Final = 0.005
 """Recalls that differ by less are shown as the same."""
 
@@ -356,15 +362,21 @@ class Pages:
         place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
         classes = self._subjects.classes.get_classes()
         known = [c for c in classes if not c.put_away or c.id in report.operating.good]
+        confusion = [_shaded(row, i) for i, row in enumerate(report.confusion)]
+        columns = [*report.classes, self._texts(request)("common.unknown")]
         return {
             "report": report,
+            "made": local(report.made_utc).strftime("%Y-%m-%d %H:%M (%z)"),
+            "good": [c.name for c in classes if c.id in report.operating.good],
+            "columns": columns,
+            "blocks": _side_by_side(columns, confusion),
             "classes": known,
             "place": place,
             "points": [asdict(each) for each in points],
             "point": None if point is None else asdict(point),
             "by_class": None if costs is None else asdict(costs),
             "seen": report.operating.seen.model_dump(),
-            "confusion": [_shaded(row, i) for i, row in enumerate(report.confusion)],
+            "confusion": confusion,
             "curve": _curve(
                 self._texts(request),
                 [
@@ -460,6 +472,15 @@ def _shaded(row: ConfusionRow, place: int) -> dict[str, Any]:
             for i, n in enumerate(cells)
         ],
     }
+
+
+def _side_by_side(columns: list[str], rows: list[dict[str, Any]]) -> list[tuple[list[str], list[dict[str, Any]]]]:
+    """Return the confusion table in as few parts as fit beside each other on paper, each with all rows."""
+    most = PRINTED_COLUMNS if max(map(len, columns)) <= LONG_NAME else PRINTED_LONG
+    count = -(-len(columns) // most)
+    size = -(-len(columns) // count)
+    parts = [slice(i, i + size) for i in range(0, len(columns), size)]
+    return [(columns[part], [{**row, "cells": row["cells"][part]} for row in rows]) for part in parts]
 
 
 def _curve(t: Texts, heads: list[tuple[int, float, float, float]]) -> dict[str, Any]:

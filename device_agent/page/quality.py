@@ -11,7 +11,10 @@ import contextlib
 import csv
 import io
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Annotated, Final
 
 import msgspec
@@ -32,7 +35,7 @@ from device_agent.page.fields import ClassField, RequestBody
 from device_agent.page.guard import needs
 from device_agent.page.learned import HeadOut, head_out
 from device_agent.page.refusal import Refusal
-from device_agent.report import DriftReport
+from device_agent.report import DriftReport, ReleaseReport
 from device_agent.sample import SampleStatus
 from sdk.damaged import DAMAGED
 from sdk.errors import HeadError, StoreFull, UnknownClassError
@@ -113,6 +116,11 @@ class OperatingOut:
     missing: str | None
 
     @property
+    def in_force(self) -> PointOut | CostsOut | None:
+        """What the rule in force costs; None where left-out samples cannot tell it yet."""
+        return self.point if self.by_threshold else self.by_class
+
+    @property
     def seen(self) -> SeenTarget:
         """What whoever chooses now has seen."""
         return SeenTarget(good=self.good, escape_rate=self.escape_rate, by_threshold=self.by_threshold)
@@ -139,8 +147,12 @@ class SliceOut:
 
 @dataclass(frozen=True)
 class QualityOut:
-    """Everything for the quality page; `confusion` is empty before the head is scored."""
+    """Everything for the quality page; `confusion` is empty before the head is scored. `head` is the one that the
+    figures are of, `release` the one that serves, None before the first."""
 
+    device: str
+    made_utc: float
+    release: ReleaseReport | None
     head: HeadOut | None
     classes: list[str]
     operating: OperatingOut
@@ -281,7 +293,7 @@ class Quality:
         reference, called = self._reference(), self._desk.called(now)
         heads = [head_out(row) for row in self._station.store.heads.newest(limit=200)]
         number = None if reference is None else reference.number
-        drift = self._desk.state().drift
+        state = self._desk.state()
         confusion: list[ConfusionRow] = []
         slices: list[SliceOut] = []
         classes: list[str] = []
@@ -292,12 +304,15 @@ class Quality:
             confusion = _confusion(reference, named, order)
             slices = self._slices(reference)
         return QualityOut(
+            device=state.device,
+            made_utc=time.time(),
+            release=state.release,
             head=next((h for h in heads if h.number == number), None),
             classes=classes,
             operating=self.get_operating(),
             confusion=confusion,
             slices=slices,
-            drift=drift,
+            drift=state.drift,
             heads=[h for h in heads if h.balanced_accuracy is not None],
         )
 
@@ -321,21 +336,27 @@ class Quality:
         return max((b for b in begins if b <= clock), default=begins[-1])
 
     def get_csv(self) -> Response:
-        """The quality report as CSV: one line per figure."""
+        """The quality report as CSV: one line per figure, after what it is of and the rule in force."""
         report, out = self.get_quality(), io.StringIO()
         write = csv.writer(out)
         write.writerow(["table", "row", "column", "value", "low", "high", "samples", "groups", "space"])
+        for table, what, value in _about(report, self._desk.names()):
+            write.writerow([table, what, "", harmless(str(value)), "", "", "", "", ""])
         for row in report.confusion:
             for name, count in zip([*report.classes, "unknown"], [*row.counts, row.unknown], strict=True):
                 write.writerow(["confusion", harmless(row.name), harmless(name), count, "", "", "", "", ""])
         operating = report.operating
-        costs: list[tuple[float | str, PointOut | CostsOut]] = [(each.target, each) for each in operating.points]
-        if operating.by_class is not None:
-            costs.append(("by class", operating.by_class))
-        for row_name, cost in costs:
+        costs: list[tuple[str, float | str, PointOut | CostsOut | None]] = [
+            ("rule", "in force", operating.in_force)
+        ]
+        costs += [("operating", each.target, each) for each in operating.points]
+        costs.append(("operating", "by class", operating.by_class))
+        for table, row_name, cost in costs:
+            if cost is None:
+                continue
             for what, rate in (("escapes", cost.escapes), ("overkill", cost.overkill)):
                 values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
-                write.writerow(["operating", row_name, what, *values, ""])
+                write.writerow([table, row_name, what, *values, ""])
         for each_slice in report.slices:
             rate = each_slice.right
             values = [rate.share, rate.low, rate.high, rate.samples, rate.groups]
@@ -348,6 +369,31 @@ class Quality:
             media_type="text/csv; charset=utf-8",
             headers={"Content-Disposition": 'attachment; filename="quality.csv"'},
         )
+
+
+def _about(report: QualityOut, names: dict[bytes, str]) -> Iterator[tuple[str, str, object]]:
+    """Yield what a report is of, and the rule that it says the costs of."""
+    yield "about", "device", report.device
+    yield (
+        "about",
+        "made (UTC)",
+        datetime.fromtimestamp(report.made_utc, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    if report.release is not None:
+        yield "about", "release", report.release.name
+        yield "about", "release digest", report.release.digest
+        yield "about", "precision", report.release.precision
+    if report.head is not None:
+        yield "about", "head", report.head.number
+        yield "about", "head digest", report.head.digest
+    operating = report.operating
+    for each in operating.good:
+        yield "rule", "good class", names.get(bytes.fromhex(each), each)
+    yield "rule", "decided by", "threshold" if operating.by_threshold else "class"
+    if operating.by_threshold:
+        yield "rule", "escape rate", operating.escape_rate
+        if operating.point is not None:
+            yield "rule", "threshold", operating.point.threshold
 
 
 def _folder(source: str) -> str | None:

@@ -703,6 +703,18 @@ TEXTS: Final[dict[str, Text]] = {
         "Bleibt wie gewählt: nach einer Schwelle, {rate} der Fehler dürfen durchgehen.",
         "保持所选：按阈值剔除，允许漏检率 {rate}。",
     ),
+    "quality.device": ("Device", "Gerät", "设备"),
+    "quality.made": ("As of", "Stand", "截至"),
+    "quality.rule-class": (
+        "What is taken for no good class is rejected.",
+        "Was für keine gute Klasse gehalten wird, wird aussortiert.",
+        "未判为合格类别的工件一律剔除。",
+    ),
+    "quality.rule-threshold": (
+        "Rejected from a defect probability of {threshold} on: {rate} of the defects may pass.",
+        "Aussortiert ab einer Fehlerwahrscheinlichkeit von {threshold}: {rate} der Fehler dürfen durchgehen.",
+        "缺陷概率达到 {threshold} 即剔除：允许漏检率 {rate}。",
+    ),
     "quality.save": ("Use this from now on", "Ab jetzt anwenden", "从现在起使用"),
     "quality.engineers-only": (
         "An engineer or admin may change this.",
