@@ -230,6 +230,7 @@ class Flow:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._station, self._sources, self._settings = station, sources, settings
+        station.cameras = tuple(source.camera.name for source in sources)
         self._on_part, self._on_frame, self._work = on_part, on_frame, work
         self._clock = clock
         self.latencies = {stage: Histogram() for stage in STAGES}

@@ -13,7 +13,7 @@ from sdk.codes import Code
 
 COLUMNS: Final = (
     "sample, captured_utc, part, space, code, decision, class_id, probability, novelty, unknown, status, reason,"
-    " priority, source, lot, defect, rejected"
+    " priority, source, lot, defect, rejected, camera"
 )
 """Of the table, in the order in which `from_row` takes them."""
 
@@ -48,6 +48,7 @@ class Sample:
         lot: The lot that its part is of; empty where nobody said.
         defect: Probability of a defect; None where no class was known to be good, or an earlier version wrote it.
         rejected: Whether it speaks against its part by the operating point of then; None like `defect`.
+        camera: Name of the station's camera that took it; empty where none did, or an earlier version wrote it.
     """
 
     sample_id: bytes
@@ -67,6 +68,7 @@ class Sample:
     lot: str = ""
     defect: float | None = None
     rejected: bool | None = None
+    camera: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,4 +101,5 @@ def from_row(row: tuple[Any, ...]) -> Sample:
         lot=row[14],
         defect=row[15],
         rejected=None if row[16] is None else bool(row[16]),
+        camera=row[17],
     )

@@ -162,12 +162,13 @@ class Samples:
     def _upsert_sample(self, db: sqlite3.Connection, s: Sample, size_bytes: int) -> tuple[SampleStatus, int]:
         """Return the status, and by how much the pictures grew."""
         old: tuple[Any, ...] | None = db.execute(
-            "SELECT status, part, reason, priority, size_bytes, lot FROM samples WHERE sample = ?", (s.sample_id,)
+            "SELECT status, part, reason, priority, size_bytes, lot, camera FROM samples WHERE sample = ?",
+            (s.sample_id,),
         ).fetchone()
         status, group, reason, priority = s.status, s.group, s.reason, s.priority
-        before, lot = 0, s.lot
+        before, lot, camera = 0, s.lot, s.camera
         if old is not None:
-            group, before, lot = old[1], old[4], s.lot or old[5]
+            group, before, lot, camera = old[1], old[4], s.lot or old[5], s.camera or old[6]
             size_bytes = size_bytes or before
             was = SampleStatus(old[0])
             if was is SampleStatus.LABELLED or (was is SampleStatus.QUEUED and status is SampleStatus.SEEN):
@@ -178,7 +179,7 @@ class Samples:
                 status, reason, priority = SampleStatus.SEEN, "", 0.0
         db.execute(
             "REPLACE INTO samples VALUES ((SELECT coalesce(max(arrival), 0) + 1 FROM samples),"
-            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 s.sample_id,
                 s.captured_utc,
@@ -198,6 +199,7 @@ class Samples:
                 lot,
                 s.defect,
                 s.rejected,
+                camera,
             ),
         )
         return status, size_bytes - before

@@ -45,5 +45,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "UPDATE records SET here = 1 WHERE device = (SELECT value FROM meta WHERE key = 'device')",
     ),
     ("ALTER TABLE samples ADD COLUMN defect REAL", "ALTER TABLE samples ADD COLUMN rejected INTEGER"),
+    ("ALTER TABLE samples ADD COLUMN camera TEXT NOT NULL DEFAULT ''",),
 )
 """Statements from schema n to n + 1; `PRAGMA user_version` says how many have been run."""

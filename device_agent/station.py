@@ -209,6 +209,9 @@ class Station:
         threads: False leaves learning to the caller, by `learner.run_until_idle`: a rehearsal then needs no
             waiting, and gives the same figures every time.
 
+    Attributes:
+        cameras: Names of the line's cameras, by their numbers.
+
     Raises:
         ConfigError: there is no such folder of master parts.
     """
@@ -229,6 +232,7 @@ class Station:
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self.operating = OperatingTarget(naming=self._naming, kept=store.kept(THRESHOLD_KEPT_AS))
         self.courtesy = Courtesy()
+        self.cameras: Sequence[str] = ()
         self._tell_change = on_change or (lambda: None)
         self._on_saved = on_saved or (lambda: None)
         check_folder(masters)
@@ -533,7 +537,8 @@ class Station:
 
     def _keep(self, look: Look, decision: Decision) -> SampleStatus:
         try:
-            status = self.store.samples.put(_sample(look, decision), look.shot.data)
+            camera = self.cameras[look.shot.camera] if look.shot.camera < len(self.cameras) else ""
+            status = self.store.samples.put(_sample(look, decision, camera), look.shot.data)
         except StoreFull as error:
             if not self.counts.full:
                 _log.warning("samples are not kept: %s (%s)", error, error.hint)
@@ -664,7 +669,7 @@ def _question(look: Look, policy: QueuePolicy) -> Question | None:
     )
 
 
-def _sample(look: Look, decision: Decision) -> Sample:
+def _sample(look: Look, decision: Decision, camera: str = "") -> Sample:
     question, shot = decision.question, look.shot
     return Sample(
         sample_id=shot.sample_id,
@@ -684,4 +689,5 @@ def _sample(look: Look, decision: Decision) -> Sample:
         lot=shot.lot,
         defect=decision.defect,
         rejected=decision.rejected,
+        camera=camera,
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Final
@@ -36,7 +37,7 @@ from device_agent.page.guard import needs
 from device_agent.page.learned import HeadOut, head_out
 from device_agent.page.refusal import Refusal
 from device_agent.report import DriftReport, ReleaseReport
-from device_agent.sample import SampleStatus
+from device_agent.sample import Sample, SampleStatus
 from sdk.damaged import DAMAGED
 from sdk.errors import HeadError, StoreFull, UnknownClassError
 from sdk.operating import Costs, OperatingPoint, Rate, by_class, operating_point
@@ -49,6 +50,8 @@ MIN_SLICE_GROUPS: Final = 3
 """A slice of fewer parts tells nothing."""
 MAX_SLICES: Final = 24
 """Of one kind, those of most parts: a line sees hundreds of lots."""
+_TILE: Final = re.compile(r", tile \d+ of \d+$")
+"""What `recipe` puts behind a source."""
 Bools = npt.NDArray[np.bool_]
 
 
@@ -324,7 +327,7 @@ class Quality:
         mine = [at.get(sample) for sample in left_out.samples]
         return [
             *_sliced("origin", left_out, right, ["release" if s is None else "station" for s in mine]),
-            *_sliced("camera", left_out, right, [None if s is None else _folder(s.source) for s in mine]),
+            *_sliced("camera", left_out, right, _cameras(mine)),
             *_sliced("lot", left_out, right, [None if s is None else s.lot for s in mine]),
             *_sliced("shift", left_out, right, [None if s is None else self._shift(s.captured_utc) for s in mine]),
         ]
@@ -396,9 +399,17 @@ def _about(report: QualityOut, names: dict[bytes, str]) -> Iterator[tuple[str, s
             yield "rule", "threshold", operating.point.threshold
 
 
+def _cameras(samples: Sequence[Sample | None]) -> list[str | None]:
+    """Return the camera of each sample, as far as that is known: of a station with one, what its sources tell."""
+    several = len({s.camera for s in samples if s is not None and s.camera}) > 1
+    return [None if s is None else s.camera if several and s.camera else _folder(s.source) for s in samples]
+
+
 def _folder(source: str) -> str | None:
     """Return what names the camera in a source: the folder of a file, or the whole of another name."""
-    return source.rpartition("/")[0] if "." in source.rpartition("/")[2] else source or None
+    whole = _TILE.sub("", source)
+    name = whole.rpartition("/")[2]
+    return whole.rpartition("/")[0] if "." in name and "://" not in whole else whole or None
 
 
 def _rate(rate: Rate) -> RateOut:
