@@ -15,7 +15,7 @@ import httpx
 import pytest
 from argon2 import PasswordHasher
 
-from device_agent.camera import Camera, open_camera
+from device_agent.camera import Camera, Shot, open_camera
 from device_agent.config import FolderCamera
 from device_agent.database import Database
 from device_agent.limits import StoreLimits
@@ -61,11 +61,15 @@ class Device:
 
     def see(self, folder: Path) -> None:
         for shot in open_camera(FolderCamera(path=folder), "line-1").shots(threading.Event()):
-            ledger, key, decision = Ledger(("good",)), object(), self.station.see(shot).decision
-            ledger.expect(key, "", shot.captured_utc, shot.at_s, math.inf)
-            self.counter.frame()
-            for part in ledger.decided(key, 0, [Finding(shot, decision)], time.monotonic()):
-                self.counter.part(part)
+            self.inspect(shot)
+
+    def inspect(self, shot: Shot) -> None:
+        """Decide about a part of one picture, and count it."""
+        ledger, key, decision = Ledger(("good",)), object(), self.station.see(shot).decision
+        ledger.expect(key, "", shot.captured_utc, shot.at_s, math.inf)
+        self.counter.frame()
+        for part in ledger.decided(key, 0, [Finding(shot, decision)], time.monotonic()):
+            self.counter.part(part)
 
     def labels(self) -> list[Label]:
         """Return the label events that are on disk, in the order they were written."""

@@ -56,7 +56,7 @@ def scene(demo: Path, folder: Path) -> Iterator[Device]:
     policy = QueuePolicy(spot_check_share=0.15)  # the demo's head asks about little else
     with serving(folder / "data", first, Bundle.open(demo / "bundle"), policy) as device:
         device.camera.name, device.camera.tally.state = "camera-1", CameraState.LIVE
-        device.camera.tally.frames = len(stream)
+        device.camera.tally.frames = 1 + len(stream)
         names = {row["label"] for row in rows}
         for name in sorted(names - {each.name for each in device.station.classes()}):
             device.station.define_class(name, "Ann")
@@ -64,7 +64,7 @@ def scene(demo: Path, folder: Path) -> Iterator[Device]:
             part, lot = part_of[path.name], f"B{2 * i // len(stream) + 7}"
             data = path.read_bytes()
             shot = Shot(decode(data), time.time(), f"line-1/{part}", "camera-1", data, part, lot=lot)
-            device.station.see(shot)
+            device.inspect(shot)
         for i in range(LABELLED):
             waiting = device.http.get("/api/samples", params={"limit": 200, "status": "queued"}).json()
             if not waiting:
