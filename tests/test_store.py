@@ -729,7 +729,7 @@ def test_the_copy_of_a_device_in_a_fleet_takes_no_label_before_it_has_heard_that
             store.log.heard(2)
             store.log.receive(foreign_log("line-2", 1), 1)
         with store._db.transaction() as db:
-            for table, column in (("samples", "defect"), ("samples", "rejected")):
+            for table, column in (("samples", "defect"), ("samples", "rejected"), ("samples", "camera")):
                 db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
             db.execute("PRAGMA user_version = 5")
     with Store.open(tmp_path, "line-1", limits=LIMITS) as store:
