@@ -72,6 +72,7 @@ $(VENV)/.demo: pyproject.toml scripts/version.py $(VENV)/.torch
 	$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 
+# Without compiling all that torch brings: the tests import a part of it, and Python compiles that once.
 $(VENV)/.dev: pyproject.toml scripts/version.py $(VENV)/.torch
-	$(PIP) install --quiet --editable '.[dev]'
+	$(PIP) install --quiet --no-compile --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
