@@ -68,6 +68,7 @@ def forms_of(
     ranges = calibrate(prepared, pixels, Method.MINMAX)
     found = {"fp32": OnnxBackbone(fp32, threads=1)}
     for form, left in FORMS.items():
+        # An export has no choice here: what it would make otherwise is for this comparison only.
         with mock.patch("export.quantize.kept_float", left):
             int8 = to_int8(prepared, ranges, Profile.CPU, backbone.feature_size)
         found[form] = OnnxBackbone(int8, threads=1)

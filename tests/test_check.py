@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -343,6 +344,13 @@ def test_wrong_options_are_refused(
     assert "Traceback" not in ended.err
 
 
+def features_by(kinds: Sequence[str]) -> Features:
+    """Return features (n, 64) by which each kind is told from the others."""
+    of_kind = {kind: np.random.default_rng([*kind.encode()]).gamma(1, 1, 64) for kind in set(kinds)}
+    noise = np.random.default_rng(0).random((len(kinds), 64))
+    return (np.stack([of_kind[kind] for kind in kinds]) + noise / 4).astype(np.float32)
+
+
 def form_of(features: Features, learned: Selection, only: npt.NDArray[np.bool_] | None = None) -> Form:
     """Return what a backbone gives that has these features (n, d) of the images learned from; it judges `only`."""
     from export.forms import Form
@@ -372,11 +380,7 @@ def test_pictures_in_the_wrong_folder_are_named_and_shown(tmp_path: Path) -> Non
     images = [found.images.images[row] for row in learned.rows]
     planted = {f"good/{image.path.name}" for image in images if image.path.stem.startswith("pit")}
     kinds = ["pit" if image.path.stem.startswith("pit") else image.label for image in images]
-    of_kind = {
-        kind: np.random.default_rng([*kind.encode()]).gamma(1, 1, 64) for kind in ("good", "pit", "scratch")
-    }
-    noise = np.random.default_rng(0).random((len(kinds), 64))
-    features = (np.stack([of_kind[kind] for kind in kinds]) + noise / 4).astype(np.float32)
+    features = features_by(kinds)
     report = with_scores(set_report(found, seed=0), found, learned, form_of(features, learned), Log(Silent()))
 
     labels = report.labels
@@ -413,11 +417,7 @@ def test_what_looks_like_a_class_that_no_picture_was_judged_of_is_named_too(tmp_
     learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=Log(Silent()))
     images = [found.images.images[row] for row in learned.rows]
     kinds = ["scratch" if image.path.stem.startswith("scratch") else image.label for image in images]
-    of_kind = {
-        kind: np.random.default_rng([*kind.encode()]).gamma(1, 1, 64) for kind in ("good", "pit", "scratch")
-    }
-    noise = np.random.default_rng(0).random((len(kinds), 64))
-    features = (np.stack([of_kind[kind] for kind in kinds]) + noise / 4).astype(np.float32)
+    features = features_by(kinds)
     judged = np.array([image.label != "scratch" for image in images])
     form = form_of(features, learned, judged)
     report = with_scores(set_report(found, seed=0), found, learned, form, Log(Silent()))

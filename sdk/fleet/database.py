@@ -344,6 +344,18 @@ def check_encoding(connection: Connection) -> None:
         )
 
 
+def make_directory(directory: Path) -> None:
+    """Make a fleet's directory, where it is not there.
+
+    Raises:
+        FleetError: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FleetError(f"{directory}: {error.strerror}", hint="Name a directory you may write to.") from error
+
+
 @contextlib.contextmanager
 def database_errors(directory: Path, *, named: bool = True) -> Iterator[None]:
     """Say what a failing database means.

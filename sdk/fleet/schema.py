@@ -29,6 +29,7 @@ from sdk.fleet.database import (
     check_encoding,
     database_errors,
     engine_at,
+    make_directory,
     name_database,
     names_already,
 )
@@ -96,12 +97,7 @@ def begin_in(directory: Path, url: str) -> None:
         return
     engine = engine_at(url)
     try:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FleetError(
-                f"{directory}: {error.strerror}", hint="Name a directory you may write to."
-            ) from error
+        make_directory(directory)
         with database_errors(directory, named=False):
             bring_up_to_date(directory, engine)
     finally:

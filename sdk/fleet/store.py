@@ -39,6 +39,7 @@ from sdk.fleet.database import (
     changed,
     database_errors,
     engine_of,
+    make_directory,
 )
 from sdk.fleet.refusal import REFUSAL_NAME, Refusal, Refusals
 from sdk.fleet.restoring import DECISIONS_NAME, MARKS_NAME, Decisions, Marks
@@ -135,12 +136,7 @@ class FleetStore:
 
     def __init__(self, directory: Path, *, held: bool = False) -> None:
         self.directory = directory
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FleetError(
-                f"{directory}: {error.strerror}", hint="Name a directory you may write to."
-            ) from error
+        make_directory(directory)
         self.chunks = blobs_of(directory)
         self.on_commit: Callable[[float], None] = lambda _seconds: None
         """Told how long each commit took to be on disk."""
