@@ -53,7 +53,7 @@ before, pinned = resident(), []
 strips = []
 for _ in range(80):
     strips.append(np.ones(131_072))  # 1 MiB, as a strip of codes might be: below what is mapped one by one
-    pinned.append(np.ones(300))  # lies above it, and stays
+    pinned.append(np.ones(8_000))  # lies above it, and stays; no hole that imports left behind has room for many
 del strips
 if sys.argv[1] == "back":
     assert give_back_now()

@@ -413,6 +413,7 @@ def test_a_tap_does_not_overwrite_what_somebody_else_has_just_said(device: Devic
         on.ready()
         sample = on.asked()
         on.page.route("**/api/queue*", lambda route: route.abort())
+        on.until("!asking")  # what it asked before goes through, and would tell it
         answer_elsewhere(device, sample, "pit", "Anna")
         tap(on, "scratch")
         expect(on.page.locator("#saved")).to_have_text("Not saved: Labelled pit meanwhile, by Anna")
