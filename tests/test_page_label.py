@@ -218,7 +218,8 @@ def test_a_new_defect_whose_label_is_refused_leaves_no_button(device: Device, br
         on.ready()
         sample = on.asked()
         on.settled()
-        on.page.route("**/api/queue*", lambda route: route.abort())  # it has not heard of the other answer yet
+        on.page.route("**/api/queue*", lambda route: route.abort())
+        on.until("!asking")  # it has not heard of the other answer yet
         answer_elsewhere(device, sample, "pit", "Anna")
         on.page.keyboard.press("n")
         on.page.keyboard.type("oil")

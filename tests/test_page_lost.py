@@ -160,7 +160,8 @@ def test_what_somebody_else_says_before_it_arrives_is_theirs(device: Device, bro
         on.page.goto(device.url + "label")
         on.ready()
         on.page.evaluate("localStorage.setItem('operator', 'Ben')")
-        on.page.route("**/api/queue*", lambda route: route.abort())  # it has not heard of the other answer yet
+        on.page.route("**/api/queue*", lambda route: route.abort())
+        on.until("!asking")  # it has not heard of the other answer yet
         on.page.route("**/api/labels", lambda route: route.abort(), times=1)
         sample = tap(on, "pit")
         expect(on.page.locator("#saved")).to_contain_text("Not saved yet: 1.")
