@@ -255,13 +255,14 @@ def weight_kinds(graph: onnx.GraphProto) -> list[bool]:
     return [maker.get(node.input[1]) == DEQUANTIZE for node in graph.node if node.op_type == "Conv"]
 
 
-def graph_of(name: str, profile: Profile) -> onnx.GraphProto:
-    """Return the int8 form of a network with random weights and features of four levels."""
+def graphs_of(name: str, *profiles: Profile) -> list[onnx.GraphProto]:
+    """Return int8 forms of one network with random weights and features of four levels."""
     network = load_backbone(name, "none", input_size_px=SIDE, levels=4)
     pixels = np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
     prepared = prepare(to_onnx(network))
     ranges = calibrate(prepared, np.split(pixels, 2), Method.MINMAX)
-    return onnx.load_from_string(to_int8(prepared, ranges, profile, network.feature_size)).graph
+    made = (to_int8(prepared, ranges, each, network.feature_size) for each in profiles)
+    return [onnx.load_from_string(each).graph for each in made]
 
 
 @pytest.mark.parametrize(
@@ -273,14 +274,14 @@ def graph_of(name: str, profile: Profile) -> onnx.GraphProto:
     ],
 )
 def test_first_layers_of_few_channels_and_what_is_pooled_stay_float_on_a_processor(name: str, narrow: int) -> None:
-    graph = graph_of(name, Profile.CPU)
+    graph, on_tensorrt = graphs_of(name, Profile.CPU, Profile.TENSORRT)
     in_8_bits = weight_kinds(graph)
     assert in_8_bits == [False] * narrow + [True] * (len(in_8_bits) - narrow)
     written = {node.input[0] for node in graph.node if node.op_type == QUANTIZE}
     pooled = [n for n in graph.node if n.op_type in ("ReduceMean", "ReduceMax", "GlobalAveragePool", "Concat")]
     assert len(pooled) > 4
     assert not any(node.output[0] in written for node in pooled)
-    assert all(weight_kinds(graph_of(name, Profile.TENSORRT)))
+    assert all(weight_kinds(on_tensorrt))
 
 
 def test_what_has_narrow_layers_only_is_quantized_all_the_same() -> None:
