@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 
 from sdk import wire
 from sdk.fleet.asyncapi import CHANNELS, document
@@ -29,6 +28,7 @@ from sdk.wire import (
     Want,
     encode_json,
 )
+from tests.schemas import validator_of
 
 FILE = Path(__file__).parents[1] / "docs" / "asyncapi.yaml"
 PROTOCOL = Path(__file__).parents[1] / "docs" / "protocol.md"
@@ -116,7 +116,7 @@ def test_what_we_send_is_what_the_document_allows(written: dict[str, Any], messa
         "components": {"schemas": written["components"]["schemas"]},
     }
     said = msgspec.json.decode(encode_json(message))
-    validator = Draft202012Validator(schema)
+    validator = validator_of(schema)
     assert [str(error) for error in validator.iter_errors(said)] == []
     assert validator.is_valid({**said, "more": 1}) is isinstance(message, wire.DeviceState)
     assert not validator.is_valid({**said, "v": 2})

@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.torch import save_file
 
 from device_agent.pipeline import Pipeline
@@ -42,6 +40,7 @@ from sdk.lineage import MLBOM_NAME, lineage
 from sdk.moments import Moments
 from sdk.score import LeftOut, Score
 from sdk.splits import Part, split
+from tests.schemas import bom_problem
 from tests.tiny import picture, write_pictures
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("graphs_once")]
@@ -299,7 +298,7 @@ def test_the_manifest_says_where_it_comes_from(frozen: Made, pictures: Path) -> 
 
 def test_its_ml_bom_keeps_to_the_standard_and_to_the_manifest(frozen: Made) -> None:
     _, bundle = frozen
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bundle.read(MLBOM_NAME).decode()) is None
+    assert bom_problem(bundle.read(MLBOM_NAME).decode()) is None
     assert lineage(bundle).weights.licence == "unknown"  # and nothing in it contradicts the manifest
 
 
