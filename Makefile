@@ -40,6 +40,8 @@ test: $(VENV)/.dev
 	@scripts/system-packages gst-launch-1.0 gst-rtsp-server || echo "The tests that need GStreamer are skipped." >&2
 	@scripts/system-packages fusermount3 || echo "The tests on a disk that forgets are skipped." >&2
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Hundreds of processes start: each would compile anew what it imports.
+test: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
