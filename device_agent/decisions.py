@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sdk.head import Decisions
 from sdk.images import ImageSet, LabelledImage
+from sdk.shown import readable
 from sdk.spreadsheet import harmless
 from sdk.wire import Verdict
 
@@ -90,11 +91,6 @@ def by_name(images: ImageSet) -> Mapping[str, LabelledImage]:
 def name_of(images: ImageSet, image: LabelledImage) -> str:
     """Return a picture's path below its set's folder."""
     return readable(image.path.relative_to(images.folder).as_posix())
-
-
-def readable(text: str) -> str:
-    """Return text as JSON and terminals take it: a file's name may hold bytes that are no text."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def as_csv(decisions: Sequence[JudgedImage]) -> str:

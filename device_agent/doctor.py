@@ -37,7 +37,6 @@ from device_agent.broker_check import check_broker, trigger_told
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
 from device_agent.camera.picture import exposed
-from device_agent.camera.shot import readable
 from device_agent.clock_state import clock_synchronised
 from device_agent.config import (
     CameraSettings,
@@ -77,6 +76,7 @@ from sdk.errors import BundleError, HeadwayError, StoreCorrupt, StoreFull, Tenso
 from sdk.expiry import Expiry, Standing
 from sdk.layouts import IMAGE_SUFFIXES
 from sdk.owners import mending, quote, strangers, user_name
+from sdk.shown import readable
 from sdk.tensorrt_api import Library, open_library
 from sdk.version import headway_version
 

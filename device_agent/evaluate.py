@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from device_agent.decisions import UNKNOWN, JudgedImage, readable, told
+from device_agent.decisions import UNKNOWN, JudgedImage, told
 from device_agent.outlook import OutlookReport, look_ahead
 from device_agent.pipeline import Pipeline
 from device_agent.runtime import Runtime, base_head
@@ -41,6 +41,7 @@ from sdk.score import (
     score,
     share,
 )
+from sdk.shown import readable
 from sdk.splits import Part
 
 OUTLOOK_S: Final = 60.0

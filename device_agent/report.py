@@ -14,7 +14,6 @@ from typing import Final
 import msgspec
 
 from device_agent.camera import Camera, CameraState
-from device_agent.camera.shot import readable
 from device_agent.flow import Flow
 from device_agent.learned import ONE_CLASS, LearnerStatus
 from device_agent.masters import Telling
@@ -24,6 +23,7 @@ from device_agent.station import Serving, Station
 from sdk.drift import Drift
 from sdk.reason import Reason, sentences
 from sdk.score import Score
+from sdk.shown import readable
 from sdk.wire import MAX_FAULTS, MAX_TEXT, Verdict
 
 NONE_PASSES: Final = "every part is rejected: no class is a good one"

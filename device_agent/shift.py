@@ -39,6 +39,8 @@ from sdk.images import LabelledImage
 from sdk.labels import Label
 from sdk.preprocess import Frame
 from sdk.score import calibrate
+from sdk.shown import readable
+from sdk.splits import drawn
 
 DEVICE: Final = "rehearsal"
 OPERATOR: Final = "oracle"
@@ -293,8 +295,8 @@ class _Running:
         stream, wanted = self._line.stream, self._line.labels
         for passed, row in enumerate(self._order(), 1):
             image = stream.images[row]
-            group = f"{DEVICE}/{image.group}"[:200]
-            shot = Shot(_NO_FRAME, time.time(), group, str(image.path.name), image.path.read_bytes())
+            group = readable(f"{DEVICE}/{image.group}")[:200]
+            shot = Shot(_NO_FRAME, time.time(), group, readable(image.path.name), image.path.read_bytes())
             self._station.see(shot, stream.codes[row][None])
             self._unlabelled.append(image.sample_id)
             # The operator comes by at even intervals, however full the queue is; or stays and labels everything.
@@ -307,7 +309,7 @@ class _Running:
 
         def place(row: int) -> tuple[bytes, str]:
             image = self._line.stream.images[row]
-            return hashlib.sha256(f"{self._seed}\0{image.group}".encode()).digest(), str(image.path)
+            return drawn(self._seed, image.group), str(image.path)
 
         return sorted(range(len(self._line.stream.images)), key=place)
 

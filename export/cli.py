@@ -17,6 +17,7 @@ from sdk.durable import write_output
 from sdk.errors import ExportError
 from sdk.layouts import Layout
 from sdk.preprocess import MAX_INPUT_SIDE_PX
+from sdk.shown import readable
 
 if TYPE_CHECKING:
     from export.check import Groups
@@ -422,12 +423,11 @@ def _only_check(
     Raises:
         BadImages: an export would refuse it.
     """
-    import msgspec
-
     from export.check import check, set_report, write_index
     from export.images_page import write_page
     from export.progress import Log, Unheard
     from export.selection import select
+    from export.set_report import encoded
 
     with Terminal(Console(stderr=True)) as terminal:
         checked = check(data, layout=layout, unannotated=unannotated, groups=groups, log=Log(terminal))
@@ -437,7 +437,7 @@ def _only_check(
         write_page(report, page)
     if index is not None:
         write_index(checked, index)
-    as_json = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    as_json = encoded(report)
     if json_file == STDOUT:
         sys.stdout.write(as_json.decode())
     elif json_file is not None:
@@ -479,7 +479,7 @@ def _write_page(page: Path | None, report: Report) -> None:
     from export.transfer_page import transfer_page
 
     try:
-        write_output(page, transfer_page(report).encode())
+        write_output(page, readable(transfer_page(report)).encode())
     except OSError as error:
         raise ExportError(
             f"--report {page}: {error.strerror}", hint="The bundle is there; only the page is missing."

@@ -17,6 +17,7 @@ from export.set_report import DISAGREE, PairReport, SetReport
 from sdk.durable import write_output
 from sdk.errors import ExportError
 from sdk.images import MAX_PIXELS
+from sdk.shown import readable
 
 THUMBNAIL_PX: Final = 150
 SHOWN_PAIRS: Final = 24
@@ -72,7 +73,7 @@ def write_page(report: SetReport, file: Path) -> None:
         reasons=Counter(_kind_of(one.reason) for one in report.refused).most_common(),
     )
     try:
-        write_output(file, page.encode(errors="replace"))
+        write_output(file, readable(page).encode())
     except OSError as error:
         raise ExportError(f"--images-page {file}: {error.strerror}", hint="Name another file.") from error
 

@@ -94,6 +94,7 @@ from sdk.layouts import Layout
 from sdk.licences import allowed, normalise
 from sdk.lineage import MLBOM_NAME, Link, lineage
 from sdk.liveset import live_set_digest
+from sdk.shown import readable
 from sdk.splits import Part
 from sdk.tensorrt_api import Library
 
@@ -238,7 +239,7 @@ def export_bundle(
         bundle=str(request.out),
         bundle_sha256="",
         size_bytes=0,
-        name=request.name or request.out.resolve().name,
+        name=readable(request.name or request.out.resolve().name),
         created_utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         images=_images_report(learned),
         image_set=with_scores(set_report(checked, seed=request.seed), checked, learned, kept[0], log),

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sdk.shown import readable
+
 
 class Listener(Protocol):
     """Who is told how the export goes."""
@@ -80,5 +82,5 @@ class Log:
         self.seconds[key] = round(self.seconds.get(key, 0.0) + time.perf_counter() - start, 3)
 
     def warn(self, line: str) -> None:
-        self.warnings.append(line)
+        self.warnings.append(readable(line))  # it may name a file
         self.listener.say(line)

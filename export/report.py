@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from export.set_report import RefusedImage, SetReport
+from export.set_report import RefusedImage, SetReport, encoded
 
 
 class ClassCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -400,4 +400,4 @@ def percents(value: float | None) -> str:
 
 def encode_report(report: Report) -> bytes:
     """Return the report as indented JSON with a newline at its end."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encoded(report)

@@ -23,6 +23,7 @@ from sdk.class_names import is_reserved, key_of
 from sdk.errors import BadImages
 from sdk.images import ImageSet
 from sdk.labels import new_class_id
+from sdk.shown import readable
 from sdk.splits import Part, split
 
 LEARNED: Final = (Part.TRAIN, Part.VALIDATION)
@@ -70,6 +71,7 @@ def _check_name(name: str) -> None:
     Raises:
         BadImages: it is one.
     """
+    _check_text(name)
     if len(name) > MAX_CLASS_NAME or not name.isprintable():
         raise BadImages(
             f"{name[:80]!r} is no class name",
@@ -84,6 +86,18 @@ def _check_name(name: str) -> None:
         raise BadImages(
             f"no class can be called {name!r}: it is what a device says of what looks like no class",
             hint="Rename it, or --hold-back keeps these images for `headway evaluate`.",
+        )
+
+
+def _check_text(name: str) -> None:
+    """Refuse a class whose folder is called otherwise than in UTF-8: a bundle and its devices keep names so.
+
+    Raises:
+        BadImages: it is one.
+    """
+    if (told := readable(name)) != name:
+        raise BadImages(
+            f"the class {told} has a name that is no UTF-8", hint="Rename its folder, as with convmv -t utf-8."
         )
 
 
@@ -124,6 +138,7 @@ def select(
     """
     _check_names(name for name in images.classes if name not in hold_back)
     for name in hold_back:
+        _check_text(name)
         if name not in images.classes:
             near = difflib.get_close_matches(name, images.classes, n=1)
             have = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(images.classes[:12])}."

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from sdk.shown import readable
+
 LISTED_PAIRS: Final = 200
 LISTED_LABELS: Final = 200
+
+
+def encoded(report: msgspec.Struct) -> bytes:
+    """Return a report as indented JSON with a newline at its end; a file's name in it may be no UTF-8."""
+    told = _readable(msgspec.to_builtins(report))
+    return msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n"
+
+
+def _readable(told: Any) -> Any:
+    if isinstance(told, str):
+        return readable(told)
+    if isinstance(told, dict):
+        return {readable(name): _readable(value) for name, value in told.items()}
+    return [_readable(each) for each in told] if isinstance(told, list | tuple) else told
 
 
 class RefusedImage(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ import msgspec
 from sdk.class_names import composed
 from sdk.damaged import DAMAGED
 from sdk.errors import BadImages
+from sdk.shown import readable
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 FIRST_DAY_LABEL: Final = "good"
@@ -410,7 +411,7 @@ def _from_index(folder: Path) -> Listing:
     try:
         if index.stat().st_size > MAX_INDEX_BYTES:
             raise BadImages(f"{index} is larger than {MAX_INDEX_BYTES // 2**20} MiB", hint="Divide the set.")
-        with index.open(encoding="utf-8-sig", newline="") as file:
+        with index.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             names = _columns(index, reader.fieldnames or [])
             for row in reader:
@@ -419,12 +420,13 @@ def _from_index(folder: Path) -> Listing:
                         f"{index}, line {reader.line_num}: another number of fields than the first line",
                         hint="Quote commas in values.",
                     )
+                _check_utf8(index, reader.line_num, row)
                 one = _index_row(root, folder, reader.line_num, row)
                 if isinstance(one, Entry):
                     entries.append(one)
                 else:
                     refused.append(one)
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         words = " ".join(str(error).split())[:160]
         raise BadImages(f"{index}: {words}", hint="Save it as UTF-8 CSV with commas.") from error
     extra = [name for name in names if name not in ("path", "label", "group", "mask")]
@@ -439,6 +441,8 @@ def _from_index(folder: Path) -> Listing:
 
 
 def _columns(index: Path, names: Sequence[str]) -> Sequence[str]:
+    if any(readable(name) != name for name in names):
+        raise _no_utf8(index, 1)
     missing = {"path", "label"} - set(names)
     if missing:
         other = next((mark for mark in (";", "\t", "|") if any(mark in name for name in names)), None)
@@ -452,6 +456,21 @@ def _columns(index: Path, names: Sequence[str]) -> Sequence[str]:
     if twice:
         raise BadImages(f"{index}: the column {twice[0]!r} is there twice", hint="Remove one of them.")
     return names
+
+
+def _check_utf8(index: Path, line: int, row: dict[str, str]) -> None:
+    """Check that an index's row is UTF-8; only a file may be called otherwise, and so its group.
+
+    Raises:
+        BadImages: it is not.
+    """
+    odd = {name for name, value in row.items() if readable(value) != value}
+    if odd and not (odd <= {"path", "group", "mask"} and _is_file(index.parent / row["path"].strip())):
+        raise _no_utf8(index, line)
+
+
+def _no_utf8(index: Path, line: int) -> BadImages:
+    return BadImages(f"{index}, line {line}: is no UTF-8", hint="Save it as UTF-8 CSV with commas.")
 
 
 def _index_row(root: Path, folder: Path, line: int, row: dict[str, str]) -> Entry | Refused:

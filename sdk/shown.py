@@ -31,10 +31,20 @@ def shown_lines(text: str) -> str:
     return _IN_LINES.sub(_escaped, text)
 
 
+def readable(name: str) -> str:
+    r"""Return a file's name as text that can be stored, sent and printed: bytes that are no UTF-8 become \xNN.
+
+    >>> print(readable("pr\udcfcf_1.png"), readable("prüf_1.png"))
+    pr\xfcf_1.png prüf_1.png
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def say(text: str, *, err: bool = False) -> None:
     """Print lines that may hold text from outside."""
     click.echo(shown_lines(text), err=err)
 
 
 def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+    one = found[0]
+    return readable(one) if "\udc80" <= one <= "\udcff" else one.encode("unicode_escape").decode()

@@ -32,6 +32,11 @@ _FILL_ORDER = (Part.TRAIN, Part.TEST, Part.STREAM, Part.VALIDATION)
 """Which part gets a class's first groups when there are too few for all four."""
 
 
+def drawn(seed: int, group: str) -> bytes:
+    """Return what a group is ordered by, 32 bytes; it may be called after a file whose name is no UTF-8."""
+    return hashlib.sha256(f"{seed}\0{group}".encode(errors="surrogateescape")).digest()
+
+
 def split(groups: Sequence[str], labels: Sequence[str], seed: int = 0) -> npt.NDArray[np.object_]:
     """Return the `Part` of each sample, (n,) object; samples of one group always share one.
 
@@ -59,7 +64,7 @@ def split(groups: Sequence[str], labels: Sequence[str], seed: int = 0) -> npt.ND
 
     part_of: dict[str, Part] = {}
     for members in groups_of.values():
-        members.sort(key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
+        members.sort(key=lambda group: drawn(seed, group))
         dealt: Counter[Part] = Counter()
         for i, group in enumerate(members):
             # The part furthest behind its share takes the next group.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -250,6 +251,57 @@ def test_the_index_that_is_written_gives_the_same_groups_again(
     assert images.has_groups
     assert images.images[1].columns == {"light": "night"}
     assert not images.refused  # what was refused is not listed
+
+
+LATIN_1 = os.fsdecode(b"Ri\xdf.png"), os.fsdecode(b"Sch\xe4den")
+"""As an old camera or a Windows share writes them: bytes that are no UTF-8."""
+
+
+def write_latin_1(folder: Path) -> Path:
+    """Write a set with a file, a folder and a refused twin whose names are no UTF-8."""
+    write_pictures(folder, ("good", "pit"), 4)
+    (folder / "good" / "000.png").rename(folder / "good" / LATIN_1[0])
+    (folder / "pit" / LATIN_1[1]).mkdir()
+    (folder / "pit" / "001.png").rename(folder / "pit" / LATIN_1[1] / "a.png")
+    shutil.copy(folder / "good" / LATIN_1[0], folder / "good" / f"zwilling-{LATIN_1[0]}")
+    return folder
+
+
+def test_a_name_that_is_no_utf8_is_told_everywhere_and_stops_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_latin_1(tmp_path / LATIN_1[1])
+    page, figures, index = (tmp_path / name for name in ("page.html", "set.json", "index.csv"))
+    ended = headway(
+        capfd, "export", "--check", folder, "--images-page", page, "--json", figures, "--write-index", index
+    )
+    assert ended.code == 0, ended.err
+    assert "refused: good/zwilling-Ri\\xdf.png" in ended.out
+    report = json.loads(figures.read_text())
+    assert report["folder"] == f"{tmp_path}/Sch\\xe4den"
+    assert [each["path"] for each in report["refused"]] == ["good/zwilling-Ri\\xdf.png"]
+    assert "<td>good/zwilling-Ri\\xdf.png</td>" in page.read_text(encoding="utf-8")
+    assert page.read_text().count("data:image/jpeg") == 1, "the picture is found by its own name"
+
+    before = open_images(folder)
+    index.rename(folder / "index.csv")
+    again = open_images(folder)
+    assert {image.path for image in again.images} == {image.path for image in before.images}
+    assert folder / "pit" / LATIN_1[1] / "a.png" in {image.path for image in again.images}
+
+
+@pytest.mark.parametrize("held_back", [False, True])
+def test_a_class_that_is_no_utf8_is_refused_when_all_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], held_back: bool
+) -> None:
+    folder = write_latin_1(tmp_path / "set")
+    (folder / "pit").rename(folder / LATIN_1[1])
+    ended = headway(
+        capfd, "export", "--check", folder, "--json", "-", *(["--hold-back", LATIN_1[1]] if held_back else [])
+    )
+    assert ended.code == 2
+    assert "the class Sch\\xe4den has a name that is no UTF-8\nhint: Rename its folder" in ended.err
+    assert [each["name"] for each in json.loads(ended.out)["classes"]] == ["Sch\\xe4den", "good"]
 
 
 def parts_of(folder: Path, *labelled: tuple[str, str]) -> Path:

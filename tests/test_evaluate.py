@@ -535,13 +535,13 @@ def test_names_that_a_spreadsheet_or_json_would_not_take_are_written_otherwise(
         capsys, "evaluate", bundle.path, "--data", tmp_path / "data", "--decisions", "-", "--json", figures
     )
     assert ended.code == 0, ended.err
-    assert "'=pit/caf\ufffd.png,'=pit," in ended.out
+    assert "'=pit/caf\\xe9.png,'=pit," in ended.out
     (tmp_path / "data" / "=pit").rename(tmp_path / "data" / os.fsdecode(b"caf\xe9"))
     headed = headway(capsys, "evaluate", bundle.path, "--data", tmp_path / "data", "--json", "-")
     assert headed.code == 0, headed.err
-    assert [each["name"] for each in json.loads(headed.out)["accuracy"]["novel"]] == ["caf\ufffd"]
+    assert [each["name"] for each in json.loads(headed.out)["accuracy"]["novel"]] == ["caf\\xe9"]
     (decision,) = json.loads(figures.read_text())["decisions"]
-    assert (decision["path"], decision["label"]) == ("=pit/caf\ufffd.png", "=pit")
+    assert (decision["path"], decision["label"]) == ("=pit/caf\\xe9.png", "=pit")
 
 
 def test_the_command_writes_heatmaps_of_what_it_judged(

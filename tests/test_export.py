@@ -484,6 +484,29 @@ def run_in_process(asked: dict[str, object]) -> None:
         raise result.exception
 
 
+def test_names_that_are_no_utf8_make_a_bundle_like_others(weights: str, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ("good", "pit"), 8)
+    (folder / "good" / "000.png").rename(folder / "good" / os.fsdecode(b"Ri\xdf.png"))
+    (folder / "good" / "001.png").write_bytes(b"torn")
+    (folder / "good" / "001.png").rename(folder / "good" / os.fsdecode(b"Ri\xdf2.png"))
+    out, page = tmp_path / os.fsdecode(b"B\xfcndel"), tmp_path / "page.html"
+    args = ["--backbone", "test_resnet", "--weights", weights, "--input-size", "32", "--precision", "fp32"]
+    more = ["--json", "-", "--images-page", str(page), "--out", str(out)]
+    ended = CliRunner().invoke(export, [str(folder), *args, *more])
+    assert ended.exit_code == 0, ended.exception
+    report = json.loads(ended.stdout)
+    assert report["bundle"] == f"{tmp_path}/B\\xfcndel"
+    bundle = Bundle.open(out)
+    assert bundle.manifest.name == "B\\xfcndel"
+    assert "Ri\\xdf2.png: not a JPEG" in (out / "card.md").read_text(encoding="utf-8") + " ".join(
+        report["warnings"]
+    )
+    parts = split([i.group for i in open_images(folder).images], open_images(folder).labels)
+    learned = {i.sample_id for i, p in zip(open_images(folder).images, parts, strict=True)
+               if p in (Part.TRAIN, Part.VALIDATION)}  # fmt: skip
+    assert set(bundle.base().samples) == learned
+
+
 def test_a_bundle_is_replaced_only_when_asked(frozen: Made, pictures: Path, weights: str, tmp_path: Path) -> None:
     def again(*more: str) -> Result:
         args = ["--backbone", "test_resnet", "--weights", weights, "--input-size", "32", "--precision", "fp32"]

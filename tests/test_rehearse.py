@@ -196,6 +196,16 @@ def test_images_that_the_bundle_never_saw_are_dealt_out(full: Bundle, tmp_path: 
     assert result.curve[0].new_class_recall is None
 
 
+def test_pictures_whose_names_are_no_utf8_pass_as_others_do(full: Bundle, tmp_path: Path) -> None:
+    for name in ("good", "pit"):
+        (tmp_path / name).mkdir()
+        for i in range(300, 312):
+            (tmp_path / name / os.fsdecode(b"%d-Ri\xdf.png" % i)).write_bytes(picture(name, i))
+    result = run(full, open_images(tmp_path), Plan(3, policies=[Policy.ALL]))
+    assert result.stream_images + result.test_images == 24
+    assert result.curve[-1].labels == 3
+
+
 def test_a_class_that_is_not_there_is_refused(full: Bundle, images: ImageSet) -> None:
     with pytest.raises(BadImages, match="no image of class 'ring'") as refusal:
         run(full, images, Plan(2, hold_back="ring"))

@@ -24,12 +24,13 @@ import cv2
 
 from device_agent.camera.live import colour
 from device_agent.camera.names import Names
-from device_agent.camera.shot import NO_PICTURE, Bursts, CameraState, Pace, Shot, Tally, group_id, readable
+from device_agent.camera.shot import NO_PICTURE, Bursts, CameraState, Pace, Shot, Tally, group_id
 from device_agent.config import FolderCamera, VideoCamera, WatchCamera
 from sdk.errors import BadImages, CameraLost, ConfigError
 from sdk.images import read
 from sdk.layouts import IMAGE_SUFFIXES, INDEX_NAME
 from sdk.preprocess import Frame
+from sdk.shown import readable
 
 _log = logging.getLogger(__name__)
 

@@ -189,15 +189,6 @@ def encode_png(frame: Frame) -> bytes:
     return encoded.tobytes()
 
 
-def readable(name: str) -> str:
-    """Return a file's name as text that can be stored and sent: bytes that are no UTF-8 become \\xNN.
-
-    >>> print(readable("pr\\udcfcf_1.png"), readable("prüf_1.png"))
-    pr\\xfcf_1.png prüf_1.png
-    """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def group_id(device: str, part: str) -> GroupId:
     """Return the group of a part's pictures."""
     whole = f"{device}/{part}"
