@@ -21,7 +21,7 @@ from device_agent.masters import Best, MasterCodes
 from sdk.class_names import key_of
 from sdk.codes import Code
 from sdk.errors import BadImages, ConfigError, FeatureSizeError, HeadwayError, InferenceFailed
-from sdk.images import LabelledImage, open_images
+from sdk.images import LabelledImage, open_images, read_bytes
 from sdk.layouts import listing
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Masters:
                     raise InterruptedError("embedding was asked to stop")
                 if image.sample_id not in self._codes:
                     try:
-                        self._codes[image.sample_id] = self._embed(image.path.read_bytes())
+                        self._codes[image.sample_id] = self._embed(read_bytes(image.path))
                     except (OSError, BadImages, FeatureSizeError, InferenceFailed) as error:
                         _log.warning("%s is no master part any more: %s", image.path, error)
             self.ready = _together([image for image in images if image.sample_id in self._codes], self._codes)

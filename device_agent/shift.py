@@ -35,7 +35,7 @@ from device_agent.trial import Base
 from sdk.bundle import Bundle
 from sdk.codes import Codes
 from sdk.head import UNCALIBRATED, Head
-from sdk.images import LabelledImage
+from sdk.images import LabelledImage, read_bytes
 from sdk.labels import Label
 from sdk.preprocess import Frame
 from sdk.score import calibrate
@@ -296,7 +296,7 @@ class _Running:
         for passed, row in enumerate(self._order(), 1):
             image = stream.images[row]
             group = readable(f"{DEVICE}/{image.group}")[:200]
-            shot = Shot(_NO_FRAME, time.time(), group, readable(image.path.name), image.path.read_bytes())
+            shot = Shot(_NO_FRAME, time.time(), group, readable(image.path.name), read_bytes(image.path))
             self._station.see(shot, stream.codes[row][None])
             self._unlabelled.append(image.sample_id)
             # The operator comes by at even intervals, however full the queue is; or stays and labels everything.

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 
 from export.set_report import DISAGREE, PairReport, SetReport
 from sdk.durable import write_output
-from sdk.errors import ExportError
-from sdk.images import MAX_PIXELS
+from sdk.errors import BadImages, ExportError
+from sdk.images import MAX_PIXELS, open_regular
 from sdk.shown import readable
 
 THUMBNAIL_PX: Final = 150
@@ -94,15 +94,24 @@ def _kind_of(reason: str) -> str:
     return reason.partition(": ")[2] if reason.startswith("line ") else reason
 
 
+_SHOWN_AS_NOTHING: Final = (
+    *(BadImages, Image.DecompressionBombError),
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError),
+)
+
+
 def _thumbnail(path: Path) -> str:
     """Return a small picture of a file as a data URI; empty where it holds none that can be shown."""
     try:
-        with Image.open(path, formats=("JPEG", "PNG", "BMP", "TIFF", "WEBP")) as image:
+        with (
+            open_regular(path) as file,
+            Image.open(file, formats=("JPEG", "PNG", "BMP", "TIFF", "WEBP")) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 return ""
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             out = io.BytesIO()
             ImageOps.exif_transpose(image).convert("RGB").save(out, "JPEG", quality=80)
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, Image.DecompressionBombError):
+    except _SHOWN_AS_NOTHING:
         return ""
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

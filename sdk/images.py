@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -204,36 +205,60 @@ def read(path: Path | str) -> tuple[bytes, Frame]:
         BadImages: it cannot be read or decoded; the message names the file.
     """
     path = Path(path)
-    try:
-        opened = os.open(path, _READ)
-        try:
-            data = _whole(opened, path)
-        finally:
-            os.close(opened)
-    except OSError as error:
-        raise BadImages(f"{path}: {error.strerror}", hint="Check the path and its permissions.") from error
+    data = read_bytes(path)
     try:
         return data, decode(data)
     except BadImages as error:
         raise BadImages(f"{path}: {error}", hint=error.hint) from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return an image file's bytes as delivered.
+
+    Raises:
+        BadImages: it cannot be read, or is no regular file or too large for an image; the message names it.
+    """
+    try:
+        opened, size = _opened(path)
+        try:
+            return _whole(opened, size, path)
+        finally:
+            os.close(opened)
+    except OSError as error:
+        raise BadImages(f"{path}: {error.strerror}", hint="Check the path and its permissions.") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Return a file of somebody's set, opened to be read; a pipe among them is not waited for.
+
+    Raises:
+        BadImages: it is no regular file; the message names it.
+        OSError: it cannot be opened.
+    """
+    return os.fdopen(_opened(path)[0], "rb")
+
+
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """A pipe is not waited for before anybody can see that it is one."""
 
 
-def _whole(opened: int, path: Path) -> bytes:
-    """Return all of an image file, asking the system no more than that takes: frames of a line come this way."""
+def _opened(path: Path) -> tuple[int, int]:
+    """Return the descriptor of a regular file, and its size in bytes."""
+    opened = os.open(path, _READ)
     found = os.fstat(opened)
     if not stat.S_ISREG(found.st_mode):
+        os.close(opened)
         raise BadImages(f"{path}: not a regular file", hint="Name image files only.")
-    if found.st_size > MAX_IMAGE_BYTES:
-        raise BadImages(
-            f"{path}: {found.st_size} bytes are too many for an image", hint="Send the image compressed."
-        )
-    data = os.read(opened, found.st_size + 1)
-    while len(data) != found.st_size and len(data) <= MAX_IMAGE_BYTES:  # it grows, or comes in pieces
-        more = os.read(opened, max(1, found.st_size + 1 - len(data)))
+    return opened, found.st_size
+
+
+def _whole(opened: int, size: int, path: Path) -> bytes:
+    """Return all of an image file, asking the system no more than that takes: frames of a line come this way."""
+    if size > MAX_IMAGE_BYTES:
+        raise BadImages(f"{path}: {size} bytes are too many for an image", hint="Send the image compressed.")
+    data = os.read(opened, size + 1)
+    while len(data) != size and len(data) <= MAX_IMAGE_BYTES:  # it grows, or comes in pieces
+        more = os.read(opened, max(1, size + 1 - len(data)))
         if not more:
             break
         data += more
@@ -344,9 +369,13 @@ def _check_content(path: Path, frame: Frame) -> None:
 def _mask_fault(path: Path, frame: Frame) -> str:
     """Return what is wrong with a mask; its pixels are not looked at before somebody needs them."""
     try:
-        with Image.open(path, formats=_FORMATS) as mask:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as mask:
             w, h = mask.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGE) as error:
+    except BadImages as error:
+        return f"is {str(error).removeprefix(f'{path}: ')}"
+    except UnidentifiedImageError:
+        return "is not a JPEG, PNG, BMP, TIFF or WebP image"
+    except (Image.DecompressionBombError, *_DAMAGE) as error:
         return f"cannot be read: {_one_line(error)}"
     return (
         "" if (h, w) == frame.shape[:2] else f"is {w} x {h} pixels, the image {frame.shape[1]} x {frame.shape[0]}"

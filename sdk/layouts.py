@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -409,7 +410,10 @@ def _from_index(folder: Path) -> Listing:
     entries: list[Entry] = []
     refused: list[Refused] = []
     try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
+        found = index.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise BadImages(f"{index}: not a regular file", hint="Save it as UTF-8 CSV with commas.")
+        if found.st_size > MAX_INDEX_BYTES:
             raise BadImages(f"{index} is larger than {MAX_INDEX_BYTES // 2**20} MiB", hint="Divide the set.")
         with index.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, strict=True)

@@ -290,6 +290,18 @@ def test_a_name_that_is_no_utf8_is_told_everywhere_and_stops_nothing(
     assert folder / "pit" / LATIN_1[1] / "a.png" in {image.path for image in again.images}
 
 
+def test_a_pipe_that_was_refused_is_not_waited_for_by_the_page(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pictures(tmp_path / "set", ("good", "pit"), 4)
+    os.mkfifo(folder / "pit" / "pipe.png")
+    ended = headway(capfd, "export", "--check", folder, "--images-page", tmp_path / "page.html")
+    assert ended.code == 0, ended.err
+    assert '<td>pit/pipe.png</td><td class="text">not a regular file</td><td></td>' in (
+        tmp_path / "page.html"
+    ).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("held_back", [False, True])
 def test_a_class_that_is_no_utf8_is_refused_when_all_is_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], held_back: bool

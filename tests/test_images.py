@@ -18,6 +18,7 @@ from device_agent.camera import open_camera
 from device_agent.config import FolderCamera
 from sdk.errors import BadImages
 from sdk.images import decode, open_images, read
+from sdk.layouts import Layout
 from sdk.preprocess import Preprocess
 
 
@@ -312,6 +313,24 @@ def test_a_pipe_or_a_circle_of_links_is_refused_and_not_waited_for(tmp_path: Pat
     assert reasons["pipe.png"] == reasons["zero.png"] == "not a regular file"
     assert "symbolic links" in reasons["loop.png"]
     assert "No such file" in reasons["gone.png"]
+
+
+def test_a_pipe_that_is_named_as_a_mask_is_not_waited_for(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    os.mkfifo(tmp_path / "m.png")
+    write(tmp_path / "n.png", b"none")
+    (tmp_path / "index.csv").write_text("path,label,mask\ngood/0.png,good,m.png\ngood/1.png,good,n.png\n")
+    images = open_images(tmp_path)
+    assert [image.mask for image in images.images] == [None, None]
+    (note,) = [each for each in images.notes if "masks" in each]
+    assert "that of good/0.png is not a regular file" in note
+    assert "that of good/1.png is not a JPEG" in note
+
+
+def test_an_index_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "index.csv")
+    with pytest.raises(BadImages, match="not a regular file"):
+        open_images(tmp_path, layout=Layout.INDEX)
 
 
 def test_a_file_of_another_kind_than_its_name_is_used_and_noted(tmp_path: Path) -> None:

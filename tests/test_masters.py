@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -277,6 +278,20 @@ def test_what_was_embedded_before_a_label_came_is_not_embedded_again(pipeline: P
     parts = masters.codes(lambda: False)
     assert parts is not None
     assert len(done) == len(set(done)) == len(parts.files) == 30
+
+
+def test_a_pipe_in_the_place_of_a_master_that_was_read_is_not_waited_for(pipeline: Pipeline, folder: Path) -> None:
+    def replaced() -> bool:  # after all were read, before each is embedded
+        first = min(folder.glob("*/*.png"))
+        if first.is_file():
+            first.unlink()
+            os.mkfifo(first)
+        return False
+
+    masters = Masters(folder, lambda image: embed(pipeline, image))
+    parts = masters.codes(replaced, lambda: False)
+    assert parts is not None
+    assert len(parts.files) == 29
 
 
 def test_an_agent_that_stops_does_not_wait_until_the_folder_is_read(pipeline: Pipeline, folder: Path) -> None:
