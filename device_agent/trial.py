@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,7 +32,7 @@ from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.reason import Reason, price
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out
 from sdk.shelf import MemoryShelf, Shelf, at_hand
-from sdk.verdict import trial
+from sdk.verdict import Verdict, trial
 
 TOO_FEW: Final = Reason("too-few")
 OWN_GROUPS: Final = 5
@@ -182,9 +183,10 @@ def judge(
 ) -> Judgement:
     """Return whether a provisional head stays, by left-out scores of both heads.
 
-    A station's own labels come first: a class of which it has labelled `OWN_GROUPS` groups or more is judged by
-    these alone, the other classes by everybody's. Where all of these are newer than the head before, nobody can
-    say whether they or the others are right: the head stays, and its reason has what everybody's parts say of it.
+    A station's own labels come first: a class of which it has labelled `OWN_GROUPS` groups or more is compared on
+    these alone, the other classes on everybody's. Where the head before was scored on fewer than that of them,
+    nobody can say whether they or the others are right: where everybody's parts would have a head taken back that
+    stays, its reasons say so.
 
     Args:
         confirmed: Of the head that would serve again.
@@ -200,26 +202,47 @@ def judge(
     before = None if before is None else before.merged(canonical)
     calibration = calibrate(after, confirmed_calibration.false_alarm_rate)
     old = None if before is None else (before, confirmed_calibration)
-    verdict = trial(old, (after, calibration), names=names, judged=_judged(after, own) if own else None)
-    if verdict.why.code == "nothing-to-compare" and own:
-        everybody = trial(old, (after, calibration), names=names)
-        told = everybody.why
-        if not everybody.keep:
-            told = Reason("own-alone", name=told.name, share=told.share, before=told.before)
-        verdict = replace(everybody, keep=True, why=told)
+    judged, alone = _judged(before, after, own) if own else (None, False)
+    verdict = trial(old, (after, calibration), names=names, judged=judged)
+    if alone and verdict.keep:
+        verdict = _beside(verdict, trial(old, (after, calibration), names=names))
     why = FIRST_SCORE if old is None else verdict.why
     return Judgement(verdict.keep, why, verdict.after, calibration, verdict.also)
 
 
-def _judged(after: LeftOut, own: frozenset[bytes]) -> frozenset[bytes]:
-    """Return the samples that known classes are compared on: the station's own where it has enough of a class."""
+def _judged(before: LeftOut | None, after: LeftOut, own: frozenset[bytes]) -> tuple[frozenset[bytes], bool]:
+    """Return the samples that known classes are compared on, and whether some class stands alone with its own.
+
+    Of a class these are the station's own where it has enough of them, else everybody's. It stands alone where too
+    few of its own groups were scored before: they came since, or were called otherwise.
+    """
     mine = np.array([sample in own for sample in after.samples], bool)
+    labels = [after.class_ids[column] for column in after.truth]
+    was: dict[bytes, bytes] = {}
+    if before is not None:
+        called = (before.class_ids[column] for column in before.truth)
+        was = dict(compress(zip(before.samples, called, strict=True), before.known))
+    told = mine & after.tells & [was.get(s) == c for s, c in zip(after.samples, labels, strict=True)]
     rows = np.ones(len(mine), bool)
+    alone = False
     for column in range(len(after.class_ids)):
         of_class = after.truth == column
         if len(np.unique(after.groups[of_class & mine])) >= OWN_GROUPS:
             rows &= ~of_class | mine
-    return frozenset(sample for sample, stays in zip(after.samples, rows, strict=True) if stays)
+            alone |= len(np.unique(after.groups[of_class & told])) < OWN_GROUPS
+    return frozenset(sample for sample, stays in zip(after.samples, rows, strict=True) if stays), alone
+
+
+def _beside(own: Verdict, everybody: Verdict) -> Verdict:
+    """Return that a head stays by a station's own labels, and what everybody's parts say of that."""
+    if everybody.keep:
+        return everybody if own.why.code == "nothing-to-compare" else own
+    told = everybody.why
+    alone = Reason("own-alone", name=told.name, share=told.share, before=told.before)
+    if own.why.code in ("nothing-to-compare", "better", "as-good"):  # not so by everybody's parts
+        return replace(own, why=alone)
+    why = msgspec.structs.replace(alone, code="also-knows-price", classes=own.why.classes)
+    return replace(own, why=why if own.why.code == "also-knows" else own.why, also=(alone, *own.also))
 
 
 def meanwhile(calibration: Calibration, head: Head) -> Calibration:

@@ -21,8 +21,8 @@ ENGLISH: Final = MappingProxyType(
         "first-score": "This is the first score; there was nothing to compare it with.",
         "first-head": "This is the first head.",
         "nothing-to-compare": "There was nothing to compare with yet.",
-        "own-alone": "It goes by this station's own labels, which are all newer than the head before. By "
-        "everybody else's parts {name} is recognised only {share} of the time (before: {before}).",
+        "own-alone": "It goes by this station's own labels, of which the head before knew few or none. By "
+        "everybody else's parts only about {share} of new parts of {name} would be recognised (before: {before}).",
         "tells-apart": "It now tells {name} from other classes; {name} itself is recognised {share} of the time "
         "(before: {before}).",
         "worse": "Taken back: {name} would be recognised only {share} of the time (before: {before}).",

@@ -73,8 +73,9 @@ def trial(
 
     Known classes are compared on samples that both were scored on under the same class: what was labelled since,
     however hard, never counts against the head that has just learned it. A class that is new counts too, as if it
-    had been missed in `CAUTION_GROUPS` more groups, where more than one group has it. The new head is taken back
-    when
+    had been missed in `CAUTION_GROUPS` more groups, where more than one group has it. New is what the confirmed
+    head had not learned, or had scored in one group only: a known class that shares no such sample with it counts
+    neither way, since nobody knows what it was worth before. The new head is taken back when
 
     - the mean change over these classes is a drop of more than `MAX_DROP`, or one known class drops by more than
       `MAX_CLASS_DROP`, and
@@ -85,7 +86,8 @@ def trial(
     - the mean recall that margins let expect (`sdk.margins`) drops by more than `MAX_EXPECTED_DROP`, and
     - margins have fallen by more than `MIN_FALL` standard errors over groups.
 
-    A new class is said to be known once it is recognised more often than by guessing among all classes.
+    A new class is said to be known once it is recognised more often than by guessing among all classes; until then
+    it is said not to be recognised yet, as is a known one that could not be compared.
 
     Args:
         before: The confirmed head's left-out scores and calibration; None for a first head.
@@ -119,7 +121,9 @@ def trial(
     if len(before[0].class_ids) == 1:  # known, whether scored or not
         # One class is known or unknown; telling it from another is a new ability, not a better or worse old one.
         return Verdict(True, about("tells-apart", paired.before, paired.after), old, new)
-    fresh = [c for c in new.classes if c.class_id not in paired.classes and c.class_id not in new.one_group]
+    untold = [c for c in new.classes if c.class_id not in paired.classes and c.class_id not in new.one_group]
+    known_before = set(before[0].class_ids) - set(old.one_group)  # scored or not, as above
+    fresh = [c for c in untold if c.class_id not in known_before]
     gained_recall = sum(c.recall * c.groups / (c.groups + CAUTION_GROUPS) for c in fresh)
 
     def worth(changes: Floats) -> float:
@@ -135,8 +139,8 @@ def trial(
     has_price = bool(fresh) and more_than_chance and worst < -MAX_DROP
     chance = 1 / len(after[0].class_ids)
     known, young = (
-        tuple((names(c.class_id), float(c.recall)) for c in fresh if (c.recall > chance) == recognised)
-        for recognised in (True, False)
+        tuple((names(c.class_id), float(c.recall)) for c in some)
+        for some in ([c for c in fresh if c.recall > chance], [c for c in untold if c.recall <= chance])
     )
     if has_price:
         why = about("also-knows-price" if known else "price", paired.before, paired.after, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from device_agent.trial import judge
 from sdk.codes import Codes
@@ -33,10 +34,62 @@ def test_of_labels_that_all_came_at_once_it_is_said_what_everybodys_parts_say() 
     found = judge(scored(RELEASE), scored([*RELEASE, *burst], wrong), names=NAMES.__getitem__, own=own)
     assert (found.keep, found.why.code) == (True, "own-alone")
     assert found.why.share < found.why.before - 0.2
-    assert f"By everybody else's parts {found.why.name} is recognised only" in found.why.sentence()
+    assert f"new parts of {found.why.name} would be recognised" in found.why.sentence()
     right = judge(scored(RELEASE), scored([*RELEASE, *burst]), names=NAMES.__getitem__, own=own)
     assert right.keep
     assert right.why.code in ("better", "as-good")
+
+
+def burst_of(*shown: bytes, said: dict[bytes, bytes]) -> tuple[frozenset[bytes], tuple[LeftOut, Calibration]]:
+    """Return parts of these classes that a station labels in one go, and scores of the head that learned them."""
+    rows = [i for i in range(len(TRUE)) if i not in RELEASE and TRUE[i] in shown]
+    labels = {i: said.get(TRUE[i], TRUE[i]) for i in rows}
+    return frozenset(SAMPLES[i] for i in rows), scored([*RELEASE, *rows], labels)
+
+
+def test_a_known_class_is_not_taken_for_a_new_one_where_a_station_labels_it_all_at_once() -> None:
+    """None of its own samples were scored before, so it counted as new: with its recall for that of others."""
+    own, after = burst_of(B, said={})
+    right = judge(scored(RELEASE), after, names=NAMES.__getitem__, own=own)
+    assert right.keep
+    assert right.why.code in ("better", "as-good")
+    own, after = burst_of(C, said={C: B})
+    wrong = judge(scored(RELEASE), after, names=NAMES.__getitem__, own=own)
+    assert (wrong.keep, wrong.why.code, wrong.why.name) == (False, "worse", "c")
+
+
+def test_a_class_that_only_trained_the_backbone_is_known_and_not_new() -> None:
+    before, calibration = scored(RELEASE)
+    before = before.chosen(before.truth != before.class_ids.index(B))
+    own, after = burst_of(C, said={C: B})
+    wrong = judge((before, calibration), after, names=NAMES.__getitem__, own=own)
+    assert (wrong.keep, wrong.why.code, wrong.why.name) == (False, "worse", "c")
+
+
+@pytest.mark.parametrize("scored_before", [0, 2])
+def test_beside_classes_that_everybody_judges_it_is_said_what_everybody_says_of_own_ones(
+    scored_before: int,
+) -> None:
+    """Two classes are the station's own, one is not, and that is as good as before."""
+    own, after = burst_of(B, C, said={B: C, C: B})
+    older = [i for i in range(len(TRUE)) if SAMPLES[i] in own and TRUE[i] == B][:scored_before]
+    before = scored([*RELEASE, *older], dict.fromkeys(older, C))
+    found = judge(before, after, names=NAMES.__getitem__, own=own)
+    assert (found.keep, found.why.code) == (True, "own-alone")
+    assert found.why.name in ("b", "c")
+    assert found.why.share < found.why.before - 0.2
+
+
+def test_beside_a_new_class_it_is_said_what_everybody_says_of_own_ones() -> None:
+    """That the others are as good as before would be untrue of them."""
+    known = [i for i in RELEASE if TRUE[i] != C]
+    own, _ = burst_of(B, C, said={})
+    mine = [i for i in range(len(TRUE)) if SAMPLES[i] in own]
+    after = scored([*known, *mine], {i: {B: C, C: B}[TRUE[i]] for i in mine})
+    found = judge(scored(known), after, names=NAMES.__getitem__, own=own)
+    assert (found.keep, found.why.code, found.why.name) == (True, "also-knows-price", "b")
+    assert [name for name, _ in found.why.classes] == ["c"]
+    assert [(each.code, each.name) for each in found.also] == [("own-alone", "b")]
 
 
 def test_a_class_that_was_made_one_with_another_is_compared_and_not_taken_for_new() -> None:

@@ -549,9 +549,10 @@ TEXTS: Final[dict[str, Text]] = {
     "trial.first-head": (ENGLISH["first-head"], "Das ist der erste Lernstand.", "这是第一个分类器。"),
     "trial.own-alone": (
         ENGLISH["own-alone"],
-        "Dieser Lernstand richtet sich nach den Zuordnungen dieser Station, die alle neuer sind als der davor. Nach "
-        "den Teilen aller anderen wird {name} nur zu {share} erkannt (vorher: {before}).",
-        "该分类器以本工位的标注为准，这些标注都比之前的分类器新。按其他所有零件来看，“{name}”的识别率只有 {share}（此前：{before}）。",
+        "Dieser Lernstand richtet sich nach den Zuordnungen dieser Station, von denen der davor wenige oder keine "
+        "kannte. Nach den Teilen aller anderen würden nur etwa {share} der neuen Teile von {name} erkannt "
+        "(vorher: {before}).",
+        "该分类器以本工位的标注为准，之前的分类器没有或只有少数这些标注。按其他所有零件来看，“{name}”的新零件大约只有 {share} 能被识别（此前：{before}）。",
     ),
     "trial.nothing-to-compare": (
         ENGLISH["nothing-to-compare"],
