@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from device_agent.private import private_files
+from sdk.cli_findings import FAULT_EXIT, show
 from sdk.owners import given_to_owner
-from sdk.shown import say, shown
+from sdk.shown import say
 
 if TYPE_CHECKING:
-    from device_agent.finding import Finding
+    from sdk.finding import Finding
 
-FAULT_EXIT: Final = 1
 _LEFT_OUT_SHOWN: Final = 10
-_COLOURS: Final = {"good": "green", "note": "yellow", "fault": "red"}
 _SITE = click.argument("site_file", metavar="SITE.TOML", type=click.Path(path_type=Path))
 
 
@@ -32,13 +31,13 @@ def doctor(site_file: Path | None, as_json: bool) -> None:
     Exit code 0 when nothing keeps the agent from working, 1 when something does.
     """
     from device_agent.doctor import examine
-    from device_agent.finding import Level
+    from sdk.finding import Level
 
     found: list[Finding] = []
     for finding in examine(site_file):
         found.append(finding)
         if not as_json:
-            _print(finding)
+            show(finding)
     faults = sum(finding.level is Level.FAULT for finding in found)
     if as_json:
         click.echo(json.dumps({"faults": faults, "findings": [asdict(each) for each in found]}, indent=1))
@@ -46,13 +45,6 @@ def doctor(site_file: Path | None, as_json: bool) -> None:
         click.echo(f"{faults} to fix" if faults else "nothing to fix")
     if faults:
         raise click.exceptions.Exit(FAULT_EXIT)
-
-
-def _print(finding: Finding) -> None:
-    level = click.style(f"{finding.level.value:5}", fg=_COLOURS[finding.level.value])
-    click.echo(f"{level} {finding.area:11} {shown(finding.what)}")  # `say` would show the colour's codes as text
-    if finding.fix:
-        say(f"{'':17} -> {finding.fix}")
 
 
 @click.command(short_help="Print a hardened systemd unit.")

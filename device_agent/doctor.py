@@ -12,11 +12,9 @@ import difflib
 import fcntl
 import os
 import platform
-import shutil
 import socket
 import sqlite3
 import stat
-import statistics
 import tempfile
 import threading
 import time
@@ -37,7 +35,6 @@ from device_agent.broker_check import check_broker, trigger_told
 from device_agent.camera import CameraState, open_camera
 from device_agent.camera.names import Names
 from device_agent.camera.picture import exposed
-from device_agent.clock_state import clock_synchronised
 from device_agent.config import (
     CameraSettings,
     GStreamerCamera,
@@ -49,7 +46,6 @@ from device_agent.config import (
 )
 from device_agent.database import LOCK_NAME
 from device_agent.expiry import certificates, of_certificate, of_signatures
-from device_agent.finding import Finding, Level
 from device_agent.learned import ONE_CLASS
 from device_agent.limits import StoreLimits
 from device_agent.master_folder import examine as examine_masters
@@ -71,9 +67,20 @@ from device_agent.site_file import load_site
 from device_agent.store import STORE_NAME, check_store, read_in_service, read_kept
 from sdk.bundle import Bundle
 from sdk.class_names import key_of
+from sdk.clock_state import clock_synchronised, judged
 from sdk.damaged import DAMAGED
+from sdk.disk_check import (
+    MEMORY_FILESYSTEMS,
+    NETWORK_FILESYSTEMS,
+    filesystem,
+    free_bytes,
+    freeing,
+    mib,
+    sync_speed,
+)
 from sdk.errors import BundleError, HeadwayError, StoreCorrupt, StoreFull, TensorRtMissing
 from sdk.expiry import Expiry, Standing
+from sdk.finding import Finding, Level
 from sdk.layouts import IMAGE_SUFFIXES
 from sdk.owners import mending, quote, strangers, user_name
 from sdk.shown import readable
@@ -92,17 +99,6 @@ BAD_FILES_FIX: Final = (
 PICTURE_FIX: Final = (
     "Look at lens cap, light, exposure and cable. Where good pictures are like that, say so in [camera.picture]."
 )
-SLOW_SYNC_MS: Final = 100.0
-"""A label waits for one sync; a click that takes longer feels stuck."""
-EARLIEST_UTC: Final = 1_767_225_600.0
-"""2026-01-01: this version did not exist before it, so a clock that says so has been reset."""
-_MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
-_NETWORK_FILESYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ceph"})
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free for this user on a folder's disk."""
-    return shutil.disk_usage(folder).free
 
 
 @dataclass(frozen=True)
@@ -212,28 +208,8 @@ def _built_with(build: str, name: str) -> bool:
 
 
 def _clock(machine: Machine) -> Iterator[Finding]:
-    now = machine.clock()
-    shown = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
-    synchronised = machine.synchronised()
-    if now < EARLIEST_UTC:
-        yield Finding(
-            "clock",
-            Level.FAULT,
-            f"the clock says {shown} UTC, which cannot be",
-            "sudo timedatectl set-ntp true, or set it: sudo date -u -s '2026-...'. Labels keep their order either "
-            "way; TLS certificates will not be accepted.",
-        )
-    elif synchronised is False:
-        yield Finding(
-            "clock",
-            Level.NOTE,
-            f"{shown} UTC, not synchronised",
-            "sudo timedatectl set-ntp true; without the internet, name the plant's server in "
-            "/etc/systemd/timesyncd.conf.",
-        )
-    else:
-        known = "synchronised" if synchronised else "the kernel does not say whether it is synchronised"
-        yield Finding("clock", Level.GOOD, f"{shown} UTC, {known}")
+    then = "Labels keep their order either way; TLS certificates will not be accepted."
+    yield judged(machine.clock(), machine.synchronised(), then=then)
 
 
 # -- what the settings name
@@ -344,23 +320,23 @@ def _secret(file: Path, key: str, me: str) -> Iterator[Finding]:
 
 def _disk(machine: Machine, site: Site) -> Iterator[Finding]:
     folder = next((each for each in (site.data_dir, *site.data_dir.parents) if each.exists()), Path("/"))
-    free, kind = machine.free_bytes(folder), _filesystem(folder)
+    free, kind = machine.free_bytes(folder), filesystem(folder)
     reserve = StoreLimits().reserve_bytes
     if free < reserve:
         yield Finding(
             "disk",
             Level.FAULT,
-            f"{_mib(free)} MiB free on {folder} ({kind}): samples are refused below {_mib(reserve)} MiB",
-            f"Free some: sudo du -xh --max-depth=2 {folder} | sort -h | tail; sudo journalctl --vacuum-size=100M",
+            f"{mib(free)} MiB free on {folder} ({kind}): samples are refused below {mib(reserve)} MiB",
+            freeing(folder),
         )
-    elif kind in _NETWORK_FILESYSTEMS:
+    elif kind in NETWORK_FILESYSTEMS:
         yield Finding(
             "disk",
             Level.FAULT,
             f"{folder} is on {kind}, a network file system: SQLite's log is not safe there",
             "Set data_dir to a local disk.",
         )
-    elif kind in _MEMORY_FILESYSTEMS:
+    elif kind in MEMORY_FILESYSTEMS:
         yield Finding(
             "disk",
             Level.NOTE,
@@ -368,54 +344,9 @@ def _disk(machine: Machine, site: Site) -> Iterator[Finding]:
             "Set data_dir to a disk, in a container to a volume.",
         )
     else:
-        yield Finding("disk", Level.GOOD, f"{_mib(free)} MiB free on {folder} ({kind})")
+        yield Finding("disk", Level.GOOD, f"{mib(free)} MiB free on {folder} ({kind})")
     if os.access(folder, os.W_OK):
-        yield from _sync_speed(folder)
-
-
-def _sync_speed(folder: Path) -> Iterator[Finding]:
-    """Time what a label waits for."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            times = []
-            for _ in range(5):
-                began_s = time.perf_counter()
-                file.write(bytes(4096))
-                file.flush()
-                os.fsync(file.fileno())
-                times.append((time.perf_counter() - began_s) * 1e3)
-    except OSError as error:
-        yield Finding(
-            "disk",
-            Level.FAULT,
-            f"nothing can be written in {folder}: {error.strerror}",
-            "Free space there, or check the disk and how it is mounted: dmesg | tail; findmnt --target "
-            + str(folder),
-        )
-        return
-    median_ms = statistics.median(times)
-    level = Level.NOTE if median_ms > SLOW_SYNC_MS else Level.GOOD
-    fix = (
-        "Use NVMe or eMMC instead of an SD card, or look what else writes: iotop -o" if level is Level.NOTE else ""
-    )
-    yield Finding("disk", level, f"a write is on the disk after {median_ms:.1f} ms (median of 5)", fix)
-
-
-def _filesystem(folder: Path) -> str:
-    """Return the kind of file system that a folder is on; "unknown" where the kernel does not say."""
-    best, kind = "", "unknown"
-    real = str(folder.resolve())
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
-            _, where, this, *_ = line.split(" ")
-            where = where.replace("\\040", " ")
-            if len(where) >= len(best) and (real == where or real.startswith(where.rstrip("/") + "/")):
-                best, kind = where, this
-    return kind
-
-
-def _mib(size_bytes: int) -> int:
-    return size_bytes // 1024**2
+        yield sync_speed(folder)
 
 
 def _store(site: Site, running: bool) -> Iterator[Finding]:

@@ -16,11 +16,11 @@ from typing import Final
 import numpy as np
 
 from device_agent.at_rest import AtRest
-from device_agent.finding import Finding, Level
 from device_agent.masters import Best, MasterCodes
 from sdk.class_names import key_of
 from sdk.codes import Code
 from sdk.errors import BadImages, ConfigError, FeatureSizeError, HeadwayError, InferenceFailed
+from sdk.finding import Finding, Level
 from sdk.images import LabelledImage, open_images, read_bytes
 from sdk.layouts import listing
 

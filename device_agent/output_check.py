@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from device_agent.config import HttpOutput, ModbusOutput, PluginOutput, Site
-from device_agent.finding import Finding, Level
 from device_agent.outputs import open_output
 from device_agent.plugins import OUTPUTS, load
 from device_agent.report import OutputReport, output_words
 from sdk.errors import HeadwayError
+from sdk.finding import Finding, Level
 
 AREA: Final = "output"
 LOG_FIX: Final = "Look at the other side, its address and the network; the agent tries again by itself."

@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, expect
 
 from device_agent.agent import Agent
 from device_agent.doctor import examine
-from device_agent.finding import Level
 from device_agent.site_file import load_site
 from sdk.bundle import Bundle
+from sdk.finding import Level
 from tests.commands import headway
 from tests.pages import screen
 from tests.simulators import wait_for

@@ -27,7 +27,6 @@ from device_agent.backup import make_backup, restore_backup
 from device_agent.cli_operations import FAULT_EXIT, doctor
 from device_agent.config import WatchCamera
 from device_agent.doctor import Machine, examine
-from device_agent.finding import Finding, Level
 from device_agent.limits import StoreLimits
 from device_agent.report import UNREADABLE_S
 from device_agent.site_file import load_site
@@ -35,6 +34,7 @@ from device_agent.store import Store
 from device_agent.trust import Gate
 from sdk.bundle import Bundle
 from sdk.errors import TensorRtMissing
+from sdk.finding import Finding, Level
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.certificates import Authority
 from sdk.images import sample_id

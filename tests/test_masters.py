@@ -16,7 +16,6 @@ import pytest
 from device_agent.at_rest import look
 from device_agent.camera import Shot
 from device_agent.candidate import compare_masters
-from device_agent.finding import Level
 from device_agent.heads_and_updates import Outcome
 from device_agent.learner import Learner
 from device_agent.master_folder import Masters, check_folder, examine, of_each_class
@@ -32,6 +31,7 @@ from sdk.bundle import Bundle
 from sdk.class_names import composed
 from sdk.codes import Code
 from sdk.errors import ConfigError, InferenceFailed
+from sdk.finding import Level
 from sdk.head import Head, solve
 from sdk.images import decode, open_images, sample_id
 from sdk.labels import Chain, Record, RenameClass

@@ -15,11 +15,11 @@ import pytest
 from device_agent.agent import Agent
 from device_agent.broker_check import check_broker
 from device_agent.config import Site
-from device_agent.finding import Finding, Level
 from device_agent.site_file import load_site
 from device_agent.store import Store
 from device_agent.sync import Sync
 from sdk.errors import BrokerError
+from sdk.finding import Finding, Level
 from sdk.fleet.broker import Mosquitto, find_mosquitto
 from sdk.fleet.cli_enroll import secure_broker, tls_folder
 from sdk.mqtt import MqttSession, MqttSettings

@@ -13,11 +13,11 @@ import pytest
 from device_agent.backup import make_backup
 from device_agent.database import disk
 from device_agent.doctor import examine
-from device_agent.finding import Finding
 from device_agent.page.book import open_book
 from device_agent.store import STORE_NAME, Store
 from sdk.bundle import Bundle
 from sdk.errors import StoreFull
+from sdk.finding import Finding
 from sdk.owners import given_to_owner
 from tests.commands import headway
 from tests.other_users import AGENT, as_user, device, needs_root

@@ -14,10 +14,10 @@ from device_agent.accepting import KEPT_AS, Target
 from device_agent.agent import Agent
 from device_agent.cli import agent as agent_command
 from device_agent.doctor import examine
-from device_agent.finding import Level
 from device_agent.report import CHOOSE_AGAIN, NONE_PASSES
 from device_agent.site_file import load_site
 from sdk.bundle import Bundle
+from sdk.finding import Level
 from tests.pages import Device, Screen, screen, serving, write_stream
 from tests.pages import running as running_page
 from tests.test_agent import running as running_agent

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.clock_state import clock_synchronised
 from device_agent.site_file import parse_site
 from device_agent.systemd import Notifier, UnitPlan, Watchdog, unit_text
+from sdk.clock_state import clock_synchronised
 from sdk.errors import ConfigError
 from tests.commands import headway
 from tests.simulators import wait_for
@@ -152,7 +152,7 @@ NUMBERS = {"x86_64": {"adjtimex": 159, "clock_adjtime": 305}, "aarch64": {"adjti
 """Of the calls that ask of the clock, on machines that Headway runs on."""
 ASK_UNDER_A_FILTER = """
 import ctypes, sys
-from device_agent.clock_state import clock_synchronised
+from sdk.clock_state import clock_synchronised
 from pathlib import Path
 class Step(ctypes.Structure):
     _fields_ = [("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("k", ctypes.c_uint)]

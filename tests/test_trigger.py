@@ -17,13 +17,13 @@ import pytest
 from device_agent.agent import Agent
 from device_agent.broker_check import check_trigger, trigger_told
 from device_agent.config import FolderCamera, MqttTable, PageSettings, Site, TriggerSettings
-from device_agent.finding import Level
 from device_agent.history import newest_of
 from device_agent.metrics import metrics_of
 from device_agent.report import TriggerReport
 from device_agent.trigger import MAX_LOT_CHARS, MAX_PART_CHARS, MqttTrigger, PartLot, Trigger, Triggers, part_of
 from sdk.bundle import Bundle
 from sdk.errors import RemoteWireError, TriggerRefused
+from sdk.finding import Level
 from sdk.fleet.broker import Mosquitto
 from sdk.mqtt import Message, MqttSession, MqttSettings
 from sdk.wire import Result, Topics, Verdict, decode_json

@@ -39,9 +39,9 @@ import msgspec
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from device_agent.clock_state import clock_synchronised
 from device_agent.database import Database
 from device_agent.page.book import set_setting, setting
+from sdk.clock_state import clock_synchronised
 from sdk.errors import AccountRefused, LastAdmin, LoginFailed, NameTaken, NoAccount, StoreFull, TooManyTries
 
 MIN_PIN_DIGITS: Final = 6

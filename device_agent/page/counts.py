@@ -22,11 +22,11 @@ from typing import Final
 
 from fastapi.concurrency import run_in_threadpool
 
-from device_agent.clock_state import clock_synchronised
 from device_agent.database import Database
 from device_agent.history import PartRow
 from device_agent.page.book import setting
 from device_agent.parts import Part
+from sdk.clock_state import clock_synchronised
 from sdk.errors import StoreCorrupt, StoreFull
 from sdk.wire import Verdict
 

@@ -1,4 +1,4 @@
-"""What `headway doctor` found: one thing that was looked at, how it is, and what to do."""
+"""What a doctor found, of a device or of a fleet: one thing that was looked at, how it is, and what to do."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        area: settings, machine, runtime, release, masters, camera, broker, clock, disk, permissions,
-            store or page.
-        level: A fault keeps the agent from working, or from working safely.
+        area: Of a device settings, machine, runtime, release, masters, camera, broker, clock, disk, permissions,
+            store, trust or page; of a fleet machine, permissions, database, service, broker, disk, clock, trust,
+            chunks or devices.
+        level: A fault keeps the agent, or the fleet, from working, or from working safely.
         what: What is so, in one line.
         fix: What to do; empty where nothing is wrong.
     """
