@@ -539,7 +539,8 @@ def test_a_fleet_does_not_move_to_another_database_unnoticed(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", [DATABASE_NAME, "serve.lock"])
 def test_what_root_makes_in_a_fleet_is_its_users_else_the_file_is_named(name: str, device: Path) -> None:
     with FleetStore(device) as store:
-        store.served()
+        with store.serving():
+            assert store.served()
         store.chunks.put(hashlib.sha256(b"chunk").hexdigest(), b"chunk")
         (device / "tls").mkdir()
     made = {each.name: each.lstat().st_uid for each in device.rglob("*")}

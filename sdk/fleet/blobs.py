@@ -111,32 +111,55 @@ def _whole(file: Path) -> bytes | None:
     return chunk if hashlib.sha256(chunk).hexdigest() == file.name else None
 
 
-def blobs_of(directory: Path) -> Blobs:
+def blobs_of(directory: Path, *, looks: bool = False) -> Blobs:
     """Return where a fleet's directory says its chunks are.
+
+    Args:
+        directory: The fleet's.
+        looks: Only look: nothing is made, copied or removed, whatever is damaged.
 
     Raises:
         FleetError: it names a place that is not known, or needs what is not installed.
         StoreCorrupt, StoreFull: the folder cannot be written.
     """
+    own = ChunkStore(directory / FOLDER_NAME, durable=True, if_full=_IF_FULL, looks=looks)
+    url = named_place(directory)
+    return own if url is None else CachedChunks(place_at(url, looks=looks), own, looks=looks)
+
+
+def named_place(directory: Path) -> str | None:
+    """Return the URL that a fleet's directory names for its chunks; None where they are in its own folder.
+
+    Raises:
+        FleetError: it may not be read.
+    """
     file = directory / URL_NAME
-    own = ChunkStore(directory / FOLDER_NAME, durable=True, if_full=_IF_FULL)
     try:
-        url = file.read_text().strip() if file.is_file() else None
+        return file.read_text().strip() if file.is_file() else None
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
-    return own if url is None else CachedChunks(place_at(url), own)
 
 
-def place_at(url: str) -> Blobs:
+def folder_at(url: str) -> Path | None:
+    """Return the folder of this machine that a URL names; None for any other place."""
+    return Path(url.partition("://")[2]) if url.startswith(("file:///", "local:///")) else None
+
+
+def place_at(url: str, *, looks: bool = False) -> Blobs:
     """Return the place that a URL names; a folder of this machine is synced as the fleet's own is.
+
+    Args:
+        url: It.
+        looks: As of `blobs_of`.
 
     Raises:
         FleetError: there is no such place, or what it needs is not installed.
         StoreCorrupt, StoreFull: it cannot be written.
     """
-    if url.startswith(("file:///", "local:///")):
-        return ChunkStore(Path(url.partition("://")[2]), durable=True, if_full=_IF_FULL)
-    return UrlChunks(url)
+    folder = folder_at(url)
+    if folder is not None:
+        return ChunkStore(folder, durable=True, if_full=_IF_FULL, looks=looks)
+    return UrlChunks(url, looks=looks)
 
 
 class UrlChunks:
@@ -144,15 +167,17 @@ class UrlChunks:
 
     Args:
         url: Such as `s3://bucket/fleet`, `sftp://host/fleet`, `memory://fleet`.
+        looks: As of `blobs_of`.
 
     Raises:
         FleetError: fsspec knows no such place, or what it needs is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, looks: bool = False) -> None:
         import fsspec
 
         self.url = url
+        self._looks = looks
         if "://" not in url:
             raise FleetError(f"{url[:80]!r} is no URL", hint=_EXAMPLE)
         try:
@@ -164,6 +189,8 @@ class UrlChunks:
             raise FleetError(f"{url[:80]} cannot be used: {words}", hint=_EXAMPLE) from error
         protocol = self._files.protocol
         self._at_once = bool(_AT_ONCE & {protocol, *(() if isinstance(protocol, str) else protocol)})
+        if looks:
+            return
         with self._place():
             self._files.makedirs(self._root, exist_ok=True)
 
@@ -212,7 +239,8 @@ class UrlChunks:
             except FileNotFoundError:
                 return None
             if hashlib.sha256(chunk).hexdigest() != digest:
-                self._files.rm_file(self._path(digest))
+                if not self._looks:
+                    self._files.rm_file(self._path(digest))
                 return None
             return chunk
 
@@ -252,11 +280,13 @@ class CachedChunks:
     Args:
         place: Where they are kept.
         near: The copy. It may be deleted at any time.
+        looks: As of `blobs_of`.
     """
 
-    def __init__(self, place: Blobs, near: ChunkStore) -> None:
+    def __init__(self, place: Blobs, near: ChunkStore, *, looks: bool = False) -> None:
         self._place = place
         self._near = near
+        self._looks = looks
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._near or digest in self._place
@@ -273,7 +303,7 @@ class CachedChunks:
             chunk = self._near.get(digest)
         if chunk is None:
             chunk = self._place.get(digest)
-            if chunk is not None:
+            if chunk is not None and not self._looks:
                 self._near.put(digest, chunk)
         return chunk
 

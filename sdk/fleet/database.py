@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -44,7 +44,7 @@ CONNECT_TIMEOUT_S: Final = 10
 KEEPALIVE_S: Final = 30
 """A server that hears nothing from a client asks it after so long, three times in as long again. By default it
 holds the one service's lock for two hours for a machine whose cable was pulled."""
-_POSTGRES: Final = "postgresql"
+POSTGRES: Final = "postgresql"
 _CHANGED: Final = "headway_changed"
 _READ_ONLY: Final = "25006"
 """PostgreSQL's code of a change that a standby refuses."""
@@ -53,12 +53,12 @@ _NOT_OURS: Final = frozenset({"42501", "42P01", "3F000"})
 _DAMAGED: Final = "XX"
 """What its codes of a fault of its own, as of a damaged page, begin with."""
 _NO_SUCH_CHARACTER: Final = "22P05"
-_ENCODING: Final = "UTF8"
-_OWN_DATABASE: Final = f"CREATE DATABASE name OWNER user ENCODING '{_ENCODING}' TEMPLATE template0"
-_FILES: Final = (DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm")
+ENCODING: Final = "UTF8"
+OWN_DATABASE: Final = f"CREATE DATABASE name OWNER user ENCODING '{ENCODING}' TEMPLATE template0"
+DATABASE_FILES: Final = (DATABASE_NAME, f"{DATABASE_NAME}-wal", f"{DATABASE_NAME}-shm")
 _DENIED: Final = ("unable to open", "readonly database")
 """What SQLite says of a file that is another user's."""
-_WRITER_LOCK, _SERVICE_LOCK = 0x6865_6164_0001, 0x6865_6164_0002
+WRITER_LOCK, SERVICE_LOCK = 0x6865_6164_0001, 0x6865_6164_0002
 """Numbers of PostgreSQL's advisory locks; the database should be the fleet's alone."""
 
 
@@ -126,9 +126,9 @@ def _parsed(url: str) -> str:
     except (ArgumentError, ValueError) as error:  # the latter of a port
         told = re.sub("://.*@", "://...@", url)  # it may hold a password
         raise FleetError(f"{told[:80]!r} is no address of a database", hint=_EXAMPLE) from error
-    if parsed.drivername not in ("postgres", _POSTGRES):
+    if parsed.drivername not in ("postgres", POSTGRES):
         raise FleetError(f"{parsed.drivername} is not supported", hint=_EXAMPLE)
-    return parsed.set(drivername=f"{_POSTGRES}+psycopg").render_as_string(hide_password=False)
+    return parsed.set(drivername=f"{POSTGRES}+psycopg").render_as_string(hide_password=False)
 
 
 _EXAMPLE: Final = "Give a PostgreSQL database: postgresql://user:password@host/name."
@@ -148,6 +148,40 @@ def engine_of(directory: Path) -> Engine:
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
     return engine_at(url)
+
+
+def looking_engine_of(directory: Path) -> Engine:
+    """Return the engine of a directory's database for whoever only looks: nothing is made, changed or left there.
+
+    Beside a service it reads what was committed, as any command does. A SQLite that nobody has open is read as a
+    file that does not change: opened otherwise it would leave a log and an index beside it.
+
+    Raises:
+        FleetError: as `engine_of`.
+    """
+    if (directory / URL_NAME).is_file():
+        return engine_of(directory)
+    file = directory / DATABASE_NAME
+
+    def connect() -> sqlite3.Connection:
+        how = "mode=ro" if in_use(directory) else "immutable=1"
+        uri = f"{file.resolve().as_uri()}?{how}"
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+
+    engine = create_engine(
+        "sqlite://", creator=connect, poolclass=NullPool
+    )  # a service may begin between two looks
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def in_use(directory: Path) -> bool:
+    """Return whether somebody has a directory's SQLite open, or was killed with it open."""
+    return (directory / f"{DATABASE_NAME}-wal").exists()
 
 
 def engine_at(url: str) -> Engine:
@@ -208,7 +242,7 @@ def _postgres(url: str) -> Engine:
         if _writes(connection):
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{int(BUSY_TIMEOUT_S * 1000)}ms'")
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
         else:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
@@ -256,11 +290,11 @@ class ServiceLock:
             self._file = file.open("wb")
         except OSError as error:
             if found := denied(directory, LOCK_NAME):
-                raise FleetError(f"the fleet cannot be used: {found}", hint=_mending(found)) from error
+                raise FleetError(f"the fleet cannot be used: {found}", hint=mending_of(found)) from error
             raise FleetError(
                 f"{file}: {error.strerror}", hint="Check the disk, and who may write there."
             ) from error
-        self._shared_server = engine.dialect.name == _POSTGRES
+        self._shared_server = engine.dialect.name == POSTGRES
         self._connection = engine.connect() if self._shared_server else None
 
     def __enter__(self) -> ServiceLock:
@@ -300,23 +334,23 @@ class ServiceLock:
         self._connection = self._engine.connect()
         return False
 
-    def take(self, *, shared: bool = False) -> bool:
-        """Take the lock if it is free, alone or among others who only look; return whether it was."""
+    def take(self) -> bool:
+        """Take the lock if it is free; return whether it was."""
         try:
-            fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         if self._connection is None:
             return True
-        kind = "_shared" if shared else ""
-        taken = self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock{kind}({_SERVICE_LOCK})").scalar()
+        taken = self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({SERVICE_LOCK})").scalar()
         self._connection.rollback()  # the lock is the session's; an open transaction would keep old rows alive
         if not taken:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         return bool(taken)
 
 
-def _mending(found: Stranger) -> str:
+def mending_of(found: Stranger) -> str:
+    """Return the command that lets its user use a file of a fleet's directory."""
     # That file alone: beside it may lie keys that are for nobody else.
     return f"sudo chown {found.user} {quote(found.path)}"
 
@@ -324,7 +358,7 @@ def _mending(found: Stranger) -> str:
 def _no_such_character(encoding: str) -> DatabaseAway:
     return DatabaseAway(
         f"the fleet's PostgreSQL cannot hold a name: {encoding} has not all of its characters",
-        hint=f"Move it to a database that can: {_OWN_DATABASE}, then pg_dump and psql.",
+        hint=f"Move it to a database that can: {OWN_DATABASE}, then pg_dump and psql.",
     )
 
 
@@ -334,13 +368,13 @@ def check_encoding(connection: Connection) -> None:
     Raises:
         FleetError: it is a PostgreSQL of another encoding than UTF-8.
     """
-    if connection.dialect.name != _POSTGRES:
+    if connection.dialect.name != POSTGRES:
         return
     encoding = connection.scalar(text("SHOW server_encoding"))
-    if encoding != _ENCODING:
+    if encoding != ENCODING:
         raise FleetError(
             f"that database's encoding is {encoding}, which cannot hold every name",
-            hint=f"Give the fleet one of its own: {_OWN_DATABASE}.",
+            hint=f"Give the fleet one of its own: {OWN_DATABASE}.",
         )
 
 
@@ -379,8 +413,8 @@ def database_errors(directory: Path, *, named: bool = True) -> Iterator[None]:
                 f"the fleet's PostgreSQL cannot be used: {words[:300]}",
                 hint=f"Check that it runs, and {address}.",
             ) from error
-        if any(part in words for part in _DENIED) and (found := denied(directory, *_FILES)):
-            raise DatabaseAway(f"the fleet database cannot be used: {found}", hint=_mending(found)) from error
+        if any(part in words for part in _DENIED) and (found := denied(directory, *DATABASE_FILES)):
+            raise DatabaseAway(f"the fleet database cannot be used: {found}", hint=mending_of(found)) from error
         full = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         raise DatabaseAway(
             f"the fleet database in {directory} cannot be used: {words}",
@@ -390,7 +424,7 @@ def database_errors(directory: Path, *, named: bool = True) -> Iterator[None]:
         ) from error
     except UnicodeEncodeError as error:
         # A device's words, in a database of before such were refused: no reason to end for all others.
-        if not file.is_file() or error.encoding.lower().replace("-", "") == _ENCODING.lower():
+        if not file.is_file() or error.encoding.lower().replace("-", "") == ENCODING.lower():
             raise
         raise _no_such_character(error.encoding) from error
     except DatabaseError as error:
@@ -406,7 +440,7 @@ def database_errors(directory: Path, *, named: bool = True) -> Iterator[None]:
         if state in _NOT_OURS:
             raise DatabaseAway(
                 f"the fleet's PostgreSQL does not let its user: {words}",
-                hint=f"Give the fleet a database of its own ({_OWN_DATABASE}), or that user all rights again, on "
+                hint=f"Give the fleet a database of its own ({OWN_DATABASE}), or that user all rights again, on "
                 f"the schema (GRANT ALL ON SCHEMA public TO user) and on its tables; and check {address}.",
             ) from error
         if state == _NO_SUCH_CHARACTER:

@@ -54,17 +54,12 @@ def bring_up_to_date(directory: Path, engine: Engine, *, held: bool = False) -> 
             copied; or it is empty, and not of UTF-8. Nothing was changed then.
     """
     with engine.connect() as connection:
-        before = _revision(connection)
+        before = revision_of(connection)
         if before is None:
             check_encoding(connection)
     if before == SCHEMA_REVISION:
         return
-    if before is not None and before > SCHEMA_REVISION:  # four digits each
-        kept = directory / f"{DATABASE_NAME}.{SCHEMA_REVISION}"
-        back = f", or go back: {kept} is the fleet as it was before (docs/fleet.md)" if kept.is_file() else ""
-        raise FleetError(
-            "the fleet database was written by a newer Headway", hint=f"Update Headway on this machine{back}."
-        )
+    check_not_newer(directory, before)
     if before is None or held:
         _upgrade(directory, engine)
         return
@@ -80,6 +75,36 @@ def bring_up_to_date(directory: Path, engine: Engine, *, held: bool = False) -> 
                 )
             time.sleep(0.02)
         _upgrade(directory, engine)
+
+
+def check_not_newer(directory: Path, revision: str | None) -> None:
+    """Check that a database of this schema is none of a newer Headway.
+
+    Raises:
+        FleetError: it is.
+    """
+    if revision is not None and revision > SCHEMA_REVISION:  # four digits each
+        kept = directory / f"{DATABASE_NAME}.{SCHEMA_REVISION}"
+        back = f", or go back: {kept} is the fleet as it was before (docs/fleet.md)" if kept.is_file() else ""
+        raise FleetError(
+            "the fleet database was written by a newer Headway", hint=f"Update Headway on this machine{back}."
+        )
+
+
+def check_current(directory: Path, engine: Engine) -> None:
+    """Check that a database has this Headway's schema, and change nothing.
+
+    Raises:
+        FleetError: it has another, or none.
+    """
+    with engine.connect() as connection:
+        found = revision_of(connection)
+    check_not_newer(directory, found)
+    if found != SCHEMA_REVISION:
+        raise FleetError(
+            f"the fleet in {directory} has schema {found or 'none'}, this Headway wants {SCHEMA_REVISION}",
+            hint="The next command, or `headway fleet serve`, brings it up to date.",
+        )
 
 
 def begin_in(directory: Path, url: str) -> None:
@@ -105,7 +130,7 @@ def begin_in(directory: Path, url: str) -> None:
     name_database(directory, url)
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
     """Return a database's schema; None of an empty one."""
     if not inspect(connection).has_table("alembic_version"):
         return None
@@ -121,7 +146,7 @@ def _upgrade(directory: Path, engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.execution_options(headway_write=True).begin() as connection:
-        before = _revision(connection)  # with the write lock: another command may have been faster
+        before = revision_of(connection)  # with the write lock: another command may have been faster
         if before == SCHEMA_REVISION:
             return
         kept = None

@@ -39,13 +39,15 @@ from sdk.fleet.database import (
     changed,
     database_errors,
     engine_of,
+    looking_engine_of,
     make_directory,
 )
+from sdk.fleet.one_service import served
 from sdk.fleet.refusal import REFUSAL_NAME, Refusal, Refusals
 from sdk.fleet.restoring import DECISIONS_NAME, MARKS_NAME, Decisions, Marks
 from sdk.fleet.rollout import Plan
 from sdk.fleet.rollout_ledger import RolloutLedger
-from sdk.fleet.schema import bring_up_to_date
+from sdk.fleet.schema import bring_up_to_date, check_current
 from sdk.fleet.union_ledger import LastCodes, UnionLedger
 from sdk.labels import REFUSALS, RELEASE_DEVICE, CodeRecord, Fold, Merge
 from sdk.liveset import LiveSet
@@ -128,29 +130,39 @@ class FleetStore:
     Args:
         directory: Made if it is not there.
         held: The caller holds the one service's lock.
+        looks: Only look: nothing is made, brought up to date, made whole or given to anybody, and `write` is wrong
+            use. For who must leave all as it is, beside a service and without.
 
     Raises:
         FleetError: the database cannot be used, or is newer than this Headway; or it is older, and a service
-            runs on it.
+            runs on it, or this only looks.
     """
 
-    def __init__(self, directory: Path, *, held: bool = False) -> None:
+    def __init__(self, directory: Path, *, held: bool = False, looks: bool = False) -> None:
         self.directory = directory
-        make_directory(directory)
-        self.chunks = blobs_of(directory)
+        self._looks = looks
+        if not looks:
+            make_directory(directory)
+        self.chunks = blobs_of(directory, looks=looks)
         self.on_commit: Callable[[float], None] = lambda _seconds: None
         """Told how long each commit took to be on disk."""
         self._folding = threading.Lock()
         self._folds: dict[str, _Folding] = {}  # by channel
         self._refusals = Refusals(directory)
-        self._engine = engine_of(directory)
+        self._engine = looking_engine_of(directory) if looks else engine_of(directory)
         self._writer = self._engine.execution_options(headway_write=True)
-        with database_errors(directory):
-            bring_up_to_date(directory, self._engine, held=held)
         self.marks = Marks(directory)
         self._decisions = Decisions(directory)
-        self._make_whole()
-        self._give()
+        self.came_back: frozenset[str] = frozenset()
+        """Channels whose union came back from an older copy, as was seen when this was opened."""
+        with database_errors(directory):
+            if looks:
+                check_current(directory, self._engine)
+            else:
+                bring_up_to_date(directory, self._engine, held=held)
+        if not looks:
+            self._make_whole()
+            self._give()
 
     def _give(self) -> None:
         """Leave what root has made to whom the directory belongs: the service may be another user's."""
@@ -161,7 +173,8 @@ class FleetStore:
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()
-        self._give()
+        if not self._looks:
+            self._give()
 
     def __enter__(self) -> FleetStore:
         return self
@@ -211,8 +224,8 @@ class FleetStore:
 
     def served(self) -> bool:
         """Return whether a service holds the directory now."""
-        with database_errors(self.directory), ServiceLock(self.directory, self._engine) as lock:
-            return not lock.take(shared=True)
+        with database_errors(self.directory):
+            return served(self.directory, self._engine)
 
     def refusal(self) -> Refusal | None:
         """Return since when, and why, the one service can store nothing; None where it can, or none runs."""
@@ -233,6 +246,8 @@ class FleetStore:
             DatabaseAway: the database cannot be used now.
             FleetError: it is damaged, or the fleet was moved to another one since this was opened.
         """
+        if self._looks:
+            raise ValueError("this fleet was opened to look only")
         try:
             with database_errors(self.directory), Session(self._writer) as session:
                 with session.begin():
@@ -259,14 +274,8 @@ class FleetStore:
 
     def _make_whole(self) -> None:
         """Notice a database that came back from an older copy, and take back what people have decided since."""
+        lost = self.missing()
         with self.read() as ledger:
-            lost = {
-                channel: min(ledger.log_length(channel), mark.length - 1)
-                if ledger.log_length(channel) < mark.length
-                else 0  # it has other entries there: nobody knows from where on
-                for channel, mark in self.marks.all().items()
-                if ledger.hash_at(channel, mark.length) != bytes.fromhex(mark.last)
-            }
             channels = sorted({*self._decisions.channels(), *ledger.channels()})
             apart = [channel for channel in channels if self._decisions.last(channel) != ledger.own_end(channel)]
         if lost or apart:
@@ -288,6 +297,17 @@ class FleetStore:
         for channel in lost:
             with self.read() as ledger:
                 self.mark(ledger, channel)
+
+    def missing(self) -> dict[str, int]:
+        """Return the channels whose union is an older copy than it was, and to which entry each is what it was."""
+        with self.read() as ledger:
+            return {
+                channel: min(ledger.log_length(channel), mark.length - 1)
+                if ledger.log_length(channel) < mark.length
+                else 0  # it has other entries there: nobody knows from where on
+                for channel, mark in self.marks.all().items()
+                if ledger.hash_at(channel, mark.length) != bytes.fromhex(mark.last)
+            }
 
     def _take_back(self, ledger: Ledger, channel: str) -> None:
         kept, held = self._decisions.all(channel), {record.entry.seq: record for record in ledger.own(channel)}
