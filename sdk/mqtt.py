@@ -14,6 +14,7 @@ this process ends before the broker has it, and an acknowledgement by the broker
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import re
@@ -46,6 +47,10 @@ MAX_INCOMING_BYTES: Final = 256 * 1024
 """The broker may send no larger packet: twice our own limit, so that a wrong one is seen and reported."""
 MAX_INFLIGHT: Final = 64
 TOPICS_PER_PACKET: Final = 256
+REFUSED_WITHIN_S: Final = 1.0
+"""A broker refuses a certificate within a round trip after its handshake."""
+LENT_EXPIRY_S: Final = 60
+"""How long a session is kept that was lent to a process which was killed."""
 RECONNECT_MIN_S: Final = 0.5
 RECONNECT_MAX_S: Final = 30.0
 _TAKEN_OVER: Final = 0x8E
@@ -221,6 +226,8 @@ class MqttSession:
         namesake: Who it is that comes under our name, in words, should somebody.
         yields_within_s: Leave the broker to another client of our name instead of fighting for it, as long as no
             session of ours has lasted so long: then the other was there before. None: never.
+        lent: Only look in on the session of this name, which is another's: what waits in it is not taken, it is
+            kept as long as before, and one that was not there leaves none behind. A connection that ends stays so.
     """
 
     def __init__(
@@ -233,8 +240,11 @@ class MqttSession:
         last_will: Publication | None = None,
         namesake: str = ANOTHER_MACHINE,
         yields_within_s: float | None = None,
+        lent: bool = False,
     ) -> None:
         self.settings = settings
+        self._lent = lent
+        self._present = False  # the broker knew the session
         self.client_id = client_id
         self.callback_errors = 0
         self._on_message = on_message
@@ -271,7 +281,11 @@ class MqttSession:
     def _make_client(self, last_will: Publication | None) -> paho.Client:
         settings = self.settings
         client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=self.client_id, protocol=paho.MQTTv5, reconnect_on_failure=True
+            CallbackAPIVersion.VERSION2,
+            client_id=self.client_id,
+            protocol=paho.MQTTv5,
+            reconnect_on_failure=not self._lent,
+            manual_ack=self._lent,  # what is not acknowledged waits on
         )
         client.suppress_exceptions = True
         client.connect_timeout = 10.0
@@ -299,10 +313,7 @@ class MqttSession:
                     keyfile=None if settings.key_file is None else str(settings.key_file),
                 )
             except (OSError, ValueError) as error:
-                raise ConfigError(
-                    f"TLS files for the broker cannot be used: {error}",
-                    hint="Check ca_file, cert_file and key_file.",
-                ) from error
+                raise _no_files(error) from error
         if settings.username is not None:
             client.username_pw_set(settings.username, _read_password(settings.password_file))
         return client
@@ -316,8 +327,10 @@ class MqttSession:
             self._down_since_s = time.monotonic()
         settings = self.settings
         properties = _properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = settings.session_expiry_s
+        properties.SessionExpiryInterval = LENT_EXPIRY_S if self._lent else settings.session_expiry_s
         properties.MaximumPacketSize = MAX_INCOMING_BYTES
+        if self._lent:
+            properties.ReceiveMaximum = 1
         self._client.connect_async(
             settings.host,
             settings.port,
@@ -526,7 +539,7 @@ class MqttSession:
             if not self._started:
                 return
             self._changed.wait_for(lambda: not self._pending_bytes or not self._connected, flush_s)
-        self._client.disconnect()
+        self._client.disconnect(properties=self._farewell())
         with self._changed:
             # A broker that stopped reading would keep the network thread until the keepalive runs out.
             gone = self._changed.wait_for(lambda: not self._connected, max(flush_s, 0.5))
@@ -537,6 +550,13 @@ class MqttSession:
             except OSError:
                 log.debug("socket was closed meanwhile")
         self._client.loop_stop()
+
+    def _farewell(self) -> Properties | None:
+        if not self._lent:
+            return None
+        properties = _properties(PacketTypes.DISCONNECT)
+        properties.SessionExpiryInterval = self.settings.session_expiry_s if self._present else 0
+        return properties
 
     def __enter__(self) -> MqttSession:
         return self
@@ -570,6 +590,7 @@ class MqttSession:
         self._send_subscribe(wanted)
         with self._changed:
             self._connected, self._down_since_s = True, None
+            self._present = bool(flags.session_present)
             self._ends.began(time.monotonic())
             self._failure = self._refused_whole = None
             self._offer = _offer(properties)
@@ -588,12 +609,7 @@ class MqttSession:
                 self._unanswered = 0  # nobody there: a broker that is stopped closes what waits for it first
                 self._ends.nobody_there()
             self._refused_whole = failure
-            self._failure = failure or BrokerError(
-                f"no MQTT broker at {self.settings.address}: "
-                f"{getattr(error, 'strerror', None) or str(error) or type(error).__name__}",
-                hint="Start one (`headway fleet serve --start-broker`, or apt-get install mosquitto), "
-                "or correct the address.",
-            )
+            self._failure = failure or _nobody(self.settings, error)
             self._changed.notify_all()
         log.debug("%s", self._failure)
 
@@ -684,6 +700,45 @@ class MqttSession:
             log.exception("a callback of MQTT session %s failed", self.client_id)
 
 
+def shake_hands(settings: MqttSettings, timeout_s: float, *, name: str | None = None) -> float:
+    """Return in how many milliseconds a broker and we have taken each other's certificates, without a session.
+
+    Args:
+        settings: Where and how, with `ca_file`.
+        timeout_s: How long it may take.
+        name: What the broker's certificate is to be for; None for the host in the settings.
+
+    Raises:
+        BrokerError: nobody there, or one of the two is not taken.
+        ConfigError: our files cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(settings.ca_file))
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+    except (OSError, ValueError) as error:
+        raise _no_files(error) from error
+    began_s = time.perf_counter()
+    try:
+        with (
+            socket.create_connection((settings.host, settings.port), timeout_s) as raw,
+            context.wrap_socket(raw, server_hostname=name or settings.host) as secured,
+        ):
+            took_ms = (time.perf_counter() - began_s) * 1e3
+            # TLS 1.3 refuses our certificate only after its own handshake; a broker that takes it says nothing.
+            secured.settimeout(REFUSED_WITHIN_S)
+            with contextlib.suppress(TimeoutError):
+                if not secured.recv(1):
+                    raise _no_answer(settings, "")
+            with contextlib.suppress(OSError):
+                secured.unwrap()  # else the broker logs an error of it
+            return took_ms
+    except ssl.SSLError as error:
+        raise _no_handshake(settings, error) from error
+    except OSError as error:
+        raise _nobody(settings, error) from error
+
+
 def _properties(packet_type: int) -> Properties:
     return Properties(packet_type)  # type: ignore[no-untyped-call]
 
@@ -694,6 +749,21 @@ def _offer(properties: Properties | None) -> BrokerOffer:
         retain=bool(getattr(properties, "RetainAvailable", 1)),
         wildcards=bool(getattr(properties, "WildcardSubscriptionAvailable", 1)),
         max_qos=int(getattr(properties, "MaximumQoS", 2)),
+    )
+
+
+def _nobody(settings: MqttSettings, error: BaseException | None) -> BrokerError:
+    return BrokerError(
+        f"no MQTT broker at {settings.address}: "
+        f"{getattr(error, 'strerror', None) or str(error) or type(error).__name__}",
+        hint="Start one (`headway fleet serve --start-broker`, or apt-get install mosquitto), "
+        "or correct the address.",
+    )
+
+
+def _no_files(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"TLS files for the broker cannot be used: {error}", hint="Check ca_file, cert_file and key_file."
     )
 
 

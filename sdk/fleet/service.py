@@ -53,6 +53,11 @@ MAX_QUEUED_MESSAGES: Final = 1024
 log = logging.getLogger(__name__)
 
 
+def session_name(prefix: str, channels: Sequence[str]) -> str:
+    """Return what the session of the service of these channels is called at the broker."""
+    return ".".join(["headway-fleet", *prefix.split("/"), *sorted(channels)])
+
+
 class FleetService:
     """Serves a fleet's directory over a broker until told to stop.
 
@@ -87,10 +92,9 @@ class FleetService:
         self._connects: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._waiting: deque[Publication] = deque()  # for room on the way to the broker
         self._waiting_bytes = 0
-        name = ".".join(["headway-fleet", *settings.prefix.split("/"), *sorted(channels)])
         self._session = MqttSession(
             settings,
-            name,
+            session_name(settings.prefix, channels),
             on_message=self._arrive,
             on_connect=self._connected,
             namesake=NAMESAKE,
