@@ -327,6 +327,14 @@ class Mosquitto:
             child.wait()
 
 
+def runs(pid_file: Path) -> bool:
+    """Return whether a broker of ours with this file runs."""
+    try:
+        return port_holder.is_mosquitto(int(pid_file.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
 def reload_broker(pid_file: Path, timeout_s: float = RELOAD_TIMEOUT_S) -> bool:
     """Let a running broker of ours read its certificates and access list again; return whether there is one.
 

@@ -16,10 +16,11 @@ import click
 import msgspec
 
 from sdk.errors import BundleError, FleetError, StoreCorrupt
+from sdk.fleet.cli_broker import broker_options, broker_settings
 from sdk.fleet.cli_classes import classes, merged_words
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
-from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, service_settings, tls, tls_folder
+from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, tls, tls_folder
 from sdk.fleet.cli_keep import compare, lost_option, uncompared_option
 from sdk.fleet.cli_labels import labels, retention
 from sdk.fleet.cli_move import move_store
@@ -40,7 +41,6 @@ from sdk.fleet.cli_trust import (
 )
 from sdk.shown import say
 from sdk.stopping import stop_on_signals
-from sdk.wire import DEFAULT_PREFIX
 
 if TYPE_CHECKING:
     from sdk.fleet.channel_ledger import Device, Publication
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from sdk.labels import Record
     from sdk.liveset import LiveSet
 
-DEFAULT_BROKER = "127.0.0.1:1883"
 MAX_SENTENCE = 600
 _SENTENCES = frozenset({"error", "hint", "reason", "what", "renew"})
 """Of these the end matters: the reason stands there, or the command that mends it."""
@@ -89,12 +88,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 
 @fleet.command()
 @_dir_option
-@click.option(
-    "--broker",
-    metavar="HOST:PORT",
-    help=f"The MQTT 5 broker; by default the one of `headway fleet tls`, or {DEFAULT_BROKER}.",
-)
-@click.option("--prefix", default=DEFAULT_PREFIX, show_default=True, help="First part of every topic.")
+@broker_options
 @click.option(
     "--channel",
     "channels",
@@ -130,18 +124,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     is_flag=True,
     help="Run a Mosquitto of our own: on 127.0.0.1 only, or after `headway fleet tls` for the plant's network.",
 )
-@click.option("--username", help="User name at the broker.")
-@click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="File with the password.")
-@click.option(
-    "--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="Turns TLS on: the authority's PEM."
-)
-@click.option("--cert-file", type=click.Path(path_type=Path, dir_okay=False), help="Our own certificate, PEM.")
-@click.option("--key-file", type=click.Path(path_type=Path, dir_okay=False), help="Its private key, PEM.")
 @_json_option
 def serve(
     directory: Path,
-    broker: str | None,
-    prefix: str,
     channels: Sequence[str],
     database: str | None,
     chunks_url: str | None,
@@ -149,12 +134,8 @@ def serve(
     chunks_port: int | None,
     metrics_port: int | None,
     start_broker: bool,
-    username: str | None,
-    password_file: Path | None,
-    ca_file: Path | None,
-    cert_file: Path | None,
-    key_file: Path | None,
     as_json: bool,
+    **way: Any,
 ) -> None:
     """Serve the fleet until Ctrl-C.
 
@@ -171,18 +152,9 @@ def serve(
     from sdk.fleet.schema import begin_in
     from sdk.fleet.service import FleetService
     from sdk.fleet.store import FleetStore
-    from sdk.mqtt import MqttSettings
     from sdk.trust.repository import OnlineTrust
 
-    secured = service_settings(directory, here=start_broker) if broker is None and ca_file is None else None
-    settings = secured or dataclasses.replace(
-        MqttSettings.at(broker or DEFAULT_BROKER, prefix),
-        username=username,
-        password_file=password_file,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-    )
+    settings, secured = broker_settings(directory, here=start_broker, **way)
     for channel in channels:
         _check_channel_name(channel)
     if database is not None:
@@ -192,7 +164,7 @@ def serve(
     report = _report_json if as_json else _report_text
     own: contextlib.AbstractContextManager[Mosquitto | None] = contextlib.nullcontext()
     if start_broker:
-        own = own_broker(settings) if secured is None else secure_broker(directory)
+        own = secure_broker(directory) if secured else own_broker(settings)
     trust = OnlineTrust(open_trust(directory)) if has_trust(directory) else None
     with (
         stop_on_signals() as stop,
@@ -223,7 +195,7 @@ def serve(
         if chunks_port is not None:
             from sdk.fleet.chunk_server import serving_chunks
 
-            folder = None if secured is None else tls_folder(directory)
+            folder = tls_folder(directory) if secured else None
             address = page.enter_context(serving_chunks(directory / "chunks", chunks_port, folder))
             report("chunks", {"address": address})
         service.run(stop.event)
@@ -593,14 +565,24 @@ def open_fleet(directory: Path) -> FleetStore:
     Raises:
         FleetError: it holds none.
     """
-    from sdk.fleet.database import holds_fleet
     from sdk.fleet.store import FleetStore
+
+    check_fleet(directory)
+    return FleetStore(directory)
+
+
+def check_fleet(directory: Path) -> None:
+    """Check that a directory holds a fleet.
+
+    Raises:
+        FleetError: it holds none.
+    """
+    from sdk.fleet.database import holds_fleet
 
     if not holds_fleet(directory):
         raise FleetError(
             f"{directory} holds no fleet", hint="`headway fleet serve` or `publish` with this --dir makes one."
         )
-    return FleetStore(directory)
 
 
 def _check_channel_name(channel: str) -> None:

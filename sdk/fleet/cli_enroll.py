@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CONFIG_NAME: Final = "mosquitto.conf"
 """For a Mosquitto of the plant's own: ours is started with one made on the spot."""
+PID_NAME: Final = "broker.pid"
+"""There while a broker of ours runs with these certificates."""
 CERTIFICATE_NAMES: Final = ("device.pem", "device-chunks.pem", "device-trigger.pem")
 """What a device's certificates are called on it, in the order of its sessions."""
 OWN_ACCESS_NAME: Final = "acl.local"
@@ -381,7 +383,7 @@ def secure_broker(directory: Path, *, port: int | None = None, host: str | None 
     return Mosquitto(
         place.port if port is None else port,
         config=lambda chosen: secure_config(chosen, folder, host=host, user=user),
-        pid_file=folder / "broker.pid",
+        pid_file=folder / PID_NAME,
     )
 
 
@@ -487,7 +489,7 @@ def _tell_broker(directory: Path) -> bool:
     from sdk.fleet.broker import reload_broker
 
     folder = tls_folder(directory)
-    told = reload_broker(folder / "broker.pid")
+    told = reload_broker(folder / PID_NAME)
     if not told and shutil.which("systemctl") is not None:
         click.echo("if the broker runs elsewhere, let it reload: systemctl reload mosquitto (or SIGHUP)")
     # Not changed by itself: where this runs in a container, the broker may know the folder by that other name.
