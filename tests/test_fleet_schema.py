@@ -45,7 +45,7 @@ def schema_of(database: Path) -> str:
     return str(found)
 
 
-@pytest.mark.parametrize("arguments", [("devices",), ("log",), ("doctor",), ("serve",)])
+@pytest.mark.parametrize("arguments", [("devices",), ("log",), ("serve",)])
 def test_no_command_changes_the_schema_under_a_service(
     arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

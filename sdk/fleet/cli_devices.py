@@ -256,8 +256,22 @@ def _table(shown: list[dict[str, Any]]) -> Any:
 
 
 def _ago(seconds_utc: float) -> str:
-    seconds = max(0, int(time.time() - seconds_utc))
+    return ago(time.time() - seconds_utc)
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago that is, for people.
+
+    >>> ago(5), ago(150), ago(7300), ago(200000)
+    ('5 s ago', '2 min ago', '2 h ago', '2 d ago')
+    """
+    return f"{span(seconds)} ago"
+
+
+def span(seconds: float) -> str:
+    """Return how long that is, for people; 0 s for less."""
+    whole = max(0, int(seconds))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
+        if whole >= size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"

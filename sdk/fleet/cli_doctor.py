@@ -1,113 +1,96 @@
-"""`headway fleet doctor`: what of a fleet ends soon or is lost, and the command that mends it."""
+"""`headway fleet doctor`: the ground a fleet stands on, what ends soon or is lost, and what mends each."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from sdk.expiry import Expiry, Standing
+from sdk.cli_findings import FAULT_EXIT, show
+from sdk.fleet.cli_broker import broker_options, broker_settings
 from sdk.fleet.cli_trust import dir_option
-from sdk.shown import say, shown
+from sdk.shown import say
 
 if TYPE_CHECKING:
-    from sdk.fleet.lost_chunks import Lacking
-
-FAULT_EXIT: Final = 1
-"""As of `headway doctor`."""
-_COLOURS: Final = {Standing.GOOD: "green", Standing.SOON: "yellow", Standing.OVER: "red"}
+    from sdk.fleet.doctor.broker import Way
 
 
-@click.command(short_help="Say what ends soon or is lost, and how to mend it.")
+@click.command(short_help="Judge database, service, broker, disk, clock, keys; say what to fix.")
 @dir_option
 @click.option(
     "--mend-from", "bundles", multiple=True, metavar="BUNDLE", type=click.Path(path_type=Path),
     help="First put back what releases of this fleet have lost of this bundle; may be given several times.",
 )  # fmt: skip
+@broker_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def doctor(directory: Path, bundles: Sequence[Path], as_json: bool) -> None:
-    """Say until when the fleet's signatures and certificates count, whether the chunks of its releases are all
-    there and whole, and the command that mends each.
+def doctor(directory: Path, bundles: Sequence[Path], as_json: bool, **way: Any) -> None:
+    """Judge the ground on which a fleet's service stands, and say what to fix.
 
-    Exit code 0 when nothing is lost, has ended or will end soon, 1 otherwise: ninety days before for what takes
-    people or a journey. `headway doctor` on a device looks at that device.
+    Looks at permissions, database, service, broker, disk, clock, at the ends of signatures and certificates, the
+    chunks of the releases in use, and the devices. Each finding is good, a note or a fault, with what to do. Give
+    the options for the broker that `headway fleet serve` is given.
 
-    It changes nothing, but for --mend-from: that publishes nothing either and needs no key, and a rollout that is
-    under way goes on. A running service hands the chunks out as devices ask for them.
+    Exit code 0 when nothing is to fix; 1 when something is, or when a signature or certificate ends soon: ninety
+    days before for what takes people or a journey. `headway doctor` on a device looks at that device.
+
+    It changes nothing, beside a running service as well as without one, but for --mend-from: that publishes
+    nothing either and needs no key, and a rollout that is under way goes on. A running service hands the chunks
+    out as devices ask for them.
     """
     from sdk.bundle import Bundle
-    from sdk.fleet.cli import open_fleet
-    from sdk.fleet.expiry import expiries, grouped, row
-    from sdk.fleet.lost_chunks import lacking as lacking_of
+    from sdk.expiry import Standing
+    from sdk.finding import Level
+    from sdk.fleet.cli import check_fleet, open_fleet
+    from sdk.fleet.doctor.examine import Examination
+    from sdk.fleet.expiry import row
     from sdk.fleet.lost_chunks import put_back
 
+    check_fleet(directory)
     menders = [Bundle.open(path) for path in bundles]
-    with contextlib.closing(open_fleet(directory)) as store:
-        mended = {str(bundle.path): put_back(store, bundle) for bundle in menders}
-        lacking = lacking_of(store)
+    mended: dict[str, int] = {}
+    if menders:
+        with contextlib.closing(open_fleet(directory)) as store:
+            mended = {str(bundle.path): put_back(store, bundle) for bundle in menders}
+    for path, count in mended.items() if not as_json else ():
+        say(f"{path}: {count} of its chunks were missing or damaged here, and are back")
+    looked = Examination(directory, lambda: _way(directory, **way))
+    found = []
+    for finding in looked:
+        found.append(finding)
+        if not as_json:
+            show(finding)
     now_utc = time.time()
-    found = expiries(directory)
-    wanting = [one for one in found if one.standing(now_utc) is not Standing.GOOD]
+    faults = sum(each.level is Level.FAULT for each in found)
+    ending = sum(one.standing(now_utc) is not Standing.GOOD for one in looked.ends)
     if as_json:
         answer = {
-            "wanting": len(wanting) + len(lacking),
-            "ends": [row(one, now_utc) for one in found],
+            "faults": faults,
+            "wanting": ending + len(looked.lost),
+            "findings": [dataclasses.asdict(each) for each in found],
+            "ends": [row(one, now_utc) for one in looked.ends],
             "put_back": mended,
-            "lacking": [dataclasses.asdict(one) for one in lacking],
+            "lacking": [dataclasses.asdict(one) for one in looked.lost],
         }
-        click.echo(msgspec.json.encode(answer))
+        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=1))
     else:
-        if not found:
-            click.echo("this fleet has neither keys nor certificates: nothing ends")
-        for path, count in mended.items():
-            say(f"{path}: {count} of its chunks were missing or damaged here, and are back")
-        good = [one for one in found if one not in wanting]
-        for line in [
-            *_lost(directory, lacking),
-            *_wanting(grouped(directory, wanting), now_utc),
-            *_good(good, now_utc),
-        ]:
-            click.echo(line)
-    if wanting or lacking:
+        notes = sum(each.level is Level.NOTE for each in found)
+        click.echo(f"{faults} to fix, {notes} to look at" if faults or notes else "nothing to fix")
+    if faults or ending:
         raise click.exceptions.Exit(FAULT_EXIT)
 
 
-def _lost(directory: Path, lacking: Sequence[Lacking]) -> list[str]:
-    lines = []
-    for one in lacking:
-        gone = click.style("gone", fg=_COLOURS[Standing.OVER])
-        lines += [
-            f"{gone} {one.missing} of {one.chunks} chunks of {shown(one.name)} (channel {one.channel}) are "
-            "missing or damaged: a device that lacks them cannot fetch it",
-            f"     -> headway fleet doctor --dir {directory} --mend-from BUNDLE, its very bundle",
-        ]
-    return lines
+def _way(directory: Path, **way: Any) -> Way:
+    from sdk.fleet.broker import runs
+    from sdk.fleet.cli_enroll import PID_NAME, tls_folder
+    from sdk.fleet.doctor.broker import Way
+    from sdk.fleet.enrolment import read_place
 
-
-def _wanting(found: Sequence[Expiry], now_utc: float) -> list[str]:
-    lines = []
-    for one in found:
-        lines += [_line(one, now_utc), f"     -> {one.renew}"]
-    return lines
-
-
-def _good(found: Sequence[Expiry], now_utc: float) -> list[str]:
-    """Return what to print of those that want nothing: of each kind the first."""
-    many = Counter(one.kind for one in found)
-    first = {one.kind: one for one in reversed(found)}.values()
-    return [
-        _line(one, now_utc) + (f" (the first of {many[one.kind]})" if many[one.kind] > 1 else "")
-        for one in sorted(first, key=lambda one: one.expires_utc)
-    ]
-
-
-def _line(one: Expiry, now_utc: float) -> str:
-    standing = one.standing(now_utc)
-    return click.style(f"{standing.value:4}", fg=_COLOURS[standing]) + f" {one.words(now_utc)}"
+    folder = tls_folder(directory)
+    settings, secured = broker_settings(directory, here=runs(folder / PID_NAME), **way)
+    return Way(settings, read_place(folder).host if secured else None)

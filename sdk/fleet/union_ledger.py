@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy import func, select
@@ -22,6 +22,7 @@ from sdk.fleet.channel_ledger import ChannelLedger
 from sdk.fleet.registry import Standing, Verdict, judge
 from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow, RestoreRow
 from sdk.labels import (
+    FLEET_LOG_PREFIX,
     MAX_COUNTER,
     MAX_COUNTER_JUMP,
     Body,
@@ -74,6 +75,14 @@ class LastCodes:
             return frozenset()
         left = {sample for (_, sample), (_, _, code) in self._last.items() if code}
         return frozenset({sample for _, sample in self._last}.intersection(samples) - left)
+
+
+class Arrival(NamedTuple):
+    """When an entry was made by its device's clock, and when it came here by ours, seconds since 1970."""
+
+    device: str
+    said_utc: float
+    received_utc: float
 
 
 class UnionLedger(ChannelLedger):
@@ -294,6 +303,34 @@ class UnionLedger(ChannelLedger):
         )
         decoded = (msgspec.msgpack.decode(record, type=Record) for record in encoded)
         return next(batches(decoded), [])
+
+    def received_utc(self, channel: str, position: int) -> float | None:
+        """Return when the entry at a position of a channel's union came, seconds since 1970; None without one."""
+        return self._session.scalar(
+            select(EntryRow.received_utc).where(EntryRow.channel == channel, EntryRow.position == position)
+        )
+
+    def arrivals(self, channel: str, count: int) -> list[Arrival]:
+        """Return the newest entries of a channel's union that devices have sent, the newest first.
+
+        Args:
+            channel: Whose.
+            count: Of so many at its end, the fleet's own among them.
+        """
+        rows = self._session.execute(
+            select(EntryRow.device, EntryRow.record, EntryRow.received_utc)
+            .where(EntryRow.channel == channel, EntryRow.position > self.log_length(channel) - count)
+            .order_by(EntryRow.position.desc())
+        )
+        return [
+            Arrival(row.device, _said_utc(row.record), row.received_utc)
+            for row in rows
+            if not row.device.startswith(FLEET_LOG_PREFIX)
+        ]
+
+
+def _said_utc(record: bytes) -> float:
+    return msgspec.msgpack.decode(record, type=Record).entry.wall_time_us / 1e6
 
 
 def records_of(taken: Iterable[Taken]) -> dict[str, tuple[int, list[Record]]]:

@@ -11,7 +11,15 @@ from typing import Any, Final
 from sdk.errors import FleetError
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.cli_classes import classes_of
-from sdk.fleet.cli_devices import builds, learned_words, release_words, troubles_of, wants_a_look, without_effect
+from sdk.fleet.cli_devices import (
+    ago,
+    builds,
+    learned_words,
+    release_words,
+    troubles_of,
+    wants_a_look,
+    without_effect,
+)
 from sdk.fleet.cli_quarantine import suspicion_of
 from sdk.fleet.cli_rollout import overview as rollout_overview
 from sdk.fleet.store import FleetStore
@@ -238,16 +246,3 @@ def _name_of(body: Label, names: dict[bytes, str], merged: Mapping[bytes, bytes]
     if body.class_id is None:
         return "withdrawn"
     return names.get(merged.get(body.class_id, body.class_id), f"class {body.class_id.hex()[:6]}")
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago that is, for people.
-
-    >>> ago(5), ago(150), ago(7300), ago(200000)
-    ('5 s ago', '2 min ago', '2 h ago', '2 d ago')
-    """
-    whole = max(0, int(seconds))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if whole >= size:
-            return f"{whole // size} {unit} ago"
-    return f"{whole} s ago"
