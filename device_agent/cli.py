@@ -45,6 +45,12 @@ _LAYOUT = click.option(
 _UNANNOTATED = click.option(
     "--unannotated", metavar="LABEL", help="Class of COCO images without annotations. Default: refuse."
 )
+_INDEX = click.option(
+    "--index",
+    metavar="CSV",
+    type=click.Path(path_type=Path),
+    help="Labels from this index instead of the set's own, paths relative to DIR.",
+)
 _PRECISION = click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8", "int8-tensorrt"]),
@@ -275,6 +281,7 @@ def history(
 @_DATA
 @_LAYOUT
 @_UNANNOTATED
+@_INDEX
 @click.option(
     "--part",
     type=click.Choice(["test", "stream", "all"]),
@@ -315,6 +322,7 @@ def evaluate(
     data: Path,
     layout: str | None,
     unannotated: str | None,
+    index: Path | None,
     part: str,
     good: tuple[str, ...],
     escape_rate: float | None,
@@ -359,7 +367,11 @@ def evaluate(
     bundle = Bundle.open(bundle_path)
     with _progress("reading images") as step:
         images = open_images(
-            data, layout=None if layout is None else Layout(layout), unannotated=unannotated, progress=step
+            data,
+            layout=None if layout is None else Layout(layout),
+            unannotated=unannotated,
+            index=index,
+            progress=step,
         )
     _say_left_out(images)
     runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))
@@ -408,6 +420,7 @@ def _station(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @_DATA
 @_LAYOUT
 @_UNANNOTATED
+@_INDEX
 @click.option(
     "--labels",
     required=True,
@@ -462,6 +475,7 @@ def rehearse(
     data: Path,
     layout: str | None,
     unannotated: str | None,
+    index: Path | None,
     labels: int,
     policies: tuple[str, ...],
     compare: bool,
@@ -521,7 +535,11 @@ def rehearse(
     bundle = Bundle.open(bundle_path)
     with _progress("reading images") as step:
         images = open_images(
-            data, layout=None if layout is None else Layout(layout), unannotated=unannotated, progress=step
+            data,
+            layout=None if layout is None else Layout(layout),
+            unannotated=unannotated,
+            index=index,
+            progress=step,
         )
     _say_left_out(images)
     runtime = open_runtime(bundle, precision, RuntimeSettings(threads=threads))

@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from export.index_file import below
 from export.leaks import Look, NearDuplicates, by_features, find_near_duplicates, joined, look
 from export.progress import Log
 from export.set_report import (
@@ -42,8 +41,7 @@ from export.set_report import (
     pairs_said,
 )
 from sdk.audit import DOUBTFUL, suspects
-from sdk.durable import write_output
-from sdk.errors import BadImages, ExportError
+from sdk.errors import BadImages
 from sdk.head import Calibration
 from sdk.images import ImageSet, open_images
 from sdk.layouts import Layout
@@ -127,12 +125,13 @@ def check(
     layout: Layout | None,
     unannotated: str | None,
     groups: Groups | None,
+    index: Path | None = None,
     log: Log,
 ) -> Checked:
     """Return a set, looked at, with its groups settled.
 
     Args:
-        folder, layout, unannotated: See `sdk.images.open_images`.
+        folder, layout, unannotated, index: See `sdk.images.open_images`.
         groups: Where groups come from; None takes the set's own, or derives them where it has none.
         log: Told of stages, and what somebody should know.
 
@@ -147,7 +146,12 @@ def check(
 
     with log.stage("images", "Checking images"):
         images = open_images(
-            folder, layout=layout, unannotated=unannotated, progress=log.listener.step, seen=on_image
+            folder,
+            layout=layout,
+            unannotated=unannotated,
+            index=index,
+            progress=log.listener.step,
+            seen=on_image,
         )
     log.listener.say(f"Found {images.said}.")
     for note in images.notes:
@@ -264,27 +268,6 @@ def _image_look(frame: Frame) -> ImageLook:
     return ImageLook(w, h, float(grey.mean()), float(grey.std()), float(cv2.Laplacian(small, cv2.CV_32F).std()))
 
 
-def write_index(checked: Checked, file: Path) -> None:
-    """Write an index.csv of the usable images in the groups that were settled on, to correct and keep.
-
-    Raises:
-        ExportError: the file cannot be written.
-    """
-    images = checked.images
-    extra = sorted({column for image in images.images for column in image.columns})
-    out = io.StringIO(newline="")
-    rows = csv.writer(out)
-    rows.writerow(["path", "label", "group", "mask", *extra])
-    for image in images.images:
-        mask = "" if image.mask is None else _below(images.folder, image.mask)
-        known = [image.columns.get(column, "") for column in extra]
-        rows.writerow([_below(images.folder, image.path), image.label, image.group, mask, *known])
-    try:
-        write_output(file, out.getvalue().encode(errors="surrogateescape"))
-    except OSError as error:
-        raise ExportError(f"--write-index {file}: {error.strerror}", hint="Name another file.") from error
-
-
 # --- The report
 
 
@@ -316,7 +299,7 @@ def set_report(checked: Checked, *, seed: int) -> SetReport:
         found=images.said,
         notes=list(images.notes),
         usable=len(images.images),
-        refused=[RefusedImage(path=_below(images.folder, r.path), reason=r.reason) for r in images.refused],
+        refused=[RefusedImage(path=below(images.folder, r.path), reason=r.reason) for r in images.refused],
         classes=classes,
         sizes=_sizes(seen),
         brightness=brightness_range,
@@ -325,10 +308,6 @@ def set_report(checked: Checked, *, seed: int) -> SetReport:
         columns=[ColumnReport(column=name, slices=slices) for name, slices in _columns(images).items()],
         leaks=_leak_report(checked, seed),
     )
-
-
-def _below(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _range(values: npt.NDArray[np.float64]) -> Range:
@@ -367,7 +346,7 @@ def _leak_report(checked: Checked, seed: int) -> LeakReport:
     images, own, pairs = checked.images, checked.own_groups, checked.near.pairs
     parts = split(own, images.labels, seed)
     labels = images.labels
-    paths = [_below(images.folder, image.path) for image in images.images]
+    paths = [below(images.folder, image.path) for image in images.images]
     ranked = sorted(
         pairs,
         key=lambda p: (labels[p.first] == labels[p.second], own[p.first] == own[p.second], p.likeness),
@@ -470,7 +449,7 @@ def _doubtful(images: ImageSet, row_of: Mapping[bytes, int], learned: Selection,
         below=DOUBTFUL,
         listed=[
             DoubtfulLabel(
-                path=_below(images.folder, images.images[row_of[each.sample]].path),
+                path=below(images.folder, images.images[row_of[each.sample]].path),
                 label=label_of[each.labelled],
                 looks_like=label_of[each.looks_like],
                 probability=math.exp(-each.suspicion),

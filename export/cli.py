@@ -98,6 +98,9 @@ class WithPretrain(click.Command):
 @click.option("--format", "layout", type=click.Choice([one.value for one in Layout]),
               help="How the images are kept. Default: found out, and said.")  # fmt: skip
 @click.option("--unannotated", metavar="LABEL", help="Class of COCO images without annotations. Default: refuse.")
+@click.option("--index", metavar="CSV", type=click.Path(path_type=Path),
+              help="Labels from this index instead of the set's own, paths relative to DATA: what --write-index "
+              "wrote, corrected.")  # fmt: skip
 @click.option("--groups", "groups_from", type=click.Choice(["given", "derived", "none"]),
               help="What the split keeps together: the set's groups, near-duplicates too, or nothing. "
               "Default: given where the set names groups, else derived.")  # fmt: skip
@@ -239,6 +242,7 @@ def export(
     check_only: bool,
     layout: str | None,
     unannotated: str | None,
+    index: Path | None,
     groups_from: str | None,
     images_page: Path | None,
     write_index: Path | None,
@@ -306,8 +310,9 @@ def export(
     groups = None if groups_from is None else Groups(groups_from)
     if check_only:
         _only_check(
-            data, kept, unannotated, groups, hold_back, classes_from, seed, images_page, write_index, json_file
-        )
+            data, kept, unannotated, index, groups, hold_back, classes_from, seed, images_page, write_index,
+            json_file,
+        )  # fmt: skip
         return
     if write_index is not None:
         raise click.UsageError("--write-index goes with --check.")
@@ -357,6 +362,7 @@ def export(
         layout=kept,
         unannotated=unannotated,
         groups=groups,
+        index=index,
     )
     _check_page(page, strategy)
     with ranks() as here:
@@ -410,12 +416,13 @@ def _only_check(
     data: Path,
     layout: Layout | None,
     unannotated: str | None,
+    index: Path | None,
     groups: Groups | None,
     hold_back: tuple[str, ...],
     classes_from: Path | None,
     seed: int,
     page: Path | None,
-    index: Path | None,
+    written: Path | None,
     json_file: str | None,
 ) -> None:
     """Say what is known of a set, and learn nothing. What an export would refuse is refused, after all is told.
@@ -423,20 +430,23 @@ def _only_check(
     Raises:
         BadImages: an export would refuse it.
     """
-    from export.check import check, set_report, write_index
+    from export.check import check, set_report
     from export.images_page import write_page
+    from export.index_file import index_table, write_index
     from export.progress import Log, Unheard
     from export.selection import select
     from export.set_report import encoded
 
     with Terminal(Console(stderr=True)) as terminal:
-        checked = check(data, layout=layout, unannotated=unannotated, groups=groups, log=Log(terminal))
+        checked = check(
+            data, layout=layout, unannotated=unannotated, groups=groups, index=index, log=Log(terminal)
+        )
     report = set_report(checked, seed=seed)
     show_set(report, Console(stderr=json_file == STDOUT, highlight=False))
     if page is not None:
         write_page(report, page)
-    if index is not None:
-        write_index(checked, index)
+    if written is not None:
+        write_index(index_table(checked.images.folder, checked.images.images), written)
     as_json = encoded(report)
     if json_file == STDOUT:
         sys.stdout.write(as_json.decode())

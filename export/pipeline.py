@@ -109,7 +109,7 @@ class Request:
 
     Attributes:
         data: Folder of labelled images.
-        layout, unannotated, groups: See `export.check.check`.
+        layout, unannotated, groups, index: See `export.check.check`.
         backbone, weights: See `export.backbones.load_backbone`.
         out: The bundle's directory.
         strategy: None is `frozen` with pretrained weights and `full` without.
@@ -163,6 +163,7 @@ class Request:
     layout: Layout | None = None
     unannotated: str | None = None
     groups: Groups | None = None
+    index: Path | None = None
     auto: bool = False
     mixed: bool = True
 
@@ -191,7 +192,12 @@ def export_bundle(
     _check_out(request)
     check_source(request.backbone, request.weights, licence=request.licence)
     checked = check(
-        request.data, layout=request.layout, unannotated=request.unannotated, groups=request.groups, log=log
+        request.data,
+        layout=request.layout,
+        unannotated=request.unannotated,
+        groups=request.groups,
+        index=request.index,
+        log=log,
     )
     images = checked.images
     learned = select(

@@ -275,6 +275,7 @@ def open_images(
     *,
     layout: Layout | None = None,
     unannotated: str | None = None,
+    index: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     seen: Callable[[bytes, Frame], None] | None = None,
 ) -> ImageSet:
@@ -286,6 +287,7 @@ def open_images(
         folder: The set, kept in one of the ways of `sdk.layouts`.
         layout: How it is kept; None finds out.
         unannotated: Label of COCO images without annotations; None refuses them.
+        index: A file that lists the images instead, its paths relative to the folder (`sdk.layouts.listing`).
         progress: Called with (images checked, images in all).
         seen: Called with (sample id, frame) of each picture that may be used, so that nobody need decode it again.
 
@@ -293,7 +295,7 @@ def open_images(
         BadImages: no such folder, a listing that cannot be read, or no usable image.
     """
     folder = Path(folder)
-    listed = listing(folder, layout, unannotated=unannotated)
+    listed = listing(folder, layout, unannotated=unannotated, index=index)
     refused = list(listed.refused)
     if not listed.entries and not refused:
         raise BadImages(
@@ -324,6 +326,8 @@ def open_images(
         hint = "Replace them."
         if reasons.endswith(("not in the folder", "out of the folder", "divided by /")):
             hint = "Write the paths as they are from the folder on, with / between folders."
+        elif index is not None:
+            hint = f"The paths in {index} are relative to {folder}: name the folder that it was written for."
         raise BadImages(f"{folder}: none of {len(refused)} images can be used: {reasons}", hint=hint)
     notes = [
         *listed.notes,

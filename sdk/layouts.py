@@ -2,7 +2,7 @@
 
 | layout | is |
 |---|---|
-| `index` | an `index.csv` with `path,label[,group,mask,...]` |
+| `index` | an `index.csv` with `path,label[,group,mask,...]`, in the folder or, named by itself, anywhere |
 | `coco` | annotations in COCO's JSON, images beside them |
 | `mvtec` | `train/good`, `test/<defect>`, `ground_truth/<defect>/<image>_mask.png` |
 | `parts` | `train/<class>`, `val/<class>`, `test/<class>`: pooled |
@@ -42,6 +42,8 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".ti
 FIRST_DAY_LABEL: Final = "good"
 """Label of a flat folder's images: on the first day there are only good parts."""
 INDEX_NAME: Final = "index.csv"
+AUDIT_PREFIX: Final = "audit_"
+"""Columns that begin so are what an audit says of an index's labels, for whoever corrects them: passed over."""
 MAX_INDEX_BYTES: Final = 256 * 1024 * 1024
 """A million rows of index are 100 MB, a million annotations about 200 MB."""
 _TRAINING: Final = frozenset({"train", "training"})
@@ -109,28 +111,45 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
 
-def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | None = None) -> Listing:
+def listing(
+    folder: Path, layout: Layout | None = None, *, unannotated: str | None = None, index: Path | None = None
+) -> Listing:
     """Return the images that a folder lists.
 
     Args:
         folder: The set.
         layout: How it is kept; None finds out.
         unannotated: Label of COCO images without annotations; None refuses them.
+        index: A file that lists them instead of what the folder itself has, such as corrected labels; it may lie
+            anywhere, its paths are relative to the folder. None: as the folder is kept.
 
     Raises:
-        BadImages: no such folder, or it is not kept as `layout` says.
+        BadImages: no such folder, it is not kept as `layout` says, or there is an index and another layout.
     """
+    if index is not None and layout not in (None, Layout.INDEX):
+        raise BadImages(
+            f"{index} lists the images, and --format {layout.value} would list them otherwise",
+            hint="Give --index or --format, not both.",
+        )
+    if index is not None and not index.is_file():
+        raise BadImages(
+            f"--index {index}: there is no such file",
+            hint=f"Name a CSV of path,label[,group,...] with paths relative to {folder}.",
+        )
     try:
         if not folder.is_dir():
             hint = "Name a folder with one folder of images per class."
             if folder.is_file():
                 hint = f"Name the folder that holds the images: {folder.parent}, if it lies beside them."
             raise BadImages(f"{folder} is not a folder", hint=hint)
-        if layout is None:
-            layout = detect(folder)
-            if layout is Layout.FOLDERS:
-                _refuse_several_sets(folder)
-        found = _listed(folder, layout, unannotated)
+        if index is not None:
+            found = _from_index(folder, index)
+        else:
+            if layout is None:
+                layout = detect(folder)
+                if layout is Layout.FOLDERS:
+                    _refuse_several_sets(folder)
+            found = _listed(folder, layout, unannotated)
         return replace(found, notes=[*found.notes, *_written_twice(found.entries), *_left_out(folder, found)])
     except OSError as error:
         raise BadImages(
@@ -140,7 +159,7 @@ def listing(folder: Path, layout: Layout | None = None, *, unannotated: str | No
 
 def _listed(folder: Path, layout: Layout, unannotated: str | None) -> Listing:
     if layout is Layout.INDEX:
-        return _from_index(folder)
+        return _from_index(folder, folder / INDEX_NAME)
     if layout is Layout.COCO:
         return _from_coco(folder, unannotated)
     if layout is Layout.MVTEC:
@@ -404,8 +423,7 @@ def _some(names: Iterable[str], most: int = _NAMED) -> str:
 # --- index.csv
 
 
-def _from_index(folder: Path) -> Listing:
-    index = folder / INDEX_NAME
+def _from_index(folder: Path, index: Path) -> Listing:
     root = folder.resolve()
     entries: list[Entry] = []
     refused: list[Refused] = []
@@ -416,7 +434,9 @@ def _from_index(folder: Path) -> Listing:
         if found.st_size > MAX_INDEX_BYTES:
             raise BadImages(f"{index} is larger than {MAX_INDEX_BYTES // 2**20} MiB", hint="Divide the set.")
         with index.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            mark = _divided_by(file.readline())
+            file.seek(0)
+            reader = csv.DictReader(file, strict=True, delimiter=mark)
             names = _columns(index, reader.fieldnames or [])
             for row in reader:
                 if None in row or None in row.values():
@@ -424,8 +444,8 @@ def _from_index(folder: Path) -> Listing:
                         f"{index}, line {reader.line_num}: another number of fields than the first line",
                         hint="Quote commas in values.",
                     )
-                _check_utf8(index, reader.line_num, row)
-                one = _index_row(root, folder, reader.line_num, row)
+                _check_utf8(folder, index, reader.line_num, row)
+                one = _index_row(root, folder, index, reader.line_num, row)
                 if isinstance(one, Entry):
                     entries.append(one)
                 else:
@@ -433,8 +453,8 @@ def _from_index(folder: Path) -> Listing:
     except csv.Error as error:
         words = " ".join(str(error).split())[:160]
         raise BadImages(f"{index}: {words}", hint="Save it as UTF-8 CSV with commas.") from error
-    extra = [name for name in names if name not in ("path", "label", "group", "mask")]
-    said = f"{INDEX_NAME}, {len(entries) + len(refused)} rows" + (
+    extra = [name for name in names if _is_slice(name)]
+    said = f"{index.name}, {len(entries) + len(refused)} rows" + (
         f", with {', '.join(['group'] * ('group' in names) + extra)}" if extra or "group" in names else ""
     )
     bare = sum(not entry.group for entry in entries)
@@ -442,6 +462,25 @@ def _from_index(folder: Path) -> Listing:
     if 0 < bare < len(entries):
         notes.append(f"{bare} rows have no group: each of their images counts as a part of its own.")
     return Listing(Layout.INDEX, said, entries, refused, notes)
+
+
+def _divided_by(first: str) -> str:
+    """Return what divides an index's fields, by its first line.
+
+    Spreadsheet programs write semicolons where a comma is the decimal point.
+
+    >>> _divided_by("path,label"), _divided_by("path;label;group"), _divided_by("file|label")
+    (',', ';', ',')
+    """
+    for mark in (",", ";", "\t"):
+        if {"path", "label"} <= set(next(csv.reader([first], delimiter=mark), [])):
+            return mark
+    return ","
+
+
+def _is_slice(column: str) -> bool:
+    """Return whether a column says more of the images than what they are: such as camera, shift, lot."""
+    return column not in ("path", "label", "group", "mask") and not column.startswith(AUDIT_PREFIX)
 
 
 def _columns(index: Path, names: Sequence[str]) -> Sequence[str]:
@@ -462,14 +501,14 @@ def _columns(index: Path, names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _check_utf8(index: Path, line: int, row: dict[str, str]) -> None:
+def _check_utf8(folder: Path, index: Path, line: int, row: dict[str, str]) -> None:
     """Check that an index's row is UTF-8; only a file may be called otherwise, and so its group.
 
     Raises:
         BadImages: it is not.
     """
     odd = {name for name, value in row.items() if readable(value) != value}
-    if odd and not (odd <= {"path", "group", "mask"} and _is_file(index.parent / row["path"].strip())):
+    if odd and not (odd <= {"path", "group", "mask"} and _is_file(folder / row["path"].strip())):
         raise _no_utf8(index, line)
 
 
@@ -477,19 +516,19 @@ def _no_utf8(index: Path, line: int) -> BadImages:
     return BadImages(f"{index}, line {line}: is no UTF-8", hint="Save it as UTF-8 CSV with commas.")
 
 
-def _index_row(root: Path, folder: Path, line: int, row: dict[str, str]) -> Entry | Refused:
+def _index_row(root: Path, folder: Path, index: Path, line: int, row: dict[str, str]) -> Entry | Refused:
     path, label, mask = row["path"].strip(), row["label"].strip(), (row.get("mask") or "").strip()
     if not path or not label:
-        return Refused(folder / INDEX_NAME, f"line {line}: empty path or label")
+        return Refused(index, f"line {line}: empty path or label")
     full = _inside(root, folder, path)
     if full is None:
-        return Refused(folder / INDEX_NAME, f"line {line}: {path[:80]!r} leads out of the folder")
+        return Refused(index, f"line {line}: {path[:80]!r} leads out of the folder")
     if "\\" in path and not _is_file(full):
-        return Refused(folder / INDEX_NAME, f"line {line}: no file {path[:80]!r}; folders are divided by /")
+        return Refused(index, f"line {line}: no file {path[:80]!r}; folders are divided by /")
     kept = _inside(root, folder, mask) if mask else None
     if mask and kept is None:
         return Refused(full, f"line {line}: its mask {mask[:80]!r} leads out of the folder")
-    rest = {k: v.strip() for k, v in row.items() if k not in ("path", "label", "group", "mask")}
+    rest = {k: v.strip() for k, v in row.items() if _is_slice(k)}
     return Entry(full, composed(label), (row.get("group") or "").strip(), rest, kept, written=label)
 
 

@@ -552,7 +552,7 @@ def test_an_index_that_is_there_is_not_written_over(
     assert "corrected by hand" in ended.err
     assert index.read_text() == "corrected by hand"
     assert headway(capfd, "export", "--check", ungrouped, "--write-index", index, "--force").code == 0
-    assert index.read_text().startswith("path,label,group")
+    assert index.read_text("utf-8-sig").startswith("path,label,group")
 
 
 @pytest.mark.parametrize("option", ["--json", "--images-page", "--write-index"])

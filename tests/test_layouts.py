@@ -420,3 +420,49 @@ def test_masks_are_found_where_the_class_folder_is_written_otherwise(tmp_path: P
         tmp_path / "ground_truth" / APART / "1_mask.png"
     ]
     assert not [note for note in images.notes if "ways that look the same" in note]  # there is one way
+
+
+def test_an_index_that_lies_elsewhere_lists_the_images_instead(tmp_path: Path) -> None:
+    """A person corrects labels, and nothing in the set is changed."""
+    root = class_folders(tmp_path / "set")
+    before = sorted(root.rglob("*"))
+    index = write(
+        tmp_path / "fixed.csv",
+        "\ufeffpath,label,audit_why,group,lot\ngood/0.png,Öl,looks like Öl,g1,7\ngood/1.png,good,,g2,8\n".encode(),
+    )
+    images = open_images(root, index=index)
+    assert [(i.path, i.label, i.group, i.columns) for i in images.images] == [
+        (root / "good" / "0.png", "Öl", "g1", {"lot": "7"}),
+        (root / "good" / "1.png", "good", "g2", {"lot": "8"}),
+    ]
+    assert images.said == "fixed.csv, 2 rows, with group, lot"
+    assert sorted(root.rglob("*")) == before
+
+
+def test_an_index_as_a_spreadsheet_saves_it_where_a_comma_is_the_decimal_point(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    index = write(tmp_path / "fixed.csv", b"path;label;lot\r\ngood/0.png;pit;1,5\r\n")
+    (image,) = open_images(root, index=index).images
+    assert (image.label, image.columns) == ("pit", {"lot": "1,5"})
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "words", "hint"),
+    [
+        (b"path,label\n../out.png,pit\n", None, "leads out of the folder", "as they are from the folder on"),
+        (b"path,label\nset/good/0.png,pit\n", None, "No such file", "are relative to"),
+        (b"path,label\ngood/0.png,pit\n", Layout.FOLDERS, "--format folders", "not both"),
+        (None, None, "there is no such file", "path,label"),
+    ],
+    ids=["out", "elsewhere", "format", "gone"],
+)
+def test_an_index_that_cannot_be_one_of_the_folder_is_refused(
+    tmp_path: Path, text: bytes | None, layout: Layout | None, words: str, hint: str
+) -> None:
+    root = class_folders(tmp_path / "set")
+    write(tmp_path / "out.png", encoded())
+    if text is not None:
+        write(tmp_path / "fixed.csv", text)
+    with pytest.raises(BadImages, match=words) as caught:
+        open_images(root, layout=layout, index=tmp_path / "fixed.csv")
+    assert hint in caught.value.hint
