@@ -22,8 +22,10 @@ from sdk.shown import readable
 if TYPE_CHECKING:
     from export.check import Groups
     from export.distributed import Ranks
+    from export.label_audit import LabelAudit
     from export.readout import Budget
     from export.report import Report
+    from export.set_report import SetReport
 
 STDOUT: Final = "-"
 AUTO: Final = "auto"
@@ -305,7 +307,7 @@ def export(
     from export.check import Groups
     from export.images_page import write_page
 
-    _check_files(json_file, images_page, write_index, replace=force)
+    check_files(json_file, ("--images-page", images_page), write_index, replace=force)
     kept = None if layout is None else Layout(layout)
     groups = None if groups_from is None else Groups(groups_from)
     if check_only:
@@ -394,10 +396,22 @@ def export(
             ) from error
 
 
-def _check_files(json_file: str | None, page: Path | None, index: Path | None, *, replace: bool) -> None:
-    """Refuse now what could not be written in the end."""
+def check_files(
+    json_file: str | None, page: tuple[str, Path | None], index: Path | None, *, replace: bool
+) -> None:
+    """Refuse now what could not be written in the end.
+
+    Args:
+        json_file: Of --json.
+        page: The option that names a page, and the page.
+        index: Of --write-index.
+        replace: The index may go.
+
+    Raises:
+        ExportError: there is no such folder, or an index is there.
+    """
     json_path = None if json_file in (None, STDOUT) else Path(str(json_file))
-    for option, file in (("--json", json_path), ("--images-page", page), ("--write-index", index)):
+    for option, file in (("--json", json_path), page, ("--write-index", index)):
         if file is not None:
             _check_file(option, file)
     if index is not None and index.exists() and not replace:
@@ -435,7 +449,6 @@ def _only_check(
     from export.index_file import index_table, write_index
     from export.progress import Log, Unheard
     from export.selection import select
-    from export.set_report import encoded
 
     with Terminal(Console(stderr=True)) as terminal:
         checked = check(
@@ -447,6 +460,18 @@ def _only_check(
         write_page(report, page)
     if written is not None:
         write_index(index_table(checked.images.folder, checked.images.images), written)
+    write_json(report, json_file)
+    select(checked.images, seed=seed, hold_back=hold_back, classes_from=classes_from, log=Log(Unheard()))
+
+
+def write_json(report: SetReport | LabelAudit, json_file: str | None) -> None:
+    """Write a report where --json says: a file, standard output, or nowhere.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    from export.set_report import encoded
+
     as_json = encoded(report)
     if json_file == STDOUT:
         sys.stdout.write(as_json.decode())
@@ -455,7 +480,6 @@ def _only_check(
             write_output(Path(json_file), as_json)
         except OSError as error:
             raise ExportError(f"--json {json_file}: {error.strerror}", hint="Choose another file.") from error
-    select(checked.images, seed=seed, hold_back=hold_back, classes_from=classes_from, log=Log(Unheard()))
 
 
 def check_alone(strategy: str | None, ranks: Ranks) -> None:

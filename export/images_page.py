@@ -56,16 +56,16 @@ def write_page(report: SetReport, file: Path) -> None:
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     folder = Path(report.folder)
     refused = [
-        ShownRefusal(one.path, one.reason, _thumbnail(folder / one.path)) for one in report.refused[:SHOWN_REFUSED]
+        ShownRefusal(one.path, one.reason, thumbnail(folder / one.path)) for one in report.refused[:SHOWN_REFUSED]
     ]
     page = environment.get_template("images_page.html.j2").render(
         r=report,
         pairs=[
-            ShownPair(pair, _thumbnail(folder / pair.first), _thumbnail(folder / pair.second))
+            ShownPair(pair, thumbnail(folder / pair.first), thumbnail(folder / pair.second))
             for pair in _worth_a_look(report.leaks.listed)
         ],
         doubtful=[
-            (label, _thumbnail(folder / label.path))
+            (label, thumbnail(folder / label.path))
             for label in ([] if report.labels is None else report.labels.listed[:SHOWN_LABELS])
         ],
         disagree=DISAGREE,
@@ -100,7 +100,7 @@ _SHOWN_AS_NOTHING: Final = (
 )
 
 
-def _thumbnail(path: Path) -> str:
+def thumbnail(path: Path, side_px: int = THUMBNAIL_PX) -> str:
     """Return a small picture of a file as a data URI; empty where it holds none that can be shown."""
     try:
         with (
@@ -109,7 +109,7 @@ def _thumbnail(path: Path) -> str:
         ):
             if image.width * image.height > MAX_PIXELS:
                 return ""
-            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            image.thumbnail((side_px, side_px))
             out = io.BytesIO()
             ImageOps.exif_transpose(image).convert("RGB").save(out, "JPEG", quality=80)
     except _SHOWN_AS_NOTHING:

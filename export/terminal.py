@@ -18,11 +18,16 @@ from export.set_report import DISAGREE, kept_apart, pairs_said
 from sdk.console import Console
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from export.label_audit import LabelAudit
     from export.report import Report
     from export.set_report import SetReport
 
 _LABELS_SHOWN: Final = 5
 _REFUSED_SHOWN: Final = 12
+_FINDINGS_SHOWN: Final = 8
+"""For each reason."""
 
 
 class Terminal:
@@ -257,3 +262,76 @@ def show_set(report: SetReport, console: Console) -> None:
         f"{leaks.across_split} across the split without joining them, {leaks.across_labels} under two labels.",
         soft_wrap=True,
     )
+
+
+def show_audit(audit: LabelAudit, page: Path | None, index: Path | None, console: Console) -> None:
+    """Print which labels to look at again.
+
+    Args:
+        audit: What was found.
+        page, index: The files that were written.
+        console: Where to.
+    """
+    from export.label_audit import SAID, Why  # numpy, and OpenCV: not for `headway export --help`
+
+    console.print(
+        escape(
+            f"\n{audit.images} images, {len(audit.classes)} classes, {audit.groups} groups ({audit.groups_from}); "
+            f"{audit.judged} judged, each by a head that never saw its group, on features of {audit.backbone}"
+        ),
+        soft_wrap=True,
+    )
+    for line in unjudged_said(audit):
+        console.print(escape(line), soft_wrap=True)
+    count = len(audit.findings)
+    if not count:
+        console.print(f"No label is less than {audit.below:.0%} probable, or contradicted by a near-duplicate.")
+    else:
+        console.print(f"Labels to look at again: {count}")
+        for why in Why:
+            of_it = [one for one in audit.findings if one.why == why.value]
+            if of_it:
+                console.print(f"  {len(of_it)}: {SAID[why]}")
+            for one in of_it[:_FINDINGS_SHOWN]:
+                said = f"{one.label} ({one.probability:.0%}), looks like {one.looks_like}"
+                console.print(escape(f"    {one.path}: {said}"), soft_wrap=True)
+            if len(of_it) > _FINDINGS_SHOWN:
+                console.print(f"    and {len(of_it) - _FINDINGS_SHOWN} more")
+    if audit.hard:
+        pairs = ", ".join(f"{p.label} from {p.looks_like} ({p.called} of {p.judged})" for p in audit.hard)
+        console.print(
+            escape(f"Hard to tell apart, so that mostly the head errs, or people mix them up often: {pairs}."),
+            soft_wrap=True,
+        )
+    if audit.disagree and not audit.hard:
+        console.print(DISAGREE, soft_wrap=True)
+    if page is not None:
+        console.print(f"[bold]{escape(str(page))}[/] shows the pictures, and takes corrections.", soft_wrap=True)
+    if index is not None:
+        console.print(
+            f"[bold]{escape(str(index))}[/]: correct its column label, or empty it to leave an image out; then: "
+            f"{escape(f'headway export {audit.folder} --index {index} ...')}",
+            soft_wrap=True,
+        )
+    if count and page is None and index is None:
+        console.print("--page FILE shows the pictures, --write-index FILE is a CSV to correct.")
+
+
+def unjudged_said(audit: LabelAudit) -> list[str]:
+    """Return what was not judged, and why."""
+    lines = []
+    if audit.fitted:
+        lines.append(
+            f"{audit.fitted} images were not judged by the head: the backbone was trained on them and their "
+            "labels. With --backbone builtin all are."
+        )
+    if audit.alone:
+        lines.append(
+            f"{audit.alone} images were not judged by the head: their class is in no other group. Only their "
+            "near-duplicates speak."
+        )
+    if audit.confirmed:
+        lines.append(f"{audit.confirmed} labels somebody stands by: none of them is listed.")
+    if audit.grouping_note:
+        lines.append(audit.grouping_note)
+    return lines

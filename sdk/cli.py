@@ -48,6 +48,7 @@ class _Known(NamedTuple):
 
 _COMMANDS: Final = {
     "export": _Known("export", "Turn labelled images into a bundle: backbone, quantization, head."),
+    "audit": _Known("export", "Find labels of a set that are probably wrong."),
     "evaluate": _Known("agent", "Measure a bundle on images it did not learn from."),
     "rehearse": _Known("agent", "Replay images with an oracle: how many labels will be needed?"),
     "bundle": _Known("", "Show, verify or carry a bundle, or say where it comes from."),

@@ -67,6 +67,7 @@ class LabelledImage:
         columns: The index's other columns, such as camera, shift, lot.
         mask: A picture, of the image's own size, of where the defect is; None where the set has none.
         also: Further classes that the image shows, as COCO can say.
+        confirmed: Somebody looked at it after an audit, and stands by the label.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class LabelledImage:
     columns: dict[str, str] = field(default_factory=dict)
     mask: Path | None = None
     also: tuple[str, ...] = ()
+    confirmed: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class ImageSet:
         has_groups: The set names groups.
         layout, said: How it is kept, and what of it was found, in words.
         notes: What somebody should know of it.
+        contradicted: Images that are refused, since the same picture stands under another label too.
     """
 
     folder: Path
@@ -95,6 +98,7 @@ class ImageSet:
     layout: Layout = Layout.FOLDERS
     said: str = ""
     notes: tuple[str, ...] = ()
+    contradicted: tuple[LabelledImage, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -320,7 +324,7 @@ def open_images(
                 misnamed.append(f"{_relative(entry.path, folder)} is {kind}")
         if progress is not None:
             progress(i + 1, len(listed.entries))
-    images = _once(images, folder, refused)
+    images, contradicted = _once(images, folder, refused)
     if not images:
         reasons = Counter(r.reason for r in refused).most_common(1)[0][0]
         hint = "Replace them."
@@ -336,11 +340,22 @@ def open_images(
         *_alike_names(sorted({image.label for image in images})),
     ]
     has_groups = any(entry.group for entry in listed.entries)
-    return ImageSet(folder, tuple(images), tuple(refused), has_groups, listed.layout, listed.said, tuple(notes))
+    return ImageSet(
+        folder,
+        tuple(images),
+        tuple(refused),
+        has_groups,
+        listed.layout,
+        listed.said,
+        tuple(notes),
+        tuple(contradicted),
+    )
 
 
-def _once(images: Sequence[LabelledImage], folder: Path, refused: list[Refused]) -> list[LabelledImage]:
-    """Return each picture once, and none that stands under two labels; what is left out is added to `refused`."""
+def _once(
+    images: Sequence[LabelledImage], folder: Path, refused: list[Refused]
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Return each picture once, and those that stand under two labels; what is left out is added to `refused`."""
     first: dict[bytes, LabelledImage] = {}
     labels: dict[bytes, set[str]] = defaultdict(set)
     for image in images:
@@ -351,7 +366,10 @@ def _once(images: Sequence[LabelledImage], folder: Path, refused: list[Refused])
     for image in first.values():
         if len(labels[image.sample_id]) > 1:
             refused.append(Refused(image.path, "the same picture stands under another label too"))
-    return [image for image in first.values() if len(labels[image.sample_id]) == 1]
+    return (
+        [image for image in first.values() if len(labels[image.sample_id]) == 1],
+        [image for image in images if len(labels[image.sample_id]) > 1],
+    )
 
 
 def _labelled(entry: Entry, folder: Path, data: bytes, frame: Frame, bad_masks: list[str]) -> LabelledImage:
@@ -361,7 +379,14 @@ def _labelled(entry: Entry, folder: Path, data: bytes, frame: Frame, bad_masks: 
         bad_masks.append(f"that of {where} {reason}")
         mask = None
     return LabelledImage(
-        entry.path, entry.label, entry.group or where, sample_id(data), entry.columns, mask, entry.also
+        entry.path,
+        entry.label,
+        entry.group or where,
+        sample_id(data),
+        entry.columns,
+        mask,
+        entry.also,
+        entry.confirmed,
     )
 
 

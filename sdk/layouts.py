@@ -44,6 +44,8 @@ FIRST_DAY_LABEL: Final = "good"
 INDEX_NAME: Final = "index.csv"
 AUDIT_PREFIX: Final = "audit_"
 """Columns that begin so are what an audit says of an index's labels, for whoever corrects them: passed over."""
+CONFIRMED: Final = f"{AUDIT_PREFIX}confirmed"
+"""But this one says that somebody looked at the image and stands by its label: anything in it means so."""
 MAX_INDEX_BYTES: Final = 256 * 1024 * 1024
 """A million rows of index are 100 MB, a million annotations about 200 MB."""
 _TRAINING: Final = frozenset({"train", "training"})
@@ -89,6 +91,7 @@ class Entry:
         mask: A picture of where the defect is.
         also: Further classes that it shows.
         written: The class name as it is written there.
+        confirmed: Somebody looked at it after an audit, and stands by the label.
     """
 
     path: Path
@@ -98,6 +101,7 @@ class Entry:
     mask: Path | None = None
     also: tuple[str, ...] = ()
     written: str = ""
+    confirmed: bool = False
 
 
 @dataclass(frozen=True)
@@ -529,7 +533,9 @@ def _index_row(root: Path, folder: Path, index: Path, line: int, row: dict[str, 
     if mask and kept is None:
         return Refused(full, f"line {line}: its mask {mask[:80]!r} leads out of the folder")
     rest = {k: v.strip() for k, v in row.items() if _is_slice(k)}
-    return Entry(full, composed(label), (row.get("group") or "").strip(), rest, kept, written=label)
+    confirmed = bool((row.get(CONFIRMED) or "").strip())
+    group = (row.get("group") or "").strip()
+    return Entry(full, composed(label), group, rest, kept, written=label, confirmed=confirmed)
 
 
 def _inside(root: Path, folder: Path, name: str) -> Path | None:
