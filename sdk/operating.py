@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,17 @@ from sdk.score import LeftOut, balanced_share, share
 
 @dataclass(frozen=True)
 class Rate:
-    """A share in [0, 1] with its 95 % interval, and the samples and groups it rests on."""
+    """A share in [0, 1] with its 95 % interval, and the samples and groups it rests on.
+
+    `count` of the samples are what it is the share of; where classes weigh the same, it is not count / samples.
+    """
 
     share: float
     low: float
     high: float
     samples: int
     groups: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,30 @@ class Costs:
     overkill: Rate
 
 
+class Judged(NamedTuple):
+    """Which left-out samples are rejected, each (n,) bool.
+
+    Attributes:
+        tells: It tells of accepting: nothing here counts another.
+        good: It is labelled as a good class.
+        rejected: It goes out.
+    """
+
+    tells: npt.NDArray[np.bool_]
+    good: npt.NDArray[np.bool_]
+    rejected: npt.NDArray[np.bool_]
+
+    @property
+    def escapes(self) -> npt.NDArray[np.bool_]:
+        """Defects that pass, (n,) bool."""
+        return np.asarray(self.tells & ~self.good & ~self.rejected)
+
+    @property
+    def overkill(self) -> npt.NDArray[np.bool_]:
+        """Good parts that are rejected, (n,) bool."""
+        return np.asarray(self.tells & self.good & self.rejected)
+
+
 def defect_probability(scores: Floats, good: npt.NDArray[np.bool_], temperature: float) -> Floats:
     """Return the probability (n,) of any class but the good ones, from scores (n, k).
 
@@ -90,10 +119,7 @@ def operating_point(
         raise ValueError("escape_rate is a share in [0, 1)")
     left_out, is_good = _told(left_out, good)
     truly_good = is_good[left_out.truth]
-    # A class in no other group cannot be recognised: where its sample passes as good, that is an honest escape.
-    scores = np.where(np.isfinite(left_out.scores), left_out.scores, -np.inf)
-    p = defect_probability(scores, is_good, calibration.temperature)
-    p = np.where(left_out.unknown(calibration), np.inf, p)  # unknown: always rejected
+    p = _defect(left_out, calibration, is_good)
     defect = ~truly_good
     per_class = np.bincount(left_out.truth[defect], minlength=len(is_good)).astype(float)
     weight = 1 / per_class[left_out.truth[defect]]
@@ -124,8 +150,45 @@ def by_class(left_out: LeftOut, calibration: Calibration, good: Collection[bytes
         HeadError: as `operating_point`.
     """
     left_out, is_good = _told(left_out, good)
-    rejected = ~is_good[left_out.scores.argmax(1)] | left_out.unknown(calibration)
-    return _costs(rejected, is_good[left_out.truth], left_out)
+    return _costs(_by_class(left_out, calibration, is_good), is_good[left_out.truth], left_out)
+
+
+def judged(
+    left_out: LeftOut, calibration: Calibration, good: Collection[bytes], *, threshold: float | None = None
+) -> Judged:
+    """Return which left-out samples `operating_point` and `by_class` count.
+
+    Args:
+        left_out: Of the head.
+        calibration: As of `operating_point`.
+        good: Ids of the classes that are not defects.
+        threshold: That of an `OperatingPoint`; None rejects by the class that is decided.
+
+    Raises:
+        HeadError: as `operating_point`.
+    """
+    tells, rejected = left_out.tells, np.zeros(len(left_out.truth), bool)
+    told, is_good = _told(left_out, good)
+    if threshold is None:
+        rejected[tells] = _by_class(told, calibration, is_good)
+    else:
+        rejected[tells] = _defect(told, calibration, is_good) >= threshold
+    return Judged(tells, is_good[left_out.truth], rejected)
+
+
+def _defect(left_out: LeftOut, calibration: Calibration, is_good: npt.NDArray[np.bool_]) -> Floats:
+    """Return the probability of a defect (n,), infinity where it is unknown: that is always rejected."""
+    # A class in no other group cannot be recognised: where its sample passes as good, that is an honest escape.
+    scores = np.where(np.isfinite(left_out.scores), left_out.scores, -np.inf)
+    p = defect_probability(scores, is_good, calibration.temperature)
+    return np.where(left_out.unknown(calibration), np.inf, p)
+
+
+def _by_class(
+    left_out: LeftOut, calibration: Calibration, is_good: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Return what is decided as no good class, or as unknown: (n,) bool."""
+    return np.asarray(~is_good[left_out.scores.argmax(1)] | left_out.unknown(calibration), bool)
 
 
 def _told(left_out: LeftOut, good: Collection[bytes]) -> tuple[LeftOut, npt.NDArray[np.bool_]]:
@@ -143,11 +206,12 @@ def _told(left_out: LeftOut, good: Collection[bytes]) -> tuple[LeftOut, npt.NDAr
 
 def _costs(rejected: npt.NDArray[np.bool_], truly_good: npt.NDArray[np.bool_], left_out: LeftOut) -> Costs:
     defect = ~truly_good
+    passes, out = ~rejected[defect], rejected[truly_good]
     groups = left_out.groups[defect]
-    escapes = _rate(balanced_share(~rejected[defect], left_out.truth[defect], groups), groups)
+    escapes = _rate(balanced_share(passes, left_out.truth[defect], groups), groups, passes)
     groups = left_out.groups[truly_good]
-    return Costs(escapes, _rate(share(rejected[truly_good], groups), groups))
+    return Costs(escapes, _rate(share(out, groups), groups, out))
 
 
-def _rate(found: tuple[float, float, float], groups: Ints) -> Rate:
-    return Rate(*found, len(groups), len(np.unique(groups)))
+def _rate(found: tuple[float, float, float], groups: Ints, counted: npt.NDArray[np.bool_]) -> Rate:
+    return Rate(*found, len(groups), len(np.unique(groups)), int(counted.sum()))

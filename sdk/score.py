@@ -88,6 +88,11 @@ class LeftOut:
         """Which samples say how known ones look, (n,) bool: no orphans, and of heads that told classes apart."""
         return self.tells & ~self.orphan
 
+    @property
+    def counts(self) -> npt.NDArray[np.bool_]:
+        """Which samples the honest score counts, (n,) bool: those that tell, and orphans, which are wrong."""
+        return self.tells | self.orphan
+
     def chosen(self, rows: npt.NDArray[np.bool_]) -> LeftOut:
         """Return some of the samples, by (n,) bool."""
         samples = tuple(compress(self.samples, rows)) if self.samples else ()
@@ -568,7 +573,7 @@ def score(left_out: LeftOut, calibration: Calibration, *, unknown_is_miss: bool 
     Intervals say where the recall of as many new groups will lie in 95 % of cases; each group is one draw
     (docs/head.md, section 5). Where one class is left when a group is, its samples of that class are not counted.
     """
-    left_out = left_out.chosen(left_out.tells | left_out.orphan)
+    left_out = left_out.chosen(left_out.counts)
     right = decisions_right(left_out, calibration, unknown_is_miss=unknown_is_miss)
     classes: list[ClassScore] = []
     one_group: list[bytes] = []

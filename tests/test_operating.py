@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sdk.errors import HeadError
 from sdk.head import Calibration, solve
 from sdk.moments import Moments
-from sdk.operating import by_class, defect_probability, operating_point
+from sdk.operating import by_class, defect_probability, judged, operating_point
 from sdk.score import LeftOut, balanced_share, calibrate, leave_one_group_out
 from tests.test_head import A, B, C, clusters
 
@@ -99,3 +101,23 @@ def test_deciding_by_class_costs_what_decisions_say_each_defect_class_weighing_t
     assert costs.escapes.low < costs.escapes.share < costs.escapes.high
     with pytest.raises(HeadError, match="operating point"):
         by_class(found, OPEN, [C, B, A])
+
+
+def test_what_is_counted_can_be_told_sample_by_sample() -> None:
+    codes, ids, groups = clusters({A: 60, B: 30, C: 30}, spread=45.0)
+    left_out = leave_one_group_out(codes, ids, groups)
+    silent = np.zeros(len(ids), bool)
+    silent[[0, -1]] = True  # of a head that told no classes apart: nothing here counts them
+    left_out = replace(left_out, scores=np.where(silent[:, None], [[1.0, -np.inf, -np.inf]], left_out.scores))
+    calibration = calibrate(left_out)
+    point = operating_point(left_out, calibration, [A], escape_rate=0.1)
+    for found, costs in (
+        (judged(left_out, calibration, [A]), by_class(left_out, calibration, [A])),
+        (judged(left_out, calibration, [A], threshold=point.threshold), point),
+    ):
+        assert (costs.escapes.count, costs.overkill.count) == (found.escapes.sum(), found.overkill.sum())
+        assert (costs.escapes.samples, costs.overkill.samples) == (59, 59)
+        assert not (found.escapes | found.overkill)[silent].any()
+        assert 0 < found.escapes.sum() + found.overkill.sum() < 118
+        goods = np.array(ids) == np.array(A)
+        assert (found.escapes & goods).sum() == (found.overkill & ~goods).sum() == 0
