@@ -16,7 +16,7 @@ Who is asked about what is `queue`'s; the pictures' files are `images`'.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,8 @@ _PRUNE_AT_ONCE: Final = 100
 _GOING: Final = "going_pictures"
 """Named value: the samples whose rows were deleted last, and whose pictures go next, one id after the other."""
 _ID_BYTES: Final = 32
+_ASKED_AT_ONCE: Final = 500
+"""Places of one statement; SQLite before 3.32 has 999."""
 
 
 class Samples:
@@ -270,6 +272,15 @@ class Samples:
         """Return a sample; None where it is not, or no longer, kept."""
         row = self._db.row(f"SELECT {COLUMNS} FROM samples WHERE sample = ?", sample_id)
         return None if row is None else from_row(row)
+
+    def among(self, samples: Sequence[bytes]) -> dict[bytes, Sample]:
+        """Return those of these samples that are kept."""
+        found: dict[bytes, Sample] = {}
+        for at in range(0, len(samples), _ASKED_AT_ONCE):
+            ids = samples[at : at + _ASKED_AT_ONCE]
+            marks = ", ".join("?" * len(ids))
+            found |= {s.sample_id: s for s in self._select(f"WHERE sample IN ({marks})", *ids)}
+        return found
 
     def newest(self, *, limit: int, status: SampleStatus | None = None, offset: int = 0) -> list[Sample]:
         """Return samples, newest first."""

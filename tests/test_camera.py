@@ -21,7 +21,7 @@ from device_agent.camera import Camera, CameraState, Shot, encode_png, open_came
 from device_agent.camera.live import pipeline_name
 from device_agent.camera.shot import Bursts
 from device_agent.config import CameraSettings, FolderCamera, OpenCvCamera, VideoCamera
-from device_agent.page.quality import _folder
+from device_agent.page.counted import folder_of
 from sdk.errors import CameraLost, ConfigError
 from sdk.images import decode, sample_id
 from sdk.preprocess import Frame
@@ -388,4 +388,4 @@ def test_cameras_of_one_host_stay_apart_though_their_addresses_may_not_be_shown(
     sources = told_apart([open_source(OpenCvCamera(url=url), "line-1", time.time) for url in urls])
     names = [source.camera.name for source in sources]
     assert names == ["rtsp://192.0.2.1/…", "rtsp://192.0.2.1/… (2)", "rtsp://192.0.2.1/… (3)"]
-    assert len(set(map(_folder, names))) == 3
+    assert len(set(map(folder_of, names))) == 3

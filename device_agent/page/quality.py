@@ -10,17 +10,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
@@ -30,6 +27,7 @@ from device_agent.heads import Reference
 from device_agent.learned import Now, in_english
 from device_agent.page.access import Role
 from device_agent.page.book import StationSetting, setting
+from device_agent.page.counted import Counted, CountedHeads
 from device_agent.page.counts import SHIFTS, local
 from device_agent.page.desk import Desk
 from device_agent.page.fields import ClassField, RequestBody
@@ -37,22 +35,13 @@ from device_agent.page.guard import needs
 from device_agent.page.learned import HeadOut, head_out
 from device_agent.page.refusal import Refusal
 from device_agent.report import DriftReport, ReleaseReport
-from device_agent.sample import Sample, SampleStatus
 from sdk.damaged import DAMAGED
 from sdk.errors import HeadError, StoreFull, UnknownClassError
 from sdk.operating import Costs, OperatingPoint, Rate, by_class, operating_point
-from sdk.score import LeftOut, decisions_right, share
 from sdk.spreadsheet import harmless
 
 TARGETS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Escape rates that the slider stops at."""
-MIN_SLICE_GROUPS: Final = 3
-"""A slice of fewer parts tells nothing."""
-MAX_SLICES: Final = 24
-"""Of one kind, those of most parts: a line sees hundreds of lots."""
-_TILE: Final = re.compile(r", tile \d+ of \d+$")
-"""What `recipe` puts behind a source."""
-Bools = npt.NDArray[np.bool_]
 
 
 class SeenTarget(RequestBody):
@@ -75,13 +64,15 @@ class TargetIn(RequestBody):
 
 @dataclass(frozen=True)
 class RateOut:
-    """A share with its 95 % interval, and the parts it rests on."""
+    """A share with its 95 % interval, and the parts it rests on. `count` of the samples are behind it; escapes
+    weigh each class of defects the same, so that they are no plain share."""
 
     share: float
     low: float
     high: float
     samples: int
     groups: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -166,7 +157,11 @@ class QualityOut:
 
 
 class Quality:
-    """The routes for the quality engineer."""
+    """The routes for the quality engineer.
+
+    Attributes:
+        counted: What the figures count, head by head.
+    """
 
     def __init__(self, desk: Desk, book: Database) -> None:
         self._desk = desk
@@ -174,6 +169,7 @@ class Quality:
         self._book = book
         self._target = StationSetting(book, self._station.store, KEPT_AS)
         self._choosing = threading.Lock()
+        self.counted = CountedHeads(self._reference, self._station.store.samples.among, self._shift)
         self._begin()
 
     def _begin(self) -> None:
@@ -222,7 +218,10 @@ class Quality:
 
     def get_operating(self) -> OperatingOut:
         """Where the line rejects, and what other escape rates would cost in good parts."""
-        operating, names, reference = self._station.operating, self._desk.names(), self._reference()
+        return self._operating_of(self._reference())
+
+    def _operating_of(self, reference: Reference | None) -> OperatingOut:
+        operating, names = self._station.operating, self._desk.names()
         target, good = operating.target, operating.good(names)
         points: list[PointOut] = []
         missing: str | None = None
@@ -293,44 +292,31 @@ class Quality:
 
     def report(self, now: Now = in_english) -> QualityOut:
         """Return `get_quality` with names as `Desk.called` gives them."""
-        reference, called = self._reference(), self._desk.called(now)
+        counted, called = self.counted.now(), self._desk.called(now)
         heads = [head_out(row) for row in self._station.store.heads.newest(limit=200)]
-        number = None if reference is None else reference.number
+        number = None if counted is None else counted.number
         state = self._desk.state()
         confusion: list[ConfusionRow] = []
         slices: list[SliceOut] = []
         classes: list[str] = []
-        if reference is not None:
-            named = [*map(called, reference.left_out.class_ids)]
+        if counted is not None:
+            named = [*map(called, counted.reference.left_out.class_ids)]
             order = sorted(range(len(named)), key=lambda i: named[i].casefold())
             classes = [named[i] for i in order]
-            confusion = _confusion(reference, named, order)
-            slices = self._slices(reference)
+            confusion = _confusion(counted, named, order)
+            slices = [SliceOut(each.kind, each.name, _rate(each.right)) for each in counted.slices()]
         return QualityOut(
             device=state.device,
             made_utc=time.time(),
             release=state.release,
             head=next((h for h in heads if h.number == number), None),
             classes=classes,
-            operating=self.get_operating(),
+            operating=self._operating_of(None if counted is None else counted.reference),
             confusion=confusion,
             slices=slices,
             drift=state.drift,
             heads=[h for h in heads if h.balanced_accuracy is not None],
         )
-
-    def _slices(self, reference: Reference) -> list[SliceOut]:
-        left_out = reference.left_out
-        right = decisions_right(left_out, reference.calibration)
-        kept = self._station.store.samples.newest(limit=100_000, status=SampleStatus.LABELLED)
-        at = {s.sample_id: s for s in kept}
-        mine = [at.get(sample) for sample in left_out.samples]
-        return [
-            *_sliced("origin", left_out, right, ["release" if s is None else "station" for s in mine]),
-            *_sliced("camera", left_out, right, _cameras(mine)),
-            *_sliced("lot", left_out, right, [None if s is None else s.lot for s in mine]),
-            *_sliced("shift", left_out, right, [None if s is None else self._shift(s.captured_utc) for s in mine]),
-        ]
 
     def _shift(self, at_utc: float) -> str:
         """Return which shift a time falls into, as "06:00"."""
@@ -399,21 +385,8 @@ def _about(report: QualityOut, names: dict[bytes, str]) -> Iterator[tuple[str, s
             yield "rule", "threshold", operating.point.threshold
 
 
-def _cameras(samples: Sequence[Sample | None]) -> list[str | None]:
-    """Return the camera of each sample, as far as that is known: of a station with one, what its sources tell."""
-    several = len({s.camera for s in samples if s is not None and s.camera}) > 1
-    return [None if s is None else s.camera if several and s.camera else _folder(s.source) for s in samples]
-
-
-def _folder(source: str) -> str | None:
-    """Return what names the camera in a source: the folder of a file, or the whole of another name."""
-    whole = _TILE.sub("", source)
-    name = whole.rpartition("/")[2]
-    return whole.rpartition("/")[0] if "." in name and "://" not in whole else whole or None
-
-
 def _rate(rate: Rate) -> RateOut:
-    return RateOut(rate.share, rate.low, rate.high, rate.samples, rate.groups)
+    return RateOut(rate.share, rate.low, rate.high, rate.samples, rate.groups, rate.count)
 
 
 def _point(point: OperatingPoint) -> PointOut:
@@ -425,30 +398,10 @@ def _costs(costs: Costs) -> CostsOut:
     return CostsOut(_rate(costs.escapes), _rate(costs.overkill))
 
 
-def _confusion(reference: Reference, names: list[str], order: list[int]) -> list[ConfusionRow]:
-    left_out = reference.left_out
-    unknown = left_out.unknown(reference.calibration)
-    said = left_out.scores.argmax(1)
+def _confusion(counted: Counted, names: list[str], order: list[int]) -> list[ConfusionRow]:
     rows = []
     for i in order:
-        of_class = left_out.truth == i
-        counts = np.bincount(said[of_class & ~unknown], minlength=len(names))
-        class_id, asked = left_out.class_ids[i].hex(), int((of_class & unknown).sum())
-        rows.append(ConfusionRow(class_id, names[i], [int(counts[j]) for j in order], asked))
+        counts, asked = counted.confusion(i)
+        class_id = counted.reference.left_out.class_ids[i].hex()
+        rows.append(ConfusionRow(class_id, names[i], [counts[j] for j in order], asked))
     return rows
-
-
-def _sliced(kind: str, left_out: LeftOut, right: Bools, names: list[str | None]) -> list[SliceOut]:
-    values = sorted({name for name in names if name})
-    if len(values) < 2:
-        return []
-    column = np.array([name or "" for name in names], object)
-    found: list[SliceOut] = []
-    for value in values:
-        rows = column == value
-        groups = len(np.unique(left_out.groups[rows]))
-        if groups >= MIN_SLICE_GROUPS:
-            mean, low, high = share(right[rows], left_out.groups[rows])
-            found.append(SliceOut(kind, value, RateOut(mean, low, high, int(rows.sum()), groups)))
-    most = sorted(found, key=lambda each: -each.right.groups)[:MAX_SLICES]
-    return [each for each in found if each in most]
