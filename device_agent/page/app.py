@@ -22,6 +22,7 @@ from device_agent.courtesy import Courtesy
 from device_agent.outlook import BUDGET_S, LookAhead
 from device_agent.page.access import Access
 from device_agent.page.asked import Unsure
+from device_agent.page.behind import Behind
 from device_agent.page.book import open_book
 from device_agent.page.classes import Classes, PutAway
 from device_agent.page.counts import ShiftCounter
@@ -135,21 +136,25 @@ def create_app(
     put_away = PutAway(station, book, history)
     unsure = Unsure(book)
     desk = Desk(station, lambda: put_away.offered(state()), access)
+    labels, samples = Labels(desk, history, unsure, counter), Samples(desk, history, unsure)
+    quality = Quality(desk, book)
     subjects = Subjects(
-        labels=Labels(desk, history, unsure, counter),
+        labels=labels,
         learned=Learned(desk, history, LookAhead(outlook_s)),
         classes=Classes(desk, put_away),
-        quality=Quality(desk, book),
+        quality=quality,
+        behind=Behind(desk, quality.counted, history, labels, samples),
         people=People(access, secure=secure),
     )
     for router in (
         States(desk.state, counter).router(),
-        Samples(desk, history, unsure).router(),
-        subjects.labels.router(),
+        samples.router(),
+        labels.router(),
         subjects.learned.router(),
         Inspection(station, trigger).router(),
         subjects.classes.router(),
-        subjects.quality.router(),
+        quality.router(),
+        subjects.behind.router(),
         subjects.people.router(),
         Pages(desk, history, subjects).router(),
     ):

@@ -17,6 +17,7 @@ from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learned import LearnerStatus, Now
 from device_agent.page.access import Access, Role, Who
+from device_agent.page.behind import Behind
 from device_agent.page.classes import Classes
 from device_agent.page.counts import local
 from device_agent.page.desk import Desk
@@ -97,6 +98,7 @@ class Subjects:
     learned: Learned
     classes: Classes
     quality: Quality
+    behind: Behind
     people: People
 
 

@@ -133,7 +133,7 @@ class Samples:
         unsure = self._unsure.among([s.sample_id for s in waiting])
         waiting.sort(key=lambda s: s.sample_id in unsure)  # stable
         background.add_task(self._expect_labels, [s.sample_id for s in waiting[:limit]])
-        return self._samples_out(waiting[:limit], alike(waiting[:MAX_COMPARED]), now=True)
+        return self.samples_out(waiting[:limit], alike(waiting[:MAX_COMPARED]), now=True)
 
     def _expect_labels(self, samples: list[bytes]) -> None:
         """Make pictures durable that will be labelled next, while somebody still looks at them."""
@@ -150,7 +150,7 @@ class Samples:
     ) -> list[SampleOut]:
         """Samples, newest first."""
         wanted = None if status is None else SampleStatus(status)
-        return self._samples_out(self._station.store.samples.newest(limit=limit, status=wanted, offset=offset))
+        return self.samples_out(self._station.store.samples.newest(limit=limit, status=wanted, offset=offset))
 
     def get_sample(self, sample: SamplePath) -> SampleOut:
         """One sample, with others of its part that nobody has labelled."""
@@ -162,7 +162,7 @@ class Samples:
             for s in self._station.store.samples.of_group(found.group, limit=12)
             if s.sample_id != found.sample_id
         ]
-        return self._samples_out([found], {found.sample_id: [s.sample_id for s in others]}, now=True)[0]
+        return self.samples_out([found], {found.sample_id: [s.sample_id for s in others]}, now=True)[0]
 
     def get_image(self, sample: SamplePath) -> Response:
         """A sample's picture, as it was delivered where browsers show that."""
@@ -212,7 +212,7 @@ class Samples:
         self._desk.note(request, "picture erased", sample)
         return ErasedOut(True, withdrawn)
 
-    def _samples_out(
+    def samples_out(
         self, samples: list[Sample], together: dict[bytes, list[bytes]] | None = None, *, now: bool = False
     ) -> list[SampleOut]:
         """Return samples as the interface says them, `now` with what the head that serves says of them."""
