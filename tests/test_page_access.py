@@ -528,7 +528,16 @@ def logged_in(device: Device, name: str, secret: str) -> Iterator[httpx.Client]:
         yield http
 
 
-PAGES = ("/", "/label", "/learned", "/learned/part", "/learned/labels", "/quality", "/settings")
+PAGES = (
+    "/",
+    "/label",
+    "/learned",
+    "/learned/part",
+    "/learned/labels",
+    "/quality",
+    "/quality/pictures?figure=lot&name=B",
+    "/settings",
+)
 
 
 def test_without_a_session_there_is_nothing_but_the_login(device: Device) -> None:
@@ -536,11 +545,12 @@ def test_without_a_session_there_is_nothing_but_the_login(device: Device) -> Non
     for path in PAGES:
         answer = device.http.get(path)
         assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/login")
+        assert httpx.URL(answer.headers["location"]).params["then"] == path
     app_paths = [
         ("GET", path)
         for path in (
             "state", "queue", "samples", "labels", "heads", "suspects", "outlook", "events", "shift",
-            "quality", "quality.csv", "operating", "accounts", "tokens", "audit",
+            "quality", "quality.csv", "quality/pictures", "operating", "accounts", "tokens", "audit",
             f"samples/{'0' * 64}/image",
         )
     ]  # fmt: skip
@@ -766,12 +776,14 @@ def test_a_machine_uses_a_token_and_no_cookie(device: Device) -> None:
         "/\r/evil.example",
         "\t//evil.example",
         "/label\n",
+        "/label?sample=1\n",
+        "/label?then=//evil.example",
     ],
 )
 def test_the_login_leads_to_pages_of_this_device_only(device: Device, then: str) -> None:
     assert 'data-then="/"' in device.http.get("/login", params={"then": then}).text
-    for page in ("/label", "/learned", "/quality", "/settings"):
-        assert f'data-then="{page}"' in device.http.get("/login", params={"then": page}).text
+    for page in ("/label", "/learned", "/quality", "/settings", "/quality/pictures?figure=lot&name=B%207+&head=3"):
+        assert f'data-then="{html.escape(page)}"' in device.http.get("/login", params={"then": page}).text
 
 
 @pytest.mark.browser

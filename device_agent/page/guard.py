@@ -45,6 +45,8 @@ RATE: Final = 100.0
 BURST: Final = 400.0
 """And so many at once: opening a page with its pictures takes thirty."""
 MAX_ADDRESSES: Final = 4096
+MAX_THEN: Final = 2000
+"""Characters of where the login leads to; a figure of a dozen good classes takes 700."""
 
 
 class Guard:
@@ -107,7 +109,9 @@ class Guard:
                 answer = self._log_in_first()
                 answer.headers["WWW-Authenticate"] = "Bearer"
                 return answer
-            return RedirectResponse(f"/login?then={quote(request.url.path)}", 303)
+            path, asked = request.url.path, request.url.query
+            then = f"{path}?{asked}" if asked and len(path) + len(asked) < MAX_THEN else path
+            return RedirectResponse(f"/login?then={quote(then)}", 303)
         unproven = who.csrf and not same(request.headers.get(CSRF_HEADER, ""), who.csrf)
         if writes and unproven and not request.url.path.startswith(PUBLIC):
             return _answer(403, "the request does not come from this session's page", "Load the page again.")

@@ -21,7 +21,7 @@ from device_agent.page.behind import Behind
 from device_agent.page.classes import Classes
 from device_agent.page.counts import local
 from device_agent.page.desk import Desk
-from device_agent.page.guard import needs, who_of
+from device_agent.page.guard import MAX_THEN, needs, who_of
 from device_agent.page.history import LabelHistory
 from device_agent.page.labels import Labels
 from device_agent.page.learned import Learned, head_out
@@ -36,7 +36,7 @@ from sdk.score import Score
 from sdk.version import headway_version
 
 THEMES: Final = ("auto", "light", "dark")
-_OWN_PAGE: Final = re.compile(r"/(?!/)[A-Za-z0-9/_-]*")
+_OWN_PAGE: Final = re.compile(r"/(?!/)[A-Za-z0-9/_-]*(\?[A-Za-z0-9_=&%.+-]*)?")
 """What the login may lead to. "//elsewhere" is another site to a browser, and so are "/\\elsewhere" and what
 it takes tabs and line ends out of."""
 SHOWN_SUSPECTS: Final = 5
@@ -167,7 +167,7 @@ class Pages:
 
     # -- whole pages ----------------------------------------------------------------------------------------------
 
-    def login(self, request: Request, then: Annotated[str, Query(max_length=200)] = "/") -> Any:
+    def login(self, request: Request, then: Annotated[str, Query(max_length=MAX_THEN)] = "/") -> Any:
         """Ask who somebody is."""
         if request.state.who is not None:
             return RedirectResponse("/", 303)

@@ -59,7 +59,7 @@ async function ask(path, options) {
   }
   if (answer.status === 401 && facts.loggedIn) {
     leaving = true;
-    location.href = `/login?then=${encodeURIComponent(location.pathname)}`;
+    location.href = `/login?then=${encodeURIComponent(location.pathname + location.search)}`;
   }
   const body = await answer.json().catch(() => {
     if (answer.ok) throw new Refused(t("js.no-answer"));  // it broke off
