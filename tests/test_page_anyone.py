@@ -21,9 +21,10 @@ PAGE = Path(__file__).parents[1] / "device_agent" / "page"
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 """axe-core 4.14.1, MPL-2.0, from npm: for tests only."""
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-PATHS = ("", "label", "learned", "quality", "settings")
+PATHS = ("", "label", "learned", "quality", "quality/pictures?figure=origin&name=station", "settings")
 SMALL = """
-[...document.querySelectorAll('button, nav a, select, input:not([type=checkbox]):not([type=range])')]
+[...document.querySelectorAll(
+  'button, nav a, a.button, a.figure, select, input:not([type=checkbox]):not([type=range])')]
   .filter(each => each.checkVisibility())
   .map(each => [each.getBoundingClientRect(), each.outerHTML.slice(0, 80)])
   .filter(([box]) => box.height < 44 || box.width < 24)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Dialog, expect
 
 from sdk.bundle import Bundle
-from tests.pages import ASK_ALL, Device, serving, write_stream
+from tests.pages import ASK_ALL, Device, screen, serving, write_stream
 from tests.tiny import class_id, picture, tiny_bundle
 
 LOTS = 4
@@ -165,3 +166,103 @@ def test_a_picture_that_is_not_here_says_where_it_is(device: Device) -> None:
 def test_what_is_no_figure_is_refused(shared: Device, asked: dict[str, Any], status: int, error: str) -> None:
     answer = shared.http.get("/api/quality/pictures", params=asked)
     assert (answer.status_code, error in answer.json()["error"]) == (status, True), answer.text
+
+
+@pytest.mark.browser
+def test_a_wrong_label_is_found_behind_its_figure_corrected_and_its_place_kept(
+    device: Device, browser: Browser
+) -> None:
+    scratch, pit = (class_id(name).hex() for name in ("scratch", "pit"))
+    found = behind(device, figure="cell", truth=scratch, said=pit)
+    first, second = (each["sample"] for each in found["pictures"][:2])
+    with screen(browser, device.url + "quality", has_touch=True, viewport={"width": 1280, "height": 800}) as on:
+        on.ready()
+        cell = on.page.get_by_role("link", name=f"{found['count']} labelled “scratch”, taken for “pit”: show them")
+        expect(cell).to_have_text(str(found["count"]))
+        cell.tap()
+        expect(on.page.get_by_role("heading", level=1)).to_have_text("Labelled “scratch”, taken for “pit”")
+        rows = on.page.locator("#behind li")
+        expect(rows).to_have_count(found["count"])
+        assert f"head={found['head']}" in on.page.url
+        listed = on.page.url
+        on.ready()
+
+        rows.nth(0).get_by_role("link").tap()
+        on.page.wait_for_url("**/label?*")
+        assert on.asked() == first
+        expect(on.page.locator("#why")).to_have_text("Labelled scratch")
+        expect(on.page.locator("#guess")).to_contain_text("A head that never saw the part takes it for pit")
+        expect(on.page.locator("#walk")).to_contain_text(f"Picture 1 of {found['count']}")
+        on.settled()
+        on.page.locator('#classes button[data-class="pit"]').tap()
+        expect(on.page.locator("#saved")).to_have_text("✓ saved: pit")
+        assert on.asked() == second
+        on.page.reload()  # the address is of the picture that is shown
+        on.ready()
+        assert on.asked() == second
+        on.settled()
+        on.page.keyboard.press("t")
+        expect(on.page.locator("#saved")).to_have_text("✓ label taken back")
+        on.quiet()
+        expect(on.page.locator("#walked")).to_be_visible()  # the others came with the release
+        on.page.keyboard.press("u")
+        on.quiet()
+        assert on.asked() == second
+        device.settle()
+        on.page.locator("#walk [data-back]").tap()
+
+        on.page.wait_for_url(f"{listed}#p-{second}")
+        expect(rows).to_have_count(found["count"])
+        expect(rows.nth(1)).to_be_focused()
+        expect(rows.nth(0)).to_contain_text("now pit")
+        expect(on.page.locator("#newer")).to_contain_text("has learned since")
+        rows.nth(0).get_by_role("button", name="Undo").tap()
+        expect(rows.nth(0)).not_to_contain_text("now pit")
+        on.page.once("dialog", Dialog.accept)
+        rows.nth(0).get_by_role("button", name="Take the label back").tap()
+        expect(rows.nth(0)).to_contain_text("label taken back")
+    said = [label.class_id for label in device.labels()][2 * LOTS :]
+    assert said == [class_id("pit"), None, class_id("scratch"), class_id("scratch"), None]
+
+
+@pytest.mark.browser
+def test_a_label_that_somebody_else_corrects_meanwhile_is_not_overwritten(
+    device: Device, browser: Browser
+) -> None:
+    found = behind(device, figure="recall", truth=class_id("scratch").hex())
+    one = found["pictures"][0]["sample"]
+    asked = f"figure=recall&truth={class_id('scratch').hex()}&head={found['head']}"
+    with screen(browser, f"{device.url}quality/pictures?{asked}") as on:
+        on.ready()
+        on.page.evaluate("events.close()")  # this page hears nothing of it
+        say(device, one, "pit")
+        device.settle()
+        on.page.once("dialog", Dialog.accept)
+        on.page.locator("#behind li").nth(0).get_by_role("button", name="Take the label back").click()
+        expect(on.page.locator("#notice")).to_contain_text("does not go with what is there already")
+        on.problems.clear()  # the browser notes the refusal
+    assert device.labels()[-1].class_id == class_id("pit")
+
+
+@pytest.mark.browser
+def test_the_slider_leads_to_the_pictures_behind_the_rate_that_it_shows(shared: Device, browser: Browser) -> None:
+    points = shared.http.get("/api/operating").json()["points"]
+    with screen(browser, shared.url + "quality") as on:
+        on.ready()
+        for place in (0, len(points) - 1):
+            on.page.locator("#rate").fill(str(place))
+            count, of = points[place]["escapes"]["count"], points[place]["escapes"]["samples"]
+            expect(on.page.locator("#escapes-behind")).to_have_text(f"{count} of {of} pictures")
+        assert count, "some pass at the loosest rate"
+        on.page.locator("#escapes-behind").click()
+        expect(on.page.locator("#behind-count")).to_have_text(f"{count} of {of} pictures")
+        expect(on.page.locator("#other-rule")).to_be_visible()
+
+
+def test_a_link_to_a_head_that_is_gone_shows_the_newest_and_says_so(shared: Device) -> None:
+    shared.http.headers["accept-language"] = "en"
+    page = shared.http.get("/quality/pictures", params={"figure": "lot", "name": "B1", "head": 999}).text
+    assert "The figures of head 999 cannot be told any more." in page
+    assert page.count("<li class=") == LOTS
+    nothing = shared.http.get("/quality/pictures", params={"figure": "recall", "truth": "ab" * 16})
+    assert (nothing.status_code, "This figure cannot be told (head" in nothing.text) == (200, True)

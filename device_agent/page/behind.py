@@ -51,7 +51,7 @@ class FigureIn(RequestBody):
     figure: FigureName
     truth: ClassField | None = None
     said: ClassField | Literal["unknown"] | None = None
-    name: Annotated[str, Field(max_length=1000)] | None = None
+    name: Annotated[str, Field(max_length=4096)] | None = None
     good: Annotated[list[ClassField], Field(max_length=1000)] | None = None
     escape_rate: Annotated[float, Field(ge=0, le=MAX_ESCAPE_RATE)] | None = None
     head: Annotated[int, Field(ge=1, le=2**62)] | None = None

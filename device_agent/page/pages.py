@@ -17,7 +17,7 @@ from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learned import LearnerStatus, Now
 from device_agent.page.access import Access, Role, Who
-from device_agent.page.behind import Behind
+from device_agent.page.behind import PAGE, Behind, FigureIn, HeadNotHeld
 from device_agent.page.classes import Classes
 from device_agent.page.counts import local
 from device_agent.page.desk import Desk
@@ -27,9 +27,12 @@ from device_agent.page.labels import Labels
 from device_agent.page.learned import Learned, head_out
 from device_agent.page.people import People
 from device_agent.page.quality import ConfusionRow, Quality
+from device_agent.page.refusal import Refusal
 from device_agent.page.text import LANGUAGES, Texts, for_scripts, language_of
 from device_agent.report import NONE_PASSES, lost_words, masters_report
+from device_agent.station import UNKNOWN
 from device_agent.withdrawn import is_alone
+from sdk.errors import HeadwayError
 from sdk.outlook import FEW, WORTH
 from sdk.reason import ENGLISH, Reason
 from sdk.score import Score
@@ -67,7 +70,7 @@ class News:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A class's recall, and what it was earlier."""
+    """A class's recall, what it was earlier, and where the pictures behind it are shown."""
 
     name: str
     recall: float
@@ -75,6 +78,7 @@ class ScoreRow:
     high: float
     scored: bool
     before: float | None
+    behind: str
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ class Pages:
             ("/learned/heads", self.heads),
             ("/quality", self.quality),
             ("/quality/part", self.quality_part),
+            ("/quality/pictures", self.pictures),
+            ("/quality/pictures/part", self.pictures_part),
             ("/settings", self.settings),
         ):
             pages.add_api_route(path, show, dependencies=look)
@@ -180,7 +186,7 @@ class Pages:
 
     def label(self, request: Request) -> str:
         """One picture at a time."""
-        return self._render(request, "label.html", "label")
+        return self._render(request, "label.html", "label", page_size=PAGE)
 
     def learned(self, request: Request) -> str:
         """What labels have done."""
@@ -197,6 +203,14 @@ class Pages:
     def quality_part(self, request: Request) -> str:
         """Its content, anew."""
         return self._render(request, "quality_part.html", "quality", **self._qualities(request))
+
+    def pictures(self, request: Request, figure: Annotated[FigureIn, Query()]) -> str:
+        """The pictures behind a figure."""
+        return self._render(request, "behind.html", "quality", **self._behind(request, figure))
+
+    def pictures_part(self, request: Request, figure: Annotated[FigureIn, Query()]) -> str:
+        """Their list, anew."""
+        return self._render(request, "behind_part.html", "quality", **self._behind(request, figure))
 
     def settings(self, request: Request) -> str:
         """Looks, accounts, machines."""
@@ -226,6 +240,7 @@ class Pages:
         scored = [(row, score) for row in heads if row.space == space and (score := score_of(row)) is not None]
         confirmed = [(row, score) for row, score in scored if row.outcome is Outcome.CONFIRMED]
         score = confirmed[0][1] if confirmed else self._subjects.learned.score()
+        number = confirmed[0][0].number if confirmed else None
         earlier = _earlier(confirmed)
         t = self._texts(request)
         called = self._desk.called(_now(t))
@@ -241,6 +256,7 @@ class Pages:
                         c.high,
                         c.class_id not in score.one_group,
                         before.get(c.class_id),
+                        _pictures_of(number, figure="recall", truth=c.class_id.hex()),
                     )
                     for c in score.classes
                 ),
@@ -364,8 +380,14 @@ class Pages:
         place = min(range(len(points)), key=lambda i: abs(points[i].target - rate)) if points else 0
         classes = self._subjects.classes.get_classes()
         known = [c for c in classes if not c.put_away or c.id in report.operating.good]
-        confusion = [_shaded(row, i) for i, row in enumerate(report.confusion)]
+        number = None if report.head is None else report.head.number
+        said = [*(row.id for row in report.confusion), UNKNOWN]
+        confusion = [_shaded(row, i, said, number) for i, row in enumerate(report.confusion)]
         columns = [*report.classes, self._texts(request)("common.unknown")]
+        costs_behind = {
+            figure: _pictures_of(number, figure=figure, good=report.operating.good)
+            for figure in ("escapes", "overkill")
+        }
         return {
             "report": report,
             "made": local(report.made_utc).strftime("%Y-%m-%d %H:%M (%z)"),
@@ -379,6 +401,8 @@ class Pages:
             "by_class": None if costs is None else asdict(costs),
             "seen": report.operating.seen.model_dump(),
             "confusion": confusion,
+            "behind": costs_behind,
+            "slices": [(each, _pictures_of(number, figure=each.kind, name=each.name)) for each in report.slices],
             "curve": _curve(
                 self._texts(request),
                 [
@@ -388,6 +412,74 @@ class Pages:
                 ],
             ),
         }
+
+    def _behind(self, request: Request, figure: FigureIn) -> dict[str, Any]:
+        """Return what shows a figure's pictures: of the head that it is of, of the newest where that is held no
+        longer, or why there are none."""
+        behind, t, not_held = self._subjects.behind, self._texts(request), None
+        if figure.figure in ("escapes", "overkill"):
+            figure = figure.model_copy(update={"good": behind.good_of(figure)})
+        try:
+            try:
+                found = behind.pictures_out(figure, _now(t))
+            except HeadNotHeld:
+                not_held = figure.head
+                figure = figure.model_copy(update={"head": None, "offset": 0})
+                found = behind.pictures_out(figure, _now(t))
+        except (Refusal, HeadwayError) as error:
+            return {"title": t("quality.title"), "found": None, "why": str(error)}
+        figure = figure.model_copy(update={"head": found.head})
+        here, shown = found.offset, len(found.pictures)
+        return {
+            "title": self._title(t, figure),
+            "found": found,
+            "whole": figure.figure not in ("cell", "escapes", "overkill"),
+            "not_held": not_held,
+            **self._rule(t, figure),
+            "query": figure.query(),
+            "newest": figure.query(head=found.newest and found.newest.head, offset=None),
+            "before": figure.query(offset=max(0, here - figure.limit)) if here else None,
+            "after": figure.query(offset=here + shown) if here + shown < found.count else None,
+            "links": [
+                figure.query(sample=each.sample, offset=here + i, limit=None)
+                for i, each in enumerate(found.pictures)
+            ],
+            "part_of": lambda group: group.removeprefix(f"{self._station.store.device}/"),
+        }
+
+    def _title(self, t: Texts, figure: FigureIn) -> str:
+        """Return what a figure is of, in words."""
+        called = self._desk.called(_now(t))
+
+        def name(class_id: str | None) -> str:
+            return called(bytes.fromhex(class_id)) if class_id and class_id != UNKNOWN else t("common.unknown")
+
+        match figure.figure:
+            case "cell" if figure.truth == figure.said:
+                return t("behind.cell-right", truth=name(figure.truth))
+            case "cell":
+                return t("behind.cell", truth=name(figure.truth), said=name(figure.said))
+            case "recall":
+                return t("behind.recall", truth=name(figure.truth))
+            case "escapes":
+                return t("behind.escapes")
+            case "overkill":
+                return t("behind.overkill")
+            case kind:
+                of = t(f"slice.{figure.name}") if kind == "origin" else figure.name
+                return t("behind.slice", kind=t(f"slice.{kind}"), name=of)
+
+    def _rule(self, t: Texts, figure: FigureIn) -> dict[str, Any]:
+        """Return by which rule escapes and overkill are told, and whether another one is in force."""
+        if figure.good is None:
+            return {"rule": None, "other_rule": False}
+        operating, called = self._subjects.quality.get_operating(), self._desk.called(_now(t))
+        good = t("common.and").join(called(bytes.fromhex(each)) for each in figure.good)
+        in_force = operating.good, operating.escape_rate if operating.by_threshold else None
+        rule = t("behind.rule-class", good=good)
+        if figure.escape_rate is not None:
+            rule = t("behind.rule-threshold", good=good, rate=t.percent(figure.escape_rate, 1))
+        return {"rule": rule, "other_rule": in_force != (figure.good, figure.escape_rate)}
 
     def _texts(self, request: Request) -> Texts:
         return Texts(language_of(request.cookies.get("headway-lang"), request.headers.get("accept-language", "")))
@@ -464,13 +556,25 @@ def _changes(before: Score | None, after: Score | None, called: Callable[[bytes]
     return [{"name": called(c), "by": by[c]} for c in largest]
 
 
-def _shaded(row: ConfusionRow, place: int) -> dict[str, Any]:
+def _pictures_of(head: int | None, **figure: Any) -> str:
+    """Return where the pictures behind a figure of a head are shown."""
+    return f"/quality/pictures?{FigureIn(head=head, **figure).query()}"
+
+
+def _shaded(row: ConfusionRow, place: int, said: list[str], head: int | None) -> dict[str, Any]:
+    """Return a row of the confusion table: `said` are the columns' classes, `place` that of its own."""
     cells = [*row.counts, row.unknown]
     total = max(sum(cells), 1)
     return {
         "name": row.name,
+        "behind": _pictures_of(head, figure="recall", truth=row.id),
         "cells": [
-            {"n": n, "level": min(4, -(-4 * n // total)) if n else 0, "right": i == place}
+            {
+                "n": n,
+                "level": min(4, -(-4 * n // total)) if n else 0,
+                "right": i == place,
+                "behind": _pictures_of(head, figure="cell", truth=row.id, said=said[i]),
+            }
             for i, n in enumerate(cells)
         ],
     }

@@ -36,6 +36,13 @@ async function refill() {
   try {
     do {
       hungry = false;
+      if (walk) {
+        await lookOn();
+        if (queue.length < AHEAD) queue.push(...await walkOn(AHEAD));
+        if (!current) show(queue.shift() || null);
+        else preload();
+        continue;
+      }
       const asked = performance.now();
       const waiting = await call("/api/queue?limit=30");
       for (const [sample, at] of taken) if (at < asked && !pending) taken.delete(sample);
@@ -66,10 +73,24 @@ async function stillAsked() {
   next();
 }
 
+// The picture shown, of a list: somebody may have said something else of it, or deleted it.
+async function lookOn() {
+  const asked = current;
+  if (!asked || pending) return;
+  const now = await lookAgain(asked);
+  if (current !== asked || (now && now.label_class_id === asked.label_class_id)) return;
+  const text = now ? await meanwhile(now) : t("refused.404");
+  if (current !== asked) return;
+  say(text);
+  if (now) show(now);
+  else next();
+}
+
 // A sample as it is now; null where it is not kept any more.
 async function lookAgain(sample) {
   try {
-    return await call(`/api/samples/${sample.sample}`);
+    const { place, leftOut } = sample;  // in a list
+    return { ...await call(`/api/samples/${sample.sample}`), place, leftOut };
   } catch (error) {
     if (error.status === 404) return null;
     throw error;
@@ -132,7 +153,7 @@ function drawSeen() {
   const image = current && loaded.get(current.sample);
   const from = document.activeElement;
   $("no-picture").hidden = !(image && image.failedAt);
-  allow($("new-defect"), seen());
+  for (const each of ["new-defect", "take-back"]) allow($(each), seen());
   drawClasses();
   keepPlace(from);
 }
@@ -172,27 +193,30 @@ function show(sample) {
   out = new Set();
   changedAt = performance.now();
   const stage = $("stage");
-  $("empty").hidden = Boolean(sample);
+  drawWalk(sample);
+  $("empty").hidden = Boolean(sample || walk);
   $("over").hidden = !sample;
   drawPicture();
   if (sample) {
     stage.dataset.sample = sample.sample;
     $("why").textContent = why(sample);
     const now = says(sample);
-    $("guess").textContent = now.class_id ? t("why.says", { name: now.decision, sure: percent(now.probability) }) : t("why.not-known");
+    if (sample.leftOut) $("guess").textContent = t(now.class_id ? "why.left-out" : "why.left-out-unknown", { name: now.class_id ? now.decision : now.forced, sure: percent(now.probability) });
+    else $("guess").textContent = now.class_id ? t("why.says", { name: now.decision, sure: percent(now.probability) }) : t("why.not-known");
   } else {
     delete stage.dataset.sample;
     $("why").textContent = t("label.title");
     $("guess").textContent = "";
   }
-  allow($("unsure"), sample);
+  $("take-back").hidden = !sample || !sample.label_class_id;
+  for (const each of ["unsure", "skip"]) allow($(each), sample);
   drawAlike();
   drawSeen();
   preload();
   if (sample) stage.scrollIntoView({ block: "nearest" });  // where the page scrolls, somebody is down at the classes
   if ($("classes").contains(from)) $("why").focus({ preventScroll: true });  // and so it is read
   else keepPlace(from);
-  if (!sample) readOut($("empty").innerText);
+  if (!sample) readOut((walk ? $("walked") : $("empty")).innerText);
   else if (document.activeElement !== $("why")) readOut([$("why").textContent, $("guess").textContent].join(". "));
 }
 
@@ -203,7 +227,7 @@ function readOut(text) {
 
 // What the head that serves now says: the one that saw the picture may have known less.
 function says(sample) {
-  return sample.now || { class_id: sample.unknown ? null : sample.forced_class_id, decision: sample.decision, probability: sample.probability };
+  return sample.leftOut || sample.now || { class_id: sample.unknown ? null : sample.forced_class_id, decision: sample.decision, probability: sample.probability };
 }
 
 function why(sample) {
@@ -275,10 +299,11 @@ function answered() {
 
 function answer(said, name, made = false) {
   if (!current || bounced()) return;
+  if (!said.class_id) together = false;  // what was picked is taken back, not what looks like it
   const sample = current, items = answered();
   // What was shown of each: where somebody else has answered since, the device refuses.
   const shown = Object.fromEntries(items.map((each) => [each, each === sample.sample ? sample.label_class_id : null]));
-  nowUsed(said.class_id);
+  if (said.class_id) nowUsed(said.class_id);
   next();
   const last = { sample, items, saved: null };
   const body = { samples: items, seen: shown, ...said, ...named() };
@@ -291,6 +316,7 @@ function answer(said, name, made = false) {
       if (made && !leaving) forgetClass(said.class_id);
       throw error;
     }
+    if (!said.class_id) return t("js.taken-back");
     return items.length > 1 ? t("js.saved-n", { n: items.length, name }) : t("js.saved", { name });
   });
   undoable = [...undoable, last].slice(-MAX_UNDO);
@@ -359,7 +385,7 @@ async function notSaved(error, sample, wrong) {
     if (now) again = now;
     if (now && now.label && now.label_class_id !== sample.label_class_id) {
       why = await meanwhile(now).catch(() => why);
-      if (sample.sample !== byHand) again = null;
+      if (sample.sample !== byHand && !walk) again = null;
     }
   }
   say(wrong(why), true);
@@ -520,6 +546,8 @@ $("defect-cancel").addEventListener("click", () => $("defect").close());
 $("defect").addEventListener("close", () => { if (!$("defect").open) defectOf = null; });
 $("unsure").addEventListener("click", unsure);
 $("undo").addEventListener("click", undo);
+$("skip").addEventListener("click", () => { if (current && !bounced()) next(); });
+$("take-back").addEventListener("click", () => { if (seen()) answer({ class_id: null }, ""); });
 
 // -- looking closely --------------------------------------------------------------------------------------------
 
@@ -606,7 +634,7 @@ document.addEventListener("keydown", (event) => {
   const zoomed = { "+": () => zoomTo(zoom * 1.6), "-": () => zoomTo(zoom / 1.6), "0": () => zoomTo(1) }[key];
   if (zoomed) { zoomed(); return; }
   const button = /^[1-9]$/.test(key) ? $("classes").children[Number(key) - 1]
-    : { n: $("new-defect"), h: $("heat"), s: $("unsure"), u: $("undo"), g: $("together") }[key];
+    : { n: $("new-defect"), h: $("heat"), s: walk ? $("skip") : $("unsure"), t: $("take-back"), u: $("undo"), g: $("together") }[key];
   if (button && allowed(button) && !button.closest("[hidden]")) { event.preventDefault(); button.click(); }
 });
 
@@ -616,6 +644,9 @@ let begun = false;  // what somebody picked is shown first, also where the queue
 
 async function begin() {
   byHand = new URLSearchParams(location.search).get("sample");
+  walkFrom(location.search);
+  if (walk && !await inList()) walk = null;
+  if (walk) byHand = null;
   if (byHand) {
     try {
       show(await call(`/api/samples/${encodeURIComponent(byHand)}`));
@@ -627,6 +658,19 @@ async function begin() {
   begun = true;
   await refill();
   if (!current) show(null);
+}
+
+// Whether what was picked is where the address says; the first picture of the list is it then.
+async function inList() {
+  try {
+    queue = await walkOn(AHEAD);
+    if (queue.length && queue[0].sample === byHand) return true;
+    say(t("js.walk-lost"), true);
+  } catch (error) {
+    say(error.message, true);
+  }
+  queue = [];
+  return false;
 }
 
 let heardKey = "";

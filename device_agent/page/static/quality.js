@@ -19,6 +19,12 @@ function drawCosts(form) {
   $("escapes-range").textContent = range(costs.escapes);
   $("overkill").textContent = one(costs.overkill.share);
   $("overkill-range").textContent = range(costs.overkill);
+  for (const what of ["escapes", "overkill"]) {  // the pictures behind the figure that stands there
+    const link = $(`${what}-behind`), rule = byThreshold ? `&escape_rate=${point.target}` : "";
+    if (costs[what].count) link.href = JSON.parse(form.dataset.behind)[what] + rule;
+    else link.removeAttribute("href");
+    link.textContent = t("js.behind", { n: costs[what].count, of: costs[what].samples });
+  }
   $("unreachable").hidden = !byThreshold || point.reachable;
 }
 

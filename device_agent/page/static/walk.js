@@ -1,0 +1,44 @@
+// The pictures behind a figure, one after the other, where the page was opened from their list: it asks about these
+// instead of what waits. The list is of one head and stays as it is while labels change, so places in it hold.
+"use strict";
+
+const WALKED = 12;  // pictures of one answer
+
+let walk = null;  // {query, next: place to go on from, count, place: of the picture that is shown}
+
+function walkFrom(address) {
+  const asked = new URLSearchParams(address);
+  if (!asked.has("figure")) return;
+  const next = Number(asked.get("offset"));
+  for (const each of ["sample", "offset", "limit"]) asked.delete(each);
+  walk = { query: asked.toString(), next, count: Infinity, place: next };
+}
+
+// Those that come next and are here to be seen, with what the head said that had never seen their part.
+async function walkOn(wanted) {
+  const found = [];
+  while (found.length < wanted && walk.next < walk.count) {
+    const { count, offset, pictures } = await call(`/api/quality/pictures?${walk.query}&offset=${walk.next}&limit=${WALKED}`);
+    pictures.forEach(({ kept, class_id, decision, forced, probability }, i) => {
+      if (kept) found.push({ ...kept, place: offset + i, leftOut: { class_id, decision, forced, probability } });
+    });
+    Object.assign(walk, { next: offset + pictures.length, count: pictures.length ? count : 0 });
+  }
+  return found;
+}
+
+// Says where in the list somebody is, and leads back there; the address is that of the picture shown.
+function drawWalk(sample) {
+  $("walk").hidden = !walk;
+  $("skip").hidden = !walk;
+  $("unsure").hidden = Boolean(walk);
+  $("walked").hidden = !walk || Boolean(sample);
+  if (!walk) return;
+  if (sample) walk.place = sample.place;
+  if (sample) walk.sample = sample.sample;
+  const page = Number($("walk").dataset.page), from = walk.place - (walk.place % page);
+  const back = `/quality/pictures?${walk.query}${from ? `&offset=${from}` : ""}#p-${walk.sample}`;
+  for (const link of document.querySelectorAll("[data-back]")) link.href = back;
+  $("walk").querySelector("span").textContent = t("label.walk", { n: walk.place + 1, count: walk.count });
+  history.replaceState(null, "", `/label?${walk.query}&sample=${walk.sample}&offset=${walk.place}`);
+}
