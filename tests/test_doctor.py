@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from device_agent import doctor as doctor_module
 from device_agent.agent import Agent
 from device_agent.backup import make_backup, restore_backup
-from device_agent.cli_operations import FAULT_EXIT, doctor
+from device_agent.cli_operations import doctor
 from device_agent.config import WatchCamera
 from device_agent.doctor import Machine, examine
 from device_agent.limits import StoreLimits
@@ -33,6 +33,7 @@ from device_agent.site_file import load_site
 from device_agent.store import Store
 from device_agent.trust import Gate
 from sdk.bundle import Bundle
+from sdk.cli_findings import FAULT_EXIT
 from sdk.errors import TensorRtMissing
 from sdk.finding import Finding, Level
 from sdk.fleet.broker import Mosquitto, find_mosquitto
