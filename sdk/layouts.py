@@ -492,11 +492,11 @@ def _columns(index: Path, names: Sequence[str]) -> Sequence[str]:
         raise _no_utf8(index, 1)
     missing = {"path", "label"} - set(names)
     if missing:
-        other = next((mark for mark in (";", "\t", "|") if any(mark in name for name in names)), None)
+        barred = any("|" in name for name in names)
         raise BadImages(
             f"{index}: no column {' or '.join(sorted(missing))}",
-            hint=f"Fields are divided by {other!r}; save it with commas."
-            if other
+            hint="Fields are divided by '|'; save it with commas."
+            if barred
             else "The first line must be path,label[,group,...].",
         )
     twice = [name for name, times in Counter(names).items() if times > 1]

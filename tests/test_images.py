@@ -274,7 +274,7 @@ def an_index(text: str) -> Callable[[Path], Path]:
         (an_index("path,label\ngr\xfcn.png,good\n"), "line 2: is no UTF-8"),
         (an_index("path,label\nmissing.png,good\n"), "No such file"),
         (an_index(""), "no column label or path"),
-        (an_index("path;label\n0.png;good\n"), "no column"),
+        (an_index("path|label\n0.png|good\n"), "no column"),
         (an_index("path,label,label\n0.png,good,pit\n"), "'label' is there twice"),
         (an_index("path,label\n\0.png,good\n"), "leads out of the folder"),
         (an_index("path,label\n" + "x" * 5000 + ",good\n"), "File name too long|leads out"),
