@@ -412,13 +412,19 @@ class MqttSession:
     def wait_taken(self, timeout_s: float) -> bool:
         """Wait until the broker has taken all that was published; return whether it has."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._pending_bytes + self._entering_bytes, timeout_s)
+            # A session that is lent does not come back.
+            self._changed.wait_for(lambda: not self._left or (self._lent and not self._connected), timeout_s)
+            return not self._left
 
     @property
     def pending_bytes(self) -> int:
         """Bytes handed to `publish` that the broker has not taken yet."""
         with self._changed:
-            return self._pending_bytes + self._entering_bytes
+            return self._left
+
+    @property
+    def _left(self) -> int:
+        return self._pending_bytes + self._entering_bytes
 
     def traffic(self) -> Traffic:
         """Return the bytes moved so far."""

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +162,20 @@ def test_a_damaged_page_is_a_fault(tmp_path: Path) -> None:
     assert "Restore it from a backup" in found.fix
 
 
+def test_a_damaged_page_that_nothing_else_reads_is_found_too(tmp_path: Path) -> None:
+    FleetStore(tmp_path).close()
+    file = tmp_path / DATABASE_NAME
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        db.execute("CREATE TABLE more (word TEXT)")
+        db.executemany("INSERT INTO more VALUES (?)", [("x" * 1000,)] * 100)
+    content = bytearray(file.read_bytes())
+    content[-4096:] = os.urandom(4096)
+    file.write_bytes(content)
+    (found,) = faults(database.examine(tmp_path))
+    assert found.what.startswith(f"{file} is damaged: ")
+    assert "Restore it from a backup" in found.fix
+
+
 def test_who_keeps_the_write_lock_is_named(tmp_path: Path) -> None:
     FleetStore(tmp_path).close()
     with contextlib.closing(sqlite3.connect(tmp_path / DATABASE_NAME, isolation_level=None)) as other:
@@ -193,6 +209,24 @@ def test_a_database_of_another_user_is_told_with_the_command_that_mends_it(devic
     (device / DATABASE_NAME).chmod(0o644)
     with as_user(AGENT):
         assert "may not" in faults(database.examine(device))[0].what
+
+
+@needs_root
+def test_a_directory_that_is_closed_is_told_with_who_may(device: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FleetStore(device).close()
+    os.chown(device, 0, 0)
+    device.chmod(0o700)
+    with as_user(AGENT):
+        ended = headway(capsys, "fleet", "doctor", "--dir", device)
+    assert (ended.code, "sudo -u root headway fleet" in ended.err) == (2, True), ended
+
+
+def test_a_place_of_chunks_that_nobody_knows_is_one_fault_of_many(tmp_path: Path) -> None:
+    FleetStore(tmp_path).close()
+    (tmp_path / "chunks.url").write_text("nowhere://fleet")
+    found = {each.area: each.what for each in faults(examined(tmp_path))}
+    assert {*found} == {"chunks", "service", "broker"}
+    assert "nowhere://fleet cannot be used" in found["chunks"]
 
 
 @pytest.fixture
@@ -418,9 +452,15 @@ def test_the_clock_is_judged_by_what_was_written_and_by_the_devices(
     ],
 )
 def test_devices_are_judged_by_channel(seen: Seen, level: Level, words: str) -> None:
-    found = list(devices.judged(Path("fleet"), seen, NOW))
+    found = list(devices.judged(Path("fleet"), seen, NOW, served=True))
     assert (found[-1].level, words in found[-1].what) == (level, True), found
     assert level is Level.GOOD or found[-1].fix
+
+
+def test_where_nobody_serves_no_device_is_blamed_for_what_it_lacks() -> None:
+    seen = seen_of(device_row("a"), lacks_since={"a": NOW - 3600})
+    (found,) = devices.judged(Path("fleet"), seen, NOW, served=False)
+    assert found.what == "channel default: 1 devices, as they were when the service last heard them"
 
 
 def test_a_log_that_came_back_from_an_older_copy_is_told_before_the_service_starts(tmp_path: Path) -> None:
@@ -553,6 +593,33 @@ def test_a_session_that_was_not_there_is_not_there_afterwards(secured: Mosquitto
         session.connect(PATIENCE_S)
         wait_for(lambda: remembered)
     assert remembered == [False]
+
+
+def test_a_session_that_is_taken_away_at_once_is_anothers(tmp_path: Path) -> None:
+    """As where this directory is a copy, and the fleet is served elsewhere."""
+    with taking_over() as port:
+        way = Way(MqttSettings(port=port, username="service"))
+        (_, found) = broker.examine(lambda: way, ["default"], served=False)
+    assert "something else comes there under its name" in found.what
+    assert found.level is Level.FAULT
+
+
+@contextlib.contextmanager
+def taking_over() -> Iterator[int]:
+    """A broker that lets everybody in, and ends the session with the first message; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                line, _ = server.accept()
+                with line:
+                    line.recv(1000)
+                    line.sendall(b"\x20\x03\x00\x00\x00")  # CONNACK
+                    line.recv(1)  # of a PUBLISH
+                    line.sendall(b"\xe0\x02\x8e\x00")  # DISCONNECT: session taken over
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield server.getsockname()[1]
 
 
 @pytest.mark.broker

@@ -63,8 +63,19 @@ WRITER_LOCK, SERVICE_LOCK = 0x6865_6164_0001, 0x6865_6164_0002
 
 
 def holds_fleet(directory: Path) -> bool:
-    """Return whether a directory has, or names, a fleet's database."""
-    return (directory / DATABASE_NAME).is_file() or (directory / URL_NAME).is_file()
+    """Return whether a directory has, or names, a fleet's database.
+
+    Raises:
+        FleetError: this user may not look into it.
+    """
+    try:
+        return (directory / DATABASE_NAME).is_file() or (directory / URL_NAME).is_file()
+    except PermissionError as error:
+        found = denied(directory)
+        raise FleetError(
+            f"the fleet cannot be looked at: {found or f'{directory} is closed to this user'}",
+            hint=f"Give the command as its user: sudo -u {found.owner if found else 'USER'} headway fleet ...",
+        ) from error
 
 
 def name_database(directory: Path, url: str) -> None:

@@ -18,13 +18,14 @@ LAG_S: Final = 900.0
 """A device that is there reads the union within seconds; through the slowest link in minutes."""
 
 
-def judged(directory: Path, seen: Seen, now_utc: float) -> Iterator[Finding]:
+def judged(directory: Path, seen: Seen, now_utc: float, *, served: bool) -> Iterator[Finding]:
     """Yield how a fleet's devices are, by channel.
 
     Args:
         directory: The fleet's.
         seen: What the database says.
         now_utc: Seconds since 1970.
+        served: A service runs: else nobody brings them anything, and nobody knows who is there.
     """
     for channel, since in sorted(seen.older.items()):
         yield Finding(
@@ -37,13 +38,14 @@ def judged(directory: Path, seen: Seen, now_utc: float) -> Iterator[Finding]:
     for one in seen.overview["channels"]:
         channel = one["channel"]
         own = [device for device in seen.devices if device["channel"] == channel]
-        yield from _of_channel(directory, channel, own, seen, now_utc)
+        yield from _of_channel(directory, channel, own, seen, now_utc, served)
 
 
 def _of_channel(
-    directory: Path, channel: str, own: Sequence[dict[str, Any]], seen: Seen, now_utc: float
+    directory: Path, channel: str, own: Sequence[dict[str, Any]], seen: Seen, now_utc: float, served: bool
 ) -> Iterator[Finding]:
     there = [device for device in own if device["presence"] == "online"]
+    online = f"{len(there)} online" if served else "as they were when the service last heard them"
     silent = {
         device["device"]: f"for {span(now_utc - device['last_seen_utc'])}"
         for device in sorted(own, key=lambda device: float(device["last_seen_utc"]))
@@ -52,10 +54,10 @@ def _of_channel(
     lags = {
         device["device"]: f"since {ago(now_utc - utc)}"
         for device in there
-        if (utc := seen.lacks_since.get(device["device"])) is not None and utc < now_utc - LAG_S
+        if served and (utc := seen.lacks_since.get(device["device"])) is not None and utc < now_utc - LAG_S
     }
     troubles = {device["device"]: "; ".join(found) for device in own if (found := troubles_of(device))}
-    yield Finding("devices", Level.GOOD, f"channel {channel}: {len(own)} devices, {len(there)} online")
+    yield Finding("devices", Level.GOOD, f"channel {channel}: {len(own)} devices, {online}")
     if silent:
         yield Finding(
             "devices",

@@ -17,6 +17,7 @@ from sdk.disk_check import free_bytes
 from sdk.errors import FleetError, HeadwayError
 from sdk.expiry import Expiry, Standing
 from sdk.finding import Finding, Level
+from sdk.fleet.blobs import blobs_of
 from sdk.fleet.database import URL_NAME, database_errors, looking_engine_of
 from sdk.fleet.doctor import broker, clock, database, devices, disk, keys, service
 from sdk.fleet.doctor.seen import Seen, see
@@ -75,6 +76,14 @@ class Examination:
         next_bytes, after = 0, list[Finding]()
         if readable:
             try:
+                blobs_of(self.directory, looks=True)
+            except (
+                HeadwayError
+            ) as error:  # of a place that nobody can open: without it there is no store to look at
+                yield Finding.of("chunks", error)
+                readable = False
+        if readable:
+            try:
                 with FleetStore(self.directory, looks=True) as store:
                     seen = see(store)
                     next_bytes = disk.release_bytes(store)
@@ -90,7 +99,7 @@ class Examination:
         yield from self._trust(now_utc)
         yield from after
         if seen is not None:
-            yield from devices.judged(self.directory, seen, now_utc)
+            yield from devices.judged(self.directory, seen, now_utc, served=served)
 
     def _service(self, seen: Seen | None, now_utc: float) -> Generator[Finding, None, bool]:
         """Yield how the service is; return whether one runs, here or elsewhere."""
