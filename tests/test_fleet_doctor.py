@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sdk.errors import BrokerError
 from sdk.expiry import DAY_S
 from sdk.finding import Finding, Level
 from sdk.fleet.broker import Mosquitto, find_mosquitto
+from sdk.fleet.certificates import CERTIFICATE_LIFE, Authority
 from sdk.fleet.cli_enroll import secure_broker, service_settings, tls_folder
 from sdk.fleet.database import DATABASE_NAME, LOCK_NAME, WRITER_LOCK, engine_of, name_database
 from sdk.fleet.doctor import broker, clock, database, devices, disk, keys, service
@@ -75,7 +77,7 @@ def state_of(directory: Path) -> dict[str, tuple[int, int, str]]:
 
 @pytest.mark.broker
 def test_a_fleet_that_is_well_has_nothing_to_fix_and_its_service_goes_on(
-    mosquitto: Mosquitto, fleet_dir: Path
+    mosquitto: Mosquitto, fleet_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (
         FleetStore(fleet_dir) as store,
@@ -92,7 +94,13 @@ def test_a_fleet_that_is_well_has_nothing_to_fix_and_its_service_goes_on(
         assert f"process {os.getpid()} serves since" in by_area["service"]
         assert "of a device it last wrote something down" in by_area["service"]
         assert "MQTT 5, no TLS, connected" in by_area["broker"]
-        assert by_area["devices"] == "channel default: 1 devices, 1 online"
+        assert by_area["devices"] == "channel default: 1 device, 1 online"
+        doctor = ("fleet", "doctor", "--dir", fleet_dir, "--broker", mosquitto.settings.address)
+        assert headway(capsys, *doctor).code == 0
+        long_ago = datetime.now(timezone.utc) - CERTIFICATE_LIFE + timedelta(days=30)
+        Authority.create(fleet_dir / "tls", ["127.0.0.1"], clock=lambda: long_ago)
+        ended = headway(capsys, *doctor)
+        assert (ended.code, "\n0 to fix, " in ended.out) == (1, True), "what ends soon is to be renewed"
         one.label(2)
         wait_for(lambda: not one.outbox, PATIENCE_S, "a label afterwards")
     assert served.error is None
@@ -399,6 +407,7 @@ def arrived(name: str, ago_s: float, waited_s: float) -> Arrival:
         ([arrived("a", -DAY_S, 1)], 0.0, [(Level.FAULT, "1 d ahead of the clock")]),
         ([arrived("a", 60, -7200), arrived("b", 60, -7300)], 0.0, [(Level.FAULT, "this clock is behind")]),
         ([arrived("a", 60, -7200), arrived("b", 60, 2)], 0.0, [(Level.NOTE, "of a came 2 h before")]),
+        ([arrived("a", 60, -7200)], 0.0, [(Level.NOTE, "its clock is ahead")]),
         ([arrived("a", 2 * DAY_S, -7200), arrived("b", 2 * DAY_S, -7200)], 0.0, []),
         ([arrived(each, 60, 400 * DAY_S) for each in "abc"], 0.0, [(Level.NOTE, "clock is ahead of theirs")]),
         ([arrived(each, 60, 3 * DAY_S) for each in "ab"] + [arrived("c", 60, 1)], 0.0, []),
@@ -420,7 +429,7 @@ def test_the_clock_is_judged_by_what_was_written_and_by_the_devices(
 @pytest.mark.parametrize(
     ("seen", "level", "words"),
     [
-        (seen_of(device_row("a")), Level.GOOD, "1 devices, 1 online"),
+        (seen_of(device_row("a")), Level.GOOD, "1 device, 1 online"),
         (
             seen_of(device_row("a", presence="offline", online=False, last_seen_utc=NOW - 8 * DAY_S)),
             Level.NOTE,
@@ -460,7 +469,7 @@ def test_devices_are_judged_by_channel(seen: Seen, level: Level, words: str) -> 
 def test_where_nobody_serves_no_device_is_blamed_for_what_it_lacks() -> None:
     seen = seen_of(device_row("a"), lacks_since={"a": NOW - 3600})
     (found,) = devices.judged(Path("fleet"), seen, NOW, served=False)
-    assert found.what == "channel default: 1 devices, as they were when the service last heard them"
+    assert found.what == "channel default: 1 device, as they were when the service last heard them"
 
 
 def test_a_log_that_came_back_from_an_older_copy_is_told_before_the_service_starts(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from sdk.broker_check import BROKER_WAIT_S, look
 from sdk.errors import HeadwayError
 from sdk.finding import Finding, Level
 from sdk.fleet.service import session_name
+from sdk.labels import FLEET_LOG_PREFIX
 from sdk.mqtt import MqttSession, MqttSettings, shake_hands
 from sdk.wire import Topics
 
-NOBODY: Final = "headway-doctor"
-"""No device: what is published for it reaches nobody, and the service may write it."""
+NOBODY: Final = f"{FLEET_LOG_PREFIX}doctor"
+"""No device has such a name: what is published for it reaches nobody, and the service may write it."""
 _MAY_WRITE: Final = (
-    "The service must be let write to its topics (docs/protocol.md, section 8): with `headway fleet tls` the list "
+    "The service must be let write to its topics (docs/trust.md, section 7): with `headway fleet tls` the list "
     "is DIR/tls/acl, which the broker reads when it is reloaded."
 )
 _RENEW: Final = (

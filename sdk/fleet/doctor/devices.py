@@ -45,6 +45,7 @@ def _of_channel(
     directory: Path, channel: str, own: Sequence[dict[str, Any]], seen: Seen, now_utc: float, served: bool
 ) -> Iterator[Finding]:
     there = [device for device in own if device["presence"] == "online"]
+    many = "1 device" if len(own) == 1 else f"{len(own)} devices"
     online = f"{len(there)} online" if served else "as they were when the service last heard them"
     silent = {
         device["device"]: f"for {span(now_utc - device['last_seen_utc'])}"
@@ -57,7 +58,7 @@ def _of_channel(
         if served and (utc := seen.lacks_since.get(device["device"])) is not None and utc < now_utc - LAG_S
     }
     troubles = {device["device"]: "; ".join(found) for device in own if (found := troubles_of(device))}
-    yield Finding("devices", Level.GOOD, f"channel {channel}: {len(own)} devices, {online}")
+    yield Finding("devices", Level.GOOD, f"channel {channel}: {many}, {online}")
     if silent:
         yield Finding(
             "devices",
