@@ -707,10 +707,12 @@ class MqttSession:
 
 
 def shake_hands(settings: MqttSettings, timeout_s: float, *, name: str | None = None) -> float:
-    """Return in how many milliseconds a broker and we have taken each other's certificates, without a session.
+    """Return in how many milliseconds a broker was reached, and with TLS each has taken the other's certificate.
+
+    No session is opened.
 
     Args:
-        settings: Where and how, with `ca_file`.
+        settings: Where and how.
         timeout_s: How long it may take.
         name: What the broker's certificate is to be for; None for the host in the settings.
 
@@ -718,31 +720,36 @@ def shake_hands(settings: MqttSettings, timeout_s: float, *, name: str | None = 
         BrokerError: nobody there, or one of the two is not taken.
         ConfigError: our files cannot be used.
     """
+    context = None if settings.ca_file is None else _context(settings)
+    began_s = time.perf_counter()
+    try:
+        with socket.create_connection((settings.host, settings.port), timeout_s) as raw:
+            if context is None:
+                return (time.perf_counter() - began_s) * 1e3
+            with context.wrap_socket(raw, server_hostname=name or settings.host) as secured:
+                took_ms = (time.perf_counter() - began_s) * 1e3
+                # TLS 1.3 refuses our certificate only after its own handshake; who takes it says nothing.
+                secured.settimeout(REFUSED_WITHIN_S)
+                with contextlib.suppress(TimeoutError):
+                    if not secured.recv(1):
+                        raise _no_answer(settings, "")
+                with contextlib.suppress(OSError):
+                    secured.unwrap()  # else the broker logs an error of it
+                return took_ms
+    except ssl.SSLError as error:
+        raise _no_handshake(settings, error) from error
+    except OSError as error:
+        raise _nobody(settings, error) from error
+
+
+def _context(settings: MqttSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(settings.ca_file))
         if settings.cert_file is not None:
             context.load_cert_chain(settings.cert_file, settings.key_file)
     except (OSError, ValueError) as error:
         raise _no_files(error) from error
-    began_s = time.perf_counter()
-    try:
-        with (
-            socket.create_connection((settings.host, settings.port), timeout_s) as raw,
-            context.wrap_socket(raw, server_hostname=name or settings.host) as secured,
-        ):
-            took_ms = (time.perf_counter() - began_s) * 1e3
-            # TLS 1.3 refuses our certificate only after its own handshake; a broker that takes it says nothing.
-            secured.settimeout(REFUSED_WITHIN_S)
-            with contextlib.suppress(TimeoutError):
-                if not secured.recv(1):
-                    raise _no_answer(settings, "")
-            with contextlib.suppress(OSError):
-                secured.unwrap()  # else the broker logs an error of it
-            return took_ms
-    except ssl.SSLError as error:
-        raise _no_handshake(settings, error) from error
-    except OSError as error:
-        raise _nobody(settings, error) from error
+    return context
 
 
 def _properties(packet_type: int) -> Properties:

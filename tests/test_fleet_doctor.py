@@ -613,6 +613,15 @@ def test_a_session_that_is_taken_away_at_once_is_anothers(tmp_path: Path) -> Non
     assert found.level is Level.FAULT
 
 
+@pytest.mark.parametrize("username", [None, "service"])
+def test_a_service_that_runs_may_have_been_told_of_another_broker(username: str | None) -> None:
+    way = Way(replace(NOWHERE, username=username))
+    for served in (True, False):
+        (found,) = broker.examine(lambda: way, ["default"], served=served)
+        assert (found.level, found.what) == (Level.FAULT, "no MQTT broker at 127.0.0.1:1: Connection refused")
+        assert ("given another broker? Then give its options here too." in found.fix) is served
+
+
 @contextlib.contextmanager
 def taking_over() -> Iterator[int]:
     """A broker that lets everybody in, and ends the session with the first message; its port."""
@@ -620,6 +629,7 @@ def taking_over() -> Iterator[int]:
 
         def answer() -> None:
             with contextlib.suppress(OSError):
+                server.accept()[0].close()  # who only looks whether anybody is there
                 line, _ = server.accept()
                 with line:
                     line.recv(1000)

@@ -25,6 +25,7 @@ _RENEW: Final = (
     "Is that this fleet's broker, with DIR/tls/ca.pem and crl.pem as they are now? For new certificates: headway "
     "fleet tls --renew --dir DIR; then let the broker reload."
 )
+_OTHER: Final = "Was `headway fleet serve` given another broker? Then give its options here too."
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def examine(find: Callable[[], Way], channels: Sequence[str], *, served: bool) -
         way = find()
         settings, known_as = way.settings, way.known_as
         nameless = settings.cert_file is None and settings.username is None
+        shaken_ms = shake_hands(settings, BROKER_WAIT_S, name=known_as)
         if settings.ca_file is not None:
-            shaken_ms = shake_hands(settings, BROKER_WAIT_S, name=known_as)
             ours = ", and it takes the service's" if settings.cert_file is not None else ""
             yield Finding(
                 "broker",
@@ -70,7 +71,7 @@ def examine(find: Callable[[], Way], channels: Sequence[str], *, served: bool) -
             yield Finding(
                 "broker",
                 Level.GOOD,
-                f"{settings.address}: the service has its session there, so limits were not looked at",
+                f"{settings.address}: it answers; the service has its session there, so limits were not looked at",
             )
             return
         if nameless:
@@ -80,8 +81,8 @@ def examine(find: Callable[[], Way], channels: Sequence[str], *, served: bool) -
             name, lent = session_name(settings.prefix, channels), True
         session = MqttSession(settings, name, on_message=lambda _message: None, lent=lent)
     except HeadwayError as error:
-        of_device = "headway fleet enroll" in error.hint
-        yield Finding("broker", Level.FAULT, str(error), _RENEW if of_device else error.hint)
+        fix = _RENEW if "headway fleet enroll" in error.hint else error.hint  # which is for a device
+        yield Finding("broker", Level.FAULT, str(error), f"{fix} {_OTHER}" if served else fix)
         return
     topic = Topics(settings.prefix).ack(NOBODY)
     yield from look(session, topic, who="the fleet's service", if_refused=_MAY_WRITE)
