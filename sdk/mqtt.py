@@ -14,10 +14,8 @@ this process ends before the broker has it, and an acknowledgement by the broker
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
-import re
 import socket
 import ssl
 import sys
@@ -36,6 +34,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from sdk.broker_way import ALERT, no_answer, no_files, no_handshake, nobody
 from sdk.errors import BrokerError, ConfigError, LocalWireError
 from sdk.session_ends import ANOTHER_MACHINE, MANY_SHORT, SessionEnds
 from sdk.wire import DEFAULT_PREFIX, MAX_MESSAGE_BYTES, Topics
@@ -47,8 +46,6 @@ MAX_INCOMING_BYTES: Final = 256 * 1024
 """The broker may send no larger packet: twice our own limit, so that a wrong one is seen and reported."""
 MAX_INFLIGHT: Final = 64
 TOPICS_PER_PACKET: Final = 256
-REFUSED_WITHIN_S: Final = 1.0
-"""A broker refuses a certificate within a round trip after its handshake."""
 LENT_EXPIRY_S: Final = 60
 """How long a session is kept that was lent to a process which was killed."""
 RECONNECT_MIN_S: Final = 0.5
@@ -56,8 +53,6 @@ RECONNECT_MAX_S: Final = 30.0
 _TAKEN_OVER: Final = 0x8E
 _UNEXPLAINED: Final = (0x80, _TAKEN_OVER)
 """Ends of sessions that may be another's doing: paho says "unspecified error" of one without a word."""
-_ALERT: Final = re.compile(r"\[SSL: (?:SSLV3_|TLSV1_|TLSV13_)?ALERT_(\w+)\]")
-"""An alert of the other side's, as OpenSSL names it: SSLV3_ALERT_CERTIFICATE_REVOKED."""
 
 RELEASE_KINDS: Final = frozenset({"chunk", "meta", "trust", "down/desired", "up/want", "up/event"})
 HEAD_KINDS: Final = frozenset({"log", "down/log", "down/ack", "up/label"})
@@ -313,7 +308,7 @@ class MqttSession:
                     keyfile=None if settings.key_file is None else str(settings.key_file),
                 )
             except (OSError, ValueError) as error:
-                raise _no_files(error) from error
+                raise no_files(error) from error
         if settings.username is not None:
             client.username_pw_set(settings.username, _read_password(settings.password_file))
         return client
@@ -609,13 +604,13 @@ class MqttSession:
 
     def _connect_failed(self, _client: paho.Client, _data: Any) -> None:
         error = sys.exc_info()[1]  # paho calls this while it handles the error, and does not pass it
-        failure = _no_handshake(self.settings, error) if isinstance(error, ssl.SSLError) else None
+        failure = no_handshake(self.settings, error) if isinstance(error, ssl.SSLError) else None
         with self._changed:
             if failure is None:
                 self._unanswered = 0  # nobody there: a broker that is stopped closes what waits for it first
                 self._ends.nobody_there()
             self._refused_whole = failure
-            self._failure = failure or _nobody(self.settings, error)
+            self._failure = failure or nobody(self.settings, error)
             self._changed.notify_all()
         log.debug("%s", self._failure)
 
@@ -632,7 +627,7 @@ class MqttSession:
             if not (self._answered or self._closed):
                 self._unanswered += 1
                 if self._alert or self._unanswered > 1:  # once it may be a broker that is stopped just now
-                    refused = self._failure = self._refused_whole = _no_answer(self.settings, self._alert)
+                    refused = self._failure = self._refused_whole = no_answer(self.settings, self._alert)
             for mid in [mid for mid, (_, qos) in self._pending.items() if qos == 0]:
                 self._pending_bytes -= self._pending.pop(mid)[0]  # lost with the connection
             self._early.clear()
@@ -661,7 +656,7 @@ class MqttSession:
 
     def _logged(self, _client: paho.Client, _data: Any, level: int, text: str) -> None:
         # The only place where paho says what OpenSSL said of a connection that was up already.
-        if level == paho.MQTT_LOG_ERR and (alert := _ALERT.search(text)):
+        if level == paho.MQTT_LOG_ERR and (alert := ALERT.search(text)):
             self._alert = alert[1].replace("_", " ").lower()
 
     def _message_came(self, _client: paho.Client, _data: Any, raw: paho.MQTTMessage) -> None:
@@ -706,52 +701,6 @@ class MqttSession:
             log.exception("a callback of MQTT session %s failed", self.client_id)
 
 
-def shake_hands(settings: MqttSettings, timeout_s: float, *, name: str | None = None) -> float:
-    """Return in how many milliseconds a broker was reached, and with TLS each has taken the other's certificate.
-
-    No session is opened.
-
-    Args:
-        settings: Where and how.
-        timeout_s: How long it may take.
-        name: What the broker's certificate is to be for; None for the host in the settings.
-
-    Raises:
-        BrokerError: nobody there, or one of the two is not taken.
-        ConfigError: our files cannot be used.
-    """
-    context = None if settings.ca_file is None else _context(settings)
-    began_s = time.perf_counter()
-    try:
-        with socket.create_connection((settings.host, settings.port), timeout_s) as raw:
-            if context is None:
-                return (time.perf_counter() - began_s) * 1e3
-            with context.wrap_socket(raw, server_hostname=name or settings.host) as secured:
-                took_ms = (time.perf_counter() - began_s) * 1e3
-                # TLS 1.3 refuses our certificate only after its own handshake; who takes it says nothing.
-                secured.settimeout(REFUSED_WITHIN_S)
-                with contextlib.suppress(TimeoutError):
-                    if not secured.recv(1):
-                        raise _no_answer(settings, "")
-                with contextlib.suppress(OSError):
-                    secured.unwrap()  # else the broker logs an error of it
-                return took_ms
-    except ssl.SSLError as error:
-        raise _no_handshake(settings, error) from error
-    except OSError as error:
-        raise _nobody(settings, error) from error
-
-
-def _context(settings: MqttSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=str(settings.ca_file))
-        if settings.cert_file is not None:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except (OSError, ValueError) as error:
-        raise _no_files(error) from error
-    return context
-
-
 def _properties(packet_type: int) -> Properties:
     return Properties(packet_type)  # type: ignore[no-untyped-call]
 
@@ -762,53 +711,6 @@ def _offer(properties: Properties | None) -> BrokerOffer:
         retain=bool(getattr(properties, "RetainAvailable", 1)),
         wildcards=bool(getattr(properties, "WildcardSubscriptionAvailable", 1)),
         max_qos=int(getattr(properties, "MaximumQoS", 2)),
-    )
-
-
-def _nobody(settings: MqttSettings, error: BaseException | None) -> BrokerError:
-    return BrokerError(
-        f"no MQTT broker at {settings.address}: "
-        f"{getattr(error, 'strerror', None) or str(error) or type(error).__name__}",
-        hint="Start one (`headway fleet serve --start-broker`, or apt-get install mosquitto), "
-        "or correct the address.",
-    )
-
-
-def _no_files(error: Exception) -> ConfigError:
-    return ConfigError(
-        f"TLS files for the broker cannot be used: {error}", hint="Check ca_file, cert_file and key_file."
-    )
-
-
-def _no_answer(settings: MqttSettings, alert: str) -> BrokerError:
-    """Return what a connection means that was up and that the broker closed without an answer."""
-    if settings.cert_file is None:
-        return BrokerError(
-            f"{settings.address} closed the connection without an answer as an MQTT 5 broker",
-            hint="Check host, port and TLS settings; the broker must speak MQTT 5.",
-        )
-    return BrokerError(
-        f"the broker at {settings.address} "
-        + ("refuses " if alert else "closes the connection without an answer: it may refuse ")
-        + f"the certificate {settings.cert_file}"
-        + (f": {alert}" if alert else ""),
-        hint="Was it revoked, or is it another fleet's? Then enrol this device anew: headway fleet enroll.",
-    )
-
-
-def _no_handshake(settings: MqttSettings, error: ssl.SSLError) -> BrokerError:
-    """Return what a failed TLS handshake means."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return BrokerError(
-            f"the certificate of the broker at {settings.address} does not hold: {error.verify_message}",
-            hint=f"Check host, clock and ca_file ({settings.ca_file}). Has the fleet's server another address "
-            "now? There: headway fleet tls --renew --host ADDRESS.",
-        )
-    if alert := _ALERT.search(str(error)):
-        return _no_answer(settings, alert[1].replace("_", " ").lower())
-    return BrokerError(
-        f"no TLS with {settings.address}: {error.reason or error}",
-        hint="Check host and port: 8883 with TLS and 1883 without, by custom.",
     )
 
 

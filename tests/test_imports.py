@@ -111,7 +111,7 @@ ABOVE = {
     "sdk/images.py": {"errors", "class_names", "layouts", "preprocess"},
     "sdk/layouts.py": {"damaged", "errors", "shown", "class_names"},
     "sdk/onnxfile.py": {"errors"},
-    "sdk/mqtt.py": {"errors", "session_ends", "wire"},
+    "sdk/mqtt.py": {"broker_way", "errors", "session_ends", "wire"},
 }
 """What each of these may import of sdk: fleet -> (bundle, head) -> moments -> (preprocess, codes, labels, wire) ->
 errors."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sdk.broker_check import BROKER_WAIT_S, look
+from sdk.broker_way import shake_hands
 from sdk.errors import HeadwayError
 from sdk.finding import Finding, Level
 from sdk.fleet.service import session_name
 from sdk.labels import FLEET_LOG_PREFIX
-from sdk.mqtt import MqttSession, MqttSettings, shake_hands
+from sdk.mqtt import MqttSession, MqttSettings
 from sdk.wire import Topics
 
 NOBODY: Final = f"{FLEET_LOG_PREFIX}doctor"
