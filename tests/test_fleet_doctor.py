@@ -92,7 +92,7 @@ def test_a_fleet_that_is_well_has_nothing_to_fix_and_its_service_goes_on(
         assert {*fleet_dir.iterdir()} == before
         by_area = {each.area: each.what for each in reversed(found)}
         assert f"process {os.getpid()} serves since" in by_area["service"]
-        assert "of a device it last wrote something down" in by_area["service"]
+        assert "the newest in the database is from" in by_area["service"]
         assert "MQTT 5, no TLS, connected" in by_area["broker"]
         assert by_area["devices"] == "channel default: 1 device, 1 online"
         doctor = ("fleet", "doctor", "--dir", fleet_dir, "--broker", mosquitto.settings.address)
@@ -192,6 +192,11 @@ def test_who_keeps_the_write_lock_is_named(tmp_path: Path) -> None:
         (found,) = faults(database.examine(tmp_path))
     assert found.what.startswith(f"process {os.getpid()} (")
     assert found.fix.endswith(f"kill {os.getpid()}")
+
+
+def test_a_service_that_writes_much_is_no_stuck_writer(tmp_path: Path) -> None:
+    with FleetStore(tmp_path) as store, store.serving(), store.write():
+        assert faults(database.examine(tmp_path)) == []
 
 
 @pytest.mark.parametrize(("revision", "level"), [(OLD, Level.NOTE), ("0999", Level.FAULT)])

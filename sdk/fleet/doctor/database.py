@@ -22,17 +22,18 @@ from sdk.fleet.schema import SCHEMA_REVISION, check_not_newer, revision_of
 from sdk.owners import quote
 
 
-def examine(directory: Path, patience_s: float = BUSY_TIMEOUT_S) -> Generator[Finding, None, bool]:
-    """Yield what is so of a fleet's database; return whether this Headway can read the fleet in it.
+def examine(directory: Path, patience_s: float = BUSY_TIMEOUT_S) -> Generator[Finding, None, tuple[bool, bool]]:
+    """Yield what is so of a fleet's database; return whether it answers, and whether this Headway can read it.
 
     Args:
         directory: The fleet's.
         patience_s: Who keeps writers of a PostgreSQL out for longer is told of: so long a writer waits.
     """
     engine: Engine | None = None
+    answers = False
     try:
         if not (directory / URL_NAME).is_file() and not (yield from sqlite.may_use(directory)):
-            return False
+            return False, False
         engine = looking_engine_of(directory)
         with database_errors(directory), engine.connect() as connection:
             known = revision_of(connection)
@@ -40,10 +41,11 @@ def examine(directory: Path, patience_s: float = BUSY_TIMEOUT_S) -> Generator[Fi
             yield from postgres.examine(directory, engine, patience_s, empty=known is None)
         else:
             yield from sqlite.examine(directory, engine)
-        return (yield from _schema(directory, engine, known))
+        answers = True
+        return answers, (yield from _schema(directory, engine, known))
     except HeadwayError as error:
         yield Finding.of("database", error)
-        return False
+        return answers, False
     finally:
         if engine is not None:
             engine.dispose()

@@ -71,15 +71,13 @@ class Examination:
         what = f"Headway {headway_version()}, Python {platform.python_version()}, {platform.machine()}"
         yield Finding("machine", Level.GOOD, f"{what}, {os.cpu_count()} cores")
         yield from keys.examine(self.directory)
-        readable = yield from database.examine(self.directory)
+        answers, readable = yield from database.examine(self.directory)
         seen: Seen | None = None
         next_bytes, after = 0, list[Finding]()
         if readable:
             try:
                 blobs_of(self.directory, looks=True)
-            except (
-                HeadwayError
-            ) as error:  # of a place that nobody can open: without it there is no store to look at
+            except HeadwayError as error:  # nobody can open the place: there is no store to look at
                 yield Finding.of("chunks", error)
                 readable = False
         if readable:
@@ -90,7 +88,7 @@ class Examination:
                     after += self._chunks(store)
             except HeadwayError as error:
                 yield Finding.of("database", error)
-        served = yield from self._service(seen, now_utc)
+        served = yield from self._service(seen, now_utc, answers=answers)
         channels = ["default"] if seen is None else [one["channel"] for one in seen.overview["channels"]]
         yield from broker.examine(self.way, channels or ["default"], served=served)
         yield from disk.examine(self.directory, next_bytes, self.machine.free_bytes)
@@ -101,13 +99,13 @@ class Examination:
         if seen is not None:
             yield from devices.judged(self.directory, seen, now_utc, served=served)
 
-    def _service(self, seen: Seen | None, now_utc: float) -> Generator[Finding, None, bool]:
+    def _service(self, seen: Seen | None, now_utc: float, *, answers: bool) -> Generator[Finding, None, bool]:
         """Yield how the service is; return whether one runs, here or elsewhere."""
         here: Holder | None = None
         there: Holder | None = None
         try:
             here = holder_here(self.directory)
-            if seen is not None and (self.directory / URL_NAME).is_file():
+            if answers and (self.directory / URL_NAME).is_file():
                 there = self._holder_of_database()
         except FleetError as error:
             yield Finding.of("service", error)

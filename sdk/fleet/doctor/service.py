@@ -42,7 +42,7 @@ def judged(
         now_utc: Seconds since 1970.
     """
     wrote_utc = None if seen is None else seen.wrote_utc
-    last = "" if wrote_utc is None else f"; of a device it last wrote something down {ago(now_utc - wrote_utc)}"
+    last = "" if wrote_utc is None else f"; the newest in the database is from {ago(now_utc - wrote_utc)}"
     serve = f"headway fleet serve --dir {quote(directory)}"
     if here is None and there is None:
         what = f"no service runs for {directory}: what lines learn waits on them{last}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Generator, Iterator
@@ -13,10 +12,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
 from sdk.disk_check import mib
-from sdk.errors import FleetError
+from sdk.errors import DatabaseAway, FleetError
 from sdk.finding import Finding, Level
 from sdk.fleet.database import DATABASE_FILES, DATABASE_NAME, database_errors, in_use
-from sdk.fleet.one_service import locked_by
+from sdk.fleet.one_service import holder_here, locked_by
 from sdk.fleet.port_holder import command_of
 from sdk.owners import denied, mending, quote, user_name
 
@@ -79,6 +78,8 @@ def _verdict(directory: Path, engine: Engine) -> str:
         try:
             with database_errors(directory), engine.connect() as connection:
                 verdict = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+        except DatabaseAway:
+            raise
         except (DatabaseError, FleetError) as error:
             verdict = str(getattr(error, "orig", error))
         if verdict != "ok" and alone and in_use(directory):
@@ -87,13 +88,13 @@ def _verdict(directory: Path, engine: Engine) -> str:
 
 
 def _stuck_writer(directory: Path) -> int | None:
-    """Return the process that holds the write lock at every look; None where nobody does."""
-    holders = set()
-    for look in range(WRITER_LOOKS):
-        if look:
-            time.sleep(WRITER_LOOK_S)
-        with contextlib.suppress(OSError):
-            holders.add(locked_by(directory / f"{DATABASE_NAME}-shm", kind="POSIX", at=_WRITE_BYTE))
-        if holders != {pid for pid in holders if pid is not None} or len(holders) > 1:
+    """Return the process that holds the write lock at every look; None where nobody does, or the service works."""
+    index, server = directory / f"{DATABASE_NAME}-shm", holder_here(directory)
+    writer = locked_by(index, kind="POSIX", at=_WRITE_BYTE)
+    for _ in range(1, WRITER_LOOKS):
+        if writer is None or (server is not None and writer == server.pid):
             return None
-    return holders.pop() if holders else None
+        time.sleep(WRITER_LOOK_S)
+        if locked_by(index, kind="POSIX", at=_WRITE_BYTE) != writer:
+            return None
+    return writer
