@@ -290,7 +290,10 @@ def test_the_page_loads_nothing_from_elsewhere(unchanged: Device) -> None:
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self';")
     assert "unsafe" not in policy
-    scripts = [f"/static/{name}.js" for name in ("base", "unsent", "label", "now", "quality", "settings", "login")]
+    scripts = [
+        f"/static/{name}.js"
+        for name in ("base", "unsent", "walk", "label", "now", "quality", "behind", "settings", "login")
+    ]
     for path in ("/", "/label", "/learned", "/quality", "/settings", "/static/page.css", *scripts):
         text = unchanged.http.get(path).raise_for_status().text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text

@@ -82,6 +82,13 @@ def test_axe_finds_nothing_on_any_page(device: Device, browser: Browser, theme: 
                 300
             )
             assert violations(on) == [], path
+        figure = {"figure": "origin", "name": "station"}
+        first = device.http.get("/api/quality/pictures", params=figure).json()["pictures"][0]["sample"]
+        on.page.goto(f"{device.url}label?sample={first}&figure=origin&name=station")
+        on.ready()
+        on.asked()
+        assert on.page.locator("#walk").is_visible()
+        assert violations(on) == [], "label, from a list"
         on.page.goto(f"{device.url}label?sample={hex_of('rings', 4)}")
         on.ready()
         on.asked()

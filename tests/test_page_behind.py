@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Dialog, expect
 
+from device_agent.heads import Reference
+from device_agent.page.counted import HELD, Counted, CountedHeads
 from sdk.bundle import Bundle
-from tests.pages import ASK_ALL, Device, screen, serving, write_stream
+from sdk.codes import code_digest
+from sdk.head import UNCALIBRATED
+from sdk.labels import Chain, CodeRecord, Label, Record
+from sdk.score import LeftOut, score
+from tests.pages import ASK_ALL, Device, hex_of, screen, serving, write_stream
 from tests.tiny import class_id, picture, tiny_bundle
 
 LOTS = 4
@@ -150,6 +158,65 @@ def test_a_picture_that_is_not_here_says_where_it_is(device: Device) -> None:
     assert [each["where"] for each in gone["pictures"] if each["sample"] == one] == ["gone"]
 
 
+def test_a_picture_that_another_device_labelled_says_which(device: Device) -> None:
+    kept = device.station.store.samples.get(bytes.fromhex(hex_of("pit", 0)))
+    assert kept is not None
+    code, sample = kept.code, bytes(range(32))
+    coded = CodeRecord(bytes.fromhex(kept.space), sample, "line-2/p7", code_digest(code))
+    chain, first = Chain("line-2").write(coded, counter=98, wall_time_us=0)
+    _, second = chain.write(Label(sample, class_id("pit"), "bo"), counter=99, wall_time_us=0)
+    device.station.store.log.receive([Record(first, code.tobytes()), Record(second)], 2)
+    say(device, hex_of("pit", 1), "pit")
+    device.settle()
+    found = behind(device, figure="recall", truth=class_id("pit").hex())
+    theirs = {each["sample"]: each for each in found["pictures"]}[sample.hex()]
+    assert (theirs["where"], theirs["device"], theirs["kept"]) == ("device", "line-2", None)
+    assert (theirs["last"]["who"], theirs["last"]["device"]) == ("bo", "line-2")
+
+
+def test_a_recall_leaves_out_what_the_score_does() -> None:
+    """Without the group that alone has b, its sample of a is a of necessity: that says nothing of the recall."""
+    one_left = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, -np.inf], [1.0, -np.inf]])
+    orphan = np.array([False, False, True, False])
+    truth, groups = np.array([0, 0, 1, 0]), np.array([0, 1, 2, 2])
+    left_out = LeftOut((b"a" * 16, b"b" * 16), truth, groups, one_left, np.zeros(4), orphan, (b"",) * 4)
+    counted = Counted(Reference(1, left_out, UNCALIBRATED), {"origin": ["release"] * 4}, np.zeros(4, bool))
+    scored = score(left_out, UNCALIBRATED).classes
+    for place, each in enumerate(scored):
+        rows = counted.recall(place).rows
+        assert (len(rows), counted.right[rows].mean()) == (each.samples, each.recall)
+    assert [each.samples for each in scored] == [2, 1]
+    assert counted.cell(0, 0).rows.tolist() == [0, 1, 3], "the table of what is taken for what has it"
+
+
+def test_the_heads_that_are_looked_at_are_held_and_others_go() -> None:
+    left_out = LeftOut(
+        (b"a" * 16, b"b" * 16),
+        np.zeros(1, np.int64),
+        np.zeros(1, np.int64),
+        np.array([[1.0, 0.0]]),
+        np.zeros(1),
+        np.zeros(1, bool),
+        (bytes(32),),
+    )
+    serves: list[Reference | None] = [None]
+    heads = CountedHeads(lambda: serves[0], lambda _: {}, lambda _: "06:00")
+    assert heads.now() is None
+    for number in range(1, 2 * HELD):
+        serves[0] = Reference(number, replace(left_out), UNCALIBRATED)
+        counted = heads.now()
+        assert counted is not None
+        assert counted is heads.now() is heads.of(number)
+        assert heads.of(1) is not None, "somebody still looks at it"
+    assert [number for number in range(1, 2 * HELD) if heads.of(number)] == [1, *range(HELD + 1, 2 * HELD)]
+    serves[0] = None  # another head serves that is not scored yet
+    assert heads.now() is None
+    assert heads.of(1) is not None
+    serves[0] = Reference(1, replace(left_out), UNCALIBRATED)  # its classes were made one
+    assert heads.of(1) is not counted
+    assert heads.of(1) is heads.now()
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "error"),
     [
@@ -192,7 +259,7 @@ def test_a_wrong_label_is_found_behind_its_figure_corrected_and_its_place_kept(
         assert on.asked() == first
         expect(on.page.locator("#why")).to_have_text("Labelled scratch")
         expect(on.page.locator("#guess")).to_contain_text("A head that never saw the part takes it for pit")
-        expect(on.page.locator("#walk")).to_contain_text(f"Picture 1 of {found['count']}")
+        expect(on.page.locator("#walk")).to_have_text(f"← List: 1 of {found['count']}")
         on.settled()
         on.page.locator('#classes button[data-class="pit"]').tap()
         expect(on.page.locator("#saved")).to_have_text("✓ saved: pit")
@@ -209,7 +276,7 @@ def test_a_wrong_label_is_found_behind_its_figure_corrected_and_its_place_kept(
         on.quiet()
         assert on.asked() == second
         device.settle()
-        on.page.locator("#walk [data-back]").tap()
+        on.page.locator("#walk").tap()
 
         on.page.wait_for_url(f"{listed}#p-{second}")
         expect(rows).to_have_count(found["count"])

@@ -79,9 +79,16 @@ def test_no_page_scrolls_sideways_at_four_times_the_size(device: Device, browser
     with opened(browser, viewport={"width": 320, "height": 256}) as (context, on):
         for language, _ in LANGUAGES:
             context.add_cookies([{"name": "headway-lang", "value": language, "url": device.url}])
-            for path in ("", "label", "learned", "quality", "settings"):
+            for path in (
+                "",
+                "label",
+                "learned",
+                "quality",
+                "quality/pictures?figure=origin&name=release",
+                "settings",
+            ):
                 on.page.goto(device.url + path)
                 on.ready()
-                on.page.wait_for_load_state("networkidle") if path in ("learned", "quality") else None
+                on.page.wait_for_load_state("networkidle") if path.startswith(("learned", "quality")) else None
                 wide = on.page.evaluate("document.documentElement.scrollWidth - innerWidth")
                 assert wide <= 0, (language, path)

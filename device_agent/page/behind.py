@@ -31,7 +31,7 @@ from device_agent.page.labels import LabelOut, Labels
 from device_agent.page.refusal import Refusal
 from device_agent.page.samples import SampleOut, Samples
 from device_agent.station import UNKNOWN
-from sdk.errors import UnknownClassError
+from sdk.errors import HeadError, UnknownClassError
 from sdk.moments import Ints
 
 PAGE: Final = 24
@@ -181,15 +181,15 @@ class Behind:
             HeadError: escapes and overkill cannot be told.
         """
         newest = self._counted.now()
-        if newest is None:
-            raise Refusal(404, "the head is not scored yet", "Label parts of two groups, and wait for its trial.")
         counted = newest if figure.head is None else self._counted.of(figure.head)
-        if counted is None:
+        if counted is None and newest is not None:
             raise HeadNotHeld(
                 404,
                 f"the figures of head {figure.head} are held no longer",
                 f"Leave out head= for those of head {newest.number}.",
             )
+        if counted is None:
+            raise Refusal(404, "the head is not scored yet", "Label parts of two groups, and wait for its trial.")
         chosen = self._chosen(counted, figure)
         rows = chosen.rows[figure.offset : figure.offset + figure.limit]
         return BehindOut(
@@ -199,13 +199,13 @@ class Behind:
             right=int(counted.right[chosen.rows].sum()),
             offset=figure.offset,
             pictures=self._pictures(counted, rows, now),
-            newest=None if newest is counted else self._newest(newest, figure),
+            newest=None if newest is None or newest is counted else self._newest(newest, figure),
         )
 
     def _newest(self, counted: Counted, figure: FigureIn) -> NewestOut:
         try:
             chosen = self._chosen(counted, figure)
-        except UnknownClassError:
+        except (UnknownClassError, HeadError):
             return NewestOut(counted.number, None, None)
         return NewestOut(counted.number, len(chosen.rows), chosen.of)
 

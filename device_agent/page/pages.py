@@ -390,7 +390,7 @@ class Pages:
         }
         return {
             "report": report,
-            "made": local(report.made_utc).strftime("%Y-%m-%d %H:%M (%z)"),
+            "made": made(report.made_utc),
             "good": [c.name for c in classes if c.id in report.operating.good],
             "columns": columns,
             "blocks": _side_by_side(columns, confusion),
@@ -444,6 +444,7 @@ class Pages:
                 figure.query(sample=each.sample, offset=here + i, limit=None)
                 for i, each in enumerate(found.pictures)
             ],
+            "made": made(time.time()),
             "part_of": lambda group: group.removeprefix(f"{self._station.store.device}/"),
         }
 
@@ -489,6 +490,11 @@ def when(at_utc: float) -> str:
     """Return a time by the device's clock, without what today's date makes plain."""
     at = local(at_utc)
     return at.strftime("%H:%M" if at.date() == local(time.time()).date() else "%Y-%m-%d %H:%M")
+
+
+def made(at_utc: float) -> str:
+    """Return a time by the device's clock in full, for paper."""
+    return local(at_utc).strftime("%Y-%m-%d %H:%M (%z)")
 
 
 def _earlier(confirmed: list[tuple[HeadRow, Score]]) -> Earlier | None:

@@ -39,6 +39,6 @@ function drawWalk(sample) {
   const page = Number($("walk").dataset.page), from = walk.place - (walk.place % page);
   const back = `/quality/pictures?${walk.query}${from ? `&offset=${from}` : ""}#p-${walk.sample}`;
   for (const link of document.querySelectorAll("[data-back]")) link.href = back;
-  $("walk").querySelector("span").textContent = t("label.walk", { n: walk.place + 1, count: walk.count });
+  $("walk").textContent = t("label.walk", { n: walk.place + 1, count: walk.count });
   history.replaceState(null, "", `/label?${walk.query}&sample=${walk.sample}&offset=${walk.place}`);
 }
