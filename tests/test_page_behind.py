@@ -131,6 +131,30 @@ def test_a_list_stays_as_its_figure_counted_while_newer_heads_learn(device: Devi
     assert (taken_back["label"], taken_back["changed"], taken_back["where"]) == (None, True, "here")
 
 
+def test_a_picture_comes_with_the_others_of_its_part_that_nobody_has_labelled(device: Device) -> None:
+    asked = {"keep": "true", "part": "p0", "lot": "B0"}
+    other = device.http.post("/api/inspect", params=asked, content=picture("pit", 400)).json()["sample"]
+    found = behind(device, figure="recall", truth=class_id("scratch").hex())
+    alike = {each["kept"]["group"]: each["kept"]["alike"] for each in found["pictures"] if each["kept"]}
+    assert [others for group, others in alike.items() if group.endswith("p0")] == [[other]]
+    assert sum(map(len, alike.values())) == 1
+
+
+def test_a_figure_of_a_class_that_was_made_part_of_another_is_told_of_that(device: Device) -> None:
+    scratch, pit = (class_id(name).hex() for name in ("scratch", "pit"))
+    before = behind(device, figure="recall", truth=scratch)
+    device.http.post(f"/api/classes/{scratch}/merge", json={"into": pit}).raise_for_status()
+    device.settle()
+    after = behind(device, figure="recall", truth=scratch)
+    assert [each["sample"] for each in after["pictures"]] == [
+        each["sample"] for each in behind(device, figure="recall", truth=pit)["pictures"]
+    ]
+    assert after["count"] > before["count"]
+    then = behind(device, figure="recall", truth=scratch, head=before["head"])
+    assert (then["count"], {each["changed"] for each in then["pictures"]}) == (before["count"], {False})
+    assert (then["newest"]["head"], then["newest"]["count"]) == (after["head"], after["count"])
+
+
 def test_a_list_is_given_in_pages(shared: Device) -> None:
     asked = {"figure": "recall", "truth": class_id("pit").hex()}
     whole = behind(shared, **asked)

@@ -246,7 +246,7 @@ class Behind:
         learner, called = self._station.require().learner, self._desk.called(now)
         ids = [left_out.samples[row] for row in rows.tolist()]
         here = store.samples.among(ids)
-        kept = dict(zip(here, self._samples.samples_out([*here.values()], now=True), strict=True))
+        kept = dict(zip(here, self._samples.with_others([*here.values()]), strict=True))
         out: list[PictureOut] = []
         for row, sample in zip(rows.tolist(), ids, strict=True):
             truth, forced = left_out.class_ids[left_out.truth[row]], left_out.class_ids[counted.said[row]]

@@ -11,7 +11,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 
 from device_agent.camera import encode_png
 from device_agent.page.access import Role
-from device_agent.page.alike import alike
+from device_agent.page.alike import MAX_ALIKE, alike
 from device_agent.page.asked import Question, Unsure, question_of
 from device_agent.page.desk import Desk
 from device_agent.page.fields import ByIn, ClassQuery, Limit, Offset, SamplePath
@@ -157,12 +157,7 @@ class Samples:
         found = self._station.store.samples.get(bytes.fromhex(sample))
         if found is None:
             raise _not_kept(sample)
-        others = [
-            s
-            for s in self._station.store.samples.of_group(found.group, limit=12)
-            if s.sample_id != found.sample_id
-        ]
-        return self.samples_out([found], {found.sample_id: [s.sample_id for s in others]}, now=True)[0]
+        return self.with_others([found])[0]
 
     def get_image(self, sample: SamplePath) -> Response:
         """A sample's picture, as it was delivered where browsers show that."""
@@ -211,6 +206,15 @@ class Samples:
         self._unsure.forget([sample_id])
         self._desk.note(request, "picture erased", sample)
         return ErasedOut(True, withdrawn)
+
+    def with_others(self, samples: list[Sample]) -> list[SampleOut]:
+        """Return samples as the interface says them, with others of the part of each that nobody has labelled."""
+        of_part = self._station.store.samples.of_group
+        others = {
+            s.sample_id: [o.sample_id for o in of_part(s.group, limit=MAX_ALIKE) if o.sample_id != s.sample_id]
+            for s in samples
+        }
+        return self.samples_out(samples, others, now=True)
 
     def samples_out(
         self, samples: list[Sample], together: dict[bytes, list[bytes]] | None = None, *, now: bool = False
