@@ -166,6 +166,8 @@ class SyncCore:
         self._ask_due = 0.0
         self._asked_at = float("-inf")
         self._length = 0  # of the union, as last heard of
+        self._heard = False  # so in this connection
+        self._unreadable = False  # what comes next in the union was refused
         self._state_sent: DeviceState | None = None
         self._state_due = 0.0
         self._state_wanted = True
@@ -200,13 +202,21 @@ class SyncCore:
             return f"{lacks}: {self._log_fault}" if self._log_fault else lacks
         return self._refused or self._log_fault
 
-    def caught_up(self) -> bool:
-        """Return whether the store has all of the union that this connection has heard of."""
-        return self._store.log.position(self._channel) >= self._length
+    def caught_up(self) -> bool | None:
+        """Return whether the store has all of the union that is known of.
+
+        None where that may have grown unheard: without a connection, and until it has told the length.
+
+        What comes next may be refused, as an entry that contradicts one held is: then it has all that it can have.
+        """
+        if self._store.log.position(self._channel) < self._length and not self._unreadable:
+            return False
+        return True if self._heard else None
 
     def connected(self, now: float) -> None:
         """The session is up, and our topics are subscribed."""
         self._online = True
+        self._heard = False
         self._sent_through = self._store.log.acknowledged()
         self._lacks_from, self._offers_again = None, False
         self._waits = 0
@@ -218,7 +228,7 @@ class SyncCore:
 
     def disconnected(self) -> None:
         """The session is down: timers rest, labels wait on disk."""
-        self._online = False
+        self._online = self._heard = False
 
     def state_changed(self) -> None:
         """The device's state may be another now."""
@@ -256,7 +266,7 @@ class SyncCore:
             self.state_changed()
 
     def _take_meta(self, meta: ChannelMeta, now: float) -> None:
-        self._length = meta.log_length
+        self._length, self._heard = meta.log_length, True
         if not isinstance(meta.restored, msgspec.UnsetType):
             log, since = self._store.log, {one.id: one.since for one in meta.restored}
             try:
@@ -315,9 +325,9 @@ class SyncCore:
         try:
             new = self._store.log.receive(fresh, last, self._channel)
         except (LabelError, StoreFull) as error:
-            self._log_fault = str(error)
+            self._log_fault, self._unreadable = str(error), isinstance(error, LabelError)
             return
-        self._log_fault = None
+        self._log_fault, self._unreadable = None, False
         self._ask_due = now + self._limits.ask_every_s
         self._ask_if_behind(now)
         self.state_changed()
@@ -540,8 +550,8 @@ class Sync:
             fault=self._core.fault or self._fault or self._refused() or self._session.trouble,
         )
 
-    def caught_up(self) -> bool:
-        """Return whether the store has all of the union that is known of; any thread may ask."""
+    def caught_up(self) -> bool | None:
+        """Return what `SyncCore.caught_up` does; any thread may ask."""
         return self._core.caught_up()
 
     def _refused(self) -> str | None:

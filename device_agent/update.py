@@ -14,6 +14,8 @@ Each release has a slot, `slots/<release id>/`, which is a bundle directory. Rul
   starting `MAX_STARTS` times with it without committing it.
 - A deadline counts as it was last heard. One that passes while the fleet is away, or before it was heard since the
   start, ends nothing: the fleet has gone on without this device, and may have lifted it.
+- A code of a picture labelled earlier is said when the store has the fleet's labels as far as they are known, and
+  not before: it may have been erased for good while this device was away. An update waits for that.
 - What may help to try again (a full disk) is tried again; what will not, is rolled back at once, and not tried
   again for the same assignment. A release that only gave way to another assignment did not fail: assigned once
   more, as by a rollout that is halted, resumed and halted again, it is taken once more.
@@ -66,6 +68,7 @@ NICE: Final = 10
 BEHIND_S: Final = 1.0
 """Wait for the rest of the union before own labels are looked at again: pages of it follow one another."""
 MAX_REASON: Final = 500  # what an `UpdateEvent` carries
+_BEHIND: Final = "waits until the store has the rest of the fleet's labels"
 _SUPERSEDED: Final = re.compile(r"release (['\"]).*\1 was assigned instead")
 """Why an attempt ended whose release did not fail, as it is in the store; `_superseded_by` says it."""
 _SUPERSEDED_NAME: Final = 40  # characters; escaped, they leave room for the rest within `MAX_REASON`
@@ -141,8 +144,9 @@ class Updater:
         masters: Folder of the station's master parts, which judge a candidate too; None where it keeps none.
         confirmed: The head that serves in a feature space, for that comparison; None where it is not known.
         in_use: What decides now, whoever brought it; by default the release that an update brought.
-        caught_up: Says whether the store has all of the union that is known of. Before that no erased code is said
-            anew, since it may be gone for good.
+        caught_up: Says whether the store has all of the union that is known of; None is that nobody has said yet.
+            Before that no code of a sample labelled earlier is said, since it may be erased for good. Where no
+            update brought what serves, nobody need have said: the fleet may be away.
         retry_s: First wait before trying again what may help to try again; doubles up to `RETRY_MAX_S`.
         watch_s: A provisional release is committed when nothing has failed for this long.
         clock: Seconds since 1970, for deadlines.
@@ -167,7 +171,7 @@ class Updater:
         masters: Path | None = None,
         confirmed: Callable[[str], Head | None] = lambda _space: None,
         in_use: Callable[[], Pipeline | None] | None = None,
-        caught_up: Callable[[], bool] = lambda: True,
+        caught_up: Callable[[], bool | None] = lambda: True,
         retry_s: float = RETRY_S,
         watch_s: float = WATCH_S,
         clock: Callable[[], float] = time.time,
@@ -507,7 +511,8 @@ class Updater:
             pipeline, due = self._in_use(), self._lacking
             if due is None or time.monotonic() < due or pipeline is None or self._goes_on(self._newest()):
                 return
-            if not self._caught_up():
+            found = self._caught_up()
+            if not (found or (found is None and self._serving is None)):
                 self._lacking = time.monotonic() + BEHIND_S
                 return
             self._lacking = None
@@ -564,6 +569,7 @@ class Updater:
         if row.state is UpdateState.CANDIDATE:
             self._check_deadline(desired)
             release = candidate = self._open(row.release_id)
+            self._catch_up(desired, self._pipeline(candidate).space)
             aside(NICE, lambda: self._examine(candidate))
             row = self._note(row, UpdateState.PROVISIONAL)
         if self._serving is None or self._serving.release_id != row.release_id:
@@ -572,7 +578,10 @@ class Updater:
         serving = self._serving
         assert serving is not None
         # Labels that came while the candidate was examined.
-        self._lost = aside(NICE, lambda: self._carry(self._pipeline(serving))).lost
+        if self._caught_up():
+            self._lost = aside(NICE, lambda: self._carry(self._pipeline(serving))).lost
+        else:  # once it is committed: what serves must not wait for a fleet that is away
+            self._look_again(0.0)
         self._watch()
         row = self._note(row, UpdateState.COMMITTED)
         self._tidy(row.release_id)
@@ -610,6 +619,26 @@ class Updater:
             raise InterruptedError("its deadline has passed, and nobody said whether it still counts")
         if self._is_late(desired.deadline_utc):
             raise _Unfit("its deadline has passed", hint="Assign it again with a later one.")
+
+    def _catch_up(self, desired: Desired, space: str) -> None:
+        """Wait for the rest of the union, where own labels are to be said in a candidate's feature space.
+
+        A device that was away knows nothing yet of what was erased meanwhile, and would bring it back.
+
+        Raises:
+            _Unfit, InterruptedError: as `_check_deadline`; or another assignment came, or the end.
+        """
+        while self._store.samples.labelled_without_code(space) and not self._caught_up():
+            if self._status.fault != _BEHIND:
+                self._set(fault=_BEHIND)
+                self._on_waiting()
+                log.info("release %s: %s", desired.release.release_id[:12], _BEHIND)
+            if self._halt.wait(BEHIND_S):
+                raise InterruptedError("another assignment came, or the end")
+            self._check_deadline(desired)
+        if self._status.fault == _BEHIND:
+            self._set(fault=None)
+            self._on_waiting()
 
     def _is_late(self, deadline_utc: float | None) -> bool:
         return deadline_utc is not None and self._clock() >= deadline_utc

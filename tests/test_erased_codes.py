@@ -18,6 +18,7 @@ from device_agent.candidate import carry_labels
 from device_agent.learner import Learner
 from device_agent.pipeline import Pipeline
 from device_agent.store import Store
+from device_agent.update import Release
 from sdk.bundle import Bundle
 from sdk.codes import Codes
 from sdk.labels import Chain, CodeRecord, Record, fleet_log_of
@@ -25,7 +26,7 @@ from sdk.preprocess import Frame
 from tests.builders import make_bundle
 from tests.simulators import wait_for
 from tests.test_learner import see
-from tests.test_update import DEADLINE_S, GOOD, LIMITS, SCRATCH, S, admit, label_some, rig_on
+from tests.test_update import DEADLINE_S, GOOD, LIMITS, SCRATCH, Rig, S, admit, desired, label_some, rig_on
 
 FLEET = fleet_log_of("default")
 
@@ -197,6 +198,80 @@ def test_nothing_is_said_anew_of_half_a_policy(tmp_path: Path, bundles: dict[str
         wait_for(lambda: asked.get(timeout=DEADLINE_S), what="the updater to look again")
     with Store.open(tmp_path / "data", "line-1", limits=LIMITS) as store:
         assert own_labels(store, bundles["old"]) == 0
+
+
+def waits_with(rig: Rig, bundle: Bundle) -> None:
+    """Begin an update to a bundle, and return when it waits for the rest of the union."""
+    rig.updater.start(desired(bundle))
+    wait_for(lambda: "the rest of" in (rig.updater.status().fault or ""), DEADLINE_S)
+    assert rig.updater.status().state is S.CANDIDATE
+    assert rig.waits == [rig.updater.status().fault], "and it is told"
+
+
+@pytest.mark.parametrize("says", [False, None])
+def test_an_update_says_nothing_before_a_device_that_was_away_has_caught_up(
+    tmp_path: Path, bundles: dict[str, Bundle], says: bool | None
+) -> None:
+    """It would bring back what was erased for good meanwhile, in the release's space."""
+    caught_up: list[bool | None] = [True]
+    with rig_on(tmp_path / "data", bundles, caught_up=lambda: caught_up[-1]) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        ids = label_some(rig.store, bundles["old"])
+        caught_up.append(says)
+        waits_with(rig, bundles["new"])
+        erased(rig.store, bundles["old"], ids)
+        caught_up.append(True)
+        rig.reaches(bundles["new"], S.COMMITTED)
+        assert rig.updater.status().fault is None
+        assert own_labels(rig.store, bundles["new"]) == rig.carried == 0
+
+
+def test_an_update_that_waits_for_the_union_gives_way_and_heeds_its_deadline(
+    tmp_path: Path, bundles: dict[str, Bundle]
+) -> None:
+    with rig_on(tmp_path / "data", bundles, caught_up=lambda: False) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        label_some(rig.store, bundles["old"])
+        waits_with(rig, bundles["new"])
+        rig.updater.start(desired(bundles["old"]))
+        rig.reaches(bundles["new"], S.ROLLED_BACK)
+        rig.updater.start(desired(bundles["new"], deadline_utc=rig.now + 10))
+        rig.reaches(bundles["new"], S.CANDIDATE)
+        rig.now += 20
+        rig.reaches(bundles["new"], S.ROLLED_BACK)
+        assert "its deadline has passed" in rig.updater.status().reason
+
+
+def test_a_device_without_labels_waits_for_no_union(tmp_path: Path, bundles: dict[str, Bundle]) -> None:
+    with rig_on(tmp_path / "data", bundles, caught_up=lambda: None) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        rig.install(bundles["new"])
+
+
+def test_labels_of_while_it_was_examined_follow_a_release_when_the_union_is_there(
+    tmp_path: Path, bundles: dict[str, Bundle]
+) -> None:
+    """A release that serves waits for no fleet that is away: after some starts without a commit it would go."""
+    caught_up: list[bool | None] = [True]
+    with rig_on(tmp_path / "data", bundles, caught_up=lambda: caught_up[-1]) as rig:
+        rig.updater.boot()
+        rig.install(bundles["old"])
+        ids = list[bytes]()
+
+        def label(_release: Release | None) -> None:
+            caught_up.append(None)
+            ids.extend(sorted(label_some(rig.store, bundles["old"])))
+
+        rig.on_serve = label
+        rig.install(bundles["new"])
+        assert rig.carried == 0
+        erased(rig.store, bundles["old"], ids[:2])
+        caught_up.append(True)
+        wait_for(lambda: rig.carried, what="codes", timeout_s=DEADLINE_S)
+        assert own_labels(rig.store, bundles["new"]) == len(ids) - 2
 
 
 def test_a_code_that_cannot_be_said_yet_holds_no_update_up(tmp_path: Path, bundles: dict[str, Bundle]) -> None:

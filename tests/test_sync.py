@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from device_agent.limits import StoreLimits
@@ -263,13 +264,35 @@ def test_metadata_that_names_more_than_came_makes_it_ask(device: Device) -> None
 
 def test_a_device_knows_whether_it_has_all_of_the_union_that_it_heard_of(device: Device) -> None:
     device.core.connected(0.0)
-    assert device.core.caught_up()
+    assert device.core.caught_up() is None
     records = foreign(6)
-    device.receive(TOPICS.meta("default"), encode_json(ChannelMeta(channel="default", release=None, log_length=6)))
+    meta = encode_json(ChannelMeta(channel="default", release=None, log_length=6))
+    device.receive(TOPICS.meta("default"), meta)
     device.segment(1, records[:4])
-    assert not device.core.caught_up()
+    assert device.core.caught_up() is False
+    device.core.disconnected()
+    assert device.core.caught_up() is False
+    device.core.connected(0.0)
     device.segment(5, records[4:])
-    assert device.core.caught_up()
+    assert device.core.caught_up() is None, "it was away, and the union may have grown"
+    device.receive(TOPICS.meta("default"), meta)
+    assert device.core.caught_up() is True
+    device.core.disconnected()
+    assert device.core.caught_up() is None
+
+
+def test_a_device_does_not_wait_for_what_it_cannot_take_in(device: Device) -> None:
+    device.core.connected(0.0)
+    records = foreign(3)
+    device.receive(TOPICS.meta("default"), encode_json(ChannelMeta(channel="default", release=None, log_length=3)))
+    device.segment(1, records[:2])
+    entry = msgspec.structs.replace(records[2].entry, prev=bytes(32))
+    forged = msgspec.structs.replace(records[2], entry=entry)
+    device.segment(3, [forged])
+    assert device.core.fault is not None
+    assert device.core.caught_up() is True
+    device.segment(3, records[2:])
+    assert device.core.caught_up() is True
 
 
 def test_own_entries_that_come_back_are_not_told(device: Device) -> None:

@@ -116,7 +116,7 @@ class Rig:
     on_records: Callable[[], None] = lambda: None
     authorize: Callable[[Desired], None] = lambda _desired: None
     in_touch: bool = True
-    caught_up: Callable[[], bool] = lambda: True
+    caught_up: Callable[[], bool | None] = lambda: True
     fetcher: Fetch | None = None
     admit: Callable[[Bundle], Runtime] = admit
     masters: Path | None = None
