@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ import pytest
 
 from device_agent.agent import Agent
 from device_agent.config import MqttTable
-from sdk.bundle import Bundle
+from sdk.bundle import MANIFEST_NAME, Bundle
+from sdk.errors import FleetError
 from sdk.fleet.broker import Mosquitto
+from sdk.fleet.lost_chunks import put_back
 from sdk.fleet.precision import with_precision_first
 from sdk.fleet.retention import Missing, Policy, due, erase, missing
 from sdk.fleet.rollout import Plan
 from sdk.fleet.store import FleetStore
 from sdk.images import sample_id
 from sdk.labels import MAX_COUNTER, CodeRecord, Label, Quarantine
+from sdk.release import describe
 from sdk.wire import DeviceState, UpdateState
 from tests.builders import class_id_of, code_of, make_bundle, picture
 from tests.commands import headway
@@ -275,6 +279,74 @@ def test_nor_does_another_precision_of_the_release(fleet_dir: Path, tmp_path: Pa
         assert live_samples(fleet) == before - 1
         fleet.publish(with_precision_first(fleet, current, "int8", tmp_path / "int8"), channel="default")
         assert live_samples(fleet) == before - 1
+
+
+@contextlib.contextmanager
+def damaged(fleet: FleetStore, release: Bundle, name: str) -> Iterator[None]:
+    """Flip a bit in a file of a release as the fleet keeps it, and of no other; then put it back."""
+    described = describe(release.path, release.manifest.name, release.file_names())
+    (file,) = [each for each in described.descriptor.files if each.name == name]
+    chunk = fleet.directory / "chunks" / file.chunks[0]
+    content = chunk.read_bytes()
+    chunk.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    yield
+    assert put_back(fleet, release) == 1
+
+
+@pytest.mark.parametrize("name", ["samples.fp32.safetensors", MANIFEST_NAME])
+def test_nothing_goes_for_good_that_a_release_which_cannot_be_read_may_bring_back(
+    fleet: FleetStore, releases: list[Bundle], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for release in (releases[1], releases[0]):
+        fleet.publish(release, channel="default")
+    unread = [{"release": "r1", "precision": "" if name == MANIFEST_NAME else "fp32"}]
+    asked = ("fleet", "retention", "--dir", fleet.directory, "--older-than", 0, "--live-too")
+    note = fleet.directory / "retention.jsonl"
+    with damaged(fleet, releases[1], name):
+        refused = headway(capsys, *asked)
+        assert (refused.code, note.exists()) == (2, False)
+        assert "cannot be read: r1" in refused.err
+        assert "--mend-from" in refused.err
+        with pytest.raises(FleetError, match="cannot be read: r1"):
+            erase(fleet, due(fleet, "default", Policy(0.0, live_too=True), LATER))
+        assert len(coded(fleet, releases[0].space())) == 4
+        looked = headway(capsys, *asked, "--dry-run", "--json")
+        assert json.loads(looked.out)["unread"] == unread
+        assert "cannot be read: r1" in looked.err
+    assert headway(capsys, *asked).code == 0
+    assert [json.loads(line)["unread"] for line in note.read_text().splitlines()] == [[], []]
+    fleet.publish(releases[1], channel="default")
+    assert live_samples(fleet) == len(releases[1].base().codes) - 1
+
+
+def test_where_nobody_has_its_bundle_any_more_it_is_asked_for_and_noted(
+    fleet: FleetStore, releases: list[Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for release in (releases[1], releases[0]):
+        fleet.publish(release, channel="default")
+    asked = ("fleet", "retention", "--dir", fleet.directory, "--older-than", 0, "--live-too", "--unread-too")
+    with damaged(fleet, releases[1], "samples.fp32.safetensors"):
+        ended = headway(capsys, *asked)
+    assert (ended.code, coded(fleet, releases[0].space())) == (0, set())
+    assert "cannot be read: r1 (fp32); what it brings of these samples counts again" in ended.err
+    for line in (fleet.directory / "retention.jsonl").read_text().splitlines():
+        assert json.loads(line)["unread"] == [{"release": "r1", "precision": "fp32"}]
+
+
+def test_of_a_release_that_cannot_be_read_nothing_goes_that_it_may_bring(
+    fleet: FleetStore, releases: list[Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for release in releases[1:4]:
+        fleet.publish(release, channel="default")
+    asked = ("fleet", "retention", "--dir", fleet.directory, "--older-than", 0, "--json")
+    with damaged(fleet, releases[0], "samples.fp32.safetensors"):
+        ended = headway(capsys, *asked)
+        told = json.loads(ended.out)
+        assert (told["samples"], told["unread"]) == (0, [{"release": "r0", "precision": "fp32"}])
+        assert "cannot be read: r0 (fp32); nothing goes of its feature space" in ended.err
+        assert len(due(fleet, "default", Policy(0.0, unread_too=True), LATER).what) == 4
+    assert json.loads(headway(capsys, *asked).out)["samples"] == 3
+    assert coded(fleet, releases[0].space()) == {sample_of(BROUGHT)}
 
 
 def test_a_restart_gives_nothing_back_that_a_version_before_erased_for_good(

@@ -146,6 +146,11 @@ def _csv_rows(stream: IO[str], rows: Iterator[dict[str, Any]]) -> None:
     help="Codes that came before that many days; 0 is all.",
 )  # fmt: skip
 @click.option("--live-too", is_flag=True, help="Also those that count now: nothing learns from these any more.")
+@click.option(
+    "--unread-too",
+    is_flag=True,
+    help="Also where a release cannot be read that may bring the samples itself.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be erased.")
 @by_option
 @json_option
@@ -154,6 +159,7 @@ def retention(
     channel: str,
     older_than_days: float,
     live_too: bool,
+    unread_too: bool,
     dry_run: bool,
     by: str | None,
     as_json: bool,
@@ -165,12 +171,15 @@ def retention(
     on, nor a device. With it the samples are erased for good: devices do not say their codes again by themselves.
     What is erased is said in the log, so that every device's live set stays the fleet's; devices keep their own
     copies.
+
+    A release that the channel had and that cannot be read may bring the samples itself: with --live-too nothing
+    goes then, and without it nothing of that release's feature space; --unread-too erases all the same.
     """
     from sdk.fleet.cli import open_fleet
     from sdk.fleet.retention import DAY_S, Due, Erased, Policy, due, erase, missing
 
     decided_by, now_utc = who(by), time.time()
-    policy = Policy(older_than_days * DAY_S, live_too)
+    policy = Policy(older_than_days * DAY_S, live_too, unread_too)
     with open_fleet(directory) as store:
         with store.read() as ledger:
             if channel not in ledger.channels():
@@ -190,11 +199,13 @@ def retention(
                 "kept": len(erased.kept),
                 "younger": found.younger,
                 "ahead": found.ahead,
+                "unread": [dataclasses.asdict(one) for one in found.unread],
                 "going_back": [dataclasses.asdict(one) for one in back],
             }
 
         answer = told(found.what)
         if not dry_run and found.what:
+            found.check_read()  # before anything is noted
             line = {"utc": now_utc, "by": decided_by}
             _note(directory, {**line, "state": "begun", **answer}, "Nothing is erased; see to the disk first.")
             erased = erase(store, found)
@@ -205,6 +216,17 @@ def retention(
             f"this machine's clock is behind, or was ahead: by it {found.ahead} entries of the log came later "
             "than now. They count as no older than what came after them; set the clock right",
             err=True,
+        )
+    if found.unread:
+        if live_too:
+            so = "what it brings of these samples counts again should the channel go back to it"
+        elif unread_too:
+            so = "what it brings of these samples does not count should the channel go back to it"
+        else:
+            so = "nothing goes of its feature space, since it may bring the samples itself"
+        named = ", ".join(map(str, found.unread))
+        click.echo(
+            f"cannot be read: {named}; {so}. Its bundle puts it back: headway fleet doctor --mend-from", err=True
         )
     if as_json:
         click.echo(msgspec.json.encode(answer))

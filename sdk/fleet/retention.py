@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
+from sdk.errors import FleetError
 from sdk.fleet.store import FleetStore, Ledger
 from sdk.labels import CodeRecord, Label, Quarantine, Record
 
@@ -39,10 +40,29 @@ class Policy:
             no longer learned from, nor where a release that the channel had brings them. Without it only what
             nothing rests on: withdrawn samples, and feature spaces that no release in use has
             (`Ledger.spaces_in_use`), and of these not the samples that a release brings itself.
+        unread_too: Erase although a release that the channel had cannot be read. Should the channel go back to it,
+            what it brings of these samples counts again with `live_too`, and does not count without.
     """
 
     older_than_s: float
     live_too: bool = False
+    unread_too: bool = False
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What cannot be read of the releases that a channel had: nobody knows which samples it brings.
+
+    Attributes:
+        release: Its name.
+        precision: Of which; empty where not even its manifest can be read.
+    """
+
+    release: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.release} ({self.precision})" if self.precision else self.release
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,8 @@ class Found:
         younger: How many samples count on, though their code is old enough: they have a younger one in another
             space, which would bring it back.
         ahead: How many entries came later than now, by the clock of their day: that one was wrong, or now's is.
+        unread: What could not be read of releases that may bring the samples. Without `Policy.live_too` and
+            `Policy.unread_too` nothing goes of its feature space.
     """
 
     channel: str
@@ -88,6 +110,21 @@ class Found:
     in_use: AbstractSet[bytes]
     younger: int
     ahead: int
+    unread: tuple[Unread, ...] = ()
+
+    def check_read(self) -> None:
+        """Refuse to erase for good what a release might bring back unseen.
+
+        Raises:
+            FleetError: one cannot be read, and the policy does not allow for it.
+        """
+        if self.unread and self.what and self.policy.live_too and not self.policy.unread_too:
+            raise FleetError(
+                f"cannot be read: {', '.join(map(str, self.unread))}; what it brings of these samples would count "
+                "again should the channel go back to it",
+                hint="Put it back from its bundle first: headway fleet doctor --mend-from BUNDLE; or see to the "
+                "place that has its chunks. Where nobody has them: --unread-too.",
+            )
 
     def holds(self, ledger: Ledger) -> bool:
         """Return whether what counts, and where, is decided as it was; single samples aside."""
@@ -97,7 +134,7 @@ class Found:
 
 
 def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> Found:
-    """Return what a policy lets go of a channel. Nothing is changed.
+    """Return what a policy lets go of a channel, and what could not be read for it. Nothing is changed.
 
     Cost: the whole log is read once.
     """
@@ -108,9 +145,9 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> Foun
             ledger.spaces_in_use(channel),
         )
         ahead = sum(utc > now_utc for utc in ledger.came(channel))
-    what, younger = _due(store, channel, policy, now_utc, in_use)
+    what, younger, unread = _due(store, channel, policy, now_utc, in_use)
     current = None if release is None else release.id
-    return Found(channel, policy, now_utc, what, length, current, in_use, younger, ahead)
+    return Found(channel, policy, now_utc, what, length, current, in_use, younger, ahead, unread)
 
 
 def believable(came_utc: Sequence[float], now_utc: float) -> list[float]:
@@ -132,8 +169,8 @@ def believable(came_utc: Sequence[float], now_utc: float) -> list[float]:
 
 def _due(
     store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use: AbstractSet[bytes]
-) -> tuple[list[Due], int]:
-    """Return what goes, and how many samples stay for the sake of a younger code."""
+) -> tuple[list[Due], int, tuple[Unread, ...]]:
+    """Return what goes, how many samples stay for the sake of a younger code, and what cannot be read."""
     learned = store.learned(channel)
     live = frozenset(() if learned is None else learned.live.samples)
     labelled = live if learned is None else live.union(learned.codeless, learned.erased)
@@ -154,8 +191,8 @@ def _due(
             positions += [] if record.code is None else [position]
             found[key] = body, positions, size, came_utc
     # Their codes are in the bundle whatever is erased here: without them it would only know less than it brings.
-    released = {} if policy.live_too else {space: store.released(one).keys() for space, one in published.items()}
-    out = []
+    released = {} if policy.live_too else {space: store.released(one) for space, one in published.items()}
+    out, unreadable = [], set[bytes]()
     current = None if learned is None else bytes.fromhex(learned.live.space)
     for (space, sample), (body, positions, size, came_utc) in found.items():
         counts = space == current and sample in live
@@ -165,8 +202,14 @@ def _due(
         nowhere = sample in withdrawn or (space == current and not counts)
         idle = retired or (nowhere and (space, sample) not in may_return)
         old = bool(positions) and (came_utc < now_utc - policy.older_than_s or not policy.older_than_s)
-        if old and (idle or policy.live_too) and sample not in released.get(space, ()):
+        if not (old and (idle or policy.live_too)):
+            continue
+        if (brought := released.get(space, {})) is None:  # it may be one of these
+            unreadable.add(space)
+        if policy.unread_too if brought is None else sample not in brought:
             out.append(Due(body, tuple(positions), size, counts, sample in labelled))
+    in_order = [published[space] for space in published if space in unreadable]
+    unread = dict.fromkeys(Unread(one.ref.name, store.precision_of(one)) for one in in_order)
     younger: set[bytes] = set()
     if policy.live_too:
         goes = {(each.body.space, each.body.sample) for each in out}
@@ -174,26 +217,31 @@ def _due(
         gone = {sample for _, sample in found} - kept
         younger = {each.body.sample for each in out if each.live} & kept
         out = [each for each in out if not (each.live and each.body.sample in younger)]
-        for body in _brought(store, channel, gone, found.keys()):
+        bodies, unread = _brought(store, channel, gone, found.keys())
+        for body in bodies:
             counts = body.space == current and body.sample in live
             out.append(Due(body, (), 0, counts, body.sample in labelled))
-    return _by_sample(out, in_use, current), len(younger)
+    return _by_sample(out, in_use, current), len(younger), tuple(unread)
 
 
 def _brought(
     store: FleetStore, channel: str, gone: AbstractSet[bytes], said: AbstractSet[tuple[bytes, bytes]]
-) -> list[CodeRecord]:
+) -> tuple[list[CodeRecord], dict[Unread, None]]:
     """Return what releases of the channel say of samples of which the log keeps no code, where no device said it.
 
-    Unsaid, a move to such a release or precision would bring them back.
+    Unsaid, a move to such a release or precision would bring them back. And return what cannot be read.
     """
     out: dict[tuple[bytes, bytes], CodeRecord] = {}
-    for space, samples in store.brought(channel) if gone else ():
-        for sample in gone & samples.keys():
-            if (space, sample) not in said:
-                group, code = samples[sample]
-                out[space, sample] = CodeRecord(space, sample, group, hashlib.sha256(code).digest())
-    return list(out.values())
+    unread = dict[Unread, None]()  # in order, each once
+    for one in store.brought(channel) if gone else ():
+        if one.samples is None:
+            unread[Unread(one.release, one.precision)] = None
+            continue
+        for sample in gone & one.samples.keys():
+            if (one.space, sample) not in said:
+                group, code = one.samples[sample]
+                out[one.space, sample] = CodeRecord(one.space, sample, group, hashlib.sha256(code).digest())
+    return list(out.values()), unread
 
 
 def _by_sample(what: Sequence[Due], in_use: AbstractSet[bytes], current: bytes | None) -> list[Due]:
@@ -269,10 +317,15 @@ def erase(store: FleetStore, found: Found) -> Erased:
 
     Killed at any point, what was erased is said and what was not is as it was, each sample whole; the next run
     goes on.
+
+    Raises:
+        FleetError: `Found.check_read`: of what has come meanwhile too.
     """
     erased, heard = Erased(), _Heard(found.length)
+    found.check_read()
     while not _erase(store, found, erased, heard):
         found = due(store, found.channel, found.policy, found.now_utc)
+        found.check_read()
     return erased
 
 

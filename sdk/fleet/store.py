@@ -116,6 +116,23 @@ class _Folding:
 
 
 @dataclass(frozen=True)
+class Brought:
+    """What a release brings in one precision.
+
+    Attributes:
+        release: Its name.
+        precision: Which; empty where the release's manifest cannot be read.
+        space: Feature space; empty likewise.
+        samples: Group and code of those with codes; None where they cannot be read.
+    """
+
+    release: str
+    precision: str
+    space: bytes
+    samples: dict[bytes, tuple[str, bytes]] | None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A bundle whose chunks are stored, not published yet."""
 
@@ -376,7 +393,7 @@ class FleetStore:
             if not erased:
                 return 0
             spoken = ledger.codes_left(channel)
-        own = self.released(publication)
+        own = self.released(publication) or {}
         elsewhere = {sample for (_, sample), left in spoken.items() if left}
         back = {
             sample: own[sample]
@@ -392,17 +409,16 @@ class FleetStore:
                 ledger.decide(channel, said, {sample: code for sample, (_, code) in back.items()})
         return len(back)
 
-    def released(self, publication: Publication) -> dict[bytes, tuple[str, bytes]]:
-        """Return group and code of the samples that a release brings with codes; none where it is damaged."""
+    def released(self, publication: Publication) -> dict[bytes, tuple[str, bytes]] | None:
+        """Return group and code of the samples that a release brings with codes; None where it cannot be read."""
         try:
             _, _, base = self._base_of(publication)
         except (StoreCorrupt, BundleError, KeyError):
-            return {}
+            return None
         return _coded(base)
 
-    def brought(self, channel: str) -> Iterator[tuple[bytes, dict[bytes, tuple[str, bytes]]]]:
-        """Yield by feature space what `released` returns of every release that a channel was given, in each of its
-        precisions.
+    def brought(self, channel: str) -> Iterator[Brought]:
+        """Yield what `released` returns of every release that a channel was given, in each of its precisions.
 
         Cost: every release's samples are read once.
         """
@@ -411,11 +427,20 @@ class FleetStore:
         releases = {publication.ref.release_id: publication.release for publication in found}
         for release in releases.values():
             files = {file.name: file for file in release.descriptor.files}
-            with contextlib.suppress(StoreCorrupt, BundleError, KeyError):  # long gone from the disk
-                for entry in decode_manifest(self.chunks.read(files[MANIFEST_NAME])).precisions:
+            name = release.ref.name
+            if MANIFEST_NAME not in files:
+                continue  # it is no bundle, and no device takes it
+            try:
+                manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
+            except (StoreCorrupt, BundleError):
+                yield Brought(name, "", b"", None)
+                continue
+            for entry in manifest.precisions:
+                samples = None
+                with contextlib.suppress(StoreCorrupt, BundleError, KeyError):
                     raw = self.chunks.read(files[entry.samples])
-                    base = BaseSamples.from_bytes(raw, entry.samples, entry.feature_size)
-                    yield bytes.fromhex(entry.space), _coded(base)
+                    samples = _coded(BaseSamples.from_bytes(raw, entry.samples, entry.feature_size))
+                yield Brought(name, entry.precision, bytes.fromhex(entry.space), samples)
 
     def precision_of(self, publication: Publication) -> str:
         """Return which precision of its release a publication is about; empty where its manifest is damaged."""
