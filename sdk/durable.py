@@ -7,14 +7,19 @@ What a failure means is the caller's to say; here it is `OSError`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 PARTIAL: Final = ".partial"
 """Ends the hidden name of an unfinished file, after the number of the process that writes it."""
+_STAYS: Final = frozenset({errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS})
+"""Why a file that is there cannot be replaced by another, and yet it may be one that can be written."""
 _ACCESS: Final = "system.posix_acl_access"
 """Where Linux keeps what setfacl(1) says of a file (acl(5))."""
 
@@ -83,12 +88,11 @@ def appearing(file: Path) -> Iterator[Path]:
         draft.replace(file)
         sync_path(file.resolve().parent)
     finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+        _discard(draft)
 
 
 def write_output(file: Path, content: bytes) -> None:
-    """Write what somebody asked for under a name: a file whole, through a link, and a pipe or device as it is.
+    """Write what somebody asked for under a name, as `appearing_output` does.
 
     Raises:
         OSError: it was not taken; a file is as it was before.
@@ -101,20 +105,52 @@ def write_output(file: Path, content: bytes) -> None:
 def appearing_output(file: Path) -> Iterator[Path]:
     """Give the name to write to, of what somebody asked for and is too long for `write_output`.
 
-    A file that is there stays whole until the new one is; whoever may read it may read that too, where this user
-    can say so.
+    A pipe or device is written as it is, also one that is open already and named by `/dev/stdout` or `/dev/fd/N`.
+    A link is followed. A file that is there stays whole until the new one is; who may read it may read that too,
+    where this user can say so. Where it must keep its place, being mounted by itself or in a folder that this user
+    may not change, the finished new one is copied into it.
 
     Raises:
-        OSError: it was not taken; a file is as it was before.
+        OSError: it was not taken; a file is as it was before, but for one that was being copied into.
     """
     target = file.resolve()
-    if target.exists() and not target.is_file():
-        yield target
+    # A pipe's link in /proc leads to no name, nor does that of a file that was deleted.
+    if file.exists() and not (target.is_file() and target.samefile(file)):
+        yield file
         return
-    with appearing(target) as draft:
+    with contextlib.ExitStack() as ends:
+        draft = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
         if target.exists():
-            _prepare(draft, target)
+            try:
+                _prepare(draft, target)
+            except OSError as error:
+                if error.errno not in _STAYS:
+                    raise
+                draft = Path(ends.enter_context(tempfile.TemporaryDirectory())) / target.name
+        ends.callback(_discard, draft)
         yield draft
+        sync_path(draft)
+        try:
+            draft.replace(target)
+        except OSError as error:
+            if error.errno not in _STAYS or not target.is_file():
+                raise
+            _copy_into(draft, target)
+        else:
+            sync_path(target.parent)
+
+
+def _copy_into(draft: Path, target: Path) -> None:
+    with draft.open("rb") as source, target.open("r+b") as stream:
+        shutil.copyfileobj(source, stream)
+        stream.truncate()
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _discard(draft: Path) -> None:
+    with contextlib.suppress(OSError):
+        draft.unlink(missing_ok=True)
 
 
 def _prepare(draft: Path, target: Path) -> None:
