@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from rich.markup import escape
 from rich.table import Table
 
 from device_agent.evaluate import Acceptance, Accuracy, Evaluation
 from device_agent.outlook import OutlookReport
 from device_agent.rehearse import Measure, PolicyResult, Rehearsal, counted
 from sdk.audit import DOUBTFUL
-from sdk.console import Console
+from sdk.console import Console, plain
 from sdk.outlook import Expected
 
 _LABELS_SHOWN: Final = 5
@@ -21,7 +20,7 @@ _LABELS_SHOWN: Final = 5
 
 def show_evaluation(result: Evaluation, console: Console) -> None:
     """Print what an evaluation found."""
-    console.print(f"[bold]{escape(result.bundle)}[/] ({result.precision}, {result.runtime}), {result.digest[:12]}")
+    console.print(f"[bold]{plain(result.bundle)}[/] ({result.precision}, {result.runtime}), {result.digest[:12]}")
     console.print(
         f"{result.accuracy.images} images in {result.accuracy.groups} groups, part {result.part}; left out: "
         f"{result.left_out_learned} it learned from, {result.left_out_other_part} of other parts"
@@ -34,7 +33,7 @@ def show_evaluation(result: Evaluation, console: Console) -> None:
     if result.left_out_siblings:
         console.print(f"{result.left_out_siblings} new pictures of parts that it learned from are left out too")
     if result.groups_note is not None:
-        console.print(f"[yellow]note[/] {escape(result.groups_note)}")
+        console.print(f"[yellow]note[/] {plain(result.groups_note)}")
     if result.summed:
         console.print(
             f"{result.summed} images that the bundle learned from are in its sums only: no score leaves them out"
@@ -71,12 +70,12 @@ def _print_doubtful(console: Console, result: Evaluation) -> None:
         soft_wrap=True,
     )
     for each in result.doubtful[:_LABELS_SHOWN]:
-        console.print(escape(f"  {each.path}: {each.label}, looks like {each.best}"), soft_wrap=True)
+        console.print(plain(f"  {each.path}: {each.label}, looks like {each.best}"), soft_wrap=True)
 
 
 def _print_outlook(console: Console, ahead: OutlookReport) -> None:
     if ahead.groups_note is not None:
-        console.print(f"[yellow]note[/] {escape(ahead.groups_note)}")
+        console.print(f"[yellow]note[/] {plain(ahead.groups_note)}")
     if ahead.steps:
         more = [f"x{step.times}" if step.added is None else f"+{step.added}" for step in ahead.steps]
         title = "Recall with more labels of each class, % (95 % interval; all in --json)"
@@ -85,7 +84,7 @@ def _print_outlook(console: Console, ahead: OutlookReport) -> None:
             table.add_column(head, justify="right", no_wrap=True)
         rows = [("balanced accuracy", ahead.balanced_accuracy, [step.balanced_accuracy for step in ahead.steps])]
         for name, now, then in [*rows, *((c.name, c.recall, c.recalls) for c in ahead.classes)]:
-            table.add_row(escape(name), *_forecasts([now, *then]))
+            table.add_row(plain(name), *_forecasts([now, *then]))
         console.print(table)
     console.print(ahead.advice, markup=False)
 
@@ -105,18 +104,18 @@ def _print_accuracy(console: Console, accuracy: Accuracy) -> None:
         for c in accuracy.classes:
             other = ", ".join(f"{name} {n}" for name, n in c.called.items() if name != c.name)
             table.add_row(
-                escape(c.name), str(c.images), str(c.recall), f"{c.forced_recall.share:.1%}", escape(other)
+                plain(c.name), str(c.images), str(c.recall), f"{c.forced_recall.share:.1%}", plain(other)
             )
         console.print(table)
     if accuracy.novel:
         table = Table("class it never heard of", "images", "noticed as unknown (95 %)", "called instead")
         for n in accuracy.novel:
             other = ", ".join(f"{name} {count}" for name, count in n.called.items() if name != "unknown")
-            table.add_row(escape(n.name), str(n.images), str(n.noticed), escape(other))
+            table.add_row(plain(n.name), str(n.images), str(n.noticed), plain(other))
         console.print(table)
     if accuracy.balanced_accuracy is not None and len(accuracy.classes) == 1:
         # The mean over one class is its recall: another name for that would say more than it is.
-        name = escape(accuracy.classes[0].name)
+        name = plain(accuracy.classes[0].name)
         console.print(f"called {name}: {accuracy.balanced_accuracy}; no other known class is judged here")
     elif accuracy.balanced_accuracy is not None:
         forced = accuracy.forced_balanced_accuracy
@@ -129,7 +128,7 @@ def _print_accuracy(console: Console, accuracy: Accuracy) -> None:
 
 
 def _print_acceptance(console: Console, acceptance: Acceptance) -> None:
-    good = escape(" or ".join(acceptance.good))
+    good = plain(" or ".join(acceptance.good))
     if acceptance.threshold is None:
         console.print(f"a part passes when it is called {good}:")
     else:
@@ -149,9 +148,9 @@ def _print_acceptance(console: Console, acceptance: Acceptance) -> None:
 
 def show_rehearsal(result: Rehearsal, console: Console) -> None:
     """Print the curve of a rehearsal, and what it advises."""
-    where = "" if result.station is None else escape(f", station {result.station}")
+    where = "" if result.station is None else plain(f", station {result.station}")
     console.print(
-        f"[bold]{escape(result.bundle)}[/] ({result.precision}){where}: "
+        f"[bold]{plain(result.bundle)}[/] ({result.precision}){where}: "
         f"{counted(result.stream_images, 'image')} as a shift, judged on {counted(result.test_images, 'other')}"
     )
     for each in result.policies:
@@ -168,8 +167,8 @@ def show_rehearsal(result: Rehearsal, console: Console) -> None:
     if result.label_to_live_ms is not None:
         console.print(f"from label to live: {result.label_to_live_ms:.0f} ms (median)")
     for note in result.notes:
-        console.print(f"[yellow]note[/] {escape(note)}")
-    console.print(f"[bold]{escape(result.advice)}[/]")
+        console.print(f"[yellow]note[/] {plain(note)}")
+    console.print(f"[bold]{plain(result.advice)}[/]")
 
 
 def _rehearsal_table(result: Rehearsal, each: PolicyResult) -> Table:
@@ -182,7 +181,7 @@ def _rehearsal_table(result: Rehearsal, each: PolicyResult) -> Table:
     title = f"{about}, mean (range) of {len(each.shifts)} shifts" if several else about
     columns: list[tuple[str, Measure]] = [("balanced accuracy", lambda p: p.balanced_accuracy)]
     if result.new_classes:
-        columns.append((escape(f"new: {', '.join(result.new_classes)}"), lambda p: p.new_class_recall))
+        columns.append((plain(f"new: {', '.join(result.new_classes)}"), lambda p: p.new_class_recall))
     columns.append(("classes it knew", lambda p: p.old_class_recall))
     if result.elsewhere_images:
         columns.append(("elsewhere", lambda p: p.elsewhere_balanced_accuracy))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -15,7 +14,7 @@ from rich.table import Table
 from export.papers import ONE_CLASS
 from export.report import NO_TWO_GROUPS, percents
 from export.set_report import DISAGREE, kept_apart, pairs_said
-from sdk.console import Console
+from sdk.console import Console, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +70,7 @@ class Terminal:
 
     def say(self, line: str, *, dim: bool = False) -> None:
         """Something to know now."""
-        self._console.print(escape(line), style="dim" if dim else None, highlight=False, soft_wrap=True)
+        self._console.print(plain(line), style="dim" if dim else None, highlight=False, soft_wrap=True)
 
 
 def _readouts(report: Report) -> Table:
@@ -97,16 +96,17 @@ def show(report: Report, console: Console) -> None:
     held = f", {', '.join(report.held_back)} held back" if report.held_back else ""
     refused = f", {len(images.refused)} refused" if images.refused else ""
     summed = f", {report.base_codes} of them with codes" if report.base_codes < report.base_samples else ""
+    console.print()
     console.print(
-        escape(
-            f"\n{images.usable} images{refused}, {images.groups} groups; "
+        plain(
+            f"{images.usable} images{refused}, {images.groups} groups; "
             f"{report.base_samples} learned from (train and validation){summed}{held}"
         ),
         soft_wrap=True,
     )
     trained = f", epoch {report.strategy.best_epoch} of {report.strategy.epochs}" if report.strategy.epochs else ""
     console.print(
-        escape(f"{report.backbone.name}, strategy {report.strategy.strategy}{trained}. {report.strategy.reason}"),
+        plain(f"{report.backbone.name}, strategy {report.strategy.strategy}{trained}. {report.strategy.reason}"),
         soft_wrap=True,
     )
     if report.transfer is not None:
@@ -128,18 +128,18 @@ def show(report: Report, console: Console) -> None:
             f"{one.value or '(empty)'} {one.score:.0%} ({one.low:.0%} to {one.high:.0%})" for one in sliced
         )
         if told:
-            console.print(escape(f"By {column.column}: {told}"), soft_wrap=True)
+            console.print(plain(f"By {column.column}: {told}"), soft_wrap=True)
     _show_forms(report, console)
-    console.print(escape(report.precision_reason), soft_wrap=True)
+    console.print(plain(report.precision_reason), soft_wrap=True)
     for entry in report.tensorrt:
         if entry.engine is not None:
             taken = "kept from before" if entry.kept else f"built in {entry.seconds:.0f} s"
             line = f"TensorRT {entry.version} engine ({entry.precision}, {entry.gpu}), {taken}: {entry.engine}"
-            console.print(escape(line), soft_wrap=True)
+            console.print(plain(line), soft_wrap=True)
     for warning in report.warnings:
-        console.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]note:[/] {plain(warning)}", soft_wrap=True)
     console.print(
-        f"[bold]{escape(report.bundle)}[/]  {report.size_bytes / 1e6:.1f} MB  sha256 {report.bundle_sha256[:16]}  "
+        f"[bold]{plain(report.bundle)}[/]  {report.size_bytes / 1e6:.1f} MB  sha256 {report.bundle_sha256[:16]}  "
         f"{sum(report.seconds.values()):.0f} s",
         soft_wrap=True,
     )
@@ -153,10 +153,10 @@ def _show_score(report: Report, console: Console) -> None:
     for c in score.classes:
         recall = f"{c.recall:.1%}" if c.scored else c.unscored()
         interval = f"{c.low:.0%} to {c.high:.0%}" if c.scored else ""
-        classes.add_row(escape(c.name), recall, interval, str(c.samples), str(c.groups))
+        classes.add_row(plain(c.name), recall, interval, str(c.samples), str(c.groups))
     classes.add_section()
     classes.add_row(
-        escape(report.measure),
+        plain(report.measure),
         percents(score.balanced_accuracy),
         "" if score.balanced_accuracy is None else f"{score.low:.0%} to {score.high:.0%}",
         str(score.samples),
@@ -164,7 +164,7 @@ def _show_score(report: Report, console: Console) -> None:
     )
     console.print(classes)
     if score.balanced_accuracy is None:
-        console.print(f"The {escape(report.measure)} is {NO_TWO_GROUPS}.", soft_wrap=True)
+        console.print(f"The {plain(report.measure)} is {NO_TWO_GROUPS}.", soft_wrap=True)
     elif score.unjudged:
         more = "1 more image is" if score.unjudged == 1 else f"{score.unjudged} more images are"
         console.print(f"{more} of a class that one group has: learned from, and not judged", soft_wrap=True)
@@ -196,7 +196,7 @@ def _show_forms(report: Report, console: Console) -> None:
         )
     console.print(forms)
     for p in report.precisions:
-        console.print(escape(f"{p.precision}, made for {p.profile}: {p.verdict}"), soft_wrap=True)
+        console.print(plain(f"{p.precision}, made for {p.profile}: {p.verdict}"), soft_wrap=True)
 
 
 def _trials(report: Report) -> Table:
@@ -206,12 +206,12 @@ def _trials(report: Report) -> Table:
         table.add_column(head, justify="right")
     for trial in report.strategies:
         if trial.skipped:
-            table.add_row(escape(trial.name), "not run", "", "", "", "")
+            table.add_row(plain(trial.name), "not run", "", "", "", "")
             continue
         gain = trial.against_frozen
         new = [r.recall for r in trial.readiness]
         table.add_row(
-            escape(trial.name) + (" (chosen)" if trial.chosen else ""),
+            plain(trial.name) + (" (chosen)" if trial.chosen else ""),
             f"{trial.balanced_accuracy or 0.0:.1%}",
             f"{trial.auroc or 0.0:.3f}",
             "" if gain is None else f"{gain.points:+.1f} +- {gain.error:.1f}",
@@ -234,7 +234,7 @@ def show_doubtful(report: SetReport, console: Console) -> None:
         soft_wrap=True,
     )
     for one in labels.listed[:_LABELS_SHOWN]:
-        console.print(escape(f"  {one.path}: {one.label}, looks like {one.looks_like}"), soft_wrap=True)
+        console.print(plain(f"  {one.path}: {one.label}, looks like {one.looks_like}"), soft_wrap=True)
 
 
 def show_set(report: SetReport, console: Console) -> None:
@@ -246,13 +246,13 @@ def show_set(report: SetReport, console: Console) -> None:
         table.add_column(head, justify="right")
     for c in report.classes:
         figures = (c.images, c.groups, c.masks, c.brightness, c.contrast, c.sharpness)
-        table.add_row(escape(c.name), *map(str, figures))
+        table.add_row(plain(c.name), *map(str, figures))
     console.print(table)
     for column in report.columns:
         values = ", ".join(f"{one.value or '(empty)'} {one.images}" for one in column.slices)
-        console.print(escape(f"{column.column}: {values}"), soft_wrap=True)
+        console.print(plain(f"{column.column}: {values}"), soft_wrap=True)
     for one in report.refused[:_REFUSED_SHOWN]:
-        console.print(escape(f"refused: {one.path}: {one.reason}"), soft_wrap=True)
+        console.print(plain(f"refused: {one.path}: {one.reason}"), soft_wrap=True)
     if len(report.refused) > _REFUSED_SHOWN:
         console.print(f"and {len(report.refused) - _REFUSED_SHOWN} more files refused; --json lists all of them")
     across = f"{leaks.across_groups} in different groups of the set's own, " if report.groups_named else ""

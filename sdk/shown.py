@@ -40,9 +40,9 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print lines that may hold text from outside."""
-    click.echo(shown_lines(text), err=err)
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines that may hold text from outside: what is in one stays in it."""
+    click.echo("\n".join(map(shown, lines)), err=err)
 
 
 def _escaped(found: re.Match[str]) -> str:

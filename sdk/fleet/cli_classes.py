@@ -56,11 +56,11 @@ def classes(context: click.Context, directory: Path, channel: str, as_json: bool
     for one in found["classes"]:
         say(f"{one['class_id'][:8]}  {one['name']}: {_labels(one['labels'])}")
     for pair in found["proposed"]:
-        say(f"\nmay be one: {pair['words']}\n  {pair['merge']}\n  {pair['apart']}")
+        say("", f"may be one: {pair['words']}", f"  {pair['merge']}", f"  {pair['apart']}")
     for said in found["unheard"]:
-        say(f"\n{said['words']}\n  {said['merge']}\n  {said['apart']}")
+        say("", said["words"], f"  {said['merge']}", f"  {said['apart']}")
     for said in [*found["renamed"], *found["decided"]]:
-        say(f"\n{said['words']}")
+        say("", said["words"])
 
 
 @classes.command(short_help="Make two classes one on every device.")

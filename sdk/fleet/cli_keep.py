@@ -54,7 +54,7 @@ class Compared:
             click.echo(
                 "it has other ids for classes of the same names; once it is published, to make each pair one:"
             )
-            say("\n".join(f"  {merge}" for merge in self.merges))
+            say(*(f"  {merge}" for merge in self.merges))
         say_losses(self.losses)
         if not self.known:
             click.echo(

@@ -70,7 +70,7 @@ def suspects(directory: Path, channel: str, as_json: bool) -> None:
     for one in found["quarantined"]:
         say(f"quarantined: {one['words']}")
     for one in found["suspects"]:
-        say(f"{one['words']}\n  {one['command']}")
+        say(one["words"], f"  {one['command']}")
     if not found["suspects"]:
         click.echo(f"no source of channel {channel} labels against all others")
 
