@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,89 @@ def test_an_address_that_leads_nowhere_is_not_remembered_and_the_right_one_is_ta
     assert (directory / URL_NAME).read_text().strip() == right
     other = headway(capsys, "fleet", "serve", "--dir", directory, "--database", postgres.new_database())
     assert f"mend {directory / URL_NAME}" in other.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told", "hint"),
+    [
+        ("geheim@127.0.0.1:1/fleet?sslmod=require", "does not know: sslmod", "Did you mean sslmode?"),
+        ("geheim@127.0.0.1:1/fleet?autocommit=1", "does not know: autocommit", "libpq"),
+        ("geh@eim@127.0.0.1:1/fleet", "has an @ in its password", "%40"),
+    ],
+)
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_address_that_cannot_be_meant_is_told_in_words_and_without_its_password(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str, told: str, hint: str, by_hand: bool
+) -> None:
+    directory, url = tmp_path / "fleet", f"postgresql://headway:{wrong}"
+    if by_hand:
+        directory.mkdir()
+        (directory / URL_NAME).write_text(f"{url}\n")
+        refused = headway(capsys, "fleet", "devices", "--dir", directory)
+    else:
+        refused = headway(capsys, "fleet", "serve", "--dir", directory, "--database", url)
+        assert not (directory / URL_NAME).exists()
+    assert (refused.code, told in refused.err, hint in refused.err) == (2, True, True), refused
+    assert ("eim" in refused.err, str(directory / URL_NAME) in refused.err) == (False, by_hand)
+
+
+@pytest.mark.parametrize("command", ["serve", "move-store"])
+@pytest.mark.parametrize("given", ["line", "environment", "file", "line without"])
+def test_a_password_that_others_can_read_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, given: str
+) -> None:
+    if command == "move-store":
+        FleetStore(tmp_path / "fleet").close()
+    url = "postgresql://headway:geheim@127.0.0.1:1/fleet"
+    (tmp_path / "address").write_text(f"{url}\n")
+    if given == "environment":
+        monkeypatch.setenv("HEADWAY_DATABASE", url)
+    ways: dict[str, list[object]] = {
+        "line": ["--database", url],
+        "line without": ["--database", url.replace(":geheim", "")],
+        "file": ["--database-file", tmp_path / "address"],
+    }
+    ended = headway(capsys, "fleet", command, "--dir", tmp_path / "fleet", *ways.get(given, []))
+    assert (ended.code, "connection to server" in ended.err) == (2, True), ended
+    assert ended.err.count("every user of this machine") == (given == "line")
+    assert "geheim" not in ended.err
+
+
+def test_a_file_with_no_address_and_two_addresses_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*args: object) -> str:
+        ended = headway(capsys, "fleet", "move-store", "--dir", tmp_path, *args)
+        assert ended.code == 2
+        return ended.err
+
+    file = tmp_path / "address"
+    assert "No such file" in refused("--database-file", file)
+    file.write_bytes(b"\n")
+    assert "is empty" in refused("--database-file", file)
+    file.write_bytes(b"\xff\n")
+    assert "is no text" in refused("--database-file", file)
+    assert "both name a database" in refused("--database-file", file, "--database", "postgresql://h/d")
+    assert "--database-file FILE" in refused()
+
+
+@pytest.mark.broker
+def test_nobody_reads_the_password_of_a_service_that_runs(
+    mosquitto: Mosquitto, postgres: Postgres, tmp_path: Path
+) -> None:
+    directory, file = tmp_path / "fleet", tmp_path / "address"
+    _, url = postgres.new_schema()
+    file.write_text(f"{url}\n")
+    command = [sys.executable, "-m", "sdk.cli", "fleet", "serve", "--dir", str(directory)]
+    command += ["--broker", mosquitto.settings.address, "--database-file", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
+        assert serve.stdout is not None
+        try:
+            assert "ready on" in serve.stdout.readline()
+            assert url.encode() not in Path(f"/proc/{serve.pid}/cmdline").read_bytes()
+            assert (directory / URL_NAME).read_text().strip() == url
+        finally:
+            serve.terminate()
 
 
 def test_a_database_that_cannot_hold_every_name_is_refused(

@@ -94,7 +94,7 @@ def test_a_fleet_that_was_moved_is_what_it_was_and_goes_on(
     before = told_of(fleet)
     url = postgres.new_database()
     refused = headway(capsys, "fleet", "serve", "--dir", fleet, "--database", url)
-    assert f"headway fleet move-store --dir {fleet} --database URL" in refused.err
+    assert f"headway fleet move-store --dir {fleet} --database-file FILE" in refused.err
     moved = headway(capsys, "fleet", "move-store", "--dir", fleet, "--database", url, "--json")
     assert moved.code == 0, moved
     rows = json.loads(moved.out)["rows"]

@@ -18,6 +18,7 @@ import msgspec
 from sdk.errors import BundleError, FleetError, StoreCorrupt
 from sdk.fleet.cli_broker import broker_options, broker_settings
 from sdk.fleet.cli_classes import classes, merged_words
+from sdk.fleet.cli_database import address_of, database_options
 from sdk.fleet.cli_devices import devices
 from sdk.fleet.cli_doctor import doctor
 from sdk.fleet.cli_enroll import enroll, forget, renew, revoke, secure_broker, tls, tls_folder
@@ -97,11 +98,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
     show_default=True,
     help="A channel to serve: a product on like hardware. May be given several times.",
 )
-@click.option(
-    "--database", metavar="URL",
-    help="Keep the fleet in this PostgreSQL database: postgresql://user:password@host/name. Needed once; the "
-    "directory remembers it.",
-)  # fmt: skip
+@database_options("Keep the fleet in this PostgreSQL database. Needed once, the directory remembers it")
 @click.option(
     "--chunks-at", "chunks_url", metavar="URL",
     help="Keep releases' chunks there instead of in the directory: s3://bucket/fleet, or what else fsspec opens. "
@@ -128,7 +125,8 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON 
 def serve(
     directory: Path,
     channels: Sequence[str],
-    database: str | None,
+    url: str | None,
+    url_file: Path | None,
     chunks_url: str | None,
     page_port: int | None,
     chunks_port: int | None,
@@ -157,7 +155,7 @@ def serve(
     settings, secured = broker_settings(directory, here=start_broker, **way)
     for channel in channels:
         _check_channel_name(channel)
-    if database is not None:
+    if (database := address_of(url, url_file)) is not None:
         begin_in(directory, database)
     if chunks_url is not None:
         name_place(directory, chunks_url)

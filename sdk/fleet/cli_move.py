@@ -7,17 +7,15 @@ from pathlib import Path
 import click
 import msgspec
 
+from sdk.fleet.cli_database import address_of, database_options
 from sdk.fleet.cli_trust import dir_option
 
 
 @click.command("move-store", short_help="Move the fleet from SQLite to PostgreSQL.")
 @dir_option
-@click.option(
-    "--database", "url", metavar="URL", required=True,
-    help="An empty PostgreSQL database of its own: postgresql://user:password@host/name.",
-)  # fmt: skip
+@database_options("An empty PostgreSQL database of its own")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def move_store(directory: Path, url: str, as_json: bool) -> None:
+def move_store(directory: Path, url: str | None, url_file: Path | None, as_json: bool) -> None:
     """Move the fleet from the SQLite in its directory to a PostgreSQL database: all of it, or nothing.
 
     Stop `headway fleet serve` first; devices notice nothing but a pause, and labels wait on them. Every hash chain
@@ -26,7 +24,10 @@ def move_store(directory: Path, url: str, as_json: bool) -> None:
     """
     from sdk.fleet.moving import move_store as move
 
-    moved = move(directory, url)
+    address = address_of(url, url_file)
+    if address is None:
+        raise click.UsageError("Name the database: --database-file FILE, or --database URL.")
+    moved = move(directory, address)
     if as_json:
         click.echo(msgspec.json.encode({"rows": moved.rows, "kept": str(moved.kept)}))
         return

@@ -10,11 +10,12 @@ Rules that both keep, each in its own way:
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -124,8 +125,8 @@ def names_already(directory: Path, url: str) -> bool:
     if (directory / DATABASE_NAME).is_file():
         raise FleetError(
             f"{directory} has a fleet in {DATABASE_NAME}",
-            hint=f"Move it: headway fleet move-store --dir {directory} --database URL. For a fleet of its own "
-            "in PostgreSQL name another --dir.",
+            hint=f"Move it: headway fleet move-store --dir {directory} --database-file FILE. For a fleet of "
+            "its own in PostgreSQL name another --dir.",
         )
     return False
 
@@ -139,7 +140,21 @@ def _parsed(url: str) -> str:
         raise FleetError(f"{told[:80]!r} is no address of a database", hint=_EXAMPLE) from error
     if parsed.drivername not in ("postgres", POSTGRES):
         raise FleetError(f"{parsed.drivername} is not supported", hint=_EXAMPLE)
+    if "@" in (parsed.host or ""):  # what stands before it is the end of a password, and is not told
+        raise FleetError(
+            "the address of the database has an @ in its password, or none at its end",
+            hint="Write @ in a password as %40, and / as %2F: postgresql://user:p%40ss@host/name.",
+        )
     return parsed.set(drivername=f"{POSTGRES}+psycopg").render_as_string(hide_password=False)
+
+
+def has_password(url: str) -> bool:
+    """Return whether an address of a database holds a password."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return "@" in url
+    return bool(parsed.password or "password" in parsed.query)
 
 
 _EXAMPLE: Final = "Give a PostgreSQL database: postgresql://user:password@host/name."
@@ -158,7 +173,10 @@ def engine_of(directory: Path) -> Engine:
         url = file.read_text().strip()
     except OSError as error:
         raise FleetError(f"{file}: {error.strerror}", hint="Let this user read it.") from error
-    return engine_at(url)
+    try:
+        return engine_at(url)
+    except FleetError as error:
+        raise FleetError(f"{file}: {error}", hint=error.hint) from error
 
 
 def looking_engine_of(directory: Path) -> Engine:
@@ -199,12 +217,28 @@ def engine_at(url: str) -> Engine:
     """Return the engine of a PostgreSQL database.
 
     Raises:
-        FleetError: that is no address of one, or its client is not installed.
+        FleetError: that is no address of one, or its client is not installed, or has no option of that name.
     """
     try:
-        return _postgres(_parsed(url))
+        engine = _postgres(_parsed(url))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise FleetError("the PostgreSQL client is not installed", hint=installing("postgres")) from error
+    _check_options(engine.url.query)
+    return engine
+
+
+def _check_options(given: Iterable[str]) -> None:
+    """Refuse what libpq would refuse at each connection, and what only Python's client has."""
+    from psycopg import pq
+
+    known = [option.keyword.decode() for option in pq.Conninfo.get_defaults()]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise FleetError(
+                f"the address of the database has an option that PostgreSQL's client does not know: {name[:80]}",
+                hint=f"Did you mean {near[0]}?" if near else "Its options are those of libpq, such as sslmode.",
+            )
 
 
 def _sqlite(file: Path) -> Engine:
