@@ -329,12 +329,17 @@ class LabelLog:
         return StoredCodes(self._db, feature_size)
 
     def has_code(self, sample_id: bytes, space: str) -> bool:
-        """Return whether the last code record for this sample in this feature space is there, and has its code."""
+        """Return whether this device has said a sample's code in this feature space, or its fleet, and it is left.
+
+        Whoever labels a sample says its code too: another device's counts only as long as that device does.
+        """
         row = self._db.row(
-            "SELECT code IS NOT NULL FROM records WHERE sample = ? AND space = ?"
+            "SELECT code IS NOT NULL FROM records WHERE sample = ? AND space = ? AND (device = ? OR device GLOB ?)"
             " ORDER BY counter DESC, device DESC LIMIT 1",
             sample_id,
             bytes.fromhex(space),
+            self._device,
+            f"{FLEET_LOG_PREFIX}*",
         )
         return row is not None and bool(row[0])
 

@@ -67,7 +67,7 @@ class Labelling:
     def entries(self, asked: Sequence[Asked], operator: str) -> tuple[list[Body], dict[bytes, Code]]:
         """Return what to write for labels, and the codes that go with it. Needs the learner's lock.
 
-        A sample whose code is in the log, or among these, brings none.
+        A sample whose code this device or its fleet has said already, or is among these, brings none.
 
         Raises:
             SummedSample: the release has learned from it, and knows it by its sums only.

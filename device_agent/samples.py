@@ -31,19 +31,26 @@ from device_agent.room import Room
 from device_agent.sample import COLUMNS, Sample, SampleStatus, Waiting, from_row
 from sdk.codes import Code
 from sdk.errors import LabelError, StoreFull
-from sdk.labels import Label
+from sdk.labels import FLEET_LOG_PREFIX, Label
 
 IMAGES_NAME: Final = "images"
-CODE_LEFT: Final = (
-    "SELECT 1 FROM records r WHERE r.sample = samples.sample AND {space} AND r.code IS NOT NULL AND NOT EXISTS"
-    " (SELECT 1 FROM records l WHERE l.sample = r.sample AND l.space = r.space"
+_CODES: Final = (
+    "SELECT 1 FROM records {one} WHERE {one}.sample = {sample} AND {one}.space IS NOT NULL"
+    " AND ({one}.device = (SELECT value FROM meta WHERE key = 'device')"
+    f" OR {{one}}.device GLOB '{FLEET_LOG_PREFIX}*')"
+)
+"""A sample's code records that this device goes by: its own and its fleet's. What another device says of a sample
+that was labelled here neither brings a code nor takes one away (docs/labels.md, section 2)."""
+_CODE_LEFT: Final = (
+    f"{_CODES.format(one='r', sample='samples.sample')} AND {{space}} AND r.code IS NOT NULL"
+    f" AND NOT EXISTS ({_CODES.format(one='l', sample='r.sample')} AND l.space = r.space"
     " AND (l.counter, l.device) > (r.counter, r.device))"
 )
-"""Whether the last code record of a sample in a feature space, by the order of the log, has its code."""
+"""Whether the last of these in a feature space, by the order of the log, has its code."""
 _TO_SAY: Final = (
-    f"status = 'labelled' AND NOT EXISTS ({CODE_LEFT.format(space='r.space = ?')})"
-    f" AND (EXISTS ({CODE_LEFT.format(space='r.space IS NOT NULL')})"
-    " OR NOT EXISTS (SELECT 1 FROM records r WHERE r.sample = samples.sample AND r.space IS NOT NULL))"
+    f"status = 'labelled' AND NOT EXISTS ({_CODE_LEFT.format(space='r.space = ?')})"
+    f" AND (EXISTS ({_CODE_LEFT.format(space='TRUE')})"
+    f" OR NOT EXISTS ({_CODES.format(one='r', sample='samples.sample')}))"
 )
 _EVICT_TO: Final = 0.95  # of the pictures' limit, so that not every frame has to look for what must go
 _PRUNE_SHARE: Final = 0.05  # of the samples' limit, that go at once for the same reason

@@ -11,6 +11,8 @@ Rules this module keeps (docs/labels.md):
 - Order is (Lamport counter, device id). Wall time is only a record. The last event on a sample wins; an event
   without a class withdraws the sample.
 - Merging logs is the union of their entries, folded again: idempotent, order-free, overlaps counted once.
+- A code is its labeller's word: a code record counts where its device has labelled the sample, and that of the
+  label that counts before others. What a code says no more, a fleet's own log alone says (section 2).
 - A source that is quarantined does not count, from its first event to a counter, whatever comes when (section 5).
 - A release may know samples by their sums only (docs/labels.md, section 4): their rows are in the digest, their
   codes are nowhere, so no event can change them. Every reader of the release leaves such events out alike.
@@ -298,6 +300,9 @@ class _Coded(Said):
     code_sha256: bytes
 
 
+_NEVER: Final = Order(-1, "")
+
+
 @dataclass(frozen=True, slots=True)
 class _Named(Said):
     name: str
@@ -389,6 +394,8 @@ class Fold:
         self._holds = Holds()
         self._labels: Sayings[_Labelled] = Sayings(self._holds)
         self._codes: Sayings[_Coded] = Sayings(self._holds)
+        # Of samples that several devices spoke of: who has labelled each, and the last of its labels that counts.
+        self._labellers: dict[bytes, dict[str, Order]] = {}
         self._names: Sayings[_Named] = Sayings(self._holds)
         self._apart: Sayings[_Paired] = Sayings(self._holds)  # by both ids, the smaller first
         self._merges: list[_Paired] = []
@@ -441,6 +448,7 @@ class Fold:
                 continue
             self._labels.put(sample, _Labelled(*order, ANYBODY, class_id))
             self._codes.put(sample, _Coded(*order, ANYBODY, group, int(places[i]), code_digest(codes[i])))
+            self._labellers.pop(sample, None)
         for class_id, name in names.items():
             self._names.put(class_id, _Named(*order, ANYBODY, name))
         self._relive()
@@ -463,6 +471,8 @@ class Fold:
             sample = self._sample(body.sample)
             said = _Labelled(*order, self._text(body.operator), self._class(body.class_id))
             self._labels.put(sample, said)
+            if sample in self._labellers:
+                self._note_labeller(self._labellers[sample], said)
             if sample in self._summed:
                 self._answered.add(sample)
         elif isinstance(body, CodeRecord):
@@ -488,14 +498,14 @@ class Fold:
 
     def _enliven(self, sample: bytes) -> None:
         """Bring one sample of the live set up to its label and code."""
-        row = self._digested(sample)
+        coded = self.live(sample)
+        row = self._digested(sample, coded)
         at = bisect_left(self._order, sample)
         there = at < len(self._order) and self._order[at] == sample
         self._order[at : at + there] = [] if row is None else [sample]
         if self._rows is not None:
             self._rows[at * ROW_BYTES : (at + there) * ROW_BYTES] = row or b""
         self._digest = None
-        coded = self.live(sample)
         at = bisect_left(self._coded_order, sample)
         there = at < len(self._coded_order) and self._coded_order[at] == sample
         self._coded_order[at : at + there] = [] if coded is None else [sample]
@@ -508,22 +518,44 @@ class Fold:
         self._order = sorted({*self._coded_order, *self._summed})
         self._rows = self._digest = None
 
-    def _digested(self, sample: bytes) -> bytes | None:
+    def _digested(self, sample: bytes, row: LiveRow | None) -> bytes | None:
         summed = self._summed.get(sample)
         if summed is not None:
             class_id = self.canonical(summed.class_id)
             return live_row_bytes(self._space_bytes, sample, class_id, summed.code_sha256)
-        row = self.live(sample)
         if row is None:
             return None
-        return live_row_bytes(
-            self._space_bytes, sample, self.canonical(row.class_id), self._coded(sample).code_sha256
-        )
-
-    def _coded(self, sample: bytes) -> _Coded:
-        coded = self._codes.get(sample)
+        coded = self._coded(sample)
         assert coded is not None  # its row is live
-        return coded
+        return live_row_bytes(self._space_bytes, sample, self.canonical(row.class_id), coded.code_sha256)
+
+    def _coded(self, sample: bytes) -> _Coded | None:
+        """Return the code record that counts (docs/labels.md, section 2); None where none does."""
+        last = self._codes.get(sample)
+        if last is None:
+            return None
+        label = self._labels.get(sample)
+        if (label is not None and label.device == last.device) or last.device.startswith(FLEET_LOG_PREFIX):
+            return last  # nearly always; what a fleet says covers all before it
+        labellers = self._labellers_of(sample)
+        said = [each for each in self._codes.all_of(sample) if self._holds.counts(each)]
+        fleets = [each for each in said if each.device.startswith(FLEET_LOG_PREFIX)]
+        covers = max(fleets, key=attrgetter("order"), default=None)
+        since = _NEVER if covers is None else covers.order
+        own = [each for each in said if each.device in labellers and each.order > since]
+        return max(own, key=lambda each: (labellers[each.device], each.order), default=covers)
+
+    def _labellers_of(self, sample: bytes) -> dict[str, Order]:
+        labellers = self._labellers.get(sample)
+        if labellers is None:  # kept up from here on: a device may label one sample under any number of names
+            labellers = self._labellers[sample] = {}
+            for said in self._labels.all_of(sample):
+                self._note_labeller(labellers, said)
+        return labellers
+
+    def _note_labeller(self, labellers: dict[str, Order], said: _Labelled) -> None:
+        order = said.order if self._holds.counts(said) else _NEVER
+        labellers[said.device] = max(order, labellers.get(said.device, _NEVER))
 
     def _code(self, order: Order, seq: int, sample: bytes, body: CodeRecord, raw: bytes | None) -> None:
         if raw is not None and len(raw) != self.feature_size:
@@ -531,6 +563,8 @@ class Fold:
                 f"a code of {len(raw)} values came for a space of {self.feature_size}",
                 hint="The sender's feature space id is wrong; its release should be checked.",
             )
+        if raw is None and not order.device.startswith(FLEET_LOG_PREFIX):
+            return  # erased where we have it from: that it counts no more is its fleet's to say
         place = None if raw is None else self._shelf.put(order.device, seq, np.frombuffer(raw, np.int8))
         group = self._group(body.group)
         self._codes.put(sample, _Coded(*order, ANYBODY, group, place, body.code_sha256))
@@ -546,6 +580,8 @@ class Fold:
         if not self._holds.put(Order(entry.counter, entry.device), hold):
             return
         about_samples = [said.recount(body.device) for said in (self._labels, self._codes)]
+        if body.source != MERGES:  # whose code is taken may change where no last word does
+            about_samples.append(any(body.device in labellers for labellers in self._labellers.values()))
         self._names.recount(body.device)
         self._apart.recount(body.device)
         if any(merge.device == body.device for merge in self._merges):
@@ -555,6 +591,7 @@ class Fold:
             self._joined = merges  # as one: `canonical` is asked at any time
             self._rows = self._digest = None
         if any(about_samples):
+            self._labellers.clear()
             self._relive()
 
     def changes(self, record: Record) -> dict[bytes, tuple[LiveRow | None, LiveRow | None]]:
@@ -614,8 +651,11 @@ class Fold:
         """Return the sample's row of the live set, its class before merges; None if it has no row or no code."""
         if sample in self._summed:
             return None
-        label, coded = self._labels.get(sample), self._codes.get(sample)
-        if label is None or label.class_id is None or coded is None or coded.place is None:
+        label = self._labels.get(sample)
+        if label is None or label.class_id is None:
+            return None
+        coded = self._coded(sample)
+        if coded is None or coded.place is None:
             return None
         return LiveRow(sample, label.class_id, coded.group, label.device, label.operator, coded.place, self._shelf)
 
@@ -626,11 +666,29 @@ class Fold:
         """
         found: dict[bytes, str] = {}
         for sample in self._labels:
-            label, coded = self._labels.get(sample), self._codes.get(sample)
+            label = self._labels.get(sample)
             if label is None or label.class_id is None or sample in self._summed:
                 continue
+            coded = self._coded(sample)
             if coded is None or coded.place is None:
                 found[sample] = label.device
+        return found
+
+    def foreign(self) -> Counter[str]:
+        """Return by device of how many samples it said a code that it has not labelled: these count nowhere."""
+        found: Counter[str] = Counter()
+        for sample in self._codes.everybodys():
+            label, last = self._labels.get(sample), self._codes.get(sample)
+            if (
+                label is not None
+                and last is not None
+                and label.device == last.device
+                and self._codes.alone(sample)
+            ):
+                continue
+            theirs = {said.device for said in self._codes.all_of(sample)}
+            theirs -= {said.device for said in self._labels.all_of(sample)}
+            found.update(device for device in theirs if not device.startswith(FLEET_LOG_PREFIX))
         return found
 
     def withdrawn(self) -> frozenset[bytes]:
@@ -711,8 +769,8 @@ class Fold:
         """Return the digest of the live set, 64 hex digits."""
         if self._rows is None:
             self._rows = bytearray()
-            for row in map(self._digested, self._order):
-                self._rows += row or b""
+            for sample in self._order:
+                self._rows += self._digested(sample, self.live(sample)) or b""
         if self._digest is None:
             self._digest = digest_of_rows(self._rows)
         return self._digest

@@ -174,6 +174,10 @@ class Sayings(Generic[S]):
         winner = self._winner.get(key)
         return [*self._others.get(key, {}).values(), *([] if winner is None else [winner])]
 
+    def alone(self, key: bytes) -> bool:
+        """Return whether nobody but the source of the word that counts said anything of this key."""
+        return key not in self._others
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._winner
 

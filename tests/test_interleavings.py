@@ -27,7 +27,7 @@ from sdk.moments import Moments
 
 SPACE, D = "33" * 32, 5
 CLASSES = [bytes([i]) * 16 for i in range(5)]
-SAMPLES = [bytes([50 + i]) * 32 for i in range(12)]
+SAMPLES = [bytes([50 + i]) * 32 for i in range(6)]
 HISTORIES = 1000
 
 
@@ -105,7 +105,7 @@ def test_a_thousand_histories_end_in_one_state_each() -> None:
             restarted.read(each)
         assert straight.state() == shuffled.state() == restarted.state(), f"seed {seed}"
         samples += len(straight.fold.live_set())
-    assert samples > HISTORIES  # they were not all empty
+    assert samples > HISTORIES // 2  # they were not all empty
 
 
 def test_the_moments_do_not_depend_on_batches() -> None:

@@ -307,7 +307,10 @@ def test_the_digest_names_sample_class_and_code_and_nothing_else() -> None:
     assert folded([*base, label("b", 1, 9, SAMPLES[0], CLASSES[0])]).digest() == digest
     assert folded([*base, record("b", 1, 9, DefineClass(CLASSES[0], "x", "op"))]).digest() == digest
     assert folded([*base, label("b", 1, 9, SAMPLES[0], CLASSES[1])]).digest() != digest
-    assert folded([*base, coded("b", 1, 9, SAMPLES[0])]).digest() != digest
+    assert folded([*base, coded("b", 1, 9, SAMPLES[0])]).digest() == digest  # it has not labelled the sample
+    assert (
+        folded([*base, coded("b", 1, 9, SAMPLES[0]), label("b", 2, 10, SAMPLES[0], CLASSES[0])]).digest() != digest
+    )
 
 
 def test_the_digest_is_the_documented_hash() -> None:

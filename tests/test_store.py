@@ -468,6 +468,29 @@ def test_labelled_samples_without_a_code_in_a_new_space_are_found(store: Store) 
     assert not store.log.has_code(second.sample_id, new)
 
 
+def test_what_another_device_says_of_a_sample_labelled_here_neither_brings_a_code_nor_takes_one_away(
+    store: Store,
+) -> None:
+    for number in range(2):
+        store.samples.put(sample_of(number), image_of(number))
+        label(store, sample_of(number))
+    first, second = (sample_of(number) for number in range(2))
+    new, counter = "cd" * 32, max(record.entry.counter for record in store.log.records())
+    chain, said = Chain("evil"), list[Record]()
+    for space, sample, code in ((SPACE, first, None), (new, second, second.code.tobytes())):
+        body = CodeRecord(bytes.fromhex(space), sample.sample_id, "g", code_digest(sample.code))
+        chain, entry = chain.write(body, counter=(counter := counter + 1), wall_time_us=0)
+        said.append(Record(entry, code))
+    store.log.receive(said, 2, "default")
+    assert store.log.has_code(first.sample_id, SPACE)
+    assert not store.log.has_code(second.sample_id, new)
+    assert [each.sample_id for each in store.samples.labelled_without_code(SPACE)] == []
+    assert [each.sample_id for each in store.samples.labelled_without_code(new)] == [
+        first.sample_id,
+        second.sample_id,
+    ]
+
+
 # -- what goes when pictures take too much room
 
 

@@ -484,6 +484,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
             {
                 **_device_row(device, live.get(device.channel), current[device.channel], release_names),
                 "codeless_labels": _codeless(learned.get(device.channel), device.device),
+                "foreign_codes": _foreign(learned.get(device.channel), device.device),
                 "presence": presence(device, heard=away is None),
                 "quarantine": [hold for hold in holds if hold["device"] == device.device],
                 "merged": merged.get(device.device),
@@ -495,6 +496,10 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
 
 def _codeless(learned: Learned | None, device: str) -> int:
     return 0 if learned is None else sum(one == device for one in learned.codeless.values())
+
+
+def _foreign(learned: Learned | None, device: str) -> int:
+    return 0 if learned is None else learned.foreign.get(device, 0)
 
 
 def _channel_row(

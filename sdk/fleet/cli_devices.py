@@ -28,6 +28,11 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
     found = [f"quarantined: {hold['words']}" for hold in device["quarantine"]]
     if device["merged"]:
         found.append(device["merged"])
+    if device["foreign_codes"]:
+        found.append(
+            f"it has said codes of {device['foreign_codes']} samples that it has not labelled. They count "
+            "nowhere, and no agent says such codes: look at who speaks with its certificate"
+        )
     if device["revoked_utc"] is not None:
         return found
     if device["refused"]:

@@ -69,6 +69,8 @@ def suspects(directory: Path, channel: str, as_json: bool) -> None:
         return
     for one in found["quarantined"]:
         say(f"quarantined: {one['words']}")
+    for one in found["foreign_codes"]:
+        say(one["words"])
     for one in found["suspects"]:
         say(one["words"], f"  {one['command']}")
     if not found["suspects"]:
@@ -208,6 +210,15 @@ def suspicion_of(store: FleetStore, channel: str) -> dict[str, Any]:
             {**dataclasses.asdict(each), "words": _words(each), "command": _command(each)} for each in found
         ],
         "quarantined": [hold_row(hold) for hold in learned.holds],
+        "foreign_codes": [
+            {
+                "device": device,
+                "samples": samples,
+                "words": f"{device} has said codes of {samples} samples that it has not labelled; these count "
+                "nowhere",
+            }
+            for device, samples in sorted(learned.foreign.items())
+        ],
     }
 
 

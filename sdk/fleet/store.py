@@ -19,7 +19,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +75,7 @@ class Learned:
         codeless: Samples whose label counts nowhere, since no code in this space is there; with who labelled them.
         erased: Labelled samples whose codes were erased for good (docs/labels.md, section 7); none of `codeless`.
         withdrawn: Samples whose label was taken back.
+        foreign: By device of how many samples it said a code that it has not labelled: these count nowhere.
     """
 
     live: LiveSet
@@ -88,6 +89,7 @@ class Learned:
     codeless: dict[bytes, str] = field(default_factory=dict)
     erased: frozenset[bytes] = frozenset()
     withdrawn: frozenset[bytes] = frozenset()
+    foreign: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -525,6 +527,7 @@ class FleetStore:
                 left,
                 erased,
                 fold.withdrawn(),
+                fold.foreign(),
             )
 
     def _once_named(self, ledger: Ledger, channel: str, unnamed: set[bytes], live: LiveSet) -> dict[bytes, str]:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 from sqlalchemy import func, select
 
+from sdk.compact import Once
 from sdk.errors import UnknownDevice
 from sdk.fleet import fleetlog
 from sdk.fleet.channel_ledger import ChannelLedger
@@ -30,6 +31,7 @@ from sdk.labels import (
     CodeRecord,
     Entry,
     KeepApart,
+    Label,
     MergeClasses,
     Quarantine,
     Record,
@@ -53,28 +55,51 @@ class Taken:
 
 
 class LastCodes:
-    """The last code record of each sample in each feature space: whether it has its code."""
+    """Which samples have a code left in each feature space, by the records that count (docs/labels.md, 2).
+
+    A device's, of a sample that it has labelled, after the last of the fleet's; else the last of the fleet's.
+    Quarantines aside: a code that may return is one.
+    """
 
     def __init__(self) -> None:
-        self._last: dict[tuple[bytes, bytes], tuple[int, str, bool]] = {}
+        self._last: dict[tuple[bytes, bytes], dict[str, tuple[int, str, bool]]] = {}
+        self._labelled: dict[bytes, frozenset[str]] = {}
+        self._devices = Once[frozenset[str]]()
 
     def add(self, record: Record) -> None:
         """Take in one record; order does not matter."""
         entry, body = record.entry, record.entry.body
-        if isinstance(body, CodeRecord):
-            key, said = (body.space, body.sample), (entry.counter, entry.device, record.code is not None)
-            self._last[key] = max(said, self._last.get(key, said))
+        if isinstance(body, Label):
+            known = self._labelled.get(body.sample, frozenset())
+            if entry.device not in known:
+                self._labelled[body.sample] = self._devices(known | {entry.device})
+        if not isinstance(body, CodeRecord):
+            return
+        fleets = entry.device.startswith(FLEET_LOG_PREFIX)
+        if record.code is None and not fleets:
+            return
+        by, said = "" if fleets else entry.device, (entry.counter, entry.device, record.code is not None)
+        words = self._last.setdefault((body.space, body.sample), {})
+        words[by] = max(said, words.get(by, said))
 
     def left(self) -> dict[tuple[bytes, bytes], bool]:
         """Return it by feature space and sample."""
-        return {key: left for key, (_, _, left) in self._last.items()}
+        return {key: left for key, words in self._last.items() if (left := self._left(key[1], words)) is not None}
+
+    def _left(self, sample: bytes, words: Mapping[str, tuple[int, str, bool]]) -> bool | None:
+        labelled = self._labelled.get(sample, frozenset())
+        said = max((word for by, word in words.items() if by in labelled or not by), default=None)
+        return None if said is None else said[2]
 
     def erased_for_good(self, samples: Collection[bytes]) -> frozenset[bytes]:
         """Return those of some samples that had codes, and have none left in any space."""
         if not samples:
             return frozenset()
-        left = {sample for (_, sample), (_, _, code) in self._last.items() if code}
-        return frozenset({sample for _, sample in self._last}.intersection(samples) - left)
+        spoken: dict[bytes, bool] = {}
+        for (_, sample), words in self._last.items():
+            if sample in samples and (left := self._left(sample, words)) is not None:
+                spoken[sample] = left or spoken.get(sample, False)
+        return frozenset(sample for sample, left in spoken.items() if not left)
 
 
 class Arrival(NamedTuple):
@@ -246,7 +271,7 @@ class UnionLedger(ChannelLedger):
         return {row.device: (row.last_seq, row.last_hash) for row in rows}
 
     def codes_left(self, channel: str) -> dict[tuple[bytes, bytes], bool]:
-        """Return of each feature space and sample that has a code record whether the last of these has its code.
+        """Return of each feature space and sample that has a code record that counts whether it has its code.
 
         Cost: the channel's union is read once.
         """
