@@ -16,8 +16,10 @@ import msgspec
 from sdk.durable import appearing_output, sync_path
 from sdk.errors import FleetError, LabelError
 from sdk.fleet.cli_quarantine import by_option, channel_option, dir_option, json_option, who
+from sdk.shown import say
 
 if TYPE_CHECKING:
+    from sdk.fleet.retention import Erased, Found
     from sdk.logrows import Checked
 
 RECORD_NAME: Final = "retention.jsonl"
@@ -152,6 +154,7 @@ def _csv_rows(stream: IO[str], rows: Iterator[dict[str, Any]]) -> None:
     help="Also where a release cannot be read that may bring the samples itself.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be erased.")
+@click.option("--empty-classes", is_flag=True, help="Also all samples of a class that the release brings.")
 @by_option
 @json_option
 def retention(
@@ -161,6 +164,7 @@ def retention(
     live_too: bool,
     unread_too: bool,
     dry_run: bool,
+    empty_classes: bool,
     by: str | None,
     as_json: bool,
 ) -> None:
@@ -200,17 +204,30 @@ def retention(
                 "younger": found.younger,
                 "ahead": found.ahead,
                 "unread": [dataclasses.asdict(one) for one in found.unread],
+                "held": found.held,
+                "brought": found.brought,
+                "emptied": list(found.emptied),
                 "going_back": [dataclasses.asdict(one) for one in back],
             }
 
         answer = told(found.what)
         if not dry_run and found.what:
             found.check_read()  # before anything is noted
+            if not empty_classes:
+                found.check_emptied()
             line = {"utc": now_utc, "by": decided_by}
             _note(directory, {**line, "state": "begun", **answer}, "Nothing is erased; see to the disk first.")
-            erased = erase(store, found)
+            erased = erase(store, found, empty_classes=empty_classes)
             answer = told(erased.what)
             _note(directory, {**line, "state": "done", **answer}, "The codes are erased; note it by hand.")
+    _warn(found)
+    if as_json:
+        click.echo(msgspec.json.encode(answer))
+    else:
+        _show(found, erased, answer, dry_run=dry_run)
+
+
+def _warn(found: Found) -> None:
     if found.ahead:
         click.echo(
             f"this machine's clock is behind, or was ahead: by it {found.ahead} entries of the log came later "
@@ -218,9 +235,9 @@ def retention(
             err=True,
         )
     if found.unread:
-        if live_too:
+        if found.policy.live_too:
             so = "what it brings of these samples counts again should the channel go back to it"
-        elif unread_too:
+        elif found.policy.unread_too:
             so = "what it brings of these samples does not count should the channel go back to it"
         else:
             so = "nothing goes of its feature space, since it may bring the samples itself"
@@ -228,12 +245,21 @@ def retention(
         click.echo(
             f"cannot be read: {named}; {so}. Its bundle puts it back: headway fleet doctor --mend-from", err=True
         )
-    if as_json:
-        click.echo(msgspec.json.encode(answer))
-        return
+
+
+def _show(found: Found, erased: Erased, answer: dict[str, Any], *, dry_run: bool) -> None:
     counts = f"{answer['live_samples']} of them count"
     said = f"codes of {answer['samples']} samples ({counts}), {answer['size_bytes']} bytes"
     click.echo(f"would erase {said}" if dry_run else f"erased {said}")
+    if found.brought:
+        emptied = "".join(f"; class {name} would lose all" for name in found.emptied) if dry_run else ""
+        say(f"of these {found.brought} the release brings itself{emptied}")
+    if found.held:
+        stay = "1 sample keeps" if found.held == 1 else f"{found.held} samples keep"
+        click.echo(
+            f"{stay} codes as old that do not count: of a source that is quarantined, or of a device that has not "
+            "labelled them; see `headway fleet suspects`"
+        )
     if found.younger:
         stay = "1 sample counts" if found.younger == 1 else f"{found.younger} samples count"
         click.echo(

@@ -8,6 +8,9 @@ sample has a code left in another space, its device says it anew when this one i
 How old a code is says the clock by which it came, and that may have been wrong: entries come one after the other,
 so none counts as older than one before it.
 
+Whoever speaks loudest decides nothing here: codes of a source that is quarantined, and of a device that has not
+labelled the sample, neither make another's code due nor keep it young, and take no release's sample along.
+
 A sample's codes go together: in one transaction, side by side in the log, that of the release in service last.
 """
 
@@ -15,15 +18,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
 from sdk.errors import FleetError
+from sdk.fleet.channel_ledger import Publication
 from sdk.fleet.store import FleetStore, Ledger
-from sdk.labels import CodeRecord, Label, Quarantine, Record
+from sdk.labels import FLEET_LOG_PREFIX, CodeRecord, Entry, Label, Quarantine
+from sdk.sources import ANYBODY
 
 AT_ONCE: Final = 256
 """Codes erased in one transaction, to the end of a sample: a running service waits for no more."""
@@ -99,6 +104,10 @@ class Found:
         ahead: How many entries came later than now, by the clock of their day: that one was wrong, or now's is.
         unread: What could not be read of releases that may bring the samples. Without `Policy.live_too` and
             `Policy.unread_too` nothing goes of its feature space.
+        held: How many samples keep codes that are old enough and that do not count: of a source that is
+            quarantined, or of a device that has not labelled the sample.
+        brought: How many of the samples that would count no more the current release brings itself.
+        emptied: The names of its classes of which no sample would count any more.
     """
 
     channel: str
@@ -111,6 +120,9 @@ class Found:
     younger: int
     ahead: int
     unread: tuple[Unread, ...] = ()
+    held: int = 0
+    brought: int = 0
+    emptied: tuple[str, ...] = ()
 
     def check_read(self) -> None:
         """Refuse to erase for good what a release might bring back unseen.
@@ -124,6 +136,19 @@ class Found:
                 "again should the channel go back to it",
                 hint="Put it back from its bundle first: headway fleet doctor --mend-from BUNDLE; or see to the "
                 "place that has its chunks. Where nobody has them: --unread-too.",
+            )
+
+    def check_emptied(self) -> None:
+        """Refuse to erase all that the release knows of a class.
+
+        Raises:
+            FleetError: it would be.
+        """
+        if self.emptied:
+            raise FleetError(
+                f"of {', '.join(map(repr, self.emptied))} no sample would count any more; the release has some",
+                hint="Look with --dry-run, and at `headway fleet suspects`. To erase it all the same: "
+                "--empty-classes.",
             )
 
     def holds(self, ledger: Ledger) -> bool:
@@ -145,9 +170,25 @@ def due(store: FleetStore, channel: str, policy: Policy, now_utc: float) -> Foun
             ledger.spaces_in_use(channel),
         )
         ahead = sum(utc > now_utc for utc in ledger.came(channel))
-    what, younger, unread = _due(store, channel, policy, now_utc, in_use)
+    what, younger, held, unread = _due(store, channel, policy, now_utc, in_use)
     current = None if release is None else release.id
-    return Found(channel, policy, now_utc, what, length, current, in_use, younger, ahead, unread)
+    brought, emptied = _of_release(store, channel, {each.body.sample for each in what if each.live})
+    return Found(
+        channel, policy, now_utc, what, length, current, in_use, younger, ahead, unread, held, brought, emptied
+    )
+
+
+def _of_release(store: FleetStore, channel: str, going: set[bytes]) -> tuple[int, tuple[str, ...]]:
+    """Return how many of some samples the current release brings, and its classes that would have none left."""
+    learned = store.learned(channel) if going else None
+    base = store.current_base(channel) if learned is not None else None
+    if learned is None or base is None:
+        return 0, ()
+    live = learned.live
+    left = {one for sample, one in zip(live.samples, live.class_ids, strict=True) if sample not in going}
+    left |= {live.merged.get(class_id, class_id) for class_id in base.class_ids[len(base.codes) :]}
+    lost = {live.merged.get(class_id, class_id) for class_id in base.class_ids} & {*live.class_ids} - left
+    return len(going.intersection(base.samples)), tuple(sorted(learned.names[class_id] for class_id in lost))
 
 
 def believable(came_utc: Sequence[float], now_utc: float) -> list[float]:
@@ -167,61 +208,160 @@ def believable(came_utc: Sequence[float], now_utc: float) -> list[float]:
     return list(accumulate(times, max))
 
 
+@dataclass
+class _Spoken:
+    """What was said of one sample's code in one feature space.
+
+    Attributes:
+        body: The newest code record.
+        positions: Where there is a code.
+        size_bytes: Of these.
+        came_utc: When the newest that counts came; of those that do not, where none does.
+        by: Whose records they are.
+        counts: Whether one counts (docs/labels.md, section 2): its device has labelled the sample, and is not
+            quarantined; or it is the fleet's.
+    """
+
+    body: CodeRecord
+    positions: list[int] = field(default_factory=list)
+    size_bytes: int = 0
+    came_utc: float = 0.0
+    by: set[str] = field(default_factory=set)
+    counts: bool = False
+
+
+@dataclass
+class _Log:
+    """A channel's log, as far as a policy asks about it.
+
+    Attributes:
+        spoken: By feature space and sample.
+        labelled_by: Which devices have labelled each sample, or taken a label of it back.
+    """
+
+    spoken: dict[tuple[bytes, bytes], _Spoken] = field(default_factory=dict)
+    labelled_by: dict[bytes, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, ledger: Ledger, channel: str, now_utc: float, held: Mapping[str, int]) -> _Log:
+        """Read it whole; `held` says up to which counter each device that is quarantined does not count."""
+        log, coded = cls(), list[tuple[int, Entry, CodeRecord, int | None, float]]()
+        came_utc, position = believable(ledger.came(channel), now_utc), 1
+        while page := ledger.records(channel, position):
+            for at, record in enumerate(page, position):
+                entry, body = record.entry, record.entry.body
+                if isinstance(body, Label):
+                    log.labelled_by.setdefault(body.sample, set()).add(entry.device)
+                elif isinstance(body, CodeRecord):
+                    size = None if record.code is None else len(record.code)
+                    coded.append((at, entry, body, size, came_utc[at - 1]))
+            position += len(page)
+        for at, entry, body, size, came in coded:
+            said = log.spoken.setdefault((body.space, body.sample), _Spoken(body))
+            labelled = entry.device in log.labelled_by.get(body.sample, ())
+            fleets = entry.device.startswith(FLEET_LOG_PREFIX)
+            counts = fleets or (labelled and entry.counter > held.get(entry.device, 0))
+            said.by.add(entry.device)
+            said.positions += [] if size is None else [at]
+            said.size_bytes += size or 0
+            if counts or not said.counts:
+                said.body, said.came_utc, said.counts = body, came, counts
+        return log
+
+
+class _Releases:
+    """What the releases of a channel's feature spaces bring themselves.
+
+    It stays in the bundle whatever is erased here: without it a head would only know less than that brings.
+    """
+
+    def __init__(self, store: FleetStore, published: Mapping[bytes, Publication], unread_too: bool) -> None:
+        self._precision_of, self._published, self._unread_too = store.precision_of, published, unread_too
+        self._samples = {space: store.released(one) for space, one in published.items()}
+        self._missed: set[bytes] = set()
+
+    def bring(self, space: bytes, sample: bytes) -> bool:
+        """Return whether one brings a sample; where it cannot be read it may, unless nobody minds."""
+        samples = self._samples.get(space, {})
+        if samples is None:
+            self._missed.add(space)
+            return not self._unread_too
+        return sample in samples
+
+    def unread(self) -> dict[Unread, None]:
+        """Return, in order, which could not be read though they were asked."""
+        missed = [one for space, one in self._published.items() if space in self._missed]
+        return dict.fromkeys(Unread(one.ref.name, self._precision_of(one)) for one in missed)
+
+
 def _due(
     store: FleetStore, channel: str, policy: Policy, now_utc: float, in_use: AbstractSet[bytes]
-) -> tuple[list[Due], int, tuple[Unread, ...]]:
-    """Return what goes, how many samples stay for the sake of a younger code, and what cannot be read."""
+) -> tuple[list[Due], int, int, tuple[Unread, ...]]:
+    """Return what goes, how many samples stay for the sake of a younger code, how many keep codes that are old
+    enough and do not count, and what cannot be read.
+    """
     learned = store.learned(channel)
     live = frozenset(() if learned is None else learned.live.samples)
     labelled = live if learned is None else live.union(learned.codeless, learned.erased)
     withdrawn = frozenset(() if learned is None else learned.withdrawn)
-    held = frozenset(() if learned is None else (hold.device for hold in learned.holds))
+    holds = [] if learned is None else learned.holds
+    held = frozenset(hold.device for hold in holds)
     with store.read() as ledger:
         published = ledger.published(channel)
-        found: dict[tuple[bytes, bytes], tuple[CodeRecord, list[int], int, float]] = {}
-        may_return: set[tuple[bytes, bytes]] = set()  # of a source that is quarantined: released, it counts again
-        for position, record, came_utc in _coded(ledger, channel, now_utc):
-            body = record.entry.body
-            assert isinstance(body, CodeRecord)
-            key = body.space, body.sample
-            if record.entry.device in held:
-                may_return.add(key)
-            _, positions, size, _ = found.get(key, (body, [], 0, 0.0))
-            size += 0 if record.code is None else len(record.code)
-            positions += [] if record.code is None else [position]
-            found[key] = body, positions, size, came_utc
-    # Their codes are in the bundle whatever is erased here: without them it would only know less than it brings.
-    released = {} if policy.live_too else {space: store.released(one) for space, one in published.items()}
-    out, unreadable = [], set[bytes]()
+        whole = {hold.device: hold.through for hold in holds if hold.operator == ANYBODY}
+        log = _Log.read(ledger, channel, now_utc, whole)
+    releases = _Releases(store, published, policy.unread_too)
+    out, stay = list[Due](), set[bytes]()
     current = None if learned is None else bytes.fromhex(learned.live.space)
-    for (space, sample), (body, positions, size, came_utc) in found.items():
+
+    def gone(key: tuple[bytes, bytes]) -> Due:
+        (space, sample), said = key, log.spoken[key]
         counts = space == current and sample in live
+        return Due(said.body, tuple(said.positions), said.size_bytes, counts, sample in labelled)
+
+    for key, said in log.spoken.items():
+        space, sample = key
+        if not said.positions or (said.came_utc >= now_utc - policy.older_than_s and policy.older_than_s):
+            continue
         retired = space not in in_use
         # In a space that is in use but not the current one, nobody here can say whether the code counts; but that
         # of a sample whose label was taken back does not, such as of a picture that was deleted.
-        nowhere = sample in withdrawn or (space == current and not counts)
-        idle = retired or (nowhere and (space, sample) not in may_return)
-        old = bool(positions) and (came_utc < now_utc - policy.older_than_s or not policy.older_than_s)
-        if not (old and (idle or policy.live_too)):
+        nowhere = sample in withdrawn or (space == current and sample not in live)
+        if said.counts:
+            # Of a source that is quarantined: released, it counts again.
+            idle = retired or (nowhere and not said.by & held)
+            if policy.live_too or (idle and not releases.bring(*key)):
+                out.append(gone(key))
             continue
-        if (brought := released.get(space, {})) is None:  # it may be one of these
-            unreadable.add(space)
-        if policy.unread_too if brought is None else sample not in brought:
-            out.append(Due(body, tuple(positions), size, counts, sample in labelled))
-    in_order = [published[space] for space in published if space in unreadable]
-    unread = dict.fromkeys(Unread(one.ref.name, store.precision_of(one)) for one in in_order)
+        # Nobody who counts said it, so nobody else's sample goes for it; nor what may count again.
+        labellers = log.labelled_by.get(sample, set())
+        nobodys = not labellers and (retired or space == current)
+        if (nobodys or (retired and said.by <= labellers)) and not releases.bring(*key):
+            out.append(gone(key))
+        else:
+            stay.add(sample)
+    unread = releases.unread()
     younger: set[bytes] = set()
     if policy.live_too:
         goes = {(each.body.space, each.body.sample) for each in out}
-        kept = {key[1] for key, (_, positions, _, _) in found.items() if positions and key not in goes}
-        gone = {sample for _, sample in found} - kept
+        counting = {key: said for key, said in log.spoken.items() if said.counts}
+        kept = {key[1] for key, said in counting.items() if said.positions and key not in goes}
+        whole_samples = {sample for _, sample in counting} - kept
         younger = {each.body.sample for each in out if each.live} & kept
         out = [each for each in out if not (each.live and each.body.sample in younger)]
-        bodies, unread = _brought(store, channel, gone, found.keys())
+        # With a sample all its codes go, whoever said them.
+        out += [
+            gone(key)
+            for key, said in log.spoken.items()
+            if not said.counts and said.positions and key[1] in whole_samples and key not in goes
+        ]
+        stay -= whole_samples
+        bodies, more = _brought(store, channel, whole_samples, log.spoken.keys())
+        unread |= more
         for body in bodies:
             counts = body.space == current and body.sample in live
             out.append(Due(body, (), 0, counts, body.sample in labelled))
-    return _by_sample(out, in_use, current), len(younger), tuple(unread)
+    return _by_sample(out, in_use, current), len(younger), len(stay), tuple(unread)
 
 
 def _brought(
@@ -285,15 +425,6 @@ def missing(store: FleetStore, channel: str, what: Sequence[Due]) -> list[Missin
     ]
 
 
-def _coded(ledger: Ledger, channel: str, now_utc: float) -> Iterator[tuple[int, Record, float]]:
-    came_utc, position = believable(ledger.came(channel), now_utc), 1
-    while page := ledger.records(channel, position):
-        for at, record in enumerate(page, position):
-            if isinstance(record.entry.body, CodeRecord):
-                yield at, record, came_utc[at - 1]
-        position += len(page)
-
-
 @dataclass
 class Erased:
     """What was erased.
@@ -309,7 +440,7 @@ class Erased:
     kept: set[bytes] = field(default_factory=set)
 
 
-def erase(store: FleetStore, found: Found) -> Erased:
+def erase(store: FleetStore, found: Found, *, empty_classes: bool = True) -> Erased:
     """Erase codes, and say so in the log; return what was.
 
     What is said while it goes on stands: a sample that is labelled meanwhile, or whose code is said, is left as it
@@ -319,14 +450,17 @@ def erase(store: FleetStore, found: Found) -> Erased:
     goes on.
 
     Raises:
-        FleetError: `Found.check_read`: of what has come meanwhile too.
+        FleetError: `Found.check_read`, of what has come meanwhile too; with `empty_classes` false a class of the
+            release would have no sample left. What was erased before that stays erased.
     """
     erased, heard = Erased(), _Heard(found.length)
-    found.check_read()
-    while not _erase(store, found, erased, heard):
-        found = due(store, found.channel, found.policy, found.now_utc)
+    while True:
         found.check_read()
-    return erased
+        if not empty_classes:
+            found.check_emptied()
+        if _erase(store, found, erased, heard):
+            return erased
+        found = due(store, found.channel, found.policy, found.now_utc)
 
 
 @dataclass

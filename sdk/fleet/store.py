@@ -577,6 +577,16 @@ class FleetStore:
         manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
         return frozenset(bytes.fromhex(entry.id) for entry in manifest.classes)
 
+    def current_base(self, channel: str) -> BaseSamples | None:
+        """Return what a channel's release brings; None without a release.
+
+        Raises:
+            StoreCorrupt, BundleError: it cannot be read.
+        """
+        with self.read() as ledger:
+            publication = ledger.current(channel)
+        return None if publication is None else self._base_of(publication)[2]
+
     def _base_of(self, publication: Publication) -> tuple[PrecisionEntry, Manifest, BaseSamples]:
         files = {file.name: file for file in publication.release.descriptor.files}
         manifest = decode_manifest(self.chunks.read(files[MANIFEST_NAME]))
