@@ -37,12 +37,14 @@ from sdk.fleet.schema import SCHEMA_REVISION, _upgrade, begin_in
 from sdk.fleet.service import session_name
 from sdk.fleet.store import FleetStore
 from sdk.fleet.union_ledger import Arrival
+from sdk.labels import Quarantine
 from sdk.mqtt import MqttSession, MqttSettings
+from sdk.wire import DeviceState, decode_json
 from tests.builders import make_bundle
 from tests.commands import headway
 from tests.other_users import AGENT, as_user, device, needs_root
 from tests.postgres import Postgres
-from tests.simulators import LiveDevice, wait_for
+from tests.simulators import LiveDevice, SimDevice, wait_for
 from tests.test_database_away import PATIENCE_S, Served
 from tests.test_fleet_schema import OLD, make_old, schema_of
 
@@ -195,7 +197,8 @@ def test_who_keeps_the_write_lock_is_named(tmp_path: Path) -> None:
 
 
 def test_a_service_that_writes_much_is_no_stuck_writer(tmp_path: Path) -> None:
-    with FleetStore(tmp_path) as store, store.serving(), store.write():
+    with FleetStore(tmp_path) as store, store.serving(), store.write() as ledger:
+        assert ledger.channels() == [], "it holds the lock from here on"
         assert faults(database.examine(tmp_path)) == []
 
 
@@ -426,6 +429,17 @@ def test_the_clock_is_judged_by_what_was_written_and_by_the_devices(
         (level, True) for level, _ in expected
     ]
     assert all(each.fix for each in found)
+
+
+def test_what_the_fleets_people_decide_is_no_devices_clock(tmp_path: Path) -> None:
+    line = SimDevice("a")
+    line.label(1)
+    with FleetStore(tmp_path) as store, store.write() as ledger:
+        ledger.note_state(decode_json(line.state().payload, DeviceState), seen_utc=NOW)
+        ledger.take("a", line.log, {})
+        ledger.decide("default", [Quarantine("a", "", 0, "camera upside down", "")])
+        assert {one.device for one in ledger.arrivals("default", 200)} == {"a"}
+        assert ledger.arrivals("default", 1) == [], "the newest is the fleet's own"
 
 
 # The devices
