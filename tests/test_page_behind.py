@@ -152,6 +152,8 @@ def test_a_figure_of_a_class_that_was_made_part_of_another_is_told_of_that(devic
     assert after["count"] > before["count"]
     then = behind(device, figure="recall", truth=scratch, head=before["head"])
     assert (then["count"], {each["changed"] for each in then["pictures"]}) == (before["count"], {False})
+    pits = behind(device, figure="recall", truth=pit, head=before["head"])
+    assert {each["changed"] for each in pits["pictures"]} == {False}, "whichever id stands for both"
     assert (then["newest"]["head"], then["newest"]["count"]) == (after["head"], after["count"])
 
 
