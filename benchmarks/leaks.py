@@ -34,7 +34,7 @@ def run(setup: Setup) -> Report:
     for name in setup.sets:
         sample = setup.load(name)
         setup.say(f"{name}: looking for near-duplicates")
-        found = find_near_duplicates(_drawn(sample) if setup.quick else _looks(name))
+        found = find_near_duplicates(drawn_looks(sample) if setup.quick else looks_of(name))
         alone = [str(row) for row in range(len(sample.labels))]
         own = alone if len(set(sample.groups)) == len(sample.groups) else sample.groups.tolist()
         derived, both = joined(alone, found.pairs), joined(own, found.pairs)
@@ -105,7 +105,8 @@ def _grouping(name: str, own: list[str], derived: list[str], threshold: float) -
     )
 
 
-def _looks(name: str) -> list[Look]:
+def looks_of(name: str) -> list[Look]:
+    """Return what the pictures of a set are compared by, in its order."""
     seen: dict[bytes, Look] = {}
     images = open_images(
         shared_folder() / "data" / name, seen=lambda sample, frame: seen.__setitem__(sample, look(frame))
@@ -113,7 +114,7 @@ def _looks(name: str) -> list[Look]:
     return [seen[image.sample_id] for image in images.images]
 
 
-def _drawn(sample: Sample) -> list[Look]:
+def drawn_looks(sample: Sample) -> list[Look]:
     """Return pictures that show the sample's groups, each under lights of its own."""
     looks = []
     for row, group in enumerate(sample.groups):

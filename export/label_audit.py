@@ -16,7 +16,7 @@ what is listed because of it comes last.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -40,7 +40,7 @@ from sdk.score import LeftOut, calibrate, leave_one_group_out
 
 TWIN_TRUST: Final = 3.0
 """What a near-duplicate's label adds to the logarithm of a class's odds: right twenty times as often as wrong. On
-magnetic tile with 30 labels planted wrong (seeds 0 to 4) 1 to 4.5 list the same images but for one."""
+magnetic tile with 30 labels planted wrong (seeds 0 to 4) 2 and 3 find the same ones."""
 SUREST: Final = 1e-3
 """Beside near-duplicates, the least probability that a head gives a class: three of them outweigh any head."""
 HARD_SHARE: Final = 0.1
@@ -266,6 +266,23 @@ def hard_pairs(found: Opinions, given: Ints, groups: Sequence[str]) -> dict[tupl
     }
 
 
+def to_look_at(found: Opinions, given: Ints, hard: Container[tuple[int, int]]) -> list[tuple[int, Why]]:
+    """Return the labels to look at again and what speaks against each, the strongest first.
+
+    Args:
+        found: What is known of n labels.
+        given: (n,) column of each.
+        hard: Pairs of `hard_pairs`.
+    """
+    proposed = found.probabilities.argmax(1)
+    listed: list[tuple[int, Why]] = []
+    for row in np.flatnonzero(found.doubtful(given)).tolist():
+        why = Why.HARD if (int(given[row]), int(proposed[row])) in hard else Why.HEAD
+        listed.append((row, Why.NEAR_DUPLICATE if found.contested[row] else why))
+    order = list(Why)
+    return sorted(listed, key=lambda one: (order.index(one[1]), found.probabilities[one[0], given[one[0]]]))
+
+
 # --- A whole set
 
 
@@ -340,26 +357,23 @@ def audit_labels(
             against[other].append(one)
 
     confirmed = np.array([image.confirmed for image in images.images], bool)
-    listed = np.flatnonzero(found.doubtful(given) & ~confirmed)
     proposed = found.probabilities.argmax(1)
-    findings = _copies(checked, codes, class_ids, calibration)
-    for row in listed.tolist():
-        why = Why.HARD if (int(given[row]), int(proposed[row])) in hard else Why.HEAD
-        findings.append(
-            Finding(
-                path=paths[row],
-                label=names[given[row]],
-                looks_like=names[proposed[row]],
-                probability=float(found.probabilities[row, given[row]]),
-                proposed_probability=float(found.probabilities[row, proposed[row]]),
-                why=(Why.NEAR_DUPLICATE if found.contested[row] else why).value,
-                group=groups[row],
-                against=[Labelled(path=paths[twin], label=names[given[twin]]) for twin in against[row]],
-                unlike=bool(found.unlike[row]),
-            )
+    findings = sorted(_copies(checked, codes, class_ids, calibration), key=lambda each: each.probability)
+    findings += [
+        Finding(
+            path=paths[row],
+            label=names[given[row]],
+            looks_like=names[proposed[row]],
+            probability=float(found.probabilities[row, given[row]]),
+            proposed_probability=float(found.probabilities[row, proposed[row]]),
+            why=why.value,
+            group=groups[row],
+            against=[Labelled(path=paths[twin], label=names[given[twin]]) for twin in against[row]],
+            unlike=bool(found.unlike[row]),
         )
-    order = list(Why)
-    findings.sort(key=lambda each: (order.index(Why(each.why)), each.probability))
+        for row, why in to_look_at(found, given, hard)
+        if not confirmed[row]
+    ]
     agreed = found.judged & (found.said == given)
     return LabelAudit(
         folder=str(images.folder),
