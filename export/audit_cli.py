@@ -154,7 +154,7 @@ def _embedded(
 
     Raises:
         BadImages: there is nothing to compare.
-        HeadwayError: the backbone, its weights or the bundle cannot be used.
+        ExportError, BadFormat: the backbone, its weights or the bundle cannot be used.
     """
     from export.frames import resized_frames
     from export.label_audit import Source, to_embed
@@ -174,13 +174,15 @@ def _embedded(
         return found, Source(loaded.name, loaded.origin.source, loaded.origin.licence)
     from export.judged import features_of
     from sdk.bundle import Bundle
+    from sdk.onnxfile import check_onnx_file
 
     bundle = Bundle.open(bundle_path)
-    entry, lineage, base = bundle.precision(), bundle.manifest.lineage, bundle.base()
+    entry, lineage, base, model = bundle.precision(), bundle.manifest.lineage, bundle.base(), bundle.backbone()
+    check_onnx_file(model, entry.backbone)  # before any runtime sees it
     with log.stage("decode", "Decoding images", len(paths)) as step:
         frames = resized_frames(paths, bundle.manifest.preprocess, None, step)
     with log.stage("features", "Computing features", len(paths)) as step:
-        found = features_of(bundle.backbone(), frames, bundle.manifest.preprocess, step)
+        found = features_of(model, frames, bundle.manifest.preprocess, step)
     fitted = frozenset(sample for sample, seen in zip(base.samples, base.fitted, strict=True) if seen)
     name = f"{lineage.backbone} of {bundle.manifest.name} ({entry.precision})"
     return found, Source(name, lineage.weights_source, lineage.weights_licence, fitted)

@@ -64,7 +64,9 @@ def audit_page(audit: LabelAudit, table: Table, file: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %" if share >= 0.0005 else "under 0.1 %"
+    environment.filters["percent"] = lambda share: (
+        f"{100 * share:.1f}\xa0%" if share >= 0.0005 else "under\xa00.1\xa0%"
+    )
     folder = Path(audit.folder)
     row_of = {row[0]: at for at, row in enumerate(table)}
 
@@ -85,7 +87,7 @@ def audit_page(audit: LabelAudit, table: Table, file: Path) -> None:
     ]
     page = environment.get_template("audit_page.html.j2").render(
         a=audit,
-        counts=[(SAID[why], audit.count(why)) for why in Why if audit.count(why)],
+        counts=[(why.value, SAID[why], audit.count(why)) for why in Why if audit.count(why)],
         sections=[each for each in sections if each[3]],
         more=max(0, len(audit.findings) - SHOWN),
         typical=[(each, [thumbnail(folder / path, SMALL_PX) for path in each.typical]) for each in audit.classes],

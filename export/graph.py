@@ -165,6 +165,8 @@ class OnnxBackbone:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            # By their place, whoever made the file (docs/bundle.md, section 3).
+            self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
         except ORT_ERRORS as error:
             raise ExportError(
                 f"ONNX Runtime {onnxruntime.__version__} does not load the backbone: {_one_line(error)}",
@@ -178,7 +180,7 @@ class OnnxBackbone:
             ParityFailed: ONNX Runtime cannot run it, or gives what is not finite, where torch did.
         """
         try:
-            features = np.asarray(self._session.run([OUTPUT], {INPUT: pixels})[0], np.float32)
+            features = np.asarray(self._session.run([self._output], {self._input: pixels})[0], np.float32)
         except ORT_ERRORS as error:
             raise ParityFailed(
                 f"ONNX Runtime {onnxruntime.__version__} cannot run the backbone: {_one_line(error)}",

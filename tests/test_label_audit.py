@@ -7,6 +7,9 @@ import csv
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +18,31 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 from export.audit_page import audit_page
-from export.label_audit import HARD_GROUPS, Finding, HardPair, LabelAudit, Opinions, Why, hard_pairs, opinions
+from export.check import check
+from export.label_audit import (
+    HARD_GROUPS,
+    Finding,
+    HardPair,
+    LabelAudit,
+    Opinions,
+    Source,
+    Why,
+    audit_labels,
+    hard_pairs,
+    opinions,
+)
+from export.progress import Log, Unheard
 from sdk.cli import main
 from sdk.head import Calibration
 from sdk.images import open_images
 from sdk.score import LeftOut
 from tests.commands import headway
 from tests.test_leaks import texture, under_another_light
+from tests.tiny import picture, tiny_bundle, with_backbone, write_pictures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -274,6 +292,59 @@ def test_no_page_is_wider_than_the_screen(audited: Audited, browser: Browser, wi
     page.goto(audited.page.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == width_px
     page.close()
+
+
+def test_a_bundle_judges_by_its_own_backbone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", classes=("good", "pit"))
+    folder = write_pictures(tmp_path / "set", ("good", "pit"))
+    (folder / "good" / "wrong.png").write_bytes(picture("pit", 50))
+    figures = tmp_path / "audit.json"
+    ended = headway(capfd, "audit", folder, "--bundle", bundle.path, "--json", figures)
+    assert ended.code == 0, ended.err
+    found = json.loads(figures.read_text())
+    assert found["findings"][0]["path"] == "good/wrong.png"
+    assert found["backbone"] == "tiny of tiny (fp32)"
+
+    model = onnx.load_from_string(bundle.backbone())
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    with_backbone(bundle, tmp_path / "elsewhere", model.SerializeToString())
+    ended = headway(capfd, "audit", folder, "--bundle", tmp_path / "elsewhere")
+    assert ended.code == 2
+    assert "error: backbone.fp32.onnx" in ended.err
+
+
+def test_a_stopped_audit_leaves_nothing(tmp_path: Path) -> None:
+    bundle, folder = tiny_bundle(tmp_path / "bundle"), write_pictures(tmp_path / "set", per_class=60)
+    before = sorted(tmp_path.iterdir())
+    files = ("--page", str(tmp_path / "page.html"), "--write-index", str(tmp_path / "labels.csv"))
+    args = [sys.executable, "-u", "-m", "sdk.cli", "audit", str(folder), "--bundle", str(bundle.path), *files]
+    with subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("Found class folders"):
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "stopped: nothing was written" in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_images_that_the_backbone_was_trained_on_are_not_judged_by_the_head(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ("good", "pit"), 20)
+    checked = check(folder, layout=None, unannotated=None, groups=None, log=Log(Unheard()))
+    assert not checked.near.pairs
+    ids = [image.sample_id for image in checked.images.images]
+    looks_like_pit = np.array([label == "pit" for label in checked.images.labels])
+    looks_like_pit[[3, 12]] = True  # both are labelled good
+    noise = np.random.default_rng(0).gamma(4.0, 0.05, (len(ids), 12))
+    features = (noise + looks_like_pit[:, None] * (np.arange(12) < 6) + 0.2).astype(np.float32)
+    paths = [image.path.relative_to(folder).as_posix() for image in checked.images.images]
+    for fitted, listed in ((ids[:10], {12}), ([], {3, 12})):
+        found = audit_labels(checked, features, Source("a", "b", "c", frozenset(fitted)))
+        assert {one.path for one in found.findings} == {paths[row] for row in listed}
+        assert (found.fitted, found.judged) == (len(fitted), len(ids) - len(fitted))
 
 
 def finding(**members: object) -> Finding:
