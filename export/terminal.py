@@ -275,14 +275,15 @@ def show_audit(audit: LabelAudit, page: Path | None, index: Path | None, console
     from export.label_audit import SAID, Why  # numpy, and OpenCV: not for `headway export --help`
 
     console.print(
-        escape(
-            f"\n{audit.images} images, {len(audit.classes)} classes, {audit.groups} groups ({audit.groups_from}); "
+        "\n"
+        + plain(
+            f"{audit.images} images, {len(audit.classes)} classes, {audit.groups} groups ({audit.groups_from}); "
             f"{audit.judged} judged, each by a head that never saw its group, on features of {audit.backbone}"
         ),
         soft_wrap=True,
     )
     for line in unjudged_said(audit):
-        console.print(escape(line), soft_wrap=True)
+        console.print(plain(line), soft_wrap=True)
     count = len(audit.findings)
     if not count:
         console.print(f"No label is less than {audit.below:.0%} probable, or contradicted by a near-duplicate.")
@@ -294,23 +295,23 @@ def show_audit(audit: LabelAudit, page: Path | None, index: Path | None, console
                 console.print(f"  {len(of_it)}: {SAID[why]}")
             for one in of_it[:_FINDINGS_SHOWN]:
                 said = f"{one.label} ({one.probability:.0%}), looks like {one.looks_like}"
-                console.print(escape(f"    {one.path}: {said}"), soft_wrap=True)
+                console.print(plain(f"    {one.path}: {said}"), soft_wrap=True)
             if len(of_it) > _FINDINGS_SHOWN:
                 console.print(f"    and {len(of_it) - _FINDINGS_SHOWN} more")
     if audit.hard:
         pairs = ", ".join(f"{p.label} from {p.looks_like} ({p.called} of {p.judged})" for p in audit.hard)
         console.print(
-            escape(f"Hard to tell apart, so that mostly the head errs, or people mix them up often: {pairs}."),
+            plain(f"Hard to tell apart, so that mostly the head errs, or people mix them up often: {pairs}."),
             soft_wrap=True,
         )
     if audit.disagree and not audit.hard:
         console.print(DISAGREE, soft_wrap=True)
     if page is not None:
-        console.print(f"[bold]{escape(str(page))}[/] shows the pictures, and takes corrections.", soft_wrap=True)
+        console.print(f"[bold]{plain(str(page))}[/] shows the pictures, and takes corrections.", soft_wrap=True)
     if index is not None:
         console.print(
-            f"[bold]{escape(str(index))}[/]: correct its column label, or empty it to leave an image out; then: "
-            f"{escape(f'headway export {audit.folder} --index {index} ...')}",
+            f"[bold]{plain(str(index))}[/]: correct its column label, or empty it to leave an image out; then: "
+            f"{plain(f'headway export {audit.folder} --index {index} ...')}",
             soft_wrap=True,
         )
     if count and page is None and index is None:
