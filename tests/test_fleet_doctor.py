@@ -30,6 +30,7 @@ from sdk.fleet.database import DATABASE_NAME, LOCK_NAME, WRITER_LOCK, engine_of,
 from sdk.fleet.doctor import broker, clock, database, devices, disk, keys, service
 from sdk.fleet.doctor.broker import Way
 from sdk.fleet.doctor.examine import Examination
+from sdk.fleet.doctor.postgres import archived
 from sdk.fleet.doctor.seen import Seen
 from sdk.fleet.one_service import Holder, holder_here
 from sdk.fleet.refusal import Refusal
@@ -307,6 +308,20 @@ def test_a_postgresql_of_another_encoding_is_a_fault(postgres: Postgres, tmp_pat
     engine.dispose()
     (found,) = faults(database.examine(tmp_path))
     assert "encoding is LATIN1" in found.what
+
+
+@pytest.mark.parametrize(
+    ("since", "fails", "level", "words"),
+    [
+        ("2027-01-15 08:00:00", False, Level.GOOD, "the last piece 2027-01-15 08:00:00"),
+        (None, False, Level.GOOD, "the last piece not yet"),
+        ("2027-01-15 08:00:00", True, Level.NOTE, "archive_command fails; the last that went well: 2027-01-15"),
+        (None, True, Level.NOTE, "the last that went well: none"),
+    ],
+)
+def test_a_log_that_is_archived_no_more_is_told(since: str | None, fails: bool, level: Level, words: str) -> None:
+    found = archived(since, fails=fails)
+    assert (found.level, words in found.what, bool(found.fix)) == (level, True, fails)
 
 
 # Its service

@@ -218,14 +218,22 @@ def _archive(connection: Connection) -> Iterator[Finding]:
         "SELECT current_setting('archive_mode'), coalesce(last_failed_time > last_archived_time, "
         "last_failed_time IS NOT NULL), last_archived_time::timestamp(0)::text FROM pg_stat_archiver",
     )
-    if mode == "off":
-        return
-    if fails:
-        yield Finding(
-            "database",
-            Level.NOTE,
-            f"its log is not archived any more: archive_command fails; the last was archived {since or 'never'}",
-            "Look at the server's log, and at the place that archive_command writes to.",
-        )
-    else:
-        yield Finding("database", Level.GOOD, f"its log is archived, the last piece {since or 'not yet'}")
+    if mode != "off":
+        yield archived(since, fails=fails)
+
+
+def archived(since: str | None, *, fails: bool) -> Finding:
+    """Return how a server's log is archived.
+
+    Args:
+        since: When the last piece was, as the server writes it; None for never.
+        fails: The last try has failed.
+    """
+    if not fails:
+        return Finding("database", Level.GOOD, f"its log is archived, the last piece {since or 'not yet'}")
+    return Finding(
+        "database",
+        Level.NOTE,
+        f"its log is not archived: archive_command fails; the last that went well: {since or 'none'}",
+        "Look at the server's log, and at the place that archive_command writes to.",
+    )
