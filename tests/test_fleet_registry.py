@@ -13,6 +13,7 @@ from sdk.fleet.registry import (
     WANT_BURST_CHUNKS,
     Budgets,
     LogReader,
+    Room,
     Seeder,
     Standing,
     Verdict,
@@ -55,6 +56,7 @@ def judged(
     highest: int = 0,
     class_entries: int | None = None,
     classes: frozenset[bytes] = frozenset(),
+    room: Room | None = None,
 ) -> Verdict:
     stored = stored or []
     standing = Standing(Chain(device))
@@ -70,6 +72,7 @@ def judged(
         feature_sizes=SIZES,
         class_entries=class_entries,
         classes=classes,
+        room=room,
     )
 
 

@@ -447,6 +447,7 @@ def _log_line(position: int, record: Record) -> dict[str, Any]:
 
 def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, Any]:
     """Return channels and devices with all they say of themselves, and what ends soon, ready for JSON."""
+    from sdk.expiry import DAY_S
     from sdk.fleet.expiry import ending
     from sdk.fleet.expiry import row as expiry_row
 
@@ -457,6 +458,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
         known = ledger.devices(channel, revoked=True)
         release_names = ledger.release_names()
         away = ledger.broker_away()
+        said = {name: ledger.said_bytes(name, time.time() - DAY_S) for name in channels}
     learned: dict[str, Learned | None] = {}
     damaged: dict[str, str] = {}
     for name in channels:
@@ -485,6 +487,7 @@ def fleet_overview(store: FleetStore, channel: str | None = None) -> dict[str, A
                 **_device_row(device, live.get(device.channel), current[device.channel], release_names),
                 "codeless_labels": _codeless(learned.get(device.channel), device.device),
                 "foreign_codes": _foreign(learned.get(device.channel), device.device),
+                "said_bytes": said.get(device.channel, {}).get(device.device, 0),
                 "presence": presence(device, heard=away is None),
                 "quarantine": [hold for hold in holds if hold["device"] == device.device],
                 "merged": merged.get(device.device),

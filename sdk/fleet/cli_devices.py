@@ -15,6 +15,8 @@ from sdk.fleet.cli_trust import dir_option
 
 PLAIN_COLUMNS: Final = 240
 """Of a table that goes into a file or another program: wide enough that no cell is folded or cut."""
+MUCH_BYTES: Final = 16 * 1024 * 1024
+"""Said in a day: 9,000 codes of 1,584 numbers, more than most stations have labels."""
 NAMED: Final = 5
 """Devices that are named of those whose labels count nowhere, or that run a build which few run."""
 
@@ -26,6 +28,11 @@ def troubles_of(device: dict[str, Any]) -> list[str]:
         device: As `sdk.fleet.cli.fleet_overview` says it.
     """
     found = [f"quarantined: {hold['words']}" for hold in device["quarantine"]]
+    if device["said_bytes"] > MUCH_BYTES:
+        found.append(
+            f"it has said {device['said_bytes'] / 1e6:.0f} MB in the last 24 hours, which all devices keep: a new "
+            "release's codes of very many labels, or look at who speaks with its certificate"
+        )
     if device["merged"]:
         found.append(device["merged"])
     if device["foreign_codes"]:

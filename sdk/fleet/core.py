@@ -30,6 +30,7 @@ from sdk.fleet.reports import Happened, Report
 from sdk.fleet.saying import Saying
 from sdk.fleet.seeding import Seeding
 from sdk.fleet.sharing import Sharing
+from sdk.fleet.spending import Spending
 from sdk.fleet.store import FleetStore, Ledger
 from sdk.fleet.union_ledger import Taken, records_of
 from sdk.fleet.waves import Waves
@@ -78,6 +79,7 @@ class FleetCore:
         self._seeding = Seeding(store, self._saying, self._notices, channels, report)
         self._waves = Waves(store, self._seeding, self._notices, channels, report)
         self._class_entries = Budgets(CLASS_ENTRIES_BURST, CLASS_ENTRIES_PER_S)
+        self._spending = Spending()
         self._classes: set[bytes] = set()  # that somebody has named since the start; each was in a budget
         self._greeted: set[str] = set()  # devices that were told where their log ends since they came online
         self._ahead = Ahead(store.came_back)
@@ -225,9 +227,12 @@ class FleetCore:
 
     def _take(self, ledger: Ledger, device: str, batch: LabelBatch, now: float) -> Taken:
         left = self._class_entries.left(device, now)
-        taken = ledger.take(device, batch.records, self._sizes, left, self._classes)
+        known = ledger.device(device)
+        room = None if known is None else self._spending.room(ledger, device, known.channel, now)
+        taken = ledger.take(device, batch.records, self._sizes, left, self._classes, room)
         self._classes |= taken.verdict.new_classes
         self._class_entries.spend(device, taken.verdict.class_entries, now)
+        self._spending.spend(device, taken.verdict.accepted, now)
         return taken
 
     def _note_event(self, ledger: Ledger, device: str, event: UpdateEvent, now_utc: float) -> Happened:

@@ -40,6 +40,8 @@ CLASS_ENTRIES_PER_S: Final = 120 / 3600
 """What one device may say about classes, their definitions, names and merges: at once the log of a station that
 was by itself for years, then two a minute. Everybody keeps all of it for good, and every page lists it. The first
 label of a class that the service has not heard of counts too: such a class needs no definition."""
+ENTRY_BYTES: Final = 256
+"""What an entry takes in a log beside its code."""
 LOG_WINDOW_BYTES: Final = 2 * 1024 * 1024
 """A device asks again every two seconds while it is behind: about 700 records of d = 1280 a second."""
 LOG_RESEND_S: Final = 5.0
@@ -73,6 +75,18 @@ class Budgets:
 # Labels
 
 AboutClasses = DefineClass | RenameClass | MergeClasses | KeepApart
+
+
+class Room(NamedTuple):
+    """How many bytes a device may say now, and by what rule, in words."""
+
+    size_bytes: int
+    words: str
+
+
+def said_bytes(record: Record) -> int:
+    """Return what a record takes in a log, about."""
+    return ENTRY_BYTES + len(record.code or b"")
 
 
 class Standing(NamedTuple):
@@ -115,6 +129,7 @@ def judge(
     feature_sizes: Mapping[bytes, int],
     class_entries: int | None = None,
     classes: AbstractSet[bytes] = frozenset(),
+    room: Room | None = None,
 ) -> Verdict:
     """Decide which records of a batch extend a device's log.
 
@@ -128,10 +143,11 @@ def judge(
         class_entries: How many entries about classes may be taken now; None for any number. One beyond is refused
             for now: the device sends it again, and what follows, within a minute.
         classes: Those that were named before; a label with any other is about classes too.
+        room: How much may be taken now; None for any amount. What does not fit is refused for now likewise.
     """
     accepted: list[Record] = []
     new_classes: set[bytes] = set()
-    duplicates = about_classes = 0
+    duplicates = about_classes = taken_bytes = 0
     fresh: dict[int, bytes] = {}
 
     def verdict(refused: Refusal | None = None, *, gap: bool = False) -> Verdict:
@@ -156,9 +172,12 @@ def judge(
             costs = isinstance(entry.body, AboutClasses) or first
             if class_entries is not None and about_classes + costs > class_entries:
                 raise _too_many(entry)
+            if room is not None and taken_bytes + said_bytes(record) > room.size_bytes:
+                raise _too_much(entry, room)
         except LabelError as error:
             return verdict(_refusal(entry.seq, str(error)))
         about_classes += costs
+        taken_bytes += said_bytes(record)
         if first and named is not None:
             new_classes.add(named)
         standing = Standing(chain, entry.counter)
@@ -203,6 +222,14 @@ def _too_many(entry: Entry) -> LabelError:
         f"entry {entry.seq} of {entry.device} is one too many about classes: {CLASS_ENTRIES_BURST} may come at "
         f"once, then {hourly} an hour; it and what follows it are taken in their turn",
         hint="If nobody renames, defines or labels with so many there, look at the device.",
+    )
+
+
+def _too_much(entry: Entry, room: Room) -> LabelError:
+    return LabelError(
+        f"entry {entry.seq} of {entry.device} is more than it may say now: {room.words}; it and what follows it "
+        "are taken in their turn",
+        hint="If nobody labels so many there, look at the device.",
     )
 
 

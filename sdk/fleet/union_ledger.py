@@ -20,7 +20,7 @@ from sdk.compact import Once
 from sdk.errors import UnknownDevice
 from sdk.fleet import fleetlog
 from sdk.fleet.channel_ledger import ChannelLedger
-from sdk.fleet.registry import Standing, Verdict, judge
+from sdk.fleet.registry import Room, Standing, Verdict, judge
 from sdk.fleet.tables import ChannelRow, DeviceRow, EntryRow, RestoreRow
 from sdk.labels import (
     FLEET_LOG_PREFIX,
@@ -120,13 +120,14 @@ class UnionLedger(ChannelLedger):
         feature_sizes: Mapping[bytes, int],
         class_entries: int | None = None,
         classes: AbstractSet[bytes] = frozenset(),
+        room: Room | None = None,
     ) -> Taken:
         """Store what a device's batch adds to its log, at the end of its channel's union.
 
         Args:
             device: Whose.
             records: The batch.
-            feature_sizes, class_entries, classes: As of `sdk.fleet.registry.judge`.
+            feature_sizes, class_entries, classes, room: As of `sdk.fleet.registry.judge`.
 
         Raises:
             UnknownDevice: the device was never registered.
@@ -146,6 +147,7 @@ class UnionLedger(ChannelLedger):
             feature_sizes=feature_sizes,
             class_entries=class_entries,
             classes=classes,
+            room=room,
         )
         if any(isinstance(record.entry.body, MergeClasses | KeepApart) for record in verdict.accepted):
             self._hold_merges(channel.name, device)
@@ -215,10 +217,12 @@ class UnionLedger(ChannelLedger):
                 (channel, fleetlog.append(self._session, self._channel(channel), said, counter - 1))
             )
 
-    def own(self, channel: str) -> list[Record]:
-        """Return the records of a channel's own log, in order: what the fleet's people decided."""
+    def own(self, channel: str, *, after: int = 0) -> list[Record]:
+        """Return the records of a channel's own log after a number, in order: what the fleet's people decided."""
         encoded = self._session.scalars(
-            select(EntryRow.record).where(EntryRow.device == fleet_log_of(channel)).order_by(EntryRow.seq)
+            select(EntryRow.record)
+            .where(EntryRow.device == fleet_log_of(channel), EntryRow.seq > after)
+            .order_by(EntryRow.seq)
         )
         return [msgspec.msgpack.decode(record, type=Record) for record in encoded]
 
@@ -264,6 +268,25 @@ class UnionLedger(ChannelLedger):
         """Return when each record of a channel's union came, in order, by the clock of that moment."""
         rows = select(EntryRow.received_utc).where(EntryRow.channel == channel).order_by(EntryRow.position)
         return list(self._session.scalars(rows))
+
+    def said_bytes(self, channel: str, since_utc: float) -> dict[str, int]:
+        """Return how many bytes of a channel's union each device has said since a time, by the service's clock.
+
+        Cost: that of what came since; what came before is not looked at.
+        """
+        low, high = 1, self.log_length(channel) + 1
+        while low < high:  # the first that came since: entries come one after the other
+            middle = (low + high) // 2
+            came = self._session.scalar(
+                select(EntryRow.received_utc).where(EntryRow.channel == channel, EntryRow.position == middle)
+            )
+            low, high = (low, middle) if came is None or came >= since_utc else (middle + 1, high)
+        rows = self._session.execute(
+            select(EntryRow.device, func.sum(func.length(EntryRow.record)))
+            .where(EntryRow.channel == channel, EntryRow.position >= low)
+            .group_by(EntryRow.device)
+        )
+        return {device: int(size_bytes) for device, size_bytes in rows}
 
     def log_ends(self, channel: str) -> dict[str, tuple[int, bytes]]:
         """Return the number and hash of the last entry of every log in a channel's union, the fleet's own too."""
