@@ -353,7 +353,7 @@ def device_row(name: str, **more: Any) -> dict[str, Any]:
     """Return a device as `fleet_overview` says it: online, and with all of the log."""
     row = {"device": name, "channel": "default", "presence": "online", "online": True, "revoked_utc": None}
     row |= {"last_seen_utc": NOW - 60, "quarantine": [], "merged": None, "refused": None, "trust": ""}
-    row |= {"taken_back": False, "space": "s", "other_precision": False, "faults": []}
+    row |= {"taken_back": False, "space": "s", "other_precision": False, "faults": [], "said_bytes": 0}
     return {**row, **more}
 
 
