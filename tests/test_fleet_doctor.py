@@ -354,6 +354,7 @@ def device_row(name: str, **more: Any) -> dict[str, Any]:
     row = {"device": name, "channel": "default", "presence": "online", "online": True, "revoked_utc": None}
     row |= {"last_seen_utc": NOW - 60, "quarantine": [], "merged": None, "refused": None, "trust": ""}
     row |= {"taken_back": False, "space": "s", "other_precision": False, "faults": [], "said_bytes": 0}
+    row |= {"foreign_codes": 0}
     return {**row, **more}
 
 
