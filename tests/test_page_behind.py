@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Dialog, expect
+from playwright.sync_api import Browser, Dialog, Route, expect
 
 from device_agent.heads import Reference
 from device_agent.page.counted import HELD, Counted, CountedHeads
@@ -316,6 +316,27 @@ def test_a_wrong_label_is_found_behind_its_figure_corrected_and_its_place_kept(
         expect(rows.nth(0)).to_contain_text("label taken back")
     said = [label.class_id for label in device.labels()][2 * LOTS :]
     assert said == [class_id("pit"), None, class_id("scratch"), class_id("scratch"), None]
+
+
+@pytest.mark.browser
+def test_a_list_is_gone_through_in_its_order_however_few_come_at_once(shared: Device, browser: Browser) -> None:
+    listed = behind(shared, figure="origin", name="station")["pictures"]
+
+    def three(route: Route) -> None:
+        route.continue_(url=route.request.url.replace("limit=12", "limit=3"))
+
+    with screen(browser, f"{shared.url}quality/pictures?figure=origin&name=station") as on:
+        on.ready()
+        on.page.route("**/api/quality/pictures*", three)
+        on.page.locator("#behind li a").first.focus()
+        on.page.keyboard.press("Enter")
+        on.page.wait_for_url("**/label?*")
+        for each in listed:
+            on.until(f"current && current.sample === '{each['sample']}'")
+            on.settled()
+            on.page.keyboard.press("s")
+        expect(on.page.locator("#walked")).to_be_visible()
+    assert len(listed) == 2 * LOTS
 
 
 @pytest.mark.browser

@@ -177,9 +177,9 @@ TEXTS: Final[dict[str, Text]] = {
     ),
     "js.taken-back": ("✓ label taken back", "✓ Zuordnung zurückgenommen", "✓ 标注已撤回"),
     "js.walk-lost": (
-        "The list has changed; only this picture is shown.",
-        "Die Liste hat sich geändert; gezeigt wird nur dieses Bild.",
-        "列表已变化；仅显示此图像。",
+        "The list is not as it was any more: open it again.",
+        "Die Liste ist nicht mehr, wie sie war: bitte neu öffnen.",
+        "列表已变化，请重新打开。",
     ),
     "js.saving": ("saving…", "wird gespeichert…", "正在保存…"),
     "js.saving-n": ("saving {n}…", "{n} werden gespeichert…", "正在保存 {n} 个…"),

@@ -38,7 +38,7 @@ async function refill() {
       hungry = false;
       if (walk) {
         await lookOn();
-        if (queue.length < AHEAD) queue.push(...await walkOn(AHEAD));
+        await fill();
         if (!current) show(queue.shift() || null);
         else preload();
         continue;
@@ -54,7 +54,8 @@ async function refill() {
       else preload();
     } while (hungry);
   } catch (error) {
-    // The stream says when the device is away.
+    if (walk && error.status) say(t("js.walk-lost"), true);
+    // Else the stream says that the device is away.
   } finally {
     asking = false;
   }
@@ -71,6 +72,14 @@ async function stillAsked() {
   say(text);
   if (defectOf && defectOf.sample === asked) $("defect-wrong").textContent = text;
   next();
+}
+
+// As `refill`, of a list.
+async function fill() {
+  while (queue.length < AHEAD && walksOn()) {
+    const more = await walkOn();
+    queue.push(...more);  // another queue than before, if somebody has answered meanwhile
+  }
 }
 
 // The picture shown, of a list: somebody may have said something else of it, or deleted it.
@@ -663,7 +672,7 @@ async function begin() {
 // Whether what was picked is where the address says; the first picture of the list is it then.
 async function inList() {
   try {
-    queue = await walkOn(AHEAD);
+    await fill();
     if (queue.length && queue[0].sample === byHand) return true;
     say(t("js.walk-lost"), true);
   } catch (error) {

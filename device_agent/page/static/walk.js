@@ -4,7 +4,7 @@
 
 const WALKED = 12;  // pictures of one answer
 
-let walk = null;  // {query, next: place to go on from, count, place: of the picture that is shown}
+let walk = null;  // {query, next: place to go on from, count, place and sample: of the picture that is shown}
 
 function walkFrom(address) {
   const asked = new URLSearchParams(address);
@@ -14,17 +14,14 @@ function walkFrom(address) {
   walk = { query: asked.toString(), next, count: Infinity, place: next };
 }
 
-// Those that come next and are here to be seen, with what the head said that had never seen their part.
-async function walkOn(wanted) {
-  const found = [];
-  while (found.length < wanted && walk.next < walk.count) {
-    const { count, offset, pictures } = await call(`/api/quality/pictures?${walk.query}&offset=${walk.next}&limit=${WALKED}`);
-    pictures.forEach(({ kept, class_id, decision, forced, probability }, i) => {
-      if (kept) found.push({ ...kept, place: offset + i, leftOut: { class_id, decision, forced, probability } });
-    });
-    Object.assign(walk, { next: offset + pictures.length, count: pictures.length ? count : 0 });
-  }
-  return found;
+const walksOn = () => walk.next < walk.count;
+
+// Those of the next few that are here to be seen, with what the head said that had never seen their part.
+async function walkOn() {
+  const { count, offset, pictures } = await call(`/api/quality/pictures?${walk.query}&offset=${walk.next}&limit=${WALKED}`);
+  Object.assign(walk, { next: offset + pictures.length, count: pictures.length ? count : 0 });
+  return pictures.flatMap(({ kept, class_id, decision, forced, probability }, i) =>
+    kept ? [{ ...kept, place: offset + i, leftOut: { class_id, decision, forced, probability } }] : []);
 }
 
 // Says where in the list somebody is, and leads back there; the address is that of the picture shown.
@@ -32,10 +29,9 @@ function drawWalk(sample) {
   $("walk").hidden = !walk;
   $("skip").hidden = !walk;
   $("unsure").hidden = Boolean(walk);
-  $("walked").hidden = !walk || Boolean(sample);
+  $("walked").hidden = !walk || Boolean(sample) || walksOn();
   if (!walk) return;
-  if (sample) walk.place = sample.place;
-  if (sample) walk.sample = sample.sample;
+  if (sample) Object.assign(walk, { place: sample.place, sample: sample.sample });
   const page = Number($("walk").dataset.page), from = walk.place - (walk.place % page);
   const back = `/quality/pictures?${walk.query}${from ? `&offset=${from}` : ""}#p-${walk.sample}`;
   for (const link of document.querySelectorAll("[data-back]")) link.href = back;
