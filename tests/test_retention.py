@@ -41,6 +41,8 @@ EVERYTHING = Policy(0.0, live_too=True)
 SCRATCH = class_id_of("scratch")
 LABELS = AT_ONCE + 44
 """In two feature spaces: more than three transactions take."""
+LONG = 10_000
+"""Others' codes, and as many that say they are erased: seconds to read, where a small release takes one."""
 
 
 @pytest.fixture(scope="module")
@@ -319,5 +321,47 @@ def test_a_device_says_nothing_again_of_a_policy_that_was_cut_short(
                 erase(by_command, found)
         wait_for(lambda: serves("fp32", 0), what="the agent to hear of it")
         move("int8", 0)
+        codes = left(fleet)
+        assert {codes[sample] for sample in own} == {0}
+
+
+@pytest.mark.broker
+def test_a_device_that_was_off_meanwhile_brings_nothing_back_with_its_next_release(
+    images: Path, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """A real device, service and broker. It has the release long before it has read the union."""
+    bundle = two_precisions(tmp_path / "both")
+    site = site_of(images, None, loop=True, rate_fps=50.0, mqtt=MqttTable(host="127.0.0.1", port=mosquitto.port))
+    own = {sample_id((images / f"{i}.png").read_bytes()) for i in range(1, COUNT, 2)}
+    with fleet_of(tmp_path / "fleet", mosquitto) as fleet:
+
+        def serves(agent: Agent, precision: str, labels: int) -> bool:
+            with fleet.read() as ledger:
+                whole = agent.store.log.position("default") == ledger.log_length("default")
+            state = agent.state()
+            there = state.release is not None and state.release.precision == precision
+            done = state.update is not None and state.update.state == UpdateState.COMMITTED.value
+            return whole and there and done and state.own_labels == labels and state.outbox == 0
+
+        with Agent(site) as agent, running(agent):
+            fleet.publish(bundle, channel="default")
+            wait_for(lambda: agent.state().frames > COUNT, what="frames")
+            for sample in own:
+                agent.station.label(sample, class_id("pit"), "ann")
+            wait_for(lambda: serves(agent, "fp32", len(own)), what="labels")
+        with fleet.write() as ledger:
+            ledger.note_state(DeviceState(device="line-2", channel="default", online=True), seen_utc=1.0)
+        line = SimDevice("line-2")
+        for number in range(LONG):
+            say(line, bundle, number)
+        tell(fleet, line)
+        with FleetStore(tmp_path / "fleet") as by_command:
+            erase(by_command, due(by_command, "default", EVERYTHING, LATER))
+        with fleet.read() as ledger:
+            current = ledger.current("default")
+        assert current is not None
+        fleet.publish(with_precision_first(fleet, current, "int8", tmp_path / "int8"), channel="default")
+        with Agent(site) as agent, running(agent):
+            wait_for(lambda: serves(agent, "int8", 0), 150.0, what="the other precision")
         codes = left(fleet)
         assert {codes[sample] for sample in own} == {0}
