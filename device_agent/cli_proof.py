@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 if TYPE_CHECKING:
-    from device_agent.proof import Claim, Proved
+    from device_agent.proof import Proved
+    from device_agent.proof_claim import Claim
+    from device_agent.proof_decision import Again
+    from device_agent.proof_names import Named
+
+UNCHECKED_EXIT: Final = 3
+"""The log holds, and the part's decision is the word of the file alone."""
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -82,8 +88,10 @@ def check(file: Path, bundle_path: Path, log: Path | None, as_json: bool) -> Non
     that the head solved from it decides the part as it was decided.
 
     It needs neither the device nor its fleet, and trusts nothing in the file that it can compute. Who labelled and
-    when, and what was overruled, it cannot: whoever holds the file may write its logs anew. Compare where they end
-    with what `make` said, or give the fleet's log with --log. Exit code 2 where it does not hold.
+    when, what was overruled, and what people called a class, it cannot: whoever holds the file may write its logs
+    anew. Compare where they end with what `make` said, or give the fleet's log with --log.
+
+    Exit code 2 where it does not hold, and 3 where the log does and the part's decision was not checked.
     """
     from device_agent.proof import check_proof
     from sdk.bundle import Bundle
@@ -91,16 +99,21 @@ def check(file: Path, bundle_path: Path, log: Path | None, as_json: bool) -> Non
     proved = check_proof(file, Bundle.open(bundle_path), log)
     if as_json:
         click.echo(json.dumps(_facts(proved), indent=1))
-        return
-    for line in _lines(proved, log):
-        click.echo(_printable(line))
+    else:
+        for line in _lines(proved, log):
+            click.echo(_printable(line))
+    if not proved.holds:
+        raise click.exceptions.Exit(UNCHECKED_EXIT)
 
 
 def _facts(proved: Proved) -> dict[str, Any]:
+    """Return what a proof says as JSON: of what was made again of its part's decision as members of its own."""
     import msgspec
 
     told: dict[str, Any] = msgspec.to_builtins(proved)
-    return {"holds": True, **told}
+    made = told.pop("made") or dict.fromkeys(("again", "unadapted", "named", "unchecked"))
+    checked = None if proved.made is None else not proved.made.unchecked
+    return {"holds": proved.holds, "decision_checked": checked, **told, **made}
 
 
 def _lines(proved: Proved, log: Path | None) -> list[str]:
@@ -122,13 +135,20 @@ def _lines(proved: Proved, log: Path | None) -> list[str]:
         f"{_time(each.first_utc)} to {_time(each.last_utc)}"
         for each in proved.labelled
     ]
+    if (adapted := proved.adapted) is not None:
+        shift = f", and {adapted.shift:.1f} of 127 are taken off its codes on average" if adapted.shift else ""
+        times = "once" if adapted.own_weight == 1 else f"{adapted.own_weight} times"
+        lines.append(f"adapted  an own sample counts {times}{shift}: the device's word")
     if proved.refused:
         lines.append(f"         {proved.refused} entries contradict themselves, and count nowhere")
     counts = ", ".join(f"{name} {count}" for name, count in sorted(proved.classes.items()))
     lines.append(f"classes  {counts}")
     if claim.part is not None:
-        lines += _part_lines(proved)
-    return [*lines, "it holds"]
+        lines += _part_lines(proved, log)
+    if proved.holds:
+        return [*lines, "it holds"]
+    assert proved.made is not None
+    return [*lines, f"the log holds; the decision was not checked: {proved.made.unchecked}"]
 
 
 def _log_lines(proved: Proved, log: Path | None) -> list[str]:
@@ -139,7 +159,8 @@ def _log_lines(proved: Proved, log: Path | None) -> list[str]:
         return [*lines, f"         they are those of {log.name}"]
     return [
         *lines,
-        "         not compared: who labelled and when, and what was overruled, is the word of this file alone",
+        "         not compared: who labelled and when, what was overruled, and what classes are called is the "
+        "word of this file alone",
     ]
 
 
@@ -148,20 +169,39 @@ def _end(device: str, entries: int, last_hash: str, known: int | None = None) ->
     return f"           {device}: {entries}, the last is {last_hash}{since}"
 
 
-def _part_lines(proved: Proved) -> list[str]:
-    part, again = proved.claim.part, proved.again
+def _part_lines(proved: Proved, log: Path | None) -> list[str]:
+    part, made = proved.claim.part, proved.made
     assert part is not None
+    assert made is not None
     lines = [
         f"part     {part.part}, {_time(part.captured_utc)}: {part.verdict}",
         f"         recorded: {part.decision} {part.probability:.1%}, novelty {part.novelty:.3f}",
     ]
-    if again is None:
-        return [*lines, "         its code is not in the file: the decision was not made again"]
+    if made.again is not None:
+        lines.append(f"         made again: {_decision(made.again)}")
+    if made.unadapted is not None:
+        lines.append(f"         with own samples as all others: {_decision(made.unadapted)}")
+    if made.named is not None:
+        lines.append(_named(made.named, log))
+    lines.append(
+        "         its id, code, time, verdict and reason, and how sure its head is, are the device's word"
+    )
+    return lines
+
+
+def _decision(again: Again) -> str:
     by = "" if again.calibrated else " (by the bundle's calibration; this head had none yet)"
-    return [
-        *lines,
-        f"         made again: {again.decision} {again.probability:.1%}, novelty {again.novelty:.3f}{by}",
-    ]
+    return f"{again.decision} {again.probability:.1%}, novelty {again.novelty:.3f}{by}"
+
+
+def _named(named: Named, log: Path | None) -> str:
+    how = "by a merge," if named.merged else "so called by"
+    bundle = f"; the bundle calls it {named.bundle}" if named.bundle else ""
+    word = "" if log is not None else "; the word of this file"
+    return (
+        f"         {named.name}: {how} entry {named.seq} of {named.device}, {named.operator or 'nobody named'}, "
+        f"{_time(named.at_utc)}{bundle}{word}"
+    )
 
 
 def _outcome(claim: Claim) -> str:

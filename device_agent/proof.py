@@ -6,22 +6,23 @@ of every device with its hash (`sdk.logrows`). Folded onto the bundle's own samp
 whose digest the head bears; and the head solved from that must decide the part's code as it was decided.
 
 What the first line says of device, times, of the part's id, verdict and reason, and of the head's calibration and
-adaptation is the device's word. So is what the digest does not cover: who labelled and when, and labels that were
-overruled. Hash chains hold these together, but whoever holds the file can write a chain anew from its first entry:
-they are certain where the ends of the chains are known from elsewhere, as from the fleet's export (`check_proof`).
-All else is computed.
+adaptation is the device's word, and so is the part's code. So is what the digest does not cover: who labelled and
+when, what classes are called (`device_agent.proof_names`), and labels that were overruled. Hash chains hold these
+together, but whoever holds the file can write a chain anew from its first entry: they are certain where the ends
+of the chains are known from elsewhere, as from the fleet's export (`check_proof`).
+All else is computed. A decision that is not made again (`device_agent.proof_decision`) is not said to hold.
 No picture is in it, and of people what the log has, which is an id where the page knows who they are.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -33,117 +34,31 @@ from device_agent.database import disk, open_to_read
 from device_agent.heads_and_updates import HeadRow, head_row
 from device_agent.history import PartRow, newest_of
 from device_agent.label_log import decode_entry
+from device_agent.proof_claim import FORMAT, MAKE_AGAIN, Claim, PartClaim
+from device_agent.proof_decision import Judge, Made, adaptation_of, head_of
+from device_agent.proof_names import NAMING, Names
 from device_agent.schema import MIGRATIONS
-from device_agent.station import UNKNOWN
 from device_agent.store import STORE_NAME
 from device_agent.trial import Base
 from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
-from sdk.codes import Code
 from sdk.durable import appearing_output
 from sdk.errors import ConfigError, LabelError
-from sdk.head import Calibration, Head, solve
-from sdk.labels import (
-    REFUSALS,
-    RELEASE_DEVICE,
-    Chain,
-    DefineClass,
-    Entry,
-    Fold,
-    Label,
-    MergeClasses,
-    Record,
-    RenameClass,
-)
+from sdk.labels import REFUSALS, RELEASE_DEVICE, Chain, Entry, Fold, Label, Record
 from sdk.lineage import Link, lineage
 from sdk.liveset import LiveSet, without
 from sdk.logrows import Checked, check_known, checked_rows, row_of
-from sdk.merges import Merges
 from sdk.moments import UNADAPTED, Adaptation
 from sdk.version import headway_version
 
-FORMAT: Final = "headway-proof-1"
-NOVELTY_OFF: Final = 0.02
-"""A device decides with the factor in seven bits, which may put scores off by half a hundredth
-(`device_agent.decider`): by so much the same code's novelty may differ from the canonical head's."""
-PROBABILITY_OFF: Final = 0.05
-"""The same for its probability, which is steeper."""
-TIE: Final = 0.1
-"""Two classes whose probabilities differ by no more may have changed places by the same rounding."""
 CLOCK_OFF_S: Final = 5.0
 """By so much a head may seem to have begun to serve after what it decided: clocks are set right while it does."""
 LONGEST_WAIT_S: Final = 3600.0
 """No part waits longer for its verdict, of which a proof does not say the time."""
-MAX_ASKED: Final = 500
-"""Learned samples that are asked whether they are unknown."""
 MAX_LINE: Final = 2**20
 """Characters of the first line: a code and a shift of 16,384 numbers have a fifth of it."""
-_NAMING: Final = (DefineClass, RenameClass, MergeClasses)
-_MAKE_AGAIN: Final = "Make the proof again, on the device."
 _NAME_A_PROOF: Final = "Name a file of `headway proof make`."
 _NAME_A_LOG: Final = "Name a .jsonl file of `headway fleet labels export`."
-
-
-class PartClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part that the head decided, as the history has it.
-
-    Attributes:
-        part: Its id.
-        captured_utc: Seconds since 1970.
-        verdict, reason: Of the part.
-        decision: Shown for the tile that decided.
-        probability, novelty: Of that decision.
-        sample: The tile's id, hex.
-        code: The tile's code, hex; None where the device has it no more.
-    """
-
-    part: str
-    captured_utc: float
-    verdict: str
-    reason: str
-    decision: str
-    probability: float
-    novelty: float
-    sample: str
-    code: str | None
-
-
-class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The first line of a proof.
-
-    Attributes:
-        format: `FORMAT`.
-        made_utc: Seconds since 1970.
-        headway: Version that made it.
-        device: Whose head.
-        head: Its number there.
-        created_utc: When it began to serve.
-        space: Feature space id, hex.
-        digest: Of the live set that it was solved from, hex.
-        samples: Size of that.
-        outcome, reason: How its trial ended, and why.
-        calibration, adaptation: As the device stores them, MessagePack in hex; None where it had none of its own.
-        learned: So many entries of the log it had learned.
-        entries: So many follow; what is beyond `learned` took something of it back.
-        part: What it decided; None where nobody asked.
-    """
-
-    format: str
-    made_utc: float
-    headway: str
-    device: str
-    head: int
-    created_utc: float
-    space: str
-    digest: str
-    samples: int
-    outcome: str
-    reason: str
-    calibration: str | None
-    adaptation: str | None
-    learned: int
-    entries: int
-    part: PartClaim | None = None
 
 
 # Making one
@@ -236,7 +151,7 @@ def _count(db: sqlite3.Connection, through: int) -> int:
 def _newest_name(db: sqlite3.Connection, after: int) -> int:
     """Return the arrival number of the last entry after this one that named a class; 0 where there is none."""
     rows = db.execute("SELECT arrival, entry FROM records WHERE sample IS NULL AND arrival > ?", (after,))
-    return max((arrival for arrival, entry in rows if isinstance(decode_entry(entry).body, _NAMING)), default=0)
+    return max((arrival for arrival, entry in rows if isinstance(decode_entry(entry).body, NAMING)), default=0)
 
 
 def _newest(db: sqlite3.Connection) -> int:
@@ -340,24 +255,21 @@ class LogEnd:
 
 
 @dataclass(frozen=True)
-class Again:
-    """The part's decision, made again by the head that the proof gives.
+class Adapted:
+    """How a head counts this station's own samples otherwise than others': the device's word.
 
     Attributes:
-        decision, probability, novelty: As of `PartClaim`.
-        calibrated: By the head's own calibration; else it had none yet, and probability and *unknown*, by the
-            bundle's, need not be those of then.
+        own_weight: An own sample counts as so many.
+        shift: So much is taken off a number of its codes, of 127, on average; 0 is no shift.
     """
 
-    decision: str
-    probability: float
-    novelty: float
-    calibrated: bool
+    own_weight: int
+    shift: float
 
 
 @dataclass(frozen=True)
 class Proved:
-    """What a proof that holds says.
+    """What a proof says whose log, bundle and head hold, and whose decision does not contradict them.
 
     Attributes:
         claim: Its first line.
@@ -369,7 +281,8 @@ class Proved:
         labelled: The others, by who labelled them.
         refused: Entries that contradict themselves, which every device leaves out.
         classes: Class name to samples of the live set.
-        again: The part's decision; None where the proof holds no code of it.
+        adapted: How the head counts own samples; None where as any other.
+        made: The part's decision, made again; None where the proof is of no part.
     """
 
     claim: Claim
@@ -381,7 +294,13 @@ class Proved:
     labelled: tuple[Labelled, ...]
     refused: int
     classes: dict[str, int]
-    again: Again | None
+    adapted: Adapted | None
+    made: Made | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether all of it does: a part's decision too, where it is of one."""
+        return self.made is None or not self.made.unchecked
 
 
 @dataclass
@@ -392,11 +311,10 @@ class _Told:
     refused: int = 0
     said: dict[tuple[bytes, str, str], Entry] = field(default_factory=dict)
     """By sample, device and operator the label of the highest counter: nobody's but the last word can count."""
-    names: dict[bytes, set[str]] = field(init=False)
-    merges: Merges = field(default_factory=Merges)  # whether or not they count
+    names: Names = field(init=False)
 
     def __post_init__(self) -> None:
-        self.names = {class_id: {name} for class_id, name in self.fold.class_names().items()}
+        self.names = Names(self.fold.class_names())
 
     def take(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -405,30 +323,12 @@ class _Told:
             except REFUSALS:
                 self.refused += 1
                 continue
-            self.hear(record)
+            self.names.hear(record)
             entry, body = record.entry, record.entry.body
             if isinstance(body, Label):
                 said = self.said.setdefault((body.sample, entry.device, body.operator), entry)
                 if entry.counter > said.counter:
                     self.said[body.sample, entry.device, body.operator] = entry
-
-    def hear(self, record: Record) -> None:
-        """Note what an entry says of the names of classes, whether or not the head had learned it."""
-        body = record.entry.body
-        if isinstance(body, (DefineClass, RenameClass)):
-            self.names.setdefault(body.class_id, set()).add(body.name)
-        elif isinstance(body, MergeClasses):
-            self.merges.join(body.one, body.other)
-
-    def called(self, name: str, class_id: bytes) -> bool:
-        """Whether a class has ever been called so, by itself or by one that it was made one with.
-
-        One that neither bundle nor log names has its name from an earlier release: any that no other class has.
-        """
-        one = self.merges.canonical(class_id)
-        if any(name in names for each, names in self.names.items() if self.merges.canonical(each) == one):
-            return True
-        return class_id not in self.names and not any(name in names for names in self.names.values())
 
 
 def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:
@@ -438,7 +338,8 @@ def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:
         file: Of `make_proof`.
         bundle: The release that the head belongs to.
         log: The fleet's log, of `headway fleet labels export`: every log of the proof must begin that of its
-            device there. None leaves who labelled, when, and what was overruled to the file's word.
+            device there. None leaves who labelled, when, what was overruled, and what classes are called to the
+            file's word.
 
     Raises:
         LabelError: it is no proof, it was changed, or this is not what the head learned from; or its logs are not
@@ -449,7 +350,8 @@ def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:
         with file.open(encoding="utf-8") as stream:
             claim = _claim(stream.readline(MAX_LINE), file)
             checked = Checked()
-            proved = _check(claim, checked_rows(stream, checked, first=2), checked, bundle)
+            rows = checked_rows(stream, checked, first=2)
+            proved = _check(claim, rows, checked, bundle, compared=log is not None)
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{file} cannot be read: {error}", hint=_NAME_A_PROOF) from error
     return proved if log is None else _compared(proved, log, checked.chains)
@@ -481,14 +383,21 @@ def _claim(line: str, file: Path) -> Claim:
     if claim.part is not None and claim.created_utc > claim.part.captured_utc + LONGEST_WAIT_S:
         raise LabelError(
             f"head {claim.head} began to serve after part {claim.part.part[:64]!r} was decided by another one",
-            hint=_MAKE_AGAIN,
+            hint=MAKE_AGAIN,
         )
     if not 0 <= claim.learned <= claim.entries < 2**53:
-        raise LabelError(f"{file} says {claim.learned} of {claim.entries} entries", hint=_MAKE_AGAIN)
+        raise LabelError(f"{file} says {claim.learned} of {claim.entries} entries", hint=MAKE_AGAIN)
     return claim
 
 
-def _check(claim: Claim, records: Iterator[Record], checked: Checked, bundle: Bundle) -> Proved:
+def _check(
+    claim: Claim,
+    records: Iterator[Record],
+    checked: Checked,
+    bundle: Bundle,
+    *,
+    compared: bool,
+) -> Proved:
     precision = next((e.precision for e in bundle.manifest.precisions if e.space == claim.space), None)
     if precision is None:
         raise LabelError(
@@ -503,13 +412,14 @@ def _check(claim: Claim, records: Iterator[Record], checked: Checked, bundle: Bu
     if checked.entries != claim.entries:
         raise LabelError(
             f"the proof holds {checked.entries} entries of the log where its first line says {claim.entries}",
-            hint=_MAKE_AGAIN,
+            hint=MAKE_AGAIN,
         )
     for record in later:
-        told.hear(record)
-    names = base.fold.class_names()
-    counts = Counter(live.class_ids)
-    counts.update(base.fold.summed_counts())
+        told.names.hear(record)
+    adaptation, made = adaptation_of(claim), None
+    if (part := claim.part) is not None:
+        judge = Judge(part, partial(head_of, claim, base, live), adaptation, base.fold, told.names, compared)
+        made = judge.made(live, calibrated=claim.calibration is not None or claim.learned == 0)
     return Proved(
         claim=claim,
         link=lineage(bundle, [bundle.path.resolve().parent]),
@@ -519,9 +429,28 @@ def _check(claim: Claim, records: Iterator[Record], checked: Checked, bundle: Bu
         released=live.devices.count(RELEASE_DEVICE) + live.summed,
         labelled=_by_people(live, told.said),
         refused=told.refused,
-        classes={names.get(each, f"class {each.hex()[:6]}"): count for each, count in sorted(counts.items())},
-        again=_again(claim, base, live, told),
+        classes=_classes(base.fold, live),
+        adapted=None if adaptation == UNADAPTED else _adapted(adaptation),
+        made=made,
     )
+
+
+def _classes(fold: Fold, live: LiveSet) -> dict[str, int]:
+    """Return how many samples each class has, by name: of several of one name by their ids too."""
+    names = fold.class_names()
+    counts = Counter(live.class_ids)
+    counts.update(fold.summed_counts())
+    shared = Counter(names.get(each) for each in counts)
+    found: dict[str, int] = {}
+    for each, count in sorted(counts.items()):
+        name = names.get(each, "class")
+        found[name if each in names and shared[name] == 1 else f"{name} {each.hex()[:6]}"] = count
+    return found
+
+
+def _adapted(adaptation: Adaptation) -> Adapted:
+    shift = float(np.abs(np.array(adaptation.shift, np.int64)).mean()) if adaptation.shift else 0.0
+    return Adapted(adaptation.own_weight, shift)
 
 
 def _claimed(claim: Claim, base: Base, later: list[Record]) -> LiveSet:
@@ -557,94 +486,3 @@ def _by_people(live: LiveSet, said: Mapping[tuple[bytes, str, str], Entry]) -> t
         if device != RELEASE_DEVICE:
             found.setdefault((device, operator), []).append(said[sample, device, operator].wall_time_us / 1e6)
     return tuple(Labelled(*who, len(at), min(at), max(at)) for who, at in sorted(found.items()))
-
-
-def _again(claim: Claim, base: Base, live: LiveSet, told: _Told) -> Again | None:
-    """Return the part's decision by the head that is solved here from the live set.
-
-    Raises:
-        LabelError: it is another one than the history has.
-    """
-    part = claim.part
-    if part is None or part.code is None or not part.sample:
-        return None
-    head, code = _head_of(claim, base, live), _code_of(part, base)
-    decided = head.decide(code[None])
-    names = base.fold.class_names()
-    best = int(decided.class_index[0])
-    again = Again(
-        decision=UNKNOWN if decided.unknown[0] else names.get(head.class_ids[best], ""),
-        probability=float(decided.probability[0]),
-        novelty=float(decided.novelty[0]),
-        calibrated=claim.calibration is not None or claim.learned == 0,
-    )
-    wrong = _figures_wrong(part, again, head.calibration.novelty_threshold)
-    if not wrong and part.decision != UNKNOWN:
-        p = decided.probabilities[0]
-        as_likely = [head.class_ids[i] for i in np.flatnonzero(p >= p[best] - TIE)]
-        if not any(told.called(part.decision, class_id) for class_id in as_likely):
-            wrong = (
-                f"{names.get(head.class_ids[best], 'no class that has a name')}, recorded {part.decision[:64]!r}"
-            )
-    if not wrong and part.decision == UNKNOWN and _most_are_unknown(head, live):
-        wrong = "by its calibration most of what it has learned is unknown too"
-    if wrong:
-        raise LabelError(
-            f"the head does not decide part {part.part[:64]!r} as the history has it: {wrong}",
-            hint="Its line of the history was changed, or its code. Make the proof again, on the device.",
-        )
-    return again
-
-
-def _head_of(claim: Claim, base: Base, live: LiveSet) -> Head:
-    """Return the head of a live set. How sure it is, and how it counts own samples, the claim says."""
-    calibration, adaptation = base.calibration, UNADAPTED
-    try:
-        if claim.calibration is not None:
-            calibration = msgspec.msgpack.decode(bytes.fromhex(claim.calibration), type=Calibration)
-        if claim.adaptation is not None:
-            adaptation = msgspec.msgpack.decode(bytes.fromhex(claim.adaptation), type=Adaptation)
-    except (ValueError, msgspec.DecodeError) as error:
-        raise LabelError(f"the proof's first line is damaged: {error}", hint=_MAKE_AGAIN) from error
-    if not 0 < calibration.temperature < math.inf or not -math.inf < calibration.novelty_threshold:
-        raise LabelError("the proof's first line has a calibration that no head has", hint=_MAKE_AGAIN)
-    station = base.labelled(live, claim.device)
-    return solve(
-        station.everything,
-        knobs=base.knobs,
-        calibration=calibration,
-        own=station.moments(station.own),
-        adaptation=adaptation,
-    )
-
-
-def _most_are_unknown(head: Head, live: LiveSet) -> bool:
-    """Whether a head calls half of what it was made from unknown: by left-out scores none does."""
-    some = np.unique(np.linspace(0, max(0, len(live.samples) - 1), MAX_ASKED).astype(np.int64))
-    return len(live.samples) > 0 and bool(head.decide(live.codes[some]).unknown.mean() > 0.5)
-
-
-def _code_of(part: PartClaim, base: Base) -> Code:
-    try:
-        code = np.frombuffer(bytes.fromhex(part.code or ""), np.int8)
-    except ValueError as error:
-        raise LabelError(f"the part's code is damaged: {error}", hint=_MAKE_AGAIN) from error
-    if len(code) != base.fold.feature_size:
-        raise LabelError(f"the part's code has {len(code)} numbers", hint=_MAKE_AGAIN)
-    return code
-
-
-def _figures_wrong(part: PartClaim, again: Again, threshold: float) -> str:
-    """Return what of a recorded decision's figures cannot be of this head, in words; empty where all can."""
-    # Below nought a code lies at the mean of a class, and the logarithm tells rounding apart.
-    then, now = max(part.novelty, 0.0), max(again.novelty, 0.0)
-    near = NOVELTY_OFF * max(1.0, abs(then))
-    if not abs(now - then) <= near:  # so that what is no number is refused too
-        return f"novelty {again.novelty:.4f}, recorded {part.novelty:.4f}"
-    if not again.calibrated:
-        return ""
-    if not abs(again.probability - part.probability) <= PROBABILITY_OFF:
-        return f"{again.probability:.1%} sure, recorded {part.probability:.1%}"
-    if (again.decision == UNKNOWN) != (part.decision == UNKNOWN) and abs(now - threshold) > near:
-        return f"{again.decision}, recorded {part.decision[:64]!r}"
-    return ""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.proof import _Told
+from device_agent.proof_names import Names
 from sdk.labels import Body, Chain, DefineClass, Fold, KeepApart, Label, MergeClasses, Record, RenameClass
 from sdk.merges import Merges
 from tests.cost import lines_run
@@ -124,15 +124,29 @@ def test_an_entry_costs_no_walk_over_the_samples(what: str) -> None:
     assert cost(what, 200, samples=400) < 5 * cost(what, 200, samples=40)
 
 
-def test_what_a_class_has_been_called_is_found_in_one_look() -> None:
-    """Of all that were ever said to be one with it, whether or not that counts."""
+NAMINGS: dict[str, Callable[[int], Body]] = {
+    "merges into ever smaller ids": falling,
+    "ever new classes of one name": lambda k: DefineClass((2**99 + k).to_bytes(16, "big"), "scratch", "op"),
+    "two classes that take a name in turns": lambda k: RenameClass(IDS[k % 2], f"scratch{k % 3 or ''}", "op"),
+    "one name again and again": lambda _: RenameClass(IDS[0], "scratch", "op"),
+}
+
+
+@pytest.mark.parametrize("what", NAMINGS)
+def test_a_proof_finds_in_few_looks_what_a_class_has_been_called(what: str) -> None:
+    """Of all that were ever named so, or said to be one with it, whether or not that counts."""
 
     def looked_up(length: int) -> int:
-        told = _Told(of_release(8))
-        told.take(log_of("merges into ever smaller ids", length))
-        last = falling(length).one
-        assert told.called(IDS[7].hex(), last)
-        assert not told.called(IDS[6].hex(), last)
-        return lines_run(lambda: told.called("none", last))
+        names, chain = Names({each: each.hex() for each in IDS}), Chain("evil")
 
-    assert looked_up(200) < 2 * looked_up(100)
+        def work() -> None:
+            nonlocal chain
+            for k in range(length):
+                chain, entry = chain.write(NAMINGS[what](k), counter=k + 1, wall_time_us=0)
+                names.hear(Record(entry))
+            for name in ("scratch", IDS[7].hex(), "none"):
+                names.called(name, [IDS[0], falling(length).one], lambda each: each, compared=False)
+
+        return lines_run(work)
+
+    assert looked_up(400) < 3 * looked_up(200)

@@ -22,7 +22,8 @@ from device_agent.camera import Shot
 from device_agent.heads_and_updates import Outcome
 from device_agent.history import FILE_NAME, FOLDER_NAME, History, greatest_head, newest_of, read_history
 from device_agent.parts import Finding, Part
-from device_agent.proof import Claim, check_proof, make_proof
+from device_agent.proof import check_proof, make_proof
+from device_agent.proof_claim import Claim
 from device_agent.station import Station
 from device_agent.store import Store
 from device_agent.withdrawn import is_alone
@@ -95,15 +96,17 @@ def test_it_says_who_taught_what_and_where_the_release_is_from(
     ]
     assert proved.devices == ("line-1", "line-2")
     assert proved.link.bundle_sha256 == confused.digest()
-    assert proved.again is None
+    assert proved.made is None
 
 
 @pytest.mark.parametrize("part", ["pit300", "pit301"])
 def test_the_decision_is_made_again(station: Station, confused: Bundle, tmp_path: Path, part: str) -> None:
     claim = proof_of(station, tmp_path, part=part)
-    again = check_proof(tmp_path / "proof.jsonl", confused).again
-    assert again is not None
+    made = check_proof(tmp_path / "proof.jsonl", confused).made
+    assert made is not None
+    assert made.again is not None
     assert claim.part is not None
+    again = made.again
     assert again.decision == claim.part.decision
     assert again.probability == pytest.approx(claim.part.probability, abs=0.01)
 
@@ -500,7 +503,7 @@ def test_a_class_may_have_been_renamed_since(station: Station, confused: Bundle,
         claim = proof_of(station, tmp_path, part=part)
         assert claim.part is not None
         shown.add(claim.part.decision)
-        assert check_proof(tmp_path / "proof.jsonl", confused).again is not None
+        assert check_proof(tmp_path / "proof.jsonl", confused).holds
     assert shown == {"scratch", "groove"}  # what this release takes pits for
 
 
@@ -515,7 +518,7 @@ def test_a_class_may_have_its_name_from_an_earlier_release_alone(tmp_path: Path)
         claim = proof_of(station, tmp_path, part="good200")
         assert claim.part is not None
         assert claim.part.decision == f"good ({class_id('good').hex()[:6]})"
-        assert check_proof(tmp_path / "proof.jsonl", after).again is not None
+        assert check_proof(tmp_path / "proof.jsonl", after).holds
         for name in ("good", "pit"):
             changed = tampered(tmp_path / "proof.jsonl", of_part(decision=name))
             with pytest.raises(LabelError, match="does not decide part"):
