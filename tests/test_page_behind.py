@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import html
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -371,6 +373,27 @@ def test_the_slider_leads_to_the_pictures_behind_the_rate_that_it_shows(shared: 
         on.page.locator("#escapes-behind").click()
         expect(on.page.locator("#behind-count")).to_have_text(f"{count} of {of} pictures")
         expect(on.page.locator("#other-rule")).to_be_visible()
+
+
+def test_every_figure_of_the_pages_leads_to_as_many_pictures_as_it_says(shared: Device) -> None:
+    report = shared.http.get("/api/quality").json()
+    head = report["head"]["number"]
+    pages = {path: shared.http.get(path).text for path in ("/quality", "/learned")}
+    links = {
+        path: [html.unescape(each) for each in re.findall(r'<a class="figure"[^>]* href="([^"]+)"', text)]
+        for path, text in pages.items()
+    }
+    cells = [n for row in report["confusion"] for n in [*row["counts"], row["unknown"]] if n]
+    costs = [n for n in (report["operating"]["by_class"][each]["count"] for each in ("escapes", "overkill")) if n]
+    rows = [sum(row["counts"]) + row["unknown"] for row in report["confusion"]]
+    slices = [each["right"]["samples"] for each in report["slices"]]
+    counted = [
+        len(re.findall("<li class=", shared.http.get(f"{link}&limit=200").text)) for link in links["/quality"]
+    ]
+    assert sorted(counted) == sorted([*cells, *costs, *rows, *slices])
+    recalls = [f"/quality/pictures?figure=recall&truth={row['id']}&head={head}" for row in report["confusion"]]
+    assert sorted(links["/learned"]) == sorted(recalls)
+    assert {f"head={head}" in link for link in links["/quality"]} == {True}
 
 
 def test_a_link_to_a_head_that_is_gone_shows_the_newest_and_says_so(shared: Device) -> None:
