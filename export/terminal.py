@@ -230,7 +230,7 @@ def show_doubtful(report: SetReport, console: Console) -> None:
     console.print(
         f"Labels to look at again: {labels.doubtful} of {labels.judged} judged ({labels.learned} learned from) "
         f"are less than {labels.below:.0%} probable. {disagree}--images-page shows "
-        "their pictures, --json has up to 200; of the others `headway evaluate --part all` says the same.",
+        "their pictures, --json has up to 200; `headway audit` judges the whole set and takes corrections.",
         soft_wrap=True,
     )
     for one in labels.listed[:_LABELS_SHOWN]:

@@ -255,6 +255,10 @@ def test_labels_corrected_on_the_page_are_saved_and_not_listed_again(
     card = {path: page.locator("figure", has_text=path).first for path in (ODD, *WHOLE)}
     card[ODD].get_by_role("button", name="It is bar").click()
     card[WHOLE[0]].get_by_role("button", name="It is bar").click()  # somebody insists
+    assert not card[WHOLE[1]].get_attribute("class"), "the control: nobody said anything of it yet"
+    card[WHOLE[0]].get_by_role("button", name="So is the other of its group").click()
+    assert card[WHOLE[1]].get_attribute("class") == "kept"
+    assert page.locator(".too:visible").count() == 0
     card[WHOLE[1]].get_by_role("combobox").select_option("blot")
     card[WHOLE[1]].get_by_role("combobox").select_option("good")
     copy = page.locator("figure[data-row]").first
