@@ -125,7 +125,7 @@ def listing(
         layout: How it is kept; None finds out.
         unannotated: Label of COCO images without annotations; None refuses them.
         index: A file that lists them instead of what the folder itself has, such as corrected labels; it may lie
-            anywhere, its paths are relative to the folder. None: as the folder is kept.
+            anywhere, its paths are relative to the folder, its order says nothing. None: as the folder is kept.
 
     Raises:
         BadImages: no such folder, it is not kept as `layout` says, or there is an index and another layout.
@@ -148,6 +148,8 @@ def listing(
             raise BadImages(f"{folder} is not a folder", hint=hint)
         if index is not None:
             found = _from_index(folder, index)
+            # Whoever corrected it may have sorted it, and near-duplicates and training draw by the order.
+            found = replace(found, entries=sorted(found.entries, key=lambda entry: entry.path))
         else:
             if layout is None:
                 layout = detect(folder)

@@ -428,7 +428,7 @@ def test_an_index_that_lies_elsewhere_lists_the_images_instead(tmp_path: Path) -
     before = sorted(root.rglob("*"))
     index = write(
         tmp_path / "fixed.csv",
-        "\ufeffpath,label,audit_why,group,lot\ngood/0.png,Öl,looks like Öl,g1,7\ngood/1.png,good,,g2,8\n".encode(),
+        "\ufeffpath,label,audit_why,group,lot\ngood/1.png,good,,g2,8\ngood/0.png,Öl,looks like Öl,g1,7\n".encode(),
     )
     images = open_images(root, index=index)
     assert [(i.path, i.label, i.group, i.columns) for i in images.images] == [
