@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from device_agent.proof import Proved
     from device_agent.proof_claim import Claim
-    from device_agent.proof_decision import Again
+    from device_agent.proof_decision import Again, Pictured
     from device_agent.proof_names import Named
 
 UNCHECKED_EXIT: Final = 3
@@ -30,6 +30,8 @@ def proof() -> None:
       headway proof make site.toml --part 4711 --out 4711.proof.jsonl
     Anywhere else, with the bundle that served then:
       headway proof check 4711.proof.jsonl bundle/
+    And is it about this picture?
+      headway proof check 4711.proof.jsonl bundle/ --picture 4711.jpg
     """
 
 
@@ -70,7 +72,7 @@ def make(site_file: Path, out: Path, part: str | None, head: int | None, as_json
     for device, chain in sorted(checked.chains.items()):
         click.echo(_end(device, chain.seq, chain.last_hash.hex()))
     if claim.part is not None and claim.part.code is None:
-        click.echo("the part's code is no longer here: its decision cannot be made again from this file")
+        click.echo("the part's code is no longer here: its decision can be made again with its picture only")
 
 
 @proof.command(short_help="Check a proof against the bundle that served.")
@@ -82,21 +84,29 @@ def make(site_file: Path, out: Path, part: str | None, head: int | None, as_json
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="The fleet's log, of `headway fleet labels export`: the proof's logs must be its.",
 )
+@click.option(
+    "--picture",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="The part's picture, or the camera's frame that it was cut out of: its code must be the proof's.",
+)
 @_JSON
-def check(file: Path, bundle_path: Path, log: Path | None, as_json: bool) -> None:
+def check(file: Path, bundle_path: Path, log: Path | None, picture: Path | None, as_json: bool) -> None:
     """Check a proof: every hash of the log, that bundle and log give the live set whose digest the head bears, and
     that the head solved from it decides the part as it was decided.
 
     It needs neither the device nor its fleet, and trusts nothing in the file that it can compute. Who labelled and
     when, what was overruled, and what people called a class, it cannot: whoever holds the file may write its logs
-    anew. Compare where they end with what `make` said, or give the fleet's log with --log.
+    anew. Compare where they end with what `make` said, or give the fleet's log with --log. Nor can it know of
+    which picture the part's code is. Give that with --picture, from elsewhere than the file: by its SHA-256 it
+    must be the one that was decided, and the bundle's backbone makes its code again on this machine.
 
     Exit code 2 where it does not hold, and 3 where the log does and the part's decision was not checked.
     """
     from device_agent.proof import check_proof
     from sdk.bundle import Bundle
 
-    proved = check_proof(file, Bundle.open(bundle_path), log)
+    proved = check_proof(file, Bundle.open(bundle_path), log, picture)
     if as_json:
         click.echo(json.dumps(_facts(proved), indent=1))
     else:
@@ -111,7 +121,7 @@ def _facts(proved: Proved) -> dict[str, Any]:
     import msgspec
 
     told: dict[str, Any] = msgspec.to_builtins(proved)
-    made = told.pop("made") or dict.fromkeys(("again", "unadapted", "named", "unchecked"))
+    made = told.pop("made") or dict.fromkeys(("again", "unadapted", "picture", "named", "unchecked"))
     checked = None if proved.made is None else not proved.made.unchecked
     return {"holds": proved.holds, "decision_checked": checked, **told, **made}
 
@@ -183,9 +193,14 @@ def _part_lines(proved: Proved, log: Path | None) -> list[str]:
         lines.append(f"         with own samples as all others: {_decision(made.unadapted)}")
     if made.named is not None:
         lines.append(_named(made.named, log))
+    if made.picture is not None:
+        lines += _picture_lines(made.picture)
+    code = "" if made.picture is not None else " code,"
     lines.append(
-        "         its id, code, time, verdict and reason, and how sure its head is, are the device's word"
+        f"         its id,{code} time, verdict and reason, and how sure its head is, are the device's word"
     )
+    if made.picture is None and made.again is not None:
+        lines.append("         of which picture that code is, --picture tells")
     return lines
 
 
@@ -202,6 +217,23 @@ def _named(named: Named, log: Path | None) -> str:
         f"         {named.name}: {how} entry {named.seq} of {named.device}, {named.operator or 'nobody named'}, "
         f"{_time(named.at_utc)}{bundle}{word}"
     )
+
+
+def _picture_lines(picture: Pictured) -> list[str]:
+    """Return what the part's picture says; what the difference of two codes means, too."""
+    it = "the tile that was decided lies in it" if picture.cut else "it is the one that was decided"
+    lines = [f"picture  {it}, by its SHA-256 {picture.sample}"]
+    if picture.code_off is None or picture.score_off is None:
+        code = "its code was made here; there is none in the file to compare it with"
+    elif picture.code_off == 0:
+        code = "its code, made here again, is the one in the file, number by number"
+    else:
+        code = (
+            f"its code, made here again, is off by {picture.code_off:.2f} of 127 on average, and by "
+            f"{picture.score_off:.3f} in a score: as machines round differently"
+        )
+    lines.append(f"         {code} ({picture.runtime})")
+    return [*lines, f"         by it: {_decision(picture.again)}"]
 
 
 def _outcome(claim: Claim) -> str:

@@ -6,10 +6,11 @@ of every device with its hash (`sdk.logrows`). Folded onto the bundle's own samp
 whose digest the head bears; and the head solved from that must decide the part's code as it was decided.
 
 What the first line says of device, times, of the part's id, verdict and reason, and of the head's calibration and
-adaptation is the device's word, and so is the part's code. So is what the digest does not cover: who labelled and
-when, what classes are called (`device_agent.proof_names`), and labels that were overruled. Hash chains hold these
-together, but whoever holds the file can write a chain anew from its first entry: they are certain where the ends
-of the chains are known from elsewhere, as from the fleet's export (`check_proof`).
+adaptation is the device's word. So is the part's code, until a picture is given of which it is made again
+(`device_agent.proof_picture`). So is what the digest does not cover: who labelled and when, what classes are
+called (`device_agent.proof_names`), and labels that were overruled. Hash chains hold these together, but whoever
+holds the file can write a chain anew from its first entry: they are certain where the ends of the chains are known
+from elsewhere, as from the fleet's export (`check_proof`).
 All else is computed. A decision that is not made again (`device_agent.proof_decision`) is not said to hold.
 No picture is in it, and of people what the log has, which is an id where the page knows who they are.
 """
@@ -37,13 +38,14 @@ from device_agent.label_log import decode_entry
 from device_agent.proof_claim import FORMAT, MAKE_AGAIN, Claim, PartClaim
 from device_agent.proof_decision import Judge, Made, adaptation_of, head_of
 from device_agent.proof_names import NAMING, Names
+from device_agent.proof_picture import Picture, read_picture
 from device_agent.schema import MIGRATIONS
 from device_agent.store import STORE_NAME
 from device_agent.trial import Base
 from device_agent.withdrawn import is_alone
 from sdk.bundle import Bundle
 from sdk.durable import appearing_output
-from sdk.errors import ConfigError, LabelError
+from sdk.errors import BadImages, ConfigError, LabelError
 from sdk.labels import REFUSALS, RELEASE_DEVICE, Chain, Entry, Fold, Label, Record
 from sdk.lineage import Link, lineage
 from sdk.liveset import LiveSet, without
@@ -214,6 +216,7 @@ def _part_claim(db: sqlite3.Connection, row: PartRow, space: str) -> PartClaim:
         novelty=row.novelty,
         sample=row.sample,
         code=None if found is None else found[0].hex(),
+        box=msgspec.UNSET if row.camera is None else (row.x or 0, row.y or 0, row.width or 0, row.height or 0),
     )
 
 
@@ -331,7 +334,7 @@ class _Told:
                     self.said[body.sample, entry.device, body.operator] = entry
 
 
-def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:
+def check_proof(file: Path, bundle: Bundle, log: Path | None = None, picture: Path | None = None) -> Proved:
     """Check a proof against the bundle that served; return what it says.
 
     Args:
@@ -340,18 +343,28 @@ def check_proof(file: Path, bundle: Bundle, log: Path | None = None) -> Proved:
         log: The fleet's log, of `headway fleet labels export`: every log of the proof must begin that of its
             device there. None leaves who labelled, when, what was overruled, and what classes are called to the
             file's word.
+        picture: The part's: the file that was decided, or the camera's frame that it was cut out of. Its code is
+            made again by the bundle's backbone.
 
     Raises:
         LabelError: it is no proof, it was changed, or this is not what the head learned from; or its logs are not
-            the fleet's.
+            the fleet's, or the picture is not the part's.
+        ConfigError: there is a picture, and the proof is of no part.
+        BadImages: the picture is none.
+        InferenceFailed: this machine does not run the bundle's backbone right.
         BadFormat: the bundle is damaged.
     """
+    shown = None if picture is None else read_picture(picture)
     try:
         with file.open(encoding="utf-8") as stream:
             claim = _claim(stream.readline(MAX_LINE), file)
             checked = Checked()
+            if picture is not None and claim.part is None:
+                raise ConfigError(f"{file} is of no part", hint="Make it with --part, on the device.")
             rows = checked_rows(stream, checked, first=2)
-            proved = _check(claim, rows, checked, bundle, compared=log is not None)
+            proved = _check(claim, rows, checked, bundle, compared=log is not None, picture=shown)
+    except BadImages as error:
+        raise BadImages(f"{picture}: {error}", hint=error.hint) from error
     except (OSError, UnicodeDecodeError) as error:
         raise LabelError(f"{file} cannot be read: {error}", hint=_NAME_A_PROOF) from error
     return proved if log is None else _compared(proved, log, checked.chains)
@@ -397,6 +410,7 @@ def _check(
     bundle: Bundle,
     *,
     compared: bool,
+    picture: bytes | None,
 ) -> Proved:
     precision = next((e.precision for e in bundle.manifest.precisions if e.space == claim.space), None)
     if precision is None:
@@ -418,8 +432,9 @@ def _check(
         told.names.hear(record)
     adaptation, made = adaptation_of(claim), None
     if (part := claim.part) is not None:
+        shown = None if picture is None else Picture(picture, bundle, precision)
         judge = Judge(part, partial(head_of, claim, base, live), adaptation, base.fold, told.names, compared)
-        made = judge.made(live, calibrated=claim.calibration is not None or claim.learned == 0)
+        made = judge.made(live, shown, calibrated=claim.calibration is not None or claim.learned == 0)
     return Proved(
         claim=claim,
         link=lineage(bundle, [bundle.path.resolve().parent]),

@@ -24,6 +24,8 @@ class PartClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         probability, novelty: Of that decision.
         sample: The tile's id, hex.
         code: The tile's code, hex; None where the device has it no more.
+        box: Where the tile lies in the camera's frame: x, y, width, height in its pixels. Not there where the
+            frame was not cut, and in files of before this was told.
     """
 
     part: str
@@ -35,6 +37,7 @@ class PartClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     novelty: float
     sample: str
     code: str | None
+    box: tuple[int, int, int, int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""A part's decision, made again by the head that a proof gives.
+"""A part's decision, made again by the head that a proof gives: on the proof's code, and on the part's picture.
 
 The recorded decision must be what that head can have shown, but for what a device may round otherwise. Where it
 cannot be made again, or two machines may differ on it, it is neither refused nor said to hold: `Made.unchecked`.
@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from device_agent.proof_claim import MAKE_AGAIN, Claim, PartClaim
 from device_agent.proof_names import Called, Named, Names
+from device_agent.proof_picture import Picture, apart
+from device_agent.runtime import SCORE_TOLERANCE
 from device_agent.station import UNKNOWN
 from device_agent.trial import Base
 from sdk.codes import Code
@@ -54,19 +56,42 @@ class Again:
 
 
 @dataclass(frozen=True)
+class Pictured:
+    """A picture that is the part's by its SHA-256, and what is decided of it here.
+
+    Attributes:
+        sample: The SHA-256, hex, of what was decided.
+        cut: That is a tile, and was cut out of the picture here.
+        runtime: What made its code here.
+        code_off: Mean absolute difference of that code and the one in the proof, of 127; None where that has none.
+        score_off: Largest difference of a class's score by the two; None likewise.
+        again: The decision by the code that was made here.
+    """
+
+    sample: str
+    cut: bool
+    runtime: str
+    code_off: float | None
+    score_off: float | None
+    again: Again
+
+
+@dataclass(frozen=True)
 class Made:
     """What was made again of a part's decision.
 
     Attributes:
         again: By the code in the proof; None where it holds none.
         unadapted: What the head would decide if it counted this station's own samples as any other; None where it
-            does.
+            does. Of the code in the proof, else of the picture's.
+        picture: By the part's picture; None where none was given.
         named: The entry that gave the decision's class its name; None where the bundle has it, or no entry.
         unchecked: Why the decision is the word of the file alone, in words; empty where it was checked.
     """
 
     again: Again | None = None
     unadapted: Again | None = None
+    picture: Pictured | None = None
     named: Named | None = None
     unchecked: str = ""
 
@@ -93,27 +118,40 @@ class Judge:
     _head: Head = field(init=False)
     _calibrated: bool = field(init=False)
 
-    def made(self, live: LiveSet, *, calibrated: bool) -> Made:
+    def made(self, live: LiveSet, picture: Picture | None, *, calibrated: bool) -> Made:
         """Return the decision, made again.
 
         Args:
             live: What the head was solved from.
+            picture: The part's, if somebody gave it.
             calibrated: The head has a calibration of its own.
 
         Raises:
-            LabelError: it is another decision than the recorded one.
+            LabelError: it is another decision than the recorded one, or the picture is not the part's.
+            BadImages: the picture is none.
+            InferenceFailed: this machine does not run the bundle's backbone right.
         """
-        if self.part.code is None:
+        if self.part.code is None and picture is None:
             return Made(unchecked="the part's code is not in the file")
         self._head, self._calibrated = self.solve_head(self.adaptation), calibrated
         if self.part.decision == UNKNOWN and self._most_are_unknown(live):
             self._refuse("by its calibration most of what it has learned is unknown too")
-        code = _code_of(self.part.code, self.fold.feature_size)
-        again, called = self._by_code(code)
-        return Made(again, self._unadapted(code), called.named, called.doubt)
+        recorded = None if self.part.code is None else _code_of(self.part.code, self.fold.feature_size)
+        again, called = None, Called()
+        if recorded is not None:
+            again, called = self._by_code(recorded)
+        if picture is None:
+            return Made(again, self._unadapted(recorded), None, called.named, called.doubt)
+        code, cut = picture.code_of(self.part)
+        codes_off, scores_off = (None, None) if recorded is None else apart(self._head, recorded, code)
+        seen, called_here = self._by_picture(code, again)
+        pictured = Pictured(self.part.sample, cut, picture.runtime, codes_off, scores_off, seen)
+        first = called_here if again is None else called
+        unadapted = self._unadapted(code if recorded is None else recorded)
+        return Made(again, unadapted, pictured, first.named, first.doubt or called_here.doubt)
 
-    def _unadapted(self, code: Code) -> Again | None:
-        if self.adaptation == UNADAPTED:
+    def _unadapted(self, code: Code | None) -> Again | None:
+        if code is None or self.adaptation == UNADAPTED:
             return None
         return self._decide(code, self.solve_head(UNADAPTED))[0]
 
@@ -127,6 +165,33 @@ class Judge:
         called = self._called(np.flatnonzero(p >= p[decided.class_index[0]] - TIE), p)
         self._check(again, called)
         return again, called
+
+    def _by_picture(self, code: Code, again: Again | None) -> tuple[Again, Called]:
+        """Return the decision on the code that was made here, and what it says of the recorded one.
+
+        Args:
+            code: As this machine makes it, which may round otherwise than the device.
+            again: The decision on the recorded code, if that is there.
+        """
+        seen, decided = self._decide(code)
+        doubt = (
+            f"this machine decides {seen.decision or 'otherwise'} by the picture, and the device may have rounded "
+            "otherwise"
+        )
+        was = self.part.decision if again is None else again.decision
+        if (seen.decision == UNKNOWN) != (was == UNKNOWN):
+            off = abs(seen.novelty - self._head.calibration.novelty_threshold)
+            if seen.calibrated and off > SCORE_TOLERANCE * max(1.0, abs(seen.novelty)):
+                self._refuse(f"{seen.decision} by its picture, recorded {self.part.decision[:64]!r}")
+            return seen, Called(doubt=doubt)
+        best, scores = int(decided.class_index[0]), self._head.scores(code[None])[0]
+        called = self._called(np.array([best]), scores)
+        if not called.wrong:
+            return seen, called
+        # The scores of both classes may be off, by as much each.
+        near = self._called(np.flatnonzero(scores >= scores[best] - 2 * SCORE_TOLERANCE), scores)
+        self._check(seen, near)
+        return seen, Called(near.named, doubt=doubt)
 
     def _decide(self, code: Code, by: Head | None = None) -> tuple[Again, Decisions]:
         head = by or self._head

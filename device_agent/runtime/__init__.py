@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from device_agent.config import RuntimeSettings
 from sdk.bundle import Bundle
-from sdk.codes import Features, encode
+from sdk.codes import Codes, Features, encode
 from sdk.errors import InferenceFailed
 from sdk.head import Calibration, Head, Knobs, solve
+from sdk.moments import Floats
 
 Batch = npt.NDArray[np.float32]
 """(n, 3, H, W) float32: frames after `sdk.preprocess`."""
@@ -114,7 +115,7 @@ def check_golden(runtime: Runtime, bundle: Bundle, precision: str | None = None)
     # One by one, as the line's frames are: a batch would make the runtime keep memory that no frame needs.
     frames = (bundle.manifest.preprocess.apply(frame) for frame in golden.frames)
     codes = encode(np.concatenate([runtime.features(frame) for frame in frames]), entry.code_scale)
-    off = float(np.abs(codes.astype(np.int16) - golden.codes).mean())
+    off = code_off(codes, golden.codes)
     again = "Use another precision or runtime on this device, or export the bundle again."
     if off > CODE_TOLERANCE:
         raise InferenceFailed(
@@ -125,13 +126,24 @@ def check_golden(runtime: Runtime, bundle: Bundle, precision: str | None = None)
     ids = [bytes.fromhex(c.id) for c in bundle.manifest.classes]
     present = [i for i, class_id in enumerate(ids) if class_id in head.class_ids]
     columns = [head.class_ids.index(ids[i]) for i in present]
-    expected, scores = golden.scores[:, present], head.scores(codes)[:, columns]
-    # A head of one class scores by distance, which has no unit: there the difference is relative.
-    difference = np.abs(scores - expected) / np.maximum(np.abs(expected), 1)
-    worst = float(difference.max(initial=0.0))
+    worst = score_off(head.scores(codes)[:, columns], golden.scores[:, present].astype(np.float64))
     if worst > SCORE_TOLERANCE:
         raise InferenceFailed(
             f"{runtime.name} gives scores off by {worst:.3f} on the golden inputs ({SCORE_TOLERANCE} is allowed)",
             hint=again,
         )
     return worst
+
+
+def code_off(codes: Codes, expected: Codes) -> float:
+    """Return the mean absolute difference of codes (n, d), of 127."""
+    return float(np.abs(codes.astype(np.int16) - expected).mean())
+
+
+def score_off(scores: Floats, expected: Floats) -> float:
+    """Return the largest difference of a score, (n, k).
+
+    A head of one class scores by distance, which has no unit: there the difference is relative.
+    """
+    difference = np.abs(scores - expected) / np.maximum(np.abs(expected), 1)
+    return float(difference.max(initial=0.0))
