@@ -30,6 +30,7 @@ from sdk.errors import UnknownClassError
 from sdk.grouping import derive_groups
 from sdk.head import Head
 from sdk.images import ImageSet, LabelledImage, read
+from sdk.layouts import settled_groups
 from sdk.operating import Rate, defect_probability, operating_point
 from sdk.preprocess import Frame
 from sdk.score import (
@@ -275,7 +276,13 @@ def accept(
         base = bundle.base(precision)
         e = len(base.codes)
         fitted = base.fitted[:e]
-        together = derive_groups(base.codes, base.class_ids[:e], base.groups[:e], knobs=head.knobs).groups
+        together = derive_groups(
+            base.codes,
+            base.class_ids[:e],
+            base.groups[:e],
+            settled=settled_groups(base.groups),
+            knobs=head.knobs,
+        ).groups
         left_out = leave_one_group_out(
             base.codes,
             base.class_ids[:e],
@@ -411,10 +418,11 @@ def evaluate(
         raise none_left(images, learned + siblings + copies + kin, copies)
     chosen, codes = [i for i, kept in zip(chosen, found.left, strict=True) if kept], codes[found.left]
     head = base_head(bundle, precision)
-    labels, groups, note = [readable(i.label) for i in chosen], [i.group for i in chosen], None
-    if not images.has_groups:  # as at export: several pictures of one part are not as much evidence as of several
-        grouping = derive_groups(codes, [_as_id(label) for label in labels], groups, knobs=head.knobs)
-        groups, note = list(grouping.groups), grouping.note()
+    labels, groups = [readable(i.label) for i in chosen], [i.group for i in chosen]
+    ids, settled = [_as_id(label) for label in labels], settled_groups(groups)
+    # as at export: several pictures of one part are not as much evidence as of several
+    grouping = derive_groups(codes, ids, groups, settled=settled, knobs=head.knobs)
+    groups, note = list(grouping.groups), grouping.note(none_given=not images.has_groups)
     note = _groups_note(
         len({given[i.sample_id] for i in chosen}), len({i.group for i in chosen}), len(set(groups)), note
     )
@@ -452,6 +460,6 @@ def evaluate(
             false_alarm_rate=head.calibration.false_alarm_rate,
             only=~base.fitted[: len(base.codes)],
             budget_s=OUTLOOK_S,
-            as_given=True,
+            settled=settled_groups(base.groups),
         ),
     )

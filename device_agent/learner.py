@@ -403,6 +403,11 @@ class Learner:
         """Return for each sample of a live set whether it may be scored."""
         return self._base.scorable(live)
 
+    @property
+    def settled(self) -> frozenset[str]:
+        """The release's groups that somebody named."""
+        return self._base.settled
+
     def moments_digest(self) -> str:
         """Return the digest of the exact moments; call it while idle."""
         return self._learning.moments_digest()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from device_agent.learner import Learner
 from sdk.errors import HeadError
-from sdk.grouping import derive_groups, groups_as_given
+from sdk.grouping import derive_groups
 from sdk.head import Knobs
 from sdk.layouts import names_picture
 from sdk.outlook import Expected, Outlook, outlook
@@ -94,7 +94,7 @@ def look_ahead(
     false_alarm_rate: float,
     only: npt.NDArray[np.bool_] | None = None,
     budget_s: float = BUDGET_S,
-    as_given: bool = False,
+    settled: Set[str] = frozenset(),
 ) -> OutlookReport:
     """Return what more labels would give.
 
@@ -107,13 +107,9 @@ def look_ahead(
         false_alarm_rate: Of its calibration.
         only: (n,) bool, which samples may judge.
         budget_s: See `sdk.outlook.outlook`.
-        as_given: Nothing is joined where somebody named groups, as in the release's own score (docs/export.md).
+        settled: Groups that the release names, which are left as they are (`sdk.grouping`).
     """
-    paths = [names_picture(group) for group in groups]
-    if as_given and not all(paths):
-        grouping = groups_as_given(groups)
-    else:
-        grouping = derive_groups(codes, class_ids, groups, knobs=knobs)
+    grouping = derive_groups(codes, class_ids, groups, settled=settled, knobs=knobs)
     found: Outlook | None = None
     try:
         found = outlook(
@@ -155,7 +151,7 @@ def look_ahead(
         helps_most=None if found is None else names(found.helps_most().class_id),
         groups_given=grouping.given,
         groups_found=grouping.found,
-        groups_note=grouping.note(none_given=all(paths)),
+        groups_note=grouping.note(none_given=all(map(names_picture, groups))),
         heads=0 if found is None else found.heads,
     )
 
@@ -186,6 +182,7 @@ class LookAhead:
                     false_alarm_rate=head.calibration.false_alarm_rate,
                     only=np.array(learner.scorable(live), bool),
                     budget_s=self._budget_s,
+                    settled=learner.settled,
                 )
                 self._made = live.digest, names, report
             return self._made[2]

@@ -31,7 +31,7 @@ from sdk.grouping import derive_groups
 from sdk.head import Knobs, solve
 from sdk.images import ImageSet, LabelledImage
 from sdk.labels import new_class_id
-from sdk.layouts import INDEX_NAME
+from sdk.layouts import INDEX_NAME, settled_groups
 from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out
 from sdk.splits import Part, split
@@ -454,7 +454,8 @@ def _joint(line: Line) -> tuple[Point, Basis]:
     knobs = Knobs(entry.rho, entry.centre_damping, entry.lift_floor, entry.distance_weight)
     moments = Moments(codes.shape[1]) if base.rest is None else base.rest.copy()
     moments.add(codes, class_ids)
-    together = derive_groups(codes, class_ids, groups, knobs=knobs).groups
+    settled = settled_groups(base.groups)
+    together = derive_groups(codes, class_ids, groups, settled=settled, knobs=knobs).groups
     # As on the device: what the backbone was trained on says nothing of how far new parts lie.
     only = np.concatenate([~base.fitted[kept], np.ones(len(stream.codes), bool)])
     left_out = leave_one_group_out(codes, class_ids, together, knobs=knobs, only=only, learned=moments)

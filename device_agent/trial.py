@@ -27,6 +27,7 @@ from sdk.errors import BadFormat, HeadError
 from sdk.grouping import derive_groups
 from sdk.head import UNCALIBRATED, Calibration, Head, Knobs, solve
 from sdk.labels import Fold
+from sdk.layouts import settled_groups
 from sdk.liveset import LiveSet
 from sdk.moments import UNADAPTED, Adaptation, Moments
 from sdk.reason import Reason, price
@@ -52,6 +53,7 @@ class Base:
         fitted: Those samples that its backbone was trained on: scores on them flatter.
         knobs: The head's constants.
         calibration: Of the head of its own samples.
+        settled: Its groups that somebody named.
     """
 
     fold: Fold
@@ -59,6 +61,7 @@ class Base:
     fitted: frozenset[bytes]
     knobs: Knobs
     calibration: Calibration
+    settled: frozenset[str]
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str | None, shelf: Callable[[int], Shelf] = MemoryShelf) -> Base:
@@ -91,6 +94,7 @@ class Base:
                 false_alarm_rate=head.false_alarm_rate,
                 classes=len(set(base.class_ids)),
             ),
+            settled=settled_groups(base.groups),
         )
 
     def scorable(self, live: LiveSet) -> list[bool]:
@@ -137,11 +141,14 @@ class Base:
         only = np.array(self.scorable(live), bool)
         if not only.any():
             return None
+        together = derive_groups(
+            live.codes, live.class_ids, live.groups, settled=self.settled, knobs=self.knobs, stop=stop
+        )
         try:
             return leave_one_group_out(
                 live.codes,
                 live.class_ids,
-                derive_groups(live.codes, live.class_ids, live.groups, knobs=self.knobs, stop=stop).groups,
+                together.groups,
                 knobs=self.knobs,
                 only=only,
                 own=owned(live, device),

@@ -24,6 +24,7 @@ from sdk.codes import Codes, Features, encode, fit_scale
 from sdk.errors import ExportError
 from sdk.grouping import derive_groups
 from sdk.head import Calibration, Head, solve
+from sdk.layouts import settled_groups
 from sdk.moments import Moments
 from sdk.preprocess import Preprocess
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out, score
@@ -51,7 +52,7 @@ class Form:
         fitted: (n,) images that the backbone's own training saw.
         head, score, forced: Fitted on its codes; `forced` is the score without "unknown".
         left_out: Each image as the head sees it that never saw its group.
-        groups: (n,) what was left out together: named, found in the pictures, or by how alike fp32's codes are.
+        groups: (n,) what was left out together: named, or found in the pictures and by how alike fp32's codes are.
         grouping_note: What people should know of that joining; None where next to nothing was joined.
         cosine: Of its features to fp32's.
         kernel_difference: See `export.report.PrecisionReport`.
@@ -188,11 +189,10 @@ def with_head(
     Raises:
         ExportError: all features are zero.
     """
-    if beside is None and learned.images.has_groups:
-        groups, note = tuple(learned.groups), None  # named, or found in the pictures themselves, which show more
-    elif beside is None:
-        grouping = derive_groups(encode(features, _scale(features, precision)), learned.ids, learned.groups)
-        groups, note = grouping.groups, grouping.note()
+    if beside is None:
+        codes, settled = encode(features, _scale(features, precision)), settled_groups(learned.groups)
+        grouping = derive_groups(codes, learned.ids, learned.groups, settled=settled)
+        groups, note = grouping.groups, grouping.note(none_given=not learned.images.has_groups)
     else:
         groups, note = beside.groups, beside.grouping_note
     scale, codes, left_out, calibration = judge(features, learned, fitted, precision, groups)

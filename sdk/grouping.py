@@ -7,13 +7,16 @@ vouch for each other: on magnetic tile leaving out single images claims 94 % whe
 - Computed when scoring, from codes alone; never stored.
 - A given group is never divided. Groups are joined within a class only: a copy under another
   label flatters no score, and the audit wants to see it.
+- What is only somewhat alike is joined where something in it is very alike: parts of one texture are the former,
+  pictures of one part are both.
+- Groups of a release that somebody named are settled: never joined with each other.
 - The same result whatever the order of the samples and the ids of their classes. No files, no clock, no random
   numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -30,6 +33,9 @@ from sdk.shelf import CodeRows, strips
 FALSE_JOIN_RATE: Final = 0.005
 """Share of pairs of unrelated samples that are as alike as the threshold. From 0.002 to 0.01 it matters little
 (decision 0010)."""
+EVIDENCE: Final = 0.2
+"""What was joined needs two groups in it whose likeness lies this far on the way from the threshold to being the
+same (decision 0064)."""
 MIN_PAIRS: Final = 200
 """Fewer unrelated pairs cannot show that share: groups stay as given."""
 MAX_CLASS_GROUPS: Final = 4096
@@ -96,6 +102,7 @@ def derive_groups(
     class_ids: Sequence[bytes],
     groups: Sequence[str],
     *,
+    settled: Set[str] = frozenset(),
     knobs: Knobs = DEFAULT_KNOBS,
     stop: Callable[[], bool] | None = None,
 ) -> Grouping:
@@ -108,6 +115,7 @@ def derive_groups(
         codes: (n, d) int8.
         class_ids: Class after merges, n.
         groups: Group id, n; an id of its own where nothing is known of a sample.
+        settled: Group ids that are not joined with each other, see `sdk.layouts.settled_groups`.
         knobs: Of the head that is scored.
         stop: Asked between steps; true ends the work with `InterruptedError`.
 
@@ -129,9 +137,9 @@ def derive_groups(
     given, shared = as_given.given, _shared(groups)
     names = tuple(str(group) for group in groups)
     column = {class_id: i for i, class_id in enumerate(sorted(set(class_ids)))}
-    order = _in_one_order(codes, class_ids, names)
-    if len(order) < _MIN_CLASS:
+    if len(names) < _MIN_CLASS or all(name in settled for name in names):
         return as_given
+    order = _in_one_order(codes, class_ids, names)
     y = np.array([column[class_ids[i]] for i in order], np.int64)
     residuals = _Residuals.of(codes, class_ids, order, y, knobs)
     if residuals is None:
@@ -152,7 +160,7 @@ def derive_groups(
         if len(set(here)) > MAX_CLASS_GROUPS:
             skipped.append(class_ids[order[rows[0]]])
             continue
-        together += _alike(residuals.whitened(rows), residuals.feature_size, here, shared, threshold)
+        together += _alike(residuals.whitened(rows), residuals.feature_size, here, shared, settled, threshold)
         _ask(stop)
     for one, other in together:
         joined.join(one, other)
@@ -299,7 +307,12 @@ def _threshold(residuals: _Residuals, y: Ints) -> float | None:
 
 
 def _alike(
-    white: Iterable[Float32], feature_size: int, ids: Sequence[str], shared: frozenset[str], threshold: float
+    white: Iterable[Float32],
+    feature_size: int,
+    ids: Sequence[str],
+    shared: frozenset[str],
+    settled: Set[str],
+    threshold: float,
 ) -> list[tuple[str, str]]:
     """Return pairs of group ids of one class to join.
 
@@ -312,6 +325,7 @@ def _alike(
         feature_size: d.
         ids: Group id of each.
         shared: Group ids of several samples, of any class.
+        settled: Group ids that are not joined with each other.
         threshold: Mean similarity from which on two groups are joined.
     """
     names, group, counts = np.unique(np.array(ids, object).astype(str), return_inverse=True, return_counts=True)
@@ -323,7 +337,6 @@ def _alike(
         start += len(strip)
     size = counts.astype(np.float32)
     S = total @ total.T
-    del total
     inside = (np.diag(S) - size)[size > 1] / (size * (size - 1))[size > 1]
     S /= size
     S /= size[:, None]
@@ -332,8 +345,34 @@ def _alike(
         trusted[:] = True
     strict = max(threshold, float(np.median(inside))) if len(inside) else np.inf
     S[np.outer(trusted, trusted) & (strict > S)] = -np.inf
+    final = np.array([name in settled for name in names])
+    S[np.outer(final, final)] = -np.inf
     np.fill_diagonal(S, -np.inf)
-    return [(str(names[a]), str(names[b])) for a, b in _average_linkage(S, size, threshold)]
+    total /= size[:, None]
+    joins = _average_linkage(S, size, threshold)
+    return [(str(names[a]), str(names[b])) for a, b in _evident(joins, total, threshold)]
+
+
+def _evident(joins: list[tuple[int, int]], means: Float32, threshold: float) -> Iterator[tuple[int, int]]:
+    """Yield the joins of those clusters that have a pair far more alike than the threshold.
+
+    Where classes are large, chance makes many pairs that are as alike as the threshold, and a class has its kinds
+    of texture; pictures of one part are alike beyond both: not each of them to each other, but some.
+
+    Args:
+        joins: (kept, gone), in the order in which they were joined.
+        means: (m, d), mean of each group's residuals.
+        threshold: See `_alike`.
+    """
+    clusters: dict[int, list[int]] = {}
+    for kept, gone in joins:
+        clusters.setdefault(kept, [kept]).extend(clusters.pop(gone, [gone]))
+    enough = threshold + EVIDENCE * (1 - threshold)
+    for rows in clusters.values():
+        alike = means[rows] @ means[rows].T
+        np.fill_diagonal(alike, -np.inf)
+        if alike.max() >= enough:
+            yield from ((rows[0], row) for row in rows[1:])
 
 
 def _average_linkage(S: Float32, size: Float32, threshold: float) -> list[tuple[int, int]]:

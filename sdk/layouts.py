@@ -285,6 +285,18 @@ def names_picture(group: str) -> bool:
     return _is_image(PurePath(group)) or group.startswith("sha256:")
 
 
+def settled_groups(groups: Iterable[str]) -> frozenset[str]:
+    """Return the group ids of a labelled set that somebody named: codes know no better.
+
+    Where nobody named a picture's group its path stands for it. An export may have found by pixels that some such
+    pictures show one part; it does not find one that was turned or moved far, so these are joined by codes too.
+
+    >>> sorted(settled_groups(["good/007.png", "tile 7", "tile 8"]))
+    ['tile 7', 'tile 8']
+    """
+    return frozenset(group for group in groups if not names_picture(group))
+
+
 def _is_image(path: PurePath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 

@@ -31,6 +31,7 @@ from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, split_bytes, write_bun
 from sdk.errors import BadFormat, BadImages, UnknownClassError
 from sdk.head import Knobs
 from sdk.images import ImageSet, LabelledImage, decode, open_images
+from sdk.layouts import settled_groups
 from sdk.splits import Part
 from tests.builders import with_exemplars
 from tests.commands import headway
@@ -190,7 +191,8 @@ def test_pictures_of_one_part_that_no_group_is_named_for_count_as_one(bundle: Bu
             seen = np.clip(frame + rng.integers(-2, 3, frame.shape), 0, 255).astype(np.uint8)
             (tmp_path / name / f"{part}-{copy}.png").write_bytes(cv2.imencode(".png", seen)[1].tobytes())
     images = open_images(tmp_path)
-    result, apart = run(bundle, images), run(bundle, replace(images, has_groups=True))
+    named = tuple(replace(i, group=f"part {number}") for number, i in enumerate(images.images))
+    result, apart = run(bundle, images), run(bundle, replace(images, images=named, has_groups=True))
     assert apart.accuracy.groups == 8 * 5 * len(CLASSES)
     assert 8 * len(CLASSES) <= result.accuracy.groups <= 10 * len(CLASSES)
     assert result.groups_note is not None
@@ -463,11 +465,12 @@ def test_named_groups_of_the_bundle_are_left_as_given(bundle: Bundle, named: boo
     twice = np.repeat(base.codes, 2, axis=0)  # two pictures of each part, which look alike
     ids = [class_id for class_id in base.class_ids for _ in range(2)]
     groups = [f"part {i}" if named else f"{i}.png" for i in range(len(ids))]
+    settled = settled_groups(groups)
     head = bundle.precision().head
     ahead = look_ahead(
         twice, ids, groups, names.__getitem__,
         knobs=Knobs(head.rho, head.centre_damping, head.lift_floor, head.distance_weight),
-        false_alarm_rate=head.false_alarm_rate, budget_s=0, as_given=True,
+        false_alarm_rate=head.false_alarm_rate, budget_s=0, settled=settled,
     )  # fmt: skip
     assert (ahead.groups_found == ahead.groups_given) is named
     assert (ahead.groups_note is None) is named

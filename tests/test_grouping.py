@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sdk.grouping import _REFERENCE_SAMPLES, MAX_CLASS_GROUPS, Grouping, derive_groups
 from sdk.head import UNCALIBRATED
+from sdk.layouts import settled_groups
 from sdk.score import leave_one_group_out, score
 from tests.test_head import A, B, C
 
@@ -72,6 +73,38 @@ def test_unrelated_parts_keep_their_score() -> None:
     found = derive_groups(codes, ids, groups)
     assert abs(accuracy(codes, ids, found.groups) - accuracy(codes, ids, groups)) <= 0.02
     assert max(len(rows) for rows in partition(found)) <= 6
+
+
+def test_parts_that_have_their_kinds_of_texture_are_not_taken_for_one_another() -> None:
+    """More alike than parts of two classes ever are, and yet no two of them one part: each would only be missed.
+
+    Where they were left out together, a new defect had to lie farther from all known parts to be called unknown.
+    """
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(0, 12.0, (2, 10, 96))
+    rows = [kinds[label, part % 10] + rng.normal(0, 25.0, 96) for label in range(2) for part in range(100)]
+    codes, ids = np.clip(np.rint(rows), -127, 127).astype(np.int8), [A] * 100 + [B] * 100
+    found = derive_groups(codes, ids, alone(200))
+    assert found.found >= 190
+    twice = np.concatenate([codes, np.clip(codes + rng.integers(-9, 10, codes.shape), -127, 127).astype(np.int8)])
+    both = derive_groups(twice, ids * 2, alone(400))
+    assert both.groups[:200] == both.groups[200:]
+
+
+def test_groups_that_somebody_named_are_joined_by_new_pictures_only() -> None:
+    """A release names each of its pictures' parts; the same parts come again, on a device that names none."""
+    codes, ids, _ = parts(20, 5)
+    named = [f"tile {row:03}" if row % 5 else f"line-7/{row}" for row in range(len(ids))]
+    released = np.arange(len(ids)) % 5 > 0
+    settled = settled_groups(np.array(named)[released])
+    assert derive_groups(codes, ids, named).found < 60
+    found = derive_groups(codes, ids, named, settled=settled)
+    assert len({group for group, old in zip(found.groups, released, strict=True) if old}) == released.sum()
+    assert found.found == released.sum()  # each new picture is with one of its part
+    alone_there = derive_groups(
+        codes[released], [A] * 80 + [B] * 80, list(np.array(named)[released]), settled=settled
+    )
+    assert alone_there.found == released.sum()
 
 
 def test_one_class_is_grouped_too() -> None:

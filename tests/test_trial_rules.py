@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from device_agent.trial import judge
+from device_agent.trial import Base, judge
+from sdk.bundle import BaseSamples, Bundle
 from sdk.codes import Codes
 from sdk.head import Calibration
 from sdk.score import LeftOut, calibrate, leave_one_group_out
 from tests.test_head import A, B, C, clusters
+from tests.tiny import tiny_bundle
 
 CODES, TRUE, GROUPS = clusters({A: 60, B: 60, C: 60})
 SAMPLES = [bytes([i]) * 32 for i in range(len(TRUE))]
@@ -109,3 +114,37 @@ def test_a_class_that_was_made_one_with_another_is_compared_and_not_taken_for_ne
     assert one.scores[:, 1].tolist() == np.maximum(before[0].scores[:, 1], before[0].scores[:, 2]).tolist()
     # A sample of the one that was taken for the other was told rightly, as people speak now.
     assert (one.scores.argmax(1) == one.truth).sum() >= (before[0].scores.argmax(1) == before[0].truth).sum()
+
+
+class Grouped(Bundle):
+    """A bundle with groups of other names, in which each part shows twice."""
+
+    def __init__(self, bundle: Bundle, group: str) -> None:
+        super().__init__(bundle.path, bundle.manifest)
+        self._group = group
+
+    def base(self, precision: str | None = None) -> BaseSamples:
+        """Return its samples."""
+        base = super().base(precision)
+        return replace(base, groups=[self._group.format(row) for row in range(len(base.groups))])
+
+
+def test_a_device_leaves_out_the_groups_that_its_release_names(tmp_path: Path) -> None:
+    """Joined by codes they would be calibrated on fewer and stranger parts than the release was, from the first
+    label on, and fewer of the unknown ones be noticed."""
+    bundle = tiny_bundle(tmp_path / "bundle")
+    named, unnamed = (Base.of(Grouped(bundle, group), None) for group in ("part {}", "good/{}.png"))
+    live = named.fold.live_set()
+    assert named.settled == set(live.groups)
+    assert unnamed.settled == frozenset()
+    first = {class_id: live.class_ids.index(class_id) for class_id in live.class_ids}
+    codes = np.array(live.codes[np.arange(len(live.samples))])
+    for class_id, row in first.items():
+        codes[max(i for i, other in enumerate(live.class_ids) if other == class_id)] = codes[row]
+    scored = [
+        base.left_out(replace(live, groups=groups, codes=codes), lambda: False)
+        for base, groups in ((named, live.groups), (unnamed, unnamed.fold.live_set().groups))
+    ]
+    kept, joined = (0 if each is None else len(np.unique(each.groups)) for each in scored)
+    assert kept == len(live.samples)
+    assert joined < kept
