@@ -176,7 +176,7 @@ def check(
         images=tuple(
             dataclasses.replace(image, group=group) for image, group in zip(images.images, used, strict=True)
         ),
-        has_groups=len(set(used)) < len(used),
+        has_groups=settled is Groups.GIVEN or len(set(used)) < len(used),
     )
     ids = [image.sample_id for image in images.images]
     notes = [*_one_group_notes(regrouped), *(_shared_group_notes(images) if settled is Groups.GIVEN else [])]

@@ -27,6 +27,7 @@ from sdk.console import Console
 from sdk.errors import BadImages
 from sdk.head import solve
 from sdk.images import ImageSet, open_images
+from sdk.layouts import settled_groups
 from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out, score
 from tests.commands import headway
@@ -151,6 +152,15 @@ def test_derived_groups_join_those_given_and_divide_none(grouped: Path) -> None:
         by_own.setdefault(own, set()).add(used)
     assert all(len(used) == 1 for used in by_own.values())
     assert by_own["good-0"] == by_own["worn-0"]
+
+
+def test_a_name_for_each_picture_is_a_name(tmp_path: Path) -> None:
+    """Whoever says that no part shows twice is not told that no groups were given, and no guess is made."""
+    found, said = checked(parts_of(tmp_path, *(("good", f"part {i}") for i in range(6))))
+    assert found.groups_from is Groups.GIVEN
+    assert found.images.has_groups
+    assert settled_groups(found.images.groups) == {f"part {i}" for i in range(6)}
+    assert not any("no groups" in line.lower() for line in said)
 
 
 def test_no_groups_at_all_can_be_asked_for(grouped: Path) -> None:
