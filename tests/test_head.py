@@ -264,6 +264,20 @@ def test_scores_are_those_of_the_definition(counts: dict[bytes, int]) -> None:
     np.testing.assert_allclose(head.novelty(test), novelty, atol=2e-5)
 
 
+@pytest.mark.parametrize(("counts", "floored"), [({A: 20, B: 15}, 0), ({A: 2, B: 2}, 1), ({A: 2, B: 1, C: 3}, 1)])
+def test_delta_is_that_of_the_definition(counts: dict[bytes, int], floored: int) -> None:
+    """Equation 6: what one or two samples leave of themselves is at least a tenth."""
+    codes, ids, _ = clusters(counts)
+    x, y = codes.astype(float), np.array([sorted(counts).index(c) for c in ids])
+    own = [x[y == c] - x[y == c].mean(0) for c in range(len(counts))]
+    W, ridge = sum(u.T @ u for u in own), ridge_of(codes, y)
+    total = len(W) - np.trace(np.linalg.inv(W + np.diag(ridge)) @ np.diag(ridge))
+    h = np.array([total * np.square(u).sum() / np.trace(W) / len(u) for u in own if len(u) > 1])
+    left = 1 - 1 / np.array([len(u) for u in own if len(u) > 1]) - h
+    assert (left < 0.1).sum() == floored
+    assert solve(moments_of(codes, ids)).delta == pytest.approx(np.mean(h / np.maximum(left, 0.1)), rel=1e-5)
+
+
 def test_heads_of_the_same_set_are_the_same_whatever_its_order() -> None:
     codes, ids, _ = clusters({A: 20, B: 15, C: 2})
     order = np.random.default_rng(1).permutation(len(ids))
