@@ -80,13 +80,23 @@ class Calibration:
         novelty_threshold: Novelty above it is unknown.
         false_alarm_rate: Share of left-out known samples above the threshold, as asked for.
         classes: Number of classes it was made with. Cosines of one, two and more classes are on different
-            scales, so a head with another number of classes needs a new calibration.
+            scales, so a head with another number of classes needs a new calibration. 0 where nobody says.
     """
 
     temperature: float
     novelty_threshold: float
     false_alarm_rate: float = FALSE_ALARM_RATE
     classes: int = 0
+
+    def of_classes(self, k: int) -> Calibration:
+        """Return the calibration for a head of k classes that has none of its own yet.
+
+        A distance to one class and a cosine to several are not on one scale: from one to the other nothing is
+        unknown until left-out scores say what is. From several to one more the old threshold errs towards asking.
+        """
+        if not self.classes or (self.classes == 1) == (k == 1):
+            return self
+        return replace(UNCALIBRATED, false_alarm_rate=self.false_alarm_rate, classes=k)
 
 
 UNCALIBRATED: Final = Calibration(temperature=10.0, novelty_threshold=np.inf)
@@ -280,8 +290,8 @@ class Head:
         )
 
     def recalibrated(self, calibration: Calibration) -> Head:
-        """Return this head with another calibration."""
-        return replace(self, calibration=calibration)
+        """Return this head with another calibration, as far as it applies (`Calibration.of_classes`)."""
+        return replace(self, calibration=calibration.of_classes(len(self.class_ids)))
 
     def with_shift(self, shift: tuple[int, ...]) -> Head:
         """Return this head for codes that lie elsewhere by `shift`; what it has learned stays where it is.
@@ -301,9 +311,9 @@ class Head:
     def with_sample(self, code: Code, class_id: bytes, *, own: bool = False) -> Head:
         """Return this head with one more sample of a class, which may be new.
 
-        For serving at once, before `solve` has the canonical head: Lambda and delta keep their values, everything
-        else is as exact as float32 allows (docs/head.md, section 6). Cost: O(d^2 + d k), against O(d^3), and O(d)
-        more for each later decision.
+        For serving at once, before `solve` has the canonical head: Lambda, delta and the calibration keep their
+        values (but see `Calibration.of_classes` for a second class), everything else is as exact as float32 allows
+        (docs/head.md, section 6). Cost: O(d^2 + d k), against O(d^3), and O(d) more for each later decision.
 
         Args:
             code: (d,) int8.
@@ -410,6 +420,7 @@ class Head:
         return replace(
             self,
             class_ids=ids,
+            calibration=self.calibration.of_classes(len(ids)),
             counts=classes.counts,
             _steps=self._steps if steps is None else steps,
             _mu=(mu + self.adaptation.offset(self.feature_size)).astype(np.float32),
@@ -607,7 +618,8 @@ def solve(
         moments: Exact sums; unchanged, but for `overwrite`.
         canonical: The class id that stands for an id after merges (`Fold.canonical`).
         knobs: Constants of the format version.
-        calibration: From left-out scores; without one nothing is unknown.
+        calibration: From left-out scores; without one nothing is unknown. Of a head of one class it is none for
+            several, and the reverse (`Calibration.of_classes`).
         own, adaptation: The station's own samples among them, and how they count; see `sums_of`.
         overwrite: Nobody needs the moments any more: their Gram matrix is gone afterwards, one d x d less.
 
@@ -638,7 +650,7 @@ def solve(
         counts=tuple(int(c) for c in sums.samples),
         feature_size=moments.feature_size,
         knobs=knobs,
-        calibration=calibration,
+        calibration=calibration.of_classes(len(sums.class_ids)),
         delta=geometry.delta,
         _R=R.T,
         _mu=(mu + adaptation.offset(moments.feature_size)).astype(np.float32),

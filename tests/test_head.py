@@ -304,6 +304,26 @@ def test_a_class_of_one_label_is_recognised_and_the_others_stay() -> None:
     assert (shown == truth)[truth < 2].mean() > 0.97
 
 
+def test_a_threshold_of_distances_judges_no_cosines() -> None:
+    """With the second class, and with the last but one gone, nothing is unknown until it is calibrated anew."""
+    codes, ids, groups = clusters({A: 40, B: 40})
+    first = codes[:40]
+    far = calibrate(leave_one_group_out(first, ids[:40], groups[:40]), 0.1)
+    one = solve(moments_of(first, ids[:40]), calibration=far)
+    assert one.decide(codes[40:]).unknown.all()
+    uncalibrated = Calibration(UNCALIBRATED.temperature, np.inf, 0.1, classes=2)
+    two = one.with_sample(codes[40], B)
+    assert two.calibration == uncalibrated
+    assert solve(moments_of(codes, ids), calibration=far).calibration == uncalibrated
+    assert solve(moments_of(codes, ids)).recalibrated(far).calibration == uncalibrated
+    near = calibrate(leave_one_group_out(codes, ids, groups), 0.1)
+    assert solve(moments_of(first, ids[:40]), calibration=near).calibration.novelty_threshold == np.inf
+    several = solve(moments_of(codes, ids), calibration=near)
+    assert several.with_sample(codes[0], C).calibration == near  # errs towards asking
+    unsaid = Calibration(10.0, 3.0)
+    assert solve(moments_of(codes, ids), calibration=unsaid).calibration == unsaid
+
+
 def test_without_scatter_the_head_is_the_plain_cosine() -> None:
     codes = np.array([[100, 0, 0], [0, 100, 0], [0, 0, 100]], np.int8)
     head = solve(moments_of(codes, [A, B, C]))
