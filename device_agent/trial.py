@@ -191,9 +191,9 @@ def judge(
     """Return whether a provisional head stays, by left-out scores of both heads.
 
     A station's own labels come first: a class of which it has labelled `OWN_GROUPS` groups or more is compared on
-    these alone, the other classes on everybody's. Where the head before was scored on fewer than that of them,
-    nobody can say whether they or the others are right: where everybody's parts would have a head taken back that
-    stays, its reasons say so.
+    these alone, the other classes on everybody's. Where the head before was scored on fewer than that of them, the
+    class is not compared, since nobody can say whether they or the others are right: where everybody's parts would
+    have a head taken back that stays, its reasons say so.
 
     Args:
         confirmed: Of the head that would serve again.
@@ -220,8 +220,8 @@ def judge(
 def _judged(before: LeftOut | None, after: LeftOut, own: frozenset[bytes]) -> tuple[frozenset[bytes], bool]:
     """Return the samples that known classes are compared on, and whether some class stands alone with its own.
 
-    Of a class these are the station's own where it has enough of them, else everybody's. It stands alone where too
-    few of its own groups were scored before: they came since, or were called otherwise.
+    Of a class these are the station's own where it has enough of them, else everybody's. It stands alone, compared
+    on nothing, where too few of its own groups were scored before: they came since, or were called otherwise.
     """
     mine = np.array([sample in own for sample in after.samples], bool)
     labels = [after.class_ids[column] for column in after.truth]
@@ -235,8 +235,9 @@ def _judged(before: LeftOut | None, after: LeftOut, own: frozenset[bytes]) -> tu
     for column in range(len(after.class_ids)):
         of_class = after.truth == column
         if len(np.unique(after.groups[of_class & mine])) >= OWN_GROUPS:
-            rows &= ~of_class | mine
-            alone |= len(np.unique(after.groups[of_class & told])) < OWN_GROUPS
+            enough = len(np.unique(after.groups[of_class & told])) >= OWN_GROUPS
+            rows &= ~of_class | (mine & enough)
+            alone |= not enough
     return frozenset(sample for sample, stays in zip(after.samples, rows, strict=True) if stays), alone
 
 

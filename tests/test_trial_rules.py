@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from device_agent.trial import Base, judge
+from device_agent.trial import Base, _judged, judge
 from sdk.bundle import BaseSamples, Bundle
 from sdk.codes import Codes
 from sdk.head import Calibration
@@ -114,6 +114,26 @@ def test_a_class_that_was_made_one_with_another_is_compared_and_not_taken_for_ne
     assert one.scores[:, 1].tolist() == np.maximum(before[0].scores[:, 1], before[0].scores[:, 2]).tolist()
     # A sample of the one that was taken for the other was told rightly, as people speak now.
     assert (one.scores.argmax(1) == one.truth).sum() >= (before[0].scores.argmax(1) == before[0].truth).sum()
+
+
+def test_a_class_is_not_judged_by_one_own_part() -> None:
+    """Five own groups judge a class alone. Of these only one was scored before, and is told wrongly now."""
+    burst = [i for i in range(len(TRUE)) if i not in RELEASE and TRUE[i] == A][:6]
+    before, calibration = scored([*RELEASE, burst[0]])
+    after, _ = scored([*RELEASE, *burst])
+    row, a, b = after.samples.index(SAMPLES[burst[0]]), after.class_ids.index(A), after.class_ids.index(B)
+    scores = after.scores.copy()
+    scores[row, [a, b]] = scores[row, [b, a]]
+    own = frozenset(SAMPLES[i] for i in burst)
+    rows, alone = _judged(before, replace(after, scores=scores), own)
+    assert alone
+    assert rows == {SAMPLES[i] for i in RELEASE if TRUE[i] != A}
+    worse = replace(after, scores=scores), calibration
+    assert judge((before, calibration), worse, names=NAMES.__getitem__, own=own).keep
+    scored_before, _ = scored([*RELEASE, *burst])
+    rows, alone = _judged(scored_before, after, own)
+    assert not alone
+    assert rows == own | {SAMPLES[i] for i in RELEASE if TRUE[i] != A}
 
 
 class Grouped(Bundle):
