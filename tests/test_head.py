@@ -270,7 +270,7 @@ def test_delta_is_that_of_the_definition(counts: dict[bytes, int], floored: int)
     codes, ids, _ = clusters(counts)
     x, y = codes.astype(float), np.array([sorted(counts).index(c) for c in ids])
     own = [x[y == c] - x[y == c].mean(0) for c in range(len(counts))]
-    W, ridge = sum(u.T @ u for u in own), ridge_of(codes, y)
+    W, ridge = np.sum([u.T @ u for u in own], axis=0), ridge_of(codes, y)
     total = len(W) - np.trace(np.linalg.inv(W + np.diag(ridge)) @ np.diag(ridge))
     h = np.array([total * np.square(u).sum() / np.trace(W) / len(u) for u in own if len(u) > 1])
     left = 1 - 1 / np.array([len(u) for u in own if len(u) > 1]) - h
