@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from sdk.bundle import Bundle
 from tests.pages import Device, Screen, hex_of, opened, screen, serving, write_stream
@@ -94,6 +94,29 @@ def test_what_is_ticked_and_moved_stays_while_others_label(device: Device, brows
         expect(on.page.locator("#operating-saved")).to_have_text("Not saved yet.")
         on.page.get_by_label("pit", exact=True).check()
         expect(on.page.locator("#operating-saved")).to_have_text("")
+
+
+@pytest.mark.browser
+def test_what_is_ticked_before_the_form_has_come_anew_is_no_others_choice(device: Device, browser: Browser) -> None:
+    """What was chosen here is in force from the answer on, whenever the form comes that says so."""
+    with screen(browser, device.url + "quality", locale="en-US") as on:
+        mark(on)
+        on.page.get_by_label("pit", exact=True).check()
+        held: list[Route] = []
+        on.page.route("**/quality/part", lambda route: held.append(route), times=1)  # noqa: PLW0108
+        on.page.get_by_role("button", name=USE).click()
+        expect(on.page.locator("#operating-saved")).to_have_text("✓ done")
+        on.page.get_by_label("scratch", exact=True).check()
+        expect(on.page.locator("#operating-saved")).to_have_text("Not saved yet.")
+        while not held:
+            on.page.wait_for_timeout(20)
+        held[0].continue_()
+        anew(on)
+        expect(on.page.get_by_label("scratch", exact=True)).to_be_checked()
+        expect(on.page.locator("#operating-saved")).to_have_text("Not saved yet.")
+        on.page.get_by_label("scratch", exact=True).uncheck()
+        expect(on.page.locator("#operating-saved")).to_have_text("")
+        assert chosen(device)[0] == sorted([GOOD, PIT])
 
 
 @pytest.mark.browser

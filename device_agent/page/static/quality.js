@@ -128,10 +128,14 @@ document.addEventListener("submit", async (event) => {
   const form = $("operating"), chosen = wanted(form);
   try {
     await send("PUT", "/api/operating", { ...chosen, seen: inForce(form) });
-    draft = null;
-    done = chosen;
     tell("");
-    say(t("js.done"));
+    const now = $("operating");
+    now.dataset.seen = JSON.stringify(chosen);  // in force from here on, and the form that says so is on its way
+    keepDraft(now);                             // what was ticked while the answer was
+    if (!draft) {
+      done = chosen;
+      say(t("js.done"));
+    }
   } catch (error) {
     if (error.status !== 409) return say(t("js.not-saved", { why: error.message }));
     draft = null;
