@@ -34,6 +34,7 @@ from sdk.fleet.doctor.postgres import archived
 from sdk.fleet.doctor.seen import Seen
 from sdk.fleet.one_service import Holder, holder_here
 from sdk.fleet.refusal import Refusal
+from sdk.fleet.restoring import MARKS_NAME
 from sdk.fleet.schema import SCHEMA_REVISION, _upgrade, begin_in
 from sdk.fleet.service import session_name
 from sdk.fleet.store import FleetStore
@@ -89,6 +90,7 @@ def test_a_fleet_that_is_well_has_nothing_to_fix_and_its_service_goes_on(
     ):
         one.label(1)
         wait_for(lambda: not one.outbox, PATIENCE_S, "the label")
+        wait_for((fleet_dir / MARKS_NAME).exists, PATIENCE_S, "what the service keeps of the union")
         before = {*fleet_dir.iterdir()}
         found = examined(fleet_dir, mosquitto.settings)
         assert faults(found) == []

@@ -398,8 +398,8 @@ def test_a_bad_file_is_not_deleted_and_told_again_when_it_is_bad_again(tmp_path:
         put(tmp_path, "part.png", 20)
         wait_for(lambda: camera.tally.frames == 1 and not list(tmp_path.iterdir()), DEADLINE_S)
         (tmp_path / "part.png").write_bytes(b"no image either")
-        wait_for(lambda: camera.tally.bad == 2, DEADLINE_S)
-        assert watched.shots[-1].fault.startswith("part.png: ")
+        wait_for(lambda: watched.shots[-1].fault.startswith("part.png: "), DEADLINE_S)
+        assert camera.tally.bad == 2
 
 
 def test_a_file_that_cannot_be_deleted_is_taken_once_and_the_next_one_too(
