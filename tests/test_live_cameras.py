@@ -398,7 +398,8 @@ def test_a_bad_file_is_not_deleted_and_told_again_when_it_is_bad_again(tmp_path:
         put(tmp_path, "part.png", 20)
         wait_for(lambda: camera.tally.frames == 1 and not list(tmp_path.iterdir()), DEADLINE_S)
         (tmp_path / "part.png").write_bytes(b"no image either")
-        wait_for(lambda: watched.shots[-1].fault.startswith("part.png: "), DEADLINE_S)
+        wait_for(lambda: len(watched.shots) == 3, DEADLINE_S)  # bad, good, bad
+        assert watched.shots[-1].fault.startswith("part.png: ")
         assert camera.tally.bad == 2
 
 
