@@ -161,8 +161,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[JudgedImage]
     """Each evaluated image."""
     doubtful: list[JudgedImage]
-    """Those of known classes that the head calls something else, and whose label it gives less than `DOUBTFUL`:
-    the least probable first."""
+    """Those of known classes that the head calls something else, and whose label it gives less than `DOUBTFUL` and
+    nobody stands by: the least probable first."""
+    confirmed: int
+    """Evaluated images whose label somebody stands by after an audit: none is doubtful."""
     outlook: OutlookReport
     """What more labels than the bundle's own would give, by these alone; the images have no say in it."""
 
@@ -335,8 +337,10 @@ def rejected_by(
     return np.asarray(decided.unknown | (p >= threshold), bool)
 
 
-def _doubtful(decisions: Sequence[JudgedImage]) -> list[JudgedImage]:
-    found = [(each.label_probability, each) for each in decisions if each.best != each.label]
+def _doubtful(images: Sequence[LabelledImage], decisions: Sequence[JudgedImage]) -> list[JudgedImage]:
+    """Return the decisions on images, n each, that speak against labels which nobody stands by."""
+    open_ones = [each for image, each in zip(images, decisions, strict=True) if not image.confirmed]
+    found = [(each.label_probability, each) for each in open_ones if each.best != each.label]
     low = [(p, each) for p, each in found if p is not None and p < DOUBTFUL]
     return [each for _, each in sorted(low, key=lambda one: (one[0], one[1].path))]
 
@@ -450,7 +454,8 @@ def evaluate(
         accuracy=judge(head, lambda class_id: class_names[class_id], codes, labels, groups),
         acceptance=acceptance,
         decisions=decisions,
-        doubtful=_doubtful(decisions),
+        doubtful=_doubtful(chosen, decisions),
+        confirmed=sum(image.confirmed for image in chosen),
         outlook=look_ahead(
             base.codes,
             base.class_ids[: len(base.codes)],

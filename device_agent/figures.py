@@ -13,6 +13,7 @@ from device_agent.outlook import OutlookReport
 from device_agent.rehearse import Measure, PolicyResult, Rehearsal, counted
 from sdk.audit import DOUBTFUL
 from sdk.console import Console, plain
+from sdk.layouts import confirmed_said
 from sdk.outlook import Expected
 
 _LABELS_SHOWN: Final = 5
@@ -53,8 +54,10 @@ def show_evaluation(result: Evaluation, console: Console) -> None:
 
 
 def _print_doubtful(console: Console, result: Evaluation) -> None:
-    """Print whose labels the head finds improbable, where there are such."""
+    """Print whose labels the head finds improbable, and how many somebody stands by, where there are such."""
     count = len(result.doubtful)
+    if result.confirmed:
+        console.print(confirmed_said(result.confirmed), soft_wrap=True)
     if not count:
         return
     known = [each for each in result.decisions if each.label_probability is not None]

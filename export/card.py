@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from export.papers import LIMITS, NOT_FOR, ONE_CLASS, USERS, Papers, use_of
 from export.report import NO_TWO_GROUPS, Report, ScoreReport, percents
 from export.set_report import SetReport, kept_apart, pairs_said
+from sdk.layouts import confirmed_said
 from sdk.licences import name_of
 from sdk.lineage import Link
 
@@ -184,9 +185,12 @@ def _doubtful(images: SetReport) -> list[str]:
         return []
     if not labels.judged:
         return ["No label could be judged by others: that takes two classes, one of them with two groups.", ""]
+    open_ones, confirmed = "", ""
+    if labels.confirmed:
+        open_ones, confirmed = " that nobody stands by", f" {confirmed_said(labels.confirmed)}"
     return [
         f"Of the {labels.learned} labels learned from {labels.judged} could be judged without their group; "
-        f"{labels.doubtful} of these are less than {labels.below:.0%} probable.",
+        f"{labels.doubtful} of these{open_ones} are less than {labels.below:.0%} probable.{confirmed}",
         "",
     ]
 

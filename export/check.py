@@ -435,17 +435,20 @@ def with_scores(report: SetReport, checked: Checked, learned: Selection, form: F
 
 
 def _doubtful(images: ImageSet, row_of: Mapping[bytes, int], learned: Selection, form: Form) -> LabelsReport:
-    """Return which labels fit badly with what all other groups say."""
+    """Return which labels fit badly with what all other groups say, and nobody stands by."""
     left_out = form.left_out
     # Of all that was learned from: a class may have no image that is judged, and look like one all the same.
     label_of = {each: images.images[row].label for each, row in zip(learned.ids, learned.rows, strict=True)}
     judged = left_out.known & (len(left_out.class_ids) > 1)
-    found = suspects(left_out, form.calibration, below=DOUBTFUL, limit=len(left_out.truth))
+    confirmed = {image.sample_id for image in (images.images[row] for row in learned.rows) if image.confirmed}
+    suspected = suspects(left_out, form.calibration, below=DOUBTFUL, limit=len(left_out.truth))
+    found = [each for each in suspected if each.sample not in confirmed]
     return LabelsReport(
         learned=len(learned.rows),
         judged=int(judged.sum()),
         otherwise=int((left_out.scores.argmax(1) != left_out.truth)[judged].sum()),
         doubtful=len(found),
+        confirmed=len(confirmed),
         below=DOUBTFUL,
         listed=[
             DoubtfulLabel(

@@ -17,6 +17,7 @@ from export.set_report import DISAGREE, PairReport, SetReport
 from sdk.durable import write_output
 from sdk.errors import BadImages, ExportError
 from sdk.images import MAX_PIXELS, open_regular
+from sdk.layouts import confirmed_said
 from sdk.shown import readable
 
 THUMBNAIL_PX: Final = 150
@@ -69,6 +70,7 @@ def write_page(report: SetReport, file: Path) -> None:
             for label in ([] if report.labels is None else report.labels.listed[:SHOWN_LABELS])
         ],
         disagree=DISAGREE,
+        confirmed_said=confirmed_said,
         refused=refused,
         reasons=Counter(_kind_of(one.reason) for one in report.refused).most_common(),
     )

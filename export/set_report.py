@@ -156,7 +156,8 @@ class LabelsReport(msgspec.Struct, frozen=True, kw_only=True):
         judged: Of these, those that were judged, each by the head without its group: not those that the backbone
             itself was trained on, of a class of one group, or of the only class.
         otherwise: Of these, those that it calls something else than they are labelled.
-        doubtful: Of these, those whose label has a probability below `below`.
+        doubtful: Of these, those whose label has a probability below `below`, and that nobody stands by.
+        confirmed: Images learned from whose label somebody stands by after an audit: none is doubtful.
         below: See `sdk.audit.DOUBTFUL`.
         listed: At most 200 of the doubtful, the least probable first.
     """
@@ -165,6 +166,7 @@ class LabelsReport(msgspec.Struct, frozen=True, kw_only=True):
     judged: int
     otherwise: int
     doubtful: int
+    confirmed: int = 0
     below: float
     listed: list[DoubtfulLabel]
 

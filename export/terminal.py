@@ -15,6 +15,7 @@ from export.papers import ONE_CLASS
 from export.report import NO_TWO_GROUPS, percents
 from export.set_report import DISAGREE, kept_apart, pairs_said
 from sdk.console import Console, plain
+from sdk.layouts import confirmed_said
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,9 +223,13 @@ def _trials(report: Report) -> Table:
 
 
 def show_doubtful(report: SetReport, console: Console) -> None:
-    """Print which labels fit badly with all others, where any does."""
+    """Print which labels fit badly with all others, and how many somebody stands by, where any is."""
     labels = report.labels
-    if labels is None or not labels.doubtful:
+    if labels is None:
+        return
+    if labels.confirmed:
+        console.print(confirmed_said(labels.confirmed), soft_wrap=True)
+    if not labels.doubtful:
         return
     disagree = f"{DISAGREE} " if labels.disagree else ""
     console.print(
@@ -332,7 +337,7 @@ def unjudged_said(audit: LabelAudit) -> list[str]:
             "near-duplicates speak."
         )
     if audit.confirmed:
-        lines.append(f"{audit.confirmed} labels somebody stands by: none of them is listed.")
+        lines.append(confirmed_said(audit.confirmed))
     if audit.grouping_note:
         lines.append(audit.grouping_note)
     return lines

@@ -285,6 +285,16 @@ def names_picture(group: str) -> bool:
     return _is_image(PurePath(group)) or group.startswith("sha256:")
 
 
+def confirmed_said(count: int) -> str:
+    """Return that no label is listed which somebody stands by after an audit.
+
+    >>> confirmed_said(1), confirmed_said(7)
+    ('1 label that somebody stands by is not listed.', '7 labels that somebody stands by are not listed.')
+    """
+    labels, are = ("label", "is") if count == 1 else ("labels", "are")
+    return f"{count} {labels} that somebody stands by {are} not listed."
+
+
 def settled_groups(groups: Iterable[str]) -> frozenset[str]:
     """Return the group ids of a labelled set that somebody named: codes know no better.
 

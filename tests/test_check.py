@@ -27,7 +27,7 @@ from sdk.console import Console
 from sdk.errors import BadImages
 from sdk.head import solve
 from sdk.images import ImageSet, open_images
-from sdk.layouts import settled_groups
+from sdk.layouts import confirmed_said, settled_groups
 from sdk.moments import Moments
 from sdk.score import calibrate, leave_one_group_out, score
 from tests.commands import headway
@@ -476,6 +476,44 @@ def test_pictures_in_the_wrong_folder_are_named_and_shown(tmp_path: Path) -> Non
         in said.getvalue()
     )
     assert said.getvalue().count("good, looks like pit") == min(5, len(planted))
+    assert "stands by" not in said.getvalue() + page
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("confirmed", ["one", "all"])
+def test_a_label_that_somebody_stands_by_is_not_listed_by_an_export(tmp_path: Path, confirmed: str) -> None:
+    from export.card import _doubtful
+    from export.check import with_scores
+    from export.selection import select
+    from export.terminal import show_doubtful
+
+    folder = write_pictures(tmp_path / "set", ("good", "pit", "scratch"), 40)
+    for i in range(0, 40, 13):
+        shutil.move(folder / "pit" / f"{i:03}.png", folder / "good" / f"pit {i}.png")
+    found, _ = checked(folder, Groups.NONE)
+    learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=Log(Silent()))
+    images = [found.images.images[row] for row in learned.rows]
+    planted = [image for image in images if image.path.stem.startswith("pit")]
+    kept = planted[:1] if confirmed == "one" else planted
+    stood_by = replace(
+        found.images,
+        images=tuple(replace(image, confirmed=image in kept) for image in found.images.images),
+    )
+    found, learned = replace(found, images=stood_by), replace(learned, images=stood_by)
+    kinds = ["pit" if image in planted else image.label for image in images]
+    form = form_of(features_by(kinds), learned)
+    report = with_scores(set_report(found, seed=0), found, learned, form, Log(Silent()))
+
+    labels = report.labels
+    assert labels is not None
+    assert {each.path for each in labels.listed} == {f"good/{image.path.name}" for image in planted[len(kept) :]}
+    assert (labels.otherwise, labels.doubtful) == (len(planted), len(planted) - len(kept))
+    assert labels.confirmed == len(kept)
+    write_page(report, tmp_path / "page.html")
+    said = io.StringIO()
+    show_doubtful(report, Console(file=said, width=200))
+    for text in (said.getvalue(), (tmp_path / "page.html").read_text(), " ".join(_doubtful(report))):
+        assert confirmed_said(len(kept)) in text
 
 
 @pytest.mark.torch

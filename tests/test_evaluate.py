@@ -31,7 +31,7 @@ from sdk.bundle import MANIFEST_NAME, Bundle, ClassEntry, split_bytes, write_bun
 from sdk.errors import BadFormat, BadImages, UnknownClassError
 from sdk.head import Knobs
 from sdk.images import ImageSet, LabelledImage, decode, open_images
-from sdk.layouts import settled_groups
+from sdk.layouts import confirmed_said, settled_groups
 from sdk.splits import Part
 from tests.builders import with_exemplars
 from tests.commands import headway
@@ -75,6 +75,19 @@ def test_pictures_under_the_wrong_label_are_named(
     assert all(each["best"] == "pit" and each["label_probability"] < 0.1 for each in doubtful)
     assert "labels to look at again: 2 of " in ended.out
     assert "good/pit 26.png: good, looks like pit" in ended.out
+    assert "stands by" not in ended.out
+
+    files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
+    for kept in (["good/pit 26.png"], ["good/pit 26.png", "good/pit 28.png"]):
+        index = tmp_path / f"{len(kept)}.csv"
+        rows = [f"{file},{file.partition('/')[0]},{'yes' if file in kept else ''}\n" for file in files]
+        index.write_text("path,label,audit_confirmed\n" + "".join(rows))
+        args = ("--data", folder, "--index", index, "--part", "all", "--json", figures)
+        ended = headway(capsys, "evaluate", bundle.path, *args)
+        told = json.loads(figures.read_text())
+        assert {each["path"] for each in told["doubtful"]} == {"good/pit 26.png", "good/pit 28.png"} - set(kept)
+        assert told["confirmed"] == len(kept)
+        assert confirmed_said(len(kept)) in ended.out
 
 
 def test_all_means_all_that_was_not_learned(bundle: Bundle, folder: Path) -> None:
