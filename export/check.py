@@ -41,10 +41,12 @@ from export.set_report import (
     pairs_said,
 )
 from sdk.audit import DOUBTFUL, suspects
+from sdk.codes import Codes
 from sdk.errors import BadImages
+from sdk.grouping import derive_groups
 from sdk.head import Calibration
 from sdk.images import ImageSet, open_images
-from sdk.layouts import Layout
+from sdk.layouts import Layout, settled_groups
 from sdk.preprocess import Frame
 from sdk.score import LeftOut, calibrate, leave_one_group_out, score
 from sdk.splits import split
@@ -186,6 +188,24 @@ def check(
     checked = Checked(regrouped, own, settled, near, [compared[one] for one in ids], [seen[one] for one in ids])
     _say(checked, log)
     return checked
+
+
+def left_out_together(
+    images: ImageSet, codes: Codes, class_ids: Sequence[bytes], groups: Sequence[str]
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the groups that a head is judged without, and what people should know of them.
+
+    Groups that somebody named stay as they are. All others are joined by codes too: neither a pair that pixels
+    found nor none says that no further pictures show one part. An export's score and an audit take the same.
+
+    Args:
+        images: The set, in the groups of `check`.
+        codes: (n, d) int8, of n images of it.
+        class_ids: Class of each, n.
+        groups: Group id of each, n.
+    """
+    grouping = derive_groups(codes, class_ids, groups, settled=settled_groups(groups))
+    return grouping.groups, grouping.note(none_given=not images.has_groups)
 
 
 def _one_group_notes(images: ImageSet) -> list[str]:

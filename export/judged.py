@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from export.check import left_out_together
 from export.finetune import Frames
 from export.graph import OnnxBackbone, cores
 from export.paired import SAME, Paired, paired
@@ -22,9 +23,7 @@ from export.report import QatReport, QuantizationReport
 from export.selection import Selection
 from sdk.codes import Codes, Features, encode, fit_scale
 from sdk.errors import ExportError
-from sdk.grouping import derive_groups
 from sdk.head import Calibration, Head, solve
-from sdk.layouts import settled_groups
 from sdk.moments import Moments
 from sdk.preprocess import Preprocess
 from sdk.score import LeftOut, Score, calibrate, leave_one_group_out, score
@@ -190,9 +189,8 @@ def with_head(
         ExportError: all features are zero.
     """
     if beside is None:
-        codes, settled = encode(features, _scale(features, precision)), settled_groups(learned.groups)
-        grouping = derive_groups(codes, learned.ids, learned.groups, settled=settled)
-        groups, note = grouping.groups, grouping.note(none_given=not learned.images.has_groups)
+        codes = encode(features, _scale(features, precision))
+        groups, note = left_out_together(learned.images, codes, learned.ids, learned.groups)
     else:
         groups, note = beside.groups, beside.grouping_note
     scale, codes, left_out, calibration = judge(features, learned, fitted, precision, groups)

@@ -25,13 +25,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from export.check import Checked
+from export.check import Checked, left_out_together
 from export.index_file import Table, below, index_table
 from export.set_report import RefusedImage
 from sdk.audit import DOUBTFUL
 from sdk.codes import Codes, Features, encode, fit_scale
 from sdk.errors import BadImages, ExportError
-from sdk.grouping import derive_groups
 from sdk.head import Calibration, probabilities_of, solve
 from sdk.images import LabelledImage
 from sdk.layouts import AUDIT_PREFIX, CONFIRMED
@@ -339,10 +338,7 @@ def audit_labels(
     given = np.array([names.index(label) for label in images.labels], np.int64)
     class_ids = [ids[label] for label in images.labels]
     codes = _codes(features)
-    groups, note = images.groups, None
-    if not images.has_groups:  # as at export: neither the set nor its pictures name any, but the codes may
-        grouping = derive_groups(codes[:n], class_ids, groups)
-        groups, note = list(grouping.groups), grouping.note()
+    groups, note = left_out_together(images, codes[:n], class_ids, images.groups)
     fitted = np.array([image.sample_id in source.fitted for image in images.images], bool)
     left_out = leave_one_group_out(codes[:n], class_ids, groups, only=~fitted if fitted.any() else None)
     calibration = calibrate(left_out)

@@ -22,7 +22,7 @@ import onnx
 import pytest
 
 from export.audit_page import audit_page
-from export.check import check
+from export.check import Checked, check
 from export.label_audit import (
     HARD_GROUPS,
     Finding,
@@ -349,6 +349,60 @@ def test_images_that_the_backbone_was_trained_on_are_not_judged_by_the_head(tmp_
         found = audit_labels(checked, features, Source("a", "b", "c", frozenset(fitted)))
         assert {one.path for one in found.findings} == {paths[row] for row in listed}
         assert (found.fitted, found.judged) == (len(fitted), len(ids) - len(fitted))
+
+
+TURNED = 14
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts of two classes, each upright and turned; one of each class lies wholly in the other's folder."""
+    folder = tmp_path_factory.mktemp("turned")
+    for at, label in enumerate(("good", "pit")):
+        for part in range(TURNED):
+            called = ("pit", "good")[at] if part == 3 else label
+            (folder / called).mkdir(exist_ok=True)
+            frame = texture(part + 500 * at, 96)
+            cv2.imwrite(str(folder / called / f"{label}-{part:02}-0.png"), frame)
+            cv2.imwrite(str(folder / called / f"{label}-{part:02}-180.png"), cv2.rotate(frame, cv2.ROTATE_180))
+    return folder
+
+
+def features_of_parts(checked: Checked) -> npt.NDArray[np.float32]:
+    """Return what a backbone sees of a part however it lies: half its class, half its own."""
+    rng, rows = np.random.default_rng(0), []
+    for image in checked.images.images:
+        label, part, _ = image.path.stem.split("-")
+        own = np.random.default_rng([*label.encode(), int(part)]).gamma(1.0, 1.0, 64)
+        rows.append(2 * own + 3 * ((np.arange(64) < 32) == (label == "pit")) + rng.random(64) / 4)
+    return np.array(rows, np.float32)
+
+
+@pytest.mark.parametrize("alike", ["by codes alone", "one pair by pixels too"])
+def test_pictures_of_one_part_are_left_out_together_whatever_pixels_show(
+    turned: Path, tmp_path: Path, alike: str
+) -> None:
+    """Pixels see no part that was turned. One pair that they do see says nothing of the others."""
+    folder = shutil.copytree(turned, tmp_path / "set")
+    if alike != "by codes alone":
+        cv2.imwrite(str(folder / "good" / "good-00-night.png"), under_another_light(texture(0, 96)))
+    checked = check(folder, layout=None, unannotated=None, groups=None, log=Log(Unheard()))
+    assert len(checked.near.pairs) == (alike != "by codes alone")
+    audit = audit_labels(checked, features_of_parts(checked), Source("a", "b", "c"))
+    assert audit.groups == 2 * TURNED
+    listed = {one.path for one in audit.findings}
+    assert listed == {f"{a}/{b}-03-{turn}.png" for a, b in (("pit", "good"), ("good", "pit")) for turn in (0, 180)}
+    assert "by how alike their codes are" in (audit.grouping_note or "")
+
+
+def test_groups_that_are_named_are_left_out_as_they_are(turned: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index.csv"
+    files = [path.relative_to(turned).as_posix() for path in sorted(turned.rglob("*.png"))]
+    rows = [f"{file},{file.partition('/')[0]},shot {at}\n" for at, file in enumerate(files)]
+    index.write_text("path,label,group\n" + "".join(rows))
+    checked = check(turned, layout=None, unannotated=None, groups=None, index=index, log=Log(Unheard()))
+    audit = audit_labels(checked, features_of_parts(checked), Source("a", "b", "c"))
+    assert (audit.groups, audit.grouping_note) == (len(files), None)
 
 
 def finding(**members: object) -> Finding:
