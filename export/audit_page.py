@@ -20,6 +20,7 @@ from export.terminal import unjudged_said
 from sdk.durable import write_output
 from sdk.errors import ExportError
 from sdk.layouts import CONFIRMED
+from sdk.shown import readable
 
 SHOWN: Final = 300
 """So many are shown with pictures, about 15 kB each; the others are in the index."""
@@ -102,7 +103,7 @@ def audit_page(audit: LabelAudit, table: Table, file: Path) -> None:
         },
     )
     try:
-        write_output(file, page.encode(errors="replace"))
+        write_output(file, readable(page).encode())
     except OSError as error:
         raise ExportError(f"--page {file}: {error.strerror}", hint="Name another file.") from error
 

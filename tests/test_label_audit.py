@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 
 from export.audit_page import audit_page
 from export.check import Checked, check
+from export.index_file import write_index
 from export.label_audit import (
     HARD_GROUPS,
     Finding,
@@ -32,6 +34,7 @@ from export.label_audit import (
     Source,
     Why,
     audit_labels,
+    audit_table,
     hard_pairs,
     opinions,
 )
@@ -288,6 +291,41 @@ def test_labels_corrected_on_the_page_are_saved_and_not_listed_again(
     assert figures["contradicted"] == 0, "the copy that is left has one label"
     assert figures["images"] == audited.figures["images"] + 1
     assert contents(audited.folder) == before
+
+
+def test_files_whose_names_are_no_utf8_are_in_what_the_page_saves(browser: Browser, tmp_path: Path) -> None:
+    """Byte for byte what `--write-index` writes, beside names that are UTF-8 of two, three and four bytes."""
+    folder = write_pictures(tmp_path / "set", ("good", "pit"), 3)
+    names = [os.fsdecode(name) for name in (b"Ri\xdf.png", b"Ri\xfc \xe4\xb8.png", "Riß 划 😀.png".encode())]
+    for at, name in enumerate(names):
+        (folder / "good" / name).write_bytes(picture("pit", 50 + at))
+    checked = check(folder, layout=None, unannotated=None, groups=None, log=Log(Unheard()))
+    listed = [finding(path=f"good/{name}", group=f"good/{name}") for name in names]
+    audit = an_audit(*listed, folder=str(folder))
+    table = audit_table(checked, audit)
+    audit_page(audit, table, tmp_path / "page.html")
+
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    assert r"good/Ri\xdf.png" in page.locator("figure").first.inner_text()
+    for button in page.get_by_role("button", name="It is pit").all():
+        button.click()
+    with page.expect_download() as saving:
+        page.locator("#save").click()
+    saved, written = tmp_path / "labels.csv", tmp_path / "written.csv"
+    saving.value.save_as(saved)
+    page.close()
+
+    label, confirmed = table[0].index("label"), table[0].index("audit_confirmed")
+    for row in table[1 : 1 + len(names)]:
+        row[label], row[confirmed] = "pit", "yes"
+    write_index(table, written)
+    assert saved.read_bytes() == written.read_bytes()
+    again = open_images(folder, index=saved)
+    assert {each.path.name: (each.label, each.confirmed) for each in again.images if each.path.name in names} == (
+        dict.fromkeys(names, ("pit", True))
+    )
+    assert not again.refused
 
 
 @pytest.mark.parametrize("width_px", [390, 1280])
