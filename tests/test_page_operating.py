@@ -97,7 +97,7 @@ def test_what_is_ticked_and_moved_stays_while_others_label(device: Device, brows
 
 
 @pytest.mark.browser
-def test_what_is_ticked_before_the_form_has_come_anew_is_no_others_choice(device: Device, browser: Browser) -> None:
+def test_what_is_ticked_before_the_form_comes_anew_is_no_others_choice(device: Device, browser: Browser) -> None:
     """What was chosen here is in force from the answer on, whenever the form comes that says so."""
     with screen(browser, device.url + "quality", locale="en-US") as on:
         mark(on)

@@ -132,7 +132,7 @@ def test_the_joint_bound_is_calibrated_on_what_did_not_train_the_backbone(full: 
 
     def coded(many: int) -> Coded:
         some = [replace(each, group=str(i)) for i, each in enumerate([*images.images] * many)]
-        return Coded(some, drawn([image.label for image in some], 16))
+        return Coded(some, drawn([image.label for image in some], 22))
 
     codes = drawn([names[class_id] for class_id in full.base().class_ids], 8)
     stream, test = coded(1), Test(coded(2), Coded([], np.zeros((0, 48), np.int8)), [])
