@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from sdk.cli import main
 from sdk.download import FetchLimits
 from sdk.errors import BrokerError
 from sdk.fetch import ChunkFetcher, Fetched
-from sdk.fleet.broker import Mosquitto, find_mosquitto, mosquitto_config, reload_broker
+from sdk.fleet import port_holder
+from sdk.fleet.broker import Mosquitto, find_mosquitto, mosquitto_config, restart_broker
 from sdk.fleet.cli import fleet_overview
 from sdk.fleet.service import FleetService
 from sdk.fleet.store import FleetStore
@@ -32,6 +34,7 @@ from sdk.mqtt import MAX_PENDING_MESSAGES, Message, MqttSession, MqttSettings
 from sdk.release import Release
 from sdk.wire import Desired, DeviceState, Topics, UpdateEvent, UpdateState, decode_json, encode_json
 from tests.builders import make_bundle
+from tests.processes import Doomed
 from tests.simulators import LiveDevice, make_release, same_files, wait_for
 from tests.soak import tell, times
 
@@ -494,73 +497,70 @@ def test_a_broker_that_cannot_be_run_is_told(tmp_path: Path) -> None:
 SLOW = r"""
 import re, signal, socket, sys, time
 from pathlib import Path
+users = Path(__file__).with_name("users").read_text()
 port = int(re.search(r"listener (\d+)", Path(sys.argv[2]).read_text())[1])
+time.sleep(TAKES)
 with socket.create_server(("127.0.0.1", port)):
-    time.sleep(0.5)
-    signal.signal(signal.SIGHUP, lambda *_: print("Reloading config.", flush=True))
+    Path(__file__).with_name("read").write_text(users)
+    time.sleep(0.1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0) if IT_ENDS else None)
     while True:
         time.sleep(60)
 """
-"""Listens half a second before it minds signals, as Mosquitto does for a moment, and long on a busy machine."""
-
-FORGETFUL = r"""
-import re, signal, socket, sys, time
-from pathlib import Path
-port = int(re.search(r"listener (\d+)", Path(sys.argv[2]).read_text())[1])
-asked = False
-def ask(*_):
-    global asked
-    asked = True
-signal.signal(signal.SIGHUP, ask)
-with socket.create_server(("127.0.0.1", port)):
-    while True:
-        if asked:
-            print("Reloading config.", flush=True)
-            users = Path(__file__).with_name("users").read_text()
-            time.sleep(TAKES)
-            Path(__file__).with_name("read").write_text(users)
-            asked = False
-        time.sleep(0.001)
-"""
-"""Forgets to be asked while it reads, as Mosquitto 2.0.11 does."""
+"""Reads what there is at its start, and listens for a moment before it minds signals, as Mosquitto does."""
 
 
-def test_a_broker_told_to_reload_as_soon_as_it_is_there_goes_on(tmp_path: Path) -> None:
-    binary, pid_file = tmp_path / "mosquitto", tmp_path / "pid"
-    binary.write_text(f"#!{sys.executable}{SLOW}")
+def slow(folder: Path, takes_s: float, *, ends: bool = True) -> Path:
+    binary = folder / "mosquitto"
+    text = SLOW.replace("TAKES", str(takes_s)).replace("IT_ENDS", str(ends))
+    binary.write_text(f"#!{sys.executable}{text}")
     binary.chmod(0o755)
-    with Mosquitto(binary=binary, pid_file=pid_file):
-        assert reload_broker(pid_file)
+    (folder / "users").write_text("")
+    return binary
 
 
-@pytest.mark.parametrize(("reads", "changes"), [(0.3, 3), (0.0, 40)])
-def test_a_change_while_the_broker_reads_for_the_one_before_counts(
-    tmp_path: Path, reads: float, changes: int
-) -> None:
-    """Whatever is written before a call is read after it began, by a broker that takes its time or does not."""
-    own = tmp_path / "users"
+@pytest.mark.parametrize("takes_s", [0.0, 0.3])
+def test_what_is_written_before_a_restart_is_read_by_the_broker_after_it(tmp_path: Path, takes_s: float) -> None:
+    """Again and again: as soon as it is there, and before it minds signals."""
     pid_file = tmp_path / "pid"
-    binary = tmp_path / "mosquitto"
-    binary.write_text(f"#!{sys.executable}{FORGETFUL.replace('TAKES', str(reads))}")
-    binary.chmod(0o755)
-    with Mosquitto(binary=binary, pid_file=pid_file):
-        for change in range(changes):
-            own.write_text(str(change))
-            assert reload_broker(pid_file)
-        wait_for(lambda: (tmp_path / "read").read_text() == str(changes - 1), 60.0, "the last change")
+    with Mosquitto(binary=slow(tmp_path, takes_s), pid_file=pid_file) as broker:
+        for change in range(3):
+            (tmp_path / "users").write_text(str(change))
+            assert restart_broker(pid_file, mosquitto_config, apart_s=0.0)
+            assert (tmp_path / "read").read_text() == str(change)
+        assert pid_file.read_text() == str(broker.pid)
+    assert not restart_broker(pid_file, mosquitto_config, apart_s=0.0)
 
 
-def test_a_broker_that_does_not_reload_is_told(tmp_path: Path) -> None:
-    binary, pid_file = tmp_path / "mosquitto", tmp_path / "pid"
-    binary.write_text(f"#!{sys.executable}{SLOW.replace('Reloading', 'Ignoring')}")
-    binary.chmod(0o755)
-    with (
-        Mosquitto(binary=binary, pid_file=pid_file),
-        pytest.raises(BrokerError, match="does not read its access list") as caught,
-    ):
-        reload_broker(pid_file, timeout_s=1.2)
+def test_a_broker_that_does_not_end_is_told(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with Mosquitto(binary=slow(tmp_path, 0.0, ends=False), pid_file=pid_file) as broker:
+        wait_for(lambda: _minds_sigterm(broker.pid), 60.0, "its being deaf to it")
+        with pytest.raises(BrokerError, match="is not back") as caught:
+            restart_broker(pid_file, mosquitto_config, apart_s=0.0, timeout_s=0.5)
     assert "started anew" in (caught.value.hint or "")
-    assert not reload_broker(pid_file)
+
+
+def _minds_sigterm(pid: int) -> bool:
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_broker_whose_service_was_killed_is_ended(tmp_path: Path) -> None:
+    """Nobody would start it again, and whoever is revoked would stay."""
+    pid_file = tmp_path / "pid"
+    doomed = Doomed(_serve_for_ever, pid_file)
+    pid = int(str(doomed.told()))
+    doomed.kill()
+    assert restart_broker(pid_file, mosquitto_config, apart_s=0.0)
+    wait_for(lambda: not port_holder.is_mosquitto(pid), 60.0, "its end")
+    assert not restart_broker(pid_file, mosquitto_config, apart_s=0.0)
+
+
+def _serve_for_ever(pid_file: Path, tell: Callable[[object], None]) -> None:
+    with Mosquitto(pid_file=pid_file) as broker:
+        tell(broker.pid)
+        time.sleep(600.0)
 
 
 def test_a_missing_broker_names_the_package() -> None:

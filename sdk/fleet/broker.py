@@ -1,8 +1,9 @@
 """A Mosquitto of our own on this machine, with the configuration Headway needs.
 
 For the demo, the tests and small plants. The broker is a cache (docs/protocol.md): nothing in it needs to
-survive, so it keeps nothing on disk. Without certificates it listens on loopback only, because it asks nobody who
-they are; `sdk.fleet.access` has the configuration for a plant's network.
+survive, so it keeps nothing on disk, and takes what has changed in its files by being started anew. Without
+certificates it listens on loopback only, because it asks nobody who they are; `sdk.fleet.access` has the
+configuration for a plant's network.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ from sdk.mqtt import MAX_INFLIGHT, MqttSettings
 
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
-RELOAD_TIMEOUT_S: Final = 10.0
-RELOAD_AGAIN_S: Final = 0.2
-RELOAD_OVER_S: Final = 0.02
-"""How often it is asked again, once it reads, for the line that says that it is done: it has none of its own."""
+RESTART_TIMEOUT_S: Final = STOP_TIMEOUT_S + START_TIMEOUT_S
+RESTARTS_APART_S: Final = 4.0
+"""So long one runs before it is asked to start anew: sessions that end sooner, one after the other, look like two
+machines of one name (`sdk.session_ends`). Everybody is back within 1.5 s."""
 REVIVE_EVERY_S: Final = 5.0
 """One that ends at once each time is started no more often."""
 PORT_ATTEMPTS: Final = 5
@@ -42,12 +43,8 @@ HEAP_SHARE: Final = 0.75
 """Of the rest, what its `memory_limit` may count. It does not count what the allocator adds, 17 % for messages of
 100 bytes and nothing for large ones, and 25 KiB of OpenSSL's for each connection."""
 LOG_NAME: Final = "mosquitto.log"
-READING: Final = b"Reloading config"
-"""What Mosquitto's log says before it reads its configuration again (src/loop.c)."""
-_FAULT: Final = re.compile(
-    rb"^(?:\d+: )?(Error(?:: Unable to (?:open|load)| opening | when reloading |:.* acl_file).*)$", re.MULTILINE
-)
-"""What it says of a file that it cannot read or take; what it says of a client's connection begins otherwise."""
+_ASKED: Final = (0, -signal.SIGTERM)
+"""How it ends that was asked to: the second before it minds signals."""
 log = logging.getLogger(__name__)
 
 _SEARCH: Final = os.pathsep.join(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"])
@@ -117,8 +114,6 @@ def limit_lines(limits: BrokerLimits) -> list[str]:
         "log_dest stderr",
         "log_type error",
         "log_type warning",
-        "# One line for each time that it reads its configuration again: `reload_broker` looks for it.",
-        "log_type information",
         "connection_messages false",
     ]
 
@@ -145,7 +140,8 @@ class Mosquitto:
         limits: What it may use.
         binary: The broker; found by itself where None.
         config: Returns the configuration for a port; loopback and nobody asked by default.
-        pid_file: Holds the process id while it runs, for `reload_broker`; the broker's log is beside it.
+        pid_file: Holds the process id while it runs, for `restart_broker`; the broker's log is beside it. With it
+            one that somebody asks to end, other than by `stop`, is started again at once.
 
     Raises, on entering:
         BrokerError: not installed, the port is taken, or it does not come up.
@@ -166,6 +162,7 @@ class Mosquitto:
         self._binary = binary
         self._config = config or (lambda port: mosquitto_config(port, self._limits))
         self._pid_file = pid_file
+        self._guard = threading.RLock()  # for what is below; held while it starts or is told to end
         self._child: subprocess.Popen[bytes] | None = None
         self._ended: str | None = None  # how it ended by itself, until it runs again
         self._folder: Path | None = None
@@ -205,7 +202,10 @@ class Mosquitto:
         Raises:
             BrokerError: as for the class.
         """
-        binary = self._binary or find_mosquitto()
+        with self._guard:
+            self._start(self._binary or find_mosquitto())
+
+    def _start(self, binary: Path) -> None:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=port_holder.FOLDER_PREFIX))
             self._lock = port_holder.lock_folder(self._folder)
@@ -253,8 +253,7 @@ class Mosquitto:
                 ) from error
         deadline = time.monotonic() + START_TIMEOUT_S
         while child.poll() is None:
-            # It listens before it minds signals: `reload_broker` would end it between the two.
-            if _accepts(self.port) and _minds(child.pid, signal.SIGHUP):
+            if _accepts(self.port):
                 # Another process may have taken the port just now, and answer for a broker about to give up.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(0.02)
@@ -262,6 +261,7 @@ class Mosquitto:
                     self._child = child
                     if self._pid_file is not None:
                         self._pid_file.write_text(str(child.pid))
+                        threading.Thread(target=self._mind, args=(child,), daemon=True).start()
                     return
             elif time.monotonic() > deadline:
                 child.kill()
@@ -274,7 +274,7 @@ class Mosquitto:
         if b"Address already in use" in errors.read_bytes():
             raise _PortTaken(_whose(self.port))
         raise BrokerError(
-            f"Mosquitto ended with status {child.returncode}: {_last_line(errors)}",
+            f"Mosquitto ended with status {child.returncode}: {_fault(errors)}",
             hint="Mosquitto 2.0 or newer is needed.",
         )
 
@@ -284,15 +284,29 @@ class Mosquitto:
         Raises:
             BrokerError: it does not start; asked again, this tries again.
         """
-        child = self._child
-        if child is not None and child.poll() is not None:
-            self._ended = f"ended with status {child.returncode}: {self._last_words()}"
+        with self._guard:
+            child = self._child
+            if child is not None and child.poll() is not None:
+                self._ended = f"ended with status {child.returncode}: {self._last_words()}"
+                self._child = None
+            if self._ended is None:
+                return None
+            self.start()
+            ended, self._ended = self._ended, None
+            return ended
+
+    def _mind(self, child: subprocess.Popen[bytes]) -> None:
+        """Wait for its end, and start it again where it was asked to end; any other end is for `revive`."""
+        child.wait()
+        with self._guard:
+            if self._child is not child or child.returncode not in _ASKED:
+                return
             self._child = None
-        if self._ended is None:
-            return None
-        self.start()
-        ended, self._ended = self._ended, None
-        return ended
+            try:
+                self.start()
+            except BrokerError as error:
+                self._ended = "was asked to start anew"
+                log.warning("%s: %s", error, error.hint)
 
     def _last_words(self) -> str:
         log_file = None if self._pid_file is None else _log_beside(self._pid_file)
@@ -310,15 +324,17 @@ class Mosquitto:
 
     def restart(self) -> None:
         """Kill it and start it again on the same port, empty."""
-        self.kill()
-        self.start()
+        with self._guard:
+            self.kill()
+            self.start()
 
     def _end(self, how: signal.Signals) -> None:
-        child, self._child, self._ended = self._child, None, None
+        with self._guard:
+            child, self._child, self._ended = self._child, None, None
+            if self._pid_file is not None:
+                self._pid_file.unlink(missing_ok=True)
         if child is None:
             return
-        if self._pid_file is not None:
-            self._pid_file.unlink(missing_ok=True)
         child.send_signal(how)
         try:
             child.wait(STOP_TIMEOUT_S)
@@ -329,76 +345,78 @@ class Mosquitto:
 
 def runs(pid_file: Path) -> bool:
     """Return whether a broker of ours with this file runs."""
-    try:
-        return port_holder.is_mosquitto(int(pid_file.read_text()))
-    except (OSError, ValueError):
-        return False
+    return _running(pid_file) is not None
 
 
-def reload_broker(pid_file: Path, timeout_s: float = RELOAD_TIMEOUT_S) -> bool:
-    """Let a running broker of ours read its certificates and access list again; return whether there is one.
-
-    Returns when the broker has read them after this call. It forgets a signal that comes while it reads for the
-    one before (Mosquitto 2.0.11), so this asks until its log has a new line that says so; and since the log does
-    not say when it is done, until the line comes once more.
-
-    Raises:
-        BrokerError: it does not say so in time, or could not read them. Without its access list it goes on and
-            lets every device do everything.
-    """
-    log_file = _log_beside(pid_file)
+def _running(pid_file: Path) -> int | None:
     try:
         pid = int(pid_file.read_text())
-        said = log_file.stat().st_size if log_file.exists() else None
-        if not port_holder.is_mosquitto(pid):
-            return False
-        os.kill(pid, signal.SIGHUP)
-        if said is None:
-            return True  # started by a Headway that kept no log here
-        return _wait_read(pid, log_file, said, timeout_s)
     except (OSError, ValueError):
+        return None
+    return pid if port_holder.is_mosquitto(pid) else None
+
+
+def restart_broker(
+    pid_file: Path,
+    config: Callable[[int], str],
+    *,
+    apart_s: float = RESTARTS_APART_S,
+    timeout_s: float = RESTART_TIMEOUT_S,
+) -> bool:
+    """Let a running broker of ours be started anew, with its files as they are now; return whether there is one.
+
+    Returns when the new one accepts connections. It is not told to reload: with certificates Mosquitto 2.0.11 then
+    ends the sessions of clients that are away once more than they can end, throws others out, and crashes.
+
+    One whose service was killed is ended: nobody is there to start it again.
+
+    Args:
+        pid_file: As `Mosquitto` writes it.
+        config: Returns its configuration for a port, tried on loopback before the one that runs is ended.
+        apart_s: How long the one that runs is to have run.
+        timeout_s: How long it may take from then on.
+
+    Raises:
+        BrokerError: it cannot be started with its files as they are, and goes on as before; or it is not back in
+            time.
+    """
+    pid = _running(pid_file)
+    if pid is None:
         return False
-
-
-def _wait_read(pid: int, log_file: Path, said: int, timeout_s: float) -> bool:
-    """Signal until the log tells of a whole reading after its first `said` bytes; False where the broker ended."""
-    deadline = time.monotonic() + timeout_s
-    reads = False
-    while time.monotonic() < deadline:
-        again = time.monotonic() + (RELOAD_OVER_S if reads else RELOAD_AGAIN_S)
-        while time.monotonic() < again:
-            text = log_file.read_bytes()
-            # A shorter log is that of a broker that was started meanwhile, and has read all.
-            if len(text) < said:
-                return True
-            _, *readings = text[said:].split(READING)
-            if readings and (fault := _FAULT.search(b"".join(readings))):
-                raise _not_read(pid, fault[1].decode("utf-8", "replace")[:300])
-            if len(readings) > 1:
-                return True
-            if reads != bool(readings):
-                reads = True
-                break
-            time.sleep(0.01)
-        if not port_holder.is_mosquitto(pid):
-            return False
-        os.kill(pid, signal.SIGHUP)
+    _check_starts(pid, config)
+    time.sleep(min(apart_s, max(0.0, apart_s - port_holder.age_s(pid))))
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except OSError:
+        return False  # another user's, or it has ended
+    if not port_holder.is_kept(pid):
+        return True
+    began = time.monotonic()
+    while time.monotonic() - began < timeout_s:
+        if not pid_file.exists():
+            return False  # its service has ended meanwhile
+        now = _running(pid_file)
+        if now not in (pid, None):
+            return True
+        if now == pid and time.monotonic() - began > STOP_TIMEOUT_S:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
     raise BrokerError(
-        f"the broker (process {pid}) does not read its access list and certificates again",
+        f"the broker (process {pid}) was asked to start anew and is not back: {_last_line(_log_beside(pid_file))}",
         hint="What was changed is written, and counts once `headway fleet serve` is started anew.",
     )
 
 
-def _not_read(pid: int, fault: str) -> BrokerError:
-    if "acl" not in fault.lower():
-        return BrokerError(
-            f"the broker (process {pid}) could not read what was changed: {fault}",
+def _check_starts(pid: int, config: Callable[[int], str]) -> None:
+    try:
+        with Mosquitto(config=config):
+            pass
+    except BrokerError as error:
+        raise BrokerError(
+            f"the broker (process {pid}) goes on as before, as it would not start with what was changed: {error}",
             hint="Mend what it names, then the same command again.",
-        )
-    return BrokerError(
-        f"the broker (process {pid}) is OPEN: without its access list every device may do everything: {fault}",
-        hint="Stop it, or mend that file (its user must be able to read it); then the same command again.",
-    )
+        ) from error
 
 
 def _log_beside(pid_file: Path) -> Path:
@@ -490,22 +508,18 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _minds(pid: int, number: signal.Signals) -> bool:
-    """Return whether a process has a handler for a signal (proc(5), SigCgt); True where nothing says so."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return True
-    caught = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
-    return not caught or bool(int(caught[0], 16) >> (number - 1) & 1)
-
-
 def _accepts(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return True
     except OSError:
         return False
+
+
+def _fault(file: Path) -> str:
+    """Return what a broker says first of why it does not start: it names the file, and what follows need not."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line[-300:] for line in lines if "Error: " in line), None) or _last_line(file)
 
 
 def _last_line(file: Path) -> str:

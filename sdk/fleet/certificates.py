@@ -339,8 +339,8 @@ def changing(folder: Path) -> Iterator[None]:
 def write_for_broker(file: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace a file that the broker reads, whole, and leave it readable by whoever could read it before.
 
-    A Mosquitto that cannot read its access list when it is told to reload goes on without one, and lets everybody
-    do everything (2.0.11).
+    A Mosquitto that cannot read its access list does not start, and one that is told to reload goes on without one
+    and lets everybody do everything (2.0.11).
 
     Args:
         file: In a fleet's `tls/`.

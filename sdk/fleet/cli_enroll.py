@@ -134,7 +134,8 @@ def _renew_servers(directory: Path, hosts: tuple[str, ...], port: int | None, *,
     for one in expiries(directory):
         if one.kind in renewed:
             click.echo(f"{one.what} until {datetime.fromtimestamp(one.expires_utc, timezone.utc):%Y-%m-%d}")
-    _tell_broker(directory)
+    with _changing(folder):
+        _tell_broker(directory)
     if port is not None:
         click.echo("a broker that runs elsewhere takes its port when it is started anew")
     click.echo("start `headway fleet serve` anew: until then it shows the broker its old certificate")
@@ -253,7 +254,8 @@ def enroll(device: str, directory: Path, channel: str, out: Path) -> None:
     click.echo(f"and delete {out}/ here: its key is in it")
     if not trusted:
         click.echo("releases are not signed in this fleet; see `headway fleet keys init`")
-    _tell_broker(directory)
+    with _changing(folder):
+        _tell_broker(directory)
 
 
 @click.command()
@@ -378,13 +380,16 @@ def secure_broker(directory: Path, *, port: int | None = None, host: str | None 
 
     folder = tls_folder(directory)
     place = read_place(folder)
-    # Mosquitto started by root becomes another user, who cannot read our keys.
-    user = "root" if os.geteuid() == 0 else None
     return Mosquitto(
         place.port if port is None else port,
-        config=lambda chosen: secure_config(chosen, folder, host=host, user=user),
+        config=lambda chosen: secure_config(chosen, folder, host=host, user=_broker_user()),
         pid_file=folder / PID_NAME,
     )
+
+
+def _broker_user() -> str | None:
+    # Mosquitto started by root becomes another user, who cannot read our keys.
+    return "root" if os.geteuid() == 0 else None
 
 
 def _config_text(folder: Path, place: Place) -> str:
@@ -480,18 +485,22 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 
 def _tell_broker(directory: Path) -> bool:
-    """Let a broker of ours read what has changed; return whether one does.
+    """Let a broker of ours be started anew with what has changed; return whether one is.
+
+    Only while nobody else changes that: two at once would not know whose broker is the newer.
 
     Raises:
-        BrokerError: it is there and does not.
+        BrokerError: it is there and cannot be.
     """
-    from sdk.fleet.access import elsewhere
-    from sdk.fleet.broker import reload_broker
+    from sdk.fleet.access import elsewhere, secure_config
+    from sdk.fleet.broker import restart_broker
 
     folder = tls_folder(directory)
-    told = reload_broker(folder / PID_NAME)
+    told = restart_broker(
+        folder / PID_NAME, lambda port: secure_config(port, folder, host="127.0.0.1", user=_broker_user())
+    )
     if not told and shutil.which("systemctl") is not None:
-        click.echo("if the broker runs elsewhere, let it reload: systemctl reload mosquitto (or SIGHUP)")
+        click.echo("if the broker runs elsewhere, start it anew: systemctl restart mosquitto (not reload)")
     # Not changed by itself: where this runs in a container, the broker may know the folder by that other name.
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if not told and (paths := elsewhere((folder / CONFIG_NAME).read_text(encoding="utf-8"), folder)):

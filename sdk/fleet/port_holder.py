@@ -81,6 +81,27 @@ def is_mosquitto(pid: int) -> bool:
     return any("mosquitto" in each for each in _arguments(pid))
 
 
+def age_s(pid: int) -> float:
+    """Return for how long a process has run; without end where nothing says so."""
+    try:
+        return time.time() - psutil.Process(pid).create_time()
+    except psutil.Error:
+        return float("inf")
+
+
+def is_kept(pid: int) -> bool:
+    """Return whether somebody runs this broker, and is there to start it again; True where nothing says so."""
+    folder = _broker_folder(pid)
+    if folder is None:
+        return True
+    try:
+        with (folder / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
 def _broker_folder(pid: int) -> Path | None:
     """Return where a broker of ours has its configuration; None where a process is none."""
     program, *arguments = _arguments(pid) or [""]

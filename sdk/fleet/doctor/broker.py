@@ -20,11 +20,11 @@ NOBODY: Final = f"{FLEET_LOG_PREFIX}doctor"
 """No device has such a name: what is published for it reaches nobody, and the service may write it."""
 _MAY_WRITE: Final = (
     "The service must be let write to its topics (docs/trust.md, section 7): with `headway fleet tls` the list "
-    "is DIR/tls/acl, which the broker reads when it is reloaded."
+    "is DIR/tls/acl, which the broker reads when it is started."
 )
 _RENEW: Final = (
     "Is that this fleet's broker, with DIR/tls/ca.pem and crl.pem as they are now? For new certificates: headway "
-    "fleet tls --renew --dir DIR; then let the broker reload."
+    "fleet tls --renew --dir DIR; then start the broker anew."
 )
 _OTHER: Final = "Was `headway fleet serve` given another broker? Then give its options here too."
 
