@@ -572,6 +572,46 @@ def test_who_may_read_what_is_secret_is_judged(
     assert (found.level, found.fix) == (level, fix.format(file))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trust",
+        "tls",
+        "tls/issued",
+        "chunks",
+        "decisions",
+        "tls/acl",
+        "tls/crl.pem",
+        "trust/targets.json",
+        "fleet.db",
+    ],
+)
+def test_who_may_write_what_the_fleet_goes_by_is_judged(tmp_path: Path, name: str) -> None:
+    """Also where he may write only deep within a directory that is closed to him itself."""
+    place = tmp_path / name
+    if "." in place.name or place.name == "acl":
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("believed")
+        place.chmod(0o602)
+    else:
+        place.mkdir(parents=True)
+        place.chmod(0o703)
+    (found,) = keys.examine(tmp_path)
+    assert (found.level, found.fix) == (Level.FAULT, f"chmod o-w {place}")
+    place.chmod(0o700)
+    (found,) = keys.examine(tmp_path)
+    assert found.level is Level.GOOD
+
+
+def test_what_everybody_may_write_is_one_finding(tmp_path: Path) -> None:
+    for name in ("trust", "tls"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o777)
+    (found,) = keys.examine(tmp_path)
+    assert found.what.endswith(f"may write to {tmp_path / 'trust'} and 1 more that it goes by")
+    assert found.fix == f"chmod o-w {tmp_path / 'trust'} {tmp_path / 'tls'}"
+
+
 # The broker
 
 

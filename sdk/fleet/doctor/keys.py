@@ -26,6 +26,21 @@ SERVED: Final = (f"{TLS_FOLDER}/service.key", _ONLINE, URL_NAME)
 """Of these, what the service reads."""
 FOR_A_GROUP: Final = f"{TLS_FOLDER}/broker.key"
 """A Mosquitto of the system reads it by its group (docs/fleet.md)."""
+BELIEVED: Final = (
+    ".",
+    "trust",
+    "trust/*.json",
+    TLS_FOLDER,
+    f"{TLS_FOLDER}/issued",
+    *(
+        f"{TLS_FOLDER}/{name}"
+        for name in ("acl", "acl.local", "ca.pem", "crl.pem", "mosquitto.conf", "place.json")
+    ),
+    "chunks",
+    "decisions",
+    *DATABASE_FILES,
+)
+"""What the fleet goes by: who may write there, or put another file in its place, decides what it believes."""
 _OTHERS: Final = stat.S_IROTH | stat.S_IWOTH
 _GROUP: Final = stat.S_IRGRP | stat.S_IWGRP
 
@@ -46,13 +61,20 @@ def examine(directory: Path) -> Iterator[Finding]:
     if not wrong:
         kept = sum((directory / name).is_file() for name in SECRETS)
         what = f"{kept} secret files, none for others" if kept else "no secret files"
-        yield Finding("permissions", Level.GOOD, f"{what}; not everybody may write to {directory}")
+        what += f"; not everybody may write to {directory}, nor to what it goes by there"
+        yield Finding("permissions", Level.GOOD, what)
 
 
 def _wrong(directory: Path, me: str) -> Iterator[Finding]:
-    if stat.S_IMODE(directory.stat().st_mode) & stat.S_IWOTH:
-        what = f"every user of this machine may write to {directory}"
-        yield Finding("permissions", Level.FAULT, what, f"chmod o-w {quote(directory)}")
+    believed = [
+        place
+        for name in BELIEVED
+        for place in (sorted(directory.glob(name)) if "*" in name else [directory / name])
+    ]
+    if open_ones := [place for place in believed if (_mode(place) or 0) & stat.S_IWOTH]:
+        more = f" and {len(open_ones) - 1} more that it goes by" if len(open_ones) > 1 else ""
+        what = f"every user of this machine may write to {open_ones[0]}{more}"
+        yield Finding("permissions", Level.FAULT, what, f"chmod o-w {' '.join(map(quote, open_ones))}")
     for name, then in SECRETS.items():
         file = directory / name
         mode = _mode(file)
@@ -70,7 +92,7 @@ def _wrong(directory: Path, me: str) -> Iterator[Finding]:
             what = f"{me} may not read {file}, which the service needs"
             fix = f"Run this as the service's user. If that is {me}: sudo chown {me} {quote(file)}"
             yield Finding("permissions", Level.FAULT, what, fix)
-    shown = [file for name in DATABASE_FILES if (_mode(file := directory / name) or 0) & _OTHERS]
+    shown = [file for name in DATABASE_FILES if (_mode(file := directory / name) or 0) & stat.S_IROTH]
     if shown:
         yield Finding(
             "permissions",
