@@ -15,13 +15,13 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Route, expect
 
 from device_agent.heads import Reference
-from device_agent.page.counted import HELD, Counted, CountedHeads
+from device_agent.page.counted import HELD, LISTED, Counted, CountedHeads
 from sdk.bundle import Bundle
 from sdk.codes import code_digest
 from sdk.head import UNCALIBRATED
 from sdk.labels import Chain, CodeRecord, Label, Record
 from sdk.score import LeftOut, score
-from tests.pages import ASK_ALL, Device, hex_of, screen, serving, write_stream
+from tests.pages import ASK_ALL, Device, hex_of, opened, screen, serving, write_stream
 from tests.tiny import class_id, picture, tiny_bundle
 
 LOTS = 4
@@ -230,19 +230,29 @@ def test_the_heads_that_are_looked_at_are_held_and_others_go() -> None:
     serves: list[Reference | None] = [None]
     heads = CountedHeads(lambda: serves[0], lambda _: {}, lambda _: "06:00")
     assert heads.now() is None
-    for number in range(1, 2 * HELD):
+    last, lists = 4 * HELD, (1, 2)
+    for number in range(1, last + 1):
         serves[0] = Reference(number, replace(left_out), UNCALIBRATED)
         counted = heads.now()
         assert counted is not None
-        assert counted is heads.now() is heads.of(number)
-        assert heads.of(1) is not None, "somebody still looks at it"
-    assert [number for number in range(1, 2 * HELD) if heads.of(number)] == [1, *range(HELD + 1, 2 * HELD)]
+        assert counted is heads.now()
+        if number in lists:
+            assert heads.listed(number) is counted
+    looked_at = range(last - HELD + 1, last + 1)
+    assert [n for n in range(1, last + 1) if heads.listed(n)] == [*lists, *looked_at], "whoever looks at others"
     serves[0] = None  # another head serves that is not scored yet
     assert heads.now() is None
-    assert heads.of(1) is not None
+    assert heads.listed(1) is not None
     serves[0] = Reference(1, replace(left_out), UNCALIBRATED)  # its classes were made one
-    assert heads.of(1) is not counted
-    assert heads.of(1) is heads.now()
+    assert heads.listed(1) is not counted
+    assert heads.listed(1) is heads.now()
+    for number in range(last, last + 2 * LISTED):
+        serves[0] = Reference(number, replace(left_out), UNCALIBRATED)
+        assert heads.listed(number) is heads.now()
+        assert heads.listed(1) is not None, "somebody still goes through it"
+    assert [n for n in range(2, last + 2 * LISTED) if heads.listed(n)] == [
+        *range(last + LISTED + 1, last + 2 * LISTED)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +349,58 @@ def test_a_list_is_gone_through_in_its_order_however_few_come_at_once(shared: De
             on.page.keyboard.press("s")
         expect(on.page.locator("#walked")).to_be_visible()
     assert len(listed) == 2 * LOTS
+
+
+def test_whoever_else_looks_at_quality_takes_no_list_away(device: Device) -> None:
+    first = device.http.get("/api/quality").json()["head"]["number"]
+    listed = behind(device, figure="origin", name="station", head=first)["pictures"]
+    seen = {first}
+    for i in range(HELD + 1):
+        say(device, hex_of("pit", 0), "scratch" if i % 2 else "pit")
+        device.settle()
+        seen.add(device.http.get("/api/quality").json()["head"]["number"])
+    assert len(seen) > HELD
+    later = behind(device, figure="origin", name="station", head=first)["pictures"]
+    assert [each["sample"] for each in later] == [each["sample"] for each in listed]
+
+
+@pytest.mark.browser
+def test_an_open_picture_keeps_its_list_with_each_head(device: Device, browser: Browser) -> None:
+    head = device.http.get("/api/quality").json()["head"]["number"]
+    one = behind(device, figure="origin", name="station", head=head)["pictures"][0]["sample"]
+    address = f"{device.url}label?figure=origin&name=station&head={head}&sample={one}&offset=0"
+    with screen(browser, address) as on:
+        on.ready()
+        assert on.asked() == one
+        on.until("!asking")
+        with on.page.expect_response(lambda each: f"head={head}" in each.url) as kept:
+            say(device, hex_of("pit", 0), "pit")
+        assert kept.value.ok
+
+
+@pytest.mark.browser
+def test_whoever_loses_a_list_is_told_that_and_not_that_it_ends(shared: Device, browser: Browser) -> None:
+    def gone(route: Route) -> None:
+        if "offset=0" in route.request.url:
+            route.continue_(url=route.request.url.replace("limit=12", "limit=5"))
+        else:
+            route.fulfill(status=404, json={"error": "the figures of head 1 are held no longer", "hint": "-"})
+
+    one = behind(shared, figure="origin", name="station")["pictures"][0]["sample"]
+    with opened(browser, locale="en-US") as (_, on):
+        on.page.route("**/api/quality/pictures*", gone)
+        on.page.goto(f"{shared.url}label?figure=origin&name=station&sample={one}&offset=0")
+        assert on.asked() == one
+        for _ in range(5):
+            on.settled()
+            on.page.keyboard.press("s")
+        expect(on.page.locator("#walk-lost")).to_be_visible()
+        for each in ("walk-lost", "asked", "saved"):
+            expect(on.page.locator(f"#{each}")).to_contain_text("The list is not as it was any more")
+        expect(on.page.locator("#walked")).to_be_hidden()
+        expect(on.page.locator("#asked")).not_to_contain_text("last one")
+        on.page.locator("#walk-lost [data-back]").click()
+        expect(on.page.locator("#behind-count")).to_be_visible()
 
 
 @pytest.mark.browser

@@ -4,8 +4,8 @@ A figure is named by a query: which one, of which classes or lot, by which rule,
 the address of the page that shows them, so a figure can be sent to somebody. Rules:
 
 - A list is of one head, `head`, as its figures counted (`counted`). It stays while labels are corrected and newer
-  heads learn from that; what has become of each picture's label since stands beside it, and what the newest head
-  makes of the same figure.
+  heads learn from that, held by each look into it; what has become of each picture's label since stands beside it,
+  and what the newest head makes of the same figure.
 - Where the picture is not on this device, it is in the list all the same, with where it is.
 """
 
@@ -181,7 +181,8 @@ class Behind:
             HeadError: escapes and overkill cannot be told.
         """
         newest = self._counted.now()
-        counted = newest if figure.head is None else self._counted.of(figure.head)
+        number = newest.number if figure.head is None and newest is not None else figure.head
+        counted = None if number is None else self._counted.listed(number)
         if counted is None and newest is not None:
             raise HeadNotHeld(
                 404,

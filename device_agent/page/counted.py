@@ -1,8 +1,9 @@
 """What the figures of the quality report count: the left-out samples of one head, and those behind each figure.
 
 A figure and its pictures are read from the same `Counted`, which never changes, so that they agree however much is
-learned meanwhile. The last few heads whose figures somebody looked at are held (`CountedHeads`): whoever goes
-through the pictures behind a figure and corrects labels makes new heads by that, and keeps the list all the same.
+learned meanwhile. The last few heads whose figures somebody looked at are held (`CountedHeads`), and more of those
+whose pictures somebody goes through: whoever corrects labels there makes new heads by that, and keeps the list all
+the same, whoever else looks at the figures of those.
 
 Of which camera, lot, shift and origin a sample is, is read once for each head too.
 """
@@ -26,7 +27,9 @@ from sdk.operating import Rate, judged, operating_point
 from sdk.score import decisions_right, share
 
 HELD: Final = 4
-"""Heads, the one that serves among them; 0.9 MB each at 5,000 samples of 13 classes."""
+"""Heads whose figures were looked at, the one that serves too; 0.9 MB each at 5,000 samples of 13 classes."""
+LISTED: Final = 16
+"""Heads, beside these, whose pictures were: a list that is lost is lost to who corrects in it."""
 MIN_SLICE_GROUPS: Final = 3
 """A slice of fewer parts tells nothing."""
 MAX_SLICES: Final = 24
@@ -189,6 +192,7 @@ class CountedHeads:
         self._reference, self._kept, self._shift = reference, kept, shift
         self._lock = threading.Lock()
         self._held: dict[int, Counted] = {}  # by the head's number; who was looked at last comes last
+        self._listed: set[int] = set()  # of these, whose pictures somebody goes through
 
     def now(self) -> Counted | None:
         """Return what the figures of the confirmed head count; None before it is scored."""
@@ -202,21 +206,25 @@ class CountedHeads:
             self._hold(found)
         return found
 
-    def of(self, number: int) -> Counted | None:
-        """Return what those of a head counted; None where they are held no longer, or were never looked at."""
-        newest = self.now()
-        if newest is not None and newest.number == number:
-            return newest
+    def listed(self, number: int) -> Counted | None:
+        """Return what those of a head counted, for somebody who goes through its pictures; None where they are
+        held no longer, or were never looked at."""
+        self.now()
         with self._lock:
             found = self._held.pop(number, None)
             if found is not None:
+                self._listed.add(number)
                 self._hold(found)
         return found
 
     def _hold(self, counted: Counted) -> None:
+        """Put one last. Of each kind, those that were looked at longest ago make room. Needs the lock."""
         self._held[counted.number] = counted
-        while len(self._held) > HELD:
-            del self._held[next(iter(self._held))]
+        listed = [number for number in self._held if number in self._listed]
+        others = [number for number in self._held if number not in self._listed]
+        for number in (*listed[:-LISTED], *others[:-HELD]):
+            del self._held[number]
+            self._listed.discard(number)
 
     def _counted(self, reference: Reference) -> Counted:
         samples = reference.left_out.samples

@@ -37,10 +37,12 @@ async function refill() {
     do {
       hungry = false;
       if (walk) {
+        const more = walksOn();
         await lookOn();
         await fill();
-        if (!current) show(queue.shift() || null);
+        if (!current && (more || queue.length)) show(queue.shift() || null);
         else preload();
+        await stayIn();
         continue;
       }
       const asked = performance.now();
@@ -54,7 +56,10 @@ async function refill() {
       else preload();
     } while (hungry);
   } catch (error) {
-    if (walk && error.status) say(t("js.walk-lost"), true);
+    if (walk && walkLost()) {
+      say(t("js.walk-lost"), true);
+      if (!current) show(queue.shift() || null);
+    } else if (walk && !walk.gone && error.status) say(error.message, true);
     // Else the stream says that the device is away.
   } finally {
     asking = false;
@@ -225,7 +230,7 @@ function show(sample) {
   if (sample) stage.scrollIntoView({ block: "nearest" });  // where the page scrolls, somebody is down at the classes
   if ($("classes").contains(from)) $("why").focus({ preventScroll: true });  // and so it is read
   else keepPlace(from);
-  if (!sample) readOut((walk ? $("walked") : $("empty")).innerText);
+  if (!sample) readOut(["walked", "walk-lost", "empty"].filter((each) => !$(each).hidden).map((each) => $(each).innerText).join());
   else if (document.activeElement !== $("why")) readOut([$("why").textContent, $("guess").textContent].join(". "));
 }
 
@@ -595,7 +600,7 @@ $("stage").addEventListener("wheel", (event) => {
   zoomTo(zoom * (event.deltaY < 0 ? 1.25 : 0.8), ...fromCentre(event));
 }, { passive: false });
 $("stage").addEventListener("dblclick", (event) => zoomTo(zoom > 1 ? 1 : 3, ...fromCentre(event)));
-$("stage").addEventListener("pointerdown", (event) => { fingers.set(event.pointerId, event); $("stage").setPointerCapture(event.pointerId); pinch = null; });
+$("stage").addEventListener("pointerdown", (event) => { if (event.target.closest("a")) return; fingers.set(event.pointerId, event); $("stage").setPointerCapture(event.pointerId); pinch = null; });
 $("stage").addEventListener("pointermove", (event) => {
   const before = fingers.get(event.pointerId);
   if (!before) return;
@@ -676,7 +681,7 @@ async function inList() {
     if (queue.length && queue[0].sample === byHand) return true;
     say(t("js.walk-lost"), true);
   } catch (error) {
-    say(error.message, true);
+    say(walk.gone ? t("js.walk-lost") : error.message, true);
   }
   queue = [];
   return false;

@@ -4,21 +4,37 @@
 
 const WALKED = 12;  // pictures of one answer
 
-let walk = null;  // {query, next: place to go on from, count, place and sample: of the picture that is shown}
+let walk = null;  // {query, next: place to go on from, count, place and sample: of the picture that is shown, gone}
 
 function walkFrom(address) {
   const asked = new URLSearchParams(address);
   if (!asked.has("figure")) return;
   const next = Number(asked.get("offset"));
   for (const each of ["sample", "offset", "limit"]) asked.delete(each);
-  walk = { query: asked.toString(), next, count: Infinity, place: next };
+  walk = { query: asked.toString(), next, count: Infinity, place: next, gone: false };
 }
 
-const walksOn = () => walk.next < walk.count;
+const walkLost = () => walk.gone && walk.next < walk.count;
+const walksOn = () => !walk.gone && walk.next < walk.count;
+
+// The device tells lists no longer that nobody has looked into for many heads: then nothing more comes of it.
+async function listed(offset, limit) {
+  try {
+    return await call(`/api/quality/pictures?${walk.query}&offset=${offset}&limit=${limit}`);
+  } catch (error) {
+    walk.gone = error.status === 404;
+    throw error;
+  }
+}
+
+// Each look keeps the list for more heads.
+async function stayIn() {
+  if (!walk.gone) await listed(walk.place, 1);
+}
 
 // Those of the next few that are here to be seen, with what the head said that had never seen their part.
 async function walkOn() {
-  const { count, offset, pictures } = await call(`/api/quality/pictures?${walk.query}&offset=${walk.next}&limit=${WALKED}`);
+  const { count, offset, pictures } = await listed(walk.next, WALKED);
   Object.assign(walk, { next: offset + pictures.length, count: pictures.length ? count : 0 });
   return pictures.flatMap(({ kept, class_id, decision, forced, probability }, i) =>
     kept ? [{ ...kept, place: offset + i, leftOut: { class_id, decision, forced, probability } }] : []);
@@ -29,7 +45,8 @@ function drawWalk(sample) {
   $("walk").hidden = !walk;
   $("skip").hidden = !walk;
   $("unsure").hidden = Boolean(walk);
-  $("walked").hidden = !walk || Boolean(sample) || walksOn();
+  $("walked").hidden = !walk || Boolean(sample) || walk.next < walk.count;
+  $("walk-lost").hidden = !walk || Boolean(sample) || !walkLost();
   if (!walk) return;
   if (sample) Object.assign(walk, { place: sample.place, sample: sample.sample });
   const page = Number($("walk").dataset.page), from = walk.place - (walk.place % page);
