@@ -463,5 +463,10 @@ def test_a_link_to_a_head_that_is_gone_shows_the_newest_and_says_so(shared: Devi
     page = shared.http.get("/quality/pictures", params={"figure": "lot", "name": "B1", "head": 999}).text
     assert "The figures of head 999 cannot be told any more." in page
     assert page.count("<li class=") == LOTS
+    again = re.search(r'hx-get="([^"]+)"', page)
+    assert again is not None
+    for _ in range(2):  # and says so still where it is shown anew
+        assert "The figures of head 999 cannot" in shared.http.get(html.unescape(again[1])).text
+    assert "lost=" not in "".join(re.findall(r'<a [^>]*href="[^"]+"', page)), "what it leads to is there"
     nothing = shared.http.get("/quality/pictures", params={"figure": "recall", "truth": "ab" * 16})
     assert (nothing.status_code, "This figure cannot be told (head" in nothing.text) == (200, True)

@@ -12,6 +12,7 @@ import jinja2
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from markupsafe import Markup
+from pydantic import Field
 
 from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
@@ -54,6 +55,12 @@ LONG_NAME: Final = 24
 """Characters; a longer one does."""
 SAME: Final = 0.005
 """Recalls that differ by less are shown as the same."""
+
+
+class ShownIn(FigureIn):
+    """A figure of one head, shown where that of another was asked for, `lost`, which is held no longer."""
+
+    lost: Annotated[int, Field(ge=1, le=2**62)] | None = None
 
 
 @dataclass(frozen=True)
@@ -208,9 +215,10 @@ class Pages:
         """The pictures behind a figure."""
         return self._render(request, "behind.html", "quality", **self._behind(request, figure))
 
-    def pictures_part(self, request: Request, figure: Annotated[FigureIn, Query()]) -> str:
+    def pictures_part(self, request: Request, figure: Annotated[ShownIn, Query()]) -> str:
         """Their list, anew."""
-        return self._render(request, "behind_part.html", "quality", **self._behind(request, figure))
+        asked = FigureIn(**figure.model_dump(exclude={"lost"}))
+        return self._render(request, "behind_part.html", "quality", **self._behind(request, asked, figure.lost))
 
     def settings(self, request: Request) -> str:
         """Looks, accounts, machines."""
@@ -413,17 +421,17 @@ class Pages:
             ),
         }
 
-    def _behind(self, request: Request, figure: FigureIn) -> dict[str, Any]:
+    def _behind(self, request: Request, figure: FigureIn, lost: int | None = None) -> dict[str, Any]:
         """Return what shows a figure's pictures: of the head that it is of, of the newest where that is held no
-        longer, or why there are none."""
-        behind, t, not_held = self._subjects.behind, self._texts(request), None
+        longer, or why there are none. `lost` was asked for at first, and was held no longer."""
+        behind, t = self._subjects.behind, self._texts(request)
         if figure.figure in ("escapes", "overkill"):
             figure = figure.model_copy(update={"good": behind.good_of(figure)})
         try:
             try:
                 found = behind.pictures_out(figure, _now(t))
             except HeadNotHeld:
-                not_held = figure.head
+                lost = lost or figure.head
                 figure = figure.model_copy(update={"head": None, "offset": 0})
                 found = behind.pictures_out(figure, _now(t))
         except (Refusal, HeadwayError) as error:
@@ -434,9 +442,9 @@ class Pages:
             "title": self._title(t, figure),
             "found": found,
             "whole": figure.figure not in ("cell", "escapes", "overkill"),
-            "not_held": not_held,
+            "not_held": lost,
             **self._rule(t, figure),
-            "query": figure.query(),
+            "query": figure.query(lost=lost),
             "newest": figure.query(head=found.newest and found.newest.head, offset=None),
             "before": figure.query(offset=max(0, here - figure.limit)) if here else None,
             "after": figure.query(offset=here + shown) if here + shown < found.count else None,
