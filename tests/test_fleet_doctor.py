@@ -539,6 +539,29 @@ def test_room_is_judged_by_what_the_next_release_takes(
     assert (found.level, words in found.what) == (level, True), found
 
 
+@pytest.mark.parametrize("left", ["chunks/ab", "decisions/1", "union.json"])
+@pytest.mark.parametrize(("emptied", "how"), [(True, "holds nothing"), (False, "is gone")])
+def test_a_database_that_is_lost_is_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: str, emptied: bool, how: str
+) -> None:
+    """Nothing but the database is missing, and the command that would begin an empty one is not advised."""
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).write_text("x")
+    if emptied:
+        (tmp_path / "fleet.db").touch()
+    (found,) = database.examine(tmp_path)
+    assert (found.level, f"fleet.db {how}" in found.what, "Restore it" in found.fix) == (Level.FAULT, True, True)
+    assert headway(capsys, "fleet", "doctor", "--dir", tmp_path).code == 1
+
+
+def test_a_fleet_that_was_set_up_and_not_served_yet_has_lost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tls" / "issued").mkdir(parents=True)
+    (tmp_path / "tls" / "issued" / "line-1.pem").touch()
+    (tmp_path / "fleet.db").touch()
+    (*_, found) = database.examine(tmp_path)
+    assert (found.level, "fleet.db.None" in found.fix) == (Level.NOTE, False)
+
+
 def test_the_disk_that_chunks_lie_on_is_judged_too(tmp_path: Path) -> None:
     FleetStore(tmp_path).close()
     (tmp_path / "chunks.url").write_text("memory://fleet")

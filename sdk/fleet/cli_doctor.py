@@ -47,11 +47,13 @@ def doctor(directory: Path, bundles: Sequence[Path], as_json: bool, **way: Any) 
     from sdk.expiry import Standing
     from sdk.finding import Level
     from sdk.fleet.cli import check_fleet, open_fleet
+    from sdk.fleet.database import left_by_fleet
     from sdk.fleet.doctor.examine import Examination
     from sdk.fleet.expiry import row
     from sdk.fleet.lost_chunks import put_back
 
-    check_fleet(directory)
+    if left_by_fleet(directory) is None:
+        check_fleet(directory)
     menders = [Bundle.open(path) for path in bundles]
     mended: dict[str, int] = {}
     if menders:

@@ -79,6 +79,20 @@ def holds_fleet(directory: Path) -> bool:
         ) from error
 
 
+def left_by_fleet(directory: Path) -> Path | None:
+    """Return something in a directory that only a fleet with a database leaves there; None where there is none.
+
+    Keys, certificates and enrolled devices may be there before the first `headway fleet serve`.
+    """
+    with contextlib.suppress(OSError):
+        for name in ("chunks", "decisions"):
+            if next((directory / name).glob("*"), None) is not None:
+                return directory / name
+        if (directory / "union.json").is_file():
+            return directory / "union.json"
+    return None
+
+
 def name_database(directory: Path, url: str) -> None:
     """Let a directory's fleet be kept in a PostgreSQL database from now on.
 

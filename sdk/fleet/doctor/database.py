@@ -15,6 +15,7 @@ from sdk.fleet.database import (
     POSTGRES,
     URL_NAME,
     database_errors,
+    left_by_fleet,
     looking_engine_of,
 )
 from sdk.fleet.doctor import postgres, sqlite
@@ -32,11 +33,19 @@ def examine(directory: Path, patience_s: float = BUSY_TIMEOUT_S) -> Generator[Fi
     engine: Engine | None = None
     answers = False
     try:
-        if not (directory / URL_NAME).is_file() and not (yield from sqlite.may_use(directory)):
+        in_file = not (directory / URL_NAME).is_file()
+        if in_file and not (yield from sqlite.may_use(directory)):
+            return False, False
+        left = left_by_fleet(directory) if in_file else None
+        if left is not None and not (directory / DATABASE_NAME).is_file():
+            yield _lost(directory, left, "is gone")
             return False, False
         engine = looking_engine_of(directory)
         with database_errors(directory), engine.connect() as connection:
             known = revision_of(connection)
+        if left is not None and known is None:
+            yield _lost(directory, left, "holds nothing")
+            return False, False
         if engine.dialect.name == POSTGRES:
             yield from postgres.examine(directory, engine, patience_s, empty=known is None)
         else:
@@ -51,6 +60,13 @@ def examine(directory: Path, patience_s: float = BUSY_TIMEOUT_S) -> Generator[Fi
             engine.dispose()
 
 
+def _lost(directory: Path, left: Path, how: str) -> Finding:
+    what = (
+        f"the fleet's database {directory / DATABASE_NAME} {how}, and {left} is there: labels and devices are lost"
+    )
+    return Finding("database", Level.FAULT, what, f"Start no service before that. {sqlite.RESTORE}")
+
+
 def _schema(directory: Path, engine: Engine, known: str | None) -> Generator[Finding, None, bool]:
     check_not_newer(directory, known)
     if known == SCHEMA_REVISION:
@@ -60,6 +76,8 @@ def _schema(directory: Path, engine: Engine, known: str | None) -> Generator[Fin
         "pg_dump it, then start"
         if engine.dialect.name == POSTGRES
         else f"It is copied first, to {DATABASE_NAME}.{known}. Start"
+        if known is not None
+        else "Start"
     )
     yield Finding(
         "database",
