@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 REFUSED_WITHIN_S: Final = 1.0
 """A broker refuses a certificate within a round trip after its handshake."""
+SILENT_ENDS: Final = 3
+"""A refusal comes as an alert. A connection that ends without one may have met something else: asked so often."""
 ALERT: Final = re.compile(r"\[SSL: (?:SSLV3_|TLSV1_|TLSV13_)?ALERT_(\w+)\]")
 """An alert of the other side's, as OpenSSL names it: SSLV3_ALERT_CERTIFICATE_REVOKED."""
+
+
+class EndedSilently(BrokerError):
+    """Each took the other's certificate, and then the broker closed the connection without a word, each time."""
 
 
 def shake_hands(settings: MqttSettings, timeout_s: float, *, name: str | None = None) -> float:
@@ -31,10 +37,17 @@ def shake_hands(settings: MqttSettings, timeout_s: float, *, name: str | None = 
         name: What the broker's certificate is to be for; None for the host in the settings.
 
     Raises:
-        BrokerError: nobody there, or one of the two is not taken.
+        BrokerError: nobody there, or one of the two is not taken; `EndedSilently` where it does not say so.
         ConfigError: our files cannot be used.
     """
     context = None if settings.ca_file is None else _context(settings)
+    for _ in range(1, SILENT_ENDS):
+        with contextlib.suppress(EndedSilently):
+            return _shake(settings, context, timeout_s, name)
+    return _shake(settings, context, timeout_s, name)
+
+
+def _shake(settings: MqttSettings, context: ssl.SSLContext | None, timeout_s: float, name: str | None) -> float:
     began_s = time.perf_counter()
     try:
         with socket.create_connection((settings.host, settings.port), timeout_s) as raw:
@@ -46,7 +59,8 @@ def shake_hands(settings: MqttSettings, timeout_s: float, *, name: str | None = 
                 secured.settimeout(REFUSED_WITHIN_S)
                 with contextlib.suppress(TimeoutError):
                     if not secured.recv(1):
-                        raise no_answer(settings, "")
+                        silent = no_answer(settings, "")
+                        raise EndedSilently(str(silent), hint=silent.hint)
                 with contextlib.suppress(OSError):
                     secured.unwrap()  # else the broker logs an error of it
                 return took_ms

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sqlite3
+import ssl
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -689,6 +690,51 @@ def test_the_services_session_is_looked_in_on_and_what_waits_in_it_waits_on(
         after.connect(PATIENCE_S)
         wait_for(lambda: len({*came}) == 3, PATIENCE_S, "what waited")
     assert remembered == [True]
+
+
+@contextlib.contextmanager
+def hanging_up(directory: Path, times: int) -> Iterator[int]:
+    """A broker of this fleet that closes so many connections without a word; yield its port."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=directory / "tls" / "ca.pem")
+    context.load_cert_chain(directory / "tls" / "broker.pem", directory / "tls" / "broker.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    kept: list[ssl.SSLSocket] = []
+
+    def answer() -> None:
+        for number in range(times + 1):
+            with contextlib.suppress(OSError):
+                line = context.wrap_socket(server.accept()[0], server_side=True)
+                if number < times:
+                    line.close()
+                else:
+                    kept.append(line)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE_S)
+    for line in kept:
+        line.close()
+
+
+@pytest.mark.parametrize(
+    ("times", "connected", "level"),
+    [(2, True, Level.GOOD), (9, True, Level.NOTE), (9, False, Level.FAULT)],
+)
+def test_a_connection_that_ends_without_a_word_is_no_refused_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], times: int, connected: bool, level: Level
+) -> None:
+    """A refusal comes as an alert, and the service is there with the very certificate."""
+    assert headway(capsys, "fleet", "tls", "--dir", tmp_path, "--host", "localhost").code == 0
+    settings = service_settings(tmp_path, here=True)
+    assert settings is not None
+    with hanging_up(tmp_path, times) as port:
+        way = Way(replace(settings, port=port), "localhost")
+        found = [*broker.examine(lambda: way, ["default"], served=True, connected=connected)]
+    assert {one.level for one in found} == {level}
+    assert ("--renew" in found[0].fix) is (level is Level.FAULT)
 
 
 @pytest.mark.broker

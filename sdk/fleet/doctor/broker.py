@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sdk.broker_check import BROKER_WAIT_S, look
-from sdk.broker_way import shake_hands
+from sdk.broker_way import EndedSilently, shake_hands
 from sdk.errors import HeadwayError
 from sdk.finding import Finding, Level
 from sdk.fleet.service import session_name
@@ -25,6 +25,10 @@ _MAY_WRITE: Final = (
 _RENEW: Final = (
     "Is that this fleet's broker, with DIR/tls/ca.pem and crl.pem as they are now? For new certificates: headway "
     "fleet tls --renew --dir DIR; then start the broker anew."
+)
+_ANEW: Final = (
+    "Start the broker anew, do not let it reload: one of --start-broker with `headway fleet serve`, one of the "
+    "system with systemctl restart mosquitto."
 )
 _OTHER: Final = "Was `headway fleet serve` given another broker? Then give its options here too."
 
@@ -43,7 +47,9 @@ class Way:
     known_as: str | None = None
 
 
-def examine(find: Callable[[], Way], channels: Sequence[str], *, served: bool) -> Iterator[Finding]:
+def examine(
+    find: Callable[[], Way], channels: Sequence[str], *, served: bool, connected: bool = False
+) -> Iterator[Finding]:
     """Yield whether a fleet's broker is there, lets the fleet's service in, and is set up as Headway needs it.
 
     Where the broker may take the session's name from certificate or user, no session is opened beside a running
@@ -54,6 +60,7 @@ def examine(find: Callable[[], Way], channels: Sequence[str], *, served: bool) -
         find: Returns how the service reaches it; may raise a `HeadwayError`.
         channels: Those that are served: the service's session is called by them.
         served: A service runs, here or on another machine.
+        connected: And it has its session at the broker, with this very certificate.
     """
     try:
         way = find()
@@ -81,6 +88,13 @@ def examine(find: Callable[[], Way], channels: Sequence[str], *, served: bool) -
         else:
             name, lent = session_name(settings.prefix, channels), True
         session = MqttSession(settings, name, on_message=lambda _message: None, lent=lent)
+    except EndedSilently as error:
+        if served and connected:
+            what = "it closes new connections before they have said who they are; the service is connected"
+            yield Finding("broker", Level.NOTE, f"{settings.address}: {what}", _ANEW)
+        else:
+            yield Finding("broker", Level.FAULT, str(error), f"{_RENEW} {_OTHER}" if served else _RENEW)
+        return
     except HeadwayError as error:
         fix = _RENEW if "headway fleet enroll" in error.hint else error.hint  # which is for a device
         yield Finding("broker", Level.FAULT, str(error), f"{fix} {_OTHER}" if served else fix)

@@ -90,7 +90,8 @@ class Examination:
                 yield Finding.of("database", error)
         served = yield from self._service(seen, now_utc, answers=answers)
         channels = ["default"] if seen is None else [one["channel"] for one in seen.overview["channels"]]
-        yield from broker.examine(self.way, channels or ["default"], served=served)
+        connected = seen is not None and seen.overview["broker_away"] is None
+        yield from broker.examine(self.way, channels or ["default"], served=served, connected=connected)
         yield from disk.examine(self.directory, next_bytes, self.machine.free_bytes)
         yield clock_itself(now_utc, self.machine.synchronised(), then=_WRONG_CLOCK)
         yield from clock.judged(seen, clock.signed_utc(self.directory), now_utc)
