@@ -126,7 +126,13 @@ def test_a_list_stays_as_its_figure_counted_while_newer_heads_learn(device: Devi
     assert (then["head"], then["count"]) == (before["head"], before["count"])
     changed = then["pictures"][0]
     assert (changed["labelled"], changed["label"], changed["changed"]) == ("scratch", "pit", True)
-    assert then["newest"] == {"head": now["head"], "count": before["count"] - 1, "of": before["count"] - 1}
+    assert then["newest"] == {
+        "head": now["head"],
+        "count": before["count"] - 1,
+        "of": before["count"] - 1,
+        "right": now["right"],
+        "one_class": False,
+    }
     assert (now["newest"], now["head"] > then["head"]) == (None, True)
     say(device, wrong["sample"], None)
     taken_back = behind(device, head=before["head"], **asked)["pictures"][0]
@@ -157,6 +163,34 @@ def test_a_figure_of_a_class_that_was_made_part_of_another_is_told_of_that(devic
     pits = behind(device, figure="recall", truth=pit, head=before["head"])
     assert {each["changed"] for each in pits["pictures"]} == {False}, "whichever id stands for both"
     assert (then["newest"]["head"], then["newest"]["count"]) == (after["head"], after["count"])
+
+
+def test_what_was_a_mistake_between_two_that_are_one_class_now_is_not_counted_as_right(device: Device) -> None:
+    scratch, pit = (class_id(name).hex() for name in ("scratch", "pit"))
+    mistakes = {"figure": "cell", "truth": scratch, "said": pit}
+    recall = {"figure": "recall", "truth": pit}
+    before = behind(device, **mistakes)
+    assert before["count"] > 0
+    device.http.post(f"/api/classes/{scratch}/merge", json={"into": pit}).raise_for_status()
+    device.settle()
+    now = behind(device, **recall)
+    then = behind(device, head=before["head"], **mistakes)
+    assert [each["sample"] for each in then["pictures"]] == [each["sample"] for each in before["pictures"]]
+    none = {"count": None, "of": None, "right": None}
+    assert then["newest"] == {"head": now["head"], **none, "one_class": True}
+    assert device.http.get("/api/quality/pictures", params=mistakes).status_code == 404
+    device.http.headers["accept-language"] = "en"
+
+    def page(**figure: Any) -> str:
+        return device.http.get("/quality/pictures", params=figure).text
+
+    learned = f"Head {now['head']} has learned since"
+    assert f"{learned}; these two are one class now." in page(head=before["head"], **mistakes)
+    assert "(these two are one class now)" in page(**mistakes)
+    wrong = now["count"] - now["right"]
+    assert f"{learned}: {now['count']} pictures, {now['right']} right, {wrong} wrong." in page(
+        head=before["head"], **recall
+    )
 
 
 def test_a_list_is_given_in_pages(shared: Device) -> None:

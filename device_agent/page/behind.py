@@ -105,11 +105,19 @@ class PictureOut:
 
 @dataclass(frozen=True)
 class NewestOut:
-    """What the head that is confirmed now makes of the same figure; `count` is None where it has none such."""
+    """What the head that is confirmed now makes of the same figure.
+
+    Attributes:
+        head: Its number.
+        count, of, right: As those of the figure; None where it has none such.
+        one_class: It has none because the two classes, of which one was taken for the other, are one to it.
+    """
 
     head: int
-    count: int | None
-    of: int | None
+    count: int | None = None
+    of: int | None = None
+    right: int | None = None
+    one_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,10 @@ class BehindOut:
 
 class HeadNotHeld(Refusal):
     """The figures of that head cannot be told any more."""
+
+
+class OneClass(Refusal):
+    """The two classes of a cell are one to that head: neither can be taken for the other."""
 
 
 class Behind:
@@ -177,6 +189,7 @@ class Behind:
         Raises:
             HeadNotHeld: the figures of that head are told no longer.
             Refusal: what the figure is of is missing.
+            OneClass: what is taken for each other is one class to the head.
             UnknownClassError: the head has no such class.
             HeadError: escapes and overkill cannot be told.
         """
@@ -206,9 +219,12 @@ class Behind:
     def _newest(self, counted: Counted, figure: FigureIn) -> NewestOut:
         try:
             chosen = self._chosen(counted, figure)
+        except OneClass:
+            return NewestOut(counted.number, one_class=True)
         except (UnknownClassError, HeadError):
-            return NewestOut(counted.number, None, None)
-        return NewestOut(counted.number, len(chosen.rows), chosen.of)
+            return NewestOut(counted.number)
+        right = int(counted.right[chosen.rows].sum())
+        return NewestOut(counted.number, len(chosen.rows), chosen.of, right)
 
     def _chosen(self, counted: Counted, figure: FigureIn) -> Chosen:
         match figure.figure:
@@ -221,7 +237,14 @@ class Behind:
             case "cell":
                 truth, said = _given(figure.truth, "truth"), _given(figure.said, "said")
                 taken_for = None if said == UNKNOWN else self._place(counted, said)
-                return counted.cell(self._place(counted, truth), taken_for)
+                labelled = self._place(counted, truth)
+                if labelled == taken_for and truth != said:
+                    raise OneClass(
+                        404,
+                        f"the two are one class to head {counted.number}",
+                        "Ask for what is taken for it rightly.",
+                    )
+                return counted.cell(labelled, taken_for)
             case kind:
                 return counted.slice(kind, _given(figure.name, "name"))
 

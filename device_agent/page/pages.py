@@ -18,7 +18,7 @@ from device_agent.heads import score_of
 from device_agent.heads_and_updates import HeadRow, Outcome
 from device_agent.learned import LearnerStatus, Now
 from device_agent.page.access import Access, Role, Who
-from device_agent.page.behind import PAGE, Behind, FigureIn, HeadNotHeld
+from device_agent.page.behind import PAGE, Behind, FigureIn, HeadNotHeld, OneClass
 from device_agent.page.classes import Classes
 from device_agent.page.counts import local
 from device_agent.page.desk import Desk
@@ -434,6 +434,8 @@ class Pages:
                 lost = lost or figure.head
                 figure = figure.model_copy(update={"head": None, "offset": 0})
                 found = behind.pictures_out(figure, _now(t))
+        except OneClass:
+            return {"title": t("quality.title"), "found": None, "why": t("behind.one-class")}
         except (Refusal, HeadwayError) as error:
             return {"title": t("quality.title"), "found": None, "why": str(error)}
         figure = figure.model_copy(update={"head": found.head})

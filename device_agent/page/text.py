@@ -876,6 +876,21 @@ TEXTS: Final[dict[str, Text]] = {
         "Inzwischen hat Lernstand {number} gelernt; bei ihm sind es {n}.",
         "分类器 {number} 已在此后学习；按它为 {n} 张。",
     ),
+    "behind.newer-right": (
+        "Head {number} has learned since: {n} pictures, {right} right, {wrong} wrong.",
+        "Inzwischen hat Lernstand {number} gelernt: {n} Bilder, {right} richtig, {wrong} falsch.",
+        "分类器 {number} 已在此后学习：{n} 张图像，{right} 张正确，{wrong} 张错误。",
+    ),
+    "behind.newer-one": (
+        "Head {number} has learned since; these two are one class now.",
+        "Inzwischen hat Lernstand {number} gelernt; diese beiden sind jetzt eine Klasse.",
+        "分类器 {number} 已在此后学习；这两个类别现已合并为一类。",
+    ),
+    "behind.one-class": (
+        "these two are one class now",
+        "diese beiden sind jetzt eine Klasse",
+        "这两个类别现已合并为一类",
+    ),
     "behind.newer-none": (
         "Head {number} has learned since; this figure cannot be told of it.",
         "Inzwischen hat Lernstand {number} gelernt; von ihm gibt es diese Zahl nicht.",
