@@ -154,7 +154,8 @@ def test_a_simulated_fleet_loses_no_label_and_ends_by_itself(
     assert fleet.main([*arguments, "--json", str(tmp_path / "fleet.json")]) == 0
     (run,) = json.loads((tmp_path / "fleet.json").read_text())
     assert run["records"] == run["acknowledged"] == run["stored"] > 6 * 3
-    assert run["records_heard"] >= 3 * run["records"]  # each of its channel hears of it, its maker too
+    # Each of its channel hears of it, its maker too, but for what is on its way at the end.
+    assert run["records_heard"] > 2 * run["records"]
     assert "records lost" in capsys.readouterr().out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import ssl
 import sys
@@ -456,8 +458,9 @@ def test_each_party_may_hear_what_its_code_listens_to(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_revoked_while_it_is_connected_says_so(made: Plant, tmp_path: Path) -> None:
-    """Its connection stays open, and every message on it is refused: it looked well, and its labels waited."""
+    """A plant's own broker that is only told to reload keeps its connection, and refuses every message on it."""
     settings = made.enroll("retiring")
+    pid_file, aside = tls_folder(made.fleet) / "broker.pid", tmp_path / "broker.pid"
     state = DeviceState(device="retiring", channel="default", online=True)
     with Store.open(tmp_path / "device", "retiring") as device:
         sync = Sync(
@@ -472,7 +475,9 @@ def test_a_device_that_is_revoked_while_it_is_connected_says_so(made: Plant, tmp
         try:
             wait_for(lambda: sync.status().connected, 60.0, "the connection")
             assert sync.status().fault is None, "the control"
+            pid_file.rename(aside)  # it is not ours to start anew
             assert headway("fleet", "revoke", "retiring", "--dir", made.fleet) == 0
+            os.kill(made.broker.pid, signal.SIGHUP)
 
             def told() -> bool:
                 sync.publish_event(UpdateEvent(release_id="0" * 64, state=UpdateState.VERIFIED))
@@ -482,6 +487,8 @@ def test_a_device_that_is_revoked_while_it_is_connected_says_so(made: Plant, tmp
             assert sync.status().connected
         finally:
             sync.stop()
+            aside.rename(pid_file)
+            made.broker.restart()
 
 
 @pytest.mark.parametrize(

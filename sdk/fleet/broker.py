@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -235,7 +236,9 @@ class Mosquitto:
             log.warning("ended the broker (process %d) that a killed service left on its port", abandoned)
         config = folder / "mosquitto.conf"
         errors = folder / LOG_NAME if self._pid_file is None else _log_beside(self._pid_file)
-        config.write_text(self._config(self.port), encoding="utf-8")
+        written = self._config(self.port)
+        config.write_text(written, encoding="utf-8")
+        there = _answers if "\ncertfile " in written else _accepts
         # As root Mosquitto reads its configuration first and then becomes user `mosquitto`; it opens no other
         # file, since errors go to a handle we opened.
         with errors.open("wb") as stream:
@@ -253,7 +256,7 @@ class Mosquitto:
                 ) from error
         deadline = time.monotonic() + START_TIMEOUT_S
         while child.poll() is None:
-            if _accepts(self.port):
+            if there(self.port):
                 # Another process may have taken the port just now, and answer for a broker about to give up.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(0.02)
@@ -512,6 +515,24 @@ def _accepts(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return True
+    except OSError:
+        return False
+
+
+def _answers(port: int) -> bool:
+    """Return whether a broker with certificates answers: one that is about to end by its files accepts as well."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is asked nothing
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=1.0) as plain,
+            context.wrap_socket(plain),
+        ):
+            return True
+    except ssl.SSLEOFError:
+        return False
+    except ssl.SSLError:  # an alert, such as for want of a certificate, is an answer
+        return True
     except OSError:
         return False
 
