@@ -440,15 +440,21 @@ def form_of(features: Features, learned: Selection, only: npt.NDArray[np.bool_] 
     return Form("fp32", None, "", b"", features, 1.0, codes, fitted, head, shown, shown, left_out)
 
 
+def with_pits_under_good(folder: Path) -> Path:
+    """Write pictures of three classes, and put four pits where good parts are."""
+    write_pictures(folder, ("good", "pit", "scratch"), 40)
+    for i in range(0, 40, 13):
+        shutil.move(folder / "pit" / f"{i:03}.png", folder / "good" / f"pit {i}.png")
+    return folder
+
+
 @pytest.mark.torch
 def test_pictures_in_the_wrong_folder_are_named_and_shown(tmp_path: Path) -> None:
     from export.check import with_scores
     from export.selection import select
     from export.terminal import show_doubtful
 
-    folder = write_pictures(tmp_path / "set", ("good", "pit", "scratch"), 40)
-    for i in range(0, 40, 13):
-        shutil.move(folder / "pit" / f"{i:03}.png", folder / "good" / f"pit {i}.png")
+    folder = with_pits_under_good(tmp_path / "set")
     found, _ = checked(folder, Groups.NONE)
     learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=Log(Silent()))
     images = [found.images.images[row] for row in learned.rows]
@@ -487,9 +493,7 @@ def test_a_label_that_somebody_stands_by_is_not_listed_by_an_export(tmp_path: Pa
     from export.selection import select
     from export.terminal import show_doubtful
 
-    folder = write_pictures(tmp_path / "set", ("good", "pit", "scratch"), 40)
-    for i in range(0, 40, 13):
-        shutil.move(folder / "pit" / f"{i:03}.png", folder / "good" / f"pit {i}.png")
+    folder = with_pits_under_good(tmp_path / "set")
     found, _ = checked(folder, Groups.NONE)
     learned = select(found.images, seed=0, hold_back=(), classes_from=None, log=Log(Silent()))
     images = [found.images.images[row] for row in learned.rows]
